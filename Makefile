@@ -1,0 +1,85 @@
+# Every target sets itself up: a virtual environment in .venv with the pinned packages, on Python 3.11 - 3.13.
+# `make` alone lists the targets. Variables: PYTHON (interpreter to start from), OMP_NUM_THREADS, ARGS (passed on).
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+RUNTIME := $(VENV)/.stamp-runtime
+TOOLS := $(VENV)/.stamp-tools
+DEMO := runs/demo
+ARGS ?=
+
+# Small tensors lose more to thread hand-over than they gain from threads: four are plenty for the miniature.
+CORES := $(shell n=$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ "$$n" -gt 4 ] && echo 4 || echo "$$n")
+OMP_NUM_THREADS ?= $(CORES)
+export OMP_NUM_THREADS
+
+.PHONY: help setup demo test lint docs ablation assets clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo      train, evaluate and report the embedded miniature ($(DEMO)/report.html)"
+	@echo "make test      tests, ruff, mypy, strict docs build"
+	@echo "make lint      ruff and mypy alone"
+	@echo "make docs      the documentation, into site/"
+	@echo "make ablation  the comparison of docs/ablation.md; hours, resumable"
+	@echo "make assets    rebuild the miniature checkpoints of src/customized_grpo/mini/assets"
+	@echo "make clean     remove caches and built files; keeps .venv and runs/"
+
+setup: $(RUNTIME)
+
+demo: $(RUNTIME)
+	$(BIN)/customized-grpo train config/train/mini_customized.yaml run.dir=$(DEMO) \
+	  $$(test ! -d $(DEMO)/checkpoints || echo run.resume=latest) $(ARGS)
+	$(BIN)/customized-grpo report $(DEMO)
+
+# One thread a test: two jobs that fight for the same cores take many times longer than one after the other.
+test: export OMP_NUM_THREADS = 1
+test: $(TOOLS) lint docs
+	$(BIN)/pytest $(ARGS)
+
+lint: $(TOOLS)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(TOOLS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+ablation: $(RUNTIME)
+	$(BIN)/python benchmarks/ablation.py $(ARGS)
+
+assets: $(RUNTIME)
+	$(BIN)/python -m customized_grpo.mini.build $(ARGS)
+
+clean:
+	rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# An explicit PYTHON has to fit; otherwise the first interpreter that is new enough and can make environments.
+# The target is pip because it comes last: an interrupted environment is made again.
+$(BIN)/pip:
+	@fits='import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))'; \
+	for python in $(if $(PYTHON),$(PYTHON),python3.13 python3.12 python3.11 python3 python); do \
+	  if command -v $$python >/dev/null 2>&1 && $$python -c "$$fits" 2>/dev/null; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$${found:-}" ]; then \
+	  echo "No usable Python: 3.11, 3.12 or 3.13 with the venv module is needed (Debian: apt install python3-venv)." >&2; \
+	  echo "Tried: $$($(or $(PYTHON),python3) --version 2>/dev/null || echo 'no python3')." \
+	    "Name another one with: make PYTHON=/path/to/python3.12 ..." >&2; \
+	  exit 1; \
+	fi; \
+	echo "Making $(VENV) with $$($$found --version)"; $$found -m venv $(VENV)
+
+# Without an NVIDIA driver the CPU build of torch goes in first; the pin in requirements.txt is then already met.
+$(RUNTIME): requirements.txt pyproject.toml | $(BIN)/pip
+	@echo "Installing the pinned packages into $(VENV) (about 1.4 GB on disk without CUDA)"
+	@command -v nvidia-smi >/dev/null 2>&1 || $(PIP) install -qq --no-deps --retries 1 \
+	  --extra-index-url https://download.pytorch.org/whl/cpu "$$(grep '^torch==' requirements.txt)"
+	@$(PIP) install -qq -r requirements.txt
+	@$(PIP) install -qq --no-deps -e .
+	@touch $@
+
+$(TOOLS): requirements-dev.txt $(RUNTIME)
+	@$(PIP) install -qq -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,81 @@
+"""Group normalisation of rewards, and R rewards to Q axes. NaN means unscorable: ignored, with advantage 0.
+
+Dimensions: G group size, R rewards, Q axes (prompt, identity).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+CONSTANT = 1e-6
+"""A spread below this share of the magnitude is float rounding: 61.9 twelve times over has one in float32."""
+
+
+def normalize(rewards: Float[Tensor, "g *r"]) -> Float[Tensor, "g *r"]:
+    """(r - mean) / (std + 1e-8) over the group, with the unbiased std; float32.
+
+    A reward that is not finite is ignored and gets 0. A group that is constant up to float rounding (std at most
+    1e-6 of the mean's magnitude), or that has fewer than two finite rewards, gets exact zeros.
+    """
+    finite = rewards.isfinite()
+    return _standardize(rewards.double(), finite, scale=None).float()
+
+
+def to_axes(
+    rewards: Float[Tensor, "g r"], axis_of: Sequence[int], weight_of: Sequence[float], *, num_axes: int
+) -> Float[Tensor, "g q"]:
+    """Normalised advantage of each axis.
+
+    Each reward is normalised, the weighted mean is taken inside its axis over what is finite for the sample, and an
+    axis that holds more than one reward is normalised again, so that every axis has the same spread.
+
+    Args:
+        rewards: one column a reward.
+        axis_of: axis of each reward; every axis has at least one.
+        weight_of: positive weight of each reward inside its axis.
+        num_axes: Q.
+
+    Returns:
+        float32; 0 where all rewards of the axis are NaN (see ``scorable``).
+    """
+    assert len(axis_of) == len(weight_of) == rewards.shape[1]
+    assert min(weight_of) > 0
+    finite = rewards.isfinite()
+    z = _standardize(rewards.double(), finite, scale=None)
+    axes = []
+    for axis in range(num_axes):
+        columns = _columns(axis_of, axis)
+        if len(columns) == 1:
+            axes.append(z[:, columns[0]])
+            continue
+        weight = (
+            finite[:, columns] * torch.tensor([weight_of[r] for r in columns], device=rewards.device).double()
+        )
+        mean = (z[:, columns] * weight).sum(1) / weight.sum(1)  # NaN where nothing is finite
+        # The parts have spread 1: what is left of rewards that cancel is rounding against 1, not their mean of 0.
+        axes.append(_standardize(mean, mean.isfinite(), scale=1.0))
+    return torch.stack(axes, dim=1).float()
+
+
+def scorable(rewards: Float[Tensor, "g r"], axis_of: Sequence[int], *, num_axes: int) -> Bool[Tensor, " g"]:
+    """Samples with at least one finite reward on every axis; the others' advantage is to be masked to 0."""
+    finite = rewards.isfinite()
+    return torch.stack([finite[:, _columns(axis_of, axis)].any(1) for axis in range(num_axes)], dim=1).all(1)
+
+
+def _standardize(values: Tensor, finite: Tensor, *, scale: float | None) -> Tensor:
+    """Over dim 0. ``scale`` is the magnitude that a spread counts against; None: that of the mean."""
+    count = finite.sum(0)
+    mean = torch.where(finite, values, 0.0).sum(0) / count.clamp(min=1)
+    centred = torch.where(finite, values - mean, 0.0)
+    std = (centred.square().sum(0) / (count - 1).clamp(min=1)).sqrt()
+    constant = std <= CONSTANT * (mean.abs() if scale is None else scale)
+    return torch.where(constant, 0.0, centred / (std + 1e-8))
+
+
+def _columns(axis_of: Sequence[int], axis: int) -> list[int]:
+    columns = [r for r, of in enumerate(axis_of) if of == axis]
+    assert columns, f"axis {axis} has no reward"
+    return columns

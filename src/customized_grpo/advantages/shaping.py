@@ -1,0 +1,62 @@
+"""From a group's rewards to its advantages: normalise, reduce to axes, weight by time, aggregate, clamp, mask.
+
+Dimensions: G group size, R rewards, Q axes (prompt, identity), K trained steps.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from customized_grpo.advantages.aggregators import weighted_sum
+from customized_grpo.advantages.normalize import scorable, to_axes
+
+Aggregator = Callable[[Float[Tensor, "g q"], Float[Tensor, "k q"]], Float[Tensor, "g k"]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shaped:
+    """Advantages of one group, with what explains them."""
+
+    axes: Float[Tensor, "g q"]
+    """Normalised advantage of each axis, before any weight."""
+    advantage: Float[Tensor, "g k"]
+    """Clamped; zero for samples that can't be scored on every axis."""
+    bonus: Float[Tensor, "g k"]
+    """What the aggregator adds to the weighted sum (SARS's synergy term)."""
+    scored: Bool[Tensor, " g"]
+    """Samples with a finite value on every axis."""
+    clipped_share: float
+    """Of the advantages, before they were clamped."""
+
+
+def shape(
+    rewards: Float[Tensor, "g r"],
+    weights: Float[Tensor, "k q"],
+    *,
+    axis_of: Sequence[int],
+    weight_of: Sequence[float],
+    aggregator: Aggregator,
+    clip: float,
+) -> Shaped:
+    """Advantages A[g, k] of one group.
+
+    Args:
+        rewards: one column a reward; NaN means unscorable.
+        weights: rows of the time weights at the trained steps.
+        axis_of: axis of each reward.
+        weight_of: weight of each reward inside its axis.
+        aggregator: joins the axes.
+        clip: largest |A|.
+    """
+    axes = to_axes(rewards, axis_of, weight_of, num_axes=weights.shape[1])
+    scored = scorable(rewards, axis_of, num_axes=weights.shape[1])
+    raw = aggregator(axes, weights) * scored[:, None]
+    return Shaped(
+        axes=axes,
+        advantage=raw.clamp(-clip, clip),
+        bonus=raw - weighted_sum(axes, weights) * scored[:, None],
+        scored=scored,
+        clipped_share=float((raw.abs() > clip).float().mean()),
+    )

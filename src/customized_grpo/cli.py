@@ -1,0 +1,221 @@
+"""The command ``customized-grpo``: thin, every heavy import inside the command that needs it.
+
+A mistake of the user (a recipe, a path, a folder) gives one message on stderr and exit code 2, without a traceback;
+``CUSTOMIZED_GRPO_TRACEBACK=1`` shows it. On several processes only the main one prints.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from customized_grpo import __version__
+from customized_grpo.console import UserErrors, err, out
+
+app = typer.Typer(
+    cls=UserErrors,
+    name="customized-grpo",
+    help="Online reinforcement learning for subject-driven image generation: Customized-GRPO, with SARS and TDW.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Config = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="a recipe's YAML file, or the name of a shipped one")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[key.sub=value]", help="change any key of the recipe")
+]
+# A value may begin with a dash, and '--key=value' is a habit from other tools.
+_FREE: dict[str, Any] = {"ignore_unknown_options": True}
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")
+    ] = False,
+) -> None:
+    """Settings of every command."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+@app.command(context_settings=_FREE)
+def train(config: Config, overrides: Overrides = None) -> None:
+    """Train a recipe: roll out, score, shape, update, evaluate. Ctrl-C saves and leaves; run.resume=latest goes on."""
+    from customized_grpo.loading import load_recipe
+
+    recipe = load_recipe(config, overrides or [])
+    from customized_grpo.training.trainer import train as run
+
+    folder = run(recipe)
+    out.print(f"{folder}\nlook at it: customized-grpo report {folder}", highlight=False, markup=False)
+
+
+@app.command(context_settings=_FREE)
+def evaluate(config: Config, overrides: Overrides = None) -> None:
+    """Generate held-out images by the base, and by an adapter (lora=RUN), and score them."""
+    from customized_grpo.config import EvaluateRecipe
+    from customized_grpo.loading import load_recipe
+
+    recipe = load_recipe(config, overrides or [], EvaluateRecipe)
+    from customized_grpo.evaluation.evaluator import evaluate as run
+
+    folder = run(recipe)
+    out.print(str(folder / "evaluation" / "summary.md"), highlight=False, markup=False)
+
+
+@app.command()
+def generate(
+    lora: Annotated[str, typer.Option(help="a run, a checkpoint, or an adapter's folder or file")],
+    reference: Annotated[
+        list[Path], typer.Option(help="an image of the subject; may be given several times")
+    ],
+    prompt: Annotated[str, typer.Option(help="what to draw")],
+    out_file: Annotated[
+        Path, typer.Option("--out", help="the PNG to write; several get -0, -1, ... before the suffix")
+    ],
+    config: Annotated[
+        str | None, typer.Option(help="recipe that says the policy; by default the run's own config.yaml")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="sampler steps; by default the recipe's")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    num: Annotated[int, typer.Option(min=1, help="images")] = 1,
+) -> None:
+    """Draw images with a trained adapter."""
+    from customized_grpo.data.images import load_image
+    from customized_grpo.loading import load_any, run_config
+
+    references = [load_image(path) for path in reference]
+    if out_file.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"--out: given {str(out_file)!r}; end it in .png, .jpg or .webp")
+    recipe = load_any(config if config is not None else run_config(lora))
+    from customized_grpo.generating import draw
+
+    for file in draw(recipe, lora, references, prompt, out_file, steps=steps, seed=seed, num=num):
+        out.print(str(file), highlight=False, markup=False)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="folders of runs; several are compared")],
+    page: Annotated[Path | None, typer.Option("--out", help="the HTML file")] = None,
+) -> None:
+    """Write one self-contained HTML page about one run, or several side by side."""
+    from customized_grpo.evaluation.report import write_report
+
+    out.print(str(write_report(runs, page)), highlight=False, markup=False)
+
+
+@app.command(context_settings=_FREE)
+def validate(config: Config, overrides: Overrides = None) -> None:
+    """Check a recipe and show what a step of it amounts to; loads no weights."""
+    from customized_grpo.config import Recipe
+    from customized_grpo.loading import load_any
+
+    recipe = load_any(config, overrides or [])
+    out.print(f"{config}: a valid recipe", style="green", markup=False, highlight=False)
+    if isinstance(recipe, Recipe):
+        _show_geometry(recipe)
+
+
+def _show_geometry(recipe: Any) -> None:
+    from customized_grpo.training.geometry import step_geometry
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    g = step_geometry(recipe, world=world, latent_shape=recipe.policy.latent_shape())
+    train = recipe.train
+    memory = "unknown: the policy doesn't say its latent shape"
+    if g.trajectory_bytes is not None:
+        memory = f"{g.trajectory_bytes / 2**20:.1f} MiB a process"
+    rows = {
+        "groups": f"{g.groups} ({g.groups_rank} on each of {world} processes)",
+        "samples": f"{g.samples} = {g.groups} groups x {train.group_size}",
+        "trained steps": f"K = {len(g.trained)} of T = {g.steps}, for instance {', '.join(map(str, g.trained))}",
+        "stochastic steps": f"{len(g.stochastic)} of {g.steps}",
+        "rollout": f"{g.rollout_forwards} forwards of one sample",
+        "replay": f"{g.replay_forwards} forwards and backwards, in {g.backwards_rank} micro-batches a process",
+        "base, for the KL": f"{g.reference_forwards} forwards"
+        if g.reference_forwards
+        else "none (objective.kl is 0)",
+        "updates": f"{g.updates} a step, {g.total_updates} in {train.steps} steps",
+        "stored trajectories": memory,
+        "rewards": ", ".join(f"{name} ({spec.axis})" for name, spec in recipe.rewards.items()),
+    }
+    _print_rows("One GRPO step", ("", ""), [*rows.items()])
+    weights = [(steps, *(f"{value:.2f}" for value in values)) for steps, values in g.weights]
+    _print_rows("Time weights", ("sampler steps", "prompt", "identity"), weights)
+
+
+@app.command()
+def plugins(
+    kind: Annotated[str | None, typer.Argument(help="show one kind only: rewards, policies, ...")] = None,
+) -> None:
+    """List every plug-in: built-in, and of other installed packages."""
+    from customized_grpo.plugins import KINDS, describe
+
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"KIND: given {kind!r}; allowed: {', '.join(KINDS)}")
+    for one in KINDS if kind is None else (kind,):
+        rows = [(found.name, found.package, found.purpose, found.options) for found in describe(one)]
+        _print_rows(one, ("type", "package", "what it is", "options (defaults)"), rows)
+
+
+@app.command()
+def doctor() -> None:
+    """Look at Python, libraries, devices, memory, disk and the embedded models, and say what to do."""
+    from customized_grpo.doctor import examine
+
+    findings = examine(Path.cwd())
+    _print_rows("", ("", "found", "what to do"), [(f.name, f.value, f.advice) for f in findings])
+    if any(finding.advice for finding in findings):
+        raise typer.Exit(1)
+    out.print("nothing to do", style="green")
+
+
+@app.command()
+def schema(
+    evaluation: Annotated[bool, typer.Option("--evaluation", help="of the recipes of 'evaluate'")] = False,
+) -> None:
+    """Print the JSON schema of recipes, for editors."""
+    from customized_grpo.config import EvaluateRecipe, Recipe
+    from customized_grpo.loading import recipe_schema
+
+    typer.echo(json.dumps(recipe_schema(EvaluateRecipe if evaluation else Recipe), indent=2))
+
+
+@app.command(context_settings=_FREE)
+def demo(overrides: Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]")] = None) -> None:
+    """Train the embedded miniature in a new folder runs/demo and write its report: minutes on a laptop."""
+    from customized_grpo.loading import load_recipe
+
+    taken = (Path("runs") / name for name in ("demo", *(f"demo-{n}" for n in range(2, 10_000))))
+    folder = next(path for path in taken if not path.exists())
+    recipe = load_recipe("mini_customized", [f"run.dir={folder}", *(overrides or [])])
+    from customized_grpo.evaluation.report import write_report
+    from customized_grpo.training.trainer import train as run
+
+    err.print(f"training the embedded miniature into {recipe.run.dir}", highlight=False, markup=False)
+    page = write_report([run(recipe)], None)
+    out.print(f"open {page} in a browser", style="green", highlight=False, markup=False)
+
+
+def _print_rows(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    table = Table(title=title or None, title_justify="left", show_header=any(columns))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+    out.print(table)

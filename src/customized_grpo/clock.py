@@ -1,0 +1,40 @@
+"""Where a step's time goes: seconds by phase, the source of every ``time/*`` metric."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import final
+
+import torch
+
+
+@final
+class Clock:
+    """Adds up wall seconds by phase. Phases don't nest; work on a GPU is waited for, so that it counts where it was asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the seconds of this block to ``name``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            self._seconds[name] += time.perf_counter() - start
+
+    def drain(self) -> dict[str, float]:
+        """``time/<phase>`` seconds since the last drain, ``time/step`` and what no phase claims as ``time/other``."""
+        total = time.perf_counter() - self._start
+        metrics = {f"time/{name}": seconds for name, seconds in self._seconds.items()}
+        metrics["time/other"] = max(0.0, total - sum(self._seconds.values()))
+        metrics["time/step"] = total
+        self._seconds.clear()
+        self._start = time.perf_counter()
+        return metrics

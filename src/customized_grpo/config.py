@@ -1,0 +1,224 @@
+"""Recipes: YAML plus ``key.sub=value`` overrides, read into frozen pydantic models. Unknown keys are errors.
+
+The key names are part of the public surface. A plug-in's section is read by the plug-in's own ``Config``.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+    WithJsonSchema,
+    model_validator,
+)
+
+from customized_grpo import registry
+
+AXES = ("prompt", "identity")
+"""Columns of every axis tensor, in this order."""
+
+
+def _reader(kind: registry.Kind) -> Callable[[Any], BaseModel]:
+    def read(section: Any) -> BaseModel:
+        if isinstance(section, BaseModel):
+            return section
+        known = ", ".join(sorted(registry.available(kind)))
+        if not isinstance(section, dict) or not isinstance(section.get("type"), str):
+            raise ValueError(f"this section needs a 'type' (one of: {known}), as in {{type: ...}}; given: {section!r}")
+        return registry.config_model(registry.resolve(kind, section["type"])).model_validate(section)
+
+    return read
+
+
+def plugin_section(kind: registry.Kind) -> Any:
+    """A field read by the ``Config`` of the plug-in that its ``type`` names.
+
+    Its JSON schema says only that much; ``recipe_schema`` puts the built-in plug-ins' own schemas in its place.
+    """
+    return Annotated[
+        SerializeAsAny[BaseModel],
+        BeforeValidator(_reader(kind)),
+        WithJsonSchema({"type": "object", "required": ["type"], "x-plugin": kind}),
+    ]
+
+
+PolicySpec = plugin_section("policies")
+DataSpec = plugin_section("datasets")
+RewardSpec = plugin_section("rewards")
+DynamicsSpec = plugin_section("dynamics")
+PlanSpec = plugin_section("plans")
+AggregatorSpec = plugin_section("aggregators")
+TimeWeightsSpec = plugin_section("time_weights")
+
+
+def _read_metric(section: Any) -> BaseModel:
+    """A metric's type is looked up among the metrics first, then among the rewards: every reward is a metric too."""
+    name = section.get("type") if isinstance(section, dict) else None
+    kind: registry.Kind = "metrics" if name in registry.available("metrics") else "rewards"
+    return _reader(kind)(section)
+
+
+MetricSpec = Annotated[
+    SerializeAsAny[BaseModel],
+    BeforeValidator(_read_metric),
+    WithJsonSchema({"type": "object", "required": ["type"], "x-plugin": "metrics"}),
+]
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Run(Section):
+    """Where results go and what makes them reproducible."""
+
+    dir: str = Field(min_length=1, description="the run's folder; must be new or empty unless resuming")
+    seed: NonNegativeInt = 42
+    resume: str | None = Field(default=None, description="'latest', or a checkpoint folder")
+    trackers: tuple[Literal["wandb", "tensorboard", "trackio", "swanlab"], ...] = ()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["no", "bf16"] = Field(default="bf16", description="compute and storage dtype of the frozen model")
+    threads: NonNegativeInt = Field(default=0, description="CPU threads a process; 0 leaves torch's choice")
+
+
+class Sampling(Section):
+    """How groups are sampled in training."""
+
+    steps: int = Field(default=25, ge=2, description="T; the last step is deterministic, so at least 2")
+    shift: PositiveFloat = 3.0
+    dynamics: DynamicsSpec = Field(default={"type": "dance_sde", "eta": 0.4}, validate_default=True)
+    plan: PlanSpec = Field(default={"type": "fraction", "fraction": 0.6}, validate_default=True)
+    shared_noise: bool = Field(default=True, description="one initial noise for all samples of a group")
+
+
+class Advantage(Section):
+    """From rewards (G, R) to advantages (G, K)."""
+
+    aggregator: AggregatorSpec = Field(default={"type": "sars", "gamma": 0.4}, validate_default=True)
+    time_weights: TimeWeightsSpec = Field(default={"type": "tdw"}, validate_default=True)
+    clip: PositiveFloat = 5.0
+    max_failed_share: float = Field(
+        default=0.25, ge=0.0, le=1.0, description="of a reward's recent samples; more unscorable ones stop the run"
+    )
+
+
+class Objective(Section):
+    """The clipped surrogate."""
+
+    clip: PositiveFloat = 1.0e-4
+    kl: NonNegativeFloat = Field(default=0.0, description="weight of the KL to the frozen base (adapter off)")
+    step_weighting: Literal["none", "equal"] = "none"
+
+
+class Schedule(Section):
+    """Learning-rate schedule, by ``diffusers.optimization.get_scheduler``; counted in optimizer updates."""
+
+    name: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
+    warmup_steps: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _warmup_is_used(self) -> Self:
+        if self.warmup_steps and self.name == "constant":
+            raise ValueError("warmup_steps has no effect with 'constant'; use name: constant_with_warmup")
+        return self
+
+
+class Train(Section):
+    """The loop."""
+
+    steps: PositiveInt = 1000
+    group_size: int = Field(default=12, ge=2, description="G; a group of one has no advantage")
+    groups_per_step: PositiveInt = Field(default=8, description="over all processes")
+    microbatch: PositiveInt = Field(default=4, description="(sample, step) pairs of one group in one backward")
+    updates_per_rollout: PositiveInt = 1
+    lr: PositiveFloat = 2.0e-5
+    weight_decay: NonNegativeFloat = 1.0e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: PositiveFloat = 1.0
+    schedule: Schedule = Schedule()
+    ema: float | None = Field(default=None, gt=0.0, lt=1.0, description="decay of the averaged adapter; null: none")
+    ratio_guard: PositiveFloat = Field(
+        default=1.0e-4, description="largest |log-ratio| allowed in a first replay, where it should be 0"
+    )
+    max_skipped: NonNegativeInt = Field(default=0, description="updates with a non-finite gradient before the run stops")
+    checkpoint_every: NonNegativeInt = Field(default=50, description="0: only at the end")
+    keep_checkpoints: PositiveInt = 3
+    evaluate_every: NonNegativeInt = Field(default=50, description="0: never; else also before the first step and at the end")
+    save_samples_every: NonNegativeInt = 10
+
+
+class Evaluate(Section):
+    """Generation at fixed seeds on held-out data, scored by metrics that are not the training rewards."""
+
+    data: DataSpec
+    metrics: dict[str, MetricSpec] = Field(min_length=1)
+    limit: PositiveInt | None = Field(default=None, description="examples; null: all")
+    images_per_prompt: PositiveInt = 1
+    batch: PositiveInt = Field(default=4, description="images of one prompt in one forward")
+    steps: PositiveInt | None = Field(default=None, description="sampler steps; null: the training sampler's")
+    seed: NonNegativeInt = 0
+    protocol: str = "heldout"
+    save_images: NonNegativeInt = Field(default=64, description="examples whose images are kept on disk")
+
+
+class Recipe(Section):
+    """A whole training run."""
+
+    run: Run
+    policy: PolicySpec
+    data: DataSpec
+    sampling: Sampling = Field(default={}, validate_default=True)
+    rewards: dict[str, RewardSpec] = Field(min_length=1)
+    advantage: Advantage = Field(default={}, validate_default=True)
+    objective: Objective = Objective()
+    train: Train = Train()
+    evaluate: Evaluate | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        fed = set()
+        for name, reward in self.rewards.items():
+            axis = reward.model_dump(include={"axis"})["axis"]
+            if axis not in AXES:
+                hint = registry.did_you_mean(str(axis), list(AXES))
+                raise ValueError(f"rewards.{name}.axis: given {axis!r};{hint} allowed: {', '.join(AXES)}")
+            fed.add(axis)
+        if missing := [axis for axis in AXES if axis not in fed]:
+            raise ValueError(f"rewards: no reward feeds the axis {missing[0]!r}; add one with axis: {missing[0]}")
+        if self.train.group_size % self.train.updates_per_rollout:
+            raise ValueError(
+                f"train.updates_per_rollout: {self.train.updates_per_rollout} does not divide "
+                f"train.group_size {self.train.group_size}; every update takes an equal share of each group"
+            )
+        if self.train.evaluate_every and self.evaluate is None:
+            raise ValueError(
+                "train.evaluate_every: it is set but there is no 'evaluate' section; add one, or set it to 0"
+            )
+        return self
+
+
+class EvaluateSampling(Section):
+    """The deterministic sampler of an evaluation."""
+
+    steps: PositiveInt = 25
+    shift: PositiveFloat = 3.0
+
+
+class EvaluateRecipe(Section):
+    """A whole evaluation: one base, optionally one adapter on it."""
+
+    run: Run
+    policy: PolicySpec
+    lora: str | None = Field(default=None, description="a run, a checkpoint, or an adapter's folder or file; null: base only")
+    sampling: EvaluateSampling = EvaluateSampling()
+    evaluate: Evaluate

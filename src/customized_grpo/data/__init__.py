@@ -1,0 +1,1 @@
+"""Data sets: the manifest, the one image loader, and the order in which examples are visited."""

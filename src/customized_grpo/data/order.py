@@ -1,0 +1,42 @@
+"""The order in which examples are visited: a pure function of (step, seed), for any number of processes.
+
+The examples form an endless sequence, epoch after epoch, each epoch shuffled anew. Step s takes
+``groups_per_step`` of them from position s * groups_per_step on, and every rank a contiguous slice of those.
+"""
+
+from functools import lru_cache
+
+import torch
+
+from customized_grpo.seeding import generator
+
+
+def indices(step: int, *, rank: int, world: int, groups_per_step: int, size: int, seed: int) -> list[int]:
+    """Indices into a data set of ``size`` examples that ``rank`` of ``world`` processes visits in ``step``.
+
+    The slices of all ranks, in rank order, are the list that one process alone would get.
+
+    Raises:
+        ValueError: the data set is empty, or ``groups_per_step`` can't be shared equally by the processes.
+    """
+    assert step >= 0
+    assert 0 <= rank < world
+    assert groups_per_step > 0
+    if size < 1:
+        raise ValueError("the data set is empty; training needs at least one example")
+    if groups_per_step % world:
+        below = groups_per_step // world * world
+        allowed = f"{below} or {below + world}" if below else f"{world}"
+        raise ValueError(
+            f"train.groups_per_step is {groups_per_step}, "
+            f"which {world} processes can't share equally; use {allowed}"
+        )
+    share = groups_per_step // world
+    first = step * groups_per_step + rank * share
+    return [_permutation(size, seed, at // size)[at % size] for at in range(first, first + share)]
+
+
+@lru_cache(maxsize=4)
+def _permutation(size: int, seed: int, epoch: int) -> tuple[int, ...]:
+    order: list[int] = torch.randperm(size, generator=generator(seed, "order", epoch, 0)).tolist()
+    return tuple(order)

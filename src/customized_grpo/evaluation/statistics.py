@@ -1,0 +1,100 @@
+"""Means with bootstrap intervals over examples, paired differences, and win rates.
+
+The unit that is resampled is the *example* (a cluster): several images of one prompt are averaged first, since they are
+no independent evidence about prompts. Dimensions: n examples, B resamples.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, final
+
+import numpy as np
+import numpy.typing as npt
+
+LEVEL: Final = 0.95
+RESAMPLES: Final = 10_000
+_CHUNK: Final = 1_000
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean over ``n`` examples with its 95 % bootstrap interval; NaN bounds where one example leaves them unknown."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def as_json(self) -> dict[str, float | int | None]:
+        """``{"mean", "low", "high", "n"}``; what is not a number becomes null, so that the file is strict JSON."""
+
+        def number(value: float) -> float | None:
+            return value if np.isfinite(value) else None
+
+        return {"mean": number(self.mean), "low": number(self.low), "high": number(self.high), "n": self.n}
+
+
+def example_means(values: Iterable[tuple[str, float | None]]) -> dict[str, float]:
+    """Mean of the measurable images of each example.
+
+    Args:
+        values: pairs of an example's key and one image's value; None or NaN is not measurable.
+
+    Returns:
+        Key to mean, in order of first appearance; an example without any measurable image is left out.
+    """
+    found: dict[str, list[float]] = {}
+    for key, value in values:
+        if value is not None and np.isfinite(value):
+            found.setdefault(key, []).append(float(value))
+    return {key: float(np.mean(images)) for key, images in found.items()}
+
+
+def bootstrap_mean(
+    values: npt.ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
+) -> Interval:
+    """Mean of n values with a percentile bootstrap interval (Efron 1979).
+
+    Args:
+        values: shape (n,), one value an example, finite.
+        seed: of numpy's generator. The same seed and n give the same resamples, so intervals are reproducible.
+
+    Returns:
+        All NaN for n = 0; NaN bounds for n = 1.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    assert data.ndim == 1
+    n = len(data)
+    if n < 2:
+        return Interval(float(data[0]) if n else float("nan"), float("nan"), float("nan"), n)
+    rng = np.random.default_rng(seed)
+    means = np.concatenate(
+        [
+            data[rng.integers(n, size=(min(_CHUNK, resamples - start), n))].mean(axis=1)
+            for start in range(0, resamples, _CHUNK)
+        ]
+    )
+    tail = (1.0 - level) / 2.0
+    low, high = np.quantile(means, [tail, 1.0 - tail])
+    return Interval(float(data.mean()), float(low), float(high), n)
+
+
+def paired_difference(
+    of: Mapping[str, float], to: Mapping[str, float], *, seed: int = 0, resamples: int = RESAMPLES
+) -> Interval:
+    """Mean of ``of - to`` over the examples that both have, with the bootstrap interval of that mean.
+
+    Args:
+        of, to: results of ``example_means`` for two systems on the same examples.
+    """
+    return bootstrap_mean([of[key] - to[key] for key in of if key in to], seed=seed, resamples=resamples)
+
+
+def win_rate(of: Mapping[str, float], to: Mapping[str, float]) -> float:
+    """Share of common examples where ``of`` is above ``to``, a tie counting one half; NaN without common examples."""
+    shared = [key for key in of if key in to]
+    if not shared:
+        return float("nan")
+    difference = np.array([of[key] - to[key] for key in shared])
+    return float(((np.sign(difference) + 1.0) / 2.0).mean())

@@ -1,0 +1,61 @@
+"""`python -m customized_grpo.mini.build`: builds the miniature checkpoints, stage by stage, resumable."""
+
+import argparse
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import torch
+from rich.logging import RichHandler
+
+from customized_grpo.mini.build.clip import train_clip_judge, train_clip_reward
+from customized_grpo.mini.build.common import LOG, Context
+from customized_grpo.mini.build.dino import train_dino_judge, train_dino_reward
+from customized_grpo.mini.build.export import export_flux
+from customized_grpo.mini.build.gallery import make_gallery
+from customized_grpo.mini.build.oracle import train_oracle
+from customized_grpo.mini.build.policy import train_modes, train_policy
+from customized_grpo.mini.build.pool import draw_pictures, make_pool
+from customized_grpo.mini.build.text import train_text
+from customized_grpo.mini.build.vae import train_decoder, train_vae
+
+STAGES: Final[dict[str, Callable[[Context], None]]] = {
+    "vae": train_vae,
+    "text": train_text,
+    "pictures": draw_pictures,
+    "pool": make_pool,
+    "policy": train_policy,
+    "modes": train_modes,
+    "gallery": make_gallery,
+    "dino": train_dino_reward,
+    "clip": train_clip_reward,
+    "oracle": train_oracle,
+    "judge-dino": train_dino_judge,
+    "judge-clip": train_clip_judge,
+    "decoder": train_decoder,
+    "export": export_flux,
+}
+
+
+def main() -> None:
+    """Parses the command line and runs the stages asked for."""
+    parser = argparse.ArgumentParser(prog="python -m customized_grpo.mini.build", description=__doc__)
+    parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "assets", help="where the assets go")
+    parser.add_argument("--work", type=Path, default=Path("runs/mini-build"), help="state of an unfinished build")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies all training steps, for a quick trial")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    logging.basicConfig(level="INFO", format="%(message)s", handlers=[RichHandler(show_path=False)])
+    context = Context(out=arguments.out, work=arguments.work, seed=arguments.seed, scale=arguments.scale)
+    for name, stage in STAGES.items():
+        if arguments.stage in (name, "all"):
+            LOG.info("stage %s", name)
+            stage(context)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Stage `export`: a complete FLUX.1 folder in diffusers' layout from the parts in the work folder."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+
+from customized_grpo.mini.build.common import LOG, Context, replace_folder
+from customized_grpo.mini.build.policy import SHIFT, new_transformer
+
+
+def newest_weights(context: Context) -> Path:
+    """The furthest state of the policy that exists."""
+    names = ("policy-modes", "modes-snapshot", "policy-clean", "policy-snapshot")
+    for name in names:
+        path = context.work / f"{name}.safetensors"
+        if path.exists():
+            return path
+    raise ValueError(f"there is no policy in {context.work} yet (looked for {', '.join(names)}): run --stage policy first")
+
+
+def export_flux(context: Context) -> None:
+    """Writes `out/flux`, which `FluxPipeline.from_pretrained` opens; float16."""
+    work, half = context.work, torch.float16
+    weights = newest_weights(context)
+    transformer = new_transformer()
+    transformer.load_state_dict(load_file(weights))
+    pipeline = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        vae=AutoencoderKL.from_pretrained(work / "vae", torch_dtype=half),
+        text_encoder=CLIPTextModel.from_pretrained(work / "text/text_encoder", dtype=half),
+        tokenizer=CLIPTokenizer.from_pretrained(work / "text/tokenizer"),
+        text_encoder_2=T5EncoderModel.from_pretrained(work / "text/text_encoder_2", dtype=half),
+        tokenizer_2=T5Tokenizer.from_pretrained(work / "text/tokenizer_2"),
+        transformer=transformer.to(half),
+    )
+    with replace_folder(context.out / "flux") as aside:
+        pipeline.save_pretrained(aside)
+        for part in ("vae", "text"):
+            shutil.copy(work / part / "README.md", aside / f"CARD_{part}.md")
+        card = work / "policy-card"
+        if card.exists() and weights.stem == "policy-modes":
+            shutil.copytree(card, aside, dirs_exist_ok=True)
+    with safe_open(weights, "pt") as file:
+        LOG.info("export: %s from %s %s", context.out / "flux", weights.name, file.metadata() or "")

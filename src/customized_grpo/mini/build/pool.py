@@ -1,0 +1,131 @@
+"""Stage `pool`: the policy's training pairs as normalised, packed latents, encoded once, in shards on disk."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, final
+
+import torch
+from diffusers import AutoencoderKL
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor
+
+from customized_grpo.mini.build.common import LOG, Context, save_tensors
+from customized_grpo.mini.build.pictures import as_input, draw_pairs, render_many
+from customized_grpo.mini.build.text import scene_row
+from customized_grpo.mini.world import sample_subjects
+
+SHARDS: Final = 14
+PAIRS: Final = 4_096
+"""Pairs of target and reference in a shard."""
+
+
+def pack(latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n s d"]:
+    """FLUX's packing: each 2 x 2 block of latent positions becomes one token of 4 c channels."""
+    n, c, h, w = latents.shape
+    blocks = latents.view(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return blocks.reshape(n, (h // 2) * (w // 2), c * 4)
+
+
+def unpack(tokens: Float[Tensor, "n s d"], rows: int) -> Float[Tensor, "n c h w"]:
+    """The inverse of `pack`, for `rows` rows of tokens."""
+    n, s, d = tokens.shape
+    columns = s // rows
+    blocks = tokens.view(n, rows, columns, d // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return blocks.reshape(n, d // 4, rows * 2, columns * 2)
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, images: Tensor) -> Float[Tensor, "n s d"]:
+    """uint8 pictures as normalised, packed latents (the posterior's mode)."""
+    means = torch.cat([vae.encode(as_input(chunk)).latent_dist.mode() for chunk in images.split(64)])
+    return pack((means - vae.config.shift_factor) * vae.config.scaling_factor)
+
+
+@torch.no_grad()
+def decode(vae: AutoencoderKL, tokens: Float[Tensor, "n s d"]) -> Tensor:
+    """The inverse of `encode`, as the decoder's output in about [-1, 1]."""
+    z = unpack(tokens.float(), 4) / vae.config.scaling_factor + vae.config.shift_factor
+    return torch.cat([vae.decode(chunk).sample for chunk in z.split(64)])
+
+
+def _picture_path(context: Context, index: int) -> Path:
+    return context.work / "pictures" / f"{index:03d}.safetensors"
+
+
+def shard_path(context: Context, index: int) -> Path:
+    """Where a shard lies."""
+    return context.work / "pool" / f"{index:03d}.safetensors"
+
+
+def draw_pictures(context: Context) -> None:
+    """Renders the shards: targets, references, generic targets and the prompt's row. Needs no other stage."""
+    for index in range(SHARDS):
+        path = _picture_path(context, index)
+        if path.exists() or shard_path(context, index).exists():
+            continue
+        seed = 10_000 + 2 * index + 1_000_000 * context.seed
+        pairs = draw_pairs(PAIRS, "train", seed)
+        # A generic target is another subject of the same class in the prompted scene: the reference is ignored.
+        rows = torch.arange(PAIRS // 8)
+        other = sample_subjects(len(rows), "train", torch.Generator().manual_seed(seed + 1))
+        other = replace(other, cls=pairs.subjects.cls[rows])
+        scenes = pairs.scenes
+        save_tensors(
+            path,
+            {
+                "target": render_many(pairs.subjects, scenes),
+                "reference": render_many(pairs.subjects, pairs.reference_scenes),
+                "generic": render_many(other, scenes.take(rows)),
+                "prompt": scene_row(pairs.subjects.cls, scenes.place, scenes.position, scenes.size, scenes.hat),
+            },
+        )
+        LOG.info("pictures: %d of %d shards", index + 1, SHARDS)
+
+
+def make_pool(context: Context) -> None:
+    """Encodes the shards that are missing and removes their pictures."""
+    vae = AutoencoderKL.from_pretrained(context.work / "vae", torch_dtype=torch.float32).eval()
+    for index in range(SHARDS):
+        if shard_path(context, index).exists():
+            continue
+        tensors = load_file(_picture_path(context, index))
+        latents = {name: encode(vae, tensors[name]).half() for name in ("target", "reference", "generic")}
+        save_tensors(shard_path(context, index), {**latents, "prompt": tensors["prompt"]})
+        _picture_path(context, index).unlink()
+        LOG.info("pool: %d of %d shards", index + 1, SHARDS)
+
+
+@final
+class Pool:
+    """The shards that a step may use: target, reference (n, 16, 64) half, prompt (n,); generic: an eighth of each.
+
+    Training begins before all shards are encoded: step k knows the first FIRST + k // EVERY of them, waits for those, and
+    so sees the same data whenever it runs.
+    """
+
+    FIRST: Final = 3
+    EVERY: Final = 150
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.shards: list[dict[str, Tensor]] = []
+        self.target = self.reference = self.generic = torch.zeros(0, 16, 64)
+        self.prompt = self.generic_row = torch.zeros(0, dtype=torch.long)
+
+    def grow(self, step: int) -> None:
+        """Loads what step `step` may use, waiting for shards that another process is still writing."""
+        wanted = min(SHARDS, self.FIRST + step // self.EVERY)
+        if len(self.shards) == wanted:
+            return
+        while len(self.shards) < wanted:
+            path = shard_path(self.context, len(self.shards))
+            if path.exists():
+                self.shards.append(load_file(path))
+            else:
+                time.sleep(0.5)
+        eighth = torch.arange(PAIRS // 8)
+        self.generic_row = torch.cat([eighth + i * PAIRS for i in range(wanted)])
+        for name in ("target", "reference", "generic", "prompt"):
+            setattr(self, name, torch.cat([shard[name] for shard in self.shards]))

@@ -1,0 +1,212 @@
+"""Stage `vae`: a miniature FLUX autoencoder (AutoencoderKL, factor 8, 16 channels, no quant convolutions)."""
+
+from pathlib import Path
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from customized_grpo.mini.build.common import LOG, Context, Training, replace_folder, write_card
+from customized_grpo.mini.build.pictures import as_input, as_uint8, draw_pairs, render_many
+
+POOL: Final = 12_000
+STEPS: Final = 1_700
+BATCH: Final = 32
+CROP: Final = 32
+CROP_STEPS: Final = 850
+CROP_BATCH: Final = 96
+DECODER_STEPS: Final = 3_000
+
+
+def new_vae() -> AutoencoderKL:
+    """An untrained autoencoder of the miniature's shape (1.7 M parameters)."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 96),
+        layers_per_block=1,
+        latent_channels=16,
+        norm_num_groups=8,
+        sample_size=64,
+        force_upcast=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=False,
+    )
+
+
+def _edges(x: Tensor, y: Tensor) -> Tensor:
+    """Mean difference of the pictures' gradients: keeps outlines crisp."""
+    d = x - y
+    return (d[..., 1:] - d[..., :-1]).abs().mean() + (d[..., 1:, :] - d[..., :-1, :]).abs().mean()
+
+
+def _reconstruction(y: Tensor, x: Tensor, edges: float) -> Tensor:
+    """Absolute error at full, half and quarter size (colours), squared error, and gradients (outlines)."""
+    coarse = torch.stack([F.l1_loss(F.avg_pool2d(y, k), F.avg_pool2d(x, k)) for k in (2, 4)]).sum()
+    return F.l1_loss(y, x) + coarse + 2 * F.mse_loss(y, x) + edges * _edges(x, y)
+
+
+def _pictures(context: Context) -> tuple[Tensor, Tensor]:
+    """The training pictures and, for each, the column (in pixels) of the critter's middle."""
+    pairs = draw_pairs(POOL, "train", 100 + context.seed)
+    images = torch.cat([
+        render_many(pairs.subjects, pairs.scenes), render_many(pairs.subjects, pairs.reference_scenes)
+    ])
+    position = torch.cat([pairs.scenes.position, pairs.reference_scenes.position])
+    LOG.info("vae: %d pictures drawn", len(images))
+    return images, 32 + 13 * (position - 1)
+
+
+def _crops(images: Tensor, middles: Tensor, generator: torch.Generator) -> Tensor:
+    """Squares of CROP pixels around the critter, on the grid of latents: most of a picture is a backdrop, soon learnt."""
+    rows = torch.randint(len(images), (CROP_BATCH,), generator=generator)
+    left = middles[rows] - CROP // 2 + torch.randint(-12, 13, (CROP_BATCH,), generator=generator)
+    left = ((left / 8).round().long() * 8).clamp(0, 64 - CROP)
+    top = 8 * torch.randint(1, 5, (CROP_BATCH,), generator=generator)
+    offset = torch.arange(CROP)
+    ys, xs = (top[:, None] + offset)[:, :, None], (left[:, None] + offset)[:, None, :]
+    return images[rows[:, None, None], ys, xs]
+
+
+def _stage_full(context: Context, vae: AutoencoderKL, images: Tensor) -> float:
+    """Whole pictures."""
+    training = Training(context, "vae-training", vae, steps=STEPS, lr=2.5e-3, ema=0.99, weight_decay=1e-4)
+
+    def loss_of(step: int) -> Tensor:
+        rows = torch.randint(len(images), (BATCH,), generator=torch.Generator().manual_seed(step))
+        x = as_input(images[rows])
+        y, kl = _through(vae, x, step)
+        return F.l1_loss(y, x) + 0.5 * _edges(x, y) + F.mse_loss(y, x) + 5e-4 * kl
+
+    vae.load_state_dict(training.run(loss_of))
+    return training.seconds
+
+
+def _stage_crops(context: Context, vae: AutoencoderKL, images: Tensor, middles: Tensor) -> float:
+    """Crops around the critter, and whole pictures every fourth step."""
+    training = Training(context, "vae-crops", vae, steps=CROP_STEPS, lr=8e-4, ema=0.99, weight_decay=1e-4)
+
+    def loss_of(step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(step + 500_000)
+        if step % 4:
+            x = as_input(_crops(images, middles, generator))
+        else:
+            x = as_input(images[torch.randint(len(images), (BATCH - 8,), generator=generator)])
+        y, kl = _through(vae, x, step)
+        return _reconstruction(y, x, 0.3) + 3e-4 * kl
+
+    vae.load_state_dict(training.run(loss_of))
+    return training.seconds
+
+
+def _through(vae: AutoencoderKL, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Reconstruction from a sampled latent, and the KL term per latent number."""
+    with torch.autocast("cpu", torch.bfloat16):
+        posterior = vae.encode(x).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(step + 1))
+        y = vae.decode(posterior.mean + posterior.std * noise).sample
+    kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+    return y.float(), kl
+
+
+def train_vae(context: Context) -> None:
+    """Trains encoder and decoder together, measures and writes `work/vae`: from here on the latents are fixed."""
+    folder = context.work / "vae"
+    if folder.exists():
+        LOG.info("vae: done already")
+        return
+    torch.manual_seed(context.seed)
+    vae = new_vae()
+    images, middles = _pictures(context)
+    seconds = _stage_full(context, vae, images) + _stage_crops(context, vae, images, middles)
+    vae.eval()
+    _normalise(vae, images[torch.arange(0, len(images), 24)])
+    metrics = measure(vae)
+    LOG.info("vae: %s", metrics)
+    _write(vae, folder, seconds, metrics, "before the decoder's own stage")
+
+
+def train_decoder(context: Context) -> None:
+    """Trains the decoder further on fixed, slightly noisy latents. Writes `work/vae-final`."""
+    folder = context.work / "vae-final"
+    if folder.exists():
+        LOG.info("decoder: done already")
+        return
+    vae = AutoencoderKL.from_pretrained(context.work / "vae", torch_dtype=torch.float32)
+    vae.encoder.requires_grad_(False)
+    images, middles = _pictures(context)
+    training = Training(context, "decoder-training", vae, steps=DECODER_STEPS, lr=1.5e-3, ema=0.99, weight_decay=1e-4)
+
+    def loss_of(step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(step + 900_000)
+        if step % 3:
+            x = as_input(_crops(images, middles, generator))
+        else:
+            x = as_input(images[torch.randint(len(images), (BATCH - 8,), generator=generator)])
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                z = vae.encode(x).latent_dist.mean
+            strength = 0.12 * torch.rand(len(z), 1, 1, 1, generator=generator) / vae.config.scaling_factor
+            y = vae.decode(z + strength * torch.randn(z.shape, generator=generator)).sample
+        return _reconstruction(y.float(), x, 0.3)
+
+    def export() -> None:
+        best = new_vae()
+        best.load_state_dict(training.average)
+        best.register_to_config(shift_factor=vae.config.shift_factor, scaling_factor=vae.config.scaling_factor)
+        metrics = measure(best.eval())
+        LOG.info("decoder: step %d %s", training.step, metrics)
+        _write(best, context.work / "vae-newest", training.seconds, metrics, f"and {training.step} steps of the decoder alone")
+
+    training.run(loss_of, every_s=200, hook=export)
+    export()
+    (context.work / "vae-newest").rename(folder)
+
+
+def _write(vae: AutoencoderKL, folder: Path, seconds: float, metrics: dict[str, float], stage: str) -> None:
+    with replace_folder(folder) as aside:
+        vae.to(torch.float16).save_pretrained(aside)
+        write_card(
+            aside,
+            "Miniature FLUX autoencoder",
+            data=f"{2 * POOL} pictures of training subjects, in prompted and in reference scenes",
+            recipe=f"{STEPS} steps of {BATCH} whole pictures, {CROP_STEPS} of {CROP_BATCH} crops around the critter, {stage}; "
+            "absolute and squared error at three sizes, gradients, KL; bf16 autocast, AdamW cosine, averaged weights",
+            seconds=seconds,
+            metrics=metrics,
+        )
+
+
+@torch.no_grad()
+def _normalise(vae: AutoencoderKL, images: Tensor) -> None:
+    """Sets shift and scale so that (z - shift) * scale has mean 0 and variance 1."""
+    means = torch.cat([vae.encode(as_input(chunk)).latent_dist.mean for chunk in images.split(100)])
+    vae.register_to_config(shift_factor=float(means.mean()), scaling_factor=float(1 / means.std()))
+
+
+@torch.no_grad()
+def measure(vae: AutoencoderKL) -> dict[str, float]:
+    """PSNR on unseen subjects, exact and with a tenth of noise on the latents, and the latents' spread."""
+    pairs = draw_pairs(256, "test", 7)
+    x = as_input(render_many(pairs.subjects, pairs.scenes))
+    latents = torch.cat([vae.encode(c).latent_dist.mean for c in x.split(64)])
+    noisy = latents + 0.1 / vae.config.scaling_factor * torch.randn(
+        latents.shape, generator=torch.Generator().manual_seed(0)
+    )
+
+    def psnr(z: Tensor) -> float:
+        y = torch.cat([vae.decode(c).sample for c in z.split(64)])
+        error = (as_uint8(y).float() - as_uint8(x).float()).square().mean() / 255**2
+        return float(-10 * error.log10())
+
+    unit = (latents - vae.config.shift_factor) * vae.config.scaling_factor
+    per_channel = unit.transpose(0, 1).flatten(1).std(1)
+    return {
+        "psnr_db": psnr(latents),
+        "psnr_with_latent_noise_0.1_db": psnr(noisy),
+        "latent_std_smallest_channel": float(per_channel.min()),
+        "latent_std_largest_channel": float(per_channel.max()),
+    }

@@ -1,0 +1,82 @@
+"""The miniature world as a data set: prompts of subjects with one reference each, drawn from (seed, split, index)."""
+
+from typing import Any, Final, Literal, final
+
+import torch
+from PIL import Image
+from pydantic import Field
+
+from customized_grpo.data.base import DatasetConfig
+from customized_grpo.mini.grammar import prompt
+from customized_grpo.mini.render import render
+from customized_grpo.mini.world import (
+    CLASSES,
+    sample_reference_scenes,
+    sample_scenes,
+    sample_subjects,
+)
+from customized_grpo.types import Example
+
+_SPLIT_SALT: Final = {"train": 1, "tune": 2, "test": 3}
+
+
+@final
+class MiniDataset:
+    """Examples of the miniature world; the truth about each is in ``Example.extra["truth"]``.
+
+    The splits share no subject. Only ``test`` asks for the held-out combinations of class, place, position and hat; ``tune``
+    is for choosing settings and asks for the same combinations as ``train``. The reference is never in the prompt's place.
+    """
+
+    @final
+    class Config(DatasetConfig):
+        """The ``data`` section of a recipe with ``type: mini``."""
+
+        split: Literal["train", "tune", "test"] = Field(default="train", description="whose subjects and prompts")
+        size: int = Field(default=4096, ge=1, description="number of examples")
+        seed: int = Field(default=0, ge=0, description="another seed draws other examples of the same split")
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def __len__(self) -> int:
+        return self._config.size
+
+    def __getitem__(self, index: int) -> Example:
+        """The example at ``index``, a function of (seed, split, index) only.
+
+        Raises:
+            IndexError: ``index`` is outside [0, len).
+        """
+        split, seed = self._config.split, self._config.seed
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is outside this data set of {len(self)} examples")
+        generator = torch.Generator().manual_seed((seed * 4 + _SPLIT_SALT[split]) * 1_000_003 + index)
+        subject = sample_subjects(1, split, generator)
+        scene = sample_scenes(subject.cls, generator, held_out=split == "test")
+        reference_scene = sample_reference_scenes(scene.place, generator)
+        words = {
+            "cls": int(subject.cls),
+            "place": int(scene.place),
+            "position": int(scene.position),
+            "size": int(scene.size),
+            "hat": int(scene.hat),
+        }
+        truth: dict[str, Any] = {
+            **words,
+            "pattern": int(subject.pattern),
+            "ears": int(subject.ears),
+            "face": int(subject.face),
+            "hue": float(subject.hue),
+            "value": float(subject.value),
+            "pattern_hue": float(subject.pattern_hue),
+            "reference_place": int(reference_scene.place),
+        }
+        picture = Image.fromarray(render(subject, reference_scene)[0].numpy())
+        return Example(
+            key=f"mini-{split}-{seed}-{index:06d}",
+            prompt=prompt(**words),
+            references=(picture,),
+            subject=CLASSES[words["cls"]],
+            extra={"truth": truth},
+        )

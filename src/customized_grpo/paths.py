@@ -1,0 +1,36 @@
+"""Where models are: a hub id, a folder, or a miniature checkpoint that is shipped inside the package."""
+
+from pathlib import Path
+
+ASSETS = Path(__file__).parent / "mini" / "assets"
+"""The embedded checkpoints, one folder a kind; ``judges/`` holds those that training never sees."""
+
+
+def model_path(name: str, kind: str) -> str:
+    """What to give to ``from_pretrained`` for a recipe's ``model``.
+
+    ``mini`` is the package's own miniature model of that kind (``dino``, ``clip``, ...), ``mini-judge`` its
+    held-out twin. Anything else is a folder or a hub id (``organisation/name``) and passes through.
+
+    Raises:
+        ValueError: the name is empty, or reads as a folder that isn't there.
+    """
+    if not name.strip():
+        raise ValueError("model is empty; give a folder, a hub id such as 'facebook/dinov2-base', or 'mini'")
+    if name in ("mini", "mini-judge"):
+        folder = ASSETS / kind if name == "mini" else ASSETS / "judges" / kind
+        if not folder.is_dir():
+            raise ValueError(
+                f"model {name!r}: the embedded {kind} model is missing ({folder} is no folder); "
+                "reinstall customized-grpo, or rebuild it by 'python -m customized_grpo.mini.build'"
+            )
+        return str(folder)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path)
+    if path.exists():
+        raise ValueError(f"model {name!r} is a file; give the folder that holds config.json and the weights")
+    # A hub id has at most one slash and no dot, slash or tilde in front: anything else was meant as a folder.
+    if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1:
+        raise ValueError(f"model {name!r}: no such folder; give an existing folder, a hub id, or 'mini'")
+    return name

@@ -1,0 +1,1 @@
+"""Policies: diffusion transformers that are conditioned on references, each through one small file."""

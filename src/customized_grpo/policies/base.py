@@ -1,0 +1,93 @@
+"""What a policy is: four methods over a diffusers model. Rollout and replay both call the one ``velocity()``.
+
+Dimensions: n batch, S latent tokens, C latent channels, H x W pixels. sigma is float32 in [0, 1], 1 is pure noise;
+velocity v = noise - data.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL.Image import Image
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from customized_grpo.types import Conditioning
+
+
+class LoraSettings(BaseModel):
+    """The trained adapter: peft's LoRA, by way of diffusers' ``add_adapter``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: PositiveInt = 64
+    alpha: PositiveFloat | None = Field(default=None, description="scale is alpha / rank; null means alpha = rank")
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    init: Literal["gaussian", "kaiming"] = "gaussian"
+    targets: tuple[str, ...] | None = Field(
+        default=None, description="module name suffixes or one regular expression; null: the policy's own default"
+    )
+    path: str | None = Field(default=None, description="start from this adapter (folder or .safetensors file)")
+
+
+class PolicyConfig(BaseModel):
+    """What every policy's ``Config`` holds; each policy adds its own fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: str
+    model: str
+    height: PositiveInt = 512
+    width: PositiveInt = 512
+    lora: LoraSettings = LoraSettings()
+    gradient_checkpointing: bool = False
+
+    def latent_shape(self) -> tuple[int, int] | None:
+        """(S, C) of one sample where it is known without loading the model, for ``validate``; else None."""
+        return None
+
+
+class Policy(ABC):
+    """A reference-conditioned flow model. Concrete policies are final; to vary one, wrap it.
+
+    Attributes:
+        Config: the pydantic model that reads this policy's section of a recipe.
+        pipeline_class: the diffusers pipeline whose LoRA format the adapter is saved in and loaded by.
+        lora_targets: default ``LoraSettings.targets``.
+        transformer: the only trained and wrapped module. The trainer replaces it by its prepared (DDP, FSDP) form.
+        latent_shape: (S, C) of one sample in the recipe's output size.
+        device, dtype: where the model runs, and the dtype of its weights and of stored states.
+    """
+
+    Config: ClassVar[type[PolicyConfig]]
+    pipeline_class: ClassVar[Any]
+    lora_targets: ClassVar[tuple[str, ...]]
+
+    transformer: nn.Module
+    latent_shape: tuple[int, int]
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    @abstractmethod
+    def load(cls, config: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
+        """Load frozen weights; the adapter is attached afterwards by ``policies.lora.attach``."""
+
+    @abstractmethod
+    def encode(self, prompt: str, references: Sequence[Image]) -> Conditioning:
+        """Text and references of one prompt, each tensor with leading dimension 1. No gradient."""
+
+    @abstractmethod
+    def velocity(
+        self, x: Float[Tensor, "n s c"], sigma: Float[Tensor, ""] | Float[Tensor, " n"], cond: Conditioning
+    ) -> Float[Tensor, "n s c"]:
+        """float32 velocity of n samples of one prompt, all at one sigma or each at its own.
+
+        Guidance and autocast happen inside, so that nothing can differ between rollout and replay.
+        """
+
+    @abstractmethod
+    def decode(self, x: Float[Tensor, "n s c"]) -> UInt8[Tensor, "n h w 3"]:
+        """Final latents to uint8 RGB on the CPU. No gradient."""

@@ -1,0 +1,1 @@
+"""Rewards: one a file, float32, higher is better, NaN means unscorable."""

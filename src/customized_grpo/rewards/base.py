@@ -1,0 +1,61 @@
+"""What a reward is. The scorer, not the reward, does batching over groups, concurrency, failures and caching.
+
+Dimensions: G group size, H x W pixels. A reward is float32, higher is better, and **NaN means unscorable** -
+never 0, never a default: a false 0 in a group of 12 moves every other sample's advantage.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL.Image import Image
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from customized_grpo.types import Example
+
+
+class RewardFailure(RuntimeError):
+    """Scoring can't go on: too many failures, a broken reward, or an endpoint that refuses (a wrong key).
+
+    A network reward may raise it to stop the run at once; its other exceptions make one sample unscorable.
+    """
+
+
+class RewardConfig(BaseModel):
+    """What every reward's ``Config`` holds; each reward adds its own fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: str
+    axis: str = Field(default="", description="which axis it feeds: prompt or identity; no use in a metric")
+    weight: float = Field(default=1.0, gt=0.0, description="share inside its axis")
+
+
+class Reward(ABC):
+    """A local model that scores a whole group at once, so that pairwise rewards need no second class."""
+
+    Config: ClassVar[type[RewardConfig]]
+
+    @abstractmethod
+    def __init__(self, config: Any, *, device: torch.device) -> None:
+        """Load the frozen model named by ``config`` onto ``device``."""
+
+    @abstractmethod
+    def __call__(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Float[Tensor, " g"]:
+        """One float32 score an image, on the CPU; NaN where an image can't be scored."""
+
+
+class AsyncReward(ABC):
+    """A judge or server over the network, one image a call; the scorer does the concurrency."""
+
+    Config: ClassVar[type[RewardConfig]]
+
+    @abstractmethod
+    def __init__(self, config: Any, *, device: torch.device) -> None:
+        """Open the client; ``device`` is there so that every reward is built alike."""
+
+    @abstractmethod
+    async def __call__(self, example: Example, image: Image) -> float:
+        """The score of one image; an exception or NaN makes it unscorable."""

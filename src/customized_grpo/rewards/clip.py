@@ -1,0 +1,121 @@
+"""CLIP rewards: 100 x the cosine of an image with the prompt (``clip_t``) or the references (``clip_i``).
+
+Dimensions: G group size, n batch, D features, H x W pixels. Source: CLIPScore (Hessel et al. 2021) as used
+for subject-driven generation: no prefix before the prompt, no factor of 2.5, not clipped at 0.
+"""
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL.Image import Image
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+# The PIL processor by name: with torchvision installed the default would be another one, and so the reward.
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+from customized_grpo.paths import model_path
+from customized_grpo.rewards.base import Reward, RewardConfig
+from customized_grpo.rewards.features import (
+    DtypeName,
+    FeatureCache,
+    in_batches,
+    load_frozen,
+    mean_cosine,
+    to_pil,
+)
+from customized_grpo.types import Example
+
+
+class ClipConfig(RewardConfig):
+    """What both CLIP rewards are told."""
+
+    model: str = Field(
+        default="openai/clip-vit-large-patch14", description="hub id, folder, 'mini' or 'mini-judge'"
+    )
+    batch_size: PositiveInt = Field(default=32, description="images in one forward")
+    dtype: DtypeName = "float32"
+
+
+@final
+class _Clip:
+    """The model behind both rewards, with features before normalisation."""
+
+    def __init__(self, config: ClipConfig, device: torch.device) -> None:
+        self._device = device
+        self.model = load_frozen(
+            CLIPModel, config.model, "clip", model_type="clip", dtype=config.dtype, device=device
+        )
+        self._processor = CLIPImageProcessorPil.from_pretrained(model_path(config.model, "clip"))
+
+    @torch.no_grad()
+    def encode(self, images: Sequence[Image]) -> Float[Tensor, "n d"]:
+        pixels: Tensor = self._processor(images=list(images), return_tensors="pt")["pixel_values"]
+        features: Tensor = self.model.get_image_features(
+            pixel_values=pixels.to(self._device, self.model.dtype)
+        ).pooler_output
+        return features.float()
+
+
+@final
+class ClipT(Reward):
+    """CLIP similarity of image and prompt, in [-100, 100]. Prompts over the model's limit are cut."""
+
+    @final
+    class Config(ClipConfig):
+        """A reward's section with ``type: clip_t``."""
+
+    def __init__(self, config: Config, *, device: torch.device) -> None:
+        self._device = device
+        self._batch_size = config.batch_size
+        self._clip = _Clip(config, device)
+        self._tokenizer = CLIPTokenizer.from_pretrained(model_path(config.model, "clip"))
+        self._max_length: int = self._clip.model.config.text_config.max_position_embeddings
+
+    def __call__(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Float[Tensor, " g"]:
+        """Similarity of each image to the example's prompt."""
+        features = in_batches(self._clip.encode, to_pil(images), self._batch_size)
+        return mean_cosine(features, self._text(example.prompt)).cpu()
+
+    @torch.no_grad()
+    def _text(self, prompt: str) -> Float[Tensor, "1 d"]:
+        tokens = self._tokenizer(
+            [prompt],
+            truncation=True,
+            max_length=self._max_length,
+            return_tensors="pt",
+            return_attention_mask=True,
+        )
+        features: Tensor = self._clip.model.get_text_features(
+            input_ids=tokens["input_ids"].to(self._device),
+            attention_mask=tokens["attention_mask"].to(self._device),
+        ).pooler_output
+        return features.float()
+
+
+@final
+class ClipI(Reward):
+    """CLIP similarity to the references, mean over them, in [-100, 100]."""
+
+    @final
+    class Config(ClipConfig):
+        """A reward's section with ``type: clip_i``."""
+
+    def __init__(self, config: Config, *, device: torch.device) -> None:
+        self._batch_size = config.batch_size
+        self._clip = _Clip(config, device)
+        self._references = FeatureCache(self._clip.encode)
+
+    def __call__(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Float[Tensor, " g"]:
+        """Mean similarity of each image to the example's references.
+
+        Raises:
+            ValueError: the example has no reference.
+        """
+        if not example.references:
+            raise ValueError(f"example {example.key!r} has no reference to compare with")
+        features = in_batches(self._clip.encode, to_pil(images), self._batch_size)
+        references = self._references(example.references)
+        return mean_cosine(features, references).cpu()

@@ -1,0 +1,98 @@
+"""What rewards on image features share: loading an encoder, batches, a bounded cache of references, cosines.
+
+Dimensions: G images of a group, R references, D features, H x W pixels.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, final
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from transformers import AutoConfig
+
+from customized_grpo.paths import model_path
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DtypeName = Literal["float32", "bfloat16", "float16"]
+
+
+Encode = Callable[[Sequence[Image.Image]], Tensor]
+"""n images to features (n, D)."""
+
+
+def load_frozen(
+    model_class: Any, name: str, kind: str, *, model_type: str, dtype: DtypeName, device: torch.device
+) -> Any:
+    """A frozen transformers model in evaluation mode, from safetensors only.
+
+    Raises:
+        ValueError: no such model, a model of another family, or a checkpoint that lacks weights -
+            transformers would leave those random and only print it, and the reward would be noise.
+    """
+    path = model_path(name, kind)
+    try:
+        found = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
+        if found != model_type:
+            raise ValueError(f"it is a {found!r} model, but this reward needs a {model_type!r} model")
+        model, report = model_class.from_pretrained(
+            path, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"reward model {name!r} can't be loaded: {error}") from error
+    if absent := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"reward model {name!r} lacks {len(absent)} weights, such as {absent[0]!r}; is it complete?"
+        )
+    return model.to(device).eval().requires_grad_(False)
+
+
+def to_pil(images: UInt8[Tensor, "g h w 3"]) -> list[Image.Image]:
+    """The images of a group as PIL RGB."""
+    return [Image.fromarray(image) for image in images.cpu().numpy()]
+
+
+def in_batches(encode: Encode, images: Sequence[Image.Image], batch_size: int) -> Float[Tensor, "g d"]:
+    """Features of any number of images, at most ``batch_size`` in one forward."""
+    return torch.cat([encode(images[at : at + batch_size]) for at in range(0, len(images), batch_size)])
+
+
+def mean_cosine(a: Float[Tensor, "g d"], b: Float[Tensor, "r d"]) -> Float[Tensor, " g"]:
+    """100 x the cosine of every image with every reference, mean over the references; float32."""
+    a, b = a.float(), b.float()
+    cosine: Tensor = (a / a.norm(dim=-1, keepdim=True)) @ (b / b.norm(dim=-1, keepdim=True)).T
+    return cosine.mean(dim=-1) * 100.0
+
+
+@final
+class FeatureCache:
+    """Features of the last ``size`` references: many prompts of one subject encode it once."""
+
+    def __init__(self, encode: Encode, size: int = 512) -> None:
+        self._encode = encode
+        self._size = size
+        self._entries: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    def __call__(self, images: Sequence[Image.Image]) -> Float[Tensor, "r d"]:
+        """Features of ``images``, encoding only those that are not kept."""
+        return torch.stack([self._one(image) for image in images])
+
+    def _one(self, image: Image.Image) -> Float[Tensor, " d"]:
+        key = _digest(image)
+        if key not in self._entries:
+            # Alone, never in a batch: the last bit depends on the batch's size, so a resumed run would differ
+            # from an uninterrupted one by what happened to be cached.
+            self._entries[key] = self._encode([image])[0]
+        self._entries.move_to_end(key)
+        features = self._entries[key]
+        if len(self._entries) > self._size:
+            self._entries.popitem(last=False)
+        return features
+
+
+def _digest(image: Image.Image) -> bytes:
+    head = f"{image.mode} {image.width} {image.height} ".encode()
+    return hashlib.blake2b(head + image.tobytes(), digest_size=16).digest()

@@ -1,0 +1,291 @@
+"""All rewards on a group: concurrency, order, failures. The result depends on nothing but the scores.
+
+Network rewards are put in flight first, on one background event loop; local ones then run in the caller's
+thread. What can't be scored is NaN, is counted, and past a share of the recent samples stops the run.
+Dimensions: G group size, R rewards, H x W pixels.
+"""
+
+import asyncio
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future
+from typing import Any, Self, final
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from customized_grpo.rewards.base import AsyncReward, Reward, RewardFailure
+from customized_grpo.rewards.features import to_pil
+from customized_grpo.types import Example
+
+WINDOW = 512
+"""Samples of a reward over which its failed share is taken."""
+MIN_WINDOW = 32
+"""The share counts at least so many samples, the unseen ones as scored: one early failure is no outage."""
+
+_Outcome = tuple[list[float], str]
+
+
+@final
+class Pending:
+    """Scores on their way. ``result`` waits for them."""
+
+    def __init__(self, collect: Callable[[], Float[Tensor, "g r"]]) -> None:
+        self._collect = collect
+        self._scores: Float[Tensor, "g r"] | None = None
+
+    def result(self) -> Float[Tensor, "g r"]:
+        """float32 scores on the CPU, columns in the order of the scorer's rewards, NaN where unscorable.
+
+        Raises:
+            RewardFailure: a reward asked to stop, or failed on more than the allowed share of recent samples.
+        """
+        if self._scores is None:
+            self._scores = self._collect()
+        return self._scores
+
+
+@final
+class Scorer:
+    """Scores groups with every reward of a recipe.
+
+    Args:
+        rewards: by name; the order is that of the score columns.
+        max_failed_share: largest allowed share of unscorable samples among a reward's last ``window``.
+        window: samples over which that share is taken.
+        max_concurrent: requests in flight at a time, for each network reward.
+        timeout_s: for one request, from the moment it's sent; then the sample is unscorable.
+
+    Attributes:
+        names: the reward of each column.
+        failures: samples that each reward could not score, over the whole run.
+    """
+
+    def __init__(
+        self,
+        rewards: Mapping[str, Reward | AsyncReward],
+        *,
+        max_failed_share: float,
+        window: int = WINDOW,
+        max_concurrent: int = 8,
+        timeout_s: float = 60.0,
+    ) -> None:
+        if not rewards:
+            raise ValueError("a scorer needs at least one reward")
+        self.names = tuple(rewards)
+        self.failures = dict.fromkeys(rewards, 0)
+        self._local = {name: reward for name, reward in rewards.items() if isinstance(reward, Reward)}
+        self._remote = {name: reward for name, reward in rewards.items() if isinstance(reward, AsyncReward)}
+        if strange := [name for name in rewards if name not in self._local and name not in self._remote]:
+            raise ValueError(
+                f"reward {strange[0]!r} is neither a Reward nor an AsyncReward; subclass one of them"
+            )
+        self._max_failed_share = max_failed_share
+        self._recent: dict[str, deque[bool]] = {name: deque(maxlen=window) for name in rewards}
+        self._last_error = dict.fromkeys(rewards, "")
+        self._seconds = dict.fromkeys(rewards, 0.0)
+        self._scored = dict.fromkeys(rewards, 0)
+        self._failed = dict.fromkeys(rewards, 0)
+        self._limits = {name: asyncio.Semaphore(max_concurrent) for name in self._remote}
+        self._timeout_s = timeout_s
+        self._loop = _LoopThread() if self._remote else None
+
+    def submit(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Pending:
+        """Start scoring a group. Local rewards are done on return, network rewards are in flight.
+
+        Raises:
+            RewardFailure: a local reward raised (chained) or returned another shape than (g,) float32. That
+                is a bug or a broken example, so it isn't masked.
+        """
+        flights: dict[str, Future[_Outcome]] = {}
+        if self._loop is not None:
+            pictures = to_pil(images)
+            for name, reward in self._remote.items():
+                flights[name] = self._loop.start(self._score_remote(name, reward, example, pictures))
+        try:
+            local = {
+                name: self._score_local(name, reward, example, images) for name, reward in self._local.items()
+            }
+        except BaseException:
+            for flight in flights.values():
+                flight.cancel()
+            raise
+        return Pending(lambda: self._collect(example, local, flights))
+
+    def drain(self) -> dict[str, float]:
+        """Metrics since the last drain: ``time/reward/<name>`` and ``reward/<name>/failed_share``.
+
+        The seconds are those that the reward cost the caller: all of a local reward, and of a network reward
+        only the wait that sampling did not hide.
+        """
+        metrics = {f"time/reward/{name}": seconds for name, seconds in self._seconds.items()}
+        for name, count in self._scored.items():
+            if count:
+                metrics[f"reward/{name}/failed_share"] = self._failed[name] / count
+        for totals in (self._scored, self._failed):
+            totals.update(dict.fromkeys(self.names, 0))
+        self._seconds.update(dict.fromkeys(self.names, 0.0))
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to stop where the uninterrupted one would: plain JSON values."""
+        return {
+            name: {"recent": [int(failed) for failed in self._recent[name]], "failures": self.failures[name]}
+            for name in self.names
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict``.
+
+        Raises:
+            ValueError: the state is that of other rewards.
+        """
+        if set(state) != set(self.names):
+            raise ValueError(
+                f"the checkpoint's rewards are {', '.join(sorted(state))} but the recipe's are "
+                f"{', '.join(sorted(self.names))}; resume with the recipe that the run began with"
+            )
+        for name in self.names:
+            self.failures[name] = int(state[name]["failures"])
+            self._recent[name].clear()
+            self._recent[name].extend(bool(failed) for failed in state[name]["recent"])
+
+    def close(self) -> None:
+        """Cancel what is in flight and end the background thread. May be called twice."""
+        if self._loop is not None:
+            self._loop.close()
+            self._loop = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _score_local(
+        self, name: str, reward: Reward, example: Example, images: UInt8[Tensor, "g h w 3"]
+    ) -> Float[Tensor, " g"]:
+        start = time.perf_counter()
+        try:
+            with torch.no_grad():
+                scores = reward(example, images)
+        except Exception as error:
+            raise RewardFailure(
+                f"reward {name!r} failed on example {example.key!r}: {_describe(error)}"
+            ) from error
+        if not isinstance(scores, Tensor):
+            raise RewardFailure(
+                f"reward {name!r} returned {type(scores).__name__}; it must return a float32 tensor (g,)"
+            )
+        if scores.dtype != torch.float32 or scores.shape != (len(images),):
+            raise RewardFailure(
+                f"reward {name!r} returned {scores.dtype} of shape {tuple(scores.shape)} for "
+                f"{len(images)} images; it must return torch.float32 of shape ({len(images)},)"
+            )
+        scores = scores.cpu()
+        self._seconds[name] += time.perf_counter() - start
+        return scores
+
+    async def _score_remote(
+        self, name: str, reward: AsyncReward, example: Example, images: list[Image.Image]
+    ) -> _Outcome:
+        """Scores of one reward in the order of ``images``, and the last image's error."""
+        errors = [""] * len(images)
+
+        async def score(index: int) -> float:
+            try:
+                async with self._limits[name], asyncio.timeout(self._timeout_s):
+                    return float(await reward(example, images[index]))
+            except RewardFailure:
+                raise
+            except TimeoutError as error:
+                errors[index] = str(error) or f"no answer in {self._timeout_s:g} s"
+            except Exception as error:
+                errors[index] = _describe(error)
+            return math.nan
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(score(index)) for index in range(len(images))]
+        return [task.result() for task in tasks], next((error for error in reversed(errors) if error), "")
+
+    def _collect(
+        self, example: Example, local: dict[str, Float[Tensor, " g"]], flights: dict[str, Future[_Outcome]]
+    ) -> Float[Tensor, "g r"]:
+        columns = []
+        for name in self.names:
+            if name in local:
+                scores, error = local[name], ""
+            else:
+                start = time.perf_counter()
+                values, error = _landed(name, example, flights[name])
+                scores = torch.tensor(values, dtype=torch.float32)
+                self._seconds[name] += time.perf_counter() - start
+            finite = scores.isfinite()
+            if not bool(finite.all()):
+                bad = scores[~finite][-1].item()
+                self._last_error[name] = f"{error or f'the score was {bad}'} (example {example.key!r})"
+            self._count(name, (~finite).tolist())
+            columns.append(torch.where(finite, scores, torch.nan))
+        for name in self.names:
+            self._check_share(name)
+        return torch.stack(columns, dim=1)
+
+    def _count(self, name: str, failed: list[bool]) -> None:
+        self._recent[name].extend(failed)
+        self._scored[name] += len(failed)
+        self._failed[name] += sum(failed)
+        self.failures[name] += sum(failed)
+
+    def _check_share(self, name: str) -> None:
+        recent = self._recent[name]
+        share = sum(recent) / max(len(recent), MIN_WINDOW)
+        if share > self._max_failed_share:
+            raise RewardFailure(
+                f"reward {name!r} failed on {sum(recent)} of its last {len(recent)} samples, over the "
+                f"allowed share (advantage.max_failed_share: {self._max_failed_share:g}); last error: "
+                f"{self._last_error[name]}"
+            )
+
+
+@final
+class _LoopThread:
+    """One event loop in one daemon thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rewards", daemon=True)
+        self._thread.start()
+
+    def start(self, coroutine: Coroutine[Any, Any, _Outcome]) -> "Future[_Outcome]":
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _cancel_all(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._loop.shutdown_asyncgens()
+
+
+def _landed(name: str, example: Example, flight: "Future[_Outcome]") -> _Outcome:
+    """The outcome of a network reward; a stop that any of its samples asked for is raised as itself."""
+    try:
+        return flight.result()
+    except BaseExceptionGroup as group:
+        first = group.exceptions[0]
+        raise RewardFailure(f"reward {name!r} stopped the run on example {example.key!r}: {first}") from first
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

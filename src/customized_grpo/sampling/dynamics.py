@@ -1,0 +1,182 @@
+"""One sampler step as a Gaussian, and log-probability and KL written once on top of it.
+
+Dimensions: n batch, ... the dims of one sample. sigma -> sigma' (next, smaller), d = sigma - sigma' > 0.
+Velocity v = noise - data, so x0 = x - sigma v is the predicted data and x1 = x + (1 - sigma) v the predicted noise.
+Sigmas are floats, 0-dim tensors, or tensors that broadcast against x. All is computed in float32 (float64 stays).
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+from torch import Tensor
+
+Scalar = float | int | Float[Tensor, "..."]
+
+
+class Gaussian(NamedTuple):
+    """An isotropic normal distribution of the next state."""
+
+    mean: Float[Tensor, "n ..."]
+    std: Float[Tensor, "..."]
+    """Broadcasts against ``mean``."""
+
+
+def ode(
+    velocity: Float[Tensor, "n ..."], x: Float[Tensor, "n ..."], sigma: Scalar, sigma_next: Scalar
+) -> Float[Tensor, "n ..."]:
+    """The deterministic step: Euler on dx/dsigma = v, x' = x - v d."""
+    v, x, s, s_next = _wide(velocity, x, sigma, sigma_next)
+    return x - v * (s - s_next)
+
+
+def dance_sde(
+    velocity: Float[Tensor, "n ..."],
+    x: Float[Tensor, "n ..."],
+    sigma: Scalar,
+    sigma_next: Scalar,
+    *,
+    eta: float,
+) -> Gaussian:
+    """The SDE at a constant noise scale g = eta (DanceGRPO, arXiv 2505.07818)."""
+    v, x, s, s_next = _wide(velocity, x, sigma, sigma_next)
+    return _sde(v, x, s, s_next, g=torch.full_like(s, eta))
+
+
+def flow_sde(
+    velocity: Float[Tensor, "n ..."],
+    x: Float[Tensor, "n ..."],
+    sigma: Scalar,
+    sigma_next: Scalar,
+    *,
+    noise_level: float,
+    sigma_max: Scalar,
+) -> Gaussian:
+    """The SDE at g = noise_level sqrt(sigma / (1 - sigma)) (Flow-GRPO, arXiv 2505.05470).
+
+    Args:
+        velocity: v.
+        x: the state at sigma.
+        sigma: current noise level.
+        sigma_next: next noise level.
+        noise_level: scale of the noise, 0.7 in the paper.
+        sigma_max: the grid's second sigma; stands for sigma in the denominator alone where sigma = 1.
+    """
+    v, x, s, s_next = _wide(velocity, x, sigma, sigma_next)
+    below_one = torch.where(s < 1, s, torch.as_tensor(sigma_max, dtype=s.dtype, device=s.device))
+    return _sde(v, x, s, s_next, g=noise_level * (s / (1 - below_one)).sqrt())
+
+
+def cps(
+    velocity: Float[Tensor, "n ..."],
+    x: Float[Tensor, "n ..."],
+    sigma: Scalar,
+    sigma_next: Scalar,
+    *,
+    noise_level: float,
+) -> Gaussian:
+    """Coefficients-preserving sampling (Flow-CPS, arXiv 2509.05952); the last step (sigma' = 0) has no noise.
+
+    std = sigma' sin(noise_level pi/2), mean = (1 - sigma') x0 + sqrt(sigma'^2 - std^2) x1.
+    """
+    v, x, s, s_next = _wide(velocity, x, sigma, sigma_next)
+    x0, x1 = x - s * v, x + (1 - s) * v
+    angle = noise_level * math.pi / 2
+    # sqrt(sigma'^2 - std^2) is sigma' |cos|, which rounding can't make the root of a negative number
+    return Gaussian((1 - s_next) * x0 + s_next * abs(math.cos(angle)) * x1, s_next * math.sin(angle))
+
+
+def log_prob(x_next: Float[Tensor, "n ..."], gaussian: Gaussian) -> Float[Tensor, " n"]:
+    """Full normal log-density (constants included), *mean* over the dims of a sample."""
+    # In float32 the logarithm of a vector may differ in its last bit from that of its elements taken alone, and
+    # then a replay would differ from its rollout; rounded from float64 it does not.
+    log_std = gaussian.std.double().log().to(gaussian.std.dtype)
+    z = (x_next - gaussian.mean) / gaussian.std
+    return _sample_mean(-0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi))
+
+
+def kl(p: Gaussian, q: Gaussian) -> Float[Tensor, " n"]:
+    """KL(p || q) of two isotropic normals, *mean* over the dims of a sample, as ``log_prob``."""
+    ratio = p.std / q.std
+    z = (p.mean - q.mean) / q.std
+    return _sample_mean(0.5 * (z.square() + ratio.square() - 1) - ratio.log())
+
+
+class _Dynamics(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DanceSDE(_Dynamics):
+    """Section ``dynamics: {type: dance_sde, eta: 0.4}``."""
+
+    type: Literal["dance_sde"] = "dance_sde"
+    eta: PositiveFloat = 0.4
+
+    def __call__(
+        self,
+        velocity: Float[Tensor, "n ..."],
+        x: Float[Tensor, "n ..."],
+        sigma: Scalar,
+        sigma_next: Scalar,
+        *,
+        sigma_max: Scalar,
+    ) -> Gaussian:
+        """``dance_sde``; ``sigma_max`` is of no use here."""
+        return dance_sde(velocity, x, sigma, sigma_next, eta=self.eta)
+
+
+class FlowSDE(_Dynamics):
+    """Section ``dynamics: {type: flow_sde, noise_level: 0.7}``."""
+
+    type: Literal["flow_sde"] = "flow_sde"
+    noise_level: PositiveFloat = 0.7
+
+    def __call__(
+        self,
+        velocity: Float[Tensor, "n ..."],
+        x: Float[Tensor, "n ..."],
+        sigma: Scalar,
+        sigma_next: Scalar,
+        *,
+        sigma_max: Scalar,
+    ) -> Gaussian:
+        """``flow_sde``."""
+        return flow_sde(velocity, x, sigma, sigma_next, noise_level=self.noise_level, sigma_max=sigma_max)
+
+
+class CPS(_Dynamics):
+    """Section ``dynamics: {type: cps, noise_level: 0.8}``."""
+
+    type: Literal["cps"] = "cps"
+    noise_level: float = Field(default=0.8, gt=0.0, le=1.0)
+
+    def __call__(
+        self,
+        velocity: Float[Tensor, "n ..."],
+        x: Float[Tensor, "n ..."],
+        sigma: Scalar,
+        sigma_next: Scalar,
+        *,
+        sigma_max: Scalar,
+    ) -> Gaussian:
+        """``cps``; ``sigma_max`` is of no use here."""
+        return cps(velocity, x, sigma, sigma_next, noise_level=self.noise_level)
+
+
+def _sde(v: Tensor, x: Tensor, s: Tensor, s_next: Tensor, *, g: Tensor) -> Gaussian:
+    d = s - s_next
+    x1 = x + (1 - s) * v
+    return Gaussian(x - v * d - g.square() / (2 * s) * x1 * d, g * d.sqrt())
+
+
+def _wide(v: Tensor, x: Tensor, sigma: Scalar, sigma_next: Scalar) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """All four as tensors of one dtype, at least float32, on the state's device."""
+    dtype = torch.promote_types(torch.promote_types(v.dtype, x.dtype), torch.float32)
+    s, s_next = (torch.as_tensor(value, dtype=dtype, device=x.device) for value in (sigma, sigma_next))
+    return v.to(dtype), x.to(dtype), s, s_next
+
+
+def _sample_mean(values: Tensor) -> Tensor:
+    return values.reshape(len(values), -1).mean(1)

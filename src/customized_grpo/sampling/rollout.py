@@ -1,0 +1,142 @@
+"""Sampling: one group with its trajectory for training, or plain images for evaluation and use.
+
+Dimensions: G group size, T sampler steps, J stochastic steps, K trained steps, S latent tokens, C latent channels, n batch.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from customized_grpo.clock import Clock
+from customized_grpo.policies.base import Policy
+from customized_grpo.sampling.dynamics import Gaussian, log_prob, ode
+from customized_grpo.sampling.schedule import StepPlan
+from customized_grpo.seeding import generator
+from customized_grpo.types import Conditioning, Example, Trajectory
+
+Transition = Callable[..., Gaussian]
+"""``(velocity, x, sigma, sigma_next, *, sigma_max) -> Gaussian``: a dynamics with its noise scale."""
+
+
+def initial_noise(
+    latent_shape: tuple[int, int], group_size: int, *, seed: int, step: int, group: int, shared: bool
+) -> Float[Tensor, "g s c"]:
+    """float32 noise at sigma = 1, a function of (seed, step, global index) only.
+
+    Args:
+        latent_shape: (S, C).
+        group_size: G.
+        seed: the run's seed.
+        step: the GRPO step.
+        group: global index of the group in this GRPO step, over all ranks.
+        shared: one draw for the whole group; else one a sample.
+    """
+    if shared:
+        draw = torch.randn(latent_shape, generator=generator(seed, "shared-noise", step, group))
+        return draw.expand(group_size, *latent_shape)
+    first = group * group_size
+    return torch.stack(
+        [
+            torch.randn(latent_shape, generator=generator(seed, "noise", step, first + g))
+            for g in range(group_size)
+        ]
+    )
+
+
+def transition_noise(
+    latent_shape: tuple[int, int], group_size: int, num_draws: int, *, seed: int, step: int, group: int
+) -> Float[Tensor, "g j s c"]:
+    """float32 noise of the J = ``num_draws`` stochastic transitions of each sample, in the order they happen."""
+    first = group * group_size
+    return torch.stack(
+        [
+            torch.randn((num_draws, *latent_shape), generator=generator(seed, "transition", step, first + g))
+            for g in range(group_size)
+        ]
+    )
+
+
+@torch.no_grad()
+def sample_group(
+    policy: Policy,
+    example: Example,
+    cond: Conditioning,
+    *,
+    sigmas: Float[Tensor, " t_plus_1"],
+    plan: StepPlan,
+    transition: Transition,
+    noise: Float[Tensor, "g s c"],
+    draws: Float[Tensor, "g j s c"],
+    shared_noise: bool,
+    clock: Clock,
+) -> Trajectory:
+    """Sample G images of one example and record the trained transitions.
+
+    Steps that the plan does not make stochastic are Euler steps of the flow. With shared noise the steps before the first
+    stochastic one are the same for all samples, so they are computed once. The state is rounded to the policy's storage
+    dtype *before* it is scored: scoring float32 and replaying bfloat16 would move the log-ratio by far more than the clip.
+
+    Args:
+        policy: whose ``velocity`` also serves the replay.
+        example: what is drawn; it travels with the trajectory to the rewards.
+        cond: ``policy.encode`` of the example.
+        sigmas: the grid, float32 from 1 to 0.
+        plan: which steps are stochastic and which of them are trained.
+        transition: the dynamics of the stochastic steps.
+        noise: state at sigma = 1, see ``initial_noise``.
+        draws: noise of the stochastic transitions, see ``transition_noise``.
+        shared_noise: ``noise`` is the same for all samples.
+        clock: gets the phases ``rollout`` and ``decode``.
+    """
+    with clock.phase("rollout"):
+        sigmas, draws = sigmas.to(policy.device), draws.to(policy.device)
+        x = noise.to(policy.device, policy.dtype)
+        shared_until = plan.first_stochastic if shared_noise else 0
+        x = ode_steps(policy, cond, x[:1] if shared_until else x, sigmas[: shared_until + 1]).expand_as(x)
+        before, after, scores = [], [], []
+        for k in range(shared_until, len(sigmas) - 1):
+            if k not in plan.stochastic:
+                x = ode_steps(policy, cond, x, sigmas[k : k + 2])
+                continue
+            gaussian = transition(
+                policy.velocity(x, sigmas[k], cond), x.float(), sigmas[k], sigmas[k + 1], sigma_max=sigmas[1]
+            )
+            x_next = (gaussian.mean + gaussian.std * draws[:, plan.stochastic.index(k)]).to(policy.dtype)
+            if k in plan.trained:
+                before.append(x)
+                after.append(x_next)
+                scores.append(log_prob(x_next.float(), gaussian))
+            x = x_next
+    with clock.phase("decode"):
+        images = policy.decode(x)
+    return Trajectory(
+        example=example,
+        cond=cond,
+        sigmas=sigmas,
+        steps=torch.tensor(plan.trained, device=policy.device),
+        x=torch.stack(before, dim=1),
+        x_next=torch.stack(after, dim=1),
+        log_prob=torch.stack(scores, dim=1),
+        images=images,
+    )
+
+
+@torch.no_grad()
+def ode_steps(
+    policy: Policy, cond: Conditioning, x: Float[Tensor, "n s c"], sigmas: Float[Tensor, " m"]
+) -> Float[Tensor, "n s c"]:
+    """Euler steps of the flow along ``sigmas``; one sigma is no step. The state is kept in the storage dtype."""
+    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+        x = ode(policy.velocity(x, sigma, cond), x.float(), sigma, sigma_next).to(policy.dtype)
+    return x
+
+
+@torch.no_grad()
+def generate(
+    policy: Policy, cond: Conditioning, noise: Float[Tensor, "n s c"], sigmas: Float[Tensor, " t_plus_1"]
+) -> UInt8[Tensor, "n h w 3"]:
+    """Deterministic sampling of n images of one prompt, from ``noise`` at sigma = 1."""
+    x = noise.to(policy.device, policy.dtype)
+    return policy.decode(ode_steps(policy, cond, x, sigmas.to(policy.device)))

@@ -1,0 +1,207 @@
+"""The conformance kit: what every policy, reward and aggregator must hold, yours included.
+
+Call it from your own tests; what is wrong is said by an ``AssertionError``. Dimensions: n batch, S latent tokens,
+C channels, G group size, Q = 2 axes (prompt, identity), K trained steps, H x W pixels.
+"""
+
+import asyncio
+from collections.abc import Callable
+from itertools import product
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image as PILImage
+from torch import Tensor
+
+from customized_grpo.policies.base import Policy
+from customized_grpo.policies.lora import base_transformer, reference
+from customized_grpo.rewards.base import AsyncReward, Reward
+from customized_grpo.types import Example
+
+_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Largest difference over the largest value when the same samples are computed in batches of another size."""
+
+
+def check_policy(policy: Policy, example: Example) -> None:
+    """Check a loaded policy with an adapter attached (``lora.attach``), on one example.
+
+    Shapes and dtypes; the same result for the same input; a sample's velocity does not depend on the others of its
+    batch; one sigma for all equals the same sigma a row; gradients reach every adapter weight and nothing else;
+    without its adapter the policy still runs; decode gives uint8 images on the CPU.
+
+    Raises:
+        AssertionError: what does not hold.
+    """
+    n, sigma = 4, torch.tensor(0.7, device=policy.device)
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(n, *policy.latent_shape, generator=draw).to(policy.device, policy.dtype)
+    cond = policy.encode(example.prompt, example.references)
+    for name, tensor in cond.tensors.items():
+        assert tensor.shape[0] == 1, (
+            f"conditioning {name!r} has shape {tuple(tensor.shape)}; its first dimension must be 1"
+        )
+        assert not tensor.requires_grad, (
+            f"conditioning {name!r} carries a gradient; encode under torch.no_grad"
+        )
+        assert not tensor.is_inference(), (
+            f"conditioning {name!r} is an inference tensor; use torch.no_grad instead"
+        )
+    again = policy.encode(example.prompt, example.references)
+    for name, tensor in cond.tensors.items():
+        assert torch.equal(tensor, again.tensors[name]), f"encoding twice gives another {name!r}"
+
+    with torch.no_grad():
+        whole = policy.velocity(x, sigma, cond)
+        assert whole.shape == x.shape, f"velocity of x {tuple(x.shape)} has shape {tuple(whole.shape)}"
+        assert whole.dtype == torch.float32, f"velocity must be float32, not {whole.dtype}"
+        assert bool(whole.isfinite().all()), "velocity is not finite"
+        assert torch.equal(whole, policy.velocity(x, sigma, cond)), (
+            "the same velocity twice differs (dropout, noise?)"
+        )
+        rows = policy.velocity(x, sigma.expand(n), cond)
+        assert torch.equal(whole, rows), (
+            "a sigma a row, all equal, gives another velocity than one sigma for all"
+        )
+        for size in (1, 2):
+            parts = torch.cat([policy.velocity(part, sigma, cond) for part in torch.split(x, size)])
+            _close(parts, whole, policy.dtype, f"velocity in batches of {size} differs from a batch of {n}")
+        spread = torch.linspace(0.2, 1.0, n, device=policy.device)
+        mixed = policy.velocity(x, spread, cond)
+        alone = torch.cat([policy.velocity(x[i : i + 1], spread[i], cond) for i in range(n)])
+        _close(mixed, alone, policy.dtype, "samples at their own sigma differ from the same samples alone")
+        assert not torch.equal(mixed, whole), "velocity does not depend on sigma"
+
+    _check_gradient(policy, x, whole, lambda: policy.velocity(x, sigma, cond))
+    with torch.no_grad(), reference(policy):
+        assert bool(policy.velocity(x, sigma, cond).isfinite().all()), (
+            "without its adapter the velocity is not finite"
+        )
+    with torch.no_grad():
+        assert torch.equal(whole, policy.velocity(x, sigma, cond)), (
+            "lora.reference did not restore the adapter"
+        )
+
+    images = policy.decode(x)
+    assert images.dtype == torch.uint8, f"decode must give uint8, not {images.dtype}"
+    assert images.device.type == "cpu", f"decode must give images on the CPU, not on {images.device}"
+    assert images.ndim == 4, f"decode must give (n, h, w, 3), not {tuple(images.shape)}"
+    assert images.shape[::3] == (n, 3), f"decode must give (n, h, w, 3), not {tuple(images.shape)}"
+    assert torch.equal(images, policy.decode(x)), "decoding twice differs"
+
+
+def _check_gradient(policy: Policy, x: Tensor, expected: Tensor, velocity: Callable[[], Tensor]) -> None:
+    named = dict(base_transformer(policy).named_parameters())
+    trained = [name for name, parameter in named.items() if parameter.requires_grad]
+    assert trained, "nothing is trained; attach an adapter first (policies.lora.attach)"
+    assert all(".lora_" in name for name in trained), "weights other than the adapter's would be trained"
+    kept = {name: named[name].grad for name in trained}
+    output = velocity()
+    assert torch.equal(output, expected), (
+        "velocity with gradients differs from velocity without: the ratio is not 1"
+    )
+    for name in trained:
+        named[name].grad = None
+    output.square().mean().backward()
+    for name in trained:
+        grad = named[name].grad
+        assert grad is not None, f"no gradient reaches {name}; data-parallel training would wait for it"
+        assert bool(grad.isfinite().all()), f"the gradient of {name} is not finite"
+    # B starts as zero and then passes nothing on to A, so only the sum is sure to be non-zero.
+    total = sum(float(named[name].grad.abs().sum()) for name in trained)
+    assert total > 0, "all gradients of the adapter are zero"
+    for name in trained:
+        named[name].grad = kept[name]
+
+
+def check_reward(reward: Reward | AsyncReward, example: Example, images: UInt8[Tensor, "g h w 3"]) -> None:
+    """Check a reward on a group of at least 3 different images.
+
+    Shape, float32 and CPU; the same scores twice; scores follow their images when these change places; nothing given
+    is changed. NaN (unscorable) is allowed, infinity is not.
+
+    Raises:
+        AssertionError: what does not hold.
+    """
+    group = images.shape[0]
+    assert group >= 3, f"give at least 3 images, not {group}"
+    before, references = images.clone(), [image.tobytes() for image in example.references]
+    scores = _score(reward, example, images)
+    assert scores.shape == (group,), (
+        f"{group} images must give {group} scores, not shape {tuple(scores.shape)}"
+    )
+    assert scores.dtype == torch.float32, f"scores must be float32, not {scores.dtype}"
+    assert scores.device.type == "cpu", f"scores must be on the CPU, not on {scores.device}"
+    assert not scores.requires_grad, "scores carry a gradient; score under torch.no_grad"
+    assert not bool(scores.isinf().any()), f"infinite scores: {scores.tolist()}; unscorable is NaN"
+    assert torch.equal(images, before), "the reward changed the images it was given"
+    assert [image.tobytes() for image in example.references] == references, (
+        "the reward changed the references"
+    )
+    again = _score(reward, example, images)
+    assert torch.allclose(scores, again, rtol=0, atol=0, equal_nan=True), "scoring twice differs"
+    order = torch.arange(group).roll(1)
+    moved = _score(reward, example, images[order])
+    assert torch.allclose(moved, scores[order], rtol=1e-4, atol=1e-5, equal_nan=True), (
+        f"scores do not follow their images: {scores[order].tolist()} expected after a change of places, "
+        f"{moved.tolist()} given"
+    )
+
+
+def _score(reward: Reward | AsyncReward, example: Example, images: Tensor) -> Tensor:
+    if isinstance(reward, Reward):
+        return reward(example, images)
+
+    async def one_by_one(judge: AsyncReward) -> list[float]:
+        return [await judge(example, PILImage.fromarray(image.numpy())) for image in images]
+
+    return torch.tensor(asyncio.run(one_by_one(reward)))
+
+
+def check_aggregator(
+    aggregator: Callable[[Float[Tensor, "g q"], Float[Tensor, "k q"]], Float[Tensor, "g k"]],
+) -> None:
+    """Check an aggregator ``(a[G,Q], w[K,Q]) -> [G,K]``, its own parameters bound.
+
+    Shape and float32; finite for every sign pattern, also at the clip and where the axes cancel; advantages follow
+    their samples when these change places; a group without advantages (all rewards alike) gets exact zeros; nothing
+    given is changed.
+
+    Raises:
+        AssertionError: what does not hold.
+    """
+    w = torch.tensor([[0.7, 0.3], [0.5, 0.5], [0.2, 0.8]])
+    values = (-5.0, -1.0, -1e-6, 0.0, 1e-6, 1.0, 5.0)
+    a = torch.tensor(list(product(values, values)))
+    given, weights = a.clone(), w.clone()
+    result = aggregator(a, w)
+    assert result.shape == (len(a), len(w)), (
+        f"a {tuple(a.shape)}, w {tuple(w.shape)} give {tuple(result.shape)}, not (G, K)"
+    )
+    assert result.dtype == torch.float32, f"advantages must be float32, not {result.dtype}"
+    bad = [tuple(a[i].tolist()) for i in (~result.isfinite()).any(dim=1).nonzero().flatten().tolist()]
+    assert not bad, f"not finite for (prompt, identity) = {bad[:5]}"
+    assert torch.equal(a, given), "the aggregator changed the advantages it was given"
+    assert torch.equal(w, weights), "the aggregator changed the weights it was given"
+    order = torch.randperm(len(a), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        aggregator(a[order], w),
+        result[order],
+        rtol=1e-4,
+        atol=1e-5,
+        msg="advantages do not follow their samples",
+    )
+    for first in range(len(a) - 1):
+        group = a[first : first + 2]
+        assert bool(aggregator(group, w).isfinite().all()), f"not finite in a small group: {group.tolist()}"
+    zero = aggregator(torch.zeros(4, 2), w)
+    assert torch.equal(zero, torch.zeros(4, 3)), (
+        f"a group without advantages must get zeros, not {zero.tolist()}"
+    )
+
+
+def _close(given: Tensor, expected: Tensor, dtype: torch.dtype, message: str) -> None:
+    difference = float((given - expected).abs().max() / expected.abs().max())
+    allowed = _TOLERANCE[dtype]
+    assert difference <= allowed, (
+        f"{message}: by {difference:.1e} of the largest value; allowed is {allowed:.0e}"
+    )

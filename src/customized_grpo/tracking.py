@@ -1,0 +1,144 @@
+"""A run's folder and its log: JSONL and images on disk are the truth, trackers and the console mirror them."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, final
+
+import numpy as np
+from accelerate import Accelerator
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch import Tensor
+
+from customized_grpo.types import Example
+
+METRICS = "metrics.jsonl"
+
+
+def prepare_folder(folder: Path, *, resuming: bool) -> None:
+    """Make a run's folder, or accept an existing one when resuming.
+
+    Raises:
+        ValueError: the folder holds something already (or nothing, when resuming), or can't be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"run.dir: {folder} is a file; give a folder that is new or empty")
+    if not resuming and folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(
+            f"run.dir: {folder} already holds files; give another folder (run.dir=...), "
+            "or go on with that run by run.resume=latest"
+        )
+    if resuming and not (folder / "checkpoints").is_dir():
+        raise ValueError(f"run.resume: {folder} holds no checkpoints; start it anew with run.resume=null")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"run.dir: {folder} can't be made ({error.strerror}); give a folder that can be written"
+        ) from error
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Drop the lines after ``step``: a resumed run writes them again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):  # the line that a killed run was writing
+            continue
+    path.write_text("".join(f"{line}\n" for line in kept))
+
+
+def save_group(
+    path: Path, example: Example, images: UInt8[Tensor, "g h w 3"], values: Mapping[str, Sequence[float]]
+) -> None:
+    """A group as a picture, its first reference on the left, and the samples' values beside it as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width = images.shape[1:3]
+    gap = max(2, width // 16)
+    strip = Image.new("RGB", ((width + gap) * len(images) + width + gap, height), "white")
+    strip.paste(ImageOps.fit(example.references[0], (width, height)), (0, 0))
+    for column, image in enumerate(np.asarray(images)):
+        strip.paste(Image.fromarray(image), ((width + gap) * (column + 1) + gap, 0))
+    strip.save(path)
+    rows = {"key": example.key, "prompt": example.prompt} | {
+        name: [round(v, 6) for v in of] for name, of in values.items()
+    }
+    path.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+@final
+class RunLog:
+    """Writes one JSON object a step, mirrors it to accelerate's trackers, and shows progress on the main process."""
+
+    def __init__(self, accelerator: Accelerator, folder: Path, num_steps: int, start: int) -> None:
+        self._accelerator = accelerator
+        self._path = folder / METRICS
+        self._console = Console(stderr=True)
+        self._total, self._start, self._done = num_steps, start, start
+        self._began = time.monotonic()
+        self._bar: Progress | None = None
+        if accelerator.is_main_process and sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            self._bar = Progress(
+                *columns,
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._task = self._bar.add_task("training", total=num_steps, completed=start)
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """A line for the person who watches, from the main process only."""
+        if self._accelerator.is_main_process:
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def write(self, step: int, metrics: Mapping[str, float], headline: str) -> None:
+        """Append a line to ``metrics.jsonl`` (NaN as null) and show progress."""
+        if not self._accelerator.is_main_process:
+            return
+        row: dict[str, Any] = {"step": step}
+        row.update({name: value if math.isfinite(value) else None for name, value in sorted(metrics.items())})
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        self._accelerator.log(dict(metrics), step=step)
+        self._done = step
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=headline)
+        elif step % max(1, self._total // 20) == 0 or step in (1, self._total):
+            self.say(f"step {step}/{self._total}  {headline}  left {self._left()}")
+
+    def _left(self) -> str:
+        if self._done == self._start:
+            return "?"
+        seconds = (time.monotonic() - self._began) / (self._done - self._start) * (self._total - self._done)
+        return f"{int(seconds // 60)}:{int(seconds % 60):02d}"

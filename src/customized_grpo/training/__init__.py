@@ -1,0 +1,1 @@
+"""The trainer: the objective, the loop, its checkpoints and its metrics."""

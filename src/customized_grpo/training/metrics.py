@@ -1,0 +1,113 @@
+"""The numbers that explain a step. Every name is in the glossary (``docs/metrics.md``); a test holds it to that.
+
+Dimensions: G group size, R rewards, Q axes, K trained steps, T sampler steps.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from customized_grpo.advantages.shaping import Shaped
+from customized_grpo.config import AXES
+from customized_grpo.evaluation.summary import Row, column_means, columns_of
+from customized_grpo.training.objective import ratio_stats
+
+
+def groups(
+    names: Sequence[str],
+    axis_of: Sequence[int],
+    rewards: Sequence[Float[Tensor, "g r"]],
+    shaped: Sequence[Shaped],
+) -> dict[str, float]:
+    """Rewards and advantages of a step's groups, each a mean over the groups."""
+    metrics: dict[str, float] = {}
+    for column, name in enumerate(names):
+        values = [scores[:, column] for scores in rewards]
+        finite = [value[value.isfinite()] for value in values]
+        metrics[f"reward/{name}/mean"] = _mean([float(value.mean()) for value in finite if len(value)])
+        metrics[f"reward/{name}/std"] = _mean([float(value.std()) for value in finite if len(value) > 1])
+        metrics[f"reward/{name}/zero_variance_share"] = _mean([float(_constant(value)) for value in finite])
+    for axis, axis_name in enumerate(AXES):
+        mine = [metrics[f"reward/{name}/mean"] for name, of in zip(names, axis_of, strict=True) if of == axis]
+        metrics[f"reward/{axis_name}/mean"] = _mean(mine)
+    metrics["advantage/correlation"] = _mean([correlation(one.axes) for one in shaped])
+    prompt, identity = torch.cat([one.axes for one in shaped]).unbind(1)
+    metrics["advantage/share_synergy"] = float(((prompt > 0) & (identity > 0)).float().mean())
+    metrics["advantage/share_conflict"] = float((prompt * identity < 0).float().mean())
+    metrics["advantage/share_both_down"] = float(((prompt < 0) & (identity < 0)).float().mean())
+    metrics["advantage/bonus_mean"] = _mean([float(one.bonus.mean()) for one in shaped])
+    metrics["advantage/bonus_abs_mean"] = _mean([float(one.bonus.abs().mean()) for one in shaped])
+    metrics["advantage/abs_mean"] = _mean([float(one.advantage.abs().mean()) for one in shaped])
+    metrics["advantage/clip_share"] = _mean([one.clipped_share for one in shaped])
+    metrics["advantage/masked_share"] = _mean([float((~one.scored).float().mean()) for one in shaped])
+    return metrics
+
+
+def correlation(axes: Float[Tensor, "g q"]) -> float:
+    """Pearson's correlation of the two axes inside a group; NaN where one is constant."""
+    prompt, identity = (axes - axes.mean(0)).unbind(1)
+    scale = float(prompt.norm() * identity.norm())
+    return float(prompt @ identity) / scale if scale > 0 else math.nan
+
+
+def weights(
+    steps: Sequence[int], time_weights: Float[Tensor, "t q"], pull: Float[Tensor, " t"]
+) -> dict[str, float]:
+    """Time weight of each trained step and axis, and the *effective* one.
+
+    A step's gradient is its weight times ``pull`` (sensitivity of its log-probability times its loss weight), so the
+    effective weight is that product, scaled so that the trained steps' sum over both axes is their number.
+    """
+    metrics = {}
+    used = torch.tensor(steps)
+    effective = time_weights[used] * pull[used, None]
+    effective = effective * (len(steps) / effective.sum())
+    for row, step in enumerate(steps):
+        for column, axis in enumerate(AXES):
+            metrics[f"weight/{axis}/step_{step:02d}"] = float(time_weights[step, column])
+            metrics[f"weight_effective/{axis}/step_{step:02d}"] = float(effective[row, column])
+    return metrics
+
+
+def update(log_ratios: Float[Tensor, " n"], advantages: Float[Tensor, " n"], clip: float) -> dict[str, float]:
+    """How far one update's replay is from the rollout."""
+    stats = ratio_stats(log_ratios, advantages, clip)
+    return {
+        "ratio/max": stats.max,
+        "ratio/max_abs_log": stats.max_abs_log,
+        "ratio/clip_share": stats.clip_share_low + stats.clip_share_high,
+        "ratio/clip_share_low": stats.clip_share_low,
+        "ratio/clip_share_high": stats.clip_share_high,
+    }
+
+
+def evaluation(rows: Sequence[Row]) -> dict[str, float]:
+    """Mean over held-out examples of every metric."""
+    return {
+        f"evaluation/{column}/mean": _mean(list(column_means(rows, column).values()))
+        for column in columns_of(rows)
+    }
+
+
+def headline(metrics: Mapping[str, float]) -> str:
+    """The few numbers that a person watches."""
+    shown = {
+        "prompt": "reward/prompt/mean",
+        "identity": "reward/identity/mean",
+        "corr": "advantage/correlation",
+        "grad": "grad/norm",
+        "s": "time/step",
+    }
+    return "  ".join(f"{label} {metrics[name]:.3g}" for label, name in shown.items() if name in metrics)
+
+
+def _constant(values: Float[Tensor, " g"]) -> bool:
+    return len(values) < 2 or bool(values.std() <= 1e-6 * values.mean().abs())
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan

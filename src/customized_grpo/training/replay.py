@@ -1,0 +1,74 @@
+"""Replay: the trained transitions of a rollout once more, with gradients, as micro-batches of (sample, step) pairs.
+
+Dimensions: G group size, K trained steps, S latent tokens, C latent channels, n pairs of a micro-batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from customized_grpo.policies.base import Policy
+from customized_grpo.sampling.dynamics import Gaussian, log_prob
+from customized_grpo.sampling.rollout import Transition
+from customized_grpo.types import Conditioning, Trajectory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairs:
+    """n transitions of one group: what one forward of a replay needs."""
+
+    cond: Conditioning
+    x: Float[Tensor, "n s c"]
+    x_next: Float[Tensor, "n s c"]
+    sigma: Float[Tensor, " n"]
+    sigma_next: Float[Tensor, " n"]
+    sigma_max: Float[Tensor, ""]
+    log_prob: Float[Tensor, " n"]
+    """Of the rollout."""
+    advantage: Float[Tensor, " n"]
+    """Clamped, and multiplied by the step's loss weight."""
+
+
+def micro_batches(
+    groups: Sequence[Trajectory],
+    advantages: Sequence[Float[Tensor, "g k"]],
+    samples: Sequence[int],
+    size: int,
+) -> Iterator[Pairs]:
+    """Micro-batches of at most ``size`` pairs over the given samples of every group.
+
+    Pairs run over the samples first, then over the steps, so that a micro-batch of G pairs is one step of one group: the
+    batch that the rollout scored, bit for bit.
+    """
+    for trajectory, advantage in zip(groups, advantages, strict=True):
+        num_steps = len(trajectory.steps)
+        index = [(g, k) for k in range(num_steps) for g in samples]
+        for start in range(0, len(index), size):
+            g, k = torch.tensor(index[start : start + size], device=trajectory.x.device).unbind(1)
+            steps: Int[Tensor, " n"] = trajectory.steps[k]
+            yield Pairs(
+                cond=trajectory.cond,
+                x=trajectory.x[g, k],
+                x_next=trajectory.x_next[g, k],
+                sigma=trajectory.sigmas[steps],
+                sigma_next=trajectory.sigmas[steps + 1],
+                sigma_max=trajectory.sigmas[1],
+                log_prob=trajectory.log_prob[g, k],
+                advantage=advantage[g, k],
+            )
+
+
+def num_micro_batches(groups: Sequence[Trajectory], num_samples: int, size: int) -> int:
+    """How many ``micro_batches`` yields."""
+    return sum(-(-num_samples * len(trajectory.steps) // size) for trajectory in groups)
+
+
+def replay(policy: Policy, transition: Transition, pairs: Pairs) -> tuple[Float[Tensor, " n"], Gaussian]:
+    """Log-probability of the recorded transitions under the policy as it is now, and the transition's distribution."""
+    velocity = policy.velocity(pairs.x, pairs.sigma, pairs.cond)
+    sigma, sigma_next = pairs.sigma[:, None, None], pairs.sigma_next[:, None, None]
+    gaussian = transition(velocity, pairs.x.float(), sigma, sigma_next, sigma_max=pairs.sigma_max)
+    return log_prob(pairs.x_next.float(), gaussian), gaussian

@@ -1,0 +1,193 @@
+"""From a recipe to the parts that a training run is made of, each built once and in one place."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from customized_grpo import registry
+from customized_grpo.advantages.shaping import Aggregator
+from customized_grpo.clock import Clock
+from customized_grpo.config import AXES, Recipe
+from customized_grpo.data.base import Dataset
+from customized_grpo.evaluation.metrics import Scorer as MetricScorer
+from customized_grpo.evaluation.metrics import build_metrics
+from customized_grpo.evaluation.summary import Row
+from customized_grpo.policies import lora
+from customized_grpo.policies.base import Policy
+from customized_grpo.rewards.scorer import Scorer
+from customized_grpo.sampling.rollout import Transition
+from customized_grpo.sampling.schedule import shifted_sigmas
+from customized_grpo.training.objective import sensitivity, step_weights
+from customized_grpo.types import Conditioning, Example
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a run has gone through so far; part of every checkpoint."""
+
+    skipped: int = 0
+    """Updates that were skipped for a gradient that was not finite."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Held-out data and metrics, with the conditioning and the base's and the adapter's newest rows kept."""
+
+    dataset: Dataset
+    metrics: dict[str, MetricScorer]
+    encode: Callable[[Example], Conditioning]
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Everything a trainer works with."""
+
+    recipe: Recipe
+    folder: Path
+    accelerator: Accelerator
+    policy: Policy
+    dataset: Dataset
+    scorer: Scorer
+    reward_axes: Sequence[int]
+    """Axis of each reward, in the order of the recipe."""
+    sigmas: Float[Tensor, " t_plus_1"]
+    plan: Any
+    transition: Transition
+    aggregator: Aggregator
+    time_weights: Float[Tensor, "t q"]
+    loss_weights: Float[Tensor, " t"]
+    """``objective.step_weighting``: a factor of each step's loss, mean 1 over the stochastic steps."""
+    pull: Float[Tensor, " t"]
+    """Relative size of each step's gradient at equal time weights: sensitivity times loss weight."""
+    parameters: dict[str, nn.Parameter]
+    optimizer: Any
+    schedule: Any
+    ema: EMAModel | None
+    evaluation: Evaluation | None
+    clock: Clock
+    progress: Progress = field(default_factory=Progress)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the adapter holds its running average, where the recipe asks for one."""
+        if self.ema is None:
+            yield
+            return
+        parameters = list(self.parameters.values())
+        self.ema.store(parameters)
+        self.ema.copy_to(parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(parameters)
+
+
+def build(recipe: Recipe) -> Parts:
+    """Load models and data of a recipe.
+
+    Raises:
+        ValueError: the data set is empty, or a model or file that the recipe names is not there.
+    """
+    run, train = recipe.run, recipe.train
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    folder = Path(run.dir)
+    accelerator = Accelerator(
+        cpu=run.device == "cpu",
+        log_with=list(run.trackers) or None,
+        project_config=ProjectConfiguration(project_dir=run.dir),
+    )
+    device = accelerator.device
+    policy = load_policy(recipe.policy, device=device, precision=run.precision)
+    lora.attach(policy, recipe.policy.lora, run.seed)
+    parameters = lora.trainable_parameters(policy)
+    optimizer = torch.optim.AdamW(
+        list(parameters.values()), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay
+    )
+    updates = train.steps * train.updates_per_rollout
+    schedule = get_scheduler(train.schedule.name, optimizer, train.schedule.warmup_steps, updates)
+    ema = EMAModel(list(parameters.values()), decay=train.ema) if train.ema is not None else None
+    policy.transformer, prepared = accelerator.prepare(policy.transformer, optimizer)
+
+    sigmas = shifted_sigmas(recipe.sampling.steps, recipe.sampling.shift)
+    transition = registry.build_function("dynamics", recipe.sampling.dynamics)
+    loss_weights = step_weights(recipe.objective.step_weighting, transition, sigmas)
+    return Parts(
+        recipe=recipe,
+        folder=folder,
+        accelerator=accelerator,
+        policy=policy,
+        dataset=load_dataset(recipe.data, "data"),
+        scorer=Scorer(
+            {
+                name: registry.resolve("rewards", registry.type_of(spec))(spec, device=device)
+                for name, spec in recipe.rewards.items()
+            },
+            max_failed_share=recipe.advantage.max_failed_share,
+        ),
+        reward_axes=[AXES.index(spec.axis) for spec in recipe.rewards.values()],
+        sigmas=sigmas.to(device),
+        plan=recipe.sampling.plan,
+        transition=transition,
+        aggregator=registry.build_function("aggregators", recipe.advantage.aggregator),
+        time_weights=registry.build_function("time_weights", recipe.advantage.time_weights)(
+            recipe.sampling.steps
+        ),
+        loss_weights=loss_weights.to(device),
+        pull=sensitivity(transition, sigmas) * loss_weights,
+        parameters=parameters,
+        optimizer=prepared,
+        schedule=schedule,
+        ema=ema,
+        evaluation=_evaluation(recipe, policy, device),
+        clock=Clock(device),
+    )
+
+
+def load_policy(spec: Any, *, device: torch.device, precision: str) -> Policy:
+    """The frozen policy of a recipe's ``policy`` section."""
+    dtype = {"bf16": torch.bfloat16, "no": torch.float32}[precision]
+    policy: Policy = registry.resolve("policies", registry.type_of(spec)).load(
+        spec, device=device, dtype=dtype
+    )
+    return policy
+
+
+def load_dataset(spec: Any, place: str) -> Dataset:
+    """The data set of a recipe's section, refused when empty."""
+    dataset: Dataset = registry.resolve("datasets", registry.type_of(spec))(spec)
+    if not len(dataset):
+        raise ValueError(
+            f"{place}: the data set ({registry.type_of(spec)}) is empty; it needs at least one example"
+        )
+    return dataset
+
+
+def _evaluation(recipe: Recipe, policy: Policy, device: torch.device) -> Evaluation | None:
+    spec = recipe.evaluate
+    if spec is None or not recipe.train.evaluate_every:
+        return None
+    kept: dict[str, Conditioning] = {}
+
+    def encode(example: Example) -> Conditioning:
+        """Held-out examples come back every N steps, so each is encoded once; the CPU has the room."""
+        if example.key not in kept:
+            kept[example.key] = policy.encode(example.prompt, example.references).to(torch.device("cpu"))
+        return kept[example.key].to(device)
+
+    return Evaluation(
+        dataset=load_dataset(spec.data, "evaluate.data"),
+        metrics=build_metrics(spec.metrics, device),
+        encode=encode,
+    )

@@ -1,0 +1,163 @@
+"""What a checkpoint of a training run holds, and how a run goes on from one: bit for bit, or not at all.
+
+Randomness is a function of (seed, purpose, step, index), so weights, optimizer, schedule and the step are all there is.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from customized_grpo.config import Recipe
+from customized_grpo.evaluation.summary import Row
+from customized_grpo.loading import load_recipe, save_recipe
+from customized_grpo.policies import lora
+from customized_grpo.tracking import METRICS, cut_metrics, prepare_folder
+from customized_grpo.training import checkpoint
+from customized_grpo.training.setup import Parts
+
+HARMLESS = (
+    "run.",
+    "train.steps",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.evaluate_every",
+    "evaluate.",
+)
+"""Keys that may differ when a run goes on: they don't change what a step computes. ``run.seed`` and ``run.precision`` do."""
+
+
+def save(parts: Parts, done: int) -> None:
+    """Write the checkpoint after ``done`` GRPO steps; rank 0 writes, the others wait."""
+    if parts.accelerator.is_main_process:
+        keep = parts.recipe.train.keep_checkpoints
+        checkpoint.save_checkpoint(
+            parts.folder / "checkpoints", done, lambda aside: _write(parts, aside, done), keep=keep
+        )
+    parts.accelerator.wait_for_everyone()
+
+
+def _write(parts: Parts, aside: Path, done: int) -> None:
+    with parts.averaged():
+        lora.save_adapter(parts.policy, aside, {"step": str(done)})
+    save_recipe(parts.recipe, aside / "config.yaml")
+    state = aside / "state"
+    state.mkdir()
+    checkpoint.write_tensors(state / "adapter.safetensors", dict(parts.parameters))
+    names = list(parts.parameters)
+    checkpoint.write_tensors(
+        state / "optimizer.safetensors", checkpoint.flatten_optimizer(parts.optimizer.optimizer, names)
+    )
+    if parts.ema is not None:
+        checkpoint.write_tensors(
+            state / "ema.safetensors", dict(zip(names, parts.ema.shadow_params, strict=True))
+        )
+    checkpoint.write_json(
+        state / "trainer.json",
+        {
+            "step": done,
+            "updates": parts.schedule.last_epoch,
+            "ema_updates": 0 if parts.ema is None else parts.ema.optimization_step,
+            "skipped": parts.progress.skipped,
+            "scorer": parts.scorer.state_dict(),
+        },
+    )
+
+
+def restore(parts: Parts) -> int:
+    """Prepare the run's folder, and load the checkpoint that ``run.resume`` names.
+
+    Returns:
+        GRPO steps done.
+
+    Raises:
+        ValueError: the folder is taken, the checkpoint is missing or corrupt, or the recipe changed in a way that matters.
+    """
+    run, main = parts.recipe.run, parts.accelerator.is_main_process
+    if main:
+        prepare_folder(parts.folder, resuming=run.resume is not None)
+    parts.accelerator.wait_for_everyone()
+    start = 0
+    if run.resume is not None:
+        warn = parts.accelerator.print if main else _silent
+        folder = parts.folder / "checkpoints"
+        path = checkpoint.latest(folder, warn) if run.resume == "latest" else Path(run.resume)
+        start = checkpoint.check(path)
+        changed = compare_recipes(load_recipe(path / "config.yaml", []), parts.recipe)
+        if changed:
+            warn(f"resuming with changed keys that don't alter the computation: {', '.join(changed)}")
+        _read(parts, path / "state")
+        if parts.evaluation is not None:
+            _read_base_rows(parts)
+    if main:
+        cut_metrics(parts.folder / METRICS, start)
+        save_recipe(parts.recipe, parts.folder / "config.yaml")
+    parts.accelerator.init_trackers("customized-grpo", config={"recipe": parts.recipe.model_dump_json()})
+    return start
+
+
+def _silent(_text: str) -> None:
+    """The warning of a rank that is not the main one."""
+
+
+def _read(parts: Parts, state: Path) -> None:
+    weights = checkpoint.read_tensors(state / "adapter.safetensors")
+    if set(weights) != set(parts.parameters):
+        raise checkpoint.CheckpointError(
+            f"{state}: its adapter has other parameters than the recipe's policy.lora"
+        )
+    with torch.no_grad():
+        for name, parameter in parts.parameters.items():
+            parameter.copy_(weights[name])
+    names = list(parts.parameters)
+    optimizer = checkpoint.read_tensors(state / "optimizer.safetensors")
+    checkpoint.restore_optimizer(parts.optimizer.optimizer, names, optimizer)
+    saved: dict[str, Any] = json.loads((state / "trainer.json").read_text())
+    parts.schedule.load_state_dict(parts.schedule.state_dict() | {"last_epoch": saved["updates"]})
+    for group, lr in zip(parts.optimizer.param_groups, parts.schedule.lr_lambdas, strict=True):
+        group["lr"] = group["initial_lr"] * lr(saved["updates"])
+    parts.schedule._last_lr = [group["lr"] for group in parts.optimizer.param_groups]
+    if parts.ema is not None:
+        shadow = checkpoint.read_tensors(state / "ema.safetensors")
+        parts.ema.shadow_params = [shadow[name].to(parts.accelerator.device) for name in names]
+        parts.ema.optimization_step = saved["ema_updates"]
+    parts.progress.skipped = saved["skipped"]
+    parts.scorer.load_state_dict(saved["scorer"])
+
+
+def _read_base_rows(parts: Parts) -> None:
+    assert parts.evaluation is not None
+    path = parts.folder / "evaluation" / "step-000000.jsonl"
+    if path.is_file():
+        rows: list[Row] = [json.loads(line) for line in path.read_text().splitlines()]
+        parts.evaluation.rows["base"] = rows
+
+
+def compare_recipes(saved: Recipe, given: Recipe) -> list[str]:
+    """Keys that differ harmlessly between a checkpoint's recipe and the given one.
+
+    Raises:
+        ValueError: a key differs that changes what a step computes; it is named with both values.
+    """
+    before, now = _flat(saved.model_dump(mode="json")), _flat(given.model_dump(mode="json"))
+    differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    exact = {"run.seed", "run.precision"} | (
+        {"train.steps"} if given.train.schedule.name in ("linear", "cosine") else set()
+    )
+    refused = [key for key in differing if key in exact or not key.startswith(HARMLESS)]
+    if refused:
+        shown = "; ".join(f"{key}: was {before.get(key)!r}, given {now.get(key)!r}" for key in refused)
+        raise ValueError(
+            f"run.resume: the recipe differs from the checkpoint's where it matters - {shown}. Start a new run"
+        )
+    return differing
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}.{key}" if prefix else key)
+    return flat

@@ -1,0 +1,296 @@
+"""The loop: roll out, score, shape, replay, update, evaluate, save. ``Trainer.step`` is one GRPO step on one screen.
+
+Dimensions: G group size, K trained steps, R rewards, Q axes, P ranks.
+"""
+
+import contextlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor
+
+from customized_grpo.advantages.shaping import Shaped, shape
+from customized_grpo.config import AXES, Recipe
+from customized_grpo.data import order
+from customized_grpo.evaluation.evaluator import adapter_fingerprint, evaluate_policy, summarize
+from customized_grpo.policies import lora
+from customized_grpo.sampling.dynamics import kl
+from customized_grpo.sampling.rollout import initial_noise, sample_group, transition_noise
+from customized_grpo.sampling.schedule import StepPlan
+from customized_grpo.tracking import RunLog, save_group
+from customized_grpo.training import metrics as explain
+from customized_grpo.training.distributed import any_rank, gather_rows, largest, mean_metrics
+from customized_grpo.training.interrupt import StopRequest
+from customized_grpo.training.objective import clipped_surrogate
+from customized_grpo.training.replay import Pairs, micro_batches, num_micro_batches, replay
+from customized_grpo.training.setup import Parts, build
+from customized_grpo.training.state import restore, save
+from customized_grpo.types import Trajectory
+
+
+class DivergedError(RuntimeError):
+    """The run can't go on: a replay that differs from its rollout, or gradients that are not finite."""
+
+
+def train(recipe: Recipe) -> Path:
+    """Run a recipe, or go on with its run.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        ValueError: the run's folder, the data or the checkpoint don't fit the recipe; the message says what to do.
+        DivergedError: see there.
+    """
+    return Trainer(build(recipe)).run()
+
+
+@final
+class Trainer:
+    """One training run on one rank."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.recipe = parts.recipe
+        self.stop = StopRequest()
+
+    def run(self) -> Path:
+        """Train to the last step, or to the end of the step in which a signal came."""
+        parts, settings = self.parts, self.recipe.train
+        start = restore(parts)
+        with RunLog(parts.accelerator, parts.folder, settings.steps, start) as log, self.stop.listening():
+            if start == 0 and settings.evaluate_every:
+                log.write(0, self.evaluate(0), "base evaluated")
+            for step in range(start, settings.steps):
+                metrics = self.step(step)
+                done = step + 1
+                last = done == settings.steps
+                stopping = any_rank(parts.accelerator, self.stop.signal is not None) and not last
+                if settings.evaluate_every and (last or done % settings.evaluate_every == 0) and not stopping:
+                    metrics |= self.evaluate(done)
+                log.write(done, metrics, explain.headline(metrics))
+                if last or stopping or (settings.checkpoint_every and done % settings.checkpoint_every == 0):
+                    save(parts, done)
+                if stopping:
+                    log.say(f"stopped after step {done} and saved; go on with run.resume=latest")
+                    break
+            else:
+                self.summarize()
+        parts.scorer.close()
+        parts.accelerator.end_training()
+        return parts.folder
+
+    def step(self, step: int) -> dict[str, float]:
+        """One GRPO step: sample this rank's groups, score and shape them, and update the adapter."""
+        parts, clock = self.parts, self.parts.clock
+        groups, pending = [], []
+        for group, index in self.assignments(step):
+            groups.append(self.sample(step, group, index))
+            with clock.phase("score"):  # rewards over the network go on while the next group is sampled
+                pending.append(parts.scorer.submit(groups[-1].example, groups[-1].images))
+        with clock.phase("score"):
+            rewards = [scores.result() for scores in pending]
+        shaped = [self.shape(scores, group) for scores, group in zip(rewards, groups, strict=True)]
+        metrics = explain.groups(list(self.recipe.rewards), parts.reward_axes, rewards, shaped)
+        metrics |= explain.weights(groups[0].steps.tolist(), parts.time_weights, parts.pull)
+        for update, samples in enumerate(self.shares()):
+            metrics |= self.update(groups, shaped, samples, first=update == 0)
+        metrics |= parts.scorer.drain() | clock.drain()
+        if step == 0 or (step + 1) % max(1, self.recipe.train.save_samples_every) == 0:
+            self.save_samples(step + 1, groups[0], rewards[0], shaped[0])
+        return mean_metrics(parts.accelerator, metrics)
+
+    def assignments(self, step: int) -> list[tuple[int, int]]:
+        """(global index of the group in this step, index of its example) of this rank's groups."""
+        accelerator, per_step = self.parts.accelerator, self.recipe.train.groups_per_step
+        mine = order.indices(
+            step,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            groups_per_step=per_step,
+            size=len(self.parts.dataset),
+            seed=self.recipe.run.seed,
+        )
+        first = accelerator.process_index * len(mine)
+        return [(first + offset, index) for offset, index in enumerate(mine)]
+
+    def sample(self, step: int, group: int, index: int) -> Trajectory:
+        """The trajectory of one group."""
+        parts, sampling, size = self.parts, self.recipe.sampling, self.recipe.train.group_size
+        where = {"seed": self.recipe.run.seed, "step": step, "group": group}
+        shape_of = parts.policy.latent_shape
+        with parts.clock.phase("encode"):
+            example = parts.dataset[index]
+            cond = parts.policy.encode(example.prompt, example.references)
+        plan: StepPlan = parts.plan.steps(step, sampling.steps, self.recipe.run.seed, group)
+        with parts.clock.phase("rollout"):
+            noise = initial_noise(shape_of, size, shared=sampling.shared_noise, **where)
+            draws = transition_noise(shape_of, size, len(plan.stochastic), **where)
+        return sample_group(
+            parts.policy,
+            example,
+            cond,
+            sigmas=parts.sigmas,
+            plan=plan,
+            transition=parts.transition,
+            noise=noise,
+            draws=draws,
+            shared_noise=sampling.shared_noise,
+            clock=parts.clock,
+        )
+
+    def shape(self, rewards: Tensor, trajectory: Trajectory) -> Shaped:
+        """Advantages (G, K), with the time weights of the very steps that the trajectory recorded."""
+        specs = self.recipe.rewards.values()
+        return shape(
+            rewards,
+            self.parts.time_weights[trajectory.steps.cpu()],
+            axis_of=self.parts.reward_axes,
+            weight_of=[float(spec.weight) for spec in specs],
+            aggregator=self.parts.aggregator,
+            clip=self.recipe.advantage.clip,
+        )
+
+    def shares(self) -> list[Sequence[int]]:
+        """The samples of every group that each update of a rollout takes: equal, contiguous shares."""
+        size = self.recipe.train.group_size // self.recipe.train.updates_per_rollout
+        return [range(first, first + size) for first in range(0, self.recipe.train.group_size, size)]
+
+    def update(
+        self, groups: Sequence[Trajectory], shaped: Sequence[Shaped], samples: Sequence[int], *, first: bool
+    ) -> dict[str, float]:
+        """One optimizer update over the given samples of every group; the loss is a mean over all ranks' pairs."""
+        parts, settings, accelerator = self.parts, self.recipe.train, self.parts.accelerator
+        advantages = [
+            one.advantage.to(group.x.device) * parts.loss_weights[group.steps]
+            for one, group in zip(shaped, groups, strict=True)
+        ]
+        count = settings.groups_per_step * len(samples) * groups[0].x.shape[1]
+        remaining = num_micro_batches(groups, len(samples), settings.microbatch)
+        ratios: list[Tensor] = []
+        signs: list[Tensor] = []
+        loss_sum = kl_sum = 0.0
+        with parts.clock.phase("replay"):
+            for pairs in micro_batches(groups, advantages, samples, settings.microbatch):
+                remaining -= 1
+                quiet = (
+                    accelerator.no_sync(parts.policy.transformer) if remaining else contextlib.nullcontext()
+                )
+                with quiet:
+                    loss, penalty, log_ratio = self.loss(pairs)
+                    share = len(pairs.x) / count
+                    # accelerate averages gradients over the ranks, and ``count`` is already over all of them
+                    accelerator.backward(
+                        (loss + self.recipe.objective.kl * penalty) * share * accelerator.num_processes
+                    )
+                ratios.append(log_ratio)
+                signs.append(pairs.advantage)
+                loss_sum, kl_sum = (
+                    loss_sum + float(loss.detach()) * share,
+                    kl_sum + float(penalty.detach()) * share,
+                )
+        with parts.clock.phase("optimizer"):
+            log_ratios = torch.cat(ratios)
+            if first:
+                self.guard(largest(accelerator, float(log_ratios.abs().max())))
+            metrics = explain.update(log_ratios, torch.cat(signs), self.recipe.objective.clip)
+            metrics |= {
+                "loss/surrogate": loss_sum * accelerator.num_processes,
+                "loss/kl": kl_sum * accelerator.num_processes,
+            }
+            return metrics | self.optimize()
+
+    def loss(self, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+        """Surrogate, KL to the base (0 where the recipe has none), and the detached log-ratios."""
+        parts, objective = self.parts, self.recipe.objective
+        new, gaussian = replay(parts.policy, parts.transition, pairs)
+        # clamped before the steps' loss weights came in
+        loss = clipped_surrogate(new, pairs.log_prob, pairs.advantage, objective.clip, max_advantage=math.inf)
+        penalty = torch.zeros_like(loss)
+        if objective.kl:
+            with torch.no_grad(), lora.reference(parts.policy):
+                _, base = replay(parts.policy, parts.transition, pairs)
+            penalty = kl(gaussian, base).mean()
+        return loss, penalty, (new - pairs.log_prob).detach()
+
+    def guard(self, log_ratio: float) -> None:
+        """The first replay of a rollout must give the rollout's own log-probabilities back."""
+        if not log_ratio <= self.recipe.train.ratio_guard:
+            raise DivergedError(
+                f"the first replay's largest |log-ratio| is {log_ratio:.3g}, where it should be 0 "
+                f"(train.ratio_guard={self.recipe.train.ratio_guard:g}): rollout and replay don't compute the same thing; "
+                "use the same precision and batch size in both, or raise train.ratio_guard knowingly"
+            )
+
+    def optimize(self) -> dict[str, float]:
+        """Clip and step, unless the gradient is not finite on some rank; then nothing moves."""
+        parts, settings = self.parts, self.recipe.train
+        parameters = list(parts.parameters.values())
+        norm = largest(
+            parts.accelerator, float(parts.accelerator.clip_grad_norm_(parameters, settings.max_grad_norm))
+        )
+        if not torch.isfinite(torch.tensor(norm)):
+            parts.optimizer.zero_grad()
+            parts.progress.skipped += 1
+            if parts.progress.skipped > settings.max_skipped:
+                raise DivergedError(
+                    f"the gradient's norm is {norm}, {parts.progress.skipped} time(s) so far (train.max_skipped="
+                    f"{settings.max_skipped}); nothing was updated. Lower train.lr, or look at the rewards of the last step"
+                )
+            return {"grad/norm": norm, "grad/max_skipped": float(parts.progress.skipped)}
+        parts.optimizer.step()
+        parts.schedule.step()
+        parts.optimizer.zero_grad()
+        if parts.ema is not None:
+            parts.ema.step(parameters)
+        return {
+            "grad/norm": norm,
+            "grad/max_skipped": float(parts.progress.skipped),
+            "lr": parts.schedule.get_last_lr()[0],
+        }
+
+    def evaluate(self, done: int) -> dict[str, float]:
+        """Held-out metrics of the adapter as it would be saved now."""
+        parts, spec = self.parts, self.recipe.evaluate
+        assert spec is not None
+        assert parts.evaluation is not None
+        with parts.clock.phase("evaluate"), parts.averaged():
+            rows = evaluate_policy(
+                parts.policy,
+                parts.evaluation.dataset,
+                parts.evaluation.metrics,
+                spec,
+                steps=spec.steps or self.recipe.sampling.steps,
+                shift=self.recipe.sampling.shift,
+                rank=parts.accelerator.process_index,
+                world=parts.accelerator.num_processes,
+                folder=parts.folder / "evaluation",
+                label=f"step-{done:06d}",
+                weights=adapter_fingerprint(parts.accelerator.unwrap_model(parts.policy.transformer)),
+                gather=gather_rows,
+                encode=parts.evaluation.encode,
+            )
+        parts.evaluation.rows["base" if done == 0 else "tuned"] = rows
+        return explain.evaluation(rows) | {"time/evaluate": parts.clock.drain()["time/evaluate"]}
+
+    def summarize(self) -> None:
+        """``evaluation/summary.json`` of the base and of the adapter after the last step."""
+        parts, spec = self.parts, self.recipe.evaluate
+        if spec is not None and parts.evaluation is not None and parts.accelerator.is_main_process:
+            summarize(parts.folder / "evaluation", spec.protocol, parts.evaluation.rows)
+
+    def save_samples(self, done: int, trajectory: Trajectory, rewards: Tensor, shaped: Shaped) -> None:
+        """A group as a picture, the reference first, and its rewards and advantages beside it."""
+        if not self.parts.accelerator.is_main_process:
+            return
+        save_group(
+            self.parts.folder / "samples" / f"step-{done:06d}.png",
+            trajectory.example,
+            trajectory.images,
+            {name: rewards[:, column].tolist() for column, name in enumerate(self.recipe.rewards)}
+            | {f"advantage/{axis}": shaped.axes[:, column].tolist() for column, axis in enumerate(AXES)}
+            | {"advantage/mean": shaped.advantage.mean(1).tolist()},
+        )

@@ -1,0 +1,51 @@
+"""What the documents promise: links lead somewhere, the README's recipe is valid, the how-tos' examples conform."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from customized_grpo.loading import load_recipe
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    local = [target for target in targets if not re.match(r"[a-z]+:", target)]
+    assert not [target for target in local if not (page.parent / target).exists()]
+
+
+def test_recipe_of_the_readme_is_valid(tmp_path: Path) -> None:
+    (recipe,) = blocks("README.md", "yaml")
+    file = tmp_path / "readme.yaml"
+    file.write_text(recipe, encoding="utf-8")
+    assert load_recipe(file).train.group_size == 12
+
+
+@pytest.mark.parametrize(
+    "command", re.findall(r"^customized-grpo +(\w+)", "\n".join(blocks("README.md", "sh")), re.M)
+)
+def test_commands_of_the_readme_exist(command: str) -> None:
+    from typer.main import get_command
+
+    from customized_grpo.cli import app
+
+    assert command in get_command(app).commands  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("page", "test"), [("reward", "test_brightness"), ("aggregator", "test_softmin")])
+def test_examples_of_the_how_tos_pass_the_conformance_kit(page: str, test: str) -> None:
+    names: dict[str, Any] = {"__name__": "example", "Image": Image}
+    for block in blocks(f"docs/how-to/{page}.md", "python"):
+        exec(compile(block, f"{page}.md", "exec"), names)
+    names[test]()

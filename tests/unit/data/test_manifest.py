@@ -1,0 +1,152 @@
+"""The manifest data set: what it reads, and that every mistake is named with file and line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from customized_grpo.data.manifest import ManifestDataset, ManifestError
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    (folder / "bag").mkdir(parents=True)
+    Image.new("RGB", (8, 6), "red").save(folder / "bag/0.png")
+    Image.new("RGB", (8, 6), "blue").save(folder / "bag/1.png")
+    Image.new("L", (8, 6), 255).save(folder / "bag/mask.png")
+    Image.new("L", (6, 6), 255).save(folder / "bag/small_mask.png")
+    (folder / "bag/bad.png").write_bytes(b"<html>404</html>")
+    Image.new("RGB", (8, 6)).save(tmp_path / "outside.png")
+    return folder
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    return {"id": "bag-0", "prompt": "a bag in the snow", "references": ["bag/0.png"]} | changes
+
+
+def write(root: Path, *lines: Any) -> Path:
+    path = root / "train.jsonl"
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    return path
+
+
+def load(path: Path, **options: Any) -> ManifestDataset:
+    return ManifestDataset(ManifestDataset.Config(type="manifest", path=str(path), **options))
+
+
+def test_reads_every_field(root: Path) -> None:
+    full = row(
+        references=["bag/0.png", "bag/1.png"],
+        subject="bag",
+        masks=["bag/mask.png", None],
+        extra={"source": "syncd", "n": 3},
+        prompt="ein Rucksack für Mädchen",
+    )
+    data = load(write(root, full, "", row(id="bag-1")))
+    assert len(data) == 2
+    first, second = data[0], data[1]
+    assert (first.key, first.prompt, first.subject) == ("bag-0", "ein Rucksack für Mädchen", "bag")
+    assert [image.getpixel((0, 0)) for image in first.references] == [(255, 0, 0), (0, 0, 255)]
+    assert first.masks[0] is not None
+    assert first.masks[0].mode == "L"
+    assert first.masks[1] is None
+    assert first.extra == {"source": "syncd", "n": 3}
+    assert (second.key, second.masks, second.extra, second.subject) == ("bag-1", (), {}, "")
+
+
+def test_limit_and_range(root: Path) -> None:
+    path = write(root, row(id="a"), row(id="b"), row(id="c"), "this line is never read")
+    data = load(path, limit=2)
+    assert [data[index].key for index in range(len(data))] == ["a", "b"]
+    for index in (2, -1):
+        with pytest.raises(IndexError, match="of 2"):
+            data[index]
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_fine(root: Path) -> None:
+    path = root / "train.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(row()).encode() + b"\r\n\r\n")
+    assert len(load(path)) == 1
+
+
+def test_paths_are_relative_to_the_manifest(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(root, row())
+    monkeypatch.chdir(root.parent)
+    assert load(Path("data/train.jsonl"))[0].key == "bag-0"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{not json", r"is no JSON \(.*column 2\)"),
+        ("[1, 2]", "the line: .*dictionary"),
+        (
+            row(refs=["bag/0.png"]),
+            "unknown key 'refs'; allowed: id, prompt, references, subject, masks, extra",
+        ),
+        ({"id": "a", "references": ["bag/0.png"]}, "the key 'prompt' is missing"),
+        (row(prompt=" "), "prompt: is empty"),
+        (row(prompt=3), "prompt: .*string.*given 3"),
+        (row(references=[]), "references: .*at least 1 item"),
+        (row(references="bag/0.png"), "references: .*list"),
+        (row(id="../../etc/x"), "id: given '../../etc/x'; use at most 128 letters"),
+        (row(id=""), "id: given ''"),
+        (row(id="a/b"), "id: given 'a/b'"),
+        (row(id="first"), "id 'first' is already that of line 1"),
+        (row(masks=["bag/mask.png"] * 2), "2 masks for 1 references"),
+        (row(references=["bag/7.png"]), r"no such file: .*bag/7\.png"),
+        (row(references=["../outside.png"]), "'../outside.png' is not inside the manifest's folder"),
+        (row(references=["bag/../../outside.png"]), "not inside"),
+        (row(references=["bag\\..\\..\\outside.png"]), "not inside"),
+        (row(references=["/etc/hostname"]), "not inside"),
+        (row(references=["C:\\a.png"]), "not inside"),
+        (row(references=["C:a.png"]), "not inside"),
+        (row(references=[""]), "not inside"),
+        (row(references=["bag/\x00.png"]), "not inside"),
+        (row(masks=["../outside.png"]), "not inside"),
+    ],
+)
+def test_mistakes_name_file_and_line(root: Path, line: Any, message: str) -> None:
+    path = write(root, row(id="first"), "", line)
+    with pytest.raises(ManifestError, match=rf"train\.jsonl:3: .*{message}"):
+        load(path)
+
+
+def test_text_that_is_not_utf8(root: Path) -> None:
+    path = root / "train.jsonl"
+    path.write_bytes(json.dumps(row()).encode() + b"\n" + b'{"id": "\xff"}\n')
+    with pytest.raises(ManifestError, match=r"train\.jsonl:2: is no UTF-8"):
+        load(path)
+
+
+def test_images_are_read_late_and_their_errors_name_the_line(root: Path) -> None:
+    data = load(write(root, row(id="a"), row(id="b", references=["bag/0.png", "bag/bad.png"])))
+    assert data[0].key == "a"
+    with pytest.raises(ManifestError, match=r"train\.jsonl:2: .*bad\.png: is an HTML page"):
+        data[1]
+
+
+def test_a_mask_of_another_size_is_refused(root: Path) -> None:
+    data = load(write(root, row(masks=["bag/small_mask.png"])))
+    with pytest.raises(
+        ManifestError, match=r":1: mask 'bag/small_mask\.png' is 6 x 6 but its reference is 8 x 6"
+    ):
+        data[0]
+
+
+def test_no_manifest_and_an_empty_one(root: Path) -> None:
+    with pytest.raises(ManifestError, match="no such manifest"):
+        load(root / "none.jsonl")
+    with pytest.raises(ManifestError, match="no such manifest"):
+        load(root)
+    with pytest.raises(ManifestError, match="manifest is empty"):
+        load(write(root, "", ""))
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(ValueError, match="shuffle"):
+        ManifestDataset.Config.model_validate({"type": "manifest", "path": "a", "shuffle": True})

@@ -1,0 +1,57 @@
+"""Where a model's name leads."""
+
+from pathlib import Path
+
+import pytest
+
+from customized_grpo import paths
+from customized_grpo.paths import model_path
+
+
+@pytest.fixture
+def assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(paths, "ASSETS", tmp_path)
+    return tmp_path
+
+
+def test_mini_and_its_judge_are_inside_the_package(assets: Path) -> None:
+    (assets / "dino").mkdir()
+    (assets / "judges/dino").mkdir(parents=True)
+    assert model_path("mini", "dino") == str(assets / "dino")
+    assert model_path("mini-judge", "dino") == str(assets / "judges/dino")
+
+
+@pytest.mark.parametrize("name", ["mini", "mini-judge"])
+def test_a_missing_embedded_model_says_how_to_build_it(assets: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"embedded clip model is missing.*customized_grpo\.mini\.build"):
+        model_path(name, "clip")
+
+
+@pytest.mark.parametrize("name", ["facebook/dinov2-base", "gpt2"])
+def test_hub_ids_pass_through(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert model_path(name, "dino") == name
+
+
+def test_a_folder_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my/model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert model_path("my/model", "dino") == "my/model"
+    assert model_path("~/my/model", "dino") == str(tmp_path / "my/model")
+
+
+@pytest.mark.parametrize(
+    "name", ["./model", "/nowhere/model", "~/nowhere", "models/dino/base", "models\\dino"]
+)
+def test_a_missing_folder_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match="no such folder"):
+        model_path(name, "dino")
+
+
+def test_a_file_or_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ValueError, match="is a file"):
+        model_path(str(tmp_path / "model.safetensors"), "dino")
+    with pytest.raises(ValueError, match="empty"):
+        model_path(" ", "dino")
