@@ -23,7 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "runs" / "ablation"
 RESULT = ROOT / "docs" / "ablation.json"
 
-COMMON = ("train.evaluate_every=40", "train.checkpoint_every=40", "train.save_samples_every=0", "run.threads=1")
+COMMON = (
+    "train.evaluate_every=40",
+    "train.checkpoint_every=40",
+    "train.save_samples_every=0",
+    "run.threads=1",
+)
 """The last step is fixed by the recipe (80), before any result was seen; evaluation draws are the test split's."""
 
 CONSTANT = "advantage.time_weights={{type: constant, prompt: {p:.4f}, identity: {i:.4f}}}"
@@ -139,7 +144,8 @@ def collect() -> dict[str, Any]:
                 for metric, value in row["values"].items():
                     items.setdefault(metric, {}).setdefault(row["key"], []).append(value)
             rows.setdefault(cell.name, {})[seed] = {
-                metric: {key: float(np.mean(values)) for key, values in of.items()} for metric, of in items.items()
+                metric: {key: float(np.mean(values)) for key, values in of.items()}
+                for metric, of in items.items()
             }
     generator = np.random.default_rng(0)
     result: dict[str, Any] = {"base": base, "cells": {}, "differences": {}, "curves": curves}
@@ -158,7 +164,10 @@ def collect() -> dict[str, Any]:
             metric: interval(
                 np.array(
                     [
-                        [rows[name][seed][metric][key] - rows[other][seed][metric][key] for key in rows[name][seed][metric]]
+                        [
+                            rows[name][seed][metric][key] - rows[other][seed][metric][key]
+                            for key in rows[name][seed][metric]
+                        ]
                         for seed in common
                     ]
                 ),
@@ -186,12 +195,19 @@ def interval(values: Any, generator: Any, resamples: int = 2000) -> dict[str, fl
         some = values[generator.integers(seeds, size=seeds)]
         drawn[i] = some[:, generator.integers(examples, size=examples)].mean()
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return {"mean": float(values.mean()), "low": float(low), "high": float(high), "std_seeds": float(values.mean(1).std())}
+    return {
+        "mean": float(values.mean()),
+        "low": float(low),
+        "high": float(high),
+        "std_seeds": float(values.mean(1).std()),
+    }
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run what is missing, then collect."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", choices=["main", "front", "others"])
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after so long")
@@ -209,7 +225,9 @@ def main(arguments: Sequence[str]) -> None:
                 if time.monotonic() > end:
                     sys.stdout.write(f"time is up; {len(todo) - number + 1} runs are left\n")
                     break
-                running.append(pool.apply_async(run_one, (job,), callback=lambda text: sys.stdout.write(text + "\n")))
+                running.append(
+                    pool.apply_async(run_one, (job,), callback=lambda text: sys.stdout.write(text + "\n"))
+                )
                 sys.stdout.flush()
             for one in running:
                 one.get()

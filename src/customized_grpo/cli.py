@@ -14,7 +14,7 @@ import typer
 from rich.table import Table
 
 from customized_grpo import __version__
-from customized_grpo.console import UserErrors, err, out
+from customized_grpo.console import UserErrors, err, hush_libraries, out
 
 app = typer.Typer(
     cls=UserErrors,
@@ -36,10 +36,11 @@ Overrides = Annotated[
 _FREE: dict[str, Any] = {"ignore_unknown_options": True}
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         out.print(__version__, highlight=False)
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
@@ -60,6 +61,7 @@ def train(config: Config, overrides: Overrides = None) -> None:
     recipe = load_recipe(config, overrides or [])
     from customized_grpo.training.trainer import train as run
 
+    hush_libraries()
     folder = run(recipe)
     out.print(f"{folder}\nlook at it: customized-grpo report {folder}", highlight=False, markup=False)
 
@@ -73,6 +75,7 @@ def evaluate(config: Config, overrides: Overrides = None) -> None:
     recipe = load_recipe(config, overrides or [], EvaluateRecipe)
     from customized_grpo.evaluation.evaluator import evaluate as run
 
+    hush_libraries()
     folder = run(recipe)
     out.print(str(folder / "evaluation" / "summary.md"), highlight=False, markup=False)
 
@@ -104,6 +107,7 @@ def generate(
     recipe = load_any(config if config is not None else run_config(lora))
     from customized_grpo.generating import draw
 
+    hush_libraries()
     for file in draw(recipe, lora, references, prompt, out_file, steps=steps, seed=seed, num=num):
         out.print(str(file), highlight=False, markup=False)
 
@@ -207,6 +211,7 @@ def demo(overrides: Annotated[list[str] | None, typer.Argument(metavar="[key.sub
     from customized_grpo.evaluation.report import write_report
     from customized_grpo.training.trainer import train as run
 
+    hush_libraries()
     err.print(f"training the embedded miniature into {recipe.run.dir}", highlight=False, markup=False)
     page = write_report([run(recipe)], None)
     out.print(f"open {page} in a browser", style="green", highlight=False, markup=False)

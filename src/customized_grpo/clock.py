@@ -11,7 +11,10 @@ import torch
 
 @final
 class Clock:
-    """Adds up wall seconds by phase. Phases don't nest; work on a GPU is waited for, so that it counts where it was asked for."""
+    """Adds up wall seconds by phase.
+
+    Phases don't nest; work on a GPU is waited for, so that it counts where it was asked for.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

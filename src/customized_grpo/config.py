@@ -4,7 +4,7 @@ The key names are part of the public surface. A plug-in's section is read by the
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -32,7 +32,9 @@ def _reader(kind: registry.Kind) -> Callable[[Any], BaseModel]:
             return section
         known = ", ".join(sorted(registry.available(kind)))
         if not isinstance(section, dict) or not isinstance(section.get("type"), str):
-            raise ValueError(f"this section needs a 'type' (one of: {known}), as in {{type: ...}}; given: {section!r}")
+            raise ValueError(
+                f"this section needs a 'type' (one of: {known}), as in {{type: ...}}; given: {section!r}"
+            )
         return registry.config_model(registry.resolve(kind, section["type"])).model_validate(section)
 
     return read
@@ -50,13 +52,22 @@ def plugin_section(kind: registry.Kind) -> Any:
     ]
 
 
-PolicySpec = plugin_section("policies")
-DataSpec = plugin_section("datasets")
-RewardSpec = plugin_section("rewards")
-DynamicsSpec = plugin_section("dynamics")
-PlanSpec = plugin_section("plans")
-AggregatorSpec = plugin_section("aggregators")
-TimeWeightsSpec = plugin_section("time_weights")
+if TYPE_CHECKING:  # to a type checker they are what the plug-in's Config makes of them
+    PolicySpec: TypeAlias = Any
+    DataSpec: TypeAlias = Any
+    RewardSpec: TypeAlias = Any
+    DynamicsSpec: TypeAlias = Any
+    PlanSpec: TypeAlias = Any
+    AggregatorSpec: TypeAlias = Any
+    TimeWeightsSpec: TypeAlias = Any
+else:
+    PolicySpec = plugin_section("policies")
+    DataSpec = plugin_section("datasets")
+    RewardSpec = plugin_section("rewards")
+    DynamicsSpec = plugin_section("dynamics")
+    PlanSpec = plugin_section("plans")
+    AggregatorSpec = plugin_section("aggregators")
+    TimeWeightsSpec = plugin_section("time_weights")
 
 
 def _read_metric(section: Any) -> BaseModel:
@@ -87,7 +98,9 @@ class Run(Section):
     resume: str | None = Field(default=None, description="'latest', or a checkpoint folder")
     trackers: tuple[Literal["wandb", "tensorboard", "trackio", "swanlab"], ...] = ()
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["no", "bf16"] = Field(default="bf16", description="compute and storage dtype of the frozen model")
+    precision: Literal["no", "bf16"] = Field(
+        default="bf16", description="compute and storage dtype of the frozen model"
+    )
     threads: NonNegativeInt = Field(default=0, description="CPU threads a process; 0 leaves torch's choice")
 
 
@@ -108,7 +121,10 @@ class Advantage(Section):
     time_weights: TimeWeightsSpec = Field(default={"type": "tdw"}, validate_default=True)
     clip: PositiveFloat = 5.0
     max_failed_share: float = Field(
-        default=0.25, ge=0.0, le=1.0, description="of a reward's recent samples; more unscorable ones stop the run"
+        default=0.25,
+        ge=0.0,
+        le=1.0,
+        description="of a reward's recent samples; more unscorable ones stop the run",
     )
 
 
@@ -139,21 +155,29 @@ class Train(Section):
     steps: PositiveInt = 1000
     group_size: int = Field(default=12, ge=2, description="G; a group of one has no advantage")
     groups_per_step: PositiveInt = Field(default=8, description="over all processes")
-    microbatch: PositiveInt = Field(default=4, description="(sample, step) pairs of one group in one backward")
+    microbatch: PositiveInt = Field(
+        default=4, description="(sample, step) pairs of one group in one backward"
+    )
     updates_per_rollout: PositiveInt = 1
     lr: PositiveFloat = 2.0e-5
     weight_decay: NonNegativeFloat = 1.0e-4
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: PositiveFloat = 1.0
     schedule: Schedule = Schedule()
-    ema: float | None = Field(default=None, gt=0.0, lt=1.0, description="decay of the averaged adapter; null: none")
+    ema: float | None = Field(
+        default=None, gt=0.0, lt=1.0, description="decay of the averaged adapter; null: none"
+    )
     ratio_guard: PositiveFloat = Field(
         default=1.0e-4, description="largest |log-ratio| allowed in a first replay, where it should be 0"
     )
-    max_skipped: NonNegativeInt = Field(default=0, description="updates with a non-finite gradient before the run stops")
+    max_skipped: NonNegativeInt = Field(
+        default=0, description="updates with a non-finite gradient before the run stops"
+    )
     checkpoint_every: NonNegativeInt = Field(default=50, description="0: only at the end")
     keep_checkpoints: PositiveInt = 3
-    evaluate_every: NonNegativeInt = Field(default=50, description="0: never; else also before the first step and at the end")
+    evaluate_every: NonNegativeInt = Field(
+        default=50, description="0: never; else also before the first step and at the end"
+    )
     save_samples_every: NonNegativeInt = 10
 
 
@@ -164,7 +188,9 @@ class Evaluate(Section):
     metrics: dict[str, MetricSpec] = Field(min_length=1)
     limit: PositiveInt | None = Field(default=None, description="examples; null: all")
     images_per_prompt: PositiveInt = 1
-    batch: PositiveInt = Field(default=4, description="images of one prompt in one forward")
+    batch: PositiveInt = Field(
+        default=4, description="images in one forward; of several prompts where they can share it"
+    )
     steps: PositiveInt | None = Field(default=None, description="sampler steps; null: the training sampler's")
     seed: NonNegativeInt = 0
     protocol: str = "heldout"
@@ -188,13 +214,15 @@ class Recipe(Section):
     def _fits_together(self) -> Self:
         fed = set()
         for name, reward in self.rewards.items():
-            axis = reward.model_dump(include={"axis"})["axis"]
+            axis = reward.model_dump(include={"axis"}).get("axis", "")
             if axis not in AXES:
                 hint = registry.did_you_mean(str(axis), list(AXES))
                 raise ValueError(f"rewards.{name}.axis: given {axis!r};{hint} allowed: {', '.join(AXES)}")
             fed.add(axis)
         if missing := [axis for axis in AXES if axis not in fed]:
-            raise ValueError(f"rewards: no reward feeds the axis {missing[0]!r}; add one with axis: {missing[0]}")
+            raise ValueError(
+                f"rewards: no reward feeds the axis {missing[0]!r}; add one with axis: {missing[0]}"
+            )
         if self.train.group_size % self.train.updates_per_rollout:
             raise ValueError(
                 f"train.updates_per_rollout: {self.train.updates_per_rollout} does not divide "
@@ -219,6 +247,8 @@ class EvaluateRecipe(Section):
 
     run: Run
     policy: PolicySpec
-    lora: str | None = Field(default=None, description="a run, a checkpoint, or an adapter's folder or file; null: base only")
+    lora: str | None = Field(
+        default=None, description="a run, a checkpoint, or an adapter's folder or file; null: base only"
+    )
     sampling: EvaluateSampling = EvaluateSampling()
     evaluate: Evaluate

@@ -1,6 +1,7 @@
 """Where commands print, and how the mistakes of their user are shown."""
 
 import os
+import sys
 import traceback
 from importlib.metadata import entry_points
 from typing import Any, Final, final
@@ -18,6 +19,20 @@ out: Final = Console(quiet=RANK != 0)
 err: Final = Console(stderr=True, quiet=RANK != 0)
 
 _PACKAGE: Final = "customized_grpo"
+
+
+def hush_libraries() -> None:
+    """No loading bars of diffusers and transformers where nobody watches, and on ranks other than the main one.
+
+    Downloads keep theirs, and so does loading in a terminal: a large model takes minutes.
+    """
+    if RANK == 0 and sys.stderr.isatty():
+        return
+    from diffusers.utils.logging import disable_progress_bar as hush_diffusers
+    from transformers.utils.logging import disable_progress_bar as hush_transformers
+
+    hush_diffusers()
+    hush_transformers()
 
 
 @final

@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 
-from customized_grpo import registry
 from customized_grpo.config import EvaluateRecipe, Recipe
 from customized_grpo.policies import lora
+from customized_grpo.policies.base import load_policy
 from customized_grpo.sampling.rollout import generate
 from customized_grpo.sampling.schedule import shifted_sigmas
 from customized_grpo.seeding import generator
@@ -50,9 +49,7 @@ def draw(
             "run.device is cuda, but this machine has no usable GPU; give --config with run.device: auto"
         )
     device = torch.device("cuda" if use_gpu else "cpu")
-    dtype = {"bf16": torch.bfloat16, "no": torch.float32}[recipe.run.precision]
-    spec: Any = recipe.policy
-    policy = registry.resolve("policies", registry.type_of(spec)).load(spec, device=device, dtype=dtype)
+    policy = load_policy(recipe.policy, device=device, precision=recipe.run.precision)
     lora.attach(policy, settings, seed=0)
     cond = policy.encode(prompt, references)
     sigmas = shifted_sigmas(steps or recipe.sampling.steps, recipe.sampling.shift)

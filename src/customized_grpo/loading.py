@@ -88,7 +88,7 @@ def load_recipe(
     for text in overrides:
         try:
             override = _parse(text)
-            _apply(data, override)
+            _apply(data, override, model)
             applied.append(override)
         except RecipeError as error:
             problems.append(str(error))
@@ -202,16 +202,19 @@ def _parse(text: str) -> _Override:
     return _Override(text, tuple(parts), read)
 
 
-def _apply(data: dict[str, Any], override: _Override) -> None:
+def _apply(data: dict[str, Any], override: _Override, model: type[BaseModel]) -> None:
     section: Any = data
     *above, last = override.location
     for depth, part in enumerate(above, start=1):
         if section.get(part) is None:
-            section[part] = {}
+            # An option of a plug-in that the recipe leaves to its default belongs to that default.
+            default = Place.find(model, data, override.location[:depth]).node.get("default")
+            section[part] = dict(default) if isinstance(default, dict) and last != "type" else {}
         section = section[part]
         if not isinstance(section, dict):
             where = ".".join(map(str, override.location[:depth]))
             raise RecipeError(
-                f"override {override.text!r}: {where} is {shown(section)}, no section, so it has no key {override.location[depth]!r}"
+                f"override {override.text!r}: {where} is {shown(section)} and no section, "
+                f"so it has no key {override.location[depth]!r}"
             )
     section[last] = override.value

@@ -1,7 +1,7 @@
 """One resolver for every plug-in: built-in table, then entry points, then ``module:attr``.
 
 A plug-in is a class with a nested pydantic ``Config`` (policies, rewards, metrics, data sets), a callable pydantic model
-(aggregators, time weights, dynamics, plans), or a plain function without options. Nothing is registered by side effect.
+(aggregators, time weights, dynamics, plans), or a plain function without options. Nothing registers by side effect.
 """
 
 import importlib
@@ -131,8 +131,9 @@ def build_function(kind: Kind, spec: BaseModel) -> Callable[..., Any]:
         assert callable(spec)
         return spec
     if inspect.isclass(plugin):
-        built: Callable[..., Any] = plugin(spec)
-        return built
+        factory: Any = plugin
+        made: Callable[..., Any] = factory(spec)
+        return made
     function: Callable[..., Any] = plugin
     return function
 

@@ -42,8 +42,8 @@ def prepare_folder(folder: Path, *, resuming: bool) -> None:
             f"run.dir: {folder} already holds files; give another folder (run.dir=...), "
             "or go on with that run by run.resume=latest"
         )
-    if resuming and not (folder / "checkpoints").is_dir():
-        raise ValueError(f"run.resume: {folder} holds no checkpoints; start it anew with run.resume=null")
+    if resuming and not (folder / "config.yaml").is_file():
+        raise ValueError(f"run.resume: {folder} holds no run to go on with; start one with run.resume=null")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -69,7 +69,7 @@ def cut_metrics(path: Path, step: int) -> None:
 def save_group(
     path: Path, example: Example, images: UInt8[Tensor, "g h w 3"], values: Mapping[str, Sequence[float]]
 ) -> None:
-    """A group as a picture, its first reference on the left, and the samples' values beside it as JSON."""
+    """A group as a picture, its first reference on the left, and the samples' values as JSON (NaN as null)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = images.shape[1:3]
     gap = max(2, width // 16)
@@ -79,7 +79,7 @@ def save_group(
         strip.paste(Image.fromarray(image), ((width + gap) * (column + 1) + gap, 0))
     strip.save(path)
     rows = {"key": example.key, "prompt": example.prompt} | {
-        name: [round(v, 6) for v in of] for name, of in values.items()
+        name: [round(v, 6) if math.isfinite(v) else None for v in of] for name, of in values.items()
     }
     path.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
 

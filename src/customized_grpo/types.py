@@ -36,7 +36,10 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """One prompt and its references as tensors with a leading dimension of 1; ``Policy.velocity`` expands them."""
+    """One prompt and its references as tensors with a leading dimension of 1, which ``Policy.velocity`` expands.
+
+    ``policies.base.stack`` makes one of several prompts, a row a sample.
+    """
 
     tensors: Mapping[str, Tensor]
 

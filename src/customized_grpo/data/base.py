@@ -1,9 +1,10 @@
 """What a data set is: a sized sequence of examples, made from its nested ``Config``."""
 
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
+from customized_grpo import registry
 from customized_grpo.types import Example
 
 
@@ -15,6 +16,7 @@ class DatasetConfig(BaseModel):
     type: str
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """Examples by index. Built as ``cls(config)``; equal configs give equal examples in equal order."""
 
@@ -29,3 +31,21 @@ class Dataset(Protocol):
             IndexError: outside that range.
         """
         ...
+
+
+def load_dataset(spec: Any, place: str) -> Dataset:
+    """The data set of a recipe's section.
+
+    Args:
+        spec: the section, read by the data set's ``Config``.
+        place: where in the recipe it stands, for the message.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    dataset: Dataset = registry.resolve("datasets", registry.type_of(spec))(spec)
+    if not len(dataset):
+        raise ValueError(
+            f"{place}: the data set ({registry.type_of(spec)}) is empty; it needs at least one example"
+        )
+    return dataset

@@ -13,20 +13,20 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from customized_grpo.config import Evaluate, EvaluateRecipe
-from customized_grpo.data.base import Dataset
+from customized_grpo.data.base import Dataset, load_dataset
 from customized_grpo.evaluation.items import Gather, Progress, alone, evaluate_images, quiet, reference_copies
 from customized_grpo.evaluation.metrics import Scorer, build_metrics
 from customized_grpo.evaluation.summary import Row, summarize
 from customized_grpo.loading import save_recipe
 from customized_grpo.policies import lora
-from customized_grpo.policies.base import Policy
+from customized_grpo.policies.base import Policy, load_policy, stack
 from customized_grpo.sampling.rollout import generate
 from customized_grpo.sampling.schedule import shifted_sigmas
 from customized_grpo.seeding import generator
-from customized_grpo.training.setup import load_dataset, load_policy
 from customized_grpo.types import Conditioning, Example
 
 __all__ = ["adapter_fingerprint", "evaluate", "evaluate_policy", "summarize"]
@@ -57,7 +57,7 @@ def evaluate_policy(
     folder: Path,
     label: str,
     gather: Gather = alone,
-    encode: Callable[[Example], Conditioning] | None = None,
+    encode: Callable[[Example], Conditioning],
     progress: Progress = quiet,
 ) -> list[Row]:
     """Generate at fixed seeds by the deterministic sampler, score, and write ``folder/<label>.jsonl`` and images.
@@ -67,25 +67,35 @@ def evaluate_policy(
         weights: names the policy's weights, as ``adapter_fingerprint`` does: finished rows of the same weights, recipe
             and sampler are kept, all others are made anew.
         folder: the run's ``evaluation`` folder, the same on all ranks.
-        encode: conditioning of an example, where the caller caches it; else ``policy.encode``.
+        encode: conditioning of an example; the caller may cache it.
 
     Returns:
         All ranks' rows, ordered by example and image; see ``summary.Row``.
     """
     steps = spec.steps or steps
     sigmas = shifted_sigmas(steps, shift)
-    cuts = tuple(range(spec.batch, spec.images_per_prompt, spec.batch))
+    block = max(1, spec.batch // spec.images_per_prompt)
+    drawn: dict[int, Tensor] = {}
 
     def draw(index: int, example: Example) -> Tensor:
-        cond = policy.encode(example.prompt, example.references) if encode is None else encode(example)
-        first = index * spec.images_per_prompt
-        noise = torch.stack(
-            [
-                torch.randn(policy.latent_shape, generator=generator(spec.seed, "evaluate", 0, first + i))
-                for i in range(spec.images_per_prompt)
-            ]
-        )
-        return torch.cat([generate(policy, cond, batch, sigmas).cpu() for batch in noise.tensor_split(cuts)])
+        """The example's images; those of its block are made along, in one batch where conditioning can be stacked."""
+        if index not in drawn:
+            drawn.clear()
+            first = index // block * block
+            # Also beyond spec.limit: the limit must not change a batch, and so the last bits of what is in it.
+            members = range(first, min(first + block, len(dataset)))
+            conds = [encode(dataset[i]) for i in members]
+            noise = [_noise(policy, spec, i) for i in members]
+            together = stack(policy, conds, spec.images_per_prompt) if block > 1 else None
+            if together is not None:
+                images = generate(policy, together, torch.cat(noise), sigmas).split(spec.images_per_prompt)
+            else:
+                images = tuple(
+                    torch.cat([generate(policy, cond, batch, sigmas) for batch in one.split(spec.batch)])
+                    for cond, one in zip(conds, noise, strict=True)
+                )
+            drawn.update(zip(members, images, strict=True))
+        return drawn[index]
 
     made_by = {"weights": weights, "steps": steps, "shift": shift, "dtype": str(policy.dtype)}
     return evaluate_images(
@@ -98,8 +108,20 @@ def evaluate_policy(
         world=world,
         folder=folder,
         label=label,
+        block=block,
         gather=gather,
         progress=progress,
+    )
+
+
+def _noise(policy: Policy, spec: Evaluate, index: int) -> Float[Tensor, "n s c"]:
+    """Initial noise of an example's images: image i of example e draws from its global index alone."""
+    first = index * spec.images_per_prompt
+    return torch.stack(
+        [
+            torch.randn(policy.latent_shape, generator=generator(spec.seed, "evaluate", 0, first + i))
+            for i in range(spec.images_per_prompt)
+        ]
     )
 
 
@@ -150,6 +172,7 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
             folder=output,
             label=label,
             gather=gather_object,
+            encode=lambda example: policy.encode(example.prompt, example.references),
             progress=progress,
         )
 

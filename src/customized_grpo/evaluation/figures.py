@@ -1,12 +1,12 @@
 """Which figures the report has, from the data of the runs: each with title, caption and a text alternative."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import Any, Final
 
 from customized_grpo.config import AXES
 from customized_grpo.evaluation.folders import RunFolder
-from customized_grpo.evaluation.plots import Line, LineStyle, Path2D, Point2D, lines, plane, smooth
+from customized_grpo.evaluation.plane import plane_figure
+from customized_grpo.evaluation.plots import FigureView, Line, LineStyle, lines, smooth
 from customized_grpo.evaluation.statistics import Interval
 
 _SHARES: Final = (
@@ -52,17 +52,6 @@ _WEIGHTS: Final = (
 )
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class FigureView:
-    """A figure of the page. ``svg`` is markup made here and safe as it is; all other fields are plain text."""
-
-    title: str
-    svg: str
-    caption: str
-    alt: str
-
-
 def all_figures(
     runs: Sequence[RunFolder], summaries: Sequence[Mapping[str, Any] | None], axes: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -70,7 +59,7 @@ def all_figures(
     return {
         "heldout": _heldout(runs, axes),
         "rewards": _rewards(runs),
-        "plane": _plane(runs, summaries, axes),
+        "plane": plane_figure(runs, summaries, axes),
         "conflict": _conflict(runs),
         "weights": _weights(runs),
         "health": [
@@ -235,70 +224,3 @@ def _weight_line(
         style=style,
         markers=True,
     )
-
-
-def _plane(
-    runs: Sequence[RunFolder], summaries: Sequence[Mapping[str, Any] | None], axes: Mapping[str, str]
-) -> FigureView | None:
-    if set(axes) != {"identity", "prompt"}:
-        return None
-    columns = (axes["identity"], axes["prompt"])
-    paths: list[Path2D] = []
-    points: list[Point2D] = []
-    for colour, (run, summary) in enumerate(zip(runs, summaries, strict=True)):
-        rows = {row["name"]: row["metrics"] for row in (summary or {"rows": []})["rows"]}
-        way = [
-            tuple(values[column] for column in columns)
-            for _, values in run.curve
-            if set(columns) <= values.keys()
-        ]
-        if len(way) < 2:
-            named = [
-                rows[name] for name in ("base", "tuned") if name in rows and set(columns) <= rows[name].keys()
-            ]
-            way = [tuple(_interval(metrics[column]) for column in columns) for metrics in named] or way
-        if way:
-            bounds = [[(value.low, value.high) for value in axis] for axis in zip(*way, strict=True)]
-            paths.append(
-                Path2D(
-                    label=run.name,
-                    x=[i.mean for i, _ in way],
-                    y=[p.mean for _, p in way],
-                    x_bounds=bounds[0],
-                    y_bounds=bounds[1],
-                    colour=colour,
-                )
-            )
-        for name, metrics in rows.items():
-            x, y = (metrics.get(column, {}).get("mean") for column in columns)
-            label = name.replace("_", " ")
-            if (
-                name not in ("base", "tuned")
-                and None not in (x, y)
-                and label not in {p.label for p in points}
-            ):
-                points.append(Point2D(label=label, x=x, y=y))
-    if not paths:
-        return None
-    svg = plane(
-        "plane", paths, points, x=f"{columns[0].replace('_', ' ')} →", y=f"↑ {columns[1].replace('_', ' ')}"
-    )
-    ends = "; ".join(
-        f"{p.label}: from ({p.x[0]:.3f}, {p.y[0]:.3f}) to ({p.x[-1]:.3f}, {p.y[-1]:.3f})" for p in paths
-    )
-    caption = (
-        "Up and to the right is better on both. Hollow circle: the base; dots: evaluations during training; "
-        "filled circle: the last one. "
-        "Bars are 95 % intervals. A path that runs to the right and down buys identity with prompt following."
-    )
-    return FigureView(
-        "identity against prompt", svg, caption, f"Path of each run as (identity, prompt). {ends}."
-    )
-
-
-def _interval(metrics: Mapping[str, Any]) -> Interval:
-    nan = float("nan")
-    mean, low, high = (
-        nan if metrics[key] is None else float(metrics[key]) for key in ("mean", "low", "high")
-    )
-    return Interval(mean, low, high, int(metrics["n"]))

@@ -1,7 +1,8 @@
 """From whatever makes images to scored rows on disk: the part of an evaluation that knows nothing of policies.
 
-An example's images are made and scored by one rank, in the same batches everywhere, so neither its pixels nor its
-values know of other ranks. Finished examples are kept as they come, so that a killed evaluation goes on where it was.
+An example's images are made and scored by one rank, in the same batches everywhere (blocks of examples stay together),
+so neither its pixels nor its values know of other ranks. Finished examples are kept as they come, so that a killed
+evaluation goes on where it was.
 """
 
 import hashlib
@@ -64,12 +65,16 @@ def evaluate_images(
     world: int,
     folder: Path,
     label: str,
+    block: int = 1,
     gather: Gather = alone,
     progress: Progress = quiet,
 ) -> list[Row]:
-    """Score whatever ``draw`` makes; see ``evaluate_policy``. ``made_by`` says what made the images, as JSON."""
+    """Score whatever ``draw`` makes; see ``evaluate_policy``.
+
+    ``made_by`` says what made the images, as JSON; ``block`` consecutive examples are drawn by one rank.
+    """
     total = min(len(dataset), spec.limit or len(dataset))
-    mine = range(rank, total, world)
+    mine = [index for index in range(total) if index // block % world == rank]
     fingerprint = _fingerprint(spec, made_by)
     parts = folder / ".parts" / label
     kept = _kept(
@@ -171,7 +176,7 @@ def _kept(folder: Path, files: Sequence[Path], fingerprint: str, save_images: in
 def file_name(key: str) -> str:
     """A key as a file's name: itself where it is plain, else its plain letters and a hash, so that no two keys meet."""
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", key).lstrip(".")[:96]
-    if plain == key:
+    if plain and plain == key:
         return key
     return f"{plain}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 

@@ -92,6 +92,17 @@ class Point2D:
     y: float
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class FigureView:
+    """A figure of the page. ``svg`` is markup made here and safe as it is; all other fields are plain text."""
+
+    title: str
+    svg: str
+    caption: str
+    alt: str
+
+
 def smooth(values: Sequence[float]) -> list[float]:
     """A centred running mean over a tenth of the curve; short curves stay as they are."""
     window = len(values) // 10

@@ -58,6 +58,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
         figures=figures.all_figures(read, summaries, axes),
         times=[(run.name, time) for run in read if (time := _time(run))],
         names=[run.name for run in read],
+        lower_is_better=("copy",),
         explained={
             name: text for name, text in _MEANINGS.items() if any(name in run.columns for run in read)
         },

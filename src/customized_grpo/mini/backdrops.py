@@ -17,7 +17,9 @@ def ramp(distance: Tensor) -> Tensor:
     return (0.5 - distance).clamp(0, 1)
 
 
-def hsv(hue: Float[Tensor, "n"], saturation: Float[Tensor, "n"], value: Float[Tensor, "n"]) -> Float[Tensor, "n 3"]:
+def hsv(
+    hue: Float[Tensor, "n"], saturation: Float[Tensor, "n"], value: Float[Tensor, "n"]
+) -> Float[Tensor, "n 3"]:
     """HSV in [0, 1] to RGB in [0, 1]."""
     offset = torch.tensor([5.0, 3.0, 1.0])
     k = (offset + hue[:, None] * 6) % 6
@@ -88,7 +90,9 @@ def _red_floor(x: Tensor, y: Tensor, p: float) -> Tensor:
     image = _mix(image, ramp(((x - 0.58).abs() - 0.18) / p) * ramp(((y + 0.5).abs() - 0.20) / p), "A8DCF5")
     image = _mix(image, ramp((0.18 - y) / p), "FFFFFF")
     image = _mix(image, ramp((0.25 - y) / p), "C8342F")
-    lines = (((x / (0.55 + 0.6 * (y - 0.25))) * 2.0 + 0.5) % 1.0 - 0.5).abs() / 2.0 * (0.55 + 0.6 * (y - 0.25))
+    lines = (
+        (((x / (0.55 + 0.6 * (y - 0.25))) * 2.0 + 0.5) % 1.0 - 0.5).abs() / 2.0 * (0.55 + 0.6 * (y - 0.25))
+    )
     return _mix(image, ramp((lines - 0.015) / p) * ramp((0.25 - y) / p), "A3231F")
 
 
@@ -156,5 +160,3 @@ def _all_places(side: int) -> Float[Tensor, "places 3 h w"]:
 def backdrop(place: Int[Tensor, "n"], side: int) -> Float[Tensor, "n 3 h w"]:
     """The empty scenes, in [0, 1]."""
     return _all_places(side)[place]
-
-

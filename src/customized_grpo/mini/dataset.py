@@ -32,7 +32,9 @@ class MiniDataset:
     class Config(DatasetConfig):
         """The ``data`` section of a recipe with ``type: mini``."""
 
-        split: Literal["train", "tune", "test"] = Field(default="train", description="whose subjects and prompts")
+        split: Literal["train", "tune", "test"] = Field(
+            default="train", description="whose subjects and prompts"
+        )
         size: int = Field(default=4096, ge=1, description="number of examples")
         seed: int = Field(default=0, ge=0, description="another seed draws other examples of the same split")
 

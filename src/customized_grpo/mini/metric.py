@@ -32,7 +32,9 @@ class MiniOracle(Metric):
         self._oracle = Oracle.load(Path(model_path(config.model, "oracle"))).to(device)
         self._device = device
 
-    def __call__(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Mapping[str, Float[Tensor, "g"]]:
+    def __call__(
+        self, example: Example, images: UInt8[Tensor, "g h w 3"]
+    ) -> Mapping[str, Float[Tensor, "g"]]:
         """identity_accuracy, prompt_accuracy, identity_all, prompt_all, both and copy of each image.
 
         Raises:

@@ -47,7 +47,9 @@ class Oracle(nn.Module):
         channels = 5
         for width in widths:
             layers += [nn.Conv2d(channels, width, 3, 2, 1), nn.GroupNorm(8, width), nn.SiLU()]
-            layers += [nn.Conv2d(width, width, 3, 1, 1), nn.GroupNorm(8, width), nn.SiLU()] if channels > 5 else []
+            layers += (
+                [nn.Conv2d(width, width, 3, 1, 1), nn.GroupNorm(8, width), nn.SiLU()] if channels > 5 else []
+            )
             channels = width
         self.trunk = nn.Sequential(*layers)
         side = 64 // 2 ** len(widths)
@@ -83,7 +85,9 @@ class Oracle(nn.Module):
             ValueError: the images are not uint8 of shape (n, h, w, 3).
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-            raise ValueError(f"the oracle reads uint8 images (n, h, w, 3), not {images.dtype} {tuple(images.shape)}")
+            raise ValueError(
+                f"the oracle reads uint8 images (n, h, w, 3), not {images.dtype} {tuple(images.shape)}"
+            )
         x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
         if x.shape[-2:] != (64, 64):
             x = F.interpolate(x, size=(64, 64), mode="area")

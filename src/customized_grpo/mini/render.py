@@ -16,10 +16,12 @@ from customized_grpo.mini.world import CLASSES, PATTERNS, Scenes, Subjects
 
 SIDE: Final = 64
 _CENTRE_X: Final = torch.tensor([-0.40, 0.0, 0.40])
-_RADIUS: Final = torch.tensor([0.39, 0.60, 0.49])
-_GROUND: Final = 0.80
+_RADIUS: Final = torch.tensor([0.44, 0.64, 0.54])
+_GROUND: Final = 0.84
 _INK: Final = torch.tensor([0.13, 0.11, 0.16])
-_HAT_COLOURS: Final = torch.tensor([[0.0, 0.0, 0.0], [0.90, 0.16, 0.18], [0.16, 0.36, 0.92], [0.99, 0.82, 0.12]])
+_HAT_COLOURS: Final = torch.tensor(
+    [[0.0, 0.0, 0.0], [0.90, 0.16, 0.18], [0.16, 0.36, 0.92], [0.99, 0.82, 0.12]]
+)
 # Where ears and hats sit on each body shape, in radii: x and y of an ear, y of the hat's brim.
 _EAR_X: Final = torch.tensor([0.58, 0.62, 0.42, 0.50, 0.52, 0.46])
 _EAR_Y: Final = torch.tensor([-0.78, -0.78, -0.42, -0.52, -0.48, -0.82])
@@ -79,14 +81,14 @@ def _markings(u: Tensor, v: Tensor, pattern: Tensor, pixel: Tensor) -> Float[Ten
     """Coverage of the second colour on the body, in [0, 1]."""
 
     def stripes(t: Tensor) -> Tensor:
-        return 0.13 - ((t / 0.58 + 0.5) % 1.0 - 0.5).abs() * 0.58
+        return 0.17 - ((t / 0.72 + 0.5) % 1.0 - 0.5).abs() * 0.72
 
-    du = ((u / 0.62 + 0.5) % 1.0 - 0.5) * 0.62
-    dv = ((v / 0.62 + 0.5) % 1.0 - 0.5) * 0.62
+    du = ((u / 0.74 + 0.5) % 1.0 - 0.5) * 0.74
+    dv = ((v / 0.74 + 0.5) % 1.0 - 0.5) * 0.74
     masks = {
         "hstripe": stripes(v),
         "vstripe": stripes(u),
-        "dots": 0.17 - torch.hypot(du, dv),
+        "dots": 0.22 - torch.hypot(du, dv),
         "half": v - 0.15,
         "ring": 0.16 - (torch.hypot(u, v - 0.05) - 0.58).abs(),
     }
@@ -149,7 +151,7 @@ def _hat(image: Tensor, u: Tensor, v: Tensor, cls: Tensor, hat: Tensor, pixel: T
     brim = _box(u, hv, 0.62, 0.10, 0.08)
     whole = torch.minimum(crown, brim)
     colour = _HAT_COLOURS[hat]
-    image = _paint(image, ramp((whole - 0.075) / pixel) * worn, colour * 0.28)
+    image = _paint(image, ramp((whole - 0.075) / pixel) * worn, colour * 0.42)
     image = _paint(image, ramp(whole / pixel) * worn, colour)
     band = torch.maximum(crown, (hv + 0.20).abs() - 0.07)
     return _paint(image, ramp(band / pixel) * worn, colour * 0.55)
@@ -170,7 +172,7 @@ def render_float(subjects: Subjects, scenes: Scenes, *, side: int = SIDE) -> Flo
 
     body_colour = hsv(subjects.hue, torch.full((n,), 0.68), subjects.value)
     second = hsv(subjects.pattern_hue, torch.full((n,), 0.62), 1.5 - subjects.value)
-    ink = body_colour * 0.30
+    ink = body_colour * 0.42
 
     image = backdrop(scenes.place, side)
     shadow = torch.hypot(u / 0.95, (v - 1.03) / 0.16) - 1.0
@@ -200,7 +202,13 @@ def render_float(subjects: Subjects, scenes: Scenes, *, side: int = SIDE) -> Flo
 
 def render(subjects: Subjects, scenes: Scenes, *, side: int = SIDE) -> UInt8[Tensor, "n h w 3"]:
     """Pictures as uint8 RGB, channels last. The same input gives the same picture."""
-    return (render_float(subjects, scenes, side=side) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return (
+        (render_float(subjects, scenes, side=side) * 255)
+        .round()
+        .to(torch.uint8)
+        .permute(0, 2, 3, 1)
+        .contiguous()
+    )
 
 
 assert len(_EAR_X) == len(CLASSES)

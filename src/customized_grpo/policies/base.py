@@ -14,6 +14,7 @@ from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from customized_grpo import registry
 from customized_grpo.types import Conditioning
 
 
@@ -23,13 +24,17 @@ class LoraSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rank: PositiveInt = 64
-    alpha: PositiveFloat | None = Field(default=None, description="scale is alpha / rank; null means alpha = rank")
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    alpha: PositiveFloat | None = Field(
+        default=None, description="scale is alpha / rank; null means alpha = rank"
+    )
     init: Literal["gaussian", "kaiming"] = "gaussian"
     targets: tuple[str, ...] | None = Field(
-        default=None, description="module name suffixes or one regular expression; null: the policy's own default"
+        default=None,
+        description="module name suffixes or one regular expression; null: the policy's own default",
     )
-    path: str | None = Field(default=None, description="start from this adapter (folder or .safetensors file)")
+    path: str | None = Field(
+        default=None, description="start from this adapter (folder or .safetensors file)"
+    )
 
 
 class PolicyConfig(BaseModel):
@@ -56,6 +61,8 @@ class Policy(ABC):
         Config: the pydantic model that reads this policy's section of a recipe.
         pipeline_class: the diffusers pipeline whose LoRA format the adapter is saved in and loaded by.
         lora_targets: default ``LoraSettings.targets``.
+        batch_wide: conditioning tensors that hold for a whole batch (position ids): only prompts that agree in
+            them, and in the shapes of all others, can be stacked into one batch.
         transformer: the only trained and wrapped module. The trainer replaces it by its prepared (DDP, FSDP) form.
         latent_shape: (S, C) of one sample in the recipe's output size.
         device, dtype: where the model runs, and the dtype of its weights and of stored states.
@@ -64,6 +71,7 @@ class Policy(ABC):
     Config: ClassVar[type[PolicyConfig]]
     pipeline_class: ClassVar[Any]
     lora_targets: ClassVar[tuple[str, ...]]
+    batch_wide: ClassVar[tuple[str, ...]] = ()
 
     transformer: nn.Module
     latent_shape: tuple[int, int]
@@ -83,11 +91,42 @@ class Policy(ABC):
     def velocity(
         self, x: Float[Tensor, "n s c"], sigma: Float[Tensor, ""] | Float[Tensor, " n"], cond: Conditioning
     ) -> Float[Tensor, "n s c"]:
-        """float32 velocity of n samples of one prompt, all at one sigma or each at its own.
+        """float32 velocity of n samples, all at one sigma or each at its own.
 
-        Guidance and autocast happen inside, so that nothing can differ between rollout and replay.
+        Guidance and autocast happen inside, so that nothing can differ between rollout and replay. ``cond`` is one
+        prompt's, or a stack of n (see ``stack``).
         """
 
     @abstractmethod
     def decode(self, x: Float[Tensor, "n s c"]) -> UInt8[Tensor, "n h w 3"]:
         """Final latents to uint8 RGB on the CPU. No gradient."""
+
+
+def stack(policy: Policy, conds: Sequence[Conditioning], repeats: int) -> Conditioning | None:
+    """Several prompts as one conditioning with ``repeats`` rows each, or None where they can't share a batch."""
+    first = conds[0].tensors
+    for cond in conds[1:]:
+        fits = all(tensor.shape == first[name].shape for name, tensor in cond.tensors.items())
+        if not fits or not all(torch.equal(cond.tensors[name], first[name]) for name in policy.batch_wide):
+            return None
+    return Conditioning(
+        {
+            name: tensor
+            if name in policy.batch_wide
+            else torch.cat([cond.tensors[name] for cond in conds]).repeat_interleave(repeats, 0)
+            for name, tensor in first.items()
+        }
+    )
+
+
+def load_policy(spec: Any, *, device: torch.device, precision: Literal["no", "bf16"]) -> Policy:
+    """The frozen policy of a recipe's ``policy`` section.
+
+    Raises:
+        ValueError: the model is not there, or not one that the policy can read.
+    """
+    dtype = {"bf16": torch.bfloat16, "no": torch.float32}[precision]
+    policy: Policy = registry.resolve("policies", registry.type_of(spec)).load(
+        spec, device=device, dtype=dtype
+    )
+    return policy

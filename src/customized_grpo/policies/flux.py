@@ -103,6 +103,7 @@ class UNO(Policy):
 
     Config: ClassVar[type[PolicyConfig]] = UNOConfig
     pipeline_class: ClassVar[Any] = FluxPipeline
+    batch_wide: ClassVar[tuple[str, ...]] = ("image_ids",)
     # Full names, because the suffix "proj_out" alone would hit the model's last layer too.
     lora_targets: ClassVar[tuple[str, ...]] = (
         r"transformer_blocks\.\d+\.attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)",

@@ -56,7 +56,6 @@ def attach(policy: Policy, settings: LoraSettings, seed: int) -> None:
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=_number(float(settings.alpha or settings.rank)),
-        lora_dropout=settings.dropout,
         init_lora_weights="gaussian" if settings.init == "gaussian" else True,
         target_modules=_target_regex(transformer, targets),
     )

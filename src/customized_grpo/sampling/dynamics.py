@@ -90,11 +90,8 @@ def cps(
 
 def log_prob(x_next: Float[Tensor, "n ..."], gaussian: Gaussian) -> Float[Tensor, " n"]:
     """Full normal log-density (constants included), *mean* over the dims of a sample."""
-    # In float32 the logarithm of a vector may differ in its last bit from that of its elements taken alone, and
-    # then a replay would differ from its rollout; rounded from float64 it does not.
-    log_std = gaussian.std.double().log().to(gaussian.std.dtype)
     z = (x_next - gaussian.mean) / gaussian.std
-    return _sample_mean(-0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi))
+    return _sample_mean(-0.5 * z.square() - gaussian.std.log() - 0.5 * math.log(2 * math.pi))
 
 
 def kl(p: Gaussian, q: Gaussian) -> Float[Tensor, " n"]:

@@ -1,9 +1,11 @@
 """Sampling: one group with its trajectory for training, or plain images for evaluation and use.
 
-Dimensions: G group size, T sampler steps, J stochastic steps, K trained steps, S latent tokens, C latent channels, n batch.
+Dimensions: G group size, T sampler steps, J stochastic steps, K trained steps, S latent tokens, C latent channels,
+n batch.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, UInt8
@@ -74,9 +76,10 @@ def sample_group(
 ) -> Trajectory:
     """Sample G images of one example and record the trained transitions.
 
-    Steps that the plan does not make stochastic are Euler steps of the flow. With shared noise the steps before the first
-    stochastic one are the same for all samples, so they are computed once. The state is rounded to the policy's storage
-    dtype *before* it is scored: scoring float32 and replaying bfloat16 would move the log-ratio by far more than the clip.
+    Steps that the plan does not make stochastic are Euler steps of the flow. With shared noise the steps before the
+    first stochastic one are the same for all samples, so they are computed once. The state is rounded to the policy's
+    storage dtype *before* it is scored: scoring float32 and replaying bfloat16 would move the log-ratio by far more
+    than the clip.
 
     Args:
         policy: whose ``velocity`` also serves the replay.
@@ -128,7 +131,7 @@ def ode_steps(
     policy: Policy, cond: Conditioning, x: Float[Tensor, "n s c"], sigmas: Float[Tensor, " m"]
 ) -> Float[Tensor, "n s c"]:
     """Euler steps of the flow along ``sigmas``; one sigma is no step. The state is kept in the storage dtype."""
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in pairwise(sigmas):
         x = ode(policy.velocity(x, sigma, cond), x.float(), sigma, sigma_next).to(policy.dtype)
     return x
 

@@ -137,7 +137,8 @@ class WindowPlan(Plan):
         moving = {"progressive", "decay", "exp_decay"}
         own = {"stride": moving, "shortest": {"decay"}, "rate": {"exp_decay"}, "onset": {"exp_decay"}}
         for key, modes in own.items():
-            if key in self.model_fields_set and self.mode not in modes:
+            changed = getattr(self, key) != WindowPlan.model_fields[key].default
+            if changed and self.mode not in modes:  # a saved recipe writes every default out
                 raise ValueError(
                     f"{key} has no effect with mode {self.mode!r}; it belongs to {', '.join(sorted(modes))}"
                 )

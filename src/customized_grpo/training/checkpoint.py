@@ -1,7 +1,8 @@
 """Checkpoints: a folder that is complete or absent, safetensors and JSON only.
 
-``checkpoints/step-000050/`` holds ``pytorch_lora_weights.safetensors`` (diffusers format, what ``load_lora_weights`` opens),
-``state/`` (trained and averaged weights, optimizer, everything a resume needs) and ``manifest.json`` with sizes and hashes.
+``checkpoints/step-000050/`` holds ``pytorch_lora_weights.safetensors`` (diffusers format, what ``load_lora_weights``
+opens), ``state/`` (trained and averaged weights, optimizer, everything a resume needs) and ``manifest.json`` with sizes
+and hashes.
 It is written aside, synced, and renamed; the manifest is what makes it complete.
 """
 
@@ -79,6 +80,11 @@ def check(checkpoint: Path) -> int:
         if _describe(path) != expected:
             raise CheckpointError(f"{checkpoint}: {name} is corrupt (size or hash differs from the manifest)")
     return int(step)
+
+
+def has_any(folder: Path) -> bool:
+    """Whether there is a checkpoint, complete or not; what is still being written is none."""
+    return bool(_candidates(folder))
 
 
 def latest(folder: Path, warn: Callable[[str], None]) -> Path:

@@ -3,6 +3,7 @@
 Dimensions: P ranks.
 """
 
+import math
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -28,17 +29,20 @@ def largest(accelerator: Accelerator, value: float) -> float:
 
 
 def mean_metrics(accelerator: Accelerator, metrics: dict[str, float]) -> dict[str, float]:
-    """Metrics over all ranks: the largest of each ``.../max...`` and the mean of every other. Every rank holds the same keys."""
-    names = sorted(metrics)
-    mine = torch.tensor(
-        [[metrics[name] for name in names]],
-        dtype=torch.float64 if accelerator.device.type == "cpu" else torch.float32,
-    )
-    every: Tensor = accelerator.gather(mine.to(accelerator.device))
-    return {
-        name: float(column.max() if name.rpartition("/")[2].startswith("max") else column.mean())
-        for name, column in zip(names, every.T, strict=True)
-    }
+    """Metrics over all ranks, equal on all of them: the largest of each ``.../max...`` and the mean of every other.
+
+    The groups of two ranks may have trained different steps, so a name counts where it is there and finite.
+    """
+    every = gather_rows([metrics])
+    names = sorted({name for one in every for name in one})
+    return {name: _joined(name, [one[name] for one in every if name in one]) for name in names}
+
+
+def _joined(name: str, values: Sequence[float]) -> float:
+    if name.rpartition("/")[2].startswith("max"):
+        return math.nan if any(math.isnan(value) for value in values) else max(values)
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
 
 
 def gather_rows(rows: Sequence[Row]) -> list[Row]:

@@ -59,16 +59,16 @@ def weights(
     """Time weight of each trained step and axis, and the *effective* one.
 
     A step's gradient is its weight times ``pull`` (sensitivity of its log-probability times its loss weight), so the
-    effective weight is that product, scaled so that the trained steps' sum over both axes is their number.
+    effective weight is that product, scaled so that over all trainable steps the mean of both axes' sum is 1. The scale
+    doesn't depend on which steps were trained: groups, and ranks, train different ones.
     """
     metrics = {}
-    used = torch.tensor(steps)
-    effective = time_weights[used] * pull[used, None]
-    effective = effective * (len(steps) / effective.sum())
-    for row, step in enumerate(steps):
+    effective = time_weights * pull[:, None]
+    effective = effective * (int((pull > 0).sum()) / effective.sum())
+    for step in steps:
         for column, axis in enumerate(AXES):
             metrics[f"weight/{axis}/step_{step:02d}"] = float(time_weights[step, column])
-            metrics[f"weight_effective/{axis}/step_{step:02d}"] = float(effective[row, column])
+            metrics[f"weight_effective/{axis}/step_{step:02d}"] = float(effective[step, column])
     return metrics
 
 

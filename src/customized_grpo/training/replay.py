@@ -40,8 +40,8 @@ def micro_batches(
 ) -> Iterator[Pairs]:
     """Micro-batches of at most ``size`` pairs over the given samples of every group.
 
-    Pairs run over the samples first, then over the steps, so that a micro-batch of G pairs is one step of one group: the
-    batch that the rollout scored, bit for bit.
+    Pairs run over the samples first, then over the steps, so that a micro-batch of G pairs is one step of one group:
+    the batch that the rollout scored, bit for bit.
     """
     for trajectory, advantage in zip(groups, advantages, strict=True):
         num_steps = len(trajectory.steps)

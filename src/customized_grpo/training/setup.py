@@ -18,12 +18,12 @@ from customized_grpo import registry
 from customized_grpo.advantages.shaping import Aggregator
 from customized_grpo.clock import Clock
 from customized_grpo.config import AXES, Recipe
-from customized_grpo.data.base import Dataset
+from customized_grpo.data.base import Dataset, load_dataset
 from customized_grpo.evaluation.metrics import Scorer as MetricScorer
 from customized_grpo.evaluation.metrics import build_metrics
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.policies import lora
-from customized_grpo.policies.base import Policy
+from customized_grpo.policies.base import Policy, load_policy
 from customized_grpo.rewards.scorer import Scorer
 from customized_grpo.sampling.rollout import Transition
 from customized_grpo.sampling.schedule import shifted_sigmas
@@ -116,7 +116,12 @@ def build(recipe: Recipe) -> Parts:
         list(parameters.values()), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay
     )
     updates = train.steps * train.updates_per_rollout
-    schedule = get_scheduler(train.schedule.name, optimizer, train.schedule.warmup_steps, updates)
+    schedule = get_scheduler(
+        train.schedule.name,
+        optimizer,
+        num_warmup_steps=train.schedule.warmup_steps,
+        num_training_steps=updates,
+    )
     ema = EMAModel(list(parameters.values()), decay=train.ema) if train.ema is not None else None
     policy.transformer, prepared = accelerator.prepare(policy.transformer, optimizer)
 
@@ -153,25 +158,6 @@ def build(recipe: Recipe) -> Parts:
         evaluation=_evaluation(recipe, policy, device),
         clock=Clock(device),
     )
-
-
-def load_policy(spec: Any, *, device: torch.device, precision: str) -> Policy:
-    """The frozen policy of a recipe's ``policy`` section."""
-    dtype = {"bf16": torch.bfloat16, "no": torch.float32}[precision]
-    policy: Policy = registry.resolve("policies", registry.type_of(spec)).load(
-        spec, device=device, dtype=dtype
-    )
-    return policy
-
-
-def load_dataset(spec: Any, place: str) -> Dataset:
-    """The data set of a recipe's section, refused when empty."""
-    dataset: Dataset = registry.resolve("datasets", registry.type_of(spec))(spec)
-    if not len(dataset):
-        raise ValueError(
-            f"{place}: the data set ({registry.type_of(spec)}) is empty; it needs at least one example"
-        )
-    return dataset
 
 
 def _evaluation(recipe: Recipe, policy: Policy, device: torch.device) -> Evaluation | None:

@@ -4,6 +4,7 @@ Randomness is a function of (seed, purpose, step, index), so weights, optimizer,
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ HARMLESS = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.evaluate_every",
-    "evaluate.",
+    "train.save_samples_every",
+    "evaluate",
 )
-"""Keys that may differ when a run goes on: they don't change what a step computes. ``run.seed`` and ``run.precision`` do."""
+"""Keys that may differ when a run goes on: they don't change what a step computes. ``run.seed`` and ``run.precision``
+do."""
 
 
 def save(parts: Parts, done: int) -> None:
@@ -40,7 +43,9 @@ def save(parts: Parts, done: int) -> None:
 
 def _write(parts: Parts, aside: Path, done: int) -> None:
     with parts.averaged():
-        lora.save_adapter(parts.policy, aside, {"step": str(done)})
+        recipe = parts.recipe.model_dump_json(exclude={"run"})
+        about = {"base_model": parts.recipe.policy.model, "recipe": recipe, "step": str(done)}
+        lora.save_adapter(parts.policy, aside, about)
     save_recipe(parts.recipe, aside / "config.yaml")
     state = aside / "state"
     state.mkdir()
@@ -72,7 +77,8 @@ def restore(parts: Parts) -> int:
         GRPO steps done.
 
     Raises:
-        ValueError: the folder is taken, the checkpoint is missing or corrupt, or the recipe changed in a way that matters.
+        ValueError: the folder is taken, the checkpoint is missing or corrupt, or the recipe changed in a way that
+            matters.
     """
     run, main = parts.recipe.run, parts.accelerator.is_main_process
     if main:
@@ -81,20 +87,32 @@ def restore(parts: Parts) -> int:
     start = 0
     if run.resume is not None:
         warn = parts.accelerator.print if main else _silent
-        folder = parts.folder / "checkpoints"
-        path = checkpoint.latest(folder, warn) if run.resume == "latest" else Path(run.resume)
-        start = checkpoint.check(path)
-        changed = compare_recipes(load_recipe(path / "config.yaml", []), parts.recipe)
+        path = _checkpoint(parts, warn)
+        start = 0 if path is None else checkpoint.check(path)
+        changed = compare_recipes(load_recipe((path or parts.folder) / "config.yaml", []), parts.recipe)
         if changed:
             warn(f"resuming with changed keys that don't alter the computation: {', '.join(changed)}")
-        _read(parts, path / "state")
+        if path is not None:
+            _read(parts, path / "state")
         if parts.evaluation is not None:
             _read_base_rows(parts)
     if main:
-        cut_metrics(parts.folder / METRICS, start)
+        cut_metrics(parts.folder / METRICS, start or -1)  # a run that starts anew evaluates its base again
         save_recipe(parts.recipe, parts.folder / "config.yaml")
     parts.accelerator.init_trackers("customized-grpo", config={"recipe": parts.recipe.model_dump_json()})
     return start
+
+
+def _checkpoint(parts: Parts, warn: Callable[[str], None]) -> Path | None:
+    """What ``run.resume`` names; None where the run was killed before its first checkpoint."""
+    folder, named = parts.folder / "checkpoints", parts.recipe.run.resume
+    assert named is not None
+    if named != "latest":
+        return Path(named)
+    if not checkpoint.has_any(folder):
+        warn(f"{parts.folder} has no checkpoint yet; its run starts anew from step 0")
+        return None
+    return checkpoint.latest(folder, warn)
 
 
 def _silent(_text: str) -> None:

@@ -95,7 +95,9 @@ class Trainer:
             rewards = [scores.result() for scores in pending]
         shaped = [self.shape(scores, group) for scores, group in zip(rewards, groups, strict=True)]
         metrics = explain.groups(list(self.recipe.rewards), parts.reward_axes, rewards, shaped)
-        metrics |= explain.weights(groups[0].steps.tolist(), parts.time_weights, parts.pull)
+        metrics |= explain.weights(
+            sorted({k for group in groups for k in group.steps.tolist()}), parts.time_weights, parts.pull
+        )
         for update, samples in enumerate(self.shares()):
             metrics |= self.update(groups, shaped, samples, first=update == 0)
         metrics |= parts.scorer.drain() | clock.drain()
@@ -194,9 +196,10 @@ class Trainer:
                 )
         with parts.clock.phase("optimizer"):
             log_ratios = torch.cat(ratios)
-            if first:
-                self.guard(largest(accelerator, float(log_ratios.abs().max())))
             metrics = explain.update(log_ratios, torch.cat(signs), self.recipe.objective.clip)
+            if first:
+                metrics["ratio/max_abs_log_first"] = largest(accelerator, metrics["ratio/max_abs_log"])
+                self.guard(metrics["ratio/max_abs_log_first"])
             metrics |= {
                 "loss/surrogate": loss_sum * accelerator.num_processes,
                 "loss/kl": kl_sum * accelerator.num_processes,
@@ -221,7 +224,7 @@ class Trainer:
         if not log_ratio <= self.recipe.train.ratio_guard:
             raise DivergedError(
                 f"the first replay's largest |log-ratio| is {log_ratio:.3g}, where it should be 0 "
-                f"(train.ratio_guard={self.recipe.train.ratio_guard:g}): rollout and replay don't compute the same thing; "
+                f"(train.ratio_guard={self.recipe.train.ratio_guard:g}): rollout and replay don't compute the same; "
                 "use the same precision and batch size in both, or raise train.ratio_guard knowingly"
             )
 
@@ -238,7 +241,7 @@ class Trainer:
             if parts.progress.skipped > settings.max_skipped:
                 raise DivergedError(
                     f"the gradient's norm is {norm}, {parts.progress.skipped} time(s) so far (train.max_skipped="
-                    f"{settings.max_skipped}); nothing was updated. Lower train.lr, or look at the rewards of the last step"
+                    f"{settings.max_skipped}); nothing was updated. Lower train.lr, or look at the last step's rewards"
                 )
             return {"grad/norm": norm, "grad/max_skipped": float(parts.progress.skipped)}
         parts.optimizer.step()

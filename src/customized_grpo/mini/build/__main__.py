@@ -42,10 +42,16 @@ def main() -> None:
     """Parses the command line and runs the stages asked for."""
     parser = argparse.ArgumentParser(prog="python -m customized_grpo.mini.build", description=__doc__)
     parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "assets", help="where the assets go")
-    parser.add_argument("--work", type=Path, default=Path("runs/mini-build"), help="state of an unfinished build")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parents[1] / "assets", help="where the assets go"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/mini-build"), help="state of an unfinished build"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", type=float, default=1.0, help="multiplies all training steps, for a quick trial")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="multiplies all training steps, for a quick trial"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -37,10 +37,16 @@ class ClipRecipe:
 
 
 REWARD: Final = ClipRecipe(
-    title="Miniature CLIP", folder="clip", seed=41, hidden=96, layers=4, text_layers=2, steps=2_400
+    title="Miniature CLIP", folder="clip", seed=41, hidden=96, layers=4, text_layers=2, steps=1_700
 )
 JUDGE: Final = ClipRecipe(
-    title="Miniature CLIP (held-out judge)", folder="judges/clip", seed=9041, hidden=128, layers=3, text_layers=1, steps=2_000
+    title="Miniature CLIP (held-out judge)",
+    folder="judges/clip",
+    seed=9041,
+    hidden=128,
+    layers=3,
+    text_layers=1,
+    steps=1_500,
 )
 
 
@@ -127,7 +133,9 @@ def train_clip(context: Context, recipe: ClipRecipe) -> None:
         rows = torch.randint(len(gallery), (BATCH,), generator=generator)
         slots = with_prompt[torch.randint(len(with_prompt), (BATCH,), generator=generator)]
         images = gallery.images[rows, slots].float()
-        images = images + 12 * torch.rand((), generator=generator) * torch.randn(images.shape, generator=generator)
+        images = images + 12 * torch.rand((), generator=generator) * torch.randn(
+            images.shape, generator=generator
+        )
         prompts = gallery.prompt[rows, slots]
         asked = torch.cat([prompts, *(_one_word_apart(prompts, generator) for _ in range(2))])
         with torch.autocast("cpu", torch.bfloat16):
@@ -139,7 +147,9 @@ def train_clip(context: Context, recipe: ClipRecipe) -> None:
         logits = logits.masked_fill(twin, -1e4)
         own = torch.arange(BATCH)
         contrast = F.cross_entropy(logits, own) + F.cross_entropy(logits[:, :BATCH].T, own)
-        return contrast + 0.1 * attribute_loss(attributes, {k: v[rows, slots] for k, v in gallery.truth.items()})
+        return contrast + 0.1 * attribute_loss(
+            attributes, {k: v[rows, slots] for k, v in gallery.truth.items()}
+        )
 
     def export() -> None:
         clip = new_clip(recipe, len(tokenizer), int(tokenizer.eos_token_id))

@@ -57,7 +57,9 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], **metadata: str) -> Non
     """A safetensors file, written aside and renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".part")
-    save_file({name: t.detach().contiguous().clone() for name, t in tensors.items()}, aside, metadata=metadata)
+    save_file(
+        {name: t.detach().contiguous().clone() for name, t in tensors.items()}, aside, metadata=metadata
+    )
     aside.rename(path)
 
 
@@ -83,10 +85,20 @@ class Training:
     ) -> None:
         """`final_lr` is the share of `lr` that is left at the end of the cosine."""
         self.path = context.work / f"{name}.safetensors"
-        self.name, self.steps, self.lr, self.final_lr, self.ema = name, context.steps(steps), lr, final_lr, ema
+        self.name, self.steps, self.lr, self.final_lr, self.ema = (
+            name,
+            context.steps(steps),
+            lr,
+            final_lr,
+            ema,
+        )
         self.module = modules
         self.optimizer = torch.optim.AdamW(
-            [p for p in modules.parameters() if p.requires_grad], lr, (0.9, 0.98), weight_decay=weight_decay, fused=True
+            [p for p in modules.parameters() if p.requires_grad],
+            lr,
+            (0.9, 0.98),
+            weight_decay=weight_decay,
+            fused=True,
         )
         self.average = {k: v.detach().clone() for k, v in modules.state_dict().items()}
         self.step, self.seconds, self.save_every_s = 0, 0.0, save_every_s
@@ -151,7 +163,15 @@ class Training:
             if now - told > 10 or self.step == self.steps:
                 told = now
                 left = self.seconds / self.step * (self.steps - self.step)
-                LOG.info("%s: step %d/%d loss %.4f (%.0f s, %.0f s left)", self.name, self.step, self.steps, running, self.seconds, left)
+                LOG.info(
+                    "%s: step %d/%d loss %.4f (%.0f s, %.0f s left)",
+                    self.name,
+                    self.step,
+                    self.steps,
+                    running,
+                    self.seconds,
+                    left,
+                )
             if now - saved > self.save_every_s:
                 self.save()
                 saved = now
@@ -172,7 +192,9 @@ class Training:
             self.average[key].copy_(state[key])
 
 
-def write_card(folder: Path, title: str, *, data: str, recipe: str, seconds: float, metrics: dict[str, float]) -> None:
+def write_card(
+    folder: Path, title: str, *, data: str, recipe: str, seconds: float, metrics: dict[str, float]
+) -> None:
     """README.md and metrics.json of an asset: what it learnt from, how, for how long, and how good it is."""
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
     text = (

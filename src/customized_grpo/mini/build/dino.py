@@ -34,9 +34,14 @@ class DinoRecipe:
     steps: int
 
 
-REWARD: Final = DinoRecipe(title="Miniature DINOv2", folder="dino", seed=21, hidden=96, layers=4, steps=2_600)
+REWARD: Final = DinoRecipe(title="Miniature DINOv2", folder="dino", seed=21, hidden=96, layers=4, steps=1_900)
 JUDGE: Final = DinoRecipe(
-    title="Miniature DINOv2 (held-out judge)", folder="judges/dino", seed=5021, hidden=128, layers=3, steps=2_200
+    title="Miniature DINOv2 (held-out judge)",
+    folder="judges/dino",
+    seed=5021,
+    hidden=128,
+    layers=3,
+    steps=1_600,
 )
 
 
@@ -107,7 +112,9 @@ def _batch(gallery: Gallery, step: int, seed: int) -> tuple[Tensor, dict[str, Te
     rows = rows[:SUBJECTS_A_BATCH].repeat_interleave(3)
     slots = torch.randint(len(SLOTS), (len(rows),), generator=generator)
     images = gallery.images[rows, slots].float()
-    images = images + 12 * torch.rand((), generator=generator) * torch.randn(images.shape, generator=generator)
+    images = images + 12 * torch.rand((), generator=generator) * torch.randn(
+        images.shape, generator=generator
+    )
     return images.clamp(0, 255), {k: v[rows, slots] for k, v in gallery.truth.items()}
 
 
@@ -120,7 +127,13 @@ def train_dino(context: Context, recipe: DinoRecipe) -> None:
     torch.manual_seed(context.seed + recipe.seed)
     student = _Student(new_dino(recipe))
     training = Training(
-        context, recipe.folder.replace("/", "-"), student, steps=recipe.steps, lr=1.5e-3, ema=0.99, weight_decay=0.02
+        context,
+        recipe.folder.replace("/", "-"),
+        student,
+        steps=recipe.steps,
+        lr=1.5e-3,
+        ema=0.99,
+        weight_decay=0.02,
     )
     gallery = load_gallery(context, "train")
 

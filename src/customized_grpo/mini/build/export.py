@@ -20,7 +20,9 @@ def newest_weights(context: Context) -> Path:
         path = context.work / f"{name}.safetensors"
         if path.exists():
             return path
-    raise ValueError(f"there is no policy in {context.work} yet (looked for {', '.join(names)}): run --stage policy first")
+    raise ValueError(
+        f"there is no policy in {context.work} yet (looked for {', '.join(names)}): run --stage policy first"
+    )
 
 
 def export_flux(context: Context) -> None:

@@ -19,7 +19,19 @@ TEST_SUBJECTS: Final = 300
 SLOTS: Final = ("prompted", "reference", "other", "decoded")
 """Pictures of each subject: two prompted scenes, the reference, and the first one through the noisy autoencoder."""
 
-ATTRIBUTES: Final = ("cls", "pattern", "ears", "face", "hue", "value", "pattern_hue", "place", "position", "size", "hat")
+ATTRIBUTES: Final = (
+    "cls",
+    "pattern",
+    "ears",
+    "face",
+    "hue",
+    "value",
+    "pattern_hue",
+    "place",
+    "position",
+    "size",
+    "hat",
+)
 
 
 @final
@@ -55,7 +67,9 @@ def _draw(vae: AutoencoderKL, n: int, split: Split, seed: int) -> dict[str, Tens
     }
     for name in ("place", "position", "size", "hat"):
         truth[name] = torch.stack([getattr(s, name) for s in (*scenes, first)], dim=1)
-    rows = scene_row(truth["cls"], truth["place"], truth["position"], truth["size"].clamp_max(1), truth["hat"])
+    rows = scene_row(
+        truth["cls"], truth["place"], truth["position"], truth["size"].clamp_max(1), truth["hat"]
+    )
     rows[:, SLOTS.index("reference")] = -1  # no prompt names the reference's size
     return {"images": torch.stack(pictures, dim=1), "prompt": rows, **truth}
 

@@ -12,7 +12,7 @@ from customized_grpo.mini.build.gallery import SLOTS, load_gallery
 from customized_grpo.mini.build.pictures import as_input
 from customized_grpo.mini.oracle import CHOICES, HUES, IDENTITY, PROMPT, Oracle, correct
 
-STEPS: Final = 2_400
+STEPS: Final = 2_000
 BATCH: Final = 64
 
 
@@ -23,7 +23,10 @@ def attribute_loss(outputs: dict[str, Tensor], truth: dict[str, Tensor]) -> Tens
         loss = loss + F.cross_entropy(outputs[name].float(), truth[name])
     for name in HUES:
         angle = truth[name] * 2 * torch.pi
-        loss = loss + 2 * (outputs[name].float() - torch.stack([angle.sin(), angle.cos()], 1)).square().sum(1).mean()
+        loss = (
+            loss
+            + 2 * (outputs[name].float() - torch.stack([angle.sin(), angle.cos()], 1)).square().sum(1).mean()
+        )
     return loss + 20 * (outputs["value"].float()[:, 0] - truth["value"]).square().mean()
 
 
@@ -44,7 +47,9 @@ def train_oracle(context: Context) -> None:
         slots = torch.randint(len(SLOTS), (BATCH,), generator=generator)
         x = as_input(gallery.images[rows, slots])
         x = x + 0.05 * torch.rand((), generator=generator) * torch.randn(x.shape, generator=generator)
-        return attribute_loss(oracle.outputs(x), {k: v[rows, slots] for k, v in gallery.truth.items()})
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = oracle.outputs(x)
+        return attribute_loss(outputs, {k: v[rows, slots] for k, v in gallery.truth.items()})
 
     oracle.load_state_dict(training.run(loss_of))
     oracle.eval()
@@ -72,8 +77,12 @@ def measure_oracle(context: Context, oracle: Oracle) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for slot in ("prompted", "decoded"):
         column = SLOTS.index(slot)
-        right = correct(oracle(gallery.images[:, column]), {k: v[:, column] for k, v in gallery.truth.items()})
+        right = correct(
+            oracle(gallery.images[:, column]), {k: v[:, column] for k, v in gallery.truth.items()}
+        )
         metrics |= {f"{slot}/{name}": float(value.mean()) for name, value in right.items()}
         for group, names in (("identity", IDENTITY), ("prompt", PROMPT)):
-            metrics[f"{slot}/{group}_all"] = float(torch.stack([right[n] for n in names]).min(0).values.mean())
+            metrics[f"{slot}/{group}_all"] = float(
+                torch.stack([right[n] for n in names]).min(0).values.mean()
+            )
     return metrics

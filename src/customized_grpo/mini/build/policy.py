@@ -18,6 +18,7 @@ from torch.func import functional_call
 from customized_grpo.mini.build.common import LOG, Context, Training, save_tensors
 from customized_grpo.mini.build.pool import Pool
 from customized_grpo.mini.build.text import WIDTH, prompt_table
+from customized_grpo.mini.build.vae import LATENT_CHANNELS
 
 GUIDANCE: Final = 3.5
 SHIFT: Final = 3.0
@@ -25,7 +26,7 @@ ROWS: Final = 4
 """Rows and columns of image tokens."""
 
 BATCH: Final = 96
-STEPS: Final = 6_400
+STEPS: Final = 5_600
 MODES_STEPS: Final = 900
 COPIES: Final = 0.35
 GENERIC: Final = 0.05
@@ -35,7 +36,7 @@ def new_transformer() -> FluxTransformer2DModel:
     """An untrained transformer of the miniature's shape (2.1 M parameters)."""
     return FluxTransformer2DModel(
         patch_size=1,
-        in_channels=64,
+        in_channels=4 * LATENT_CHANNELS,
         num_layers=2,
         num_single_layers=3,
         attention_head_dim=32,
@@ -86,7 +87,9 @@ class Velocity(nn.Module):
 class _Flow:
     """The rectified-flow loss on the pool: everything of step k is drawn from k."""
 
-    def __init__(self, context: Context, transformer: FluxTransformer2DModel, *, copies: float, generic: float) -> None:
+    def __init__(
+        self, context: Context, transformer: FluxTransformer2DModel, *, copies: float, generic: float
+    ) -> None:
         self.pool = Pool(context)
         self.text, self.pooled = (t.bfloat16().float() for t in prompt_table(context))
         self.offset = STEPS if copies else 0
@@ -129,7 +132,9 @@ def train_policy(context: Context) -> None:
         return
     torch.manual_seed(context.seed + 2)
     transformer = new_transformer()
-    training = Training(context, "policy-training", transformer, steps=STEPS, lr=1.5e-3, ema=0.998, weight_decay=1e-3)
+    training = Training(
+        context, "policy-training", transformer, steps=STEPS, lr=1.5e-3, ema=0.998, weight_decay=1e-3
+    )
     flow = _Flow(context, transformer, copies=0.0, generic=0.0)
     snapshot = context.work / "policy-snapshot.safetensors"
     weights = training.run(flow.loss, every_s=240, hook=lambda: save_tensors(snapshot, training.average))

@@ -16,7 +16,7 @@ from customized_grpo.mini.build.pictures import as_input, draw_pairs, render_man
 from customized_grpo.mini.build.text import scene_row
 from customized_grpo.mini.world import sample_subjects
 
-SHARDS: Final = 14
+SHARDS: Final = 10
 PAIRS: Final = 4_096
 """Pairs of target and reference in a shard."""
 
@@ -59,6 +59,12 @@ def shard_path(context: Context, index: int) -> Path:
     return context.work / "pool" / f"{index:03d}.safetensors"
 
 
+def wait_for(path: Path) -> None:
+    """Returns when another process has written `path`."""
+    while not path.exists():
+        time.sleep(0.5)
+
+
 def draw_pictures(context: Context) -> None:
     """Renders the shards: targets, references, generic targets and the prompt's row. Needs no other stage."""
     for index in range(SHARDS):
@@ -78,7 +84,9 @@ def draw_pictures(context: Context) -> None:
                 "target": render_many(pairs.subjects, scenes),
                 "reference": render_many(pairs.subjects, pairs.reference_scenes),
                 "generic": render_many(other, scenes.take(rows)),
-                "prompt": scene_row(pairs.subjects.cls, scenes.place, scenes.position, scenes.size, scenes.hat),
+                "prompt": scene_row(
+                    pairs.subjects.cls, scenes.place, scenes.position, scenes.size, scenes.hat
+                ),
             },
         )
         LOG.info("pictures: %d of %d shards", index + 1, SHARDS)
@@ -90,6 +98,7 @@ def make_pool(context: Context) -> None:
     for index in range(SHARDS):
         if shard_path(context, index).exists():
             continue
+        wait_for(_picture_path(context, index))
         tensors = load_file(_picture_path(context, index))
         latents = {name: encode(vae, tensors[name]).half() for name in ("target", "reference", "generic")}
         save_tensors(shard_path(context, index), {**latents, "prompt": tensors["prompt"]})
@@ -106,12 +115,12 @@ class Pool:
     """
 
     FIRST: Final = 3
-    EVERY: Final = 150
+    EVERY: Final = 300
 
     def __init__(self, context: Context) -> None:
         self.context = context
         self.shards: list[dict[str, Tensor]] = []
-        self.target = self.reference = self.generic = torch.zeros(0, 16, 64)
+        self.target = self.reference = self.generic = torch.zeros(0)
         self.prompt = self.generic_row = torch.zeros(0, dtype=torch.long)
 
     def grow(self, step: int) -> None:
@@ -121,10 +130,8 @@ class Pool:
             return
         while len(self.shards) < wanted:
             path = shard_path(self.context, len(self.shards))
-            if path.exists():
-                self.shards.append(load_file(path))
-            else:
-                time.sleep(0.5)
+            wait_for(path)
+            self.shards.append(load_file(path))
         eighth = torch.arange(PAIRS // 8)
         self.generic_row = torch.cat([eighth + i * PAIRS for i in range(wanted)])
         for name in ("target", "reference", "generic", "prompt"):

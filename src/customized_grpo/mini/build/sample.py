@@ -42,12 +42,15 @@ def sample(
     generator = torch.Generator().manual_seed(seed)
     velocity, x, grid = Velocity(transformer.eval()), noise, sigma_grid(steps)
     for k, (sigma, sigma_next) in enumerate(zip(grid[:-1].tolist(), grid[1:].tolist(), strict=True)):
-        v = torch.cat([
-            velocity(*chunk)
-            for chunk in zip(
-                *(t.split(64) for t in (x, torch.full((len(x),), sigma), reference, text, pooled)), strict=True
-            )
-        ])
+        v = torch.cat(
+            [
+                velocity(*chunk)
+                for chunk in zip(
+                    *(t.split(64) for t in (x, torch.full((len(x),), sigma), reference, text, pooled)),
+                    strict=True,
+                )
+            ]
+        )
         d = sigma - sigma_next
         if noise_level == 0 or k == steps - 1:
             x = x - v * d

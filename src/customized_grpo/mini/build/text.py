@@ -52,7 +52,9 @@ def t5_tokenizer() -> T5Tokenizer:
     """A T5 (unigram) tokenizer with one token a word."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -8.0)]
     return T5Tokenizer(
-        vocab=[*special, *((f"\u2581{word}", -1.0) for word in words())], extra_ids=0, model_max_length=MAX_TOKENS
+        vocab=[*special, *((f"\u2581{word}", -1.0) for word in words())],
+        extra_ids=0,
+        model_max_length=MAX_TOKENS,
     )
 
 
@@ -77,7 +79,9 @@ def all_prompts() -> list[str]:
 
 def token_ids(tokenizer: CLIPTokenizer | T5Tokenizer, texts: list[str]) -> Tensor:
     """Token ids, padded to MAX_TOKENS."""
-    return torch.as_tensor(tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True).input_ids)
+    return torch.as_tensor(
+        tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True).input_ids
+    )
 
 
 def new_text_encoders(clip_vocab: int, clip_eos: int, t5_vocab: int) -> tuple[CLIPTextModel, T5EncoderModel]:
@@ -133,7 +137,9 @@ def _loss(logits: Tensor, scene: Tensor) -> Tensor:
 def _right(logits: Tensor, scene: Tensor) -> float:
     """Share of prompts read without any mistake."""
     parts = logits.split(_COUNTS, dim=-1)
-    return float(torch.stack([part.argmax(-1) == scene[:, i] for i, part in enumerate(parts)]).all(0).float().mean())
+    return float(
+        torch.stack([part.argmax(-1) == scene[:, i] for i, part in enumerate(parts)]).all(0).float().mean()
+    )
 
 
 def train_text(context: Context) -> None:

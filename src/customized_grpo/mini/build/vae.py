@@ -6,18 +6,21 @@ from typing import Final
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from safetensors import safe_open
 from torch import Tensor
 
-from customized_grpo.mini.build.common import LOG, Context, Training, replace_folder, write_card
+from customized_grpo.mini.build.common import LOG, Context, Training, replace_folder, save_tensors, write_card
 from customized_grpo.mini.build.pictures import as_input, as_uint8, draw_pairs, render_many
 
-POOL: Final = 12_000
-STEPS: Final = 1_700
+POOL: Final = 5_000
 BATCH: Final = 32
 CROP: Final = 32
-CROP_STEPS: Final = 850
 CROP_BATCH: Final = 96
+FIRST_STEPS: Final = 1_700
+CROP_STEPS: Final = 850
+LAST_STEPS: Final = 1_000
 DECODER_STEPS: Final = 3_000
+LATENT_CHANNELS: Final = 16
 
 
 def new_vae() -> AutoencoderKL:
@@ -27,7 +30,7 @@ def new_vae() -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(16, 32, 64, 96),
         layers_per_block=1,
-        latent_channels=16,
+        latent_channels=LATENT_CHANNELS,
         norm_num_groups=8,
         sample_size=64,
         force_upcast=False,
@@ -37,24 +40,24 @@ def new_vae() -> AutoencoderKL:
     )
 
 
-def _edges(x: Tensor, y: Tensor) -> Tensor:
-    """Mean difference of the pictures' gradients: keeps outlines crisp."""
-    d = x - y
+def _edges(d: Tensor) -> Tensor:
+    """Mean size of an error's gradients: keeps outlines crisp."""
     return (d[..., 1:] - d[..., :-1]).abs().mean() + (d[..., 1:, :] - d[..., :-1, :]).abs().mean()
 
 
-def _reconstruction(y: Tensor, x: Tensor, edges: float) -> Tensor:
+def _reconstruction(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """Absolute error at full, half and quarter size (colours), squared error, and gradients (outlines)."""
-    coarse = torch.stack([F.l1_loss(F.avg_pool2d(y, k), F.avg_pool2d(x, k)) for k in (2, 4)]).sum()
-    return F.l1_loss(y, x) + coarse + 2 * F.mse_loss(y, x) + edges * _edges(x, y)
+    d = (y - x) * weight
+    coarse = F.avg_pool2d(d, 2).abs().mean() + F.avg_pool2d(d, 4).abs().mean()
+    return d.abs().mean() + coarse + 2 * d.square().mean() + 0.3 * _edges(d)
 
 
 def _pictures(context: Context) -> tuple[Tensor, Tensor]:
     """The training pictures and, for each, the column (in pixels) of the critter's middle."""
     pairs = draw_pairs(POOL, "train", 100 + context.seed)
-    images = torch.cat([
-        render_many(pairs.subjects, pairs.scenes), render_many(pairs.subjects, pairs.reference_scenes)
-    ])
+    images = torch.cat(
+        [render_many(pairs.subjects, pairs.scenes), render_many(pairs.subjects, pairs.reference_scenes)]
+    )
     position = torch.cat([pairs.scenes.position, pairs.reference_scenes.position])
     LOG.info("vae: %d pictures drawn", len(images))
     return images, 32 + 13 * (position - 1)
@@ -71,32 +74,29 @@ def _crops(images: Tensor, middles: Tensor, generator: torch.Generator) -> Tenso
     return images[rows[:, None, None], ys, xs]
 
 
-def _stage_full(context: Context, vae: AutoencoderKL, images: Tensor) -> float:
-    """Whole pictures."""
-    training = Training(context, "vae-training", vae, steps=STEPS, lr=2.5e-3, ema=0.99, weight_decay=1e-4)
+def _whole(images: Tensor, middles: Tensor, step: int, size: int) -> tuple[Tensor, Tensor]:
+    """Whole pictures, and the weight of each pixel: the backdrop, which is always the same, counts less."""
+    generator = torch.Generator().manual_seed(step + 500_000)
+    rows = torch.randint(len(images), (size,), generator=generator)
+    apart = (torch.arange(64) - middles[rows, None]).abs()
+    weight = torch.where(apart < 24, 1.0, 0.35)[:, None, None, :]
+    return as_input(images[rows]), weight
+
+
+def _phase(
+    context: Context, vae: AutoencoderKL, images: Tensor, middles: Tensor, name: str, steps: int, lr: float, crops: bool
+) -> float:
+    """One phase of the joint training; gives its seconds."""
+    training = Training(context, name, vae, steps=steps, lr=lr, ema=0.99, weight_decay=1e-4)
 
     def loss_of(step: int) -> Tensor:
-        rows = torch.randint(len(images), (BATCH,), generator=torch.Generator().manual_seed(step))
-        x = as_input(images[rows])
-        y, kl = _through(vae, x, step)
-        return F.l1_loss(y, x) + 0.5 * _edges(x, y) + F.mse_loss(y, x) + 5e-4 * kl
-
-    vae.load_state_dict(training.run(loss_of))
-    return training.seconds
-
-
-def _stage_crops(context: Context, vae: AutoencoderKL, images: Tensor, middles: Tensor) -> float:
-    """Crops around the critter, and whole pictures every fourth step."""
-    training = Training(context, "vae-crops", vae, steps=CROP_STEPS, lr=8e-4, ema=0.99, weight_decay=1e-4)
-
-    def loss_of(step: int) -> Tensor:
-        generator = torch.Generator().manual_seed(step + 500_000)
-        if step % 4:
-            x = as_input(_crops(images, middles, generator))
+        if crops and step % 4:
+            x = as_input(_crops(images, middles, torch.Generator().manual_seed(step)))
+            weight = torch.ones(())
         else:
-            x = as_input(images[torch.randint(len(images), (BATCH - 8,), generator=generator)])
+            x, weight = _whole(images, middles, step, BATCH)
         y, kl = _through(vae, x, step)
-        return _reconstruction(y, x, 0.3) + 3e-4 * kl
+        return _reconstruction(y, x, weight) + 2e-4 * kl
 
     vae.load_state_dict(training.run(loss_of))
     return training.seconds
@@ -121,7 +121,16 @@ def train_vae(context: Context) -> None:
     torch.manual_seed(context.seed)
     vae = new_vae()
     images, middles = _pictures(context)
-    seconds = _stage_full(context, vae, images) + _stage_crops(context, vae, images, middles)
+    seconds = 0.0
+    start = context.work / "vae-start.safetensors"
+    if not start.exists():
+        seconds += _phase(context, vae, images, middles, "vae-first", FIRST_STEPS, 2e-3, crops=False)
+        seconds += _phase(context, vae, images, middles, "vae-crops", CROP_STEPS, 8e-4, crops=True)
+        save_tensors(start, vae.state_dict(), seconds=str(seconds))
+    with safe_open(start, "pt") as file:
+        seconds = float(file.metadata()["seconds"])
+        vae.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    seconds += _phase(context, vae, images, middles, "vae-last", LAST_STEPS, 1.2e-3, crops=False)
     vae.eval()
     _normalise(vae, images[torch.arange(0, len(images), 24)])
     metrics = measure(vae)
@@ -138,28 +147,35 @@ def train_decoder(context: Context) -> None:
     vae = AutoencoderKL.from_pretrained(context.work / "vae", torch_dtype=torch.float32)
     vae.encoder.requires_grad_(False)
     images, middles = _pictures(context)
-    training = Training(context, "decoder-training", vae, steps=DECODER_STEPS, lr=1.5e-3, ema=0.99, weight_decay=1e-4)
+    training = Training(
+        context, "decoder-training", vae, steps=DECODER_STEPS, lr=1.5e-3, ema=0.99, weight_decay=1e-4
+    )
 
     def loss_of(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(step + 900_000)
-        if step % 3:
-            x = as_input(_crops(images, middles, generator))
-        else:
-            x = as_input(images[torch.randint(len(images), (BATCH - 8,), generator=generator)])
+        x, weight = _whole(images, middles, step + 900_000, BATCH)
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
                 z = vae.encode(x).latent_dist.mean
             strength = 0.12 * torch.rand(len(z), 1, 1, 1, generator=generator) / vae.config.scaling_factor
             y = vae.decode(z + strength * torch.randn(z.shape, generator=generator)).sample
-        return _reconstruction(y.float(), x, 0.3)
+        return _reconstruction(y.float(), x, weight)
 
     def export() -> None:
         best = new_vae()
         best.load_state_dict(training.average)
-        best.register_to_config(shift_factor=vae.config.shift_factor, scaling_factor=vae.config.scaling_factor)
+        best.register_to_config(
+            shift_factor=vae.config.shift_factor, scaling_factor=vae.config.scaling_factor
+        )
         metrics = measure(best.eval())
         LOG.info("decoder: step %d %s", training.step, metrics)
-        _write(best, context.work / "vae-newest", training.seconds, metrics, f"and {training.step} steps of the decoder alone")
+        _write(
+            best,
+            context.work / "vae-newest",
+            training.seconds,
+            metrics,
+            f"and {training.step} steps of the decoder alone",
+        )
 
     training.run(loss_of, every_s=200, hook=export)
     export()
@@ -173,8 +189,9 @@ def _write(vae: AutoencoderKL, folder: Path, seconds: float, metrics: dict[str, 
             aside,
             "Miniature FLUX autoencoder",
             data=f"{2 * POOL} pictures of training subjects, in prompted and in reference scenes",
-            recipe=f"{STEPS} steps of {BATCH} whole pictures, {CROP_STEPS} of {CROP_BATCH} crops around the critter, {stage}; "
-            "absolute and squared error at three sizes, gradients, KL; bf16 autocast, AdamW cosine, averaged weights",
+            recipe=f"{FIRST_STEPS} steps of {BATCH} whole pictures, {CROP_STEPS} mostly of {CROP_BATCH} crops around the critter, "
+            f"{LAST_STEPS} whole, {stage}; absolute and squared error at three sizes, gradients, KL; bf16 autocast, AdamW "
+            "cosine, averaged weights",
             seconds=seconds,
             metrics=metrics,
         )

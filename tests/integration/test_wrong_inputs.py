@@ -1,0 +1,341 @@
+"""Wrong inputs and the message that each gives. ``python tests/integration/test_wrong_inputs.py > docs/errors.md``
+writes the table, from the messages as they are.
+"""
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from customized_grpo.cli import app
+
+TESTS = Path(__file__).parents[1]
+
+RECIPE = """\
+run: {dir: run, device: cpu, precision: no, threads: 1}
+policy: {type: uno, model: flux, height: 32, width: 32, max_sequence_length: 8, lora: {rank: 2}}
+data: {type: manifest, path: data/train.jsonl}
+sampling: {steps: 3}
+rewards:
+  clip: {type: clip_t, axis: prompt, model: clip}
+  dino: {type: dino, axis: identity, model: dino}
+train: {steps: 1, group_size: 2, groups_per_step: 1, evaluate_every: 0}
+"""
+EVALUATION = """\
+run: {dir: evaluation, device: cpu, precision: no}
+policy: {type: uno, model: flux, height: 32, width: 32, max_sequence_length: 8}
+evaluate: {data: {type: manifest, path: data/train.jsonl}, metrics: {dino: {type: dino, model: dino}}}
+"""
+ROW = {"id": "bag", "prompt": "a red dog", "references": ["bag.png"]}
+FILES = {
+    "recipe.yaml": RECIPE,
+    "evaluation.yaml": EVALUATION,
+    "empty.yaml": "",
+    "list.yaml": "- run\n- policy\n",
+    "open.yaml": "run: {dir: run\npolicy: {type: uno}\n",
+    "tab.yaml": "run:\n\tdir: run\n",
+    "twice.yaml": RECIPE + "run: {dir: other}\n",
+    "typo.yaml": RECIPE.replace("group_size", "group_sise"),
+    "words.yaml": RECIPE.replace("steps: 1,", "steps: many,"),
+    "data/train.jsonl": json.dumps(ROW) + "\n",
+    "data/empty.jsonl": "",
+    "data/lost.jsonl": json.dumps(ROW | {"references": ["lost.png"]}) + "\n",
+    "data/broken.jsonl": json.dumps(ROW) + "\n{\n",
+    "data/text.png": "not an image",
+    "taken/notes.txt": "something",
+    "adapter.safetensors": "not safetensors",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A mistake, the command that makes it, and what its message must say."""
+
+    title: str
+    command: str
+    says: tuple[str, ...]
+
+    @property
+    def arguments(self) -> list[str]:
+        return self.command.split("|")
+
+
+def case(title: str, command: str, *says: str) -> Case:
+    return Case(title, command, says)
+
+
+GENERATE = "generate|--prompt|a bag|--out|out.png"
+CASES = [
+    case(
+        "A recipe's name mistyped",
+        "validate|mini_custmized",
+        "no such recipe",
+        "did you mean 'mini_customized'?",
+    ),
+    case("A recipe that isn't there", "train|recipes.yaml", "no such file", "did you mean 'recipe.yaml'?"),
+    case("A folder in a recipe's place", "train|taken", "is a folder", "give a recipe's file"),
+    case("An empty recipe", "train|empty.yaml", "empty.yaml: is empty"),
+    case("A list in a recipe's place", "train|list.yaml", "list.yaml:1:", "a recipe is a mapping"),
+    case("YAML that doesn't close", "train|open.yaml", "open.yaml:2:7: is no YAML"),
+    case("A tab", "train|tab.yaml", "tab.yaml:2:1: is no YAML", "indent by spaces"),
+    case("A key twice", "train|twice.yaml", "twice.yaml:9: run: is given twice, first in line 1"),
+    case(
+        "A key mistyped",
+        "train|typo.yaml",
+        "typo.yaml:8: train.group_sise: unknown key; did you mean 'group_size'?",
+    ),
+    case(
+        "A word for a number",
+        "train|words.yaml",
+        "words.yaml:8: train.steps: given 'many'; allowed: a whole number",
+    ),
+    case("A key in the wrong section", "train|recipe.yaml|group_size=4", "did you mean 'train.group_size'?"),
+    case(
+        "true for a number",
+        "train|recipe.yaml|train.steps=true",
+        "train.steps: given true; allowed: a whole number",
+    ),
+    case(
+        "A value mistyped",
+        "train|recipe.yaml|run.device=cudaa",
+        "did you mean 'cuda'? allowed: 'auto', 'cpu', 'cuda'",
+    ),
+    case(
+        "A malformed override",
+        "train|recipe.yaml|train.steps",
+        "override 'train.steps': write it as key.sub=value",
+    ),
+    case("A section as a value", "train|recipe.yaml|run.dir.name=x", "run.dir is 'run' and no section"),
+    case(
+        "A group of one",
+        "train|recipe.yaml|train.group_size=1",
+        "given 1; allowed: a whole number, at least 2",
+    ),
+    case(
+        "One sampler step",
+        "train|recipe.yaml|sampling.steps=1",
+        "given 1; allowed: a whole number, at least 2",
+    ),
+    case(
+        "No micro-batch",
+        "train|recipe.yaml|train.microbatch=0",
+        "given 0; allowed: a whole number, at least 1",
+    ),
+    case(
+        "A negative learning rate",
+        "train|recipe.yaml|train.lr=-1e-4",
+        "given -0.0001; allowed: a number, above 0",
+    ),
+    case(
+        "A plug-in mistyped",
+        "train|recipe.yaml|rewards.dino.type=dinno",
+        "unknown type 'dinno'",
+        "did you mean 'dino'?",
+    ),
+    case(
+        "A plug-in's module that isn't there",
+        "train|recipe.yaml|rewards.dino.type=mine:Mine",
+        "No module named 'mine'",
+    ),
+    case(
+        "A plug-in without type",
+        "train|recipe.yaml|rewards.dino=3",
+        "rewards.dino: this section needs a 'type'",
+    ),
+    case(
+        "An option of another plug-in",
+        "train|recipe.yaml|advantage.aggregator={type: weighted_sum, gamma: 1}",
+        "advantage.aggregator.gamma: unknown key; allowed: type",
+    ),
+    case("An unknown axis", "train|recipe.yaml|rewards.dino.axis=identiy", "did you mean 'identity'?"),
+    case(
+        "An axis that no reward feeds",
+        "train|recipe.yaml|rewards.dino.axis=prompt",
+        "no reward feeds the axis 'identity'",
+    ),
+    case(
+        "A size that FLUX can't draw", "train|recipe.yaml|policy.height=70", "a multiple of 16: use 64 or 80"
+    ),
+    case(
+        "Evaluation of nothing", "train|recipe.yaml|train.evaluate_every=5", "there is no 'evaluate' section"
+    ),
+    case(
+        "Updates that don't divide a group",
+        "train|recipe.yaml|train.updates_per_rollout=3",
+        "does not divide",
+    ),
+    case(
+        "A window wider than the steps",
+        "validate|recipe.yaml|sampling.plan={type: window, width: 9}",
+        "a window of width 9 does not fit",
+    ),
+    case(
+        "A run's folder that is in use",
+        "train|recipe.yaml|run.dir=taken",
+        "run.dir: taken",
+        "run.resume=latest",
+    ),
+    case(
+        "A file in a run's place", "train|recipe.yaml|run.dir=recipe.yaml", "run.dir: recipe.yaml is a file"
+    ),
+    case(
+        "A folder that can't be made", "train|recipe.yaml|run.dir=recipe.yaml/run", "run.dir", "can't be made"
+    ),
+    case(
+        "Nothing to resume",
+        "train|recipe.yaml|run.resume=latest",
+        "run.resume: run holds no run to go on with",
+    ),
+    case("A checkpoint that is none", "train|recipe.yaml|run.dir=new|run.resume=taken", "run.resume"),
+    case(
+        "A manifest that isn't there",
+        "train|recipe.yaml|data.path=data/no.jsonl",
+        "data/no.jsonl: no such manifest",
+    ),
+    case("An empty manifest", "train|recipe.yaml|data.path=data/empty.jsonl", "the manifest is empty"),
+    case(
+        "A damaged manifest",
+        "train|recipe.yaml|data.path=data/broken.jsonl",
+        "data/broken.jsonl:2: is no JSON",
+    ),
+    case(
+        "A reference that isn't there",
+        "train|recipe.yaml|data.path=data/lost.jsonl",
+        "lost.jsonl:1:",
+        "lost.png",
+    ),
+    case("A model that isn't there", "train|recipe.yaml|policy.model=./fluks", "'./fluks': no such folder"),
+    case("A folder that holds no model", "train|recipe.yaml|policy.model=taken", "has no model_index.json"),
+    case(
+        "A reward's model that isn't there",
+        "train|recipe.yaml|rewards.dino.model=./dyno",
+        "'./dyno': no such folder",
+    ),
+    case("An adapter that isn't there", "train|recipe.yaml|policy.lora.path=lost", "no adapter at 'lost'"),
+    case(
+        "An adapter that is none", "train|recipe.yaml|policy.lora.path=adapter.safetensors", "can't be read"
+    ),
+    case(
+        "A LoRA on no layer", "train|recipe.yaml|policy.lora.targets=[to_x]", "no linear layer matches 'to_x'"
+    ),
+    case("An evaluation of a lost adapter", "evaluate|evaluation.yaml|lora=lost", "no adapter at 'lost'"),
+    case(
+        "A training recipe for evaluate",
+        "evaluate|recipe.yaml",
+        "rewards: unknown key",
+        "evaluate: is missing",
+    ),
+    case(
+        "A reference image that isn't there",
+        f"{GENERATE}|--lora|run|--reference|lost.png",
+        "lost.png: no such file",
+    ),
+    case(
+        "A reference that is no image",
+        f"{GENERATE}|--lora|run|--reference|data/text.png",
+        "is no image that Pillow can read",
+    ),
+    case(
+        "An adapter of no run",
+        f"{GENERATE}|--lora|taken|--reference|data/bag.png",
+        "no config.yaml",
+        "--config",
+    ),
+    case("A report of nothing", "report|lost", "lost"),
+    case("A kind of plug-in that isn't", "plugins|reward", "given 'reward'", "rewards"),
+]
+
+
+def prepare(folder: Path) -> None:
+    """Everything that the commands find, in ``folder``."""
+    # Here, because they are found only after pytest, or the end of this file, has added their folder to the path.
+    from tiny import make_tiny_flux
+    from tiny_rewards import save_clip, save_dino
+
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    Image.new("RGB", (40, 40), "red").save(folder / "data" / "bag.png")
+    make_tiny_flux(folder / "flux")
+    save_dino(folder / "dino")
+    save_clip(folder / "clip")
+
+
+def message(arguments: list[str]) -> tuple[int, str]:
+    """Exit code, and what is said on stderr."""
+    done = CliRunner().invoke(app, arguments, env={"COLUMNS": "200", "TERM": "dumb"})
+    return done.exit_code, done.stderr or repr(done.exception)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("wrong")
+    prepare(folder)
+    before = Path.cwd()
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
+
+
+@pytest.mark.parametrize("wrong", CASES, ids=lambda wrong: wrong.title)
+def test_wrong_input(workplace: Path, wrong: Case) -> None:
+    code, text = message(wrong.arguments)
+    assert code == 2, text
+    assert text.startswith("error: ")
+    assert "Traceback" not in text
+    for part in wrong.says:
+        assert part in text
+    assert not (workplace / "run" / "metrics.jsonl").exists()
+
+
+def test_there_are_many() -> None:
+    assert len(CASES) >= 20
+    assert len({wrong.title for wrong in CASES}) == len(CASES)
+
+
+def test_the_documented_messages_are_these() -> None:
+    page = (TESTS.parent / "docs" / "errors.md").read_text(encoding="utf-8")
+    sections = dict(section.split("\n", 1) for section in page.split("\n## ")[1:])
+    assert list(sections) == [wrong.title for wrong in CASES], "write the page anew"
+    for wrong in CASES:
+        assert all(part in sections[wrong.title] for part in wrong.says), (
+            f"write the page anew: {wrong.title}"
+        )
+
+
+def write_table() -> None:
+    """The page, to standard output."""
+    logging.disable()  # of libraries, which would name this machine's folders
+    with tempfile.TemporaryDirectory() as name:
+        os.chdir(name)
+        prepare(Path(name))
+        lines = [
+            "# Wrong inputs",
+            "",
+            "What the command says to common mistakes: one message on stderr and exit code 2, without a traceback",
+            "(`CUSTOMIZED_GRPO_TRACEBACK=1` shows it). This page is the output of",
+            "`python tests/integration/test_wrong_inputs.py`, which is also the test of these messages.",
+            "",
+        ]
+        for wrong in CASES:
+            _, text = message(wrong.arguments)
+            words = [
+                "customized-grpo",
+                *(f"'{part}'" if set(part) & set(" {[") else part for part in wrong.arguments),
+            ]
+            lines += [f"## {wrong.title}", "", "```console", f"$ {' '.join(words)}", text.strip(), "```", ""]
+        sys.stdout.write("\n".join(lines))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(TESTS))
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    write_table()

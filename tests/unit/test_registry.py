@@ -1,0 +1,106 @@
+"""The one resolver: built-in names, entry points, ``module:attr``, and what an unknown name is told."""
+
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from customized_grpo import registry
+from customized_grpo.registry import BUILTIN, PlainConfig, UnknownPluginError
+
+ALL = [(kind, name) for kind, table in BUILTIN.items() for name in table]
+
+
+class Doubled(BaseModel):
+    """A callable section."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    type: str = "doubled"
+    factor: float = 2.0
+
+    def __call__(self, x: float) -> float:
+        return x * self.factor
+
+
+def plain(x: float) -> float:
+    return x + 1
+
+
+class Optionless:
+    """A class without Config."""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """This file under a name that can be imported."""
+    name = "registry_plugins_under_test"
+    (tmp_path / f"{name}.py").write_text(Path(__file__).read_text())
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return name
+
+
+@pytest.mark.parametrize(("kind", "name"), ALL)
+def test_every_builtin_resolves_and_has_options(kind: registry.Kind, name: str) -> None:
+    model = registry.config_model(registry.resolve(kind, name))
+    assert "type" in model.model_fields
+    assert model.model_config.get("extra") == "forbid", "a mistyped option would be ignored"
+    assert model.model_config.get("frozen")
+
+
+def test_every_kind_has_builtins() -> None:
+    assert set(BUILTIN) == set(get_args(registry.Kind))
+
+
+@pytest.mark.parametrize(("given", "near"), [("dinno", "'dino'"), ("clipt", "'clip_t'")])
+def test_an_unknown_name_lists_what_there_is(given: str, near: str) -> None:
+    with pytest.raises(UnknownPluginError, match=f"did you mean {near}") as caught:
+        registry.resolve("rewards", given)
+    assert "clip_i, clip_t, dino" in str(caught.value)
+    assert "package.module:Name" in str(caught.value)
+
+
+def test_no_hint_where_nothing_is_near() -> None:
+    with pytest.raises(UnknownPluginError) as caught:
+        registry.resolve("rewards", "zzzzzz")
+    assert "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["no_such_module_at_all:X", "customized_grpo.registry:Nothing"])
+def test_a_target_that_is_not_there(target: str) -> None:
+    with pytest.raises(UnknownPluginError, match="can't be loaded") as caught:
+        registry.resolve("rewards", target)
+    assert isinstance(caught.value.__cause__, ImportError | AttributeError)
+
+
+def test_a_callable_section_is_its_own_function(module: str) -> None:
+    spec = registry.config_model(registry.resolve("aggregators", f"{module}:Doubled"))(
+        type=f"{module}:Doubled", factor=3
+    )
+    assert registry.build_function("aggregators", spec)(2.0) == 6.0
+
+
+def test_a_plain_function_has_no_options(module: str) -> None:
+    plugin = registry.resolve("time_weights", f"{module}:plain")
+    assert registry.config_model(plugin) is PlainConfig
+    assert registry.build_function("time_weights", PlainConfig(type=f"{module}:plain"))(1.0) == 2.0
+
+
+def test_a_class_without_config_is_refused(module: str) -> None:
+    with pytest.raises(UnknownPluginError, match="no nested pydantic class 'Config'"):
+        registry.config_model(registry.resolve("rewards", f"{module}:Optionless"))
+    with pytest.raises(UnknownPluginError, match="neither a class nor a function"):
+        registry.config_model(3)
+
+
+def test_entry_points_are_found_and_cannot_take_a_builtin_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def entries(*, group: str) -> list[EntryPoint]:
+        return [EntryPoint("mine", "elsewhere:Mine", group), EntryPoint("dino", "elsewhere:Fake", group)]
+
+    monkeypatch.setattr(registry, "entry_points", entries)
+    known = registry.available("rewards")
+    assert known["mine"] == "elsewhere:Mine"
+    assert known["dino"] == BUILTIN["rewards"]["dino"]

@@ -1,0 +1,174 @@
+"""A checkpoint is complete or absent: atomic writing, verification, fallback, retention, optimizer state."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from customized_grpo.training.checkpoint import (
+    CheckpointError,
+    check,
+    flatten_optimizer,
+    has_any,
+    latest,
+    read_tensors,
+    restore_optimizer,
+    save_checkpoint,
+    write_json,
+    write_tensors,
+)
+
+
+def writer(text: str = "weights") -> Callable[[Path], None]:
+    def write(aside: Path) -> None:
+        (aside / "state").mkdir()
+        (aside / "weights.bin").write_text(text)
+        (aside / "state" / "trainer.json").write_text("{}")
+
+    return write
+
+
+def fail(message: str) -> None:
+    raise AssertionError(f"warned: {message}")
+
+
+def test_it_is_complete_with_sizes_and_hashes(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path / "checkpoints", 50, writer(), keep=3)
+    assert path == tmp_path / "checkpoints" / "step-000050"
+    assert check(path) == 50
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert set(manifest["files"]) == {"weights.bin", "state/trainer.json"}
+    assert manifest["files"]["weights.bin"]["bytes"] == len("weights")
+    assert latest(tmp_path / "checkpoints", fail) == path
+
+
+def test_a_write_that_dies_leaves_no_checkpoint_and_the_one_before_it(tmp_path: Path) -> None:
+    first = save_checkpoint(tmp_path, 1, writer(), keep=3)
+
+    def dies(aside: Path) -> None:
+        writer()(aside)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, 2, dies, keep=3)
+    assert not (tmp_path / "step-000002").exists()
+    assert latest(tmp_path, fail) == first
+    second = save_checkpoint(tmp_path, 2, writer("again"), keep=3)  # over what was left behind
+    assert latest(tmp_path, fail) == second
+    assert (second / "weights.bin").read_text() == "again"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_folder_that_is_still_being_written_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / ".step-000009.tmp").mkdir()
+    assert not has_any(tmp_path)
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        latest(tmp_path, fail)
+
+
+def corrupt(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: corrupt(path / "weights.bin"), "weights.bin is corrupt"),
+        (lambda path: (path / "weights.bin").write_text("weight"), "weights.bin is corrupt"),
+        (lambda path: (path / "state" / "trainer.json").unlink(), "state/trainer.json is missing"),
+        (lambda path: (path / "manifest.json").unlink(), "no readable manifest.json"),
+        (lambda path: (path / "manifest.json").write_text('{"step": 2'), "no readable manifest.json"),
+        (lambda path: (path / "manifest.json").write_text("[]"), "no readable manifest.json"),
+    ],
+    ids=["flipped bit", "truncated", "missing file", "no manifest", "half a manifest", "another JSON"],
+)
+def test_a_damaged_one_is_refused_and_passed_over(
+    tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    first, second = (save_checkpoint(tmp_path, step, writer(), keep=3) for step in (1, 2))
+    damage(second)
+    with pytest.raises(CheckpointError, match=message):
+        check(second)
+    warnings: list[str] = []
+    assert latest(tmp_path, warnings.append) == first
+    assert len(warnings) == 1
+    assert message in warnings[0]
+    assert "step-000002" in warnings[0]
+
+
+def test_all_damaged_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    corrupt(save_checkpoint(tmp_path, 1, writer(), keep=3) / "weights.bin")
+    with pytest.raises(CheckpointError, match=r"run\.resume=null"):
+        latest(tmp_path, lambda _: None)
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        latest(tmp_path / "nowhere", fail)
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_only_the_newest_are_kept(tmp_path: Path, keep: int) -> None:
+    for step in (5, 10, 15, 100):
+        save_checkpoint(tmp_path, step, writer(), keep=keep)
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == ["step-000015", "step-000100"][-keep:]
+
+
+def test_the_same_step_is_written_again(tmp_path: Path) -> None:
+    corrupt(save_checkpoint(tmp_path, 5, writer("old"), keep=2) / "weights.bin")
+    path = save_checkpoint(tmp_path, 5, writer("new"), keep=2)
+    assert check(path) == 5
+    assert (path / "weights.bin").read_text() == "new"
+
+
+def train(optimizer: torch.optim.Optimizer, weights: list[nn.Parameter], steps: range) -> None:
+    for step in steps:
+        for index, weight in enumerate(weights):
+            weight.grad = torch.full_like(weight, 0.1 * (step + 1) * (index - 0.5))
+        optimizer.step()
+
+
+def test_an_optimizer_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    names = ["b", "a"]
+
+    def start() -> list[nn.Parameter]:
+        return [nn.Parameter(torch.linspace(0, 1, 3)), nn.Parameter(torch.ones(2, 2))]
+
+    whole = start()
+    train(torch.optim.AdamW(whole, lr=0.1), whole, range(6))
+
+    part = start()
+    optimizer = torch.optim.AdamW(part, lr=0.1)
+    train(optimizer, part, range(3))
+    write_tensors(tmp_path / "optimizer.safetensors", flatten_optimizer(optimizer, names))
+    resumed = [nn.Parameter(weight.detach().clone()) for weight in part]
+    optimizer = torch.optim.AdamW(resumed, lr=0.1)
+    restore_optimizer(optimizer, names, read_tensors(tmp_path / "optimizer.safetensors"))
+    train(optimizer, resumed, range(3, 6))
+    for one, other in zip(whole, resumed, strict=True):
+        assert torch.equal(one, other)
+
+    forgetful = [nn.Parameter(weight.detach().clone()) for weight in part]
+    train(torch.optim.AdamW(forgetful, lr=0.1), forgetful, range(3, 6))
+    assert not torch.equal(whole[0], forgetful[0])
+
+
+def test_an_optimizer_that_never_stepped_has_no_state(tmp_path: Path) -> None:
+    weights = [nn.Parameter(torch.ones(2))]
+    optimizer = torch.optim.AdamW(weights)
+    write_tensors(tmp_path / "optimizer.safetensors", flatten_optimizer(optimizer, ["a"]))
+    restore_optimizer(optimizer, ["a"], read_tensors(tmp_path / "optimizer.safetensors"))
+    assert not optimizer.state_dict()["state"]
+
+
+def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
+    one, two = torch.ones(2), torch.zeros(3)
+    write_tensors(tmp_path / "1", {"a": one, "b": two})
+    write_tensors(tmp_path / "2", {"b": two, "a": one})
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+    write_json(tmp_path / "3", {"a": 1, "b": 2})
+    write_json(tmp_path / "4", {"b": 2, "a": 1})
+    assert (tmp_path / "3").read_bytes() == (tmp_path / "4").read_bytes()

@@ -1,0 +1,188 @@
+"""The numbers that explain a step, each against a hand-made case; and how ranks join theirs.
+
+Dimensions: G group size, R rewards, Q axes (prompt, identity), K trained steps, T sampler steps.
+"""
+
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from customized_grpo.advantages.aggregators import SARS
+from customized_grpo.advantages.shaping import Shaped, shape
+from customized_grpo.advantages.time_weights import constant, tdw
+from customized_grpo.sampling.dynamics import DanceSDE
+from customized_grpo.sampling.schedule import shifted_sigmas
+from customized_grpo.training import distributed
+from customized_grpo.training import metrics as explain
+from customized_grpo.training.objective import sensitivity
+
+NAMES, AXIS_OF = ["clip", "dino"], [0, 1]
+
+
+def shaped(rewards: Tensor, clip: float = 5.0) -> Shaped:
+    weights = torch.tensor([[0.5, 0.5]])
+    return shape(
+        rewards, weights, axis_of=AXIS_OF, weight_of=[1.0, 1.0], aggregator=SARS(gamma=0.4), clip=clip
+    )
+
+
+def groups(*rewards: Tensor) -> dict[str, float]:
+    return explain.groups(NAMES, AXIS_OF, rewards, [shaped(one) for one in rewards])
+
+
+AGREE = torch.tensor([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]])
+CONFLICT = torch.tensor([[1.0, 30.0], [2.0, 20.0], [3.0, 10.0]])
+
+
+def test_rewards_are_means_over_groups() -> None:
+    metrics = groups(AGREE, AGREE + 2)
+    assert metrics["reward/clip/mean"] == pytest.approx(3)
+    assert metrics["reward/clip/std"] == pytest.approx(1)
+    assert metrics["reward/dino/std"] == pytest.approx(10)
+    assert metrics["reward/prompt/mean"] == metrics["reward/clip/mean"]
+    assert metrics["reward/identity/mean"] == metrics["reward/dino/mean"]
+
+
+def test_an_axis_of_several_rewards_is_their_mean() -> None:
+    rewards = torch.cat([AGREE, AGREE[:, :1] + 4], dim=1)
+    one = shape(
+        rewards,
+        torch.tensor([[0.5, 0.5]]),
+        axis_of=[0, 1, 0],
+        weight_of=[1.0, 1.0, 1.0],
+        aggregator=SARS(),
+        clip=5,
+    )
+    metrics = explain.groups(["a", "b", "c"], [0, 1, 0], [rewards], [one])
+    assert metrics["reward/prompt/mean"] == pytest.approx(4)
+
+
+def test_unscorable_values_are_left_out_and_counted() -> None:
+    rewards = AGREE.clone()
+    rewards[0, 1] = math.nan
+    metrics = groups(rewards)
+    assert metrics["reward/dino/mean"] == pytest.approx(25)
+    assert metrics["advantage/masked_share"] == pytest.approx(1 / 3)
+    everything = groups(torch.full((3, 2), math.nan))
+    assert math.isnan(everything["reward/dino/mean"])
+    assert everything["advantage/masked_share"] == 1
+    # a lost group does not take the step's mean with it
+    assert groups(torch.full((3, 2), math.nan), AGREE)["reward/dino/mean"] == pytest.approx(20)
+
+
+def test_the_two_axes_agree_or_conflict() -> None:
+    agree, conflict = groups(AGREE), groups(CONFLICT)
+    assert agree["advantage/correlation"] == pytest.approx(1)
+    assert conflict["advantage/correlation"] == pytest.approx(-1)
+    shares = ["share_synergy", "share_conflict", "share_both_down"]
+    assert [agree[f"advantage/{name}"] for name in shares] == pytest.approx([1 / 3, 0, 1 / 3])
+    assert [conflict[f"advantage/{name}"] for name in shares] == pytest.approx([0, 2 / 3, 0])
+    # tanh(1) up for the best, down for the worst; down for both in conflict
+    assert agree["advantage/bonus_mean"] == pytest.approx(0, abs=1e-6)
+    assert agree["advantage/bonus_abs_mean"] == pytest.approx(0.4 * math.tanh(1) * 2 / 3, rel=1e-5)
+    assert conflict["advantage/bonus_mean"] == pytest.approx(-0.4 * math.tanh(1) * 2 / 3, rel=1e-5)
+
+
+def test_a_constant_reward_has_no_correlation_and_no_variance() -> None:
+    rewards = AGREE.clone()
+    rewards[:, 0] = 61.9
+    metrics = groups(rewards)
+    assert math.isnan(metrics["advantage/correlation"])
+    assert metrics["reward/clip/zero_variance_share"] == 1
+    assert metrics["reward/dino/zero_variance_share"] == 0
+    assert groups(rewards, AGREE)["reward/clip/zero_variance_share"] == 0.5
+    assert groups(rewards, AGREE)["advantage/correlation"] == pytest.approx(1)
+
+
+def test_clipped_advantages_are_counted() -> None:
+    metrics = explain.groups(NAMES, AXIS_OF, [AGREE], [shaped(AGREE, clip=0.5)])
+    assert metrics["advantage/clip_share"] == pytest.approx(2 / 3)
+    assert metrics["advantage/abs_mean"] == pytest.approx(1 / 3)
+
+
+def test_weights_are_those_of_the_trained_steps() -> None:
+    table, pull = tdw(25), torch.cat([torch.ones(24), torch.zeros(1)])
+    metrics = explain.weights([0, 10, 23], table, pull)
+    assert {name for name in metrics if name.startswith("weight/")} == {
+        f"weight/{axis}/step_{step:02d}" for axis in ("prompt", "identity") for step in (0, 10, 23)
+    }
+    assert metrics["weight/prompt/step_00"] == pytest.approx(0.7)
+    assert metrics["weight/identity/step_00"] == pytest.approx(0.3)
+    assert metrics["weight/prompt/step_10"] == pytest.approx(0.5)
+    # where every step pulls alike, the effective weight is the weight
+    for name, value in metrics.items():
+        assert metrics[name.replace("weight_effective/", "weight/")] == pytest.approx(value, rel=1e-5)
+
+
+def test_the_effective_weight_follows_the_pull_of_a_step() -> None:
+    pull = sensitivity(DanceSDE(eta=0.4), shifted_sigmas(25, 3.0))
+    metrics = explain.weights(range(24), constant(25), pull)
+    effective = [metrics[f"weight_effective/prompt/step_{step:02d}"] for step in range(24)]
+    assert effective[23] / effective[1] == pytest.approx(float(pull[23] / pull[1]), rel=1e-4)
+    assert sum(effective) / 24 == pytest.approx(0.5, rel=1e-4)
+    # whichever other steps a group trains
+    alone = explain.weights([7], constant(25), pull)
+    assert alone["weight_effective/prompt/step_07"] == effective[7]
+
+
+def test_an_updates_ratios() -> None:
+    metrics = explain.update(torch.tensor([0.5, -0.7, 0.0]), torch.tensor([1.0, -1.0, 1.0]), 0.1)
+    assert metrics["ratio/max"] == pytest.approx(math.exp(0.5))
+    assert metrics["ratio/max_abs_log"] == pytest.approx(0.7)
+    assert metrics["ratio/clip_share_low"] == pytest.approx(1 / 3)
+    assert metrics["ratio/clip_share_high"] == pytest.approx(1 / 3)
+    assert metrics["ratio/clip_share"] == pytest.approx(2 / 3)
+
+
+def test_an_evaluation_is_the_mean_over_examples_and_not_over_images() -> None:
+    rows = [
+        {"key": "a", "values": {"dino": 1.0}},
+        {"key": "a", "values": {"dino": 3.0}},
+        {"key": "b", "values": {"dino": 6.0}},
+        {"key": "c", "values": {"dino": None}},
+    ]
+    assert explain.evaluation(rows) == {"evaluation/dino/mean": 4.0}
+
+
+def test_the_headline_shows_what_is_there() -> None:
+    assert explain.headline({"reward/prompt/mean": 0.12345, "time/step": 2.0}) == "prompt 0.123  s 2"
+    assert explain.headline({}) == ""
+
+
+def test_ranks_join_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = {
+        "reward/a/mean": 1.0,
+        "ratio/max": 3.0,
+        "weight/prompt/step_01": 0.7,
+        "ratio/max_b": 1.0,
+        "c": math.nan,
+    }
+    other = {
+        "reward/a/mean": 2.0,
+        "ratio/max": 2.0,
+        "weight/prompt/step_04": 0.3,
+        "ratio/max_b": math.nan,
+        "c": 4.0,
+    }
+    monkeypatch.setattr(distributed, "gather_rows", lambda rows: [*rows, other])
+    joined = distributed.mean_metrics(Accelerator(cpu=True), mine)
+    assert math.isnan(joined.pop("ratio/max_b"))  # what is lost on one rank is a warning on all
+    assert joined == {
+        "reward/a/mean": 1.5,
+        "ratio/max": 3.0,
+        "weight/prompt/step_01": 0.7,  # trained by one rank only
+        "weight/prompt/step_04": 0.3,
+        "c": 4.0,
+    }
+
+
+def test_one_rank_alone() -> None:
+    alone = Accelerator(cpu=True)
+    assert distributed.mean_metrics(alone, {"a": 1.5}) == {"a": 1.5}
+    assert distributed.gather_rows([1, 2]) == [1, 2]
+    assert distributed.largest(alone, 2.0) == 2
+    assert math.isnan(distributed.largest(alone, math.nan))
+    assert [distributed.any_rank(alone, flag) for flag in (True, False)] == [True, False]
