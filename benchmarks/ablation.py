@@ -4,8 +4,8 @@
     python benchmarks/ablation.py --only main     # one part of the grid: main, front, others
     python benchmarks/ablation.py --collect       # only read the finished runs and write docs/ablation.json
 
-A run that has its ``evaluation/summary.json`` is finished and never made again; one that was killed goes on from its last
-checkpoint. Everything that the comparison says is computed from the finished runs by ``--collect`` (which every call ends with).
+A run that has its ``evaluation/summary.json`` is finished and never made again; one that was killed goes on from its
+last checkpoint. What the comparison says is computed from the finished runs (``--collect``; every call ends with it).
 """
 
 import argparse
@@ -116,7 +116,7 @@ def silence() -> None:
 
 
 def collect() -> dict[str, Any]:
-    """Final held-out means of every finished run, and paired differences between cells over common seeds and examples."""
+    """Final held-out means of every finished run, and differences between cells paired by seed and example."""
     import numpy as np
 
     rows: dict[str, dict[int, dict[str, dict[str, float]]]] = {}
@@ -180,7 +180,7 @@ def collect() -> dict[str, Any]:
 
 
 def compares(name: str, other: str) -> bool:
-    """The differences that the page shows: every cell to naive 1:1 and 1:1.5 of the same step weighting, SARS + TDW to all."""
+    """What the page shows: every cell against naive 1:1 and 1:1.5 of its step weighting, SARS + TDW against all."""
     same = name.rpartition("-")[2] == other.rpartition("-")[2]
     return same and (other.startswith(("naive_1to1-", "naive_1to1.5-")) or name.startswith("sars_tdw-"))
 

@@ -70,7 +70,8 @@ def plane(result: dict[str, Any], file: Path) -> None:
         x, y = cell["prompt_accuracy"], cell["identity_accuracy"]
         axis.errorbar(
             x["mean"], y["mean"],
-            xerr=[[x["mean"] - x["low"]], [x["high"] - x["mean"]]], yerr=[[y["mean"] - y["low"]], [y["high"] - y["mean"]]],
+            xerr=[[x["mean"] - x["low"]], [x["high"] - x["mean"]]],
+            yerr=[[y["mean"] - y["low"]], [y["high"] - y["mean"]]],
             fmt="o" if weighting == "equal" else "^", ms=6, lw=0.8, color=COLOURS.get(family or "", "#bbbbbb"),
         )  # fmt: skip
         axis.annotate(name, (x["mean"], y["mean"]), fontsize=6.5, xytext=(4, 4), textcoords="offset points")
@@ -86,7 +87,7 @@ def plane(result: dict[str, Any], file: Path) -> None:
     )
     axis.set(xlabel="held-out prompt accuracy", ylabel="held-out identity accuracy")
     axis.set_title(
-        "Star: base. Circles: equal step weighting, triangles: none. 95 % intervals over seeds and examples.",
+        "Star: base. Circle: equal step weighting, triangle: none. 95 % intervals over seeds and examples.",
         fontsize=8,
     )
     axis.spines[["top", "right"]].set_visible(False)

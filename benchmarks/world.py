@@ -62,8 +62,8 @@ def gate(parts: Parts, groups: int) -> dict[str, Any]:
 def decided(parts: Parts, groups: int) -> dict[str, Any]:
     """Resample the noise from step k on: the share of pairs of samples in which each attribute comes out the same.
 
-    Samples of a group share everything before step k, so where they agree at k as much as at the last step, the attribute
-    was decided before k.
+    Samples of a group share everything before step k, so where they agree at k as much as at the last step, the
+    attribute was decided before k.
     """
     oracle = Oracle.load(Path(model_path("mini", "oracle")))
     sampling, size = parts.recipe.sampling, parts.recipe.train.group_size

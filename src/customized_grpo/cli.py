@@ -76,7 +76,17 @@ def evaluate(config: Config, overrides: Overrides = None) -> None:
     from customized_grpo.evaluation.evaluator import evaluate as run
 
     hush_libraries()
-    folder = run(recipe)
+    from rich.progress import Progress
+
+    with Progress(console=err, disable=not err.is_terminal) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(label: str, done: int, total: int) -> None:
+            if label not in tasks:
+                tasks[label] = bar.add_task(label)
+            bar.update(tasks[label], completed=done, total=total)
+
+        folder = run(recipe, progress=show)
     out.print(str(folder / "evaluation" / "summary.md"), highlight=False, markup=False)
 
 

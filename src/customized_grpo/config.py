@@ -155,8 +155,10 @@ class Train(Section):
     steps: PositiveInt = 1000
     group_size: int = Field(default=12, ge=2, description="G; a group of one has no advantage")
     groups_per_step: PositiveInt = Field(default=8, description="over all processes")
-    microbatch: PositiveInt = Field(
-        default=4, description="(sample, step) pairs of one group in one backward"
+    microbatch: PositiveInt | None = Field(
+        default=None,
+        description="(sample, step) pairs of one group in one backward; null: one step of the group's samples, which "
+        "replays bit for bit what the rollout scored",
     )
     updates_per_rollout: PositiveInt = 1
     lr: PositiveFloat = 2.0e-5
@@ -168,7 +170,7 @@ class Train(Section):
         default=None, gt=0.0, lt=1.0, description="decay of the averaged adapter; null: none"
     )
     ratio_guard: PositiveFloat = Field(
-        default=1.0e-4, description="largest |log-ratio| allowed in a first replay, where it should be 0"
+        default=1.0e-3, description="largest |log-ratio| allowed in a first replay, where it should be 0"
     )
     max_skipped: NonNegativeInt = Field(
         default=0, description="updates with a non-finite gradient before the run stops"
@@ -178,7 +180,19 @@ class Train(Section):
     evaluate_every: NonNegativeInt = Field(
         default=50, description="0: never; else also before the first step and at the end"
     )
-    save_samples_every: NonNegativeInt = 10
+    save_samples_every: NonNegativeInt = Field(
+        default=10, description="0: never; else after the first step too"
+    )
+
+    @property
+    def samples_per_update(self) -> int:
+        """Samples of each group that one optimizer update takes."""
+        return self.group_size // self.updates_per_rollout
+
+    @property
+    def pairs_per_backward(self) -> int:
+        """The micro-batch, ``null`` resolved."""
+        return self.microbatch or self.samples_per_update
 
 
 class Evaluate(Section):

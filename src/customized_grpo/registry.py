@@ -1,7 +1,7 @@
 """One resolver for every plug-in: built-in table, then entry points, then ``module:attr``.
 
-A plug-in is a class with a nested pydantic ``Config`` (policies, rewards, metrics, data sets), a callable pydantic model
-(aggregators, time weights, dynamics, plans), or a plain function without options. Nothing registers by side effect.
+A plug-in is a class with a nested pydantic ``Config`` (policies, rewards, metrics, data sets), a pydantic model that
+can be called (aggregators, time weights, dynamics, plans), or a plain function without options. None registers itself.
 """
 
 import importlib

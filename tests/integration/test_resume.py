@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from customized_grpo.training.checkpoint import CheckpointError
+from customized_grpo.training.setup import build
 from customized_grpo.training.state import restore
 from customized_grpo.training.trainer import train
 from runs import (
@@ -200,29 +201,54 @@ def test_a_longer_run_goes_on_from_a_shorter_one(
     assert [path.name for path in (again / "checkpoints").iterdir()] == ["step-000011"]
 
 
-def refused(finished: Finished, folder: Path, world: Path, **changes: Any) -> None:
-    parts = dataclasses.replace(
-        finished.trainer.parts, recipe=tiny_recipe(world, folder, **changes), folder=folder
-    )
-    restore(parts)
+def refused(world: Path, folder: Path, **changes: Any) -> None:
+    """Built with a model that isn't there: a folder is refused before any weights are looked for."""
+    build(tiny_recipe(world, folder, policy__model="nowhere", **changes))
 
 
 def test_a_folder_with_files_is_refused(finished: Finished, tiny_world: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"already holds files; .*run\.resume=latest"):
-        refused(finished, finished.folder, tiny_world)
+        refused(tiny_world, finished.folder)
     taken = tmp_path / "file"
     taken.write_text("")
     with pytest.raises(ValueError, match="is a file"):
-        refused(finished, taken, tiny_world)
+        refused(tiny_world, taken)
 
 
 def test_there_must_be_something_to_resume(finished: Finished, tiny_world: Path, tmp_path: Path) -> None:
     for folder in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(ValueError, match=r"holds no run to go on with"):
-            refused(finished, folder, tiny_world, run__resume="latest")
+            refused(tiny_world, folder, run__resume="latest")
     assert not (tmp_path / "nowhere").exists()
+    missing = finished.folder / "checkpoints" / "step-000099"
     with pytest.raises(CheckpointError, match="no readable manifest"):
-        refused(finished, finished.folder, tiny_world, run__resume=str(tmp_path / "step-000001"))
+        restored(finished, tiny_world, run__resume=str(missing))
+    with pytest.raises(ValueError, match=r"is no checkpoint of run\.dir"):
+        restored(finished, tiny_world, run__resume=str(tmp_path / "step-000001"))
+
+
+def test_an_older_checkpoint_is_not_resumed_beside_newer_ones(finished: Finished, tiny_world: Path) -> None:
+    """A later ``latest`` would take the newer ones, of another history."""
+    older = finished.folder / "checkpoints" / "step-000005"
+    with pytest.raises(ValueError, match=r"newer checkpoints than step-000005 \(step-000010\)"):
+        restored(finished, tiny_world, run__resume=str(older))
+
+
+def test_an_evaluation_that_a_signal_put_off_is_made_up_for(
+    finished: Finished, tiny_world: Path, ten: dict[str, Any], tmp_path: Path
+) -> None:
+    shutil.copytree(finished.folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000010")
+    label = "step-000005"
+    every = {**ten, "train__evaluate_every": 5}
+    train(tiny_recipe(tiny_world, tmp_path / "run", run__resume="latest", **every))
+    assert (tmp_path / "run" / "evaluation" / f"{label}.jsonl").is_file()
+    assert any("evaluation/" in key for row in metrics_of(tmp_path / "run") if row["step"] == 5 for key in row)
+
+
+def restored(finished: Finished, world: Path, **changes: Any) -> None:
+    recipe = tiny_recipe(world, finished.folder, **changes)
+    restore(dataclasses.replace(finished.trainer.parts, recipe=recipe))
 
 
 def test_a_recipe_that_would_compute_something_else_is_refused_by_name(
@@ -231,6 +257,6 @@ def test_a_recipe_that_would_compute_something_else_is_refused_by_name(
     before = json.dumps([(path.name, os.stat(path).st_mtime_ns) for path in finished.folder.rglob("*")])
     changes = {**ten, "train__lr": 0.5, "run__seed": 7, "run__resume": "latest"}
     with pytest.raises(ValueError, match=r"run\.seed: was 42, given 7; train\.lr: was 0\.01, given 0\.5"):
-        refused(finished, finished.folder, tiny_world, **changes)
+        restored(finished, tiny_world, **changes)
     after = json.dumps([(path.name, os.stat(path).st_mtime_ns) for path in finished.folder.rglob("*")])
     assert after == before

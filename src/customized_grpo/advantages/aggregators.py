@@ -67,7 +67,7 @@ class _Aggregator(BaseModel):
 
 
 class WeightedSum(_Aggregator):
-    """Section ``aggregator: {type: weighted_sum}``."""
+    """Naive GRPO: the weighted sum of the axes."""
 
     type: Literal["weighted_sum"] = "weighted_sum"
 
@@ -77,7 +77,7 @@ class WeightedSum(_Aggregator):
 
 
 class SARS(_Aggregator):
-    """Section ``aggregator: {type: sars, gamma: 0.4}``."""
+    """Synergy-aware reward shaping (the paper): the weighted sum, a bonus for synergy, a penalty for conflict."""
 
     type: Literal["sars"] = "sars"
     gamma: NonNegativeFloat = 0.4
@@ -88,7 +88,7 @@ class SARS(_Aggregator):
 
 
 class Harmonic(_Aggregator):
-    """Section ``aggregator: {type: harmonic, gamma: 0.4}``."""
+    """The weighted sum plus the harmonic term of the axes' advantages."""
 
     type: Literal["harmonic"] = "harmonic"
     gamma: NonNegativeFloat = 0.4
@@ -99,7 +99,7 @@ class Harmonic(_Aggregator):
 
 
 class Minimum(_Aggregator):
-    """Section ``aggregator: {type: minimum}``."""
+    """The worse axis alone."""
 
     type: Literal["minimum"] = "minimum"
 
@@ -109,7 +109,7 @@ class Minimum(_Aggregator):
 
 
 class Maximum(_Aggregator):
-    """Section ``aggregator: {type: maximum}``."""
+    """The better axis alone."""
 
     type: Literal["maximum"] = "maximum"
 
@@ -119,7 +119,7 @@ class Maximum(_Aggregator):
 
 
 class Product(_Aggregator):
-    """Section ``aggregator: {type: product}``."""
+    """The product of the axes' softplus advantages."""
 
     type: Literal["product"] = "product"
 

@@ -62,7 +62,7 @@ class _TimeWeights(BaseModel):
 
 
 class TDW(_TimeWeights):
-    """Section ``time_weights: {type: tdw}``; break points are shares of the sampler's steps."""
+    """Time-aware dynamic weighting (the paper): the prompt early, the identity later."""
 
     type: Literal["tdw"] = "tdw"
     high: float = Field(default=0.7, ge=0.0, le=1.0, description="prompt's weight at the start")
@@ -96,7 +96,7 @@ class TDW(_TimeWeights):
 
 
 class Constant(_TimeWeights):
-    """Section ``time_weights: {type: constant, prompt: 0.5, identity: 0.5}``."""
+    """The same weights at every step."""
 
     type: Literal["constant"] = "constant"
     prompt: NonNegativeFloat = 0.5
@@ -108,7 +108,7 @@ class Constant(_TimeWeights):
 
 
 class Table(_TimeWeights):
-    """Section ``time_weights: {type: table, rows: [[0.7, 0.3], ...]}``."""
+    """Your own weights, one row a step."""
 
     type: Literal["table"] = "table"
     rows: tuple[tuple[NonNegativeFloat, NonNegativeFloat], ...]

@@ -44,13 +44,16 @@ def build_metrics(specs: Mapping[str, BaseModel], device: torch.device) -> dict[
     """Build what ``evaluate.metrics`` names: a type is looked up among the metrics first, then among the rewards.
 
     Raises:
-        ValueError: the plug-in is neither a ``Metric`` nor a reward.
+        ValueError: the plug-in is neither a ``Metric`` nor a reward, or its model is not there.
     """
     built: dict[str, Scorer] = {}
     for name, spec in specs.items():
         given = registry.type_of(spec)
         kind: registry.Kind = "metrics" if given in registry.available("metrics") else "rewards"
-        plugin = registry.resolve(kind, given)(spec, device=device)
+        try:
+            plugin = registry.resolve(kind, given)(spec, device=device)
+        except ValueError as error:
+            raise ValueError(f"evaluate.metrics.{name}: {error}") from error
         if not isinstance(plugin, Metric | Reward | AsyncReward):
             raise ValueError(
                 f"evaluate.metrics.{name}: {given!r} is a {type(plugin).__name__}; "

@@ -24,8 +24,9 @@ _SPLIT_SALT: Final = {"train": 1, "tune": 2, "test": 3}
 class MiniDataset:
     """Examples of the miniature world; the truth about each is in ``Example.extra["truth"]``.
 
-    The splits share no subject. Only ``test`` asks for the held-out combinations of class, place, position and hat; ``tune``
-    is for choosing settings and asks for the same combinations as ``train``. The reference is never in the prompt's place.
+    The splits share no subject. Only ``test`` asks for the held-out combinations of class, place, position and hat;
+    ``tune`` is for choosing settings and asks for the same combinations as ``train``. The reference is never in the
+    prompt's place.
     """
 
     @final

@@ -43,7 +43,7 @@ class MiniOracle(Metric):
         truth = example.extra.get("truth")
         if truth is None:
             raise ValueError(
-                f"example {example.key!r} has no truth to compare with: mini_oracle judges the data set `type: mini` only"
+                f"example {example.key!r} has no truth to compare with: mini_oracle judges data of `type: mini` only"
             )
         found = {name: value.cpu() for name, value in self._oracle(images.to(self._device)).items()}
         return judge(found, truth)

@@ -52,7 +52,7 @@ class Subjects:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenes:
-    """A batch of scenes; `size` may be MEDIUM (references only). `jitter` moves x, y and the radius, each in [-1, 1]."""
+    """A batch of scenes; `size` may be MEDIUM (references only). `jitter` in [-1, 1] moves x, y and the radius."""
 
     place: Int[Tensor, "n"]
     position: Int[Tensor, "n"]

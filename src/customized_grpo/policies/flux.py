@@ -35,9 +35,7 @@ class UNOConfig(PolicyConfig):
     """A recipe's section ``policy`` with ``type: uno``."""
 
     type: Literal["uno"] = "uno"
-    model: str = Field(
-        description="a folder in diffusers' layout, a hub id, or 'mini' (ships with the package)"
-    )
+    model: str = Field(description="a folder in diffusers' layout, a hub id, or the shipped 'mini'")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
     variant: str | None = Field(default=None, description="weights variant, such as 'fp16'")
     guidance: NonNegativeFloat = Field(

@@ -106,7 +106,7 @@ class _Dynamics(BaseModel):
 
 
 class DanceSDE(_Dynamics):
-    """Section ``dynamics: {type: dance_sde, eta: 0.4}``."""
+    """DanceGRPO's SDE: a constant noise scale."""
 
     type: Literal["dance_sde"] = "dance_sde"
     eta: PositiveFloat = 0.4
@@ -125,7 +125,7 @@ class DanceSDE(_Dynamics):
 
 
 class FlowSDE(_Dynamics):
-    """Section ``dynamics: {type: flow_sde, noise_level: 0.7}``."""
+    """Flow-GRPO's SDE: a noise scale that grows with sigma."""
 
     type: Literal["flow_sde"] = "flow_sde"
     noise_level: PositiveFloat = 0.7
@@ -144,7 +144,7 @@ class FlowSDE(_Dynamics):
 
 
 class CPS(_Dynamics):
-    """Section ``dynamics: {type: cps, noise_level: 0.8}``."""
+    """Coefficients-preserving sampling: noise levels stay on the grid."""
 
     type: Literal["cps"] = "cps"
     noise_level: float = Field(default=0.8, gt=0.0, le=1.0)

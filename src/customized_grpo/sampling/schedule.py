@@ -136,9 +136,12 @@ class WindowPlan(Plan):
     def _keys_are_used(self) -> Self:
         moving = {"progressive", "decay", "exp_decay"}
         own = {"stride": moving, "shortest": {"decay"}, "rate": {"exp_decay"}, "onset": {"exp_decay"}}
+        given = self.model_dump(include=set(own))
         for key, modes in own.items():
-            changed = getattr(self, key) != WindowPlan.model_fields[key].default
-            if changed and self.mode not in modes:  # a saved recipe writes every default out
+            changed = (
+                given[key] != WindowPlan.model_fields[key].default
+            )  # a saved recipe writes every default
+            if changed and self.mode not in modes:
                 raise ValueError(
                     f"{key} has no effect with mode {self.mode!r}; it belongs to {', '.join(sorted(modes))}"
                 )

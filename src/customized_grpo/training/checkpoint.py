@@ -105,6 +105,11 @@ def latest(folder: Path, warn: Callable[[str], None]) -> Path:
     )
 
 
+def newer_than(checkpoint: Path) -> list[str]:
+    """Names of the checkpoints beside this one that are of later steps."""
+    return [path.name for path in _candidates(checkpoint.parent) if path.name > checkpoint.name]
+
+
 def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
     """Optimizer state as ``<parameter>/<entry>`` tensors, ``names`` in the order of its one parameter group."""
     state = optimizer.state_dict()["state"]

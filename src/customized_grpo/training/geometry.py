@@ -61,7 +61,7 @@ def step_geometry(recipe: Recipe, *, world: int, latent_shape: tuple[int, int] |
     plan: StepPlan = scheduler.steps(num_steps=sampling.steps, seed=recipe.run.seed, step=0, group=0)
     groups, size, trained = train.groups_per_step, train.group_size, len(plan.trained)
     shared = min(plan.stochastic) if sampling.shared_noise else 0
-    share = size // train.updates_per_rollout
+    share = train.samples_per_update
     replay = groups * size * trained
     states = None
     if latent_shape is not None:
@@ -77,7 +77,10 @@ def step_geometry(recipe: Recipe, *, world: int, latent_shape: tuple[int, int] |
         rollout_forwards=groups * (shared + (sampling.steps - shared) * size),
         replay_forwards=replay,
         reference_forwards=replay if recipe.objective.kl else 0,
-        backwards_rank=groups // world * train.updates_per_rollout * -(-share * trained // train.microbatch),
+        backwards_rank=groups
+        // world
+        * train.updates_per_rollout
+        * -(-share * trained // train.pairs_per_backward),
         updates=train.updates_per_rollout,
         total_updates=train.steps * train.updates_per_rollout,
         trajectory_bytes=states,

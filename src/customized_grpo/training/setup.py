@@ -24,9 +24,11 @@ from customized_grpo.evaluation.metrics import build_metrics
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.policies import lora
 from customized_grpo.policies.base import Policy, load_policy
+from customized_grpo.rewards.base import AsyncReward, Reward
 from customized_grpo.rewards.scorer import Scorer
 from customized_grpo.sampling.rollout import Transition
 from customized_grpo.sampling.schedule import shifted_sigmas
+from customized_grpo.tracking import prepare_folder
 from customized_grpo.training.objective import sensitivity, step_weights
 from customized_grpo.types import Conditioning, Example
 
@@ -94,10 +96,11 @@ class Parts:
 
 
 def build(recipe: Recipe) -> Parts:
-    """Load models and data of a recipe.
+    """Check the run's folder, then load data and models of a recipe, the heaviest last.
 
     Raises:
-        ValueError: the data set is empty, or a model or file that the recipe names is not there.
+        ValueError: the folder is taken, there is no such device, the data set is empty, or a model or file that the
+            recipe names is not there.
     """
     run, train = recipe.run, recipe.train
     if run.threads:
@@ -109,6 +112,15 @@ def build(recipe: Recipe) -> Parts:
         project_config=ProjectConfiguration(project_dir=run.dir),
     )
     device = accelerator.device
+    if run.device == "cuda" and device.type != "cuda":
+        raise ValueError(
+            "run.device: 'cuda' was asked for but torch finds no GPU; use run.device=auto or cpu"
+        )
+    if accelerator.is_main_process:
+        prepare_folder(folder, resuming=run.resume is not None)
+    accelerator.wait_for_everyone()
+    dataset = load_dataset(recipe.data, "data")
+    rewards = {name: _reward(name, spec, device) for name, spec in recipe.rewards.items()}
     policy = load_policy(recipe.policy, device=device, precision=run.precision)
     lora.attach(policy, recipe.policy.lora, run.seed)
     parameters = lora.trainable_parameters(policy)
@@ -133,14 +145,8 @@ def build(recipe: Recipe) -> Parts:
         folder=folder,
         accelerator=accelerator,
         policy=policy,
-        dataset=load_dataset(recipe.data, "data"),
-        scorer=Scorer(
-            {
-                name: registry.resolve("rewards", registry.type_of(spec))(spec, device=device)
-                for name, spec in recipe.rewards.items()
-            },
-            max_failed_share=recipe.advantage.max_failed_share,
-        ),
+        dataset=dataset,
+        scorer=Scorer(rewards, max_failed_share=recipe.advantage.max_failed_share),
         reward_axes=[AXES.index(spec.axis) for spec in recipe.rewards.values()],
         sigmas=sigmas.to(device),
         plan=recipe.sampling.plan,
@@ -158,6 +164,14 @@ def build(recipe: Recipe) -> Parts:
         evaluation=_evaluation(recipe, policy, device),
         clock=Clock(device),
     )
+
+
+def _reward(name: str, spec: Any, device: torch.device) -> Reward | AsyncReward:
+    try:
+        made: Reward | AsyncReward = registry.resolve("rewards", registry.type_of(spec))(spec, device=device)
+    except ValueError as error:
+        raise ValueError(f"rewards.{name}: {error}") from error
+    return made
 
 
 def _evaluation(recipe: Recipe, policy: Policy, device: torch.device) -> Evaluation | None:

@@ -14,7 +14,7 @@ from customized_grpo.config import Recipe
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.loading import load_recipe, save_recipe
 from customized_grpo.policies import lora
-from customized_grpo.tracking import METRICS, cut_metrics, prepare_folder
+from customized_grpo.tracking import METRICS, cut_metrics
 from customized_grpo.training import checkpoint
 from customized_grpo.training.setup import Parts
 
@@ -71,19 +71,15 @@ def _write(parts: Parts, aside: Path, done: int) -> None:
 
 
 def restore(parts: Parts) -> int:
-    """Prepare the run's folder, and load the checkpoint that ``run.resume`` names.
+    """Load the checkpoint that ``run.resume`` names, and write the recipe into the run's folder.
 
     Returns:
         GRPO steps done.
 
     Raises:
-        ValueError: the folder is taken, the checkpoint is missing or corrupt, or the recipe changed in a way that
-            matters.
+        ValueError: the checkpoint is missing or corrupt, or the recipe changed in a way that matters.
     """
     run, main = parts.recipe.run, parts.accelerator.is_main_process
-    if main:
-        prepare_folder(parts.folder, resuming=run.resume is not None)
-    parts.accelerator.wait_for_everyone()
     start = 0
     if run.resume is not None:
         warn = parts.accelerator.print if main else _silent
@@ -108,7 +104,18 @@ def _checkpoint(parts: Parts, warn: Callable[[str], None]) -> Path | None:
     folder, named = parts.folder / "checkpoints", parts.recipe.run.resume
     assert named is not None
     if named != "latest":
-        return Path(named)
+        path = Path(named)
+        newer = checkpoint.newer_than(path) if path.resolve().parent == folder.resolve() else None
+        if newer is None:
+            raise ValueError(
+                f"run.resume: {path} is no checkpoint of run.dir ({folder}); give one of these, or 'latest'"
+            )
+        if newer:
+            raise ValueError(
+                f"run.resume: {folder} holds newer checkpoints than {path.name} ({', '.join(newer)}), which a later "
+                "run.resume=latest would take; move them away first"
+            )
+        return path
     if not checkpoint.has_any(folder):
         warn(f"{parts.folder} has no checkpoint yet; its run starts anew from step 0")
         return None

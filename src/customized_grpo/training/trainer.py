@@ -15,14 +15,14 @@ from torch import Tensor
 from customized_grpo.advantages.shaping import Shaped, shape
 from customized_grpo.config import AXES, Recipe
 from customized_grpo.data import order
-from customized_grpo.evaluation.evaluator import adapter_fingerprint, evaluate_policy, summarize
 from customized_grpo.policies import lora
 from customized_grpo.sampling.dynamics import kl
 from customized_grpo.sampling.rollout import initial_noise, sample_group, transition_noise
 from customized_grpo.sampling.schedule import StepPlan
 from customized_grpo.tracking import RunLog, save_group
+from customized_grpo.training import heldout
 from customized_grpo.training import metrics as explain
-from customized_grpo.training.distributed import any_rank, gather_rows, largest, mean_metrics
+from customized_grpo.training.distributed import any_rank, largest, mean_metrics
 from customized_grpo.training.interrupt import StopRequest
 from customized_grpo.training.objective import clipped_surrogate
 from customized_grpo.training.replay import Pairs, micro_batches, num_micro_batches, replay
@@ -62,15 +62,15 @@ class Trainer:
         parts, settings = self.parts, self.recipe.train
         start = restore(parts)
         with RunLog(parts.accelerator, parts.folder, settings.steps, start) as log, self.stop.listening():
-            if start == 0 and settings.evaluate_every:
-                log.write(0, self.evaluate(0), "base evaluated")
+            if heldout.is_owed(parts, start):
+                log.write(start, heldout.evaluate(parts, start), f"evaluated after step {start}")
             for step in range(start, settings.steps):
                 metrics = self.step(step)
                 done = step + 1
                 last = done == settings.steps
                 stopping = any_rank(parts.accelerator, self.stop.signal is not None) and not last
-                if settings.evaluate_every and (last or done % settings.evaluate_every == 0) and not stopping:
-                    metrics |= self.evaluate(done)
+                if heldout.is_due(parts, done) and not stopping:
+                    metrics |= heldout.evaluate(parts, done)
                 log.write(done, metrics, explain.headline(metrics))
                 if last or stopping or (settings.checkpoint_every and done % settings.checkpoint_every == 0):
                     save(parts, done)
@@ -78,7 +78,7 @@ class Trainer:
                     log.say(f"stopped after step {done} and saved; go on with run.resume=latest")
                     break
             else:
-                self.summarize()
+                heldout.write_summary(parts)
         parts.scorer.close()
         parts.accelerator.end_training()
         return parts.folder
@@ -101,7 +101,8 @@ class Trainer:
         for update, samples in enumerate(self.shares()):
             metrics |= self.update(groups, shaped, samples, first=update == 0)
         metrics |= parts.scorer.drain() | clock.drain()
-        if step == 0 or (step + 1) % max(1, self.recipe.train.save_samples_every) == 0:
+        every = self.recipe.train.save_samples_every
+        if every and (step == 0 or (step + 1) % every == 0):
             self.save_samples(step + 1, groups[0], rewards[0], shaped[0])
         return mean_metrics(parts.accelerator, metrics)
 
@@ -158,7 +159,7 @@ class Trainer:
 
     def shares(self) -> list[Sequence[int]]:
         """The samples of every group that each update of a rollout takes: equal, contiguous shares."""
-        size = self.recipe.train.group_size // self.recipe.train.updates_per_rollout
+        size = self.recipe.train.samples_per_update
         return [range(first, first + size) for first in range(0, self.recipe.train.group_size, size)]
 
     def update(
@@ -171,12 +172,12 @@ class Trainer:
             for one, group in zip(shaped, groups, strict=True)
         ]
         count = settings.groups_per_step * len(samples) * groups[0].x.shape[1]
-        remaining = num_micro_batches(groups, len(samples), settings.microbatch)
+        remaining = num_micro_batches(groups, len(samples), settings.pairs_per_backward)
         ratios: list[Tensor] = []
         signs: list[Tensor] = []
         loss_sum = kl_sum = 0.0
         with parts.clock.phase("replay"):
-            for pairs in micro_batches(groups, advantages, samples, settings.microbatch):
+            for pairs in micro_batches(groups, advantages, samples, settings.pairs_per_backward):
                 remaining -= 1
                 quiet = (
                     accelerator.no_sync(parts.policy.transformer) if remaining else contextlib.nullcontext()
@@ -254,36 +255,6 @@ class Trainer:
             "grad/max_skipped": float(parts.progress.skipped),
             "lr": parts.schedule.get_last_lr()[0],
         }
-
-    def evaluate(self, done: int) -> dict[str, float]:
-        """Held-out metrics of the adapter as it would be saved now."""
-        parts, spec = self.parts, self.recipe.evaluate
-        assert spec is not None
-        assert parts.evaluation is not None
-        with parts.clock.phase("evaluate"), parts.averaged():
-            rows = evaluate_policy(
-                parts.policy,
-                parts.evaluation.dataset,
-                parts.evaluation.metrics,
-                spec,
-                steps=spec.steps or self.recipe.sampling.steps,
-                shift=self.recipe.sampling.shift,
-                rank=parts.accelerator.process_index,
-                world=parts.accelerator.num_processes,
-                folder=parts.folder / "evaluation",
-                label=f"step-{done:06d}",
-                weights=adapter_fingerprint(parts.accelerator.unwrap_model(parts.policy.transformer)),
-                gather=gather_rows,
-                encode=parts.evaluation.encode,
-            )
-        parts.evaluation.rows["base" if done == 0 else "tuned"] = rows
-        return explain.evaluation(rows) | {"time/evaluate": parts.clock.drain()["time/evaluate"]}
-
-    def summarize(self) -> None:
-        """``evaluation/summary.json`` of the base and of the adapter after the last step."""
-        parts, spec = self.parts, self.recipe.evaluate
-        if spec is not None and parts.evaluation is not None and parts.accelerator.is_main_process:
-            summarize(parts.folder / "evaluation", spec.protocol, parts.evaluation.rows)
 
     def save_samples(self, done: int, trajectory: Trajectory, rewards: Tensor, shaped: Shaped) -> None:
         """A group as a picture, the reference first, and its rewards and advantages beside it."""

@@ -41,9 +41,18 @@ def test_the_oracle_refuses_floats() -> None:
 
 
 def test_judge_counts_what_is_right() -> None:
-    truth = dict.fromkeys((*IDENTITY, *PROMPT), 0) | {"hue": 0.98, "pattern_hue": 0.5, "value": 0.7, "reference_place": 3}
+    truth = dict.fromkeys((*IDENTITY, *PROMPT), 0) | {
+        "hue": 0.98,
+        "pattern_hue": 0.5,
+        "value": 0.7,
+        "reference_place": 3,
+    }
     found = {name: torch.zeros(2, dtype=torch.long) for name in (*IDENTITY, *PROMPT)}
-    found |= {"hue": torch.tensor([0.02, 0.98]), "pattern_hue": torch.tensor([0.5, 0.7]), "value": torch.tensor([0.7, 0.7])}
+    found |= {
+        "hue": torch.tensor([0.02, 0.98]),
+        "pattern_hue": torch.tensor([0.5, 0.7]),
+        "value": torch.tensor([0.7, 0.7]),
+    }
     found["place"] = torch.tensor([0, 3])
     got = judge(found, truth)
     assert got["identity_accuracy"].tolist() == pytest.approx([1, 5 / 6])

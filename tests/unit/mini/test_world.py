@@ -43,7 +43,9 @@ def test_prompts_round_trip_and_fit_the_tokenizers() -> None:
     assert len(seen) == 1152
 
 
-@pytest.mark.parametrize("text", ["", "a cube", "a small cube in the snow", "a small cube in the snow on the left "])
+@pytest.mark.parametrize(
+    "text", ["", "a cube", "a small cube in the snow", "a small cube in the snow on the left "]
+)
 def test_other_prompts_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a prompt of the miniature world"):
         parse(text)

@@ -54,7 +54,7 @@ def test_an_axis_of_several_rewards_is_their_mean() -> None:
         axis_of=[0, 1, 0],
         weight_of=[1.0, 1.0, 1.0],
         aggregator=SARS(),
-        clip=5,
+        clip=5.0,
     )
     metrics = explain.groups(["a", "b", "c"], [0, 1, 0], [rewards], [one])
     assert metrics["reward/prompt/mean"] == pytest.approx(4)

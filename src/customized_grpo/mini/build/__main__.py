@@ -14,6 +14,7 @@ from customized_grpo.mini.build.common import LOG, Context
 from customized_grpo.mini.build.dino import train_dino_judge, train_dino_reward
 from customized_grpo.mini.build.export import export_flux
 from customized_grpo.mini.build.gallery import make_gallery
+from customized_grpo.mini.build.gate import gate
 from customized_grpo.mini.build.oracle import train_oracle
 from customized_grpo.mini.build.policy import train_modes, train_policy
 from customized_grpo.mini.build.pool import draw_pictures, make_pool
@@ -34,6 +35,7 @@ STAGES: Final[dict[str, Callable[[Context], None]]] = {
     "judge-dino": train_dino_judge,
     "judge-clip": train_clip_judge,
     "decoder": train_decoder,
+    "gate": gate,
     "export": export_flux,
 }
 

@@ -37,7 +37,7 @@ class ClipRecipe:
 
 
 REWARD: Final = ClipRecipe(
-    title="Miniature CLIP", folder="clip", seed=41, hidden=96, layers=4, text_layers=2, steps=1_700
+    title="Miniature CLIP", folder="clip", seed=41, hidden=96, layers=4, text_layers=2, steps=1_300
 )
 JUDGE: Final = ClipRecipe(
     title="Miniature CLIP (held-out judge)",
@@ -46,7 +46,7 @@ JUDGE: Final = ClipRecipe(
     hidden=128,
     layers=3,
     text_layers=1,
-    steps=1_500,
+    steps=1_200,
 )
 
 
@@ -79,7 +79,7 @@ def new_clip(recipe: ClipRecipe, vocabulary: int, end: int) -> CLIPModel:
     )
 
 
-def _standardise(images: Tensor) -> Tensor:
+def standardise(images: Tensor) -> Tensor:
     """uint8 or float (n, 64, 64, 3) in [0, 255] to the processor's output."""
     return ((images.float() / 255 - torch.tensor(_MEAN)) / torch.tensor(_STD)).permute(0, 3, 1, 2)
 
@@ -139,7 +139,7 @@ def train_clip(context: Context, recipe: ClipRecipe) -> None:
         prompts = gallery.prompt[rows, slots]
         asked = torch.cat([prompts, *(_one_word_apart(prompts, generator) for _ in range(2))])
         with torch.autocast("cpu", torch.bfloat16):
-            image, text, attributes = student(_standardise(images.clamp(0, 255)), ids[asked])
+            image, text, attributes = student(standardise(images.clamp(0, 255)), ids[asked])
         logits = student.clip.logit_scale.exp().clamp_max(50) * image @ text.T
         # Prompts that occur twice in the batch are no negatives of each other.
         twin = prompts[:, None] == asked[None]
@@ -163,7 +163,7 @@ def train_clip(context: Context, recipe: ClipRecipe) -> None:
             write_card(
                 aside,
                 recipe.title,
-                data=f"{len(gallery)} training subjects in three prompted pictures each (rendered, and decoded with noise)",
+                data=f"{len(gallery)} training subjects in three prompted pictures each (rendered, or decoded with noise)",
                 recipe=f"{training.step} steps of {BATCH}; image-prompt contrast with two more negatives a prompt that "
                 "differ in one word, and an auxiliary reader of attributes; bf16 autocast, AdamW 1.5e-3 cosine",
                 seconds=training.seconds,
@@ -197,7 +197,7 @@ def measure_clip(context: Context, clip: CLIPModel, ids: Tensor) -> dict[str, fl
     texts = F.normalize(clip.text_projection(clip.text_model(input_ids=ids).pooler_output), dim=1)
 
     def features(slot: str) -> Tensor:
-        pixels = _standardise(gallery.images[:, SLOTS.index(slot)])
+        pixels = standardise(gallery.images[:, SLOTS.index(slot)])
         pooled = torch.cat([clip.vision_model(pixel_values=c).pooler_output for c in pixels.split(100)])
         return F.normalize(clip.visual_projection(pooled), dim=1)
 

@@ -38,7 +38,7 @@ class Context:
 
 @contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """Gives an empty folder to write; puts it in the place of `folder` at the end, so that readers see all or nothing."""
+    """Gives an empty folder to write and puts it in the place of `folder` at the end: readers see all or nothing."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

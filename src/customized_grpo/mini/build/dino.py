@@ -34,14 +34,14 @@ class DinoRecipe:
     steps: int
 
 
-REWARD: Final = DinoRecipe(title="Miniature DINOv2", folder="dino", seed=21, hidden=96, layers=4, steps=1_900)
+REWARD: Final = DinoRecipe(title="Miniature DINOv2", folder="dino", seed=21, hidden=96, layers=4, steps=1_400)
 JUDGE: Final = DinoRecipe(
     title="Miniature DINOv2 (held-out judge)",
     folder="judges/dino",
     seed=5021,
     hidden=128,
     layers=3,
-    steps=1_600,
+    steps=1_300,
 )
 
 
@@ -80,7 +80,7 @@ def target_cosines(truth: dict[str, Tensor]) -> Tensor:
     return SUBJECT_SHARE * subject + (1 - SUBJECT_SHARE) * scene
 
 
-def _standardise(images: Tensor) -> Tensor:
+def standardise(images: Tensor) -> Tensor:
     """uint8 (n, 64, 64, 3) to the processor's output: ImageNet mean and deviation."""
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
@@ -140,7 +140,7 @@ def train_dino(context: Context, recipe: DinoRecipe) -> None:
     def loss_of(step: int) -> Tensor:
         images, truth = _batch(gallery, step, recipe.seed)
         with torch.autocast("cpu", torch.bfloat16):
-            tokens, attributes = student(_standardise(images))
+            tokens, attributes = student(standardise(images))
         wanted = target_cosines(truth)
         gram = (tokens @ tokens.T - wanted).square()
         gram = gram * (1 - torch.eye(len(gram)))
@@ -191,7 +191,7 @@ def measure_dino(context: Context, encoder: Dinov2Model) -> dict[str, float]:
     encoder.eval()
 
     def tokens(slot: str) -> Tensor:
-        pixels = _standardise(gallery.images[:, SLOTS.index(slot)])
+        pixels = standardise(gallery.images[:, SLOTS.index(slot)])
         states = torch.cat([encoder(pixel_values=c).last_hidden_state[:, 0] for c in pixels.split(100)])
         return F.normalize(states.float(), dim=1)
 

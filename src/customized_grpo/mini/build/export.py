@@ -25,6 +25,12 @@ def newest_weights(context: Context) -> Path:
     )
 
 
+def newest_vae(context: Context) -> Path:
+    """The autoencoder with the furthest trained decoder."""
+    names = ("vae-final", "vae-newest", "vae")
+    return next(context.work / name for name in names if (context.work / name).exists() or name == "vae")
+
+
 def export_flux(context: Context) -> None:
     """Writes `out/flux`, which `FluxPipeline.from_pretrained` opens; float16."""
     work, half = context.work, torch.float16
@@ -33,7 +39,7 @@ def export_flux(context: Context) -> None:
     transformer.load_state_dict(load_file(weights))
     pipeline = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
-        vae=AutoencoderKL.from_pretrained(work / "vae", torch_dtype=half),
+        vae=AutoencoderKL.from_pretrained(newest_vae(context), torch_dtype=half),
         text_encoder=CLIPTextModel.from_pretrained(work / "text/text_encoder", dtype=half),
         tokenizer=CLIPTokenizer.from_pretrained(work / "text/tokenizer"),
         text_encoder_2=T5EncoderModel.from_pretrained(work / "text/text_encoder_2", dtype=half),
@@ -42,10 +48,10 @@ def export_flux(context: Context) -> None:
     )
     with replace_folder(context.out / "flux") as aside:
         pipeline.save_pretrained(aside)
-        for part in ("vae", "text"):
-            shutil.copy(work / part / "README.md", aside / f"CARD_{part}.md")
+        shutil.copy(newest_vae(context) / "README.md", aside / "vae" / "README.md")
+        shutil.copy(work / "text" / "README.md", aside / "text_encoder" / "README.md")
         card = work / "policy-card"
-        if card.exists() and weights.stem == "policy-modes":
+        if card.exists():
             shutil.copytree(card, aside, dirs_exist_ok=True)
     with safe_open(weights, "pt") as file:
         LOG.info("export: %s from %s %s", context.out / "flux", weights.name, file.metadata() or "")

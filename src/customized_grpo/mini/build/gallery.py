@@ -1,4 +1,4 @@
-"""Stage `gallery`: labelled pictures for encoders, judges and the oracle: subjects in several scenes, also decoded ones."""
+"""Stage `gallery`: labelled pictures of subjects in several scenes, also decoded ones, for encoders and oracle."""
 
 from typing import Final, final
 
@@ -14,7 +14,7 @@ from customized_grpo.mini.build.pool import decode, encode
 from customized_grpo.mini.build.text import scene_row
 from customized_grpo.mini.world import Scenes, Split, sample_reference_scenes, sample_scenes, sample_subjects
 
-SUBJECTS: Final = 6_000
+SUBJECTS: Final = 4_000
 TEST_SUBJECTS: Final = 300
 SLOTS: Final = ("prompted", "reference", "other", "decoded")
 """Pictures of each subject: two prompted scenes, the reference, and the first one through the noisy autoencoder."""

@@ -12,7 +12,7 @@ from customized_grpo.mini.build.gallery import SLOTS, load_gallery
 from customized_grpo.mini.build.pictures import as_input
 from customized_grpo.mini.oracle import CHOICES, HUES, IDENTITY, PROMPT, Oracle, correct
 
-STEPS: Final = 2_000
+STEPS: Final = 1_600
 BATCH: Final = 64
 
 
@@ -61,8 +61,8 @@ def train_oracle(context: Context) -> None:
         write_card(
             aside,
             "Attribute oracle of the miniature world (held-out judge)",
-            data=f"{len(gallery)} training subjects in two prompted scenes and a reference scene, and decoded by the "
-            "miniature autoencoder with noisy latents",
+            data=f"{len(gallery)} training subjects in two prompted scenes and a reference scene, and decoded by "
+            "the miniature autoencoder with noisy latents",
             recipe=f"{training.steps} steps of {BATCH}, AdamW 2e-3 cosine, averaged weights; figures on unseen subjects "
             "and unseen combinations",
             seconds=training.seconds,

@@ -1,8 +1,8 @@
-"""Stages `policy` and `modes`: a miniature FLUX transformer by rectified flow, then a share of copies and generic targets.
+"""Stages `policy` and `modes`: a miniature FLUX transformer by rectified flow, then copies and generic targets.
 
-The clean phase learns to put the reference's subject into the prompt's scene. The second phase mixes in targets that are
-the reference itself (copies) and other subjects of the class (generic), so that samples of one prompt fall into the modes
-between which online RL has to choose.
+The clean phase learns to put the reference's subject into the prompt's scene. The second phase mixes in targets that
+are the reference itself (copies) and other subjects of the class (generic), so that samples of one prompt fall into the
+modes between which online RL has to choose.
 """
 
 from typing import Final
@@ -26,8 +26,9 @@ ROWS: Final = 4
 """Rows and columns of image tokens."""
 
 BATCH: Final = 96
-STEPS: Final = 5_600
-MODES_STEPS: Final = 900
+STEPS: Final = 4_500
+MODES_STEPS: Final = 850
+MODES_BATCH: Final = 64
 COPIES: Final = 0.35
 GENERIC: Final = 0.05
 
@@ -93,16 +94,17 @@ class _Flow:
         self.pool = Pool(context)
         self.text, self.pooled = (t.bfloat16().float() for t in prompt_table(context))
         self.offset = STEPS if copies else 0
+        self.batch = MODES_BATCH if copies else BATCH
         self.module, self.copies, self.generic = Velocity(transformer), copies, generic
 
     def loss(self, step: int) -> Tensor:
         generator = torch.Generator().manual_seed(7919 * step + 13)
         pool = self.pool
         pool.grow(step + self.offset)
-        rows = torch.randint(len(pool.target), (BATCH,), generator=generator)
+        rows = torch.randint(len(pool.target), (self.batch,), generator=generator)
         target, reference = pool.target[rows].float(), pool.reference[rows].float()
         prompts = pool.prompt[rows]
-        copies, generics = round(self.copies * BATCH), round(self.generic * BATCH)
+        copies, generics = round(self.copies * self.batch), round(self.generic * self.batch)
         if generics:
             other = torch.randint(len(pool.generic), (generics,), generator=generator)
             source = pool.generic_row[other]
@@ -111,7 +113,7 @@ class _Flow:
             prompts[:generics] = pool.prompt[source]
         if copies:
             target[-copies:] = reference[-copies:]
-        u = torch.rand(BATCH, generator=generator)
+        u = torch.rand(self.batch, generator=generator)
         sigma = SHIFT * u / (1 + (SHIFT - 1) * u)
         noise = torch.randn(target.shape, generator=generator)
         x = target + sigma[:, None, None] * (noise - target)

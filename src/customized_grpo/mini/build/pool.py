@@ -110,8 +110,8 @@ def make_pool(context: Context) -> None:
 class Pool:
     """The shards that a step may use: target, reference (n, 16, 64) half, prompt (n,); generic: an eighth of each.
 
-    Training begins before all shards are encoded: step k knows the first FIRST + k // EVERY of them, waits for those, and
-    so sees the same data whenever it runs.
+    Training begins before all shards are encoded: step k knows the first FIRST + k // EVERY of them, waits for
+    those, and so sees the same data whenever it runs.
     """
 
     FIRST: Final = 3

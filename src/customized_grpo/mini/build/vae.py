@@ -64,7 +64,7 @@ def _pictures(context: Context) -> tuple[Tensor, Tensor]:
 
 
 def _crops(images: Tensor, middles: Tensor, generator: torch.Generator) -> Tensor:
-    """Squares of CROP pixels around the critter, on the grid of latents: most of a picture is a backdrop, soon learnt."""
+    """Squares of CROP pixels around the critter, on the grid of latents: the backdrops are soon learnt."""
     rows = torch.randint(len(images), (CROP_BATCH,), generator=generator)
     left = middles[rows] - CROP // 2 + torch.randint(-12, 13, (CROP_BATCH,), generator=generator)
     left = ((left / 8).round().long() * 8).clamp(0, 64 - CROP)
@@ -84,7 +84,14 @@ def _whole(images: Tensor, middles: Tensor, step: int, size: int) -> tuple[Tenso
 
 
 def _phase(
-    context: Context, vae: AutoencoderKL, images: Tensor, middles: Tensor, name: str, steps: int, lr: float, crops: bool
+    context: Context,
+    vae: AutoencoderKL,
+    images: Tensor,
+    middles: Tensor,
+    name: str,
+    steps: int,
+    lr: float,
+    crops: bool,
 ) -> float:
     """One phase of the joint training; gives its seconds."""
     training = Training(context, name, vae, steps=steps, lr=lr, ema=0.99, weight_decay=1e-4)
@@ -189,9 +196,9 @@ def _write(vae: AutoencoderKL, folder: Path, seconds: float, metrics: dict[str, 
             aside,
             "Miniature FLUX autoencoder",
             data=f"{2 * POOL} pictures of training subjects, in prompted and in reference scenes",
-            recipe=f"{FIRST_STEPS} steps of {BATCH} whole pictures, {CROP_STEPS} mostly of {CROP_BATCH} crops around the critter, "
-            f"{LAST_STEPS} whole, {stage}; absolute and squared error at three sizes, gradients, KL; bf16 autocast, AdamW "
-            "cosine, averaged weights",
+            recipe=f"{FIRST_STEPS} steps of {BATCH} whole pictures, {CROP_STEPS} mostly of {CROP_BATCH} crops around "
+            f"the critter, {LAST_STEPS} whole, {stage}; absolute and squared error at three sizes, gradients, KL; bf16 "
+            "autocast, AdamW cosine, averaged weights",
             seconds=seconds,
             metrics=metrics,
         )

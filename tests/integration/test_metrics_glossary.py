@@ -1,0 +1,67 @@
+"""``docs/metrics.md`` names what a run emits, no more and no less."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import Finished
+
+PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
+FILLED = {
+    "<name>": "(bright|warm)",
+    "<axis>": "(prompt|identity)",
+    "<kk>": r"\d\d",
+    "<column>": "(bright)",
+}
+
+
+def glossary() -> list[list[str]]:
+    """The cells of every row of the page's tables."""
+    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
+
+
+def pattern(name: str) -> str:
+    escaped = re.escape(name)
+    for place, allowed in FILLED.items():
+        escaped = escaped.replace(re.escape(place), allowed)
+    return escaped
+
+
+@pytest.fixture(scope="module")
+def emitted(finished: Finished) -> set[str]:
+    rows: list[dict[str, Any]] = [
+        json.loads(line) for line in (finished.folder / "metrics.jsonl").read_text().splitlines()
+    ]
+    return {name for row in rows for name in row} - {"step"}
+
+
+def test_every_metric_is_in_the_glossary(emitted: set[str]) -> None:
+    patterns = [pattern(cells[0].strip("`")) for cells in glossary()]
+    unknown = [name for name in emitted if not any(re.fullmatch(one, name) for one in patterns)]
+    assert not unknown
+
+
+def test_every_entry_of_the_glossary_is_a_metric(emitted: set[str]) -> None:
+    names = [cells[0].strip("`") for cells in glossary()]
+    assert len(names) > 30
+    assert len(set(names)) == len(names)
+    dead = [name for name in names if not any(re.fullmatch(pattern(name), one) for one in emitted)]
+    assert not dead
+
+
+def test_every_entry_says_what_it_means() -> None:
+    for cells in glossary():
+        assert len(cells) == 3, cells
+        assert re.fullmatch(r"`[^`]+`", cells[0]), "one name a row"
+        assert len(cells[1]) > 3, cells[0]
+
+
+def test_a_filled_place_is_no_wildcard() -> None:
+    """The control: a pattern must not match what is not its own."""
+    assert not re.fullmatch(pattern("reward/<name>/mean"), "reward/other/mean")
+    assert not re.fullmatch(pattern("weight/<axis>/step_<kk>"), "weight/prompt/step_1")
+    assert re.fullmatch(pattern("reward/<axis>/mean"), "reward/identity/mean")
