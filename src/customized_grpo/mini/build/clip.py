@@ -163,7 +163,7 @@ def train_clip(context: Context, recipe: ClipRecipe) -> None:
             write_card(
                 aside,
                 recipe.title,
-                data=f"{len(gallery)} training subjects in three prompted pictures each (rendered, or decoded with noise)",
+                data=f"{len(gallery)} training subjects in three prompted pictures each (rendered or decoded)",
                 recipe=f"{training.step} steps of {BATCH}; image-prompt contrast with two more negatives a prompt that "
                 "differ in one word, and an auxiliary reader of attributes; bf16 autocast, AdamW 1.5e-3 cosine",
                 seconds=training.seconds,

@@ -34,14 +34,14 @@ class DinoRecipe:
     steps: int
 
 
-REWARD: Final = DinoRecipe(title="Miniature DINOv2", folder="dino", seed=21, hidden=96, layers=4, steps=1_400)
+REWARD: Final = DinoRecipe(title="Miniature DINOv2", folder="dino", seed=21, hidden=96, layers=4, steps=5_000)
 JUDGE: Final = DinoRecipe(
     title="Miniature DINOv2 (held-out judge)",
     folder="judges/dino",
     seed=5021,
     hidden=128,
     layers=3,
-    steps=1_300,
+    steps=3_500,
 )
 
 
@@ -140,6 +140,7 @@ def train_dino(context: Context, recipe: DinoRecipe) -> None:
     def loss_of(step: int) -> Tensor:
         images, truth = _batch(gallery, step, recipe.seed)
         with torch.autocast("cpu", torch.bfloat16):
+            tokens: Tensor
             tokens, attributes = student(standardise(images))
         wanted = target_cosines(truth)
         gram = (tokens @ tokens.T - wanted).square()
@@ -159,8 +160,8 @@ def train_dino(context: Context, recipe: DinoRecipe) -> None:
                 recipe.title,
                 data=f"{len(gallery)} training subjects in four pictures each (rendered, and decoded with noise)",
                 recipe=f"{training.step} steps of {3 * SUBJECTS_A_BATCH}; cosines of class tokens towards "
-                f"{SUBJECT_SHARE} x likeness of subjects + {1 - SUBJECT_SHARE:.2f} x likeness of scenes, with an auxiliary "
-                "reader of attributes; bf16 autocast, AdamW 1.5e-3 cosine, averaged weights",
+                f"{SUBJECT_SHARE} x likeness of subjects + {1 - SUBJECT_SHARE:.2f} x likeness of scenes, with a "
+                "reader of attributes beside it; bf16 autocast, AdamW 1.5e-3 cosine, averaged weights",
                 seconds=training.seconds,
                 metrics=metrics,
             )

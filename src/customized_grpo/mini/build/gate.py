@@ -23,6 +23,7 @@ from customized_grpo.mini.build.policy import COPIES, GENERIC, new_transformer
 from customized_grpo.mini.build.sample import sample
 from customized_grpo.mini.build.text import all_prompts, clip_tokenizer, prompt_table, scene_row, token_ids
 from customized_grpo.mini.oracle import IDENTITY, Oracle, judge
+from customized_grpo.mini.world import Split
 
 GROUP: Final = 12
 PROMPTS: Final = 16
@@ -84,7 +85,8 @@ def measure_policy(context: Context, weights: Path, *, picture: Path | None = No
     table = prompt_table(context)
     channels = transformer.config.in_channels
     metrics: dict[str, float] = {}
-    for split, seed in (("tune", 501), ("test", 502)):
+    draws: tuple[tuple[Split, int], ...] = (("tune", 501), ("test", 502))
+    for split, seed in draws:
         pairs = draw_pairs(DRAWS, split, seed)
         images = sample(transformer, vae, pairs, table, noise=_tokens(DRAWS, channels, seed), noise_level=0.0)
         found = judge(oracle(images), truth_of(pairs))
@@ -144,10 +146,10 @@ def gate(context: Context) -> None:
             aside,
             f"Miniature FLUX ({weights.stem})",
             data="pairs of a prompted picture and a reference of the same training subject, as latents",
-            recipe=f"rectified flow, shift-3 times, bf16 arithmetic on float32 weights, AdamW cosine, averaged weights; then a "
-            f"phase with {COPIES:.0%} copies of the reference and {GENERIC:.0%} other subjects of the class as targets. "
-            "Figures: tune and test by the deterministic flow in 10 steps; rl by flow SDE, noise level 0.8, 10 steps, "
-            f"{PROMPTS} x {GROUP} with shared initial noise",
+            recipe="rectified flow, shift-3 times, bf16 arithmetic on float32 weights, AdamW cosine, averaged "
+            f"weights; then a phase with {COPIES:.0%} copies of the reference and {GENERIC:.0%} other subjects of the "
+            "class as targets. Figures: tune and test by the deterministic flow in 10 steps; rl by flow SDE, noise "
+            f"level 0.8, 10 steps, {PROMPTS} x {GROUP} with shared initial noise",
             seconds=seconds,
             metrics=metrics,
         )

@@ -63,8 +63,8 @@ def train_oracle(context: Context) -> None:
             "Attribute oracle of the miniature world (held-out judge)",
             data=f"{len(gallery)} training subjects in two prompted scenes and a reference scene, and decoded by "
             "the miniature autoencoder with noisy latents",
-            recipe=f"{training.steps} steps of {BATCH}, AdamW 2e-3 cosine, averaged weights; figures on unseen subjects "
-            "and unseen combinations",
+            recipe=f"{training.steps} steps of {BATCH}, AdamW 2e-3 cosine, averaged weights; figures on unseen "
+            "subjects and unseen combinations",
             seconds=training.seconds,
             metrics=metrics,
         )

@@ -72,7 +72,7 @@ class Velocity(nn.Module):
         pooled: Float[Tensor, "n d"],
     ) -> Float[Tensor, "n s c"]:
         """All inputs in the dtype to compute in."""
-        out = self.transformer(
+        out: Tensor = self.transformer(
             hidden_states=torch.cat([x, reference], dim=1),
             encoder_hidden_states=text,
             pooled_projections=pooled,
@@ -122,7 +122,7 @@ class _Flow:
         weights = {name: p.bfloat16() for name, p in self.module.named_parameters()}
         inputs = (x, sigma, reference, self.text[prompts], self.pooled[prompts])
         with attention_backend("_native_math"):
-            v = functional_call(self.module, weights, tuple(t.bfloat16() for t in inputs))
+            v: Tensor = functional_call(self.module, weights, tuple(t.bfloat16() for t in inputs))
         return (v.float() - (noise - target)).square().mean()
 
 

@@ -19,7 +19,7 @@ CROP_BATCH: Final = 96
 FIRST_STEPS: Final = 1_700
 CROP_STEPS: Final = 850
 LAST_STEPS: Final = 1_000
-DECODER_STEPS: Final = 3_000
+DECODER_STEPS: Final = 1_400
 LATENT_CHANNELS: Final = 16
 
 
@@ -155,7 +155,7 @@ def train_decoder(context: Context) -> None:
     vae.encoder.requires_grad_(False)
     images, middles = _pictures(context)
     training = Training(
-        context, "decoder-training", vae, steps=DECODER_STEPS, lr=1.5e-3, ema=0.99, weight_decay=1e-4
+        context, "decoder-training", vae, steps=DECODER_STEPS, lr=1.2e-3, ema=0.99, weight_decay=1e-4
     )
 
     def loss_of(step: int) -> Tensor:
