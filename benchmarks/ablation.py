@@ -2,13 +2,15 @@
 
     python benchmarks/ablation.py                 # all cells; hours on two cores, one single-threaded worker a core
     python benchmarks/ablation.py --only main     # one part of the grid: main, front, others
-    python benchmarks/ablation.py --collect       # only read the finished runs and write docs/ablation.json
+    python benchmarks/ablation.py --collect       # only write docs/ablation.json from the finished runs
 
-A run that has its ``evaluation/summary.json`` is finished and never made again; one that was killed goes on from its
-last checkpoint. What the comparison says is computed from the finished runs (``--collect``; every call ends with it).
+A finished run leaves a record in ``benchmarks/results/ablation`` (its curve, every held-out example's final values),
+which is committed: with the same embedded models and recipe it is never made again, on any machine. A run that was
+killed goes on from its last checkpoint in ``runs/ablation``.
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -21,6 +23,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "runs" / "ablation"
+RECORDS = ROOT / "benchmarks" / "results" / "ablation"
+RECIPE = ROOT / "config" / "train" / "mini_customized.yaml"
 RESULT = ROOT / "docs" / "ablation.json"
 
 COMMON = (
@@ -87,26 +91,60 @@ def folder_of(cell: Cell, seed: int) -> Path:
     return RUNS / f"{cell.name}-seed{seed}"
 
 
-def finished(folder: Path) -> bool:
-    """Whether the run is complete."""
-    return (folder / "evaluation" / "summary.json").is_file()
+def fingerprint() -> str:
+    """Of what all runs have in common: the embedded models and the recipe. Other records are of another world."""
+    from customized_grpo.paths import ASSETS
+
+    digest = hashlib.sha256(RECIPE.read_bytes())
+    digest.update((ASSETS / "manifest.json").read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def record_of(cell: Cell, seed: int) -> dict[str, Any] | None:
+    """The record of a finished run of this world, or None."""
+    path = RECORDS / f"{folder_of(cell, seed).name}.json"
+    if not path.is_file():
+        return None
+    record: dict[str, Any] = json.loads(path.read_text())
+    return record if record["fingerprint"] == fingerprint() else None
 
 
 def run_one(job: tuple[Cell, int]) -> str:
-    """Train one cell at one seed, in a worker that has its libraries loaded already."""
-    cell, seed = job
-    folder = folder_of(cell, seed)
-    if finished(folder):
-        return f"{folder.name}: done before"
+    """Train one cell at one seed, in a worker that has its libraries loaded already, and write its record."""
     from customized_grpo.loading import load_recipe
     from customized_grpo.training.trainer import train
 
-    resume = ("run.resume=latest",) if any(folder.glob("checkpoints/step-*")) else ()
-    if folder.exists() and not resume:  # killed before its first checkpoint
-        folder.rename(folder.with_name(f".abandoned-{folder.name}-{time.time_ns()}"))
-    own = (f"run.dir={folder}", f"run.seed={1000 + seed}", *COMMON, *cell.overrides, *resume)
+    cell, seed = job
+    folder = folder_of(cell, seed)
     began = time.monotonic()
-    train(load_recipe(ROOT / "config" / "train" / "mini_customized.yaml", own))
+    if not (folder / "evaluation" / "summary.json").is_file():
+        resume = ("run.resume=latest",) if folder.is_dir() else ()
+        own = (f"run.dir={folder}", f"run.seed={1000 + seed}", *COMMON, *cell.overrides, *resume)
+        train(load_recipe(RECIPE, own))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    curve: dict[str, dict[str, float]] = {}
+    for line in lines:
+        values = {key.split("/")[1]: value for key, value in line.items() if key.startswith("evaluation/")}
+        if values:
+            curve[str(line["step"])] = values
+    examples: dict[str, dict[str, list[float]]] = {}
+    for text in max(folder.glob("evaluation/step-*.jsonl")).read_text().splitlines():
+        row = json.loads(text)
+        for metric, value in row["values"].items():
+            examples.setdefault(metric, {}).setdefault(row["key"], []).append(value)
+    means = {
+        metric: {key: round(sum(values) / len(values), 4) for key, values in of.items()}
+        for metric, of in examples.items()
+    }
+    record = {
+        "fingerprint": fingerprint(),
+        "cell": cell.name,
+        "seed": seed,
+        "curve": curve,
+        "examples": means,
+    }
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    (RECORDS / f"{folder.name}.json").write_text(json.dumps(record, sort_keys=True) + "\n")
     return f"{folder.name}: {time.monotonic() - began:.0f} s"
 
 
@@ -124,29 +162,11 @@ def collect() -> dict[str, Any]:
     base: dict[str, float] = {}
     for cell in cells():
         for seed in cell.seeds:
-            folder = folder_of(cell, seed)
-            if not finished(folder):
-                continue
-            lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-            points = {
-                str(line["step"]): {
-                    key.split("/")[1]: value for key, value in line.items() if key.startswith("evaluation/")
-                }
-                for line in lines
-            }
-            points = {step: values for step, values in points.items() if values}
-            base = points.get("0", base)
-            curves.setdefault(cell.name, {})[str(seed)] = points
-            last = max(folder.glob("evaluation/step-*.jsonl"))
-            items: dict[str, dict[str, list[float]]] = {}
-            for line in last.read_text().splitlines():
-                row = json.loads(line)
-                for metric, value in row["values"].items():
-                    items.setdefault(metric, {}).setdefault(row["key"], []).append(value)
-            rows.setdefault(cell.name, {})[seed] = {
-                metric: {key: float(np.mean(values)) for key, values in of.items()}
-                for metric, of in items.items()
-            }
+            record = record_of(cell, seed)
+            if record is not None:
+                base = record["curve"]["0"]
+                curves.setdefault(cell.name, {})[str(seed)] = record["curve"]
+                rows.setdefault(cell.name, {})[seed] = record["examples"]
     generator = np.random.default_rng(0)
     result: dict[str, Any] = {"base": base, "cells": {}, "differences": {}, "curves": curves}
     for name, seeds in rows.items():
@@ -213,7 +233,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after so long")
     parser.add_argument("--collect", action="store_true")
     given = parser.parse_args(arguments)
-    todo = [] if given.collect else [job for job in jobs(given.only) if not finished(folder_of(*job))]
+    todo = [] if given.collect else [job for job in jobs(given.only) if record_of(*job) is None]
     end = time.monotonic() + 60 * given.minutes
     context = multiprocessing.get_context("spawn")
     if todo:

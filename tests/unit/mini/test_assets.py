@@ -35,11 +35,6 @@ def test_the_oracle_reads_unseen_subjects() -> None:
     assert judge(found, truth)["copy"].mean() < 0.05
 
 
-def test_the_oracle_refuses_floats() -> None:
-    with pytest.raises(ValueError, match="uint8 images"):
-        Oracle()(torch.zeros(1, 64, 64, 3))
-
-
 def test_judge_counts_what_is_right() -> None:
     truth = dict.fromkeys((*IDENTITY, *PROMPT), 0) | {
         "hue": 0.98,
@@ -62,7 +57,7 @@ def test_judge_counts_what_is_right() -> None:
 
 
 def test_the_flux_folder_opens_and_draws() -> None:
-    pipeline = FluxPipeline.from_pretrained(ASSETS / "flux", torch_dtype=torch.float32)
+    pipeline = FluxPipeline.from_pretrained(ASSETS / "flux", dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     image = pipeline(
         "a small cube wearing a red hat in the snow on the left",

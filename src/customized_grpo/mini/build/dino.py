@@ -34,7 +34,7 @@ class DinoRecipe:
     steps: int
 
 
-REWARD: Final = DinoRecipe(title="Miniature DINOv2", folder="dino", seed=21, hidden=96, layers=4, steps=5_000)
+REWARD: Final = DinoRecipe(title="Miniature DINOv2", folder="dino", seed=21, hidden=96, layers=4, steps=4_000)
 JUDGE: Final = DinoRecipe(
     title="Miniature DINOv2 (held-out judge)",
     folder="judges/dino",

@@ -39,7 +39,7 @@ def export_flux(context: Context) -> None:
     transformer.load_state_dict(load_file(weights))
     pipeline = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
-        vae=AutoencoderKL.from_pretrained(newest_vae(context), torch_dtype=half),
+        vae=AutoencoderKL.from_pretrained(newest_vae(context), dtype=half),
         text_encoder=CLIPTextModel.from_pretrained(work / "text/text_encoder", dtype=half),
         tokenizer=CLIPTokenizer.from_pretrained(work / "text/tokenizer"),
         text_encoder_2=T5EncoderModel.from_pretrained(work / "text/text_encoder_2", dtype=half),

@@ -76,7 +76,7 @@ def _draw(vae: AutoencoderKL, n: int, split: Split, seed: int) -> dict[str, Tens
 
 def make_gallery(context: Context) -> None:
     """Writes `work/gallery-{train,test}.safetensors`."""
-    vae = AutoencoderKL.from_pretrained(context.work / "vae", torch_dtype=torch.float32).eval()
+    vae = AutoencoderKL.from_pretrained(context.work / "vae", dtype=torch.float32).eval()
     jobs: tuple[tuple[Split, int, int], ...] = (("test", TEST_SUBJECTS, 31), ("train", SUBJECTS, 30))
     for split, n, seed in jobs:
         path = context.work / f"gallery-{split}.safetensors"

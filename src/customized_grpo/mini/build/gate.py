@@ -81,7 +81,7 @@ def measure_policy(context: Context, weights: Path, *, picture: Path | None = No
     oracle = Oracle.load(context.out / "oracle")
     transformer = new_transformer()
     transformer.load_state_dict(load_file(weights))
-    vae = AutoencoderKL.from_pretrained(newest_vae(context), torch_dtype=torch.float32).eval()
+    vae = AutoencoderKL.from_pretrained(newest_vae(context), dtype=torch.float32).eval()
     table = prompt_table(context)
     channels = transformer.config.in_channels
     metrics: dict[str, float] = {}

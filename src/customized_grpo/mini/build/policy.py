@@ -26,11 +26,11 @@ ROWS: Final = 4
 """Rows and columns of image tokens."""
 
 BATCH: Final = 96
-STEPS: Final = 4_500
-MODES_STEPS: Final = 850
-MODES_BATCH: Final = 64
-COPIES: Final = 0.35
-GENERIC: Final = 0.05
+STEPS: Final = 5_000
+MODES_STEPS: Final = 720
+MODES_BATCH: Final = 96
+COPIES: Final = 0.31
+GENERIC: Final = 0.03
 
 
 def new_transformer() -> FluxTransformer2DModel:
@@ -152,7 +152,7 @@ def train_modes(context: Context) -> None:
     torch.manual_seed(context.seed + 3)
     transformer = new_transformer()
     transformer.load_state_dict(load_file(context.work / "policy-clean.safetensors"))
-    training = Training(context, "modes-training", transformer, steps=MODES_STEPS, lr=8e-4, ema=0.99)
+    training = Training(context, "modes-training", transformer, steps=MODES_STEPS, lr=7e-4, ema=0.99)
     flow = _Flow(context, transformer, copies=COPIES, generic=GENERIC)
     snapshot = context.work / "modes-snapshot.safetensors"
     weights = training.run(flow.loss, every_s=100, hook=lambda: save_tensors(snapshot, training.average))

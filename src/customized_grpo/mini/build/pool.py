@@ -94,7 +94,7 @@ def draw_pictures(context: Context) -> None:
 
 def make_pool(context: Context) -> None:
     """Encodes the shards that are missing and removes their pictures."""
-    vae = AutoencoderKL.from_pretrained(context.work / "vae", torch_dtype=torch.float32).eval()
+    vae = AutoencoderKL.from_pretrained(context.work / "vae", dtype=torch.float32).eval()
     for index in range(SHARDS):
         if shard_path(context, index).exists():
             continue

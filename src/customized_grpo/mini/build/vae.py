@@ -151,7 +151,7 @@ def train_decoder(context: Context) -> None:
     if folder.exists():
         LOG.info("decoder: done already")
         return
-    vae = AutoencoderKL.from_pretrained(context.work / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(context.work / "vae", dtype=torch.float32)
     vae.encoder.requires_grad_(False)
     images, middles = _pictures(context)
     training = Training(
@@ -164,7 +164,7 @@ def train_decoder(context: Context) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
                 z = vae.encode(x).latent_dist.mean
-            strength = 0.12 * torch.rand(len(z), 1, 1, 1, generator=generator) / vae.config.scaling_factor
+            strength = 0.35 * torch.rand(len(z), 1, 1, 1, generator=generator) / vae.config.scaling_factor
             y = vae.decode(z + strength * torch.randn(z.shape, generator=generator)).sample
         return _reconstruction(y.float(), x, weight)
 
