@@ -31,6 +31,7 @@ COMMON = (
     "train.evaluate_every=40",
     "train.checkpoint_every=40",
     "train.save_samples_every=0",
+    "evaluate.save_images=0",
     "run.threads=1",
 )
 """The last step is fixed by the recipe (80), before any result was seen; evaluation draws are the test split's."""

@@ -104,7 +104,7 @@ def test_folders_are_replaced_whole(tmp_path: Path) -> None:
     folder = tmp_path / "asset"
     for text in ("old", "new"):
         with replace_folder(folder) as aside:
-            write_card(aside, text, data="d", recipe="r", seconds=60, metrics={"m": 0.5})
+            write_card(aside, text, data="d", recipe="r", seconds=60.0, metrics={"m": 0.5})
     assert (folder / "README.md").read_text().startswith("# new")
 
     def fail() -> None:

@@ -41,7 +41,7 @@ JUDGE: Final = DinoRecipe(
     seed=5021,
     hidden=128,
     layers=3,
-    steps=3_500,
+    steps=2_800,
 )
 
 
