@@ -239,7 +239,7 @@ def test_a_replay_that_differs_stops_the_run_before_anything_moves(
         return velocity * 1.01 if torch.is_grad_enabled() else velocity
 
     monkeypatch.setattr(UNO, "velocity", other_under_gradients)
-    trainer = trainer_of()
+    trainer = trainer_of(train__ratio_guard=1e-5)
     before = adapter(trainer)
     with pytest.raises(DivergedError, match=r"train\.ratio_guard"):
         trainer.run()
