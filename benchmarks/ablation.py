@@ -28,13 +28,12 @@ RECIPE = ROOT / "config" / "train" / "mini_customized.yaml"
 RESULT = ROOT / "docs" / "ablation.json"
 
 COMMON = (
-    "train.evaluate_every=20",
-    "train.checkpoint_every=20",
+    "train.checkpoint_every=10",
     "train.save_samples_every=0",
     "evaluate.save_images=0",
     "run.threads=1",
 )
-"""The last step is fixed by the recipe (60), before any result was seen; evaluation draws are the test split's."""
+"""The last step is fixed by the recipe, before any result was seen; evaluation draws are the test split's."""
 
 CONSTANT = "advantage.time_weights={{type: constant, prompt: {p:.4f}, identity: {i:.4f}}}"
 

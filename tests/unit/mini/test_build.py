@@ -69,7 +69,7 @@ def test_targets_prefer_the_subject_then_the_scene() -> None:
     truth |= {"hue": torch.tensor([0.1, 0.1, 0.6]), "pattern_hue": torch.tensor([0.4, 0.4, 0.9])}
     truth["place"] = torch.tensor([0, 1, 0])
     truth["pattern"] = torch.tensor([0, 0, 1])
-    wanted = target_cosines(truth)
+    wanted = target_cosines(truth, 0.65)
     assert torch.allclose(wanted.diagonal(), torch.ones(3), atol=1e-6)
     assert torch.allclose(wanted, wanted.T)
     assert wanted[0, 1] > wanted[0, 2]

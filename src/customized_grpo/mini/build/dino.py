@@ -1,6 +1,6 @@
 """Stages `dino` and `judge-dino`: a miniature DINOv2 whose class token knows a subject in any scene.
 
-Cosines of class tokens are trained towards 0.65 x likeness of the subjects + 0.35 x likeness of the scenes: as with the
+Cosines of class tokens are trained towards a sum of the subjects' likeness and, less, of the scenes': as with the
 real DINOv2, the background counts, so a copy of the reference scores above the same subject in another scene.
 """
 
@@ -17,14 +17,13 @@ from customized_grpo.mini.build.gallery import SLOTS, Gallery, load_gallery
 from customized_grpo.mini.build.oracle import attribute_loss
 from customized_grpo.mini.oracle import CHOICES, HUES
 
-SUBJECT_SHARE: Final = 0.65
 SUBJECTS_A_BATCH: Final = 24
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DinoRecipe:
-    """Shape, seed and length of one encoder; the judge differs from the reward in all three."""
+    """Shape, seed and length of one encoder; the judge differs from the reward in all of it."""
 
     title: str
     folder: str
@@ -32,9 +31,13 @@ class DinoRecipe:
     hidden: int
     layers: int
     steps: int
+    subject_share: float
+    """Of the wanted cosine; the rest is the scene's."""
 
 
-REWARD: Final = DinoRecipe(title="Miniature DINOv2", folder="dino", seed=21, hidden=96, layers=4, steps=4_000)
+REWARD: Final = DinoRecipe(
+    title="Miniature DINOv2", folder="dino", seed=21, hidden=96, layers=4, steps=3_500, subject_share=0.85
+)
 JUDGE: Final = DinoRecipe(
     title="Miniature DINOv2 (held-out judge)",
     folder="judges/dino",
@@ -42,6 +45,7 @@ JUDGE: Final = DinoRecipe(
     hidden=128,
     layers=3,
     steps=2_800,
+    subject_share=0.65,
 )
 
 
@@ -68,7 +72,7 @@ def _near(a: Tensor, width: float) -> Tensor:
     return torch.exp(-((apart / width) ** 2))
 
 
-def target_cosines(truth: dict[str, Tensor]) -> Tensor:
+def target_cosines(truth: dict[str, Tensor], subject_share: float) -> Tensor:
     """(n, n): what the cosines of n pictures should be."""
 
     def same(name: str) -> Tensor:
@@ -77,7 +81,7 @@ def target_cosines(truth: dict[str, Tensor]) -> Tensor:
     subject = 0.15 * same("cls") + 0.25 * same("pattern") + 0.15 * same("ears") + 0.10 * same("face")
     subject = subject + 0.20 * _near(truth["hue"], 0.12) + 0.15 * _near(truth["pattern_hue"], 0.12)
     scene = 0.70 * same("place") + 0.12 * same("position") + 0.08 * same("size") + 0.10 * same("hat")
-    return SUBJECT_SHARE * subject + (1 - SUBJECT_SHARE) * scene
+    return subject_share * subject + (1 - subject_share) * scene
 
 
 def standardise(images: Tensor) -> Tensor:
@@ -142,7 +146,7 @@ def train_dino(context: Context, recipe: DinoRecipe) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             tokens: Tensor
             tokens, attributes = student(standardise(images))
-        wanted = target_cosines(truth)
+        wanted = target_cosines(truth, recipe.subject_share)
         gram = (tokens @ tokens.T - wanted).square()
         gram = gram * (1 - torch.eye(len(gram)))
         return 20 * gram.mean() + 0.1 * attribute_loss(attributes, truth)
@@ -160,8 +164,8 @@ def train_dino(context: Context, recipe: DinoRecipe) -> None:
                 recipe.title,
                 data=f"{len(gallery)} training subjects in four pictures each (rendered, and decoded with noise)",
                 recipe=f"{training.step} steps of {3 * SUBJECTS_A_BATCH}; cosines of class tokens towards "
-                f"{SUBJECT_SHARE} x likeness of subjects + {1 - SUBJECT_SHARE:.2f} x likeness of scenes, with a "
-                "reader of attributes beside it; bf16 autocast, AdamW 1.5e-3 cosine, averaged weights",
+                f"{recipe.subject_share} x likeness of subjects + {1 - recipe.subject_share:.2f} x likeness of scenes, "
+                "with a reader of attributes beside it; bf16 autocast, AdamW 1.5e-3 cosine, averaged weights",
                 seconds=training.seconds,
                 metrics=metrics,
             )

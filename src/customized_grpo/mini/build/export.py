@@ -9,13 +9,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
+from customized_grpo.assets import write_manifest
 from customized_grpo.mini.build.common import LOG, Context, replace_folder
 from customized_grpo.mini.build.policy import SHIFT, new_transformer
 
 
 def newest_weights(context: Context) -> Path:
     """The furthest state of the policy that exists."""
-    names = ("policy-modes", "modes-snapshot", "policy-clean", "policy-snapshot")
+    names = ("policy-modes", "policy-modes-snapshot", "policy-clean", "policy-clean-snapshot")
     for name in names:
         path = context.work / f"{name}.safetensors"
         if path.exists():
@@ -26,9 +27,9 @@ def newest_weights(context: Context) -> Path:
 
 
 def newest_vae(context: Context) -> Path:
-    """The autoencoder with the furthest trained decoder."""
-    names = ("vae-final", "vae-newest", "vae")
-    return next(context.work / name for name in names if (context.work / name).exists() or name == "vae")
+    """The autoencoder, with the decoder's own training where that is done."""
+    final = context.work / "vae-final"
+    return final if final.exists() else context.work / "vae"
 
 
 def export_flux(context: Context) -> None:
@@ -46,6 +47,7 @@ def export_flux(context: Context) -> None:
         tokenizer_2=T5Tokenizer.from_pretrained(work / "text/tokenizer_2"),
         transformer=transformer.to(half),
     )
+    pipeline.vae.register_to_config(_name_or_path="")  # else the config names a folder of this machine
     with replace_folder(context.out / "flux") as aside:
         pipeline.save_pretrained(aside)
         shutil.copy(newest_vae(context) / "README.md", aside / "vae" / "README.md")
@@ -53,5 +55,6 @@ def export_flux(context: Context) -> None:
         card = work / "policy-card"
         if card.exists():
             shutil.copytree(card, aside, dirs_exist_ok=True)
+    write_manifest(context.out)
     with safe_open(weights, "pt") as file:
         LOG.info("export: %s from %s %s", context.out / "flux", weights.name, file.metadata() or "")

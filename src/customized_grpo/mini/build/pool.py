@@ -66,14 +66,15 @@ def wait_for(path: Path) -> None:
 
 
 def draw_pictures(context: Context) -> None:
-    """Renders the shards: targets, references, generic targets and the prompt's row. Needs no other stage."""
+    """Renders the shards: targets, references, targets of the two modes and the prompt's row. Needs no other stage."""
     for index in range(SHARDS):
         path = _picture_path(context, index)
         if path.exists() or shard_path(context, index).exists():
             continue
         seed = 10_000 + 2 * index + 1_000_000 * context.seed
         pairs = draw_pairs(PAIRS, "train", seed)
-        # A generic target is another subject of the same class in the prompted scene: the reference is ignored.
+        # A leak is the prompted scene but in the reference's place. A generic target is another subject of the same
+        # class in the prompted scene: the reference is ignored.
         rows = torch.arange(PAIRS // 8)
         other = sample_subjects(len(rows), "train", torch.Generator().manual_seed(seed + 1))
         other = replace(other, cls=pairs.subjects.cls[rows])
@@ -83,6 +84,7 @@ def draw_pictures(context: Context) -> None:
             {
                 "target": render_many(pairs.subjects, scenes),
                 "reference": render_many(pairs.subjects, pairs.reference_scenes),
+                "leak": render_many(pairs.subjects, replace(scenes, place=pairs.reference_scenes.place)),
                 "generic": render_many(other, scenes.take(rows)),
                 "prompt": scene_row(
                     pairs.subjects.cls, scenes.place, scenes.position, scenes.size, scenes.hat
@@ -100,7 +102,9 @@ def make_pool(context: Context) -> None:
             continue
         wait_for(_picture_path(context, index))
         tensors = load_file(_picture_path(context, index))
-        latents = {name: encode(vae, tensors[name]).half() for name in ("target", "reference", "generic")}
+        latents = {
+            name: encode(vae, tensors[name]).half() for name in ("target", "reference", "leak", "generic")
+        }
         save_tensors(shard_path(context, index), {**latents, "prompt": tensors["prompt"]})
         _picture_path(context, index).unlink()
         LOG.info("pool: %d of %d shards", index + 1, SHARDS)
@@ -108,7 +112,7 @@ def make_pool(context: Context) -> None:
 
 @final
 class Pool:
-    """The shards that a step may use: target, reference (n, 16, 64) half, prompt (n,); generic: an eighth of each.
+    """What a step may use: target, reference, leak (n, 16, 64) half, prompt (n,); generic: an eighth of each.
 
     Training begins before all shards are encoded: step k knows the first FIRST + k // EVERY of them, waits for
     those, and so sees the same data whenever it runs.
@@ -120,7 +124,7 @@ class Pool:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.shards: list[dict[str, Tensor]] = []
-        self.target = self.reference = self.generic = torch.zeros(0)
+        self.target = self.reference = self.leak = self.generic = torch.zeros(0)
         self.prompt = self.generic_row = torch.zeros(0, dtype=torch.long)
 
     def grow(self, step: int) -> None:
@@ -134,5 +138,5 @@ class Pool:
             self.shards.append(load_file(path))
         eighth = torch.arange(PAIRS // 8)
         self.generic_row = torch.cat([eighth + i * PAIRS for i in range(wanted)])
-        for name in ("target", "reference", "generic", "prompt"):
+        for name in ("target", "reference", "leak", "generic", "prompt"):
             setattr(self, name, torch.cat([shard[name] for shard in self.shards]))

@@ -20,6 +20,8 @@ FIRST_STEPS: Final = 1_700
 CROP_STEPS: Final = 850
 LAST_STEPS: Final = 1_000
 DECODER_STEPS: Final = 1_400
+FINE_BATCH: Final = 8
+FINE_STEPS: Final = 11_000
 LATENT_CHANNELS: Final = 16
 
 
@@ -146,7 +148,10 @@ def train_vae(context: Context) -> None:
 
 
 def train_decoder(context: Context) -> None:
-    """Trains the decoder further on fixed, slightly noisy latents. Writes `work/vae-final`."""
+    """Trains the decoder further on fixed, slightly noisy latents. Writes `work/vae-final`.
+
+    First with the batch of the joint training, then with many more steps of a small one.
+    """
     folder = context.work / "vae-final"
     if folder.exists():
         LOG.info("decoder: done already")
@@ -154,39 +159,29 @@ def train_decoder(context: Context) -> None:
     vae = AutoencoderKL.from_pretrained(context.work / "vae", dtype=torch.float32)
     vae.encoder.requires_grad_(False)
     images, middles = _pictures(context)
-    training = Training(
-        context, "decoder-training", vae, steps=DECODER_STEPS, lr=1.2e-3, ema=0.99, weight_decay=1e-4
-    )
+    seconds = 0.0
+    for name, size, steps, lr, ema in (
+        ("decoder-training", BATCH, DECODER_STEPS, 1.2e-3, 0.99),
+        ("decoder-fine", FINE_BATCH, FINE_STEPS, 1e-3, 0.998),
+    ):
+        training = Training(context, name, vae, steps=steps, lr=lr, ema=ema, weight_decay=1e-4)
 
-    def loss_of(step: int) -> Tensor:
-        generator = torch.Generator().manual_seed(step + 900_000)
-        x, weight = _whole(images, middles, step + 900_000, BATCH)
-        with torch.autocast("cpu", torch.bfloat16):
-            with torch.no_grad():
-                z = vae.encode(x).latent_dist.mean
-            strength = 0.35 * torch.rand(len(z), 1, 1, 1, generator=generator) / vae.config.scaling_factor
-            y = vae.decode(z + strength * torch.randn(z.shape, generator=generator)).sample
-        return _reconstruction(y.float(), x, weight)
+        def loss_of(step: int, size: int = size) -> Tensor:
+            generator = torch.Generator().manual_seed(step + 900_000)
+            x, weight = _whole(images, middles, step + 900_000, size)
+            with torch.autocast("cpu", torch.bfloat16):
+                with torch.no_grad():
+                    z = vae.encode(x).latent_dist.mean
+                strength = 0.35 * torch.rand(len(z), 1, 1, 1, generator=generator) / vae.config.scaling_factor
+                y = vae.decode(z + strength * torch.randn(z.shape, generator=generator)).sample
+            return _reconstruction(y.float(), x, weight)
 
-    def export() -> None:
-        best = new_vae()
-        best.load_state_dict(training.average)
-        best.register_to_config(
-            shift_factor=vae.config.shift_factor, scaling_factor=vae.config.scaling_factor
-        )
-        metrics = measure(best.eval())
-        LOG.info("decoder: step %d %s", training.step, metrics)
-        _write(
-            best,
-            context.work / "vae-newest",
-            training.seconds,
-            metrics,
-            f"and {training.step} steps of the decoder alone",
-        )
-
-    training.run(loss_of, every_s=200, hook=export)
-    export()
-    (context.work / "vae-newest").rename(folder)
+        vae.load_state_dict(training.run(loss_of))
+        seconds += training.seconds
+    metrics = measure(vae.eval())
+    LOG.info("decoder: %s", metrics)
+    stage = f"and {DECODER_STEPS} steps of {BATCH} and {FINE_STEPS} of {FINE_BATCH} of the decoder alone"
+    _write(vae, folder, seconds, metrics, stage)
 
 
 def _write(vae: AutoencoderKL, folder: Path, seconds: float, metrics: dict[str, float], stage: str) -> None:
