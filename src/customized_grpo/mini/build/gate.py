@@ -149,7 +149,7 @@ def gate(context: Context) -> None:
             recipe=f"rectified flow, shift-3 times, bf16 autocast, AdamW, averaged weights: {STEPS} steps of {BATCH}, "
             f"then {MODES_STEPS} more in which {LEAKS[0]:.0%} to {LEAKS[1]:.0%} of the targets are in the reference's "
             f"place and {GENERIC:.0%} show another subject of the class; a cosine from {LR:g} to its half, then from "
-            "there to 0. Figures: tune and test by the deterministic flow in 10 steps; rl by flow SDE, noise level 0.8, "
+            "there to 0. Figures: tune and test by the deterministic flow in 10 steps; rl by flow SDE, noise 0.8, "
             f"10 steps, {PROMPTS} x {GROUP} with shared initial noise",
             seconds=seconds,
             metrics=metrics,
