@@ -26,7 +26,7 @@ from customized_grpo.mini.oracle import IDENTITY, Oracle, judge
 from customized_grpo.mini.world import Split
 
 GROUP: Final = 12
-PROMPTS: Final = 16
+PROMPTS: Final = 32
 DRAWS: Final = 256
 
 
