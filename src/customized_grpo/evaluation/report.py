@@ -118,7 +118,13 @@ def _view(run: RunFolder, summary: Mapping[str, Any] | None, axes: Mapping[str, 
     columns = list(dict.fromkeys(column for metrics in rows.values() for column in metrics))
     # The two that the work is about come first, wherever the metric put them.
     columns.sort(key=lambda column: [*axes.values(), column].index(column))
-    bounds = [abs(v[end]) for v in change.values() for end in ("low", "high") if v[end] is not None]
+    units = {column: _unit(rows, column) for column in change}
+    bounds = [
+        abs(value[end]) / units[column]
+        for column, value in change.items()
+        for end in ("low", "high")
+        if value[end] is not None
+    ]
     return {
         "name": run.name,
         "facts": _facts(run),
@@ -130,10 +136,19 @@ def _view(run: RunFolder, summary: Mapping[str, Any] | None, axes: Mapping[str, 
         "axes": axes,
         "differences": differences,
         "change": change,
-        "forest": {column: _forest(value, max(bounds, default=0.0)) for column, value in change.items()},
+        "forest": {
+            column: _forest(value, units[column] * max(bounds, default=0.0))
+            for column, value in change.items()
+        },
         "gallery": gallery(run, axes),
         "config": run.config_text,
     }
+
+
+def _unit(rows: Mapping[str, Mapping[str, Any]], column: str) -> float:
+    """1 for shares and 100 for scores out of 100, so that the intervals of both fit on one track."""
+    means = [metrics[column]["mean"] for metrics in rows.values() if column in metrics]
+    return 100.0 if any(mean is not None and abs(mean) > 1.5 for mean in means) else 1.0
 
 
 def _forest(value: Mapping[str, Any], scale: float) -> dict[str, float] | None:

@@ -16,7 +16,7 @@ from customized_grpo.mini.build.export import export_flux
 from customized_grpo.mini.build.gallery import make_gallery
 from customized_grpo.mini.build.gate import gate
 from customized_grpo.mini.build.oracle import train_oracle
-from customized_grpo.mini.build.policy import train_modes, train_policy
+from customized_grpo.mini.build.policy import train_policy
 from customized_grpo.mini.build.pool import draw_pictures, make_pool
 from customized_grpo.mini.build.text import train_text
 from customized_grpo.mini.build.vae import train_decoder, train_vae
@@ -27,7 +27,6 @@ STAGES: Final[dict[str, Callable[[Context], None]]] = {
     "pictures": draw_pictures,
     "pool": make_pool,
     "policy": train_policy,
-    "modes": train_modes,
     "gallery": make_gallery,
     "dino": train_dino_reward,
     "clip": train_clip_reward,

@@ -11,19 +11,17 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 
 from customized_grpo.assets import write_manifest
 from customized_grpo.mini.build.common import LOG, Context, replace_folder
-from customized_grpo.mini.build.policy import SHIFT, new_transformer
+from customized_grpo.mini.build.policy import PHASES, SHIFT, new_transformer, weights_after
 
 
 def newest_weights(context: Context) -> Path:
     """The furthest state of the policy that exists."""
-    names = ("policy-modes", "policy-modes-snapshot", "policy-clean", "policy-clean-snapshot")
-    for name in names:
-        path = context.work / f"{name}.safetensors"
-        if path.exists():
-            return path
-    raise ValueError(
-        f"there is no policy in {context.work} yet (looked for {', '.join(names)}): run --stage policy first"
-    )
+    for phase in reversed(PHASES):
+        done = weights_after(context, phase)
+        for path in (done, done.with_stem(f"{done.stem}-snapshot")):
+            if path.exists():
+                return path
+    raise ValueError(f"there is no policy in {context.work} yet: run --stage policy first")
 
 
 def newest_vae(context: Context) -> Path:

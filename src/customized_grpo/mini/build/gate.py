@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPModel, Dinov2Model
@@ -19,7 +20,7 @@ from customized_grpo.mini.build import dino as dino_stage
 from customized_grpo.mini.build.common import LOG, Context, replace_folder, write_card
 from customized_grpo.mini.build.export import newest_vae, newest_weights
 from customized_grpo.mini.build.pictures import Pairs, draw_pairs, render_many
-from customized_grpo.mini.build.policy import BATCH, GENERIC, LEAKS, LR, MODES_STEPS, STEPS, new_transformer
+from customized_grpo.mini.build.policy import BATCH, PHASES, new_transformer, weights_after
 from customized_grpo.mini.build.sample import sample
 from customized_grpo.mini.build.text import all_prompts, clip_tokenizer, prompt_table, scene_row, token_ids
 from customized_grpo.mini.oracle import IDENTITY, Oracle, judge
@@ -138,18 +139,22 @@ def gate(context: Context) -> None:
     for name, value in metrics.items():
         LOG.info("gate: %-42s %.3f", name, value)
     seconds = 0.0
-    for name in ("policy-clean-training", "policy-modes-training"):
-        if (context.work / f"{name}.safetensors").exists():
-            seconds += float(load_file(context.work / f"{name}.safetensors")["seconds"])
+    for done in (weights_after(context, phase) for phase in PHASES):
+        if done.exists():
+            with safe_open(done, "pt") as file:
+                seconds += float(file.metadata()["seconds"])
+    phases = "; ".join(
+        f"{one.steps} steps at {one.lr:g} with {one.leaks:.0%} of the targets in the reference's place and "
+        f"{one.generic:.0%} of another subject"
+        for one in PHASES
+    )
     with replace_folder(context.work / "policy-card") as aside:
         write_card(
             aside,
             "Miniature FLUX",
             data="pairs of a prompted picture and a reference of the same training subject, as latents",
-            recipe=f"rectified flow, shift-3 times, bf16 autocast, AdamW, averaged weights: {STEPS} steps of {BATCH}, "
-            f"then {MODES_STEPS} more in which {LEAKS[0]:.0%} to {LEAKS[1]:.0%} of the targets are in the reference's "
-            f"place and {GENERIC:.0%} show another subject of the class; a cosine from {LR:g} to its half, then from "
-            "there to 0. Figures: tune and test by the deterministic flow in 10 steps; rl by flow SDE, noise 0.8, "
+            recipe=f"rectified flow, shift-3 times, batches of {BATCH}, bf16 autocast, AdamW, averaged weights. "
+            f"{phases}. Figures: tune and test by the deterministic flow in 10 steps; rl by flow SDE, noise 0.8, "
             f"10 steps, {PROMPTS} x {GROUP} with shared initial noise",
             seconds=seconds,
             metrics=metrics,

@@ -1,11 +1,13 @@
-"""Stages `policy` and `modes`: a miniature FLUX transformer by rectified flow, first clean, then with modes.
+"""Stage `policy`: a miniature FLUX transformer by rectified flow, first clean, then with modes.
 
-The clean phase learns to put the reference's subject into the prompt's scene. The second mixes in targets in the
+The clean phase learns to put the reference's subject into the prompt's scene. The others mix in targets in the
 reference's place (leaks: the copying that pays identity and breaks the prompt) and targets with another subject of the
 class (generic), so that samples of one prompt fall into the modes between which online RL has to choose.
 """
 
-from typing import Final
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, final
 
 import torch
 from diffusers import FluxTransformer2DModel
@@ -27,16 +29,28 @@ ROWS: Final = 4
 BATCH: Final = 32
 """Small on purpose: at equal samples, 600 steps of 48 reached a loss of 0.43 where 300 of 96 reached 0.52 (lr 3e-3)."""
 
-STEPS: Final = 11_000
-MODES_STEPS: Final = 8_000
-LR: Final = 2e-3
-"""The clean phase ends at half of it, where the second begins."""
 
-LEAKS: Final = (0.32, 0.45)
-"""Share before and from MORE_LEAKS_FROM on: the samples of an SDE hold fewer than the targets do."""
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """Steps with one cosine, from `lr` to the share `final_lr` of it, and with one mixture of targets."""
 
-MORE_LEAKS_FROM: Final = 5_300
-GENERIC: Final = 0.10
+    name: str
+    steps: int
+    lr: float
+    final_lr: float
+    leaks: float = 0.0
+    generic: float = 0.0
+
+
+PHASES: Final = (
+    Phase(name="clean", steps=11_000, lr=2e-3, final_lr=0.5),
+    Phase(name="leaks", steps=5_300, lr=1e-3, final_lr=0.25, leaks=0.32, generic=0.10),
+    Phase(name="more-leaks", steps=2_700, lr=2.5e-4, final_lr=0.08, leaks=0.45, generic=0.10),
+    Phase(name="generic", steps=4_000, lr=8e-4, final_lr=0.02, leaks=0.36, generic=0.20),
+)
+"""Each begins with the averaged weights of the one before. A sampler's output holds fewer leaks and far fewer generic
+pictures than the targets do."""
 
 
 def new_transformer() -> FluxTransformer2DModel:
@@ -92,17 +106,18 @@ class Velocity(nn.Module):
 
 
 class _Flow:
-    """The rectified-flow loss on the pool: everything of step k is drawn from k."""
+    """The rectified-flow loss on the pool: everything of step k is drawn from k, counted over all phases."""
 
-    def __init__(self, context: Context, transformer: FluxTransformer2DModel, *, modes: bool) -> None:
+    def __init__(self, context: Context, transformer: FluxTransformer2DModel, phase: Phase) -> None:
         self.pool = Pool(context)
         self.text, self.pooled = (t.bfloat16().float() for t in prompt_table(context))
         # Small operations are most of a step of 32: fused, it is 1.4 times as fast, after two minutes of compiling.
         self.velocity = torch.compile(Velocity(transformer))
-        self.modes, self.offset = modes, STEPS if modes else 0
+        self.before = sum(context.steps(one.steps) for one in PHASES[: PHASES.index(phase)])
+        self.leaks, self.generics = round(phase.leaks * BATCH), round(phase.generic * BATCH)
 
     def loss(self, step: int) -> Tensor:
-        step += self.offset
+        step += self.before
         generator = torch.Generator().manual_seed(7919 * step + 13)
         pool = self.pool
         pool.grow(step)
@@ -110,13 +125,12 @@ class _Flow:
         noise = torch.randn(BATCH, ROWS * ROWS, 4 * LATENT_CHANNELS, generator=generator)
         u = torch.rand(BATCH, generator=generator)
         target = pool.target[rows].float()
-        if self.modes:
-            leaks = round(LEAKS[step - self.offset >= MORE_LEAKS_FROM] * BATCH)
-            generics = round(GENERIC * BATCH)
-            target[-leaks:] = pool.leak[rows[-leaks:]].float()
-            other = torch.randint(len(pool.generic), (generics,), generator=generator)
-            rows[:generics] = pool.generic_row[other]
-            target[:generics] = pool.generic[other].float()
+        if self.leaks:
+            target[-self.leaks :] = pool.leak[rows[-self.leaks :]].float()
+        if self.generics:
+            other = torch.randint(len(pool.generic), (self.generics,), generator=generator)
+            rows[: self.generics] = pool.generic_row[other]
+            target[: self.generics] = pool.generic[other].float()
         prompts, reference = pool.prompt[rows], pool.reference[rows].float()
         sigma = SHIFT * u / (1 + (SHIFT - 1) * u)
         x = target + sigma[:, None, None] * (noise - target)
@@ -127,44 +141,38 @@ class _Flow:
         return (v.float() - (noise - target)).square().mean()
 
 
+def weights_after(context: Context, phase: Phase) -> Path:
+    """Where the averaged weights of a finished phase lie."""
+    return context.work / f"policy-{phase.name}.safetensors"
+
+
 def train_policy(context: Context) -> None:
-    """The clean phase. Writes `work/policy-clean.safetensors`."""
+    """All phases, from random weights or from what is done."""
     torch.manual_seed(context.seed + 2)
-    _train(context, new_transformer(), "policy-clean", STEPS, LR, final_lr=0.5, modes=False)
-
-
-def train_modes(context: Context) -> None:
-    """The second phase, from the averaged weights of the first. Writes `work/policy-modes.safetensors`."""
     transformer = new_transformer()
-    transformer.load_state_dict(load_file(context.work / "policy-clean.safetensors"))
-    _train(context, transformer, "policy-modes", MODES_STEPS, LR / 2, final_lr=0.02, modes=True)
+    for phase in PHASES:
+        done = weights_after(context, phase)
+        if done.exists():
+            LOG.info("policy, %s: done already", phase.name)
+        else:
+            _train(context, transformer, phase)
+        transformer.load_state_dict(load_file(done))
 
 
-def _train(
-    context: Context,
-    transformer: FluxTransformer2DModel,
-    name: str,
-    steps: int,
-    lr: float,
-    *,
-    final_lr: float,
-    modes: bool,
-) -> None:
-    done = context.work / f"{name}.safetensors"
-    if done.exists():
-        LOG.info("%s: done already", name)
-        return
+def _train(context: Context, transformer: FluxTransformer2DModel, phase: Phase) -> None:
+    """One phase: writes its averaged weights, and those so far now and then."""
+    done = weights_after(context, phase)
     training = Training(
         context,
-        f"{name}-training",
+        f"{done.stem}-training",
         transformer,
-        steps=steps,
-        lr=lr,
-        final_lr=final_lr,
+        steps=phase.steps,
+        lr=phase.lr,
+        final_lr=phase.final_lr,
         ema=0.998,
         weight_decay=1e-3,
     )
-    flow = _Flow(context, transformer, modes=modes)
-    snapshot = context.work / f"{name}-snapshot.safetensors"
-    weights = training.run(flow.loss, every_s=240, hook=lambda: save_tensors(snapshot, training.average))
+    snapshot = done.with_stem(f"{done.stem}-snapshot")
+    loss = _Flow(context, transformer, phase).loss
+    weights = training.run(loss, every_s=240, hook=lambda: save_tensors(snapshot, training.average))
     save_tensors(done, weights, seconds=str(training.seconds), steps=str(training.steps))
