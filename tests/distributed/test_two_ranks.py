@@ -52,6 +52,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
                 WORLD_SIZE="2",
                 MASTER_ADDR="127.0.0.1",
                 MASTER_PORT=port,
+                CUDA_VISIBLE_DEVICES="",
             ),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

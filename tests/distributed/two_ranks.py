@@ -14,7 +14,13 @@ from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
 from runs import tiny_recipe
 
-CHANGES = {"train__steps": 3, "train__save_samples_every": 2, "train__checkpoint_every": 1}
+# "auto", as users launch it: accelerate joins processes without a GPU only if it is told to use the CPU.
+CHANGES = {
+    "run__device": "auto",
+    "train__steps": 3,
+    "train__save_samples_every": 2,
+    "train__checkpoint_every": 1,
+}
 
 
 def main(world: Path, out: Path) -> None:

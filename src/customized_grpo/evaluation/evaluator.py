@@ -23,7 +23,7 @@ from customized_grpo.evaluation.metrics import Scorer, build_metrics
 from customized_grpo.evaluation.summary import Row, summarize
 from customized_grpo.loading import save_recipe
 from customized_grpo.policies import lora
-from customized_grpo.policies.base import Policy, load_policy, stack
+from customized_grpo.policies.base import Policy, load_policy, runs_on_cpu, stack
 from customized_grpo.sampling.rollout import generate
 from customized_grpo.sampling.schedule import shifted_sigmas
 from customized_grpo.seeding import generator
@@ -139,7 +139,7 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
     folder = _folder(recipe)
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
-    state = PartialState(cpu=recipe.run.device == "cpu")
+    state = PartialState(cpu=runs_on_cpu(recipe.run.device))
     if recipe.run.device == "cuda" and state.device.type != "cuda":
         raise ValueError(
             "run.device: 'cuda' was asked for but torch finds no GPU; use run.device=auto or cpu"

@@ -4,6 +4,7 @@ Dimensions: n batch, S latent tokens, C latent channels, H x W pixels. sigma is 
 velocity v = noise - data.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self
@@ -130,3 +131,12 @@ def load_policy(spec: Any, *, device: torch.device, precision: Literal["no", "bf
         spec, device=device, dtype=dtype
     )
     return policy
+
+
+def runs_on_cpu(device: str) -> bool:
+    """Whether accelerate must be told to use the CPU, for a recipe's ``run.device``.
+
+    Without it, several processes on a machine without a GPU (torchrun, WORLD_SIZE) are not joined: each trains alone.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return device == "cpu" or (device == "auto" and several and not torch.cuda.is_available())

@@ -23,7 +23,7 @@ from customized_grpo.evaluation.metrics import Scorer as MetricScorer
 from customized_grpo.evaluation.metrics import build_metrics
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.policies import lora
-from customized_grpo.policies.base import Policy, load_policy
+from customized_grpo.policies.base import Policy, load_policy, runs_on_cpu
 from customized_grpo.rewards.base import AsyncReward, Reward
 from customized_grpo.rewards.scorer import Scorer
 from customized_grpo.sampling.rollout import Transition
@@ -107,7 +107,7 @@ def build(recipe: Recipe) -> Parts:
         torch.set_num_threads(run.threads)
     folder = Path(run.dir)
     accelerator = Accelerator(
-        cpu=run.device == "cpu",
+        cpu=runs_on_cpu(run.device),
         log_with=list(run.trackers) or None,
         project_config=ProjectConfiguration(project_dir=run.dir),
     )

@@ -47,7 +47,6 @@ PHASES: Final = (
     Phase(name="clean", steps=11_000, lr=2e-3, final_lr=0.5),
     Phase(name="leaks", steps=5_300, lr=1e-3, final_lr=0.25, leaks=0.32, generic=0.10),
     Phase(name="more-leaks", steps=2_700, lr=2.5e-4, final_lr=0.08, leaks=0.45, generic=0.10),
-    Phase(name="generic", steps=4_000, lr=8e-4, final_lr=0.02, leaks=0.36, generic=0.20),
 )
 """Each begins with the averaged weights of the one before. A sampler's output holds fewer leaks and far fewer generic
 pictures than the targets do."""
