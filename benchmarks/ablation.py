@@ -109,7 +109,8 @@ def fingerprint() -> str:
     digest = hashlib.sha256(
         load_recipe(RECIPE, COMMON).model_dump_json(exclude={"run", "advantage"}).encode()
     )
-    digest.update((ASSETS / "manifest.json").read_bytes())
+    for name, sha256 in sorted(json.loads((ASSETS / "manifest.json").read_text()).items()):
+        digest.update(sha256.encode() if name.endswith(".safetensors") else b"")
     return digest.hexdigest()[:16]
 
 
