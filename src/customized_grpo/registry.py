@@ -1,7 +1,8 @@
 """One resolver for every plug-in: built-in table, then entry points, then ``module:attr``.
 
 A plug-in is a class with a nested pydantic ``Config`` (policies, rewards, metrics, data sets), a pydantic model that
-can be called (aggregators, time weights, dynamics, plans), or a plain function without options. None registers itself.
+can be called (importers, aggregators, time weights, dynamics, plans), or a plain function without options. None
+registers itself.
 """
 
 import importlib
@@ -14,7 +15,15 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 Kind = Literal[
-    "policies", "rewards", "metrics", "datasets", "aggregators", "time_weights", "dynamics", "plans"
+    "policies",
+    "rewards",
+    "metrics",
+    "datasets",
+    "importers",
+    "aggregators",
+    "time_weights",
+    "dynamics",
+    "plans",
 ]
 
 BUILTIN: Mapping[Kind, Mapping[str, str]] = {
@@ -28,6 +37,17 @@ BUILTIN: Mapping[Kind, Mapping[str, str]] = {
     "datasets": {
         "manifest": "customized_grpo.data.manifest:ManifestDataset",
         "mini": "customized_grpo.mini.dataset:MiniDataset",
+    },
+    "importers": {
+        "syncd": "customized_grpo.data.importers.syncd:SynCD",
+        "syncd-json": "customized_grpo.data.importers.syncd:SynCDJson",
+        "subjects200k": "customized_grpo.data.importers.hub:Subjects200K",
+        "uno": "customized_grpo.data.importers.uno:UNO",
+        "dreambooth-folder": "customized_grpo.data.importers.folders:DreamBoothFolder",
+        "imagefolder": "customized_grpo.data.importers.folders:ImageFolder",
+        "dreambench": "customized_grpo.data.importers.dreambench:DreamBench",
+        "dreambench++": "customized_grpo.data.importers.dreambench:DreamBenchPlus",
+        "hub": "customized_grpo.data.importers.hub:Hub",
     },
     "aggregators": {
         "sars": "customized_grpo.advantages.aggregators:SARS",

@@ -2,19 +2,34 @@
 
 A wrong picture is worse than none: it would quietly become a reference that rewards are measured against.
 So a damaged file is refused, and what naive conversion gets wrong (orientation, transparency, 16 bits) is
-done right here.
+done right here. What each kind of file becomes is tabled in docs/image-files.md.
 """
 
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import final
+from typing import BinaryIO, Literal, final
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from customized_grpo.data.atomic import replacing
+
 MAX_PIXELS = 64_000_000
 """Above this a reference is surely a mistake, and decoding it would take a gigabyte."""
 
+SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".mpo"))
+"""What importers take for an image when they look through a folder, in lower case."""
+
 _HEAD = 512
+
+Problem = Literal[
+    "missing", "folder", "unreadable", "empty", "lfs-pointer", "html", "heic", "no-image", "too-large", "damaged",
+    "32-bit",
+]  # fmt: skip
+"""What can be wrong with a file, for programs; ``ImageError.reason`` says it to people."""
 
 
 @final
@@ -23,13 +38,18 @@ class ImageError(ValueError):
 
     Attributes:
         path: the file.
+        problem: its kind.
         reason: what is wrong with it and what to do.
     """
 
-    def __init__(self, path: str | Path, reason: str) -> None:
+    def __init__(self, path: str | Path, problem: Problem, reason: str) -> None:
         self.path = Path(path)
+        self.problem: Problem = problem
         self.reason = reason
         super().__init__(f"{path}: {reason}")
+
+    def __reduce__(self) -> tuple[type["ImageError"], tuple[Path, Problem, str]]:
+        return ImageError, (self.path, self.problem, self.reason)  # it crosses processes
 
 
 def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -38,13 +58,17 @@ def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         ImageError: missing, empty, truncated, no image at all, over ``max_pixels``, or of 32 bits a channel.
     """
-    image = _decode(Path(path), max_pixels)
-    if image.has_transparency_data:
-        # Plain conversion would reveal the hidden colours under transparent pixels.
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return _plain(image.convert("RGB"))
+    path = Path(path)
+    return _rgb(_decode(path, lambda: _open(path), max_pixels))
+
+
+def read_image(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """``load_image`` of bytes that are no file (a column of a table); ``name`` stands in for the path in errors.
+
+    Raises:
+        ImageError: as for ``load_image``.
+    """
+    return _rgb(_decode(Path(name), lambda: io.BytesIO(content), max_pixels))
 
 
 def load_mask(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -53,62 +77,112 @@ def load_mask(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         ImageError: as for ``load_image``.
     """
-    return _plain(_decode(Path(path), max_pixels).convert("L"))
+    path = Path(path)
+    return _plain(_decode(path, lambda: _open(path), max_pixels).convert("L"))
 
 
-def _decode(path: Path, max_pixels: int) -> Image.Image:
-    _check_head(path)
-    try:
-        with Image.open(path) as opened:
-            width, height = opened.size
-            if width * height > max_pixels:
-                raise ImageError(
-                    path, f"has {width} x {height} pixels, over the limit of {max_pixels:,}; scale it down"
-                )
-            opened.load()
-            image = ImageOps.exif_transpose(opened)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(path, f"has too many pixels (the limit is {max_pixels:,}); scale it down") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(path, "is no image that Pillow can read; save it as PNG or JPEG") from error
-    except ImageError:
-        raise
-    except Exception as error:
-        # Pillow's decoders meet damaged files with many exceptions: OSError, SyntaxError, struct.error, ...
-        raise ImageError(path, f"is damaged or truncated ({error}); download or save it again") from error
+def image_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height from the file's head, as ``load_image`` would give them; the pixels stay unread.
+
+    Raises:
+        ImageError: what the head alone shows. A truncated file is found by ``load_image`` only.
+    """
+    path = Path(path)
+    with _typed_errors(path, max_pixels), _open(path) as stream:
+        _check_head(path, stream)
+        with Image.open(stream) as lazy:
+            _check_size(path, lazy.size, max_pixels)
+            turned = lazy.getexif().get(0x0112) in (5, 6, 7, 8)
+            return (lazy.height, lazy.width) if turned else lazy.size
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write an image in the format of the path's suffix, without any metadata, complete or not at all."""
+    with replacing(path) as aside:
+        _plain(image.copy()).save(aside, quality=92)  # heeded by the formats that lose something
+
+
+def _decode(path: Path, opened: Callable[[], BinaryIO], max_pixels: int) -> Image.Image:
+    with _typed_errors(path, max_pixels), opened() as stream:
+        _check_head(path, stream)
+        with Image.open(stream) as lazy:
+            _check_size(path, lazy.size, max_pixels)
+            lazy.load()
+            image = ImageOps.exif_transpose(lazy)
     if image.mode.startswith("I;16"):
         # Pillow's own conversion clips at 255 instead of scaling: nearly everything would turn white.
         values = np.asarray(image).astype(np.float32)
         return Image.fromarray(np.rint(values / 257.0).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ImageError(
-            path, f"has 32 bits a pixel (mode {image.mode}), of unknown range; save it with 8 or 16 bits"
-        )
+        reason = f"has 32 bits a pixel (mode {image.mode}), of unknown range; save it with 8 or 16 bits"
+        raise ImageError(path, "32-bit", reason)
     return image
 
 
-def _check_head(path: Path) -> None:
-    """What is commonly found in the place of an image gets its own message."""
-    if not path.exists():
-        raise ImageError(path, "no such file")
-    if not path.is_file():
-        raise ImageError(path, "is a folder, not an image")
+@contextmanager
+def _typed_errors(path: Path, max_pixels: int) -> Iterator[None]:
+    """Whatever Pillow raises inside the block, as an ``ImageError``; its remarks on broken metadata are silenced."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except ImageError:
+            raise
+        except UnidentifiedImageError as error:
+            reason = "is no image that Pillow can read; save it as PNG or JPEG"
+            raise ImageError(path, "no-image", reason) from error
+        except Image.DecompressionBombError as error:
+            reason = f"has too many pixels (the limit is {max_pixels:,}); scale it down"
+            raise ImageError(path, "too-large", reason) from error
+        except Exception as error:
+            # Pillow's decoders meet damaged files with many exceptions: OSError, SyntaxError, struct.error, ...
+            reason = f"is damaged or truncated ({error}); download or save it again"
+            raise ImageError(path, "damaged", reason) from error
+
+
+def _open(path: Path) -> BinaryIO:
     try:
-        with path.open("rb") as file:
-            head = file.read(_HEAD)
-    except OSError as error:
-        raise ImageError(path, f"can't be read ({error.strerror})") from error
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise ImageError(path, "missing", "no such file") from error
+    except IsADirectoryError as error:
+        raise ImageError(path, "folder", "is a folder, not an image") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        raise ImageError(path, "unreadable", f"can't be read ({error})") from error
+
+
+def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        reason = f"has {width} x {height} pixels, over the limit of {max_pixels:,}; scale it down"
+        raise ImageError(path, "too-large", reason)
+
+
+def _check_head(path: Path, stream: BinaryIO) -> None:
+    """What is commonly found in the place of an image gets its own message."""
+    head = stream.read(_HEAD)
+    stream.seek(0)
     if not head:
-        raise ImageError(path, "is empty (0 bytes)")
+        raise ImageError(path, "empty", "is empty (0 bytes)")
     if head.startswith(b"version https://git-lfs.github.com/spec"):
-        raise ImageError(
-            path, "is a Git LFS pointer, not the image itself; run 'git lfs pull' where it came from"
-        )
+        reason = "is a Git LFS pointer, not the image itself; run 'git lfs pull' where it came from"
+        raise ImageError(path, "lfs-pointer", reason)
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
-        raise ImageError(path, "is an HTML page (a failed download?), not an image; download it again")
+        reason = "is an HTML page (a failed download?), not an image; download it again"
+        raise ImageError(path, "html", reason)
     if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"hevc"):
-        raise ImageError(path, "is an HEIC photo, which Pillow can't read; save it as PNG or JPEG")
+        reason = "is an HEIC photo, which Pillow can't read; save it as PNG or JPEG"
+        raise ImageError(path, "heic", reason)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.has_transparency_data:
+        # Plain conversion would reveal the hidden colours under transparent pixels.
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return _plain(image.convert("RGB"))
 
 
 def _plain(image: Image.Image) -> Image.Image:

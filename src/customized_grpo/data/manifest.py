@@ -1,10 +1,13 @@
 """The neutral data set: one JSON object a line, image paths relative to the manifest's folder.
 
 ``{"id": "bag-03", "prompt": "a bag in the snow", "references": ["bag/03.jpg"], "subject": "bag"}``,
-and optionally ``masks`` (one path or null a reference) and ``extra`` (an object that only plug-ins read).
+and optionally ``masks`` (one path or null a reference), ``target`` and ``target_mask`` (the picture that the prompt
+describes; reinforcement learning doesn't read it), ``views`` (further pictures of the subject, for evaluation only) and
+``extra`` (an object that only plug-ins read; ``extra.subject_id`` names the individual, see ``data.split``).
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, final
 
@@ -33,7 +36,70 @@ class Row(BaseModel):
     references: list[str] = Field(min_length=1)
     subject: str = ""
     masks: list[str | None] = []
+    target: str | None = None
+    target_mask: str | None = None
+    views: list[str] = []
     extra: dict[str, Any] = {}
+
+    def images(self) -> list[str]:
+        """Paths of all pictures, masks aside: references first, then the target and the views."""
+        return [*self.references, *([] if self.target is None else [self.target]), *self.views]
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """(image, mask) wherever there is a mask."""
+        images = [*self.references, self.target]
+        masks = [*(self.masks or [None] * len(self.references)), self.target_mask]
+        return [
+            (image, mask)
+            for image, mask in zip(images, masks, strict=True)
+            if image is not None and mask is not None
+        ]
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, Row | ManifestError]]:
+    """Every line of a manifest that isn't blank, by number: its row, or what is wrong with it.
+
+    Looks at the text alone, not at the files it names.
+
+    Raises:
+        ManifestError: no such file.
+    """
+    if not path.is_file():
+        raise ManifestError(f"{path}: no such manifest; give the path of a .jsonl file")
+    lines_by_id: dict[str, int] = {}
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = _parse(line)
+                first = lines_by_id.setdefault(row.id, number)
+                if first != number:
+                    raise ValueError(f"id {row.id!r} is already that of line {first}; ids must be unique")
+            except ValueError as error:
+                yield number, ManifestError(f"{path}:{number}: {error}")
+            else:
+                yield number, row
+
+
+def fit_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """A mask at its image's size. One of the same shape is scaled: attention maps have a sixteenth of the pixels.
+
+    Raises:
+        ValueError: it has another shape.
+    """
+    if mask.size == size:
+        return mask
+    if not same_shape(mask.size, size):
+        raise ValueError(f"is {_by(mask.size)} but its image is {_by(size)}")
+    return mask.resize(size, Image.Resampling.BILINEAR)
+
+
+def same_shape(mask: tuple[int, int], image: tuple[int, int]) -> bool:
+    """Whether a mask is its image scaled, but for rounding to whole pixels."""
+    (w, h), (width, height) = mask, image
+    scale = min(w / width, h / height)
+    return abs(w - width * scale) < 1 and abs(h - height * scale) < 1
 
 
 @final
@@ -51,24 +117,20 @@ class ManifestDataset:
 
     def __init__(self, config: Config) -> None:
         self._path = Path(config.path).expanduser()
-        if not self._path.is_file():
-            raise ManifestError(f"{config.path}: no such manifest; give the path of a .jsonl file")
         self._root = self._path.parent
         self._rows: list[tuple[int, Row]] = []
-        lines_by_id: dict[str, int] = {}
-        with self._path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                row = self._read(number, line)
-                first = lines_by_id.setdefault(row.id, number)
-                if first != number:
-                    raise self._error(
-                        number, f"id {row.id!r} is already that of line {first}; ids must be unique"
-                    )
-                self._rows.append((number, row))
-                if len(self._rows) == config.limit:
-                    break
+        there: set[str] = set()
+        for number, row in read_rows(self._path):
+            if isinstance(row, ManifestError):
+                raise row
+            # Looked for now: a missing file should stop a run at its start and not in its night.
+            for name in (*row.references, *(mask for mask in row.masks if mask is not None)):
+                if name not in there and not (self._root / name).is_file():
+                    raise self._error(number, f"no such file: {self._root / name}")
+                there.add(name)
+            self._rows.append((number, row))
+            if len(self._rows) == config.limit:
+                break
         if not self._rows:
             raise ManifestError(f"{self._path}: the manifest is empty; it needs one JSON object a line")
 
@@ -84,59 +146,59 @@ class ManifestDataset:
             masks = tuple(None if path is None else load_mask(self._root / path) for path in row.masks)
         except ImageError as error:
             raise self._error(number, str(error)) from error
+        fitted: list[Image.Image | None] = []
         for path, reference, mask in zip(row.masks, references, masks, strict=False):
-            if mask is not None and mask.size != reference.size:
-                raise self._error(
-                    number, f"mask {path!r} is {_size(mask)} but its reference is {_size(reference)}"
-                )
+            try:
+                fitted.append(None if mask is None else fit_mask(mask, reference.size))
+            except ValueError as error:
+                raise self._error(number, f"mask {path!r} {error}") from error
+        views = {"views": tuple(self._root / path for path in row.views)} if row.views else {}
         return Example(
             key=row.id,
             prompt=row.prompt,
             references=references,
             subject=row.subject,
-            masks=masks,
-            extra=row.extra,
+            masks=tuple(fitted),
+            extra={**row.extra, **views},
         )
-
-    def _read(self, number: int, line: bytes) -> Row:
-        try:
-            # utf-8-sig: some editors begin a file with a byte-order mark.
-            data = json.loads(line.decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise self._error(
-                number, f"is no UTF-8 text ({error.reason}); save the manifest as UTF-8"
-            ) from error
-        except json.JSONDecodeError as error:
-            raise self._error(
-                number, f"is no JSON ({error.msg}, column {error.colno}); write one object a line"
-            ) from error
-        try:
-            row = Row.model_validate(data)
-        except ValidationError as error:
-            raise self._error(number, _first_problem(error)) from error
-        if row.masks and len(row.masks) != len(row.references):
-            raise self._error(
-                number,
-                f"{len(row.masks)} masks for {len(row.references)} references; give one or null each",
-            )
-        for path in (*row.references, *(path for path in row.masks if path is not None)):
-            self._check_path(number, path)
-        return row
-
-    def _check_path(self, number: int, path: str) -> None:
-        """A manifest may come from anywhere, so it must not reach outside its folder (links in there may)."""
-        windows = PureWindowsPath(path)
-        outside = PurePosixPath(path).is_absolute() or windows.drive or windows.root or ".." in windows.parts
-        if not path or "\0" in path or outside:
-            raise self._error(
-                number, f"path {path!r} is not inside the manifest's folder; use a relative path without '..'"
-            )
-        # Looked for now: a missing file should stop a run at its start and not in its night.
-        if not (self._root / path).is_file():
-            raise self._error(number, f"no such file: {self._root / path}")
 
     def _error(self, number: int, problem: str) -> ManifestError:
         return ManifestError(f"{self._path}:{number}: {problem}")
+
+
+def _parse(line: bytes) -> Row:
+    try:
+        # utf-8-sig: some editors begin a file with a byte-order mark.
+        data = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is no UTF-8 text ({error.reason}); save the manifest as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"is no JSON ({error.msg}, column {error.colno}); write one object a line"
+        ) from error
+    try:
+        row = Row.model_validate(data)
+    except ValidationError as error:
+        raise ValueError(_first_problem(error)) from error
+    if row.masks and len(row.masks) != len(row.references):
+        raise ValueError(
+            f"{len(row.masks)} masks for {len(row.references)} references; give one or null each"
+        )
+    if row.target_mask is not None and row.target is None:
+        raise ValueError("target_mask without target; give both or none")
+    for path in (*row.images(), *(mask for _, mask in row.pairs())):
+        if not is_inside(path):
+            raise ValueError(
+                f"path {path!r} is not inside the manifest's folder; use a relative path without '..'"
+            )
+    return row
+
+
+def is_inside(path: str) -> bool:
+    """Whether a path stays in its folder; a manifest may come from anywhere. Links in the folder may lead out."""
+    windows = PureWindowsPath(path)
+    outside = PurePosixPath(path).is_absolute() or windows.drive or windows.root or ".." in windows.parts
+    return bool(path) and "\0" not in path and not outside
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -154,5 +216,5 @@ def _first_problem(error: ValidationError) -> str:
     return f"{where}: {first['msg']}, given {first['input']!r}"
 
 
-def _size(image: Image.Image) -> str:
-    return f"{image.width} x {image.height}"
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"

@@ -86,7 +86,7 @@ def test_paths_are_relative_to_the_manifest(root: Path, monkeypatch: pytest.Monk
         ("[1, 2]", "the line: .*dictionary"),
         (
             row(refs=["bag/0.png"]),
-            "unknown key 'refs'; allowed: id, prompt, references, subject, masks, extra",
+            "unknown key 'refs'; allowed: id, prompt, references, subject, masks, target, target_mask, views, extra",
         ),
         ({"id": "a", "references": ["bag/0.png"]}, "the key 'prompt' is missing"),
         (row(prompt=" "), "prompt: is empty"),
@@ -133,7 +133,7 @@ def test_images_are_read_late_and_their_errors_name_the_line(root: Path) -> None
 def test_a_mask_of_another_size_is_refused(root: Path) -> None:
     data = load(write(root, row(masks=["bag/small_mask.png"])))
     with pytest.raises(
-        ManifestError, match=r":1: mask 'bag/small_mask\.png' is 6 x 6 but its reference is 8 x 6"
+        ManifestError, match=r":1: mask 'bag/small_mask\.png' is 6 x 6 but its image is 8 x 6"
     ):
         data[0]
 

@@ -1,0 +1,120 @@
+"""What an importer is: a source and its options in, drafts of manifest rows out. It looks at text, not at pixels.
+
+An importer is a frozen pydantic model that can be called, found by the registry under the kind ``importers``. Files,
+ids and everything that may be broken are the writer's business (``importers.writer``), so an importer stays small.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+from pydantic import BaseModel, ConfigDict
+
+from customized_grpo.data.images import SUFFIXES
+
+
+@final
+class SourceError(ValueError):
+    """A source that is not what its importer reads; the message says what it should hold."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A row whose files nobody has looked at yet. Paths lie under the importer's root or under the output folder."""
+
+    id: str
+    """A wish: the writer makes it safe for file names, and unique."""
+    prompt: str
+    references: tuple[Path, ...]
+    subject: str = ""
+    masks: tuple[Path | None, ...] = ()
+    target: Path | None = None
+    target_mask: Path | None = None
+    views: tuple[Path, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.masks and len(self.masks) != len(self.references):
+            raise ValueError(
+                f"{len(self.masks)} masks for {len(self.references)} references; one or None each"
+            )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """An entry of the source that can't become a row."""
+
+    id: str
+    reason: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An entry that an option leaves out: counted by its reason, not listed."""
+
+    reason: str
+
+
+Item = Draft | Rejected | Skipped
+
+
+class Importer(BaseModel, ABC):
+    """Base of importers: subclass it, add options as fields, and write ``__call__``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: str
+
+    def root(self, source: str) -> Path:
+        """The folder under which the source's images lie. By default the source itself, or the folder it is in."""
+        path = Path(source).expanduser()
+        return path if path.is_dir() else path.parent
+
+    @abstractmethod
+    def __call__(self, source: str, out: Path) -> Iterator[Item]:
+        """Every entry of ``source`` in a fixed order; images that are no files yet are written under ``out``.
+
+        Raises:
+            SourceError: the source as a whole can't be read.
+        """
+
+
+def folder_of(source: str, holds: str) -> Path:
+    """The source as an existing folder.
+
+    Raises:
+        SourceError: it is none; ``holds`` says what should be in it.
+    """
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        given = "a file" if path.exists() else "no such folder"
+        raise SourceError(f"{source}: is {given}; give the folder that holds {holds}")
+    return path
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files of a folder by name, hidden ones aside."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def text_of(entry: Mapping[str, Any], key: str) -> str:
+    """A text field of a JSON object, outer blanks removed.
+
+    Raises:
+        ValueError: it is missing, no text, or blank.
+    """
+    if key not in entry:
+        raise ValueError(f"has no {key!r}; keys: {', '.join(map(str, entry)) or 'none'}")
+    value = entry[key]
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{key}: given {value!r}; it must be a text that isn't blank")
+    return value.strip()
