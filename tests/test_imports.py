@@ -45,6 +45,7 @@ LAYERS = {
     "doctor": 3,
     "serve": 3,
     "demo": 3,
+    "data_cli": 4,
     "cli": 4,
     "__main__": 5,
 }

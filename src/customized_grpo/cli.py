@@ -15,6 +15,7 @@ from rich.table import Table
 
 from customized_grpo import __version__
 from customized_grpo.console import UserErrors, err, hush_libraries, out
+from customized_grpo.data_cli import data_app
 
 app = typer.Typer(
     cls=UserErrors,
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(data_app)
 
 Config = Annotated[
     str, typer.Argument(metavar="CONFIG", help="a recipe's YAML file, or the name of a shipped one")

@@ -45,6 +45,11 @@ class Row(BaseModel):
         """Paths of all pictures, masks aside: references first, then the target and the views."""
         return [*self.references, *([] if self.target is None else [self.target]), *self.views]
 
+    def files(self) -> list[tuple[str, bool]]:
+        """Every path once, and whether it is a mask."""
+        masks = [(mask, True) for _, mask in self.pairs()]
+        return list(dict.fromkeys([*((path, False) for path in self.images()), *masks]))
+
     def pairs(self) -> list[tuple[str, str]]:
         """(image, mask) wherever there is a mask."""
         images = [*self.references, self.target]

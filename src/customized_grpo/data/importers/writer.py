@@ -6,7 +6,6 @@ The output folder gets ``manifest.jsonl``, ``rejected.jsonl`` (what did not beco
 
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -51,8 +50,9 @@ class Report:
     rejected: int = 0
     masks_dropped: int = 0
     images: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)
-    problems: Counter[str] = field(default_factory=Counter)
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Entries that an option left out, by its name."""
+    problems: dict[str, int] = field(default_factory=dict)
     """Rejected rows by kind."""
     prompts: PromptSurvey | None = None
 
@@ -132,7 +132,7 @@ class _Writer:
             if self._report.rows == self._options.limit:
                 return
             if isinstance(item, Skipped):
-                self._report.skipped[item.reason] += 1
+                self._report.skipped[item.reason] = self._report.skipped.get(item.reason, 0) + 1
             elif isinstance(item, Rejected):
                 self._reject(item.id, "entry", item.reason)
             else:
@@ -228,7 +228,7 @@ class _Writer:
     def _reject(self, name: str, kind: str, reason: str) -> None:
         self.first_reason = self.first_reason or reason
         self._report.rejected += 1
-        self._report.problems[kind] += 1
+        self._report.problems[kind] = self._report.problems.get(kind, 0) + 1
         self._write_rejected({"what": "row", "id": name, "problem": kind, "reason": reason})
 
     def _write_rejected(self, line: Mapping[str, str]) -> None:

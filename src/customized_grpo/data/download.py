@@ -1,0 +1,219 @@
+"""Downloads, on request only: resumed where they broke off, checked by size and checksum, complete or absent.
+
+What there is to fetch comes from a list that is shipped (DreamBench, DreamBench++), or from the hub's own record of a
+data set, which holds a checksum of every file.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from importlib import resources
+from pathlib import Path
+from typing import Final, final
+
+import requests
+from filelock import FileLock
+
+from customized_grpo.data.manifest import is_inside
+
+_TRIES: Final = 6
+_TIMEOUT_S: Final = (15.0, 60.0)
+"""To connect, and between two pieces."""
+_CHUNK: Final = 1 << 20
+
+DREAMBENCH_PLUS: Final = (
+    "https://huggingface.co/datasets/yuangpeng/dreambench_plus/resolve/main/data.zip",
+    15_061_282,
+    "fabdaac1cbff6826c226e874902193ac7965e29b6c1644e983551c980ec82a33",
+)
+
+
+@final
+class DownloadError(ValueError):
+    """A download that failed; what has arrived is kept for the next try unless it is wrong."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A file to fetch."""
+
+    name: str
+    """Its path in the output folder."""
+    url: str
+    size: int
+    sha256: str = ""
+    git_sha1: str = ""
+    """Of the git blob: small files of the hub have no other checksum."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+def listing(name: str, include: Sequence[str] = (), revision: str | None = None) -> tuple[list[Remote], str]:
+    """The files of ``dreambench``, ``dreambench++`` or a data set of the hub, and the licence as far as it is known.
+
+    Args:
+        name: one of the two, or a hub id such as ``nupurkmr9/syncd``.
+        include: patterns of paths; empty: all.
+        revision: commit or tag on the hub.
+
+    Raises:
+        ValueError: no such set, or nothing matches.
+    """
+    if name == "dreambench":
+        text = resources.files("customized_grpo.data").joinpath("facts/dreambench.json").read_text("utf-8")
+        facts = json.loads(text)
+        files = [
+            Remote(path, facts["base"] + path, size, sha256)
+            for path, (size, sha256) in facts["files"].items()
+        ]
+        licence = str(facts["licence"])
+    elif name == "dreambench++":
+        files, licence = [Remote("data.zip", *DREAMBENCH_PLUS)], "see the card of yuangpeng/dreambench_plus"
+    elif name.count("/") == 1:
+        files, licence = _of_hub(name, revision), f"see https://huggingface.co/datasets/{name}"
+    else:
+        raise ValueError(
+            f"download: given {name!r}; allowed: dreambench, dreambench++, or a hub id such as nupurkmr9/syncd"
+        )
+    chosen = [file for file in files if not include or any(fnmatch(file.name, one) for one in include)]
+    if not chosen:
+        some = ", ".join(file.name for file in files[:8])
+        raise ValueError(
+            f"--include: none of the {len(files)} files matches {', '.join(include)}; there are {some}"
+        )
+    return chosen, licence
+
+
+def download(
+    files: Sequence[Remote], folder: Path, progress: Callable[[str, int], None] = lambda name, size: None
+) -> int:
+    """Fetch files into a folder; what is there already, whole, is kept. One process at a time does it, others wait.
+
+    Args:
+        files: what to fetch.
+        folder: where to.
+        progress: called with a file's name and the bytes that have just arrived (negative after a false start).
+
+    Returns:
+        Number of files that were fetched.
+
+    Raises:
+        DownloadError: a file can't be had, or is not the one that the list names.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    fetched = 0
+    with FileLock(folder / ".download.lock"):
+        for file in files:
+            if not is_inside(file.name):
+                raise DownloadError(f"{file.name}: would be written outside {folder}")
+            path = folder / file.name
+            if path.is_file() and _wrong(file, path) == "":
+                progress(file.name, file.size)
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _fetch(file, path, lambda size, name=file.name: progress(name, size))  # type: ignore[misc]
+            fetched += 1
+    return fetched
+
+
+def _fetch(file: Remote, path: Path, progress: Callable[[int], None]) -> None:
+    part = path.with_name(f"{path.name}.part")
+    if part.exists():
+        progress(part.stat().st_size)
+    problem = ""
+    for attempt in range(_TRIES):
+        if attempt:
+            time.sleep(min(30.0, 0.25 * 2**attempt))
+        try:
+            _stream(file, part, progress)
+        except requests.HTTPError as error:
+            status = error.response.status_code
+            problem = f"the server says {status} {error.response.reason}"
+            if status in (401, 403):
+                problem += "; accept the licence on the hub and set HF_TOKEN"
+            if status < 500 and status not in (408, 416, 429):
+                break
+        except (requests.RequestException, OSError) as error:
+            if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
+                raise  # of this machine's disk
+            problem = f"the connection broke ({type(error).__name__})"
+        else:
+            problem = _wrong(file, part)
+            if not problem:
+                os.replace(part, path)
+                return
+            if part.stat().st_size >= file.size:  # whole and wrong: no use going on from it
+                progress(-part.stat().st_size)
+                part.unlink()
+    raise DownloadError(f"{file.url}: {problem}; run the command again to go on")
+
+
+def _stream(file: Remote, part: Path, progress: Callable[[int], None]) -> None:
+    have = part.stat().st_size if part.exists() else 0
+    if have == file.size:
+        return
+    headers = {**file.headers, "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    with requests.get(file.url, headers=headers, stream=True, timeout=_TIMEOUT_S) as answer:
+        if answer.status_code == 416:
+            progress(-have)
+            part.unlink()
+        answer.raise_for_status()
+        goes_on = answer.status_code == 206 and answer.headers.get("Content-Range", "").startswith(
+            f"bytes {have}-"
+        )
+        if have and not goes_on:
+            progress(-have)
+        with part.open("ab" if goes_on else "wb") as target:
+            arrived = have if goes_on else 0
+            for piece in answer.iter_content(_CHUNK):
+                arrived += len(piece)
+                if arrived > file.size:
+                    raise DownloadError(
+                        f"{file.url}: sends more than the {file.size:,} bytes that are listed"
+                    )
+                target.write(piece)
+                progress(len(piece))
+
+
+def _wrong(file: Remote, path: Path) -> str:
+    """Why a file isn't the one that is listed; empty where it is."""
+    size = path.stat().st_size
+    if size != file.size:
+        return f"{size:,} of {file.size:,} bytes arrived"
+    sha256, sha1 = hashlib.sha256(), hashlib.sha1(f"blob {size}\0".encode())
+    with path.open("rb") as content:
+        while piece := content.read(_CHUNK):
+            sha256.update(piece)
+            sha1.update(piece)
+    fine = sha256.hexdigest() == file.sha256 if file.sha256 else sha1.hexdigest() == file.git_sha1
+    return "" if fine else "its checksum is not the one that is listed"
+
+
+def _of_hub(name: str, revision: str | None) -> list[Remote]:
+    from huggingface_hub import HfApi, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.utils import build_hf_headers
+
+    api = HfApi()
+    try:
+        info = api.dataset_info(name, revision=revision, files_metadata=True)
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise DownloadError(f"{name}: the hub has no such data set, or can't be reached ({error})") from error
+    headers = {key: value for key, value in build_hf_headers().items() if isinstance(value, str)}
+    return [
+        Remote(
+            one.rfilename,
+            hf_hub_url(name, one.rfilename, repo_type="dataset", revision=info.sha, endpoint=api.endpoint),
+            one.size or 0,
+            one.lfs.sha256 if one.lfs is not None else "",
+            one.blob_id or "",
+            headers,
+        )
+        for one in info.siblings or []
+    ]

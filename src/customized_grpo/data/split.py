@@ -1,0 +1,138 @@
+"""Holding subjects out: no individual, and no picture, on both sides.
+
+``extra.subject_id`` of a row (a name, or a list of names where it shows several) tells individuals apart; ``subject``
+is the class word, which many individuals share. Rows that share an individual or a picture stay together.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, final
+
+import torch
+
+from customized_grpo.data.atomic import replacing
+from customized_grpo.data.manifest import ManifestError, Row, read_rows
+from customized_grpo.seeding import generator
+
+By = Literal["individual", "class"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Where the two parts are and how much is in them."""
+
+    train: Path
+    test: Path
+    train_rows: int
+    test_rows: int
+    train_groups: int
+    test_groups: int
+
+
+def identities(row: Row) -> tuple[str, ...]:
+    """The individuals that a row is about; empty where it doesn't say."""
+    given = row.extra.get("subject_id")
+    names = given if isinstance(given, list) else [given]
+    return tuple(str(name) for name in names if name is not None and name != "")
+
+
+def groups_of(rows: Sequence[Row], by: By) -> list[list[int]]:
+    """Indices of rows that hang together, each group and the list of groups in order of their first row."""
+    parent = list(range(len(rows)))
+
+    def find(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    first: dict[tuple[str, str], int] = {}
+    for index, row in enumerate(rows):
+        for key in _keys(row, by):
+            one, other = find(index), find(first.setdefault(key, index))
+            parent[max(one, other)] = min(one, other)
+    groups: defaultdict[int, list[int]] = defaultdict(list)
+    for index in range(len(rows)):
+        groups[find(index)].append(index)
+    return list(groups.values())
+
+
+def split_manifest(
+    path: Path, *, share: float, names: Sequence[str] = (), by: By = "individual", seed: int = 0
+) -> Split:
+    """Write ``<stem>.train.jsonl`` and ``<stem>.test.jsonl`` beside a manifest; lines are copied as they are.
+
+    Args:
+        path: the manifest.
+        share: share of the rows to hold out, in (0, 1); whole groups are drawn until it is reached.
+        names: hold out these individuals (or class words) instead, and what hangs together with them.
+        by: what must not be on both sides besides pictures.
+        seed: another seed draws others.
+
+    Raises:
+        ValueError: a line is bad, a name is unknown, or one side would be empty.
+    """
+    rows, lines = _read(path)
+    groups = groups_of(rows, by)
+    if names:
+        held = _named(rows, groups, names, by)
+    else:
+        if not 0 < share < 1:
+            raise ValueError(f"--share: given {share}; allowed: above 0 and below 1")
+        held = set()
+        taken = 0
+        order = torch.randperm(len(groups), generator=generator(seed, "split", 0, 0)).tolist()
+        for group in order:
+            if held and taken >= share * len(rows):
+                break
+            held.add(group)
+            taken += len(groups[group])
+    if len(held) == len(groups):
+        raise ValueError(
+            f"{path}: all {len(rows)} rows hang together by shared individuals or pictures, or all would be held "
+            "out; hold out less, or name what to hold out"
+        )
+    test = {index for group in held for index in groups[group]}
+    parts = path.with_suffix(".train.jsonl"), path.with_suffix(".test.jsonl")
+    for part, inside in zip(parts, (False, True), strict=True):
+        with replacing(part) as aside:
+            aside.write_bytes(b"".join(line for at, line in enumerate(lines) if (at in test) is inside))
+    return Split(*parts, len(rows) - len(test), len(test), len(groups) - len(held), len(held))
+
+
+def _keys(row: Row, by: By) -> Iterator[tuple[str, str]]:
+    yield from (("individual", name) for name in identities(row))
+    yield from (("image", path) for path in row.images())
+    if by == "class" and row.subject:
+        yield "class", row.subject
+
+
+def _named(rows: Sequence[Row], groups: Sequence[list[int]], names: Sequence[str], by: By) -> set[int]:
+    def words(row: Row) -> set[str]:
+        return {row.subject} if by == "class" else set(identities(row))
+
+    known = {word for row in rows for word in words(row)}
+    if unknown := [name for name in names if name not in known]:
+        some = ", ".join(sorted(known)[:12]) or "none: no row has an extra.subject_id"
+        raise ValueError(f"--hold-out: no row is about {unknown[0]!r}; there are {len(known)}: {some}")
+    wanted = set(names)
+    return {at for at, group in enumerate(groups) if any(words(rows[index]) & wanted for index in group)}
+
+
+def _read(path: Path) -> tuple[list[Row], list[bytes]]:
+    rows, numbers = [], []
+    for number, row in read_rows(path):
+        if isinstance(row, ManifestError):
+            raise row
+        rows.append(row)
+        numbers.append(number)
+    if not rows:
+        raise ManifestError(f"{path}: the manifest is empty; it needs one JSON object a line")
+    with path.open("rb") as file:
+        lines = file.readlines()
+    return rows, [
+        lines[number - 1].removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n") + b"\n" for number in numbers
+    ]
