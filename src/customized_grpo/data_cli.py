@@ -1,4 +1,4 @@
-"""``customized-grpo data``: import, check and split data sets. Heavy imports are inside the commands."""
+"""``customized-grpo data``: download, import, check and split data sets. Heavy imports are inside the commands."""
 
 import json
 from dataclasses import asdict
@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from rich.table import Table
 
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
     from customized_grpo.data.importers.writer import Report
 
 data_app = typer.Typer(
-    name="data", help="Import, check and split data sets.", no_args_is_help=True, rich_markup_mode=None
+    name="data",
+    help="Download, import, check and split data sets.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 Workers = Annotated[int | None, typer.Option(min=1, help="processes that read images; by default one a core")]
 
@@ -147,6 +152,41 @@ def split(
         (done.test, done.test_rows, done.test_groups),
     ):
         out.print(f"{path}: {rows:,} rows of {groups:,} subjects", highlight=False, markup=False)
+
+
+@data_app.command()
+def download(
+    name: Annotated[
+        str, typer.Argument(metavar="SET", help="dreambench, dreambench++, or a data set's hub id")
+    ],
+    folder: Annotated[Path, typer.Option("--out", help="the folder to download to")],
+    include: Annotated[
+        list[str] | None, typer.Option(help="only paths like this pattern; may be given several times")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="commit or tag on the hub")] = None,
+    dry_run: Annotated[bool, typer.Option(help="say what would be downloaded, and how much")] = False,
+) -> None:
+    """Download a data set: resumed where it broke off, every file checked by size and checksum."""
+    from customized_grpo.data.download import download as fetch
+    from customized_grpo.data.download import listing
+
+    files, licence = listing(name, include or [], revision)
+    total = sum(file.size for file in files)
+    told = f"{len(files):,} files, {total / 1e6:,.1f} MB; licence: {licence}"
+    err.print(told, highlight=False, markup=False)
+    if dry_run:
+        for file in files:
+            out.print(f"{file.size:>14,}  {file.name}", highlight=False, markup=False)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
+        task = bar.add_task(name, total=total)
+        fetched = fetch(
+            files, folder, lambda one, size: bar.update(task, advance=size, description=one[-40:])
+        )
+    out.print(
+        f"{folder}: {fetched:,} files fetched, all {len(files):,} checked", highlight=False, markup=False
+    )
 
 
 def _manifest_in(path: Path) -> Path:

@@ -131,6 +131,7 @@ def _fetch(file: Remote, path: Path, progress: Callable[[int], None]) -> None:
         try:
             _stream(file, part, progress)
         except requests.HTTPError as error:
+            assert error.response is not None  # raise_for_status has one
             status = error.response.status_code
             problem = f"the server says {status} {error.response.reason}"
             if status in (401, 403):
@@ -196,16 +197,16 @@ def _wrong(file: Remote, path: Path) -> str:
 
 
 def _of_hub(name: str, revision: str | None) -> list[Remote]:
-    from huggingface_hub import HfApi, hf_hub_url
+    from huggingface_hub import HfApi, get_token, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    from huggingface_hub.utils import build_hf_headers
 
     api = HfApi()
     try:
         info = api.dataset_info(name, revision=revision, files_metadata=True)
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise DownloadError(f"{name}: the hub has no such data set, or can't be reached ({error})") from error
-    headers = {key: value for key, value in build_hf_headers().items() if isinstance(value, str)}
+    token = get_token()  # requests sends it to the hub alone, not to the store that the hub redirects to
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     return [
         Remote(
             one.rfilename,

@@ -24,6 +24,7 @@ SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", 
 """What importers take for an image when they look through a folder, in lower case."""
 
 _HEAD = 512
+_HEIC = (b"heic", b"heix", b"mif1", b"msf1", b"hevc")
 
 Problem = Literal[
     "missing", "folder", "unreadable", "empty", "lfs-pointer", "html", "heic", "no-image", "too-large", "damaged",
@@ -171,7 +172,8 @@ def _check_head(path: Path, stream: BinaryIO) -> None:
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
         reason = "is an HTML page (a failed download?), not an image; download it again"
         raise ImageError(path, "html", reason)
-    if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"hevc"):
+    # AVIF, which Pillow reads, may begin with mif1 too, and names itself among the compatible brands.
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIC and b"avif" not in head[8:64]:
         reason = "is an HEIC photo, which Pillow can't read; save it as PNG or JPEG"
         raise ImageError(path, "heic", reason)
 
