@@ -71,7 +71,9 @@ def palette() -> bytes:
 
 
 def animated(form: str, **options: object) -> bytes:
-    return saved(picture(), form, save_all=True, append_images=[Image.new("RGB", (32, 48), "green")], **options)
+    return saved(
+        picture(), form, save_all=True, append_images=[Image.new("RGB", (32, 48), "green")], **options
+    )
 
 
 def png(width: int, height: int, bits: int, colour: int, raw: bytes) -> bytes:
@@ -81,7 +83,12 @@ def png(width: int, height: int, bits: int, colour: int, raw: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(raw))
+        + chunk(b"IEND", b"")
+    )
 
 
 def grey16() -> bytes:
@@ -173,8 +180,8 @@ def page() -> str:
         "",
         "One loader reads every image: references in training, rewards, evaluation, `data import` and `data check`. It",
         "gives 8-bit RGB without metadata, or an `ImageError` with the path and a `problem` for programs. A file that",
-        "can't be used costs its rows and nothing else: `data import` lists them in `rejected.jsonl`, `data check` in its",
-        "report. Nothing that is written carries EXIF.",
+        "can't be used costs its rows and nothing else: `data import` lists them in `rejected.jsonl`, `data check` in",
+        "its report. Nothing that is written carries EXIF.",
         "",
         "This page is the output of `python tests/odd_images.py`; a test holds it to the loader.",
         "",

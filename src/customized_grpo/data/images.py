@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal, final
+from typing import Literal, final
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -25,6 +25,8 @@ SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", 
 
 _HEAD = 512
 _HEIC = (b"heic", b"heix", b"mif1", b"msf1", b"hevc")
+
+_Stream = io.BufferedReader | io.BytesIO
 
 Problem = Literal[
     "missing", "folder", "unreadable", "empty", "lfs-pointer", "html", "heic", "no-image", "too-large", "damaged",
@@ -103,7 +105,7 @@ def save_image(image: Image.Image, path: Path) -> None:
         _plain(image.copy()).save(aside, quality=92)  # heeded by the formats that lose something
 
 
-def _decode(path: Path, opened: Callable[[], BinaryIO], max_pixels: int) -> Image.Image:
+def _decode(path: Path, opened: Callable[[], _Stream], max_pixels: int) -> Image.Image:
     with _typed_errors(path, max_pixels), opened() as stream:
         _check_head(path, stream)
         with Image.open(stream) as lazy:
@@ -141,7 +143,7 @@ def _typed_errors(path: Path, max_pixels: int) -> Iterator[None]:
             raise ImageError(path, "damaged", reason) from error
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> _Stream:
     try:
         return path.open("rb")
     except FileNotFoundError as error:
@@ -159,7 +161,7 @@ def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
         raise ImageError(path, "too-large", reason)
 
 
-def _check_head(path: Path, stream: BinaryIO) -> None:
+def _check_head(path: Path, stream: _Stream) -> None:
     """What is commonly found in the place of an image gets its own message."""
     head = stream.read(_HEAD)
     stream.seek(0)

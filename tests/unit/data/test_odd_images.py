@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-from odd_images import BLUE, KINDS, RED, outcome, page, write_all
 from PIL import Image
 
 from customized_grpo.data.check import check_manifest
@@ -14,12 +13,13 @@ from customized_grpo.data.importers.folders import ImageFolder
 from customized_grpo.data.importers.writer import Options, import_data
 from customized_grpo.data.inspection import Look, look
 from customized_grpo.data.manifest import ManifestDataset
+from odd_images import BLUE, KINDS, RED, outcome, page, write_all
 
 PAGE = Path(__file__).parents[3] / "docs" / "image-files.md"
 UPRIGHT = [
     "Phone photo, turned by EXIF", "JPEG with a broken EXIF block", "CMYK JPEG", "JPEG with a foreign colour profile",
-    "Progressive JPEG", "MPO of a phone with two pictures", "Animated GIF", "Animated WebP", "TIFF of two pages", "AVIF",
-    "PNG called .jpg", "Colour PNG of 16 bits",
+    "Progressive JPEG", "MPO of a phone with two pictures", "Animated GIF", "Animated WebP", "TIFF of two pages",
+    "AVIF", "PNG called .jpg", "Colour PNG of 16 bits",
 ]  # fmt: skip
 
 
@@ -72,7 +72,10 @@ def test_a_set_of_all_kinds_keeps_every_good_row(folder: Path, tmp_path: Path, i
     lines = [json.dumps({"file_name": kind.name, "caption": f"a {kind.title}"}) for kind in KINDS]
     (folder / "metadata.jsonl").write_text("\n".join(lines))
     report = import_data(
-        ImageFolder(type="imagefolder"), str(folder), tmp_path / "out", Options(images=images)  # type: ignore[arg-type]
+        ImageFolder(type="imagefolder"),
+        str(folder),
+        tmp_path / "out",
+        Options(images=images),  # type: ignore[arg-type]
     )
     good = [kind for kind in KINDS if outcome(folder, kind)[0] == "loaded"]
     assert (report.rows, report.rejected) == (len(good), len(KINDS) - len(good))
@@ -99,7 +102,8 @@ def test_a_set_of_all_kinds_keeps_every_good_row(folder: Path, tmp_path: Path, i
 
 def test_a_manifest_by_hand_is_checked_to_the_end(folder: Path) -> None:
     lines = [
-        json.dumps({"id": f"k{at}", "prompt": "a thing", "references": [kind.name]}) for at, kind in enumerate(KINDS)
+        json.dumps({"id": f"k{at}", "prompt": "a thing", "references": [kind.name]})
+        for at, kind in enumerate(KINDS)
     ]
     (folder / "all.jsonl").write_text("\n".join([*lines, "{"]))
     check, rows, seen = check_manifest(folder / "all.jsonl")

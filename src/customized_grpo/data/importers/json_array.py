@@ -50,6 +50,6 @@ def _items(path: Path, read: Any, chunk: int) -> Iterator[dict[str, Any]]:
             continue
         number += 1
         if not isinstance(item, dict):
-            raise SourceError(f"{path}: item {number} is a {type(item).__name__}; it must be an object")
+            raise SourceError(f"{path}: item {number} is no object but {type(item).__name__}")
         yield item
         at = end
