@@ -23,8 +23,8 @@ _PATTERNS: Final[Mapping[str, str]] = {
     "repeated-word": r"(?i)\b(\w{2,})\s+\1\b",
     "listing-words": r"(?i)\broyalty[- ]free\b|\bstock (?:photo|image)|\bfor sale\b|\blow[- ]?poly\b|\b3d model\b",
     "wrong-article": (
-        r"(?i)\ba (?!uni|one\b|once\b|eu|us[aeiu]|ut[ei]|ubi|u\b)[aeiou]\w"
-        r"|\ban (?!hour|honest|hono|heir|herb|[aefhilmnorsx]\b|[A-Z]{2})[b-df-hj-np-tv-z]\w"
+        r"(?i:\ba +(?!uni|one\b|once\b|eu|us[aeiu]|ut[ei]|ubi|u\b|of\b|on\b|in\b|and\b)[aeiou]\w)"
+        r"|(?i:\ban) +(?!(?i:hour|honest|hono|heir|herb|[aefhilmnorsx]\b)|[A-Z]{2})(?i:[b-df-hj-np-tv-z]\w)"
     ),
     "markup": r"<[a-zA-Z/][^>]*>|https?://|&(?:amp|lt|gt|quot);",
     "broken-text": r"\ufffd|[\x00-\x08\x0b-\x1f\x7f]",

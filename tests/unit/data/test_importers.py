@@ -395,18 +395,22 @@ def test_subjects200k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore")  # of the libraries that datasets builds on
 @pytest.mark.parametrize("streaming", [True, False])
 def test_parquet_files_by_datasets(tmp_path: Path, streaming: bool) -> None:
-    datasets = pytest.importorskip("datasets", reason="the extra 'hub' is not installed")
-    draw(tmp_path / "a.png", "red")
-    table = datasets.Dataset.from_dict(
-        {"image": [str(tmp_path / "a.png")] * 2, "prompt": ["one", ""], "who": ["x", "y"]}
-    )
-    table = table.cast_column("image", datasets.Image())
-    table.to_parquet(tmp_path / "table/part-0.parquet")
+    pytest.importorskip("datasets", reason="the extra 'hub' is not installed")
+    import pyarrow
+    from pyarrow import parquet
+
+    (tmp_path / "table").mkdir()
+    image = {"bytes": draw(tmp_path / "a.png").read_bytes(), "path": None}
+    rows = [{"image": image, "prompt": prompt, "who": "x"} for prompt in ("one", "")]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "table/part-0.parquet")
     report = run("hub", tmp_path / "table", tmp_path / "out", subject_id="who", streaming=streaming)
     (row,) = read(tmp_path / "out")
     assert (row["prompt"], row["extra"], report.rejected) == ("one", {"subject_id": "x"}, 1)
+    parquet.write_table(pyarrow.Table.from_pylist([record()] * 2), tmp_path / "pairs.parquet")
+    assert run("subjects200k", tmp_path / "pairs.parquet", tmp_path / "two", streaming=streaming).rows == 4
 
 
 def test_a_hub_set_needs_the_library_or_a_real_source(
