@@ -23,7 +23,7 @@ from customized_grpo.data.manifest import is_inside
 _TRIES: Final = 6
 _TIMEOUT_S: Final = (15.0, 60.0)
 """To connect, and between two pieces."""
-_CHUNK: Final = 1 << 20
+_CHUNK: Final = 1 << 16
 
 DREAMBENCH_PLUS: Final = (
     "https://huggingface.co/datasets/yuangpeng/dreambench_plus/resolve/main/data.zip",
@@ -128,6 +128,7 @@ def _fetch(file: Remote, path: Path, progress: Callable[[int], None]) -> None:
     for attempt in range(_TRIES):
         if attempt:
             time.sleep(min(30.0, 0.25 * 2**attempt))
+        resumed = part.exists()
         try:
             _stream(file, part, progress)
         except requests.HTTPError as error:
@@ -147,9 +148,10 @@ def _fetch(file: Remote, path: Path, progress: Callable[[int], None]) -> None:
             if not problem:
                 os.replace(part, path)
                 return
-            if part.stat().st_size >= file.size:  # whole and wrong: no use going on from it
-                progress(-part.stat().st_size)
-                part.unlink()
+            progress(-part.stat().st_size)
+            part.unlink()
+            if not resumed:  # it isn't the fault of what had been there
+                break
     raise DownloadError(f"{file.url}: {problem}; run the command again to go on")
 
 

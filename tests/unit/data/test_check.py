@@ -79,7 +79,7 @@ def test_everything_is_found_at_once(root: Path) -> None:
         2,
         1,
     )
-    assert check.masks_doubtful == {"empty": 1, "nearly everything": 1}
+    assert check.masks_doubtful == {"empty": 1, "nearly everything": 2}
     assert check.mask_problems == ["mask misfit.png is 30 x 20, its image 300 x 300"]
     assert check.same_pictures == [["a.png", "twin.png"]]
     assert check.same_rows == [["4", "5"]]
