@@ -177,7 +177,7 @@ def _dimmed(image: Image.Image, mask: Image.Image) -> Image.Image:
 def _label(draw: ImageDraw.ImageDraw, left: int, text: str) -> None:
     at = (left + 6, _GAP + 5)
     box = draw.textbbox(at, text, _font(11))
-    draw.rectangle((box[0] - 5, box[1] - 4, box[2] + 5, box[3] + 4), _INK)
+    draw.rectangle((left, _GAP, box[2] + 6, _GAP + 20), _INK)
     draw.text(at, text, _CARD, _font(11))
 
 
