@@ -24,6 +24,8 @@ from customized_grpo.rewards.features import (
     in_batches,
     load_frozen,
     mean_cosine,
+    require_prompt,
+    require_references,
     to_pil,
 )
 from customized_grpo.types import Example
@@ -45,9 +47,7 @@ class _Clip:
 
     def __init__(self, config: ClipConfig, device: torch.device) -> None:
         self._device = device
-        self.model = load_frozen(
-            CLIPModel, config.model, "clip", model_type="clip", dtype=config.dtype, device=device
-        )
+        self.model = load_frozen({"clip": CLIPModel}, config.model, "clip", dtype=config.dtype, device=device)
         self._processor = CLIPImageProcessorPil.from_pretrained(model_path(config.model, "clip"))
 
     @torch.no_grad()
@@ -75,7 +75,12 @@ class ClipT(Reward):
         self._max_length: int = self._clip.model.config.text_config.max_position_embeddings
 
     def __call__(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Float[Tensor, " g"]:
-        """Similarity of each image to the example's prompt."""
+        """Similarity of each image to the example's prompt.
+
+        Raises:
+            ValueError: the example has no prompt.
+        """
+        require_prompt(example)
         features = in_batches(self._clip.encode, to_pil(images), self._batch_size)
         return mean_cosine(features, self._text(example.prompt)).cpu()
 
@@ -114,8 +119,7 @@ class ClipI(Reward):
         Raises:
             ValueError: the example has no reference.
         """
-        if not example.references:
-            raise ValueError(f"example {example.key!r} has no reference to compare with")
+        require_references(example)
         features = in_batches(self._clip.encode, to_pil(images), self._batch_size)
         references = self._references(example.references)
         return mean_cosine(features, references).cpu()
