@@ -23,6 +23,10 @@ BUILTIN: Mapping[Kind, Mapping[str, str]] = {
         "dino": "customized_grpo.rewards.dino:Dino",
         "clip_t": "customized_grpo.rewards.clip:ClipT",
         "clip_i": "customized_grpo.rewards.clip:ClipI",
+        "hpsv3": "customized_grpo.rewards.hpsv3:HPSv3",
+        "pickscore": "customized_grpo.rewards.pickscore:PickScore",
+        "siglip": "customized_grpo.rewards.siglip:Siglip",
+        "aesthetic": "customized_grpo.rewards.aesthetic:Aesthetic",
     },
     "metrics": {"mini_oracle": "customized_grpo.mini.metric:MiniOracle"},
     "datasets": {
