@@ -41,10 +41,12 @@ LAYERS = {
     "mini": 3,
     "testing": 3,
     "generating": 3,
+    "scoring": 3,
     "plugins": 3,
     "doctor": 3,
     "serve": 3,
     "demo": 3,
+    "score_cli": 4,
     "cli": 4,
     "__main__": 5,
 }
