@@ -47,6 +47,7 @@ LAYERS = {
     "serve": 3,
     "demo": 3,
     "score_cli": 4,
+    "masks_cli": 4,
     "cli": 4,
     "__main__": 5,
 }

@@ -2,15 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from customized_grpo.console import err, hush_libraries, out
-
-if TYPE_CHECKING:
-    import torch
 
 _SHOWN = 50
 """More images than these are summarised on screen; the table that is written has them all."""
@@ -61,7 +58,7 @@ def score(
     with Progress(console=err, disable=not err.is_terminal) as bar:
         task = bar.add_task("images", total=len(jobs))
         rows, failure = scoring.run(
-            jobs, specs, _device(device), lambda done, _: bar.update(task, completed=done)
+            jobs, specs, scoring.device_of(device), lambda done, _: bar.update(task, completed=done)
         )
     names = tuple(specs)
     if 0 < len(rows) <= _SHOWN:
@@ -80,16 +77,6 @@ def score(
         raise failure
     if broken:
         raise typer.Exit(1)
-
-
-def _device(name: str) -> "torch.device":
-    import torch
-
-    if name not in ("", "cpu", "cuda"):
-        raise ValueError(f"--device: given {name!r}; allowed: cpu, cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device: 'cuda' was asked for but torch finds no GPU; leave it out, or give cpu")
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _print(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

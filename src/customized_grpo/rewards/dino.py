@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal, Self, final
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL.Image import Image
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
@@ -26,7 +26,7 @@ from customized_grpo.rewards.features import (
     require_references,
     to_pil,
 )
-from customized_grpo.rewards.segmenter import Segmenter, SegmenterConfig
+from customized_grpo.rewards.segmenter import Segmenter, SegmenterConfig, class_words
 from customized_grpo.rewards.vision import VisionEncoder
 from customized_grpo.types import Example
 
@@ -124,6 +124,11 @@ class Dino(Reward):
         if self._config.segment == "none" and not self._config.copy_penalty:
             return ()
         given = example.masks or (None,) * len(example.references)
+        if len(given) != len(example.references):
+            raise ValueError(
+                f"example {example.key!r} has {len(given)} masks for {len(example.references)} references; "
+                "give one or None each"
+            )
         masks = tuple(mask for mask in given if mask is not None and not is_empty(mask))
         for mask, reference in zip(given, example.references, strict=True):
             if mask is not None and mask.size != reference.size:
@@ -156,28 +161,30 @@ class Dino(Reward):
             if whole is None:
                 whole = in_batches(self._encoder.cls, pictures, self._config.batch_size)
             return mean_cosine(whole, references)
-        words = _subjects(example)
-        found = {word: self._subject_features(self._segmenter, pictures, word) for word in set(words)}
-        each = [
-            mean_cosine(found[word], row[None].cpu()) for word, row in zip(words, references, strict=True)
-        ]
-        return torch.stack(each).mean(dim=0)
+        words = class_words(example.subject, example.extra, len(example.references))
+        if not all(words):
+            raise ValueError(
+                f"example {example.key!r}: segment: both looks for the subject by its class word; give the example "
+                "a 'subject'"
+            )
+        found = {word: self._found(self._segmenter, pictures, word) for word in set(words)}
+        each = torch.full((len(words), len(pictures)), torch.nan)
+        for row, word, reference in zip(each, words, references, strict=True):
+            seen, features = found[word]
+            if features is not None:
+                row[seen] = mean_cosine(features, reference[None]).cpu()
+        return each.mean(dim=0)
 
-    def _subject_features(
+    def _found(
         self, segmenter: Segmenter, pictures: Sequence[Image], word: str
-    ) -> Float[Tensor, "g d"]:
-        """Features of one subject cut out of each picture, a row of NaN where it isn't found."""
+    ) -> tuple[Bool[Tensor, " g"], Float[Tensor, "f d"] | None]:
+        """In which pictures a subject is found, and the features of the F that it is cut out of."""
         masks = [segmenter(picture, word) for picture in pictures]
+        seen = torch.tensor([mask is not None for mask in masks])
         cut = [
             self._cut(image, mask) for image, mask in zip(pictures, masks, strict=True) if mask is not None
         ]
-        seen = torch.tensor([mask is not None for mask in masks])
-        if not cut:
-            return torch.full((len(pictures), 1), torch.nan)
-        features = in_batches(self._encoder.cls, cut, self._config.batch_size).cpu()
-        rows = torch.full((len(pictures), features.shape[-1]), torch.nan)
-        rows[seen] = features
-        return rows
+        return seen, in_batches(self._encoder.cls, cut, self._config.batch_size) if cut else None
 
     def _cut(self, image: Image, mask: Image) -> Image:
         config = self._config
@@ -201,19 +208,3 @@ class Dino(Reward):
             best = (unit @ torch.nn.functional.normalize(kept, dim=-1).T).amax(dim=1)
             each.append(best.mean(dim=-1).nan_to_num(0.0) * 100.0)
         return torch.stack(each).mean(dim=0)
-
-
-def _subjects(example: Example) -> Sequence[str]:
-    """The class word of each reference: ``extra["subjects"]`` where several subjects meet, else ``subject``."""
-    words = example.extra.get("subjects", [example.subject] * len(example.references))
-    if (
-        not isinstance(words, Sequence)
-        or isinstance(words, str)
-        or len(words) != len(example.references)
-        or not all(isinstance(word, str) and word.strip() for word in words)
-    ):
-        raise ValueError(
-            f"example {example.key!r}: segment: both needs the class word of each reference, in 'subject', or in "
-            f"extra.subjects where they differ; given {words!r} for {len(example.references)} references"
-        )
-    return words

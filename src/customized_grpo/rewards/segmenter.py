@@ -4,6 +4,7 @@ Both are frozen models of transformers, run one image at a time, so that a mask 
 Dimensions: H x W pixels, K boxes that GroundingDINO proposes, L text tokens.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final, final
 
 import torch
@@ -38,6 +39,19 @@ class SegmenterConfig(BaseModel):
     )
     sam: str = Field(default="facebook/sam-vit-base", description="SAM: hub id or folder")
     threshold: float = Field(default=0.35, gt=0.0, lt=1.0, description="least confidence of a box")
+
+
+def class_words(subject: str, extra: Mapping[str, Any], num_references: int) -> list[str]:
+    """The class word of each reference; empty where there is none.
+
+    ``extra["subjects"]`` says them one by one. Else ``subject`` is split at " and " where that gives one a reference
+    ("backpack and dog" of two), and holds for all where it doesn't.
+    """
+    given = extra.get("subjects")
+    if isinstance(given, list | tuple) and len(given) == num_references:
+        return [str(word).strip() for word in given]
+    words = [word.strip() for word in subject.split(" and ")]
+    return words if len(words) == num_references else [subject.strip()] * num_references
 
 
 @final

@@ -66,7 +66,7 @@ class VisionEncoder:
         self.grid = side // int(config.patch_size)
 
     @torch.no_grad()
-    def tokens(self, images: Sequence[Image.Image]) -> Float[Tensor, "n 1+p d"]:
+    def tokens(self, images: Sequence[Image.Image]) -> Float[Tensor, "n t d"]:
         """Features after the last layer, float32: CLS first, then the patches row by row."""
         states = self._states(images)
         return torch.cat([states[:, :1], states[:, self._skip :]], dim=1).float()
