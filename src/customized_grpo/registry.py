@@ -109,7 +109,10 @@ def resolve(kind: Kind, name: str) -> Any:
             "is the package installed, and does the module define that name?"
         ) from error
     if inspect.isfunction(plugin) and kind in _ADAPTERS:
-        plugin = _load(_ADAPTERS[kind])(plugin)
+        try:
+            plugin = _load(_ADAPTERS[kind])(plugin)
+        except ValueError as error:
+            raise UnknownPluginError(f"{kind} plug-in {name!r} can't be used: {error}") from error
     return plugin
 
 

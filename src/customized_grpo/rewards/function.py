@@ -34,8 +34,8 @@ def reward_class(function: Callable[..., Any]) -> type[Reward] | type[AsyncRewar
         inspect.signature(function).bind("example", "images")
     except TypeError as error:
         raise ValueError(
-            f"the reward function {_place(function)} can't be called as f(example, images): {error}; "
-            "give a function of two arguments, or a class (docs: Write a reward)"
+            f"{_place(function)} can't be called as f(example, images): {error}; give a function of two arguments, "
+            "or a class (see 'Write a reward' in the docs)"
         ) from error
     base = _asynchronous(function) if inspect.iscoroutinefunction(function) else _synchronous(function)
     base.__doc__ = function.__doc__
