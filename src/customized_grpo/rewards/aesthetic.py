@@ -33,7 +33,7 @@ class Aesthetic(Reward):
         head: str = Field(
             min_length=1,
             description="the predictor's weights as .safetensors; they are published pickled, and nothing is unpickled "
-            "here: the page 'Write a reward' has the lines that convert them",
+            "here: the page 'Choose rewards' has the lines that convert them",
         )
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
@@ -54,8 +54,8 @@ def _load_head(name: str, width: int) -> nn.Module:
     path = Path(name).expanduser()
     if path.suffix != ".safetensors" or not path.is_file():
         raise ValueError(
-            f"head {name!r}: give an existing .safetensors file; docs/how-to/reward.md says how to make it from the "
-            "published .pth"
+            f"head {name!r}: give an existing .safetensors file; docs/how-to/choose-rewards.md says how to make it "
+            "from the published .pth"
         )
     sizes = [width, *_WIDTHS]
     places = ("0", "2", "4", "6", "7")
