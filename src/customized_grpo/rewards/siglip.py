@@ -53,7 +53,7 @@ class Siglip(Reward):
             self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         except ImportError as error:
             raise ValueError(
-                f"reward model {config.model!r}: its tokenizer needs another package ({error}); run "
+                f"reward model {config.model!r}: its tokenizer needs another package; run "
                 "'pip install sentencepiece', or take a SigLIP 2 model"
             ) from error
         self._max_length: int = self._model.config.text_config.max_position_embeddings

@@ -1,5 +1,7 @@
 """SigLIP, PickScore and the aesthetic predictor: against the definition by the models' own forwards."""
 
+import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,16 @@ def test_siglip_is_the_models_own_logit_without_temperature_and_bias(
     assert scores.std() > 1e-2
     torch.testing.assert_close(scores, expected, rtol=0, atol=2e-4)
     check_reward(reward, example(prompt=prompt), images)
+
+
+@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="sentencepiece is installed")
+def test_siglip_1_says_what_it_needs(siglip_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(siglip_folder, tmp_path / "one")
+    (tmp_path / "one" / "tokenizer.json").unlink()
+    (tmp_path / "one" / "spiece.model").write_bytes(b"x")
+    (tmp_path / "one" / "tokenizer_config.json").write_text('{"tokenizer_class": "SiglipTokenizer"}')
+    with pytest.raises(ValueError, match="pip install sentencepiece"):
+        build("siglip", model=str(tmp_path / "one"))
 
 
 def test_pickscore_is_the_models_own_logit(clip_folder: Path) -> None:
