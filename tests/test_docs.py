@@ -43,7 +43,10 @@ def test_commands_of_the_readme_exist(command: str) -> None:
     assert command in get_command(app).commands  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("page", "test"), [("reward", "test_brightness"), ("aggregator", "test_softmin")])
+@pytest.mark.parametrize(
+    ("page", "test"),
+    [("reward", "test_contrast"), ("reward", "test_brightness"), ("aggregator", "test_softmin")],
+)
 def test_examples_of_the_how_tos_pass_the_conformance_kit(page: str, test: str) -> None:
     names: dict[str, Any] = {"__name__": "example", "Image": Image}
     for block in blocks(f"docs/how-to/{page}.md", "python"):

@@ -16,6 +16,7 @@ from rich.table import Table
 from customized_grpo import __version__
 from customized_grpo.console import UserErrors, err, hush_libraries, out
 from customized_grpo.data_cli import data_app
+from customized_grpo.score_cli import score
 
 app = typer.Typer(
     cls=UserErrors,
@@ -122,6 +123,9 @@ def generate(
     hush_libraries()
     for file in draw(recipe, lora, references, prompt, out_file, steps=steps, seed=seed, num=num):
         out.print(str(file), highlight=False, markup=False)
+
+
+app.command(context_settings=_FREE)(score)
 
 
 @app.command()

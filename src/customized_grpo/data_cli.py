@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.table import Table
 
 from customized_grpo.console import err, out
+from customized_grpo.masks_cli import masks
 
 if TYPE_CHECKING:
     from customized_grpo.data.check import Check
@@ -31,6 +32,7 @@ data_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+data_app.command()(masks)
 Workers = Annotated[int | None, typer.Option(min=1, help="processes that read images; by default one a core")]
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "find_recipe",
     "load_any",
     "load_recipe",
+    "recipe_of",
     "recipe_schema",
     "run_config",
     "save_recipe",
@@ -83,6 +84,25 @@ def load_recipe(
     """
     file = find_recipe(path)
     data, lines = read_yaml(file)
+    return _validated(str(file), data, lines, overrides, model)
+
+
+def recipe_of(data: dict[str, Any], overrides: Sequence[str], model: type[M]) -> M:
+    """A recipe without a file: ``data`` and, on top of it, all that the user wrote, as overrides.
+
+    Raises:
+        RecipeError: every problem that was found, one a line.
+    """
+    return _validated("command line", data, {}, overrides, model)
+
+
+def _validated(
+    name: str,
+    data: dict[str, Any],
+    lines: Mapping[Location, int],
+    overrides: Sequence[str],
+    model: type[M],
+) -> M:
     problems: list[str] = []
     applied = []
     for text in overrides:
@@ -92,8 +112,8 @@ def load_recipe(
             applied.append(override)
         except RecipeError as error:
             problems.append(str(error))
-    source = _Source(str(file), lines, applied)
-    recipe = None
+    source = _Source(name, lines, applied)
+    recipe: M | None = None
     try:
         recipe = model.model_validate(data)
     except ValidationError as error:

@@ -32,6 +32,10 @@ BUILTIN: Mapping[Kind, Mapping[str, str]] = {
         "dino": "customized_grpo.rewards.dino:Dino",
         "clip_t": "customized_grpo.rewards.clip:ClipT",
         "clip_i": "customized_grpo.rewards.clip:ClipI",
+        "hpsv3": "customized_grpo.rewards.hpsv3:HPSv3",
+        "pickscore": "customized_grpo.rewards.pickscore:PickScore",
+        "siglip": "customized_grpo.rewards.siglip:Siglip",
+        "aesthetic": "customized_grpo.rewards.aesthetic:Aesthetic",
     },
     "metrics": {"mini_oracle": "customized_grpo.mini.metric:MiniOracle"},
     "datasets": {
@@ -75,6 +79,9 @@ BUILTIN: Mapping[Kind, Mapping[str, str]] = {
     },
 }
 
+# A plain function of these kinds becomes a class of the form that the kind has.
+_ADAPTERS: Mapping[Kind, str] = {"rewards": "customized_grpo.rewards.function:reward_class"}
+
 
 class UnknownPluginError(ValueError):
     """No plug-in of that name; the message lists what there is and the nearest match."""
@@ -114,17 +121,27 @@ def resolve(kind: Kind, name: str) -> Any:
             f"unknown type {name!r} of {kind};{hint} known: {', '.join(sorted(known))}; "
             "or give your own as 'package.module:Name'"
         )
-    module_name, _, attribute = target.partition(":")
     try:
-        plugin: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            plugin = getattr(plugin, part)
+        plugin = _load(target)
     except (ImportError, AttributeError) as error:
         raise UnknownPluginError(
             f"{kind} plug-in {name!r} can't be loaded from {target!r}: {error}; "
             "is the package installed, and does the module define that name?"
         ) from error
+    if inspect.isfunction(plugin) and kind in _ADAPTERS:
+        try:
+            plugin = _load(_ADAPTERS[kind])(plugin)
+        except ValueError as error:
+            raise UnknownPluginError(f"{kind} plug-in {name!r} can't be used: {error}") from error
     return plugin
+
+
+def _load(target: str) -> Any:
+    module_name, _, attribute = target.partition(":")
+    found: Any = importlib.import_module(module_name)
+    for part in attribute.split("."):
+        found = getattr(found, part)
+    return found
 
 
 def config_model(plugin: Any) -> type[BaseModel]:

@@ -5,8 +5,10 @@ C channels, G group size, Q = 2 axes (prompt, identity), K trained steps, H x W 
 """
 
 import asyncio
+import inspect
 from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -16,6 +18,7 @@ from torch import Tensor
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.lora import base_transformer, reference
 from customized_grpo.rewards.base import AsyncReward, Reward
+from customized_grpo.rewards.function import FunctionConfig, reward_class
 from customized_grpo.types import Example
 
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -113,8 +116,10 @@ def _check_gradient(policy: Policy, x: Tensor, expected: Tensor, velocity: Calla
         named[name].grad = kept[name]
 
 
-def check_reward(reward: Reward | AsyncReward, example: Example, images: UInt8[Tensor, "g h w 3"]) -> None:
-    """Check a reward on a group of at least 3 different images.
+def check_reward(
+    reward: Reward | AsyncReward | Callable[..., Any], example: Example, images: UInt8[Tensor, "g h w 3"]
+) -> None:
+    """Check a reward, or a function ``f(example, images)`` that is one, on a group of at least 3 different images.
 
     Shape, float32 and CPU; the same scores twice; scores follow their images when these change places; nothing given
     is changed. NaN (unscorable) is allowed, infinity is not.
@@ -122,6 +127,11 @@ def check_reward(reward: Reward | AsyncReward, example: Example, images: UInt8[T
     Raises:
         AssertionError: what does not hold.
     """
+    if inspect.isfunction(reward):
+        reward = reward_class(reward)(FunctionConfig(type="function"), device=torch.device("cpu"))
+    assert isinstance(reward, Reward | AsyncReward), (
+        f"{reward!r} is no reward: give a Reward, an AsyncReward or a function f(example, images)"
+    )
     group = images.shape[0]
     assert group >= 3, f"give at least 3 images, not {group}"
     before, references = images.clone(), [image.tobytes() for image in example.references]

@@ -155,6 +155,12 @@ CASES = [
         "train|recipe.yaml|advantage.aggregator={type: weighted_sum, gamma: 1}",
         "advantage.aggregator.gamma: unknown key; allowed: type",
     ),
+    case(
+        "An option that would do nothing",
+        "train|recipe.yaml|rewards.dino.crop=true",
+        "crop: has no effect here",
+    ),
+    case("A segmenter forgotten", "train|recipe.yaml|rewards.dino.segment=both", "so it needs a segmenter"),
     case("An unknown axis", "train|recipe.yaml|rewards.dino.axis=identiy", "did you mean 'identity'?"),
     case(
         "An axis that no reward feeds",
@@ -250,6 +256,8 @@ CASES = [
         "--config",
     ),
     case("A report of nothing", "report|lost", "lost"),
+    case("A score of nothing", "score|nowhere|--reward|dino", "nowhere: there is no such folder or image"),
+    case("An option of no reward", "score|data|--reward|dino|dno.model=dino", "did you mean 'dino'?"),
     case("A kind of plug-in that isn't", "plugins|reward", "given 'reward'", "rewards"),
 ]
 

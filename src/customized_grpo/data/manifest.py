@@ -142,6 +142,10 @@ class ManifestDataset:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def keys(self) -> list[str]:
+        """The ids of all examples, in order; no image is read."""
+        return [row.id for _, row in self._rows]
+
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self._rows):
             raise IndexError(f"example {index} of {len(self._rows)}")

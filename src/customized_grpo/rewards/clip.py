@@ -24,6 +24,8 @@ from customized_grpo.rewards.features import (
     in_batches,
     load_frozen,
     mean_cosine,
+    require_prompt,
+    require_references,
     to_pil,
 )
 from customized_grpo.types import Example
@@ -40,21 +42,52 @@ class ClipConfig(RewardConfig):
 
 
 @final
-class _Clip:
-    """The model behind both rewards, with features before normalisation."""
+class Clip:
+    """A frozen CLIP, with features before normalisation.
 
-    def __init__(self, config: ClipConfig, device: torch.device) -> None:
-        self._device = device
-        self.model = load_frozen(
-            CLIPModel, config.model, "clip", model_type="clip", dtype=config.dtype, device=device
-        )
-        self._processor = CLIPImageProcessorPil.from_pretrained(model_path(config.model, "clip"))
+    Args:
+        config: weights, batches and dtype.
+        device: where it runs.
+        processor: hub id or folder of the image processor.
+    """
+
+    def __init__(self, config: ClipConfig, device: torch.device, *, processor: str) -> None:
+        self.device = device
+        self.model = load_frozen({"clip": CLIPModel}, config.model, "clip", dtype=config.dtype, device=device)
+        self._processor = CLIPImageProcessorPil.from_pretrained(model_path(processor, "clip"))
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image]) -> Float[Tensor, "n d"]:
+        """Projected features of images."""
         pixels: Tensor = self._processor(images=list(images), return_tensors="pt")["pixel_values"]
         features: Tensor = self.model.get_image_features(
-            pixel_values=pixels.to(self._device, self.model.dtype)
+            pixel_values=pixels.to(self.device, self.model.dtype)
+        ).pooler_output
+        return features.float()
+
+
+@final
+class ClipText:
+    """The text side of a CLIP."""
+
+    def __init__(self, clip: Clip, tokenizer: str) -> None:
+        self._clip = clip
+        self._tokenizer = CLIPTokenizer.from_pretrained(model_path(tokenizer, "clip"))
+        self._max_length: int = clip.model.config.text_config.max_position_embeddings
+
+    @torch.no_grad()
+    def __call__(self, prompt: str) -> Float[Tensor, "1 d"]:
+        """Projected features of a prompt, cut at the model's limit."""
+        tokens = self._tokenizer(
+            [prompt],
+            truncation=True,
+            max_length=self._max_length,
+            return_tensors="pt",
+            return_attention_mask=True,
+        )
+        features: Tensor = self._clip.model.get_text_features(
+            input_ids=tokens["input_ids"].to(self._clip.device),
+            attention_mask=tokens["attention_mask"].to(self._clip.device),
         ).pooler_output
         return features.float()
 
@@ -68,31 +101,19 @@ class ClipT(Reward):
         """A reward's section with ``type: clip_t``."""
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
-        self._device = device
         self._batch_size = config.batch_size
-        self._clip = _Clip(config, device)
-        self._tokenizer = CLIPTokenizer.from_pretrained(model_path(config.model, "clip"))
-        self._max_length: int = self._clip.model.config.text_config.max_position_embeddings
+        self._clip = Clip(config, device, processor=config.model)
+        self._text = ClipText(self._clip, config.model)
 
     def __call__(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Float[Tensor, " g"]:
-        """Similarity of each image to the example's prompt."""
+        """Similarity of each image to the example's prompt.
+
+        Raises:
+            ValueError: the example has no prompt.
+        """
+        require_prompt(example)
         features = in_batches(self._clip.encode, to_pil(images), self._batch_size)
         return mean_cosine(features, self._text(example.prompt)).cpu()
-
-    @torch.no_grad()
-    def _text(self, prompt: str) -> Float[Tensor, "1 d"]:
-        tokens = self._tokenizer(
-            [prompt],
-            truncation=True,
-            max_length=self._max_length,
-            return_tensors="pt",
-            return_attention_mask=True,
-        )
-        features: Tensor = self._clip.model.get_text_features(
-            input_ids=tokens["input_ids"].to(self._device),
-            attention_mask=tokens["attention_mask"].to(self._device),
-        ).pooler_output
-        return features.float()
 
 
 @final
@@ -105,7 +126,7 @@ class ClipI(Reward):
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
         self._batch_size = config.batch_size
-        self._clip = _Clip(config, device)
+        self._clip = Clip(config, device, processor=config.model)
         self._references = FeatureCache(self._clip.encode)
 
     def __call__(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Float[Tensor, " g"]:
@@ -114,8 +135,7 @@ class ClipI(Reward):
         Raises:
             ValueError: the example has no reference.
         """
-        if not example.references:
-            raise ValueError(f"example {example.key!r} has no reference to compare with")
+        require_references(example)
         features = in_batches(self._clip.encode, to_pil(images), self._batch_size)
         references = self._references(example.references)
         return mean_cosine(features, references).cpu()

@@ -1,73 +1,210 @@
-"""DINOv2 identity reward: 100 x the cosine of the CLS features of image and reference, mean over references.
+"""DINO identity reward: 100 x the cosine of the CLS features of image and reference, mean over references.
 
-Dimensions: G group size, n batch, D features, H x W pixels. Source: Customized-GRPO (arXiv 2510.18263), whose
-identity reward is DINOv2-base by transformers; features are ``last_hidden_state[:, 0]``.
+Dimensions: G group size, R references, P patches, D features, H x W pixels. Source: Customized-GRPO
+(arXiv 2510.18263), whose identity reward is DINOv2-base by transformers; features are ``last_hidden_state[:, 0]``.
+
+Whole pictures also match by their background. Two remedies, both with the masks of the data set: ``segment``
+compares subjects cut out of their pictures, and ``copy_penalty`` takes points off for a copied background.
 """
 
 from collections.abc import Sequence
-from typing import final
+from typing import Annotated, Literal, Self, final
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL.Image import Image
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
-# The PIL processor by name: with torchvision installed the default would be another one, and so the reward.
-from transformers import BitImageProcessorPil, Dinov2Model
-
-from customized_grpo.paths import model_path
 from customized_grpo.rewards.base import Reward, RewardConfig
+from customized_grpo.rewards.cutout import cut_out, is_empty
 from customized_grpo.rewards.features import (
     DtypeName,
     FeatureCache,
     in_batches,
-    load_frozen,
     mean_cosine,
+    require_references,
     to_pil,
 )
+from customized_grpo.rewards.segmenter import Segmenter, SegmenterConfig, class_words
+from customized_grpo.rewards.vision import VisionEncoder
 from customized_grpo.types import Example
+
+_OUTSIDE = 0.05
+"""A patch of the reference with a smaller share of the subject is background."""
+_KEPT_TOKENS = 64
+"""References whose patches are kept; each is some hundred times the size of CLS features."""
 
 
 @final
 class Dino(Reward):
-    """DINOv2 similarity to the references, in [-100, 100]."""
+    """Similarity of DINO features to the references, in [-100, 100] before ``copy_penalty``."""
 
     @final
     class Config(RewardConfig):
         """A reward's section with ``type: dino``."""
 
         model: str = Field(
-            default="facebook/dinov2-base", description="hub id, folder, 'mini' or 'mini-judge'"
+            default="facebook/dinov2-base",
+            description="DINOv2, DINOv3 or the original DINO: hub id, folder, 'mini' or 'mini-judge'",
         )
         batch_size: PositiveInt = Field(default=32, description="images in one forward")
         dtype: DtypeName = "float32"
+        segment: Literal["none", "reference", "both"] = Field(
+            default="none",
+            description="what is cut out: nothing; the reference, by the data set's mask; or the generated image as "
+            "well, by the segmenter",
+        )
+        background: tuple[Annotated[int, Field(ge=0, le=255)], ...] = Field(
+            default=(255, 255, 255), min_length=3, max_length=3, description="RGB behind what is cut out"
+        )
+        crop: bool = Field(default=False, description="keep a square around what is cut out")
+        padding: float = Field(default=0.1, ge=0.0, le=1.0, description="room in that square, of its side")
+        missing_mask: Literal["error", "skip"] = Field(
+            default="error", description="a reference without mask stops the run, or its group is unscorable"
+        )
+        segmenter: SegmenterConfig | None = Field(default=None, description="for segment: both")
+        copy_penalty: float = Field(
+            default=0.0,
+            ge=0.0,
+            description="points off for each point of similarity of the reference's background; 0: none",
+        )
+
+        @model_validator(mode="after")
+        def _everything_is_used(self) -> Self:
+            if (self.segment == "both") != (self.segmenter is not None):
+                raise ValueError(
+                    "segment: both cuts the subject out of generated images while the run goes on, so it needs a "
+                    "segmenter, as in segmenter: {detector: IDEA-Research/grounding-dino-base}; the other values "
+                    f"need none. Given: segment: {self.segment}, segmenter: {self.segmenter}"
+                )
+            cutting = self.segment != "none"
+            idle = {
+                "background": not cutting and self.background != (255, 255, 255),
+                "crop": not cutting and self.crop,
+                "padding": not self.crop and self.padding != 0.1,
+                "missing_mask": not cutting and not self.copy_penalty and self.missing_mask != "error",
+            }
+            if unused := [name for name, is_unused in idle.items() if is_unused]:
+                raise ValueError(
+                    f"{unused[0]}: has no effect here; it takes segment: reference or both"
+                    + {"padding": " and crop: true", "missing_mask": ", or a copy_penalty"}.get(unused[0], "")
+                )
+            return self
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
-        self._device = device
-        self._batch_size = config.batch_size
-        self._model = load_frozen(
-            Dinov2Model, config.model, "dino", model_type="dinov2", dtype=config.dtype, device=device
-        )
-        self._processor = BitImageProcessorPil.from_pretrained(model_path(config.model, "dino"))
-        self._references = FeatureCache(self._encode)
+        self._config = config
+        self._encoder = VisionEncoder(config.model, dtype=config.dtype, device=device)
+        self._references = FeatureCache(self._encoder.cls)
+        self._backgrounds = FeatureCache(self._encoder.tokens, _KEPT_TOKENS)
+        self._segmenter = Segmenter(config.segmenter, device=device) if config.segmenter else None
 
     def __call__(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Float[Tensor, " g"]:
         """Mean similarity of each image to the example's references.
 
-        Raises:
-            ValueError: the example has no reference.
-        """
-        if not example.references:
-            raise ValueError(f"example {example.key!r} has no reference to compare with")
-        features = in_batches(self._encode, to_pil(images), self._batch_size)
-        references = self._references(example.references)
-        return mean_cosine(features, references).cpu()
+        NaN where the segmenter finds no subject in an image, and for the whole group where a mask is missing and
+        ``missing_mask`` is ``skip``.
 
-    @torch.no_grad()
-    def _encode(self, images: Sequence[Image]) -> Float[Tensor, "n d"]:
-        pixels: Tensor = self._processor(images=list(images), return_tensors="pt")["pixel_values"]
-        states: Tensor = self._model(
-            pixel_values=pixels.to(self._device, self._model.dtype)
-        ).last_hidden_state
-        return states[:, 0].float()
+        Raises:
+            ValueError: the example has no reference, or lacks a mask that the reward needs.
+        """
+        require_references(example)
+        masks = self._masks(example)
+        if masks is None:
+            return torch.full((len(images),), torch.nan)
+        pictures, penalty = to_pil(images), self._config.copy_penalty
+        if not penalty:
+            return self._identity(example, masks, pictures, None).cpu()
+        tokens = in_batches(self._encoder.tokens, pictures, self._config.batch_size)
+        identity = self._identity(example, masks, pictures, tokens[:, 0])
+        return (identity - penalty * self._background(example, masks, tokens[:, 1:])).cpu()
+
+    def _masks(self, example: Example) -> tuple[Image, ...] | None:
+        """A mask a reference; empty where none is needed, None where one is missing and that may be skipped."""
+        if self._config.segment == "none" and not self._config.copy_penalty:
+            return ()
+        given = example.masks or (None,) * len(example.references)
+        if len(given) != len(example.references):
+            raise ValueError(
+                f"example {example.key!r} has {len(given)} masks for {len(example.references)} references; "
+                "give one or None each"
+            )
+        masks = tuple(mask for mask in given if mask is not None and not is_empty(mask))
+        for mask, reference in zip(given, example.references, strict=True):
+            if mask is not None and mask.size != reference.size:
+                raise ValueError(
+                    f"example {example.key!r}: a mask is {mask.size} but its reference is {reference.size}"
+                )
+        if len(masks) == len(given):
+            return masks
+        if self._config.missing_mask == "skip":
+            return None
+        raise ValueError(
+            f"example {example.key!r} has {len(masks)} usable masks for {len(given)} references; make them "
+            "with 'customized-grpo data masks', or set missing_mask: skip, which leaves its images unscored"
+        )
+
+    def _identity(
+        self,
+        example: Example,
+        masks: Sequence[Image],
+        pictures: Sequence[Image],
+        whole: Float[Tensor, "g d"] | None,
+    ) -> Float[Tensor, " g"]:
+        """Similarity of the subjects; ``whole`` are the features of the uncut pictures where they are known."""
+        if self._config.segment == "none":
+            references = self._references(example.references)
+        else:
+            pairs = zip(example.references, masks, strict=True)
+            references = self._references([self._cut(image, mask) for image, mask in pairs])
+        if self._segmenter is None:
+            if whole is None:
+                whole = in_batches(self._encoder.cls, pictures, self._config.batch_size)
+            return mean_cosine(whole, references)
+        words = class_words(example.subject, example.extra, len(example.references))
+        if not all(words):
+            raise ValueError(
+                f"example {example.key!r}: segment: both looks for the subject by its class word; give the example "
+                "a 'subject'"
+            )
+        found = {word: self._found(self._segmenter, pictures, word) for word in set(words)}
+        each = torch.full((len(words), len(pictures)), torch.nan)
+        for row, word, reference in zip(each, words, references, strict=True):
+            seen, features = found[word]
+            if features is not None:
+                row[seen] = mean_cosine(features, reference[None]).cpu()
+        return each.mean(dim=0)
+
+    def _found(
+        self, segmenter: Segmenter, pictures: Sequence[Image], word: str
+    ) -> tuple[Bool[Tensor, " g"], Float[Tensor, "f d"] | None]:
+        """In which pictures a subject is found, and the features of the F that it is cut out of."""
+        masks = [segmenter(picture, word) for picture in pictures]
+        seen = torch.tensor([mask is not None for mask in masks])
+        cut = [
+            self._cut(image, mask) for image, mask in zip(pictures, masks, strict=True) if mask is not None
+        ]
+        return seen, in_batches(self._encoder.cls, cut, self._config.batch_size) if cut else None
+
+    def _cut(self, image: Image, mask: Image) -> Image:
+        config = self._config
+        red, green, blue = config.background
+        return cut_out(image, mask, background=(red, green, blue), crop=config.crop, padding=config.padding)
+
+    def _background(
+        self, example: Example, masks: Sequence[Image], patches: Float[Tensor, "g p d"]
+    ) -> Float[Tensor, " g"]:
+        """How much of the references' backgrounds is found anywhere in the images, in [-100, 100].
+
+        For each background patch of a reference 100 x its highest cosine with any patch of the image, mean over the
+        patches and the references. Anywhere, because a pasted background may be moved. A reference without
+        background adds 0.
+        """
+        unit = torch.nn.functional.normalize(patches, dim=-1)
+        each = []
+        for reference, mask in zip(example.references, masks, strict=True):
+            outside = self._encoder.coverage(mask) < _OUTSIDE
+            kept = self._backgrounds([reference])[0, 1:][outside.to(patches.device)]
+            best = (unit @ torch.nn.functional.normalize(kept, dim=-1).T).amax(dim=1)
+            each.append(best.mean(dim=-1).nan_to_num(0.0) * 100.0)
+        return torch.stack(each).mean(dim=0)

@@ -5,7 +5,7 @@ Dimensions: G images of a group, R references, D features, H x W pixels.
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, final
 
 import torch
@@ -15,19 +15,27 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from customized_grpo.paths import model_path
+from customized_grpo.types import Example
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
 
 Encode = Callable[[Sequence[Image.Image]], Tensor]
-"""n images to features (n, D)."""
+"""n images to features (n, D), or (n, T, D) with a row a token."""
 
 
 def load_frozen(
-    model_class: Any, name: str, kind: str, *, model_type: str, dtype: DtypeName, device: torch.device
+    families: Mapping[str, Any], name: str, kind: str, *, dtype: DtypeName, device: torch.device
 ) -> Any:
     """A frozen transformers model in evaluation mode, from safetensors only.
+
+    Args:
+        families: the class that reads a checkpoint, by the ``model_type`` of its config.
+        name: hub id, folder, ``mini`` or ``mini-judge``.
+        kind: folder of the embedded models: ``dino`` or ``clip``.
+        dtype: of the weights.
+        device: where they go.
 
     Raises:
         ValueError: no such model, a model of another family, or a checkpoint that lacks weights -
@@ -36,10 +44,13 @@ def load_frozen(
     path = model_path(name, kind)
     try:
         found = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
-        if found != model_type:
-            raise ValueError(f"it is a {found!r} model, but this reward needs a {model_type!r} model")
-        model, report = model_class.from_pretrained(
-            path, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True
+        if found not in families:
+            wanted = " or ".join(repr(family) for family in families)
+            raise ValueError(f"it is a {found!r} model, but this reward needs a {wanted} model")
+        # A ViT's pooler is not part of what DINO trained, and its checkpoints lack it.
+        options = {"add_pooling_layer": False} if found == "vit" else {}
+        model, report = families[found].from_pretrained(
+            path, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, **options
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"reward model {name!r} can't be loaded: {error}") from error
@@ -55,9 +66,21 @@ def to_pil(images: UInt8[Tensor, "g h w 3"]) -> list[Image.Image]:
     return [Image.fromarray(image) for image in images.cpu().numpy()]
 
 
-def in_batches(encode: Encode, images: Sequence[Image.Image], batch_size: int) -> Float[Tensor, "g d"]:
+def in_batches(encode: Encode, images: Sequence[Image.Image], batch_size: int) -> Float[Tensor, "g *d"]:
     """Features of any number of images, at most ``batch_size`` in one forward."""
     return torch.cat([encode(images[at : at + batch_size]) for at in range(0, len(images), batch_size)])
+
+
+def require_references(example: Example) -> None:
+    """Refuse an example without references: there is nothing to compare with."""
+    if not example.references:
+        raise ValueError(f"example {example.key!r} has no reference to compare with")
+
+
+def require_prompt(example: Example) -> None:
+    """Refuse an example without a prompt: every image would get a score that means nothing."""
+    if not example.prompt.strip():
+        raise ValueError(f"example {example.key!r} has no prompt to compare with")
 
 
 def mean_cosine(a: Float[Tensor, "g d"], b: Float[Tensor, "r d"]) -> Float[Tensor, " g"]:
@@ -76,11 +99,11 @@ class FeatureCache:
         self._size = size
         self._entries: OrderedDict[bytes, Tensor] = OrderedDict()
 
-    def __call__(self, images: Sequence[Image.Image]) -> Float[Tensor, "r d"]:
+    def __call__(self, images: Sequence[Image.Image]) -> Float[Tensor, "r *d"]:
         """Features of ``images``, encoding only those that are not kept."""
         return torch.stack([self._one(image) for image in images])
 
-    def _one(self, image: Image.Image) -> Float[Tensor, " d"]:
+    def _one(self, image: Image.Image) -> Float[Tensor, "*d"]:
         key = _digest(image)
         if key not in self._entries:
             # Alone, never in a batch: the last bit depends on the batch's size, so a resumed run would differ

@@ -1,0 +1,207 @@
+"""Masks of a manifest's references, made once and kept as files ``<name>_seg.png``, named by a new manifest.
+
+A mask made while a run goes on would be a hidden part of its reward. Made here, it can be looked at, corrected and
+shared. The work can be stopped and started again; a picture that can't be read or has no subject gets null and is
+reported, and the rest goes on.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from customized_grpo.data.images import ImageError, load_image, load_mask
+from customized_grpo.data.manifest import ManifestError
+from customized_grpo.rewards.segmenter import class_words
+
+Segment = Callable[[Image.Image, str], Image.Image | None]
+"""A picture and a class word to a mask of the picture's size, or None where the subject isn't found."""
+
+
+class Wanted(NamedTuple):
+    """A reference without a mask, and what to look for in it."""
+
+    reference: str
+    word: str
+
+
+@dataclass(slots=True)
+class MaskReport:
+    """What a call of ``make_masks`` did.
+
+    Attributes:
+        manifest: the new manifest.
+        made: masks written now.
+        kept: masks that were there from an earlier call.
+        problems: why a reference has none.
+    """
+
+    manifest: Path
+    made: int = 0
+    kept: int = 0
+    problems: dict[Wanted, str] = field(default_factory=dict)
+
+
+def make_masks(
+    manifest: Path,
+    segment: Segment,
+    *,
+    settings: Mapping[str, Any],
+    folder: str | None = "masks",
+    target: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> MaskReport:
+    """Make every mask that a manifest lacks, and write a manifest that has them. Masks that it names stay.
+
+    Args:
+        manifest: a .jsonl file.
+        segment: finds a subject.
+        settings: of ``segment``, kept beside the masks: another call with others is refused, not mixed.
+        folder: where masks go, inside the manifest's folder; None: beside their pictures.
+        target: the new manifest, in the folder of the old one; by default ``<name>-masks.jsonl``.
+        progress: told the references done and their number.
+
+    Raises:
+        ManifestError: a line is no row of a manifest.
+        ValueError: ``target`` or ``folder`` lies elsewhere, or masks of other settings are there.
+    """
+    root = manifest.parent
+    target = target or manifest.with_name(f"{manifest.stem}-masks.jsonl")
+    if target.resolve().parent != root.resolve() or target.resolve() == manifest.resolve():
+        raise ValueError(
+            f"{target}: the new manifest must lie beside the old one ({root}), because its paths are relative to it, "
+            "and under another name"
+        )
+    if folder is not None and not _is_inside(folder):
+        raise ValueError(
+            f"{folder!r}: masks must lie inside the manifest's folder; give a relative path without '..'"
+        )
+    rows = list(_rows(manifest))
+    wanted = list(dict.fromkeys(one for row in rows for one in _missing(row)))
+    _claim(target.with_suffix(".settings.json"), settings)
+    report = MaskReport(target)
+    names = _names(wanted, folder)
+    found: dict[Wanted, str | None] = {}
+    for done, one in enumerate(wanted, start=1):
+        found[one] = _one(root, one, names[one], segment, report)
+        progress(done, len(wanted))
+    lines = (json.dumps(_filled(row, found), ensure_ascii=False) + "\n" for row in rows)
+    _replace(target, lambda aside: aside.write_text("".join(lines), encoding="utf-8"))
+    return report
+
+
+def _one(root: Path, one: Wanted, name: str, segment: Segment, report: MaskReport) -> str | None:
+    """The mask's path, made or kept; None with the reason in the report."""
+    file = root / name
+    try:
+        if not _is_inside(one.reference):
+            raise ValueError("the path is not inside the manifest's folder")
+        if not one.word:
+            raise ValueError("its row has no subject, so there is no word to look for")
+        image = load_image(root / one.reference)
+        if _is_whole(file, image.size):
+            report.kept += 1
+            return name
+        mask = segment(image, one.word)
+    # Anything may be wrong with one picture of thousands; it is reported, and hours of work go on.
+    except (ImageError, ValueError, OSError) as error:
+        report.problems[one] = str(error)
+        return None
+    if mask is None:
+        report.problems[one] = f"no {one.word!r} was found"
+        return None
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _replace(file, lambda aside: mask.convert("L").save(aside, format="PNG", optimize=True))
+    report.made += 1
+    return name
+
+
+def _is_whole(file: Path, size: tuple[int, int]) -> bool:
+    try:
+        return file.is_file() and load_mask(file).size == size
+    except ImageError:
+        return False
+
+
+def _rows(manifest: Path) -> Iterator[dict[str, Any]]:
+    """The lines as they are: keys that are not looked at here pass through."""
+    if not manifest.is_file():
+        raise ManifestError(f"{manifest}: no such manifest; give the path of a .jsonl file")
+    with manifest.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                references, masks = row["references"], row.get("masks") or []
+                sound = all(isinstance(path, str) for path in references)
+                sound &= len(masks) in (0, len(references)) and isinstance(row.get("extra", {}), dict)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise ManifestError(f"{manifest}:{number}: is no row of a manifest ({error!r})") from error
+            if not sound:
+                raise ManifestError(f"{manifest}:{number}: references, masks or extra are not those of a row")
+            yield row
+
+
+def _pairs(row: Mapping[str, Any]) -> list[tuple[Wanted, str | None]]:
+    references = row["references"]
+    masks = row.get("masks") or [None] * len(references)
+    words = class_words(str(row.get("subject", "")), row.get("extra", {}), len(references))
+    return [
+        (Wanted(reference, word), mask)
+        for reference, word, mask in zip(references, words, masks, strict=True)
+    ]
+
+
+def _missing(row: Mapping[str, Any]) -> list[Wanted]:
+    return [wanted for wanted, mask in _pairs(row) if mask is None]
+
+
+def _filled(row: Mapping[str, Any], found: Mapping[Wanted, str | None]) -> dict[str, Any]:
+    masks = [found.get(wanted) if mask is None else mask for wanted, mask in _pairs(row)]
+    return {**row, "masks": masks}
+
+
+def _names(wanted: list[Wanted], folder: str | None) -> dict[Wanted, str]:
+    """``<name>_seg.png``; with the suffix or the word in it where two masks would have one name."""
+
+    def name(one: Wanted, keep_suffix: bool, keep_word: bool) -> str:
+        path = PurePosixPath(one.reference)
+        base = path.name if keep_suffix else path.stem
+        word = f"_{''.join(c if c.isalnum() else '-' for c in one.word)}" if keep_word else ""
+        return str((PurePosixPath(folder or "") / path).with_name(f"{base}_seg{word}.png"))
+
+    plain = Counter(str(PurePosixPath(path).with_suffix("")) for path in {one.reference for one in wanted})
+    words = Counter(one.reference for one in wanted)
+    return {
+        one: name(one, plain[str(PurePosixPath(one.reference).with_suffix(""))] > 1, words[one.reference] > 1)
+        for one in wanted
+    }
+
+
+def _claim(file: Path, settings: Mapping[str, Any]) -> None:
+    """Note how the masks are made, or find that they were made otherwise."""
+    text = json.dumps(dict(settings), indent=1, sort_keys=True) + "\n"
+    if file.is_file() and file.read_text(encoding="utf-8") != text:
+        raise ValueError(
+            f"{file}: masks were made there with other settings; give another folder and another manifest, or remove "
+            f"that file and the masks. It says {json.loads(file.read_text(encoding='utf-8'))}; asked for now: "
+            f"{dict(settings)}"
+        )
+    _replace(file, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def _replace(file: Path, write: Callable[[Path], object]) -> None:
+    aside = file.with_name(f".{file.name}.part")
+    write(aside)
+    os.replace(aside, file)
+
+
+def _is_inside(path: str) -> bool:
+    pure = PurePosixPath(path.replace("\\", "/"))
+    return bool(path) and not pure.is_absolute() and ".." not in pure.parts and ":" not in path

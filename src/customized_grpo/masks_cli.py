@@ -1,0 +1,61 @@
+"""``customized-grpo data masks``: the command around ``data.masks``. Heavy imports are inside."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from customized_grpo.console import err, hush_libraries, out
+
+
+def masks(
+    manifest: Annotated[Path, typer.Argument(help="the .jsonl file whose references lack masks")],
+    detector: Annotated[
+        str, typer.Option(help="GroundingDINO: hub id or folder")
+    ] = "IDEA-Research/grounding-dino-base",
+    sam: Annotated[str, typer.Option(help="SAM: hub id or folder")] = "facebook/sam-vit-base",
+    threshold: Annotated[float, typer.Option(help="least confidence of a box")] = 0.35,
+    folder: Annotated[str, typer.Option(help="where masks go, inside the manifest's folder")] = "masks",
+    beside: Annotated[bool, typer.Option("--beside", help="put them beside their pictures instead")] = False,
+    target: Annotated[
+        Path | None, typer.Option("--out", help="the new manifest; by default <name>-masks.jsonl")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cuda or cpu; by default the GPU if there is one")] = "",
+) -> None:
+    """Make the masks that a manifest's references lack, by GroundingDINO and SAM; may be stopped and started again."""
+    from pydantic import ValidationError
+
+    from customized_grpo.data.masks import make_masks
+    from customized_grpo.loading import RecipeError
+    from customized_grpo.rewards.segmenter import Segmenter, SegmenterConfig
+    from customized_grpo.scoring import device_of
+
+    try:
+        config = SegmenterConfig(detector=detector, sam=sam, threshold=threshold)
+    except ValidationError as error:
+        raise RecipeError(f"--threshold: given {threshold}; give a number between 0 and 1") from error
+    if not manifest.is_file():
+        raise ValueError(f"{manifest}: no such manifest; give the path of a .jsonl file")
+    hush_libraries()
+    segmenter = Segmenter(config, device=device_of(device))
+    from rich.progress import Progress
+
+    with Progress(console=err, disable=not err.is_terminal) as bar:
+        task = bar.add_task("masks", total=None)
+        report = make_masks(
+            manifest,
+            segmenter,
+            settings=config.model_dump(),
+            folder=None if beside else folder,
+            target=target,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    for one, reason in report.problems.items():
+        err.print(f"{one.reference}: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    out.print(
+        f"{report.manifest}\n{report.made} masks made, {report.kept} kept, {len(report.problems)} missing",
+        highlight=False,
+        markup=False,
+    )
+    if report.problems:
+        raise typer.Exit(1)

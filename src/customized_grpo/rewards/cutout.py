@@ -1,0 +1,65 @@
+"""A subject cut out of its picture by a mask: on a plain background, and optionally a square around it.
+
+A mask is mode L, the size of its image; 128 and above is the subject. JPEG masks and attention maps are grey at the
+edges, and a half-transparent subject would be neither the subject nor the background.
+"""
+
+from typing import NamedTuple
+
+from PIL import Image
+
+Colour = tuple[int, int, int]
+_THRESHOLD = 128
+
+
+class Box(NamedTuple):
+    """Pixels, right and bottom exclusive."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+def binary(mask: Image.Image) -> Image.Image:
+    """The mask in black and white."""
+    return mask.convert("L").point(lambda value: 255 if value >= _THRESHOLD else 0)
+
+
+def is_empty(mask: Image.Image) -> bool:
+    """Whether no pixel belongs to the subject."""
+    return binary(mask).getbbox() is None
+
+
+def cut_out(
+    image: Image.Image, mask: Image.Image, *, background: Colour, crop: bool, padding: float
+) -> Image.Image:
+    """The subject alone: everything outside the mask gets the background's colour.
+
+    Args:
+        image: RGB.
+        mask: of the same size, not empty.
+        background: RGB, 0 to 255.
+        crop: keep only ``square_around`` the subject; beyond the image's edge it is background too.
+        padding: room around the subject, as a share of its longer side.
+    """
+    mask = binary(mask)
+    box = mask.getbbox()
+    assert box is not None
+    assert mask.size == image.size
+    alone = Image.composite(image, Image.new("RGB", image.size, background), mask)
+    if not crop:
+        return alone
+    square = square_around(Box(*box), padding)
+    side = square.right - square.left
+    canvas = Image.new("RGB", (side, side), background)
+    canvas.paste(alone, (-square.left, -square.top))
+    return canvas
+
+
+def square_around(box: Box, padding: float) -> Box:
+    """A square with the box in its middle. An encoder crops to a square; this way nothing of the subject is lost."""
+    width, height = box.right - box.left, box.bottom - box.top
+    side = max(1, round(max(width, height) * (1.0 + 2.0 * padding)))
+    left, top = box.left - (side - width) // 2, box.top - (side - height) // 2
+    return Box(left, top, left + side, top + side)

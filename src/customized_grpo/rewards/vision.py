@@ -1,0 +1,133 @@
+"""Vision transformers of the DINO families: which class reads a checkpoint, and how its images are prepared.
+
+Preprocessing is pinned here and not left to whichever backend transformers finds, because it is part of the reward:
+
+* ``dinov2``, ``dinov2_with_registers``: the checkpoint's own settings in the PIL processor.
+* ``dinov3_vit``: transformers has no PIL processor for it. Its order is its own: scale to [0, 1], then resize with
+  antialiasing in floating point, then normalise.
+* ``vit``: the original DINO. The hub's settings squash an image to a square; what papers report resizes the shorter
+  side to 256 bicubically, crops 224 and takes ImageNet's mean and std. The latter is used.
+
+Dimensions: n batch, H x W pixels, P patches, D features. Tokens are (CLS, patches); registers are dropped.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+# The PIL processor by name: with torchvision installed the default would be another one, and so the reward.
+from transformers import (
+    BitImageProcessorPil,
+    Dinov2Model,
+    Dinov2WithRegistersModel,
+    DINOv3ViTModel,
+    ViTModel,
+)
+
+from customized_grpo.paths import model_path
+from customized_grpo.rewards.features import DtypeName, load_frozen
+
+Prepare = Callable[[Sequence[Image.Image]], Tensor]
+"""n RGB images to pixel values (n, 3, H, W)."""
+
+FAMILIES: Final[Mapping[str, Any]] = {
+    "dinov2": Dinov2Model,
+    "dinov2_with_registers": Dinov2WithRegistersModel,
+    "dinov3_vit": DINOv3ViTModel,
+    "vit": ViTModel,
+}
+_IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+_IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+_MODES: Final = {2: "bilinear", 3: "bicubic"}
+"""PIL's numbers of the filters that torch resizes tensors with."""
+
+
+@final
+class VisionEncoder:
+    """A frozen encoder of one of the families.
+
+    Attributes:
+        grid: patches along a side of its square input.
+    """
+
+    def __init__(self, name: str, *, dtype: DtypeName, device: torch.device) -> None:
+        self._device = device
+        self._model = load_frozen(FAMILIES, name, "dino", dtype=dtype, device=device)
+        config = self._model.config
+        self._prepare = _preparation(config, model_path(name, "dino"))
+        # dinov2 and vit have no registers and no such setting.
+        self._skip = 1 + int(config.to_dict().get("num_register_tokens", 0))
+        side = self._prepare([Image.new("RGB", (64, 64))]).shape[-1]
+        self.grid = side // int(config.patch_size)
+
+    @torch.no_grad()
+    def tokens(self, images: Sequence[Image.Image]) -> Float[Tensor, "n t d"]:
+        """Features after the last layer, float32: CLS first, then the patches row by row."""
+        states = self._states(images)
+        return torch.cat([states[:, :1], states[:, self._skip :]], dim=1).float()
+
+    @torch.no_grad()
+    def cls(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
+        """The CLS features alone."""
+        return self._states(images)[:, 0].float()
+
+    def coverage(self, mask: Image.Image) -> Float[Tensor, " p"]:
+        """Share of white in each patch of a mask that goes through the same resizing and cropping as its image."""
+        black, white, given = self._prepare(
+            [Image.new("RGB", mask.size), Image.new("RGB", mask.size, "white"), mask.convert("RGB")]
+        )
+        share = ((given - black) / (white - black)).mean(dim=0)
+        return torch.nn.functional.adaptive_avg_pool2d(share[None], self.grid).flatten()
+
+    def _states(self, images: Sequence[Image.Image]) -> Float[Tensor, "n t d"]:
+        pixels = self._prepare(images).to(self._device, self._model.dtype)
+        states: Tensor = self._model(pixel_values=pixels).last_hidden_state
+        return states
+
+
+def _preparation(config: Any, path: str) -> Prepare:
+    if config.model_type == "dinov3_vit":
+        return _float_resize(BitImageProcessorPil.get_image_processor_dict(path)[0])
+    if config.model_type == "vit":
+        crop = int(config.image_size)
+        processor = BitImageProcessorPil(
+            size={"shortest_edge": round(crop * 256 / 224)},
+            crop_size={"height": crop, "width": crop},
+            image_mean=list(_IMAGENET_MEAN),
+            image_std=list(_IMAGENET_STD),
+        )
+    else:
+        processor = BitImageProcessorPil.from_pretrained(path)
+
+    def prepare(images: Sequence[Image.Image]) -> Tensor:
+        pixels: Tensor = processor(images=list(images), return_tensors="pt")["pixel_values"]
+        return pixels
+
+    return prepare
+
+
+def _float_resize(settings: Mapping[str, Any]) -> Prepare:
+    """DINOv3's preparation from its ``preprocessor_config.json``."""
+    size = settings.get("size", {})
+    if set(size) != {"height", "width"} or settings.get("resample", 2) not in _MODES:
+        raise ValueError(
+            f"its preprocessor_config.json has size {size!r} and resample {settings.get('resample')!r}; this "
+            "reward knows a size of height and width, resized bilinearly (2) or bicubically (3)"
+        )
+    shape, mode = (size["height"], size["width"]), _MODES[settings.get("resample", 2)]
+    mean = torch.tensor(settings.get("image_mean", _IMAGENET_MEAN))[:, None, None]
+    std = torch.tensor(settings.get("image_std", _IMAGENET_STD))[:, None, None]
+
+    def one(image: Image.Image) -> Tensor:
+        scaled = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255.0
+        resized = torch.nn.functional.interpolate(
+            scaled[None], shape, mode=mode, antialias=True, align_corners=False
+        )
+        return (resized[0] - mean) / std
+
+    return lambda images: torch.stack([one(image) for image in images])
