@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, final
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from customized_grpo.data.atomic import replacing
 
@@ -24,13 +24,15 @@ SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", 
 """What importers take for an image when they look through a folder, in lower case."""
 
 _HEAD = 512
+_GREY = 16
+"""How far the channels of a grey pixel may be apart: JPEG colours grey pictures a little."""
 _HEIC = (b"heic", b"heix", b"mif1", b"msf1", b"hevc")
 
 _Stream = io.BufferedReader | io.BytesIO
 
 Problem = Literal[
     "missing", "folder", "unreadable", "empty", "lfs-pointer", "html", "heic", "no-image", "too-large", "damaged",
-    "32-bit",
+    "32-bit", "no-mask",
 ]  # fmt: skip
 """What can be wrong with a file, for programs; ``ImageError.reason`` says it to people."""
 
@@ -77,11 +79,23 @@ def read_image(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image
 def load_mask(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A mask of mode L; white is the subject. EXIF orientation is applied, as to its image.
 
+    Of a cut-out subject, the usual ``_seg.png``, the opacity is the mask.
+
     Raises:
-        ImageError: as for ``load_image``.
+        ImageError: as for ``load_image``; or it is a coloured, opaque picture, which says nothing about a subject.
     """
     path = Path(path)
-    return _plain(_decode(path, lambda: _open(path), max_pixels).convert("L"))
+    image = _decode(path, lambda: _open(path), max_pixels)
+    if image.has_transparency_data:
+        opacity = image.convert("RGBA").getchannel("A")
+        if opacity.getextrema() != (255, 255):
+            return _plain(opacity)
+    grey = image.convert("L")
+    difference = ImageChops.difference(image.convert("RGB"), grey.convert("RGB"))
+    if max(most for _, most in difference.getextrema()) > _GREY:
+        reason = "is a coloured picture, not a mask; a mask is grey with a white subject, or has transparency"
+        raise ImageError(path, "no-mask", reason)
+    return _plain(grey)
 
 
 def image_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:

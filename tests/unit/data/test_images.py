@@ -238,3 +238,29 @@ def test_masks_are_grey_and_turned_like_their_image(tmp_path: Path) -> None:
     mask.save(tmp_path / "m.png", exif=exif)
     loaded = load_mask(tmp_path / "m.png")
     assert (loaded.mode, loaded.size, loaded.getpixel((3, 0))) == ("L", (4, 6), 255)
+
+
+def test_a_cut_out_subject_is_a_mask_by_its_opacity(tmp_path: Path) -> None:
+    cut_out = Image.new("RGBA", (4, 2), (0, 0, 0, 0))
+    cut_out.putpixel((1, 1), (0, 0, 0, 255))  # a black subject: its colour must not count
+    cut_out.save(tmp_path / "a_seg.png")
+    mask = load_mask(tmp_path / "a_seg.png")
+    assert [(x, y) for y in range(2) for x in range(4) if mask.getpixel((x, y))] == [(1, 1)]
+
+
+def test_a_coloured_picture_is_no_mask(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 2), (200, 40, 40)).save(tmp_path / "a.png")
+    with pytest.raises(
+        ImageError, match=r"a\.png: is a coloured picture, not a mask; .* transparency"
+    ) as error:
+        load_mask(tmp_path / "a.png")
+    assert error.value.problem == "no-mask"
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_grey_pictures_of_any_kind_are_masks(tmp_path: Path, mode: str) -> None:
+    grey = Image.new("L", (2, 1), 0)
+    grey.putpixel((1, 0), 255)
+    grey.convert(mode).save(tmp_path / "m.png")
+    mask = load_mask(tmp_path / "m.png")
+    assert [mask.getpixel((x, 0)) for x in range(2)] == [0, 255]
