@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import draw
 from PIL import Image
@@ -153,6 +153,7 @@ def test_rows_that_share_an_individual_or_a_picture_stay_together() -> None:
     assert groups_of(rows, "class") == [[0, 1, 2, 3, 4], [5]]
 
 
+@settings(deadline=None)  # of a busy machine
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9)), min_size=1, max_size=20))
 def test_groups_are_a_partition_without_anything_shared(pairs: list[tuple[int, int]]) -> None:
     rows = made(

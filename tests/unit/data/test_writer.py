@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import draw, read, rejected
 from PIL import Image
@@ -194,6 +194,7 @@ def test_copies_are_plain_and_apart(source: Path, tmp_path: Path) -> None:
     assert b"SecretCamera" not in (tmp_path / "out/images/a-jpg.png").read_bytes()
 
 
+@settings(deadline=None)  # of a busy machine
 @given(st.lists(st.text(max_size=6), min_size=1, max_size=12))
 def test_ids_are_safe_and_unique(wishes: list[str]) -> None:
     writer = _Writer.__new__(_Writer)
