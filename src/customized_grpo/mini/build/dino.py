@@ -17,7 +17,7 @@ from customized_grpo.mini.build.gallery import SLOTS, Gallery, load_gallery
 from customized_grpo.mini.build.oracle import attribute_loss
 from customized_grpo.mini.oracle import CHOICES, HUES
 
-SUBJECTS_A_BATCH: Final = 24
+SUBJECTS_A_BATCH: Final = 16
 
 
 @final
@@ -36,7 +36,7 @@ class DinoRecipe:
 
 
 REWARD: Final = DinoRecipe(
-    title="Miniature DINOv2", folder="dino", seed=21, hidden=96, layers=4, steps=3_500, subject_share=0.85
+    title="Miniature DINOv2", folder="dino", seed=21, hidden=96, layers=4, steps=11_000, subject_share=0.90
 )
 JUDGE: Final = DinoRecipe(
     title="Miniature DINOv2 (held-out judge)",
@@ -44,8 +44,8 @@ JUDGE: Final = DinoRecipe(
     seed=5021,
     hidden=128,
     layers=3,
-    steps=2_800,
-    subject_share=0.65,
+    steps=8_000,
+    subject_share=0.75,
 )
 
 
@@ -78,8 +78,9 @@ def target_cosines(truth: dict[str, Tensor], subject_share: float) -> Tensor:
     def same(name: str) -> Tensor:
         return (truth[name][:, None] == truth[name][None]).float()
 
-    subject = 0.15 * same("cls") + 0.25 * same("pattern") + 0.15 * same("ears") + 0.10 * same("face")
-    subject = subject + 0.20 * _near(truth["hue"], 0.12) + 0.15 * _near(truth["pattern_hue"], 0.12)
+    subject = 0.10 * same("cls") + 0.22 * same("pattern") + 0.20 * same("ears") + 0.10 * same("face")
+    subject = subject + 0.18 * _near(truth["hue"], 0.10) + 0.14 * _near(truth["pattern_hue"], 0.10)
+    subject = subject + 0.06 * _near(truth["value"], 0.15)
     scene = 0.70 * same("place") + 0.12 * same("position") + 0.08 * same("size") + 0.10 * same("hat")
     return subject_share * subject + (1 - subject_share) * scene
 
@@ -141,15 +142,17 @@ def train_dino(context: Context, recipe: DinoRecipe) -> None:
     )
     gallery = load_gallery(context, "train")
 
+    fast = torch.compile(student)  # half a minute for 1.3 times the speed
+
     def loss_of(step: int) -> Tensor:
         images, truth = _batch(gallery, step, recipe.seed)
         with torch.autocast("cpu", torch.bfloat16):
             tokens: Tensor
-            tokens, attributes = student(standardise(images))
+            tokens, attributes = fast(standardise(images))
         wanted = target_cosines(truth, recipe.subject_share)
         gram = (tokens @ tokens.T - wanted).square()
         gram = gram * (1 - torch.eye(len(gram)))
-        return 20 * gram.mean() + 0.1 * attribute_loss(attributes, truth)
+        return 20 * gram.mean() + 0.5 * attribute_loss(attributes, truth)
 
     def export() -> None:
         encoder = new_dino(recipe)

@@ -19,6 +19,7 @@ from customized_grpo.mini.world import sample_subjects
 SHARDS: Final = 10
 PAIRS: Final = 4_096
 """Pairs of target and reference in a shard."""
+PICTURES: Final = ("target", "reference", "leak", "generic", "generic_leak")
 
 
 def pack(latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n s d"]:
@@ -74,18 +75,19 @@ def draw_pictures(context: Context) -> None:
         seed = 10_000 + 2 * index + 1_000_000 * context.seed
         pairs = draw_pairs(PAIRS, "train", seed)
         # A leak is the prompted scene but in the reference's place. A generic target is another subject of the same
-        # class in the prompted scene: the reference is ignored.
+        # class: the reference is ignored. The two are independent, or who leaks less would be less often right.
         rows = torch.arange(PAIRS // 8)
         other = sample_subjects(len(rows), "train", torch.Generator().manual_seed(seed + 1))
         other = replace(other, cls=pairs.subjects.cls[rows])
-        scenes = pairs.scenes
+        scenes, leaked = pairs.scenes, replace(pairs.scenes, place=pairs.reference_scenes.place)
         save_tensors(
             path,
             {
                 "target": render_many(pairs.subjects, scenes),
                 "reference": render_many(pairs.subjects, pairs.reference_scenes),
-                "leak": render_many(pairs.subjects, replace(scenes, place=pairs.reference_scenes.place)),
+                "leak": render_many(pairs.subjects, leaked),
                 "generic": render_many(other, scenes.take(rows)),
+                "generic_leak": render_many(other, leaked.take(rows)),
                 "prompt": scene_row(
                     pairs.subjects.cls, scenes.place, scenes.position, scenes.size, scenes.hat
                 ),
@@ -102,9 +104,7 @@ def make_pool(context: Context) -> None:
             continue
         wait_for(_picture_path(context, index))
         tensors = load_file(_picture_path(context, index))
-        latents = {
-            name: encode(vae, tensors[name]).half() for name in ("target", "reference", "leak", "generic")
-        }
+        latents = {name: encode(vae, tensors[name]).half() for name in PICTURES}
         save_tensors(shard_path(context, index), {**latents, "prompt": tensors["prompt"]})
         _picture_path(context, index).unlink()
         LOG.info("pool: %d of %d shards", index + 1, SHARDS)
@@ -112,7 +112,7 @@ def make_pool(context: Context) -> None:
 
 @final
 class Pool:
-    """What a step may use: target, reference, leak (n, 16, 64) half, prompt (n,); generic: an eighth of each.
+    """What a step may use: target, reference, leak (n, 16, 64) half, prompt (n,); an eighth as many generic ones.
 
     Training begins before all shards are encoded: step k knows the first FIRST + k // EVERY of them, waits for
     those, and so sees the same data whenever it runs.
@@ -124,7 +124,7 @@ class Pool:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.shards: list[dict[str, Tensor]] = []
-        self.target = self.reference = self.leak = self.generic = torch.zeros(0)
+        self.target = self.reference = self.leak = self.generic = self.generic_leak = torch.zeros(0)
         self.prompt = self.generic_row = torch.zeros(0, dtype=torch.long)
 
     def grow(self, step: int) -> None:
@@ -138,5 +138,5 @@ class Pool:
             self.shards.append(load_file(path))
         eighth = torch.arange(PAIRS // 8)
         self.generic_row = torch.cat([eighth + i * PAIRS for i in range(wanted)])
-        for name in ("target", "reference", "leak", "generic", "prompt"):
+        for name in (*PICTURES, "prompt"):
             setattr(self, name, torch.cat([shard[name] for shard in self.shards]))
