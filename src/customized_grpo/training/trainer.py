@@ -72,6 +72,9 @@ class Trainer:
                 if heldout.is_due(parts, done) and not stopping:
                     metrics |= heldout.evaluate(parts, done)
                 log.write(done, metrics, explain.headline(metrics))
+                if heldout.is_due(parts, done) and not stopping:
+                    for warning in heldout.warnings(parts, done):
+                        log.say(warning)
                 if last or stopping or (settings.checkpoint_every and done % settings.checkpoint_every == 0):
                     save(parts, done)
                 if stopping:

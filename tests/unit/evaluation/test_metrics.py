@@ -23,7 +23,9 @@ def test_a_metric_gives_its_columns_and_a_reward_the_one_of_its_key() -> None:
     }
     built = build_metrics(spec(asked).metrics, CPU)
     assert [type(metric) for metric in built.values()] == [Channels, Bright, Flaky]
-    columns = score(built, TinyData(None)[0], IMAGES)
+    scores = score(built, TinyData(None)[0], IMAGES)
+    columns = scores.values
+    assert scores.runs == {}
     assert list(columns) == ["red", "blue", "light", "judge"]
     assert columns["red"] == columns["light"] == [0.0, 1.0]
     assert math.isnan(columns["blue"][0])
