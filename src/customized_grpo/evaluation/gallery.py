@@ -15,8 +15,8 @@ from customized_grpo.evaluation.folders import RunFolder
 from customized_grpo.evaluation.summary import Row
 
 _SIDE: Final = 256
-_EXTREMES: Final = 4
-_RANDOM: Final = 8
+_EXTREMES: Final = 6
+_RANDOM: Final = 9
 
 
 Pair = tuple[Row | None, Row]

@@ -204,7 +204,7 @@ def plane(name: str, paths: Sequence[Path2D], points: Sequence[Point2D], *, x: s
         middle = sum(axes.get_xlim()) / 2.0
         for point in points:  # the label towards the middle, so that it stays inside
             offset, side = ((7, 5), "left") if point.x < middle else ((-7, 5), "right")
-            height = sum(axes.get_ylim()) / 2.0 if point.y is None else point.y
+            height = axes.get_ylim()[1] if point.y is None else point.y  # a line is named at its top
             axes.annotate(
                 point.label,
                 (point.x, height),

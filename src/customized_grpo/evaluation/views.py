@@ -65,6 +65,7 @@ def view(run: RunFolder, summary: Mapping[str, Any] | None, axes: Mapping[str, s
         "warnings": [str(suspicion) for suspicion in run.suspicions()],
         "published": (summary or {}).get("published", []),
         "unit": unit_sentence(summary or {}),
+        "units": f"{(summary or {}).get('unit', 'example')}s",
         "notes": notes(summary or {"rows": []}),
         "headline": _headline(rows, change, axes),
         "missing": list(run.missing),
@@ -130,7 +131,7 @@ def _facts(run: RunFolder, summary: Mapping[str, Any] | None) -> list[tuple[str,
         size = f"{made['width']} x {made['height']}" if {"width", "height"} <= made.keys() else None
         facts |= {
             "Adapter": get("lora"),
-            "Examples": f"{made.get('examples')}, {made.get('images_per_prompt')} image(s) each"
+            "Examples": f"{made.get('examples')} (images each: {made.get('images_per_prompt')})"
             if made
             else None,
             "Size": size,

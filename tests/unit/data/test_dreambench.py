@@ -72,19 +72,33 @@ def test_objects_and_live_subjects_have_their_own_prompts() -> None:
     [
         (
             ("berry_bowl", "can"),
-            ["a bowl and a can in place 0", "a bowl and a can floating on 0", "a red bowl and a red can"],
+            ("a bowl and a can in place 0", "a bowl and a can floating on 0", "a red bowl and a red can"),
         ),
-        (("cat", "dog"), ["a cat and a dog in place 0", "a cat wearing hat 0, next to it is a dog", "a red cat, next to it is a dog"]),
-        (("cat", "backpack"), ["a cat and a backpack in place 0", "a cat wearing hat 0, next to it is a backpack", "a red cat, next to it is a backpack"]),
+        (
+            ("cat", "dog"),
+            (
+                "a cat and a dog in place 0",
+                "a cat wearing hat 0, next to it is a dog",
+                "a red cat, next to it is a dog",
+            ),
+        ),
+        (
+            ("cat", "backpack"),
+            (
+                "a cat and a backpack in place 0",
+                "a cat wearing hat 0, next to it is a backpack",
+                "a red cat, next to it is a backpack",
+            ),
+        ),
     ],
-)  # fmt: skip
+)
 def test_two_subjects_share_a_scene_and_an_attribute_goes_to_whom_it_fits(
-    subjects: tuple[str, str], texts: list[str]
+    subjects: tuple[str, str], texts: tuple[str, ...]
 ) -> None:
     found = [
         one.prompt for one in multi_list(read_templates(prompts_and_classes())) if one.subjects == subjects
     ]
-    assert [found[i] for i in (0, 10, 15)] == texts
+    assert tuple(found[i] for i in (0, 10, 15)) == texts
 
 
 def test_both_references_of_a_pair_are_given(folder: Path) -> None:

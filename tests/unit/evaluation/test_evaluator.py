@@ -257,3 +257,45 @@ def test_command_goes_on_in_its_own_folder_and_refuses_others(tmp_path: Path) ->
         evaluate(recipe(tmp_path / "file"))
     with pytest.raises(ValueError, match="can't be made"):
         evaluate(recipe(tmp_path / "file" / "below"))
+
+
+def test_new_metrics_score_the_images_that_are_there(run: Run, tmp_path: Path) -> None:
+    first, policy = run(spec={"save_images": 7}), TinyPolicy()
+    more = {"channels": {"type": "evaluation_fakes:Channels"}, "light": {"type": "evaluation_fakes:Bright"}}
+    again = run(spec={"save_images": 7, "metrics": more}, policy=policy)
+    assert policy.velocities == 0
+    assert [row["values"]["red"] for row in again] == [row["values"]["red"] for row in first]
+    fresh = run(folder=tmp_path / "fresh", spec={"save_images": 7, "metrics": more})
+    assert [row["values"] for row in again] == [row["values"] for row in fresh]
+
+
+def test_new_weights_are_not_scored_by_old_images(run: Run) -> None:
+    run(spec={"save_images": 7})
+    policy = TinyPolicy(gain=2.0)
+    run(spec={"save_images": 7}, policy=policy, weights="others")
+    assert policy.velocities > 0
+
+
+def test_runs_and_products_are_in_the_rows_and_survive_a_restart(run: Run) -> None:
+    spec = {
+        "metrics": {"moody": {"type": "evaluation_fakes:Moody"}},
+        "runs": {"moody": 3},
+        "products": {"square": ["moody", "moody"]},
+        "images_per_prompt": 1,
+    }
+    rows = run(spec=spec)
+    assert all(len(row["runs"]["moody"]) == 3 for row in rows)
+    assert plain(run(spec=spec)) == plain(rows)
+    for row in rows:
+        known = [value**2 for value in row["runs"]["moody"] if value is not None]
+        assert row["values"]["square"] == pytest.approx(np.mean(known))
+
+
+def test_a_protocol_s_typo_stops_before_anything_is_loaded(tmp_path: Path) -> None:
+    wrong = recipe(tmp_path / "run")
+    wrong = wrong.model_copy(
+        update={"evaluate": wrong.evaluate.model_copy(update={"protocol": "dreambench/x"})}
+    )
+    with pytest.raises(ValueError, match=r"evaluate\.protocol: given 'dreambench/x'"):
+        evaluate(wrong)
+    assert not (tmp_path / "run").exists()
