@@ -1,7 +1,11 @@
 """Evaluation during training: held-out data, at fixed seeds, by metrics that are not the training rewards."""
 
 from pathlib import Path
+from typing import Any
 
+from pydantic import BaseModel
+
+from customized_grpo.config import Recipe
 from customized_grpo.evaluation.evaluator import (
     adapter_fingerprint,
     evaluate_policy,
@@ -43,11 +47,26 @@ def evaluate(parts: Parts, done: int) -> dict[str, float]:
     return explain.evaluation(rows, spec.protocol) | {"time/evaluate": parts.clock.drain()["time/evaluate"]}
 
 
-def warnings(parts: Parts, done: int) -> list[str]:
-    """What the evaluation after ``done`` steps, just logged, gives to worry about; on the main process."""
-    if not parts.accelerator.is_main_process or done == 0 or not _rows_file(parts, done).is_file():
+def warnings(folder: Path, done: int) -> list[str]:
+    """What the evaluation after ``done`` steps of a run, just logged, gives to worry about."""
+    return [str(suspicion) for suspicion in read_runs([folder])[0].suspicions(until=done)]
+
+
+def blind_spots(recipe: Recipe) -> list[str]:
+    """Held-out metrics that are training rewards themselves: they can't show that these rewards are gamed."""
+    if recipe.evaluate is None or not recipe.train.evaluate_every:
         return []
-    return [str(suspicion) for suspicion in read_runs([parts.folder])[0].suspicions(until=done)]
+    rewards = [_scored_by(spec) for spec in recipe.rewards.values()]
+    return [
+        f"evaluate.metrics.{name} is a training reward too, so it can't show reward hacking; "
+        "add a judge that training never sees"
+        for name, spec in recipe.evaluate.metrics.items()
+        if _scored_by(spec) in rewards
+    ]
+
+
+def _scored_by(spec: BaseModel) -> dict[str, Any]:
+    return spec.model_dump(exclude={"axis", "weight", "batch_size"})
 
 
 def is_due(parts: Parts, done: int) -> bool:
