@@ -45,7 +45,7 @@ def _pair(run: RunFolder, first: RunFolder) -> dict[str, Any]:
 
 def _newest(run: RunFolder) -> Sequence[Row]:
     base, tuned = run.ends
-    return tuned or base or next((rows for label, rows in run.evaluations.items() if label == "base"), [])
+    return tuned or base
 
 
 def _incomparable(run: RunFolder, first: RunFolder, ours: Sequence[Row], theirs: Sequence[Row]) -> str:
@@ -66,7 +66,11 @@ def _incomparable(run: RunFolder, first: RunFolder, ours: Sequence[Row], theirs:
 
 
 def _notes(run: RunFolder, first: RunFolder, ours: Sequence[Row], theirs: Sequence[Row]) -> list[str]:
-    found = []
+    found = [
+        f"{one.name} is its base, as no adapter was evaluated there"
+        for one in (run, first)
+        if not one.ends[1]
+    ]
     keys = [{row["key"] for row in rows} for rows in (ours, theirs)]
     if keys[0] != keys[1]:
         found.append(f"over the {len(keys[0] & keys[1])} prompts that both have, of {len(keys[0] | keys[1])}")

@@ -217,3 +217,10 @@ def test_the_report_warns(tmp_path: Path, gain: float, warned: bool) -> None:
     assert ("reward hacking?" in write_report([folder]).read_text()) is warned
     (run,) = read_runs([folder])
     assert run.suspicions(until=0) == []
+
+
+def test_a_run_without_an_adapter_stands_for_its_base_and_that_is_said(tmp_path: Path) -> None:
+    a, b = evaluated(tmp_path / "a", 0.5), evaluated(tmp_path / "b", 1.5)
+    (a / "evaluation" / "tuned.jsonl").unlink()
+    (found,) = compare_runs([a, b])
+    assert found["notes"] == ["a is its base, as no adapter was evaluated there"]
