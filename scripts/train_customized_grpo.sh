@@ -1,30 +1,5 @@
 #!/usr/bin/env bash
 # Train a recipe on NUM_GPU processes of one machine; on a machine without a GPU, on as many CPU processes.
 #   scripts/train_customized_grpo.sh [CONFIG] [NUM_GPU] [key.sub=value ...]
-set -euo pipefail
-root="$(cd "$(dirname "$0")/.." && pwd)"
-config="${1:-$root/config/train/mini_customized.yaml}"
-processes="${2:-8}"
-case "$processes" in
-  '' | *[!0-9]* | 0) echo "NUM_GPU: given '$processes'; it is the number of processes, 1 or more" >&2; exit 2 ;;
-esac
-[ -f "$config" ] || { echo "CONFIG: there is no file '$config'; see config/train/" >&2; exit 2; }
-
-python="$root/.venv/bin/python"
-[ -x "$python" ] || python="$(command -v python3)"
-job=(-m customized_grpo train "$config" "${@:3}")
-
-if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-  several=()
-  [ "$processes" -eq 1 ] || several=(--multi_gpu)
-  exec "$python" -m accelerate.commands.launch "${several[@]}" --num_processes "$processes" --num_machines 1 \
-    --mixed_precision no --dynamo_backend no "${job[@]}"
-fi
-
-# accelerate's launcher starts several CPU processes by MPI only, so torchrun starts them here; accelerate's runtime is
-# the same in both. One thread each unless told otherwise: more would fight for the cores.
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" ACCELERATE_USE_CPU=1
-if [ "$processes" -eq 1 ]; then
-  exec "$python" "${job[@]}"
-fi
-exec "$python" -m torch.distributed.run --standalone --nproc_per_node "$processes" "${job[@]}"
+here="$(cd "$(dirname "$0")" && pwd)"
+exec "$here/launch.sh" train "${1:-$here/../config/train/mini_customized.yaml}" "${2:-8}" "${@:3}"

@@ -70,8 +70,26 @@ def train(config: Config, overrides: Overrides = None) -> None:
 
 
 @app.command(context_settings=_FREE)
-def evaluate(config: Config, overrides: Overrides = None) -> None:
-    """Generate held-out images by the base, and by an adapter (lora=RUN), and score them."""
+def evaluate(
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="a recipe's file or name; with --compare the first RUN")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[key.sub=value]", help="change any key; with --compare further RUNs"),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="compare evaluated runs: evaluate --compare RUN_A RUN_B ...")
+    ] = False,
+    save: Annotated[
+        Path | None, typer.Option("--out", help="with --compare: a JSON file to write, too")
+    ] = None,
+) -> None:
+    """Generate held-out images by the base, and by an adapter (lora=RUN), score and report them; or compare runs."""
+    if compare:
+        return _compare([config, *(overrides or [])], save)
+    if save is not None:
+        raise ValueError("--out: it goes with --compare; an evaluation writes into run.dir")
     from customized_grpo.config import EvaluateRecipe
     from customized_grpo.loading import load_recipe
 
@@ -90,7 +108,33 @@ def evaluate(config: Config, overrides: Overrides = None) -> None:
             bar.update(tasks[label], completed=done, total=total)
 
         folder = run(recipe, progress=show)
-    out.print(str(folder / "evaluation" / "summary.md"), highlight=False, markup=False)
+    written = (folder / "evaluation" / "summary.md", folder / "report.html")
+    out.print("\n".join(map(str, written)), highlight=False, markup=False)
+    return None
+
+
+def _compare(runs: list[str], save: Path | None) -> None:
+    from customized_grpo.evaluation.compare import compare_runs
+    from customized_grpo.evaluation.summary import write_json
+
+    found = compare_runs([Path(run) for run in runs])
+    for entry in found:
+        rows = [
+            (
+                name,
+                *("–" if value[key] is None else f"{value[key]:+.3f}" for key in ("mean", "low", "high")),
+                "–" if value["win_rate"] is None else f"{value['win_rate']:.1%}",
+                str(value["n"]),
+            )
+            for name, value in entry["metrics"].items()
+        ]
+        columns = ("metric", "difference", "95 % from", "to", "prompts won", "n")
+        _print_rows(f"{entry['of']} − {entry['to']}", columns, rows)
+        for note in entry["notes"]:
+            out.print(note, highlight=False, markup=False)
+    if save is not None:
+        write_json(save, found)
+        out.print(str(save), highlight=False, markup=False)
 
 
 @app.command()

@@ -207,8 +207,26 @@ class Evaluate(Section):
     )
     steps: PositiveInt | None = Field(default=None, description="sampler steps; null: the training sampler's")
     seed: NonNegativeInt = 0
-    protocol: str = "heldout"
+    protocol: str = Field(
+        default="heldout",
+        description="what is comparable: dreambench/uno-all-references, dreambench/input-reference, or your own name",
+    )
+    runs: dict[str, PositiveInt] = Field(
+        default={}, description="how often a metric is asked, for judges that answer differently each time"
+    )
+    products: dict[str, tuple[str, str]] = Field(
+        default={}, description="further columns, each the product of two: {cp_x_pf: [cp, pf]}"
+    )
     save_images: NonNegativeInt = Field(default=64, description="examples whose images are kept on disk")
+
+    @model_validator(mode="after")
+    def _runs_are_of_metrics(self) -> Self:
+        if lost := [name for name in self.runs if name not in self.metrics]:
+            hint = registry.did_you_mean(lost[0], list(self.metrics))
+            raise ValueError(
+                f"runs: there is no metric {lost[0]!r};{hint} allowed: {', '.join(self.metrics)}"
+            )
+        return self
 
 
 class Recipe(Section):

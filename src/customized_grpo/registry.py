@@ -40,6 +40,7 @@ BUILTIN: Mapping[Kind, Mapping[str, str]] = {
     "metrics": {"mini_oracle": "customized_grpo.mini.metric:MiniOracle"},
     "datasets": {
         "manifest": "customized_grpo.data.manifest:ManifestDataset",
+        "dreambench": "customized_grpo.data.dreambench:DreamBench",
         "mini": "customized_grpo.mini.dataset:MiniDataset",
     },
     "importers": {

@@ -16,6 +16,7 @@ from customized_grpo.loading import (
     save_recipe,
     shipped_recipes,
 )
+from customized_grpo.registry import BUILTIN
 
 MINIMAL = """\
 run: {dir: runs/test}
@@ -156,10 +157,9 @@ def test_the_line_of_a_file_is_named_where_the_file_is_wrong(file: Path) -> None
 
 def test_a_missing_key_of_an_added_section_names_the_override(file: Path) -> None:
     told = refused(file, "evaluate.limit=3")
-    assert (
-        "override 'evaluate.limit=3': evaluate.data: is missing; give a section with a 'type', one of: manifest, mini"
-        in told
-    )
+    known = ", ".join(sorted(BUILTIN["datasets"]))
+    place = "override 'evaluate.limit=3': evaluate.data: is missing"
+    assert f"{place}; give a section with a 'type', one of: {known}" in told
 
 
 def test_values_of_keys_and_tokens_are_not_repeated(file: Path) -> None:

@@ -16,11 +16,16 @@ from accelerate.utils import gather_object
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from customized_grpo.config import Evaluate, EvaluateRecipe
+from customized_grpo import registry
+from customized_grpo.config import Evaluate, EvaluateRecipe, EvaluateSampling, Sampling
 from customized_grpo.data.base import Dataset, load_dataset
-from customized_grpo.evaluation.items import Gather, Progress, alone, evaluate_images, quiet, reference_copies
+from customized_grpo.evaluation.baselines import RealPhotos, identity_metrics, reference_copy
+from customized_grpo.evaluation.items import Progress, Site, evaluate_images, quiet
 from customized_grpo.evaluation.metrics import Scorer, build_metrics
-from customized_grpo.evaluation.summary import Row, summarize
+from customized_grpo.evaluation.protocols import find_protocol
+from customized_grpo.evaluation.report import write_report
+from customized_grpo.evaluation.summary import Row
+from customized_grpo.evaluation.tables import summarize
 from customized_grpo.loading import save_recipe
 from customized_grpo.policies import lora
 from customized_grpo.policies.base import Policy, load_policy, runs_on_cpu, stack
@@ -28,8 +33,6 @@ from customized_grpo.sampling.rollout import generate
 from customized_grpo.sampling.schedule import shifted_sigmas
 from customized_grpo.seeding import generator
 from customized_grpo.types import Conditioning, Example
-
-__all__ = ["adapter_fingerprint", "evaluate", "evaluate_policy", "summarize"]
 
 
 def adapter_fingerprint(module: nn.Module) -> str:
@@ -48,29 +51,27 @@ def evaluate_policy(
     dataset: Dataset,
     metrics: Mapping[str, Scorer],
     spec: Evaluate,
+    site: Site,
+    label: str,
     *,
     steps: int,
     shift: float,
     weights: str,
-    rank: int,
-    world: int,
-    folder: Path,
-    label: str,
-    gather: Gather = alone,
     encode: Callable[[Example], Conditioning],
-    progress: Progress = quiet,
 ) -> list[Row]:
-    """Generate at fixed seeds by the deterministic sampler, score, and write ``folder/<label>.jsonl`` and images.
+    """Generate at fixed seeds by the deterministic sampler, score, and write rows and images into the site's folder.
 
     Args:
         steps, shift: of the sampler; ``spec.steps`` goes before ``steps``.
         weights: names the policy's weights, as ``adapter_fingerprint`` does: finished rows of the same weights, recipe
             and sampler are kept, all others are made anew.
-        folder: the run's ``evaluation`` folder, the same on all ranks.
         encode: conditioning of an example; the caller may cache it.
 
     Returns:
         All ranks' rows, ordered by example and image; see ``summary.Row``.
+
+    Raises:
+        ValueError: the data lacks what the protocol needs.
     """
     steps = spec.steps or steps
     sigmas = shifted_sigmas(steps, shift)
@@ -103,15 +104,43 @@ def evaluate_policy(
         dataset,
         metrics,
         spec,
+        site,
+        label,
         made_by=made_by,
-        rank=rank,
-        world=world,
-        folder=folder,
-        label=label,
+        judged=find_protocol(spec.protocol).judged,
+        total=num_examples(dataset, spec),
         block=block,
-        gather=gather,
-        progress=progress,
     )
+
+
+def num_examples(dataset: Dataset, spec: Evaluate) -> int:
+    """How many examples are evaluated."""
+    return min(len(dataset), spec.limit or len(dataset))
+
+
+def settings_of(
+    policy: Any, sampling: EvaluateSampling | Sampling, spec: Evaluate, examples: int
+) -> dict[str, Any]:
+    """How images are made, for the record and for ``Protocol.departures``: a summary's ``settings``.
+
+    Args:
+        policy: the recipe's policy section; of it only what decides the pixels of a given model is kept.
+    """
+    drawn = policy.model_dump(
+        mode="json", include={"type", "model", "height", "width", "guidance", "reference_size"}
+    )
+    return {
+        **drawn,
+        "steps": spec.steps or sampling.steps,
+        "shift": sampling.shift,
+        "seed": spec.seed,
+        "images_per_prompt": spec.images_per_prompt,
+        "examples": examples,
+        "metrics": {
+            name: one.model_dump(mode="json", include={"model"}).get("model", registry.type_of(one))
+            for name, one in spec.metrics.items()
+        },
+    }
 
 
 def _noise(policy: Policy, spec: Evaluate, index: int) -> Float[Tensor, "n s c"]:
@@ -126,16 +155,17 @@ def _noise(policy: Policy, spec: Evaluate, index: int) -> Float[Tensor, "n s c"]
 
 
 def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
-    """Evaluate the base, the adapter on it if there is one, and the copied reference, into ``run.dir``.
+    """Evaluate real photos, the copied reference, the base and the adapter on it if there is one, into ``run.dir``.
 
     The folder may hold an earlier, unfinished evaluation: rows that the same weights and recipe made are kept.
 
     Returns:
-        The run's folder, with ``config.yaml`` and ``evaluation/`` (``summary.json``, ``summary.md``, rows, pictures).
+        The run's folder, with ``config.yaml``, ``report.html`` and ``evaluation/`` (summaries, rows, pictures).
 
     Raises:
         ValueError: ``run.dir`` is a file or a training run, the adapter does not fit, or the device is not there.
     """
+    protocol = find_protocol(recipe.evaluate.protocol)
     folder = _folder(recipe)
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
@@ -147,14 +177,20 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
     settings: Any = recipe.policy
     adapter = lora.read_adapter(recipe.lora) if recipe.lora is not None else None
     spec = recipe.evaluate
-    policy = load_policy(recipe.policy, device=state.device, precision=recipe.run.precision)
     dataset = load_dataset(spec.data, "evaluate.data")
+    total = num_examples(dataset, spec)
+    protocol.judged(dataset[0])  # data that don't fit should stop this before models are loaded
+    policy = load_policy(recipe.policy, device=state.device, precision=recipe.run.precision)
     metrics = build_metrics(spec.metrics, state.device)
-    base = hashlib.sha256(json.dumps(settings.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[
-        :16
-    ]
-    output = folder / "evaluation"
-    rank, world = state.process_index, state.num_processes
+    described = json.dumps(settings.model_dump(mode="json"), sort_keys=True)
+    base = hashlib.sha256(described.encode()).hexdigest()[:16]
+    site = Site(
+        folder=folder / "evaluation",
+        rank=state.process_index,
+        world=state.num_processes,
+        gather=gather_object,
+        progress=progress,
+    )
     if state.is_main_process:
         save_recipe(recipe, folder / "config.yaml")
 
@@ -164,38 +200,48 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
             dataset,
             metrics,
             spec,
+            site,
+            label,
             steps=recipe.sampling.steps,
             shift=recipe.sampling.shift,
             weights=weights,
-            rank=rank,
-            world=world,
-            folder=output,
-            label=label,
-            gather=gather_object,
             encode=lambda example: policy.encode(example.prompt, example.references),
-            progress=progress,
         )
 
-    rows = {"base": measured("base", base)}
-    if adapter is not None:
-        lora.attach(policy, adapter.settings(), recipe.run.seed)
-        rows["tuned"] = measured("tuned", base + adapter_fingerprint(policy.transformer))
-    copies = reference_copies(settings.height, settings.width)
+    rows: dict[str, list[Row]] = {}
+    photos = RealPhotos(dataset, total, protocol)
+    identity = identity_metrics(metrics, spec.metrics)
+    if len(photos) and identity:
+        rows["real_photos"] = evaluate_images(
+            photos.draw,
+            photos,
+            identity,
+            spec.model_copy(update={"products": {}}),
+            site,
+            "real_photos",
+            made_by={"photos": protocol.references},
+            judged=lambda example: example,
+            total=len(photos),
+        )
     rows["copy_reference"] = evaluate_images(
-        copies,
+        lambda index, example: reference_copy(example, settings.height, settings.width),
         dataset,
         metrics,
         spec,
+        site,
+        "copy_reference",
         made_by={"copies": [settings.height, settings.width]},
-        rank=rank,
-        world=world,
-        folder=output,
-        label="copy_reference",
-        gather=gather_object,
-        progress=progress,
+        judged=protocol.judged,
+        total=total,
     )
+    rows["base"] = measured("base", base)
+    if adapter is not None:
+        lora.attach(policy, adapter.settings(), recipe.run.seed)
+        rows["tuned"] = measured("tuned", base + adapter_fingerprint(policy.transformer))
     if state.is_main_process:
-        summarize(output, spec.protocol, rows)
+        made = settings_of(settings, recipe.sampling, spec, total)
+        summarize(site.folder, spec.protocol, rows, made)
+        write_report([folder])
     state.wait_for_everyone()
     return folder
 

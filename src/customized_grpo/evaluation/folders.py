@@ -10,8 +10,10 @@ from typing import Any, Final, final
 import yaml
 
 from customized_grpo.config import AXES
+from customized_grpo.evaluation.hacking import Suspicion, suspicions
+from customized_grpo.evaluation.protocols import PROTOCOLS, Protocol
 from customized_grpo.evaluation.statistics import Interval
-from customized_grpo.evaluation.summary import Row, intervals
+from customized_grpo.evaluation.summary import Row, columns_of, intervals
 
 _RESAMPLES: Final = 4_000
 
@@ -39,13 +41,44 @@ class RunFolder:
     summary: Mapping[str, Any] | None
     missing: Sequence[str]
 
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether the folder is that of ``evaluate``, with no training to report."""
+        return "train" not in self.config and not self.steps
+
+    @property
+    def protocol(self) -> Protocol:
+        """Of its evaluation; a plain one where the recipe names none that is known."""
+        evaluate = self.config.get("evaluate")
+        name = evaluate.get("protocol") if isinstance(evaluate, dict) else None
+        return PROTOCOLS.get(str(name), Protocol(name=str(name or "heldout")))
+
+    def at_steps(self) -> dict[int, Sequence[Row]]:
+        """Rows of the evaluations during training, by step."""
+        names = {
+            label: label.removeprefix("step-") for label in self.evaluations if label.startswith("step-")
+        }
+        return {int(step): self.evaluations[label] for label, step in names.items() if step.isdecimal()}
+
+    def suspicions(self, until: int | None = None) -> list[Suspicion]:
+        """Training rewards that rose while their held-out twin fell, as of an evaluation: by default the last."""
+        specs = self.config.get("rewards")
+        axes = {
+            str(name): str(spec.get("axis"))
+            for name, spec in (specs.items() if isinstance(specs, dict) else ())
+            if isinstance(spec, dict)
+        }
+        twins = {axis: column for axis in AXES if (column := self.axis_column(axis)) is not None}
+        evaluations = {s: rows for s, rows in self.at_steps().items() if until is None or s <= until}
+        return suspicions(self.steps, evaluations, axes, twins, self.protocol.unit)
+
     @cached_property
     def curve(self) -> list[tuple[int, dict[str, Interval]]]:
         """Held-out (step, column to interval) by step; means without interval where only those were logged."""
         found = {
-            int(label.removeprefix("step-")): intervals(rows, resamples=_RESAMPLES)
-            for label, rows in self.evaluations.items()
-            if label.startswith("step-") and label.removeprefix("step-").isdecimal() and rows
+            step: intervals(rows, unit=self.protocol.unit, resamples=_RESAMPLES)
+            for step, rows in self.at_steps().items()
+            if rows
         }
         for line in self.steps:
             logged = {
@@ -71,9 +104,14 @@ class RunFolder:
     @cached_property
     def columns(self) -> list[str]:
         """Every held-out column, in order of first appearance."""
-        from_curve = [column for _, values in self.curve for column in values]
-        from_summary = [column for row in (self.summary or {"rows": []})["rows"] for column in row["metrics"]]
-        return list(dict.fromkeys(from_curve + from_summary))
+        measured = [column for rows in self.evaluations.values() for column in columns_of(rows)]
+        logged = [
+            key.removeprefix("evaluation/").removesuffix("/mean")
+            for key in self.keys("evaluation/")
+            if key.endswith("/mean")
+        ]
+        summarised = [column for row in (self.summary or {"rows": []})["rows"] for column in row["metrics"]]
+        return list(dict.fromkeys(measured + logged + summarised))
 
     def axis_column(self, axis: str) -> str | None:
         """The held-out column that stands for an axis: ``<axis>_accuracy``, or the first that is named or set so."""
@@ -133,7 +171,8 @@ def _read(path: Path, name: str) -> RunFolder:
     if not path.is_dir():
         raise ValueError(f"{path} is not a folder; give a run's folder, the run.dir of its recipe")
     missing: list[str] = []
-    steps = _metrics(path / "metrics.jsonl", missing)
+    config_text, config = _config(path / "config.yaml", missing)
+    steps = _metrics(path / "metrics.jsonl", missing, expected="train" in config or not config)
     evaluations = {file.stem: _rows(file, missing) for file in sorted((path / "evaluation").glob("*.jsonl"))}
     summary = _summary(path / "evaluation" / "summary.json", missing)
     if not steps and summary is None and not any(evaluations.values()):
@@ -141,7 +180,6 @@ def _read(path: Path, name: str) -> RunFolder:
             f"{path} holds no metrics.jsonl with a step in it and no evaluation; "
             "give the folder of a run that has done at least one step"
         )
-    config_text, config = _config(path / "config.yaml", missing)
     if not any(evaluations.values()):
         missing.append(
             "No held-out evaluation yet, so there are no held-out curves and no pictures to compare."
@@ -174,9 +212,10 @@ def _lines(path: Path, missing: list[str]) -> list[dict[str, Any]]:
     return good
 
 
-def _metrics(path: Path, missing: list[str]) -> list[dict[str, Any]]:
+def _metrics(path: Path, missing: list[str], *, expected: bool) -> list[dict[str, Any]]:
     if not path.is_file():
-        missing.append("No metrics.jsonl, so there is nothing about the training itself.")
+        if expected:
+            missing.append("No metrics.jsonl, so there is nothing about the training itself.")
         return []
     by_step = {row["step"]: row for row in _lines(path, missing) if isinstance(row.get("step"), int)}
     return [by_step[step] for step in sorted(by_step)]

@@ -1,8 +1,8 @@
-"""Before and after: the examples that the report shows, chosen by a rule that it states, as data URIs."""
+"""Examples that the report shows, chosen by rules that it states, with pictures as data URIs."""
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
@@ -15,20 +15,28 @@ from customized_grpo.evaluation.folders import RunFolder
 from customized_grpo.evaluation.summary import Row
 
 _SIDE: Final = 256
-_EXTREMES: Final = 4
-_RANDOM: Final = 8
+_EXTREMES: Final = 6
+_RANDOM: Final = 9
+
+
+Pair = tuple[Row | None, Row]
+"""The base's row and that of the last system, which is the base itself where no adapter was evaluated."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One example: pictures as data URIs (None where the file is gone) and (name, base, tuned) of the columns."""
+    """One example: pictures as data URIs, None where the file is gone.
+
+    Attributes:
+        images: (system, picture), ``base`` and ``tuned`` or what there is of them.
+        values: (axis, base, last system); None where not measurable, and for a base that stands alone.
+    """
 
     prompt: str
     reference: str | None
-    base: str | None
-    tuned: str | None
-    values: Sequence[tuple[str, float, float]]
+    images: Sequence[tuple[str, str | None]]
+    values: Sequence[tuple[str, float | None, float | None]]
 
 
 @final
@@ -42,56 +50,92 @@ class Group:
 
 
 def gallery(run: RunFolder, axes: Mapping[str, str]) -> list[Group]:
-    """Random examples, largest gains, and largest losses, of base against tuned.
+    """Random examples, the best and the worst images, and the largest gains and losses of tuned against base.
 
     Args:
         axes: axis to the held-out column that stands for it.
 
     Returns:
-        Groups with at least one card; empty without saved pictures of both.
+        Groups with at least one card; empty without saved pictures.
     """
     base, tuned = (
         {row["key"]: row for row in rows if row["image"] == 0 and row.get("file")} for rows in run.ends
     )
-    pairs = [(base[key], tuned[key]) for key in base if key in tuned]
+    # Without an adapter the base alone is shown, and as it is what was evaluated it stands in both places.
+    pairs: list[Pair] = [
+        (base.get(key), row) for key, row in (tuned or base).items() if not tuned or key in base
+    ]
     if not pairs:
         return []
     chosen = np.random.default_rng(0).permutation(len(pairs))[:_RANDOM]
     count = f"among the {len(pairs)} examples with saved pictures"
     drawn = [pairs[i] for i in sorted(chosen)]
     groups = [Group("Random", f"Drawn by a fixed seed {count}, before looking.", _cards(run, drawn, axes))]
-    scored = [(change, pair) for pair in pairs if (change := _change(pair, axes)) is not None]
-    scored.sort(key=lambda item: -item[0])
     names = " and ".join(axes)
-    gains = [pair for change, pair in scored if change > 0][:_EXTREMES]
-    losses = [pair for change, pair in reversed(scored) if change < 0][:_EXTREMES]
-    rule = f"The largest {{}} in the mean of {names}, {count}: the {{}} cases, not the typical ones."
-    if gains:
-        groups.append(Group("Largest gains", rule.format("gains", "best"), _cards(run, gains, axes)))
-    if losses:
-        groups.append(Group("Largest losses", rule.format("losses", "worst"), _cards(run, losses, axes)))
+    scale = {column: _spread([row for _, row in pairs], column) for column in axes.values()}
+    mean = f"the mean of {names}, each in units of its standard deviation, {count}"
+    ranked = _ranked(pairs, lambda pair: _level(pair[1], scale))
+    if len(ranked) > 1:
+        half = min(_EXTREMES, len(ranked) // 2)
+        best, worst = [pair for _, pair in ranked[:half]], [pair for _, pair in ranked[::-1][:half]]
+        groups.append(Group("Best", f"Highest in {mean}: not the typical ones.", _cards(run, best, axes)))
+        groups.append(Group("Worst", f"Lowest in {mean}: not the typical ones.", _cards(run, worst, axes)))
+    if tuned:
+        changes = _ranked(pairs, lambda pair: _change(pair, scale))
+        gains = [pair for change, pair in changes if change > 0][:_EXTREMES]
+        losses = [pair for change, pair in reversed(changes) if change < 0][:_EXTREMES]
+        rule = f"The largest {{}} in {mean}: the {{}} cases, not the typical ones."
+        for title, cases, found in (("gains", "best", gains), ("losses", "worst", losses)):
+            if found:
+                groups.append(Group(f"Largest {title}", rule.format(title, cases), _cards(run, found, axes)))
     return groups
 
 
-def _change(pair: tuple[Row, Row], axes: Mapping[str, str]) -> float | None:
+def _ranked(pairs: Sequence[Pair], value: Callable[[Pair], float | None]) -> list[tuple[float, Pair]]:
+    """Largest first, without those that have no value; equals stay in order."""
+    scored = [(found, pair) for pair in pairs if (found := value(pair)) is not None]
+    return sorted(scored, key=lambda item: -item[0])
+
+
+def _spread(rows: Sequence[Row], column: str) -> float:
+    """Standard deviation of a column, so that two of different units can be added; 1 where it is constant."""
+    values = [value for row in rows if (value := row["values"].get(column)) is not None]
+    return float(np.std(values)) or 1.0 if values else 1.0
+
+
+def _level(row: Row, scale: Mapping[str, float]) -> float | None:
+    values = [row["values"].get(column) for column in scale]
+    if not values or None in values:
+        return None
+    return float(np.mean([value / unit for value, unit in zip(values, scale.values(), strict=True)]))
+
+
+def _change(pair: Pair, scale: Mapping[str, float]) -> float | None:
     """Mean over the axes of tuned minus base; None where one was not measurable."""
-    values = [(pair[0]["values"].get(column), pair[1]["values"].get(column)) for column in axes.values()]
-    measured = [after - before for before, after in values if before is not None and after is not None]
-    return float(np.mean(measured)) if measured and len(measured) == len(values) else None
+    before = _level(pair[0], scale) if pair[0] is not None else None
+    after = _level(pair[1], scale)
+    return None if before is None or after is None else after - before
 
 
-def _cards(run: RunFolder, pairs: Sequence[tuple[Row, Row]], axes: Mapping[str, str]) -> list[Card]:
+def _cards(run: RunFolder, pairs: Sequence[Pair], axes: Mapping[str, str]) -> list[Card]:
     folder = run.path / "evaluation"
+    alone = not run.ends[1]
     return [
         Card(
-            prompt=str(before["prompt"]),
-            reference=_data_uri(folder, after.get("reference") or before.get("reference")),
-            base=_data_uri(folder, before["file"]),
-            tuned=_data_uri(folder, after["file"]),
+            prompt=str(after["prompt"]),
+            reference=_data_uri(folder, after.get("reference") or (before or {}).get("reference")),
+            images=[
+                (name, _data_uri(folder, row["file"]))
+                for name, row in ([("base", after)] if alone else [("base", before), ("tuned", after)])
+                if row is not None
+            ],
             values=[
-                (axis, float(before["values"][column]), float(after["values"][column]))
+                (
+                    axis,
+                    None if alone or before is None else before["values"].get(column),
+                    after["values"].get(column),
+                )
                 for axis, column in axes.items()
-                if before["values"].get(column) is not None and after["values"].get(column) is not None
             ],
         )
         for before, after in pairs

@@ -8,20 +8,24 @@ evaluation goes on where it was.
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from customized_grpo.config import Evaluate
 from customized_grpo.data.base import Dataset
-from customized_grpo.evaluation.metrics import Scorer, score
+from customized_grpo.data.images import load_image
+from customized_grpo.evaluation.metrics import Scorer, Scores, score
+from customized_grpo.evaluation.protocols import group_of
 from customized_grpo.evaluation.summary import Row, write_atomically
 from customized_grpo.types import Example
 
@@ -32,7 +36,7 @@ Gather = Callable[[list[Row]], list[Row]]
 Progress = Callable[[str, int, int], None]
 """(label, examples done by this rank, examples of this rank)."""
 
-_REFERENCE_SIDE = 512
+_REFERENCE_SIDE = 256
 
 
 def quiet(label: str, done: int, total: int) -> None:
@@ -44,14 +48,16 @@ def alone(rows: list[Row]) -> list[Row]:
     return rows
 
 
-def reference_copies(height: int, width: int) -> Draw:
-    """The baseline that keeps the identity and ignores the prompt: the first reference, in the output's size."""
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Where an evaluation runs and writes: the folder is the same on all ranks."""
 
-    def draw(index: int, example: Example) -> Tensor:
-        copy = ImageOps.fit(example.references[0], (width, height), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(copy.convert("RGB")))[None]
-
-    return draw
+    folder: Path
+    rank: int = 0
+    world: int = 1
+    gather: Gather = alone
+    progress: Progress = quiet
 
 
 def evaluate_images(
@@ -59,42 +65,47 @@ def evaluate_images(
     dataset: Dataset,
     metrics: Mapping[str, Scorer],
     spec: Evaluate,
+    site: Site,
+    label: str,
     *,
     made_by: Mapping[str, Any],
-    rank: int,
-    world: int,
-    folder: Path,
-    label: str,
+    judged: Callable[[Example], Example],
+    total: int,
     block: int = 1,
-    gather: Gather = alone,
-    progress: Progress = quiet,
 ) -> list[Row]:
-    """Score whatever ``draw`` makes; see ``evaluate_policy``.
+    """Score whatever ``draw`` makes of the first ``total`` examples; see ``evaluate_policy``.
 
-    ``made_by`` says what made the images, as JSON; ``block`` consecutive examples are drawn by one rank.
+    Args:
+        made_by: what made the images, as JSON. Rows of the same images and metrics are kept; where only the metrics are
+            new, the images on disk are scored again rather than made again.
+        judged: the example as the metrics see it, whose references may be others than the policy's.
+        block: so many consecutive examples are drawn by one rank.
     """
-    total = min(len(dataset), spec.limit or len(dataset))
-    mine = [index for index in range(total) if index // block % world == rank]
-    fingerprint = _fingerprint(spec, made_by)
-    parts = folder / ".parts" / label
-    kept = _kept(
-        folder, [folder / f"{label}.jsonl", *sorted(parts.glob("*.jsonl"))], fingerprint, spec.save_images
-    )
+    mine = [index for index in range(total) if index // block % site.world == site.rank]
+    drawn, fingerprint = _fingerprints(spec, made_by)
+    folder, parts = site.folder, site.folder / ".parts" / label
+    earlier = _complete(folder, [folder / f"{label}.jsonl", *sorted(parts.glob("*.jsonl"))], spec.save_images)
     parts.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
-    with (parts / f"{rank:05d}.jsonl").open("a", encoding="utf-8") as part:
+    with (parts / f"{site.rank:05d}.jsonl").open("a", encoding="utf-8") as part:
         part.write("\n")  # ends the line that a killed process may have left half written
         for done, index in enumerate(mine):
-            progress(label, done, len(mine))
-            if index not in kept:
-                made = _one_example(draw, index, dataset[index], metrics, spec, folder, label, fingerprint)
-                part.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in made))
+            site.progress(label, done, len(mine))
+            found = earlier.get((index, fingerprint))
+            if found is None:
+                example = dataset[index]
+                images = _pictures(folder, [rows for (i, _), rows in earlier.items() if i == index], drawn)
+                if images is None:
+                    images = draw(index, example)
+                scores = score(metrics, judged(example), images, runs=spec.runs, products=spec.products)
+                files = _save_pictures(folder, label, example, images) if index < spec.save_images else None
+                found = _rows(index, example, scores, files, len(images), drawn, fingerprint)
+                part.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in found))
                 part.flush()
-                kept[index] = made
-            rows += kept[index]
-        progress(label, len(mine), len(mine))
-    everything = sorted(gather(rows), key=lambda row: (row["index"], row["image"]))
-    if rank == 0:
+            rows += found
+        site.progress(label, len(mine), len(mine))
+    everything = sorted(site.gather(rows), key=lambda row: (row["index"], row["image"]))
+    if site.rank == 0:
         lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in everything)
         write_atomically(folder / f"{label}.jsonl", lines)
         for path in parts.glob("*.jsonl"):
@@ -102,75 +113,102 @@ def evaluate_images(
     return everything
 
 
-def _one_example(
-    draw: Draw,
+def _rows(
     index: int,
     example: Example,
-    metrics: Mapping[str, Scorer],
-    spec: Evaluate,
-    folder: Path,
-    label: str,
+    scores: Scores,
+    files: tuple[str, Sequence[str]] | None,
+    count: int,
+    drawn: str,
     fingerprint: str,
 ) -> list[Row]:
-    images = draw(index, example)
-    columns = score(metrics, example, images)
-    name = file_name(example.key)
-    files: list[str | None] = [None] * len(images)
-    reference = None
-    if index < spec.save_images:
-        reference = f"references/{name}.png"
-        _save(folder / reference, _strip(example.references))
-        for i, image in enumerate(images):
-            files[i] = f"images/{label}/{name}-{i}.png"
-            _save(folder / f"images/{label}/{name}-{i}.png", Image.fromarray(image.numpy()))
-    return [
-        {
+    found: list[Row] = []
+    for i in range(count):
+        row: Row = {
             "key": example.key,
             "prompt": example.prompt,
             "subject": example.subject,
+            "group": group_of(example),
             "index": index,
             "image": i,
-            "values": {
-                column: values[i] if math.isfinite(values[i]) else None for column, values in columns.items()
-            },
-            "file": files[i],
-            "reference": reference,
-            "of": len(images),
+            "values": {column: _finite(values[i]) for column, values in scores.values.items()},
+            "file": files[1][i] if files else None,
+            "reference": files[0] if files else None,
+            "of": count,
+            "drawn": drawn,
             "fingerprint": fingerprint,
         }
-        for i in range(len(images))
-    ]
+        if scores.runs:
+            row["runs"] = {column: [_finite(v) for v in values[i]] for column, values in scores.runs.items()}
+        found.append(row)
+    return found
 
 
-def _fingerprint(spec: Evaluate, made_by: Mapping[str, Any]) -> str:
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _fingerprints(spec: Evaluate, made_by: Mapping[str, Any]) -> tuple[str, str]:
+    """Of what decides the pixels, and of what decides the scores too."""
     # How many examples and pictures are kept changes no row, so a larger limit goes on from the rows that are there.
-    recipe = spec.model_dump(mode="json", exclude={"limit", "save_images", "protocol", "steps"})
-    text = json.dumps({"recipe": recipe, "made_by": dict(made_by)}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    scored = spec.model_dump(mode="json", exclude={"limit", "save_images", "steps"})
+    pixels = {name: scored[name] for name in ("data", "images_per_prompt", "batch", "seed")}
+    texts = (
+        json.dumps({"recipe": one, "made_by": dict(made_by)}, sort_keys=True) for one in (pixels, scored)
+    )
+    drawn, fingerprint = (hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts)
+    return drawn, fingerprint
 
 
-def _kept(folder: Path, files: Sequence[Path], fingerprint: str, save_images: int) -> dict[int, list[Row]]:
-    """Finished examples of an earlier, perhaps killed, evaluation: each image has a row, and a picture if asked for."""
-    found: dict[int, dict[int, Row]] = {}
+def _complete(folder: Path, files: Sequence[Path], save_images: int) -> dict[tuple[int, str], list[Row]]:
+    """Finished examples of an earlier, perhaps killed, evaluation, by index and fingerprint.
+
+    Each image has a row, and a picture if asked for.
+    """
+    found: dict[tuple[int, str], dict[int, Row]] = {}
     for path in files:
         if not path.is_file():
             continue
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)
-                if row["fingerprint"] == fingerprint:
-                    found.setdefault(row["index"], {})[row["image"]] = row
+                found.setdefault((row["index"], row["fingerprint"]), {})[row["image"]] = row
             except (ValueError, KeyError, TypeError):  # empty, or what a killed process was writing
                 continue
     complete = {}
-    for index, images in found.items():
+    for (index, fingerprint), images in found.items():
         rows = [images[i] for i in sorted(images)]
         pictures = index >= save_images or all(
             row["file"] and (folder / row["file"]).is_file() for row in rows
         )
         if len(rows) == rows[0]["of"] and pictures:
-            complete[index] = rows
+            complete[index, fingerprint] = rows
     return complete
+
+
+def _pictures(folder: Path, earlier: Sequence[Sequence[Row]], drawn: str) -> UInt8[Tensor, "g h w 3"] | None:
+    """The images of an example from disk, where the same weights and sampler made them for other metrics."""
+    for rows in earlier:
+        files = [row["file"] for row in rows]
+        if rows[0].get("drawn") == drawn and all(file and (folder / file).is_file() for file in files):
+            return torch.stack([torch.from_numpy(np.array(load_image(folder / file))) for file in files])
+    return None
+
+
+def _save_pictures(
+    folder: Path, label: str, example: Example, images: UInt8[Tensor, "g h w 3"]
+) -> tuple[str, list[str]]:
+    """The policy's references side by side, and each image; their names in the folder."""
+    name, strip = file_name(example.key), _strip(example.references)
+    # Called by its content: all prompts of a subject share one file.
+    digest = hashlib.sha256(f"{strip.width} ".encode() + strip.tobytes()).hexdigest()[:16]
+    reference = f"references/{digest}.png"
+    if not (folder / reference).is_file():
+        _save(folder / reference, strip)
+    files = [f"images/{label}/{name}-{i}.png" for i in range(len(images))]
+    for file, image in zip(files, images, strict=True):
+        _save(folder / file, Image.fromarray(image.numpy()))
+    return reference, files
 
 
 def file_name(key: str) -> str:
@@ -200,6 +238,6 @@ def _strip(references: Sequence[Image.Image]) -> Image.Image:
 
 def _save(path: Path, image: Image.Image) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp")
-    image.save(aside, format="PNG")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # another rank may be writing the same one
+    image.save(aside, format="PNG", compress_level=1)
     aside.replace(path)

@@ -3,8 +3,9 @@
 import asyncio
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float, UInt8
@@ -13,7 +14,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from customized_grpo import registry
-from customized_grpo.rewards.base import AsyncReward, Reward
+from customized_grpo.rewards.base import AsyncReward, Reward, RewardFailure
 from customized_grpo.types import Example
 
 
@@ -63,42 +64,112 @@ def build_metrics(specs: Mapping[str, BaseModel], device: torch.device) -> dict[
     return built
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What the images of one example got.
+
+    Attributes:
+        values: column to g values, NaN where not measurable; of several runs their mean over those that succeeded.
+        runs: column to g lists of one value a run, for the metrics that ran several times.
+    """
+
+    values: Mapping[str, Sequence[float]]
+    runs: Mapping[str, Sequence[Sequence[float]]]
+
+
 def score(
-    metrics: Mapping[str, Scorer], example: Example, images: UInt8[Tensor, "g h w 3"]
-) -> dict[str, list[float]]:
+    metrics: Mapping[str, Scorer],
+    example: Example,
+    images: UInt8[Tensor, "g h w 3"],
+    *,
+    runs: Mapping[str, int] | None = None,
+    products: Mapping[str, tuple[str, str]] | None = None,
+) -> Scores:
     """Every column of every metric on the g images of one example.
 
-    Returns:
-        Column to g values, NaN where not measurable. A reward gives one column, called by its key in the recipe; a
-        ``Metric`` gives the columns that it returns.
+    A reward gives one column, called by its key in the recipe; a ``Metric`` gives the columns that it returns.
+
+    Args:
+        runs: how often a stochastic metric is asked. It finds the run's number in ``example.extra["run"]``, so that one
+            that keeps its answers can tell the runs apart.
+        products: name of a further column to the two columns whose product it is, image by image and run by run.
 
     Raises:
-        ValueError: two metrics give a column of the same name.
+        ValueError: two metrics give a column of the same name, or a product is of columns that aren't there.
     """
-    columns: dict[str, list[float]] = {}
+    columns: dict[str, list[list[float]]] = {}
     for name, metric in metrics.items():
-        for column, values in _columns(name, metric, example, images).items():
+        for column, values in _all_runs(name, metric, example, images, (runs or {}).get(name, 1)).items():
             if column in columns:
                 raise ValueError(
                     f"evaluate.metrics.{name}: the column {column!r} is already given by another metric"
                 )
-            assert len(values) == len(images)
             columns[column] = values
-    return columns
+    for name, pair in (products or {}).items():
+        columns[name] = _product(name, pair, columns)
+    return Scores(
+        values={column: [_mean(one) for one in values] for column, values in columns.items()},
+        runs={column: values for column, values in columns.items() if values and len(values[0]) > 1},
+    )
+
+
+def _all_runs(
+    name: str, metric: Scorer, example: Example, images: Tensor, count: int
+) -> dict[str, list[list[float]]]:
+    """Column to one list of runs an image."""
+    if count == 1:
+        return {
+            column: [[value] for value in values]
+            for column, values in _columns(name, metric, example, images).items()
+        }
+    numbered = [replace(example, extra={**example.extra, "run": run}) for run in range(count)]
+    answers = [_columns(name, metric, one, images) for one in numbered]
+    return {
+        column: [list(one) for one in zip(*(answer[column] for answer in answers), strict=True)]
+        for column in answers[0]
+    }
+
+
+def _product(
+    name: str, pair: tuple[str, str], columns: Mapping[str, Sequence[Sequence[float]]]
+) -> list[list[float]]:
+    if lost := [column for column in pair if column not in columns]:
+        raise ValueError(
+            f"evaluate.products.{name}: there is no column {lost[0]!r};{registry.did_you_mean(lost[0], list(columns))} "
+            f"allowed: {', '.join(columns)}"
+        )
+    first, second = (columns[column] for column in pair)
+    if any(len(a) != len(b) for a, b in zip(first, second, strict=True)):
+        raise ValueError(
+            f"evaluate.products.{name}: {pair[0]!r} and {pair[1]!r} ran a different number of times; set both in runs"
+        )
+    return [[x * y for x, y in zip(a, b, strict=True)] for a, b in zip(first, second, strict=True)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if math.isfinite(value)]
+    return sum(known) / len(known) if known else math.nan
 
 
 def _columns(name: str, metric: Scorer, example: Example, images: Tensor) -> dict[str, list[float]]:
     if isinstance(metric, Metric):
-        return {
+        found = {
             column: [float(v) for v in values.tolist()] for column, values in metric(example, images).items()
         }
-    if isinstance(metric, Reward):
-        return {name: [float(v) for v in metric(example, images).tolist()]}
-    return {name: asyncio.run(_judge(metric, example, images))}
+    elif isinstance(metric, Reward):
+        found = {name: [float(v) for v in metric(example, images).tolist()]}
+    else:
+        found = {name: asyncio.run(_judge(metric, example, images))}
+    assert all(len(values) == len(images) for values in found.values())
+    return found
 
 
 async def _judge(judge: AsyncReward, example: Example, images: Tensor) -> list[float]:
     pictures = [Image.fromarray(image.numpy()) for image in images.cpu()]
     answers = await asyncio.gather(*(judge(example, picture) for picture in pictures), return_exceptions=True)
-    # A failed call is not measurable; it lowers the n that the summary shows, never the mean.
+    for answer in answers:
+        if isinstance(answer, RewardFailure):  # a wrong key, say: it would refuse all the others too
+            raise answer
+    # Another failed call is not measurable; it lowers the n that the summary shows, never the mean.
     return [math.nan if isinstance(answer, BaseException) else float(answer) for answer in answers]

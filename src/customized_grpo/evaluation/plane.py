@@ -35,14 +35,12 @@ def plane_figure(
                 )
             )
         for name, metrics in rows.items():
-            x, y = (metrics.get(column, {}).get("mean") for column in columns)
             label = name.replace("_", " ")
-            if (
-                name not in ("base", "tuned")
-                and None not in (x, y)
-                and label not in {p.label for p in points}
-            ):
-                points.append(Point2D(label=label, x=x, y=y))
+            if name not in ("base", "tuned") and label not in {p.label for p in points}:
+                found = [metrics.get(column) for column in columns]
+                if found[0] and found[0]["mean"] is not None:
+                    points.append(_baseline(label, found[0], found[1]))
+        points += _published(summary or {}, columns, {point.label for point in points})
     if not paths:
         return None
     svg = plane(
@@ -56,9 +54,35 @@ def plane_figure(
         "filled circle: the last one. "
         "Bars are 95 % intervals. A path that runs to the right and down buys identity with prompt following."
     )
+    if any(point.y is None for point in points):
+        caption += " A dashed line has no prompt: it is the identity of real photos with each other."
+    if any(point.published for point in points):
+        caption += " Squares are published numbers, not measured here."
     return FigureView(
         "identity against prompt", svg, caption, f"Path of each run as (identity, prompt). {ends}."
     )
+
+
+def _baseline(label: str, identity: Mapping[str, Any], prompt: Mapping[str, Any] | None) -> Point2D:
+    x, y = _interval(identity), _interval(prompt) if prompt and prompt["mean"] is not None else None
+    return Point2D(
+        label=label,
+        x=x.mean,
+        y=None if y is None else y.mean,
+        x_bounds=(x.low, x.high),
+        y_bounds=None if y is None else (y.low, y.high),
+    )
+
+
+def _published(summary: Mapping[str, Any], columns: tuple[str, str], taken: set[str]) -> list[Point2D]:
+    """Published numbers, where they may stand in one picture with the measured ones."""
+    if summary.get("departures"):
+        return []
+    return [
+        Point2D(label=one["name"], x=one["metrics"][columns[0]], y=one["metrics"][columns[1]], published=True)
+        for one in summary.get("published", [])
+        if set(columns) <= one["metrics"].keys() and one["name"] not in taken
+    ]
 
 
 def _way(

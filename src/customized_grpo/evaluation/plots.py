@@ -85,11 +85,14 @@ class Path2D:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point2D:
-    """A baseline in the plane."""
+    """A baseline in the plane, with (low, high) where known; a vertical line where it has no y."""
 
     label: str
     x: float
-    y: float
+    y: float | None
+    x_bounds: tuple[float, float] | None = None
+    y_bounds: tuple[float, float] | None = None
+    published: bool = False
 
 
 @final
@@ -196,23 +199,37 @@ def plane(name: str, paths: Sequence[Path2D], points: Sequence[Point2D], *, x: s
                 path.x[-1:], path.y[-1:], s=52, color=colour, linewidths=0, zorder=5, label=path.label
             )
         for point in points:
-            axes.scatter([point.x], [point.y], s=44, marker="X", color=MUTED, linewidths=0, zorder=4)
+            _baseline(axes, point)
         axes.margins(0.09)
         middle = sum(axes.get_xlim()) / 2.0
         for point in points:  # the label towards the middle, so that it stays inside
             offset, side = ((7, 5), "left") if point.x < middle else ((-7, 5), "right")
+            height = axes.get_ylim()[1] if point.y is None else point.y  # a line is named at its top
             axes.annotate(
                 point.label,
-                (point.x, point.y),
+                (point.x, height),
                 offset,
                 textcoords="offset points",
                 ha=side,
-                fontsize=8.5,
-                color=INK,
+                fontsize=7.0 if point.published else 8.5,
+                color=MUTED if point.published else INK,
             )
         _finish(axes, x, y, legend=False)
         axes.grid(visible=True, axis="both")
         return _to_inline(figure, name)
+
+
+def _baseline(axes: Axes, point: Point2D) -> None:
+    if point.y is None:
+        axes.axvline(point.x, color=MUTED, linewidth=1.0, linestyle="--", zorder=1)
+        return
+    bar: dict[str, Any] = {"color": MUTED, "linewidth": 1.0, "alpha": 0.65, "zorder": 2}
+    if point.x_bounds is not None:
+        axes.plot(point.x_bounds, [point.y] * 2, **bar)
+    if point.y_bounds is not None:
+        axes.plot([point.x] * 2, point.y_bounds, **bar)
+    marker, size = ("s", 16) if point.published else ("X", 44)
+    axes.scatter([point.x], [point.y], s=size, marker=marker, color=MUTED, linewidths=0, zorder=4)
 
 
 def _arrow(axes: Axes, path: Path2D, colour: str) -> None:

@@ -1,7 +1,8 @@
 """Means with bootstrap intervals over examples, paired differences, and win rates.
 
 The unit that is resampled is the *example* (a cluster): several images of one prompt are averaged first, since they are
-no independent evidence about prompts. Dimensions: n examples, B resamples.
+no independent evidence about prompts. Where subjects are what a result should generalise to, the unit is the subject:
+its examples are averaged first. Dimensions: n units, B resamples.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,7 +20,7 @@ _CHUNK: Final = 1_000
 @final
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean over ``n`` examples with its 95 % bootstrap interval; NaN bounds where one example leaves them unknown."""
+    """A mean over ``n`` units with its 95 % bootstrap interval; NaN bounds where one unit leaves them unknown."""
 
     mean: float
     low: float
@@ -51,13 +52,23 @@ def example_means(values: Iterable[tuple[str, float | None]]) -> dict[str, float
     return {key: float(np.mean(images)) for key, images in found.items()}
 
 
+def group_means(values: Mapping[str, float], groups: Mapping[str, str]) -> dict[str, float]:
+    """Mean over the examples of each group.
+
+    Args:
+        values: one value an example, by key.
+        groups: the group (subject) of each key.
+    """
+    return example_means((groups[key], value) for key, value in values.items())
+
+
 def bootstrap_mean(
     values: npt.ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
 ) -> Interval:
     """Mean of n values with a percentile bootstrap interval (Efron 1979).
 
     Args:
-        values: shape (n,), one value an example, finite.
+        values: shape (n,), one value a unit, finite.
         seed: of numpy's generator. The same seed and n give the same resamples, so intervals are reproducible.
 
     Returns:
@@ -81,14 +92,23 @@ def bootstrap_mean(
 
 
 def paired_difference(
-    of: Mapping[str, float], to: Mapping[str, float], *, seed: int = 0, resamples: int = RESAMPLES
+    of: Mapping[str, float],
+    to: Mapping[str, float],
+    *,
+    groups: Mapping[str, str] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> Interval:
     """Mean of ``of - to`` over the examples that both have, with the bootstrap interval of that mean.
 
     Args:
         of, to: results of ``example_means`` for two systems on the same examples.
+        groups: the subject of each example, where subjects are the unit; else examples are.
     """
-    return bootstrap_mean([of[key] - to[key] for key in of if key in to], seed=seed, resamples=resamples)
+    change = {key: of[key] - to[key] for key in of if key in to}
+    if groups is not None:
+        change = group_means(change, groups)
+    return bootstrap_mean(list(change.values()), seed=seed, resamples=resamples)
 
 
 def win_rate(of: Mapping[str, float], to: Mapping[str, float]) -> float:

@@ -1,4 +1,4 @@
-"""From per-image rows to ``evaluation/summary.json`` and its Markdown table: means, intervals, paired differences."""
+"""From per-image rows to ``evaluation/summary.json``: means, intervals, paired differences, and runs of a judge."""
 
 import json
 import os
@@ -6,18 +6,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from customized_grpo.evaluation.protocols import Unit, find_protocol
 from customized_grpo.evaluation.statistics import (
     Interval,
     bootstrap_mean,
     example_means,
+    group_means,
     paired_difference,
     win_rate,
 )
 
 Row = dict[str, Any]
-"""One image: ``key``, ``prompt``, ``subject``, ``index`` (of the example), ``image`` (0-based within it), ``of``
-(how many they are), ``fingerprint``, ``file`` and ``reference`` (relative to the folder of the JSONL, or null), and
-``values`` (column to a number or null)."""
+"""One image: ``key``, ``prompt``, ``subject``, ``group`` (the subject that it counts for), ``index`` (of the example),
+``image`` (0-based within it), ``of`` (how many they are), ``drawn`` and ``fingerprint`` (of what made, what scored it),
+``file`` and ``reference`` (relative to the folder of the JSONL, or null), ``values`` (column to a number or null), and
+``runs`` (column to the values of several runs of a judge; ``values`` has their mean)."""
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
@@ -25,94 +30,107 @@ def columns_of(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(column for row in rows for column in row["values"]))
 
 
-def column_means(rows: Sequence[Row], column: str) -> dict[str, float]:
-    """Example key to the mean of its images; examples without a measurable image are left out."""
-    return example_means((row["key"], row["values"].get(column)) for row in rows)
+def column_means(rows: Sequence[Row], column: str, unit: Unit = "example") -> dict[str, float]:
+    """Each unit's mean; examples without a measurable image are left out.
+
+    Returns:
+        Example key, or subject, to the mean of its images, or of its examples.
+    """
+    examples = example_means((row["key"], row["values"].get(column)) for row in rows)
+    return examples if unit == "example" else group_means(examples, groups_of(rows))
 
 
-def intervals(rows: Sequence[Row], *, resamples: int = 10_000) -> dict[str, Interval]:
-    """Mean and 95 % interval over examples of every column."""
+def groups_of(rows: Sequence[Row]) -> dict[str, str]:
+    """The subject of each example; a row of an older evaluation counts for its own."""
+    return {row["key"]: str(row.get("group", row["key"])) for row in rows}
+
+
+def intervals(rows: Sequence[Row], *, unit: Unit = "example", resamples: int = 10_000) -> dict[str, Interval]:
+    """Mean and 95 % interval over the units of every column."""
     return {
-        column: bootstrap_mean(list(column_means(rows, column).values()), resamples=resamples)
+        column: bootstrap_mean(list(column_means(rows, column, unit).values()), resamples=resamples)
         for column in columns_of(rows)
     }
 
 
-def differences(of: Sequence[Row], to: Sequence[Row], *, resamples: int = 10_000) -> dict[str, Interval]:
-    """Paired mean difference over common examples, for every column that both have."""
-    shared = [column for column in columns_of(of) if column in set(columns_of(to))]
-    return {
-        column: paired_difference(column_means(of, column), column_means(to, column), resamples=resamples)
-        for column in shared
-    }
+def differences(
+    of: Sequence[Row], to: Sequence[Row], *, unit: Unit = "example", resamples: int = 10_000
+) -> dict[str, dict[str, Any]]:
+    """Paired mean difference over common examples, for every column that both have, with the win rate over prompts."""
+    groups = groups_of(of) if unit == "subject" else None
+    found = {}
+    for column in columns_of(of):
+        if column in set(columns_of(to)):
+            ours, theirs = column_means(of, column), column_means(to, column)
+            interval = paired_difference(ours, theirs, groups=groups, resamples=resamples)
+            wins = win_rate(ours, theirs) if interval.n else None
+            found[column] = interval.as_json() | {"win_rate": wins}
+    return found
 
 
-def build_summary(protocol: str, rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-    """What ``summary.json`` holds; see ``summarize``."""
+def _metrics(rows: Sequence[Row], unit: Unit) -> dict[str, dict[str, Any]]:
+    """Every column's interval, and what was not measurable or measured several times."""
+    found: dict[str, dict[str, Any]] = {}
+    for column, interval in intervals(rows, unit=unit).items():
+        found[column] = dict(interval.as_json())
+        runs = [row["runs"][column] for row in rows if column in row.get("runs", {})]
+        answers = (
+            [value for one in runs for value in one] if runs else [row["values"].get(column) for row in rows]
+        )
+        excluded = sum(value is None for value in answers) / len(answers)
+        if runs or excluded:
+            found[column]["excluded"] = excluded
+        if runs:
+            found[column] |= _over_runs(rows, column, unit, max(map(len, runs)))
+    return found
+
+
+def _over_runs(rows: Sequence[Row], column: str, unit: Unit, count: int) -> dict[str, Any]:
+    """The mean of each run over all examples, failed items left out, and the standard deviation of those means."""
+    means = []
+    for run in range(count):
+        alone = [
+            row | {"values": {column: row["runs"][column][run]}} for row in rows if column in row["runs"]
+        ]
+        values = list(column_means(alone, column, unit).values())
+        means.append(float(np.mean(values)) if values else None)
+    known = [mean for mean in means if mean is not None]
+    return {"runs": means, "std": float(np.std(known, ddof=1)) if len(known) > 1 else None}
+
+
+def build_summary(
+    protocol: str, rows: Mapping[str, Sequence[Row]], settings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What ``summary.json`` holds; see ``tables.summarize``."""
+    rules = find_protocol(protocol)
+    metrics = {name: _metrics(measured, rules.unit) for name, measured in rows.items()}
+    columns = {column for measured in metrics.values() for column in measured}
     summary: dict[str, Any] = {
         "protocol": protocol,
-        "rows": [
-            {
-                "name": name,
-                "metrics": {column: interval.as_json() for column, interval in intervals(measured).items()},
-            }
-            for name, measured in rows.items()
-        ],
+        "unit": rules.unit,
+        "settings": dict(settings or {}),
+        "departures": rules.departures(settings or {}),
+        "rows": [{"name": name, "metrics": measured} for name, measured in metrics.items()],
         "differences": [],
+        "published": [
+            {
+                "name": one.name,
+                "source": one.source,
+                "main": one.main,
+                "metrics": {name: value for name, value in one.metrics.items() if name in columns},
+            }
+            for one in rules.published
+            if columns & one.metrics.keys()
+        ],
     }
     tuned = rows.get("tuned", [])
     for other in sorted(
         (name for name in rows if name != "tuned" and tuned), key=lambda name: name != "base"
     ):
-        compared = {}
-        for column, interval in differences(tuned, rows[other]).items():
-            wins = win_rate(column_means(tuned, column), column_means(rows[other], column))
-            compared[column] = interval.as_json() | {"win_rate": wins if interval.n else None}
-        summary["differences"].append({"of": "tuned", "to": other, "metrics": compared})
+        if {row["key"] for row in tuned} & {row["key"] for row in rows[other]}:
+            compared = differences(tuned, rows[other], unit=rules.unit)
+            summary["differences"].append({"of": "tuned", "to": other, "metrics": compared})
     return summary
-
-
-def summarize(folder: Path, protocol: str, rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-    """Write ``summary.json`` and ``summary.md`` into ``folder``.
-
-    Args:
-        folder: a run's ``evaluation`` folder.
-        protocol: name under which these numbers may be compared with others.
-        rows: per-image rows by name. Where ``tuned`` is among them, it is compared with every other, ``base`` first.
-
-    Returns:
-        What ``summary.json`` holds: ``{"protocol", "rows": [{"name", "metrics"}], "differences": [{"of", "to",
-        "metrics"}]}``, each metric ``{"mean", "low", "high", "n"}`` with 95 % intervals over examples; that of a
-        difference also has ``win_rate``.
-    """
-    summary = build_summary(protocol, rows)
-    write_atomically(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    write_atomically(folder / "summary.md", markdown(summary))
-    return summary
-
-
-def markdown(summary: Mapping[str, Any]) -> str:
-    """The summary as Markdown tables: one line a row, one column a metric, and the paired differences."""
-    columns = list(dict.fromkeys(column for row in summary["rows"] for column in row["metrics"]))
-    head = [
-        f"# Evaluation: {_cell(summary['protocol'])}",
-        "",
-        "Mean over examples, 95 % bootstrap interval.",
-        "",
-    ]
-    lines = [
-        *head,
-        *_table("", columns, [(row["name"], row["metrics"]) for row in summary["rows"]], signed=False),
-    ]
-    if summary["differences"]:
-        compared = [(f"{entry['of']} - {entry['to']}", entry["metrics"]) for entry in summary["differences"]]
-        lines += [
-            "",
-            "Paired differences over the same examples and noise; an interval clear of 0 is a change.",
-            "",
-        ]
-        lines += _table("", columns, compared, signed=True)
-    return "\n".join(lines) + "\n"
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -126,24 +144,6 @@ def write_atomically(path: Path, text: str) -> None:
     aside.replace(path)
 
 
-def _table(
-    corner: str, columns: Sequence[str], rows: Sequence[tuple[str, Mapping[str, Any]]], *, signed: bool
-) -> list[str]:
-    lines = [f"| {corner} | " + " | ".join(map(_cell, columns)) + " |", "| --- |" + " ---: |" * len(columns)]
-    for name, metrics in rows:
-        cells = [_number(metrics.get(column), signed=signed) for column in columns]
-        lines.append(f"| {_cell(name)} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def _number(value: Mapping[str, Any] | None, *, signed: bool) -> str:
-    if value is None or value["mean"] is None:
-        return "-"
-    sign = "+" if signed else ""
-    if value["low"] is None:
-        return f"{value['mean']:{sign}.3f} (n = {value['n']})"
-    return f"{value['mean']:{sign}.3f} [{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]"
-
-
-def _cell(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+def write_json(path: Path, value: Any) -> None:
+    """Strict JSON, complete or absent."""
+    write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

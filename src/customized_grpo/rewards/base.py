@@ -29,7 +29,7 @@ class RewardConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: str
-    axis: str = Field(default="", description="which axis it feeds: prompt or identity; no use in a metric")
+    axis: str = Field(default="", description="which axis it feeds: prompt or identity")
     weight: float = Field(default=1.0, gt=0.0, description="share inside its axis")
 
 

@@ -58,6 +58,10 @@ def load_frozen(
         raise ValueError(
             f"reward model {name!r} lacks {len(absent)} weights, such as {absent[0]!r}; is it complete?"
         )
+    # Weights of a mapped file lie at any address, and the last bit of a CPU's product depends on that: without aligned
+    # copies two processes score differently from one.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
     return model.to(device).eval().requires_grad_(False)
 
 

@@ -1,8 +1,20 @@
 """Evaluation during training: held-out data, at fixed seeds, by metrics that are not the training rewards."""
 
 from pathlib import Path
+from typing import Any
 
-from customized_grpo.evaluation.evaluator import adapter_fingerprint, evaluate_policy, summarize
+from pydantic import BaseModel
+
+from customized_grpo.config import Recipe
+from customized_grpo.evaluation.evaluator import (
+    adapter_fingerprint,
+    evaluate_policy,
+    num_examples,
+    settings_of,
+)
+from customized_grpo.evaluation.folders import read_runs
+from customized_grpo.evaluation.items import Site
+from customized_grpo.evaluation.tables import summarize
 from customized_grpo.training import metrics as explain
 from customized_grpo.training.distributed import gather_rows
 from customized_grpo.training.setup import Parts
@@ -19,18 +31,42 @@ def evaluate(parts: Parts, done: int) -> dict[str, float]:
             parts.evaluation.dataset,
             parts.evaluation.metrics,
             spec,
+            Site(
+                folder=_rows_file(parts, done).parent,
+                rank=parts.accelerator.process_index,
+                world=parts.accelerator.num_processes,
+                gather=gather_rows,
+            ),
+            _rows_file(parts, done).stem,
             steps=parts.recipe.sampling.steps,
             shift=parts.recipe.sampling.shift,
-            rank=parts.accelerator.process_index,
-            world=parts.accelerator.num_processes,
-            folder=_rows_file(parts, done).parent,
-            label=_rows_file(parts, done).stem,
             weights=adapter_fingerprint(parts.accelerator.unwrap_model(parts.policy.transformer)),
-            gather=gather_rows,
             encode=parts.evaluation.encode,
         )
     parts.evaluation.rows["base" if done == 0 else "tuned"] = rows
-    return explain.evaluation(rows) | {"time/evaluate": parts.clock.drain()["time/evaluate"]}
+    return explain.evaluation(rows, spec.protocol) | {"time/evaluate": parts.clock.drain()["time/evaluate"]}
+
+
+def warnings(folder: Path, done: int) -> list[str]:
+    """What the evaluation after ``done`` steps of a run, just logged, gives to worry about."""
+    return [str(suspicion) for suspicion in read_runs([folder])[0].suspicions(until=done)]
+
+
+def blind_spots(recipe: Recipe) -> list[str]:
+    """Held-out metrics that are training rewards themselves: they can't show that these rewards are gamed."""
+    if recipe.evaluate is None or not recipe.train.evaluate_every:
+        return []
+    rewards = [_scored_by(spec) for spec in recipe.rewards.values()]
+    return [
+        f"evaluate.metrics.{name} is a training reward too, so it can't show reward hacking; "
+        "add a judge that training never sees"
+        for name, spec in recipe.evaluate.metrics.items()
+        if _scored_by(spec) in rewards
+    ]
+
+
+def _scored_by(spec: BaseModel) -> dict[str, Any]:
+    return spec.model_dump(exclude={"axis", "weight", "batch_size"})
 
 
 def is_due(parts: Parts, done: int) -> bool:
@@ -46,9 +82,11 @@ def is_owed(parts: Parts, start: int) -> bool:
 
 def write_summary(parts: Parts) -> None:
     """``evaluation/summary.json``: the base, and the adapter after the last step."""
-    spec = parts.recipe.evaluate
-    if spec is not None and parts.evaluation is not None and parts.accelerator.is_main_process:
-        summarize(parts.folder / "evaluation", spec.protocol, parts.evaluation.rows)
+    recipe, held = parts.recipe, parts.evaluation
+    if recipe.evaluate is not None and held is not None and parts.accelerator.is_main_process:
+        total = num_examples(held.dataset, recipe.evaluate)
+        made = settings_of(recipe.policy, recipe.sampling, recipe.evaluate, total)
+        summarize(parts.folder / "evaluation", recipe.evaluate.protocol, held.rows, made)
 
 
 def _rows_file(parts: Parts, done: int) -> Path:

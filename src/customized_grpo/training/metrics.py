@@ -12,6 +12,7 @@ from torch import Tensor
 
 from customized_grpo.advantages.shaping import Shaped
 from customized_grpo.config import AXES
+from customized_grpo.evaluation.protocols import find_protocol
 from customized_grpo.evaluation.summary import Row, column_means, columns_of
 from customized_grpo.training.objective import ratio_stats
 
@@ -84,10 +85,11 @@ def update(log_ratios: Float[Tensor, " n"], advantages: Float[Tensor, " n"], cli
     }
 
 
-def evaluation(rows: Sequence[Row]) -> dict[str, float]:
-    """Mean over held-out examples of every metric."""
+def evaluation(rows: Sequence[Row], protocol: str) -> dict[str, float]:
+    """Mean of every metric over the protocol's units: held-out examples, or subjects."""
+    unit = find_protocol(protocol).unit
     return {
-        f"evaluation/{column}/mean": _mean(list(column_means(rows, column).values()))
+        f"evaluation/{column}/mean": _mean(list(column_means(rows, column, unit).values()))
         for column in columns_of(rows)
     }
 

@@ -62,6 +62,8 @@ class Trainer:
         parts, settings = self.parts, self.recipe.train
         start = restore(parts)
         with RunLog(parts.accelerator, parts.folder, settings.steps, start) as log, self.stop.listening():
+            for warning in heldout.blind_spots(self.recipe):
+                log.say(warning)
             if heldout.is_owed(parts, start):
                 log.write(start, heldout.evaluate(parts, start), f"evaluated after step {start}")
             for step in range(start, settings.steps):
@@ -72,6 +74,9 @@ class Trainer:
                 if heldout.is_due(parts, done) and not stopping:
                     metrics |= heldout.evaluate(parts, done)
                 log.write(done, metrics, explain.headline(metrics))
+                if heldout.is_due(parts, done) and not stopping and parts.accelerator.is_main_process:
+                    for warning in heldout.warnings(parts.folder, done):
+                        log.say(warning)
                 if last or stopping or (settings.checkpoint_every and done % settings.checkpoint_every == 0):
                     save(parts, done)
                 if stopping:

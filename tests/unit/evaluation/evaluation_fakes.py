@@ -118,3 +118,21 @@ class Flaky(AsyncReward):
         if image.getpixel((0, 0)) == (0, 0, 0):
             raise TimeoutError
         return 0.5
+
+
+@final
+class Moody(Metric):
+    """A judge whose answer depends on the run, and which fails on red images in its second one."""
+
+    Config = PlainConfig
+
+    def __init__(self, config: Any, *, device: torch.device) -> None:
+        self.device = device
+
+    def __call__(
+        self, example: Example, images: UInt8[Tensor, "g h w 3"]
+    ) -> Mapping[str, Float[Tensor, " g"]]:
+        run = int(example.extra.get("run", 0))
+        light = images.float().mean((1, 2, 3)) / 255.0
+        fails = (images[:, 0, 0, 0] > 100) & (run == 1)
+        return {"moody": torch.where(fails, torch.nan, light + run)}

@@ -8,7 +8,8 @@ import numpy as np
 import yaml
 from PIL import Image, ImageDraw
 
-from customized_grpo.evaluation.summary import Row, summarize
+from customized_grpo.evaluation.summary import Row
+from customized_grpo.evaluation.tables import summarize
 
 COLUMNS = ("identity_accuracy", "prompt_accuracy", "identity_all", "prompt_all", "both", "copy")
 PLACES = {

@@ -11,8 +11,9 @@ from evaluation_fakes import Channels, TinyData, TinyPolicy
 from PIL import Image
 
 from customized_grpo.config import Evaluate, EvaluateRecipe
+from customized_grpo.evaluation.baselines import reference_copy
 from customized_grpo.evaluation.evaluator import adapter_fingerprint, evaluate, evaluate_policy
-from customized_grpo.evaluation.items import file_name, reference_copies
+from customized_grpo.evaluation.items import Site, file_name
 from customized_grpo.evaluation.metrics import build_metrics
 from customized_grpo.evaluation.summary import Row
 
@@ -33,19 +34,14 @@ def run(tmp_path: Path) -> Run:
         }
         section |= changes.pop("spec", {})
         spec = Evaluate.model_validate(section)
-        arguments: dict[str, Any] = {
-            "steps": 4,
-            "shift": 3.0,
-            "weights": "w",
-            "rank": 0,
-            "world": 1,
-            "folder": tmp_path / "evaluation",
-            "label": "base",
-        }
+        of_site = {"folder", "rank", "world", "gather", "progress"} & changes.keys()
+        site = {"folder": tmp_path / "evaluation"} | {name: changes.pop(name) for name in of_site}
+        arguments: dict[str, Any] = {"steps": 4, "shift": 3.0, "weights": "w"}
         policy = changes.pop("policy", TinyPolicy())
         arguments["encode"] = lambda example: policy.encode(example.prompt, example.references)
+        metrics = build_metrics(spec.metrics, policy.device)
         return evaluate_policy(
-            policy, TinyData(None), build_metrics(spec.metrics, policy.device), spec, **(arguments | changes)
+            policy, TinyData(None), metrics, spec, Site(**site), "base", **(arguments | changes)
         )
 
     return call
@@ -65,7 +61,7 @@ def test_rows_and_pictures_are_on_disk(run: Run, tmp_path: Path) -> None:
     with Image.open(folder / "images" / "base" / "example-0-1.png") as picture:
         first = np.asarray(picture)
     assert first[..., 0].mean() / 255 == pytest.approx(rows[1]["values"]["red"])
-    with Image.open(folder / "references" / "example-0.png") as references:
+    with Image.open(folder / rows[0]["reference"]) as references:
         assert references.size == (8 + 2, 4)
     assert {row["values"]["blue"] is None for row in rows} == {True, False}
 
@@ -213,7 +209,7 @@ def test_fingerprint_is_that_of_the_adapter_alone() -> None:
 
 
 def test_copies_are_the_reference_in_the_output_s_size() -> None:
-    images = reference_copies(8, 8)(5, TinyData(None)[5])
+    images = reference_copy(TinyData(None)[5], 8, 8)
     assert images.shape == (1, 8, 8, 3)
     assert images[0, 4, 4].tolist() == [150, 80, 160]
 
@@ -236,14 +232,15 @@ def test_command_writes_summary_and_recipe(tmp_path: Path) -> None:
     folder = evaluate(recipe(tmp_path / "run"))
     assert folder == tmp_path / "run"
     summary = json.loads((folder / "evaluation" / "summary.json").read_text())
-    assert [row["name"] for row in summary["rows"]] == ["base", "copy_reference"]
+    assert [row["name"] for row in summary["rows"]] == ["copy_reference", "base"]
     assert summary["differences"] == []
-    values = summary["rows"][0]["metrics"]["red"]
+    values = summary["rows"][1]["metrics"]["red"]
     assert values.keys() == {"mean", "low", "high", "n"}
     assert values["low"] < values["mean"] < values["high"]
     assert values["n"] == 7
     assert "evaluation_fakes:TinyPolicy" in (folder / "config.yaml").read_text()
-    copies = summary["rows"][1]["metrics"]["red"]["mean"]
+    copies = summary["rows"][0]["metrics"]["red"]["mean"]
+    assert "red" in (folder / "report.html").read_text()
     assert math.isclose(copies, np.mean([30 * i for i in range(7)]) / 255, abs_tol=1e-6)
 
 
@@ -260,3 +257,45 @@ def test_command_goes_on_in_its_own_folder_and_refuses_others(tmp_path: Path) ->
         evaluate(recipe(tmp_path / "file"))
     with pytest.raises(ValueError, match="can't be made"):
         evaluate(recipe(tmp_path / "file" / "below"))
+
+
+def test_new_metrics_score_the_images_that_are_there(run: Run, tmp_path: Path) -> None:
+    first, policy = run(spec={"save_images": 7}), TinyPolicy()
+    more = {"channels": {"type": "evaluation_fakes:Channels"}, "light": {"type": "evaluation_fakes:Bright"}}
+    again = run(spec={"save_images": 7, "metrics": more}, policy=policy)
+    assert policy.velocities == 0
+    assert [row["values"]["red"] for row in again] == [row["values"]["red"] for row in first]
+    fresh = run(folder=tmp_path / "fresh", spec={"save_images": 7, "metrics": more})
+    assert [row["values"] for row in again] == [row["values"] for row in fresh]
+
+
+def test_new_weights_are_not_scored_by_old_images(run: Run) -> None:
+    run(spec={"save_images": 7})
+    policy = TinyPolicy(gain=2.0)
+    run(spec={"save_images": 7}, policy=policy, weights="others")
+    assert policy.velocities > 0
+
+
+def test_runs_and_products_are_in_the_rows_and_survive_a_restart(run: Run) -> None:
+    spec = {
+        "metrics": {"moody": {"type": "evaluation_fakes:Moody"}},
+        "runs": {"moody": 3},
+        "products": {"square": ["moody", "moody"]},
+        "images_per_prompt": 1,
+    }
+    rows = run(spec=spec)
+    assert all(len(row["runs"]["moody"]) == 3 for row in rows)
+    assert plain(run(spec=spec)) == plain(rows)
+    for row in rows:
+        known = [value**2 for value in row["runs"]["moody"] if value is not None]
+        assert row["values"]["square"] == pytest.approx(np.mean(known))
+
+
+def test_a_protocol_s_typo_stops_before_anything_is_loaded(tmp_path: Path) -> None:
+    wrong = recipe(tmp_path / "run")
+    wrong = wrong.model_copy(
+        update={"evaluate": wrong.evaluate.model_copy(update={"protocol": "dreambench/x"})}
+    )
+    with pytest.raises(ValueError, match=r"evaluate\.protocol: given 'dreambench/x'"):
+        evaluate(wrong)
+    assert not (tmp_path / "run").exists()

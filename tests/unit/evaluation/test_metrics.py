@@ -6,6 +6,7 @@ from evaluation_fakes import Bright, Channels, Flaky, TinyData
 
 from customized_grpo.config import Evaluate
 from customized_grpo.evaluation.metrics import build_metrics, score
+from customized_grpo.rewards.base import RewardFailure
 
 CPU = torch.device("cpu")
 IMAGES = torch.stack([torch.zeros(2, 2, 3, dtype=torch.uint8), torch.full((2, 2, 3), 255, dtype=torch.uint8)])
@@ -23,7 +24,9 @@ def test_a_metric_gives_its_columns_and_a_reward_the_one_of_its_key() -> None:
     }
     built = build_metrics(spec(asked).metrics, CPU)
     assert [type(metric) for metric in built.values()] == [Channels, Bright, Flaky]
-    columns = score(built, TinyData(None)[0], IMAGES)
+    scores = score(built, TinyData(None)[0], IMAGES)
+    columns = scores.values
+    assert scores.runs == {}
     assert list(columns) == ["red", "blue", "light", "judge"]
     assert columns["red"] == columns["light"] == [0.0, 1.0]
     assert math.isnan(columns["blue"][0])
@@ -49,3 +52,54 @@ def test_a_column_of_two_metrics_is_refused() -> None:
 def test_what_is_no_metric_is_refused() -> None:
     with pytest.raises(ValueError, match=r"metrics\.wrong: 'evaluation_fakes:TinyData' is a TinyData"):
         build_metrics({"wrong": Channels.Config(type="evaluation_fakes:TinyData")}, CPU)
+
+
+MOODY = {"type": "evaluation_fakes:Moody"}
+
+
+def test_a_stochastic_metric_is_asked_several_times_and_failed_runs_are_left_out() -> None:
+    built = build_metrics(spec({"moody": MOODY}).metrics, CPU)
+    scores = score(built, TinyData(None)[0], IMAGES, runs={"moody": 3})
+    assert scores.runs["moody"][0] == [0.0, 1.0, 2.0]
+    assert scores.runs["moody"][1][::2] == [1.0, 3.0]
+    assert math.isnan(scores.runs["moody"][1][1])
+    assert scores.values["moody"] == [1.0, 2.0]
+
+
+def test_a_product_is_of_each_image_and_each_run() -> None:
+    metrics = {"moody": MOODY, "light": {"type": "evaluation_fakes:Bright"}}
+    built = build_metrics(spec(metrics).metrics, CPU)
+    both = {"moody": 3, "light": 3}
+    scores = score(built, TinyData(None)[0], IMAGES, runs=both, products={"cp_x_pf": ("moody", "light")})
+    assert scores.runs["cp_x_pf"][0] == [0.0, 0.0, 0.0]
+    assert scores.runs["cp_x_pf"][1][::2] == [1.0, 3.0]
+    assert math.isnan(scores.runs["cp_x_pf"][1][1])
+    assert scores.values["cp_x_pf"] == [0.0, 2.0]
+    once = score(built, TinyData(None)[0], IMAGES, products={"square": ("light", "light")})
+    assert once.values["square"] == [0.0, 1.0]
+    assert once.runs == {}
+
+
+def test_products_of_what_is_not_there_or_not_alike_are_refused() -> None:
+    built = build_metrics(spec({"moody": MOODY, "light": {"type": "evaluation_fakes:Bright"}}).metrics, CPU)
+    with pytest.raises(ValueError, match=r"products\.p: there is no column 'lihgt'; did you mean 'light'"):
+        score(built, TinyData(None)[0], IMAGES, products={"p": ("moody", "lihgt")})
+    with pytest.raises(ValueError, match="ran a different number of times"):
+        score(built, TinyData(None)[0], IMAGES, runs={"moody": 2}, products={"p": ("moody", "light")})
+
+
+def test_runs_of_no_metric_are_refused_in_the_recipe() -> None:
+    with pytest.raises(ValueError, match=r"runs: there is no metric 'mody'; did you mean 'moody'"):
+        Evaluate.model_validate(
+            {"data": {"type": "evaluation_fakes:TinyData"}, "metrics": {"moody": MOODY}, "runs": {"mody": 3}}
+        )
+
+
+def test_a_judge_that_refuses_stops_the_evaluation() -> None:
+    class Refusing(Flaky):  # type: ignore[misc]
+        async def __call__(self, example: object, image: object) -> float:
+            raise RewardFailure("wrong key")
+
+    refusing = Refusing(None, device=CPU)
+    with pytest.raises(RewardFailure, match="wrong key"):
+        score({"judge": refusing}, TinyData(None)[0], IMAGES)

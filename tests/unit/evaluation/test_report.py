@@ -186,7 +186,7 @@ def test_a_run_in_progress_is_compared_by_its_last_evaluation(tmp_path: Path) ->
 
 
 def test_an_evaluation_without_training_is_a_report(tmp_path: Path) -> None:
-    from customized_grpo.evaluation.summary import summarize
+    from customized_grpo.evaluation.tables import summarize
 
     folder = tmp_path / "eval" / "evaluation"
     rows = {
@@ -254,6 +254,16 @@ def test_random_examples_do_not_depend_on_their_scores(tmp_path: Path) -> None:
     better, worse = (gallery(run, axes) for run in runs)
     assert [card.reference for card in better[0].cards] == [card.reference for card in worse[0].cards]
     gains = next(group for group in better if group.title == "Largest gains")
-    changes = [float(np.mean([after - before for _, before, after in card.values])) for card in gains.cards]
+    # Each axis in units of its spread over the shown examples, so that neither decides alone.
+    spread = {
+        axis: np.std([row["values"][column] for row in runs[0].evaluations["step-000020"]])
+        for axis, column in axes.items()
+    }
+    changes = [
+        float(np.mean([(after - before) / spread[axis] for axis, before, after in card.values]))
+        for card in gains.cards
+    ]
     assert changes == sorted(changes, reverse=True)
     assert changes[-1] > 0
+    titles = [group.title for group in better]
+    assert titles == ["Random", "Best", "Worst", "Largest gains"] or titles[-1] == "Largest losses"

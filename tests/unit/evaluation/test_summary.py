@@ -5,7 +5,8 @@ import pytest
 from run_folder import evaluation_rows
 
 from customized_grpo.evaluation.statistics import Interval, paired_difference
-from customized_grpo.evaluation.summary import column_means, summarize, write_atomically
+from customized_grpo.evaluation.summary import column_means, write_atomically
+from customized_grpo.evaluation.tables import summarize
 
 
 def test_summary_has_the_documented_form(tmp_path: Path) -> None:
@@ -15,7 +16,9 @@ def test_summary_has_the_documented_form(tmp_path: Path) -> None:
     }
     summary = summarize(tmp_path, "heldout", rows)
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
-    assert summary.keys() == {"protocol", "rows", "differences"}
+    assert summary.keys() == {
+        "protocol", "unit", "settings", "departures", "rows", "differences", "published"
+    }  # fmt: skip
     assert summary["protocol"] == "heldout"
     assert [row["name"] for row in summary["rows"]] == ["copy_reference", "base", "tuned"]
     for row in summary["rows"]:
@@ -42,7 +45,9 @@ def test_what_was_never_measurable_is_null_and_strict_json(tmp_path: Path) -> No
         for row in evaluation_rows(tmp_path, "a", 0.0, 3, save=False)
     ]
     summary = summarize(tmp_path, "p|<b>", {"base": rows, "tuned": rows})
-    assert summary["rows"][0]["metrics"]["broken"] == {"mean": None, "low": None, "high": None, "n": 0}
+    assert summary["rows"][0]["metrics"]["broken"] == {
+        "mean": None, "low": None, "high": None, "n": 0, "excluded": 1.0
+    }  # fmt: skip
     assert summary["differences"][0]["metrics"]["broken"]["win_rate"] is None
     assert "NaN" not in (tmp_path / "summary.json").read_text()
     assert "# Evaluation: p\\|&lt;b>" in (tmp_path / "summary.md").read_text()

@@ -81,3 +81,8 @@ def test_batches_do_not_change_scores(clip_folder: Path, build: type) -> None:
 def test_clip_i_needs_a_reference(clip_folder: Path) -> None:
     with pytest.raises(ValueError, match="has no reference"):
         build_i(clip_folder)(example(0), pictures(1))
+
+
+def test_weights_are_aligned_so_that_every_process_scores_alike(clip_folder: Path) -> None:
+    parameters = build_t(clip_folder)._clip.model.parameters()
+    assert {parameter.data_ptr() % 64 for parameter in parameters} == {0}

@@ -1,0 +1,294 @@
+"""DreamBench (Ruiz et al. 2023, github.com/google/dreambooth): its prompt lists, and a data set that reads its folder.
+
+The repository has 30 subjects with 4 to 6 photos each and, in ``prompts_and_classes.txt``, their classes and two lists
+of 25 prompts (objects, and live subjects). Two lists of 750 prompts are in use, with one reference a subject; both are
+those of UNO's evaluation (arXiv 2504.02160), in its order: every subject with each prompt of its list, and 30 pairs.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Final, Literal, final
+
+from PIL import Image
+from pydantic import Field, PositiveInt
+
+from customized_grpo.data.base import DatasetConfig
+from customized_grpo.data.images import load_image
+from customized_grpo.registry import did_you_mean
+from customized_grpo.types import Example
+
+PROMPTS_FILE: Final = "prompts_and_classes.txt"
+_LIVE_CLASSES: Final = frozenset({"cat", "dog"})
+_SCENES: Final = 10
+"""The prompts that both lists begin with; the others of the live list are outfits and attributes of one subject."""
+_ATTRIBUTES: Final = 5
+"""The last prompts of both lists: "a red {}" and the like."""
+
+_REFERENCE: Final[Mapping[str, str]] = {
+    subject: stem
+    for stem, subjects in {
+        "00": "dog5 poop_emoji red_cartoon robot_toy",
+        "01": "can colorful_sneaker dog7 duck_toy shiny_sneaker",
+        "02": "backpack backpack_dog berry_bowl candle cat2 dog dog2 dog6 fancy_boot vase",
+        "03": "bear_plushie clock rc_car",
+        "04": "cat dog8 grey_sloth_plushie monster_toy pink_sunglasses teapot wolf_plushie",
+        "05": "dog3",
+    }.items()
+    for subject in subjects.split()
+}
+"""The one photo of each subject that is given to the policy, as UNO's list has it."""
+
+_PAIRS: Final = (
+    ("backpack_dog", "bear_plushie"),
+    ("berry_bowl", "can"),
+    ("candle", "clock"),
+    ("colorful_sneaker", "duck_toy"),
+    ("fancy_boot", "grey_sloth_plushie"),
+    ("monster_toy", "pink_sunglasses"),
+    ("poop_emoji", "rc_car"),
+    ("red_cartoon", "robot_toy"),
+    ("shiny_sneaker", "teapot"),
+    ("vase", "wolf_plushie"),
+    ("cat", "dog"),
+    ("cat", "dog6"),
+    ("cat", "dog8"),
+    ("cat2", "cat"),
+    ("cat2", "dog3"),
+    ("cat2", "dog7"),
+    ("dog", "dog2"),
+    ("dog3", "dog5"),
+    ("dog6", "dog7"),
+    ("dog7", "dog8"),
+    ("cat", "backpack"),
+    ("cat2", "bear_plushie"),
+    ("dog", "can"),
+    ("dog2", "clock"),
+    ("dog3", "duck_toy"),
+    ("dog5", "grey_sloth_plushie"),
+    ("dog6", "pink_sunglasses"),
+    ("dog7", "rc_car"),
+    ("dog8", "robot_toy"),
+    ("dog6", "teapot"),
+)
+"""The subjects of the multi-subject list: ten pairs of objects, ten of live subjects, ten of one each."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One line of a list.
+
+    Attributes:
+        id: unique in its list, and safe as a file's name.
+        subjects: folders of the subjects, one or two.
+        classes: their class words, in the same order.
+        references: the photo of each subject that is given to the policy, relative to the folder with the subjects.
+    """
+
+    id: str
+    prompt: str
+    subjects: tuple[str, ...]
+    classes: tuple[str, ...]
+    references: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Templates:
+    """What ``prompts_and_classes.txt`` says: a class word for each subject, and prompts with ``{}`` for that word."""
+
+    classes: Mapping[str, str]
+    objects: Sequence[str]
+    live: Sequence[str]
+
+    def of(self, subject: str) -> Sequence[str]:
+        """The 25 prompts of a subject."""
+        return self.live if self.is_live(subject) else self.objects
+
+    def is_live(self, subject: str) -> bool:
+        """Whether the subject is an animal."""
+        return self.classes[subject] in _LIVE_CLASSES
+
+
+def read_templates(text: str) -> Templates:
+    """Parse ``prompts_and_classes.txt``. The placeholder of the unique token is dropped, as evaluations do.
+
+    Raises:
+        ValueError: it does not hold a class table and two lists of the same number of prompts.
+    """
+    table = re.search(r"subject_name,class\s*\n(.*?)\n\s*\n", text, flags=re.DOTALL)
+    classes = dict(re.findall(r"^\s*(\w+)\s*,\s*(.+?)\s*$", table[1], flags=re.MULTILINE)) if table else {}
+    lists = [
+        [line.replace("{0} {1}", "{}") for line in re.findall(r"^\s*'(.*?)'\.format", body, re.MULTILINE)]
+        for body in re.findall(r"prompt_list\s*=\s*\[(.*?)\n\]", text, flags=re.DOTALL)
+    ]
+    if (
+        not classes
+        or len(lists) != 2
+        or len(lists[0]) != len(lists[1])
+        or len(lists[0]) < _SCENES + _ATTRIBUTES
+    ):
+        raise ValueError(
+            f"it holds {len(classes)} classes and {len(lists)} prompt lists, but DreamBench has 30 classes and "
+            "two lists of 25 prompts; take the file as it is at github.com/google/dreambooth"
+        )
+    return Templates(classes, *lists)
+
+
+def single_list(templates: Templates) -> list[Prompt]:
+    """750 prompts: every subject with its 25."""
+    return [
+        _prompt(f"{subject}-{number:02d}", template.format(templates.classes[subject]), (subject,), templates)
+        for subject in templates.classes
+        for number, template in enumerate(templates.of(subject))
+    ]
+
+
+def multi_list(templates: Templates) -> list[Prompt]:
+    """750 prompts of two subjects: 30 pairs with 25 each."""
+    return [
+        _prompt(f"{first}-{second}-{number:02d}", text, (first, second), templates)
+        for first, second in _PAIRS
+        if {first, second} <= templates.classes.keys()
+        for number, text in enumerate(_texts_of_two(templates, first, second))
+    ]
+
+
+def _texts_of_two(templates: Templates, first: str, second: str) -> list[str]:
+    """Scenes hold both; an attribute is given to both objects, and to a live subject alone, the other beside it."""
+    one, other = (f"a {templates.classes[subject]}" for subject in (first, second))
+    texts = []
+    prompts = templates.of(first)
+    for number, template in enumerate(prompts):
+        adjective = re.fullmatch(r"a (.+) \{\}", template)
+        if templates.is_live(first) and number >= _SCENES:
+            texts.append(f"{template.format(templates.classes[first])}, next to it is {other}")
+        elif adjective and number >= len(prompts) - _ATTRIBUTES:
+            both = [template.format(templates.classes[subject]) for subject in (first, second)]
+            texts.append(" and ".join(both))
+        else:
+            texts.append(template.removeprefix("a ").format(f"{one} and {other}"))
+    return texts
+
+
+def _prompt(name: str, text: str, subjects: tuple[str, ...], templates: Templates) -> Prompt:
+    unknown = [subject for subject in subjects if subject not in _REFERENCE]
+    if unknown:
+        raise ValueError(
+            f"subject {unknown[0]!r} is not one of DreamBench's 30, so it has no chosen reference"
+        )
+    return Prompt(
+        id=name,
+        prompt=text,
+        subjects=subjects,
+        classes=tuple(templates.classes[subject] for subject in subjects),
+        references=tuple(f"{subject}/{_REFERENCE[subject]}.jpg" for subject in subjects),
+    )
+
+
+def subject_photos(root: Path, subject: str) -> list[Path]:
+    """All photos of a subject, by name. ``root`` is the folder with the subjects' folders."""
+    return sorted(
+        path for path in (root / subject).glob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png")
+    )
+
+
+@final
+class DreamBench:
+    """DreamBench's prompts and photos, read from a copy of its public repository (``scripts/fetch_dreambench.py``)."""
+
+    @final
+    class Config(DatasetConfig):
+        """A data section with ``type: dreambench``."""
+
+        path: str = Field(min_length=1, description="the repository's folder, or the 'dataset' folder in it")
+        prompts: Literal["single", "multi"] = Field(
+            default="single", description="750 prompts of one subject, or 750 of two"
+        )
+        subjects: tuple[str, ...] = Field(
+            default=(),
+            description="only these, for a copy that lacks some; of a pair both must be among them",
+        )
+        per_subject: PositiveInt | None = Field(
+            default=None,
+            description="so many prompts of each subject (or pair), spread over its list; null: all 25",
+        )
+
+    def __init__(self, config: Config) -> None:
+        self.root = _find_root(Path(config.path).expanduser())
+        file = self.root / PROMPTS_FILE
+        try:
+            templates = read_templates(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+        for subject in config.subjects:
+            if subject not in templates.classes:
+                hint = did_you_mean(subject, list(templates.classes))
+                raise ValueError(
+                    f"subjects: given {subject!r};{hint} allowed: {', '.join(templates.classes)}"
+                )
+        wanted = set(config.subjects or templates.classes)
+        prompts = single_list(templates) if config.prompts == "single" else multi_list(templates)
+        prompts = [prompt for prompt in prompts if wanted.issuperset(prompt.subjects)]
+        self._prompts = _spread(prompts, config.per_subject)
+        self._check()
+        self._load = lru_cache(maxsize=16)(load_image)  # neighbouring prompts share their subject
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def __getitem__(self, index: int) -> Example:
+        """An example; ``extra`` has ``subject_id``, and ``subject_references``: paths of all photos of its subjects."""
+        if not 0 <= index < len(self._prompts):
+            raise IndexError(f"example {index} of {len(self._prompts)}")
+        prompt = self._prompts[index]
+        return Example(
+            key=prompt.id,
+            prompt=prompt.prompt,
+            references=tuple(self._photo(self.root / path) for path in prompt.references),
+            subject=" and ".join(prompt.classes),
+            extra={
+                "subject_id": "+".join(prompt.subjects),
+                "subject_references": [
+                    str(path) for subject in prompt.subjects for path in subject_photos(self.root, subject)
+                ],
+            },
+        )
+
+    def _photo(self, path: Path) -> Image.Image:
+        return self._load(path)
+
+    def _check(self) -> None:
+        """Looked for now: a missing photo should stop an evaluation at its start."""
+        for prompt in self._prompts:
+            for path in prompt.references:
+                if not (self.root / path).is_file():
+                    raise ValueError(
+                        f"{self.root / path}: no such file; fetch the whole of DreamBench, or name the subjects "
+                        "that are there in 'subjects'"
+                    )
+
+
+def _find_root(path: Path) -> Path:
+    for root in (path, path / "dataset"):
+        if (root / PROMPTS_FILE).is_file():
+            return root
+    raise ValueError(
+        f"{path}: no {PROMPTS_FILE} in it or in its 'dataset' folder; give the folder of github.com/google/dreambooth, "
+        "which scripts/fetch_dreambench.py fetches"
+    )
+
+
+def _spread(prompts: Sequence[Prompt], per_subject: int | None) -> list[Prompt]:
+    """``per_subject`` prompts of each group of subjects, evenly over its list."""
+    groups: dict[tuple[str, ...], list[Prompt]] = {}
+    for prompt in prompts:
+        groups.setdefault(prompt.subjects, []).append(prompt)
+    chosen = []
+    for group in groups.values():
+        count = min(per_subject or len(group), len(group))
+        chosen += [group[i * len(group) // count] for i in range(count)]
+    return chosen

@@ -1,0 +1,81 @@
+"""What every table is read against: the copied reference, which ignores the prompt, and real photos of the subject."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+from pydantic import BaseModel
+from torch import Tensor
+
+from customized_grpo.data.base import Dataset
+from customized_grpo.evaluation.metrics import Scorer
+from customized_grpo.evaluation.protocols import Protocol, group_of, subject_photos
+from customized_grpo.types import Example
+
+
+def reference_copy(example: Example, height: int, width: int) -> UInt8[Tensor, "1 h w 3"]:
+    """The baseline that keeps the identity and ignores the prompt: the first reference, in the output's size."""
+    return _pixels(ImageOps.fit(example.references[0], (width, height), Image.Resampling.BICUBIC))
+
+
+def identity_metrics(metrics: Mapping[str, Scorer], specs: Mapping[str, BaseModel]) -> dict[str, Scorer]:
+    """The metrics whose section says ``axis: identity``; the others ask for a prompt, which a photo has not."""
+    return {
+        name: metric
+        for name, metric in metrics.items()
+        if specs[name].model_dump(include={"axis"}).get("axis") == "identity"
+    }
+
+
+@final
+class RealPhotos:
+    """The oracle: each photo of a subject as if it had been drawn, judged against that subject's *other* photos.
+
+    Under a protocol that compares with the input reference, against that one. An example is a photo.
+    """
+
+    def __init__(self, dataset: Dataset, total: int, protocol: Protocol) -> None:
+        examples = (dataset[index] for index in range(total))
+        # Only prompts of one subject: no photo shows two subjects together.
+        by_subject = {
+            group_of(example): example
+            for example in examples
+            if len(example.references) == 1 and len(example.extra.get("subject_references", ())) > 1
+        }
+        self._protocol = protocol
+        self._photos = [
+            (example, number)
+            for example in by_subject.values()
+            for number in range(len(example.extra["subject_references"]))
+            if protocol.references == "subject" or subject_photos(example)[number] not in example.references
+        ]
+
+    def __len__(self) -> int:
+        return len(self._photos)
+
+    def __getitem__(self, index: int) -> Example:
+        example, number = self._photos[index]
+        photos = subject_photos(example)
+        others = [photo for at, photo in enumerate(photos) if at != number]
+        stem = Path(str(example.extra["subject_references"][number])).stem
+        return replace(
+            example,
+            key=f"{group_of(example)}-photo-{stem}",
+            prompt="",
+            references=tuple(others) if self._protocol.references == "subject" else example.references,
+            masks=(),
+        )
+
+    def draw(self, index: int, example: Example) -> UInt8[Tensor, "1 h w 3"]:
+        """The photo itself, in its own size."""
+        subject, number = self._photos[index]
+        return _pixels(subject_photos(subject)[number])
+
+
+def _pixels(image: Image.Image) -> UInt8[Tensor, "1 h w 3"]:
+    return torch.from_numpy(np.array(image.convert("RGB")))[None]

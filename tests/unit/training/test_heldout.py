@@ -1,0 +1,63 @@
+"""What an evaluation during training warns of, from what the run has on disk."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from customized_grpo.config import Recipe
+from customized_grpo.training import heldout
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))
+from run_folder import make_run
+
+
+@pytest.fixture(scope="module")
+def hacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose identity reward rises to its end while the held-out identity falls from step 20 on."""
+    folder = make_run(tmp_path_factory.mktemp("runs") / "hacked", steps=60, planned=60, n=30, gain=-1.5)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rising = [line | {"reward/dino/mean": 0.5 + 0.01 * line["step"]} for line in lines]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rising))
+    return folder
+
+
+def test_an_evaluation_warns(hacked: Path) -> None:
+    (warning,) = heldout.warnings(hacked, 60)
+    assert "training reward 'dino' rose" in warning
+    assert "'identity_accuracy' fell" in warning
+
+
+def test_it_looks_no_further_than_its_step(hacked: Path) -> None:
+    """A resumed run may find evaluations of steps that it has yet to repeat."""
+    assert heldout.warnings(hacked, 0) == []
+    (warning,) = heldout.warnings(hacked, 40)
+    assert "step 40" in warning
+
+
+@pytest.mark.parametrize(
+    ("metric", "blind"),
+    [
+        ({"type": "runs:Brightness"}, True),
+        ({"type": "runs:Brightness", "axis": "prompt", "weight": 0.5}, True),
+        ({"type": "runs:Constant"}, False),
+    ],
+)
+def test_a_metric_that_is_the_reward_itself_is_pointed_at(metric: dict[str, Any], blind: bool) -> None:
+    recipe = Recipe.model_validate(
+        {
+            "run": {"dir": "x"},
+            "policy": {"type": "uno", "model": "mini", "height": 32, "width": 32},
+            "data": {"type": "mini"},
+            "rewards": {
+                "bright": {"type": "runs:Brightness", "axis": "prompt"},
+                "warm": {"type": "runs:Warmth", "axis": "identity"},
+            },
+            "evaluate": {"data": {"type": "mini"}, "metrics": {"judge": metric}},
+        }
+    )
+    found = heldout.blind_spots(recipe)
+    assert ["evaluate.metrics.judge" in one for one in found] == [True] * blind
+    assert heldout.blind_spots(recipe.model_copy(update={"evaluate": None})) == []
