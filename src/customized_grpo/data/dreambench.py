@@ -198,7 +198,7 @@ def subject_photos(root: Path, subject: str) -> list[Path]:
 
 @final
 class DreamBench:
-    """DreamBench's prompts and photos, read from a copy of its public repository (``scripts/fetch_dreambench.py``)."""
+    """DreamBench's prompts and photos, read from a copy of its public repository (``data download dreambench``)."""
 
     @final
     class Config(DatasetConfig):
@@ -241,7 +241,7 @@ class DreamBench:
         return len(self._prompts)
 
     def __getitem__(self, index: int) -> Example:
-        """An example; ``extra`` has ``subject_id``, and ``subject_references``: paths of all photos of its subjects."""
+        """An example; ``extra`` has ``subject_id``, and ``views``: paths of all photos of its subjects."""
         if not 0 <= index < len(self._prompts):
             raise IndexError(f"example {index} of {len(self._prompts)}")
         prompt = self._prompts[index]
@@ -252,9 +252,9 @@ class DreamBench:
             subject=" and ".join(prompt.classes),
             extra={
                 "subject_id": "+".join(prompt.subjects),
-                "subject_references": [
-                    str(path) for subject in prompt.subjects for path in subject_photos(self.root, subject)
-                ],
+                "views": tuple(
+                    path for subject in prompt.subjects for path in subject_photos(self.root, subject)
+                ),
             },
         )
 
@@ -278,7 +278,7 @@ def _find_root(path: Path) -> Path:
             return root
     raise ValueError(
         f"{path}: no {PROMPTS_FILE} in it or in its 'dataset' folder; give the folder of github.com/google/dreambooth, "
-        "which scripts/fetch_dreambench.py fetches"
+        "which 'customized-grpo data download dreambench' fetches"
     )
 
 

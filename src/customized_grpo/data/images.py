@@ -92,7 +92,7 @@ def load_mask(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
             return _plain(opacity)
     grey = image.convert("L")
     difference = ImageChops.difference(image.convert("RGB"), grey.convert("RGB"))
-    if max(most for _, most in difference.getextrema()) > _GREY:
+    if np.asarray(difference).max() > _GREY:
         reason = "is a coloured picture, not a mask; a mask is grey with a white subject, or has transparency"
         raise ImageError(path, "no-mask", reason)
     return _plain(grey)

@@ -45,13 +45,13 @@ class RealPhotos:
         by_subject = {
             group_of(example): example
             for example in examples
-            if len(example.references) == 1 and len(example.extra.get("subject_references", ())) > 1
+            if len(example.references) == 1 and len(example.extra.get("views", ())) > 1
         }
         self._protocol = protocol
         self._photos = [
             (example, number)
             for example in by_subject.values()
-            for number in range(len(example.extra["subject_references"]))
+            for number in range(len(example.extra["views"]))
             if protocol.references == "subject" or subject_photos(example)[number] not in example.references
         ]
 
@@ -62,7 +62,7 @@ class RealPhotos:
         example, number = self._photos[index]
         photos = subject_photos(example)
         others = [photo for at, photo in enumerate(photos) if at != number]
-        stem = Path(str(example.extra["subject_references"][number])).stem
+        stem = Path(str(example.extra["views"][number])).stem
         return replace(
             example,
             key=f"{group_of(example)}-photo-{stem}",

@@ -62,7 +62,7 @@ class Protocol:
         if not photos:
             raise ValueError(
                 f"evaluate.protocol {self.name!r} compares with all photos of a subject, but example "
-                f"{example.key!r} has no 'subject_references' (paths) in its extra; use data of type dreambench, or "
+                f"{example.key!r} has no 'views' (paths) in its extra; use data of type dreambench, or "
                 "write them into the manifest"
             )
         # The input first: a judge that looks at one reference looks at that one.
@@ -87,8 +87,8 @@ class Protocol:
 
 
 def subject_photos(example: Example) -> list[Image]:
-    """All photos of an example's subjects, as its data set names them in ``extra["subject_references"]``."""
-    return [_photo(str(path)) for path in example.extra.get("subject_references", ())]
+    """All photos of an example's subjects, as its data set names them in ``extra["views"]``."""
+    return [_photo(str(path)) for path in example.extra.get("views", ())]
 
 
 @lru_cache(maxsize=16)
@@ -99,7 +99,8 @@ def _photo(path: str) -> Image:
 
 def group_of(example: Example) -> str:
     """The subject that an example counts for in an average over subjects."""
-    return str(example.extra.get("subject_id") or example.subject or example.key)
+    subject = example.extra.get("subject_id") or example.subject or example.key
+    return str(subject) if not isinstance(subject, list) else "+".join(map(str, subject))
 
 
 _CANONICAL: Final = {

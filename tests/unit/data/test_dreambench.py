@@ -41,7 +41,7 @@ def test_the_lists_are_the_public_ones(name: str, key: str) -> None:
 def test_every_photo_of_the_real_folder_is_named() -> None:
     examples = load(SHARED)
     assert len(examples) == 750
-    photos = {path for i in range(0, 750, 25) for path in examples[i].extra["subject_references"]}
+    photos = {path for i in range(0, 750, 25) for path in examples[i].extra["views"]}
     assert len(photos) == 158
 
 
@@ -51,7 +51,7 @@ def test_an_example_says_what_an_evaluation_needs(folder: Path) -> None:
     one = examples[20]
     assert (one.key, one.subject, one.prompt) == ("can-00", "can", "a can in place 0")
     assert one.extra["subject_id"] == "can"
-    photos = one.extra["subject_references"]
+    photos = one.extra["views"]
     assert [Path(path).name for path in photos] == ["00.jpg", "01.jpg", "02.jpg", "03.jpg", "04.jpg"]
     assert one.references[0].size == (40, 40)
     with pytest.raises(IndexError):
@@ -107,7 +107,7 @@ def test_both_references_of_a_pair_are_given(folder: Path) -> None:
         examples[i] for i in range(len(examples)) if examples[i].extra["subject_id"] == "berry_bowl+can"
     )
     assert len(one.references) == 2
-    assert len(one.extra["subject_references"]) == 10
+    assert len(one.extra["views"]) == 10
     assert one.subject == "bowl and can"
 
 
@@ -138,7 +138,7 @@ def test_a_copy_that_lacks_subjects_is_refused_until_they_are_left_out(tmp_path:
         ({"subjects": ("backpak",)}, r"given 'backpak'; did you mean 'backpack'\? allowed: backpack, can"),
         (
             {"path": "/nowhere"},
-            r"/nowhere: no prompts_and_classes\.txt in it .* scripts/fetch_dreambench\.py",
+            r"/nowhere: no prompts_and_classes\.txt in it .* data download dreambench",
         ),
     ],
 )

@@ -10,7 +10,7 @@ from layouts import DREAMBENCH, draw, read, rejected, syncd
 
 from customized_grpo import registry
 from customized_grpo.data.importers.base import Draft, SourceError
-from customized_grpo.data.importers.dreambench import PAIRS, REFERENCE, DreamBench
+from customized_grpo.data.importers.dreambench import DreamBench
 from customized_grpo.data.importers.hub import Subjects200K, halves
 from customized_grpo.data.importers.json_array import json_objects
 from customized_grpo.data.importers.writer import Options, Report, import_data
@@ -240,8 +240,9 @@ def test_dreambooth_folders(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["jsonl", "csv"])
 def test_imagefolder(tmp_path: Path, form: str) -> None:
-    for name in ("a.png", "sub/b.png", "m.png"):
+    for name in ("a.png", "sub/b.png"):
         draw(tmp_path / "set" / name)
+    draw(tmp_path / "set/m.png", 255, mode="L")
     if form == "jsonl":
         text = (
             '{"file_name": "a.png", "text": "one", "word": "bag", "who": "x", "mask": "m.png"}\n[1]\nnonsense\n'
@@ -286,17 +287,11 @@ def test_dreambench_is_the_public_list(tmp_path: Path, subjects: str, listed: st
         assert row.extra["kind"] == entry["type"]
 
 
-def test_dreambench_facts_agree() -> None:
-    assert len(REFERENCE) == 30
-    assert len(PAIRS) == 30
-    assert {subject for pair in PAIRS for subject in pair} == set(REFERENCE)
-
-
 def test_dreambench_that_is_something_else(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no prompts_and_classes\.txt"):
         run("dreambench", tmp_path, tmp_path / "out")
     (tmp_path / "prompts_and_classes.txt").write_text("backpack,backpack\nprompt_list = [\n]\n")
-    with pytest.raises(SourceError, match="found 1 classes and"):
+    with pytest.raises(SourceError, match=r"holds \d classes and 1 prompt lists"):
         run("dreambench", tmp_path, tmp_path / "out")
 
 
@@ -350,8 +345,6 @@ def test_pictures_that_are_no_two_views(size: tuple[int, int]) -> None:
 
 def record(**changes: Any) -> dict[str, Any]:
     import io
-
-    from PIL import Image
 
     picture = Image.new("RGB", (1048, 528), "white")
     picture.paste("red", (8, 8, 520, 520))

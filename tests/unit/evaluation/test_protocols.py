@@ -18,6 +18,7 @@ from customized_grpo.evaluation.protocols import PROTOCOLS, find_protocol
 from customized_grpo.evaluation.summary import build_summary, column_means, groups_of
 from customized_grpo.rewards.clip import ClipI, ClipT
 from customized_grpo.rewards.dino import Dino
+from customized_grpo.rewards.vision import VisionEncoder
 from customized_grpo.types import Example
 from dreambench_folder import SHARED, make_dreambench
 from tiny_rewards import save_clip, save_dino
@@ -60,7 +61,7 @@ def test_one_protocol_compares_with_every_photo_and_the_other_with_the_input(roo
     everything = find_protocol(ALL).judged(example)
     assert len(everything.references) == 5
     assert everything.references[0] == example.references[0], "the input stands first"
-    photos = {Image.open(path).convert("RGB").tobytes() for path in example.extra["subject_references"]}
+    photos = {Image.open(path).convert("RGB").tobytes() for path in example.extra["views"]}
     assert {photo.tobytes() for photo in everything.references} == photos
     assert find_protocol(INPUT).judged(example).references == example.references
     assert everything.prompt == example.prompt
@@ -73,11 +74,11 @@ def test_all_references_is_the_mean_over_pairs_of_the_public_evaluation(root: Pa
         0, 256, (1, 40, 40, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )
     found = score(built, find_protocol(ALL).judged(example), image).values
-    photos = [Image.open(path).convert("RGB") for path in example.extra["subject_references"]]
+    photos = [Image.open(path).convert("RGB") for path in example.extra["views"]]
     dino, clip_i, clip_t = built["dino"], built["clip_i"], built["clip_t"]
     assert isinstance(dino, Dino) and isinstance(clip_i, ClipI) and isinstance(clip_t, ClipT)  # noqa: PT018
     drawn = [Image.fromarray(image[0].numpy())]
-    for name, encode in (("dino", dino._encode), ("clip_i", clip_i._clip.encode)):
+    for name, encode in (("dino", dino._encoder.cls), ("clip_i", clip_i._clip.encode)):
         a, b = (encode(images).double().numpy() for images in (drawn, photos))
         a, b = (one / np.sqrt(np.sum(one**2, axis=1, keepdims=True)) for one in (a, b))
         assert found[name][0] == pytest.approx(100 * np.mean(a @ b.T), abs=1e-3)
@@ -88,13 +89,13 @@ def test_all_references_is_the_mean_over_pairs_of_the_public_evaluation(root: Pa
 
 def test_a_photo_is_encoded_once_for_all_prompts(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[int] = []
-    encode = Dino._encode
+    encode = VisionEncoder.cls
 
-    def counted(self: Dino, images: Any) -> torch.Tensor:
+    def counted(self: VisionEncoder, images: Any) -> torch.Tensor:
         encoded.append(len(images))
         return encode(self, images)
 
-    monkeypatch.setattr(Dino, "_encode", counted)
+    monkeypatch.setattr(VisionEncoder, "cls", counted)
     metric = build_metrics({"dino": specs(root)["dino"]}, CPU)
     dataset, protocol = load(root), find_protocol(ALL)
     image = torch.zeros(1, 40, 40, 3, dtype=torch.uint8)
@@ -150,7 +151,7 @@ def test_baselines_of_the_real_photos(root: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        (ALL, {"extra": {"subject_id": "x"}}, "no 'subject_references'"),
+        (ALL, {"extra": {"subject_id": "x"}}, "no 'views'"),
         (INPUT, {"extra": {}}, "averages over subjects.*no 'subject_id'"),
         (ALL, {"references": (Image.new("RGB", (4, 4)),) * 2}, r"for prompts of 1 subject\(s\).* has 2"),
     ],
