@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from layouts import DREAMBENCH, draw, read, rejected, syncd
+from PIL import Image
 
 from customized_grpo import registry
 from customized_grpo.data.importers.base import Draft, SourceError

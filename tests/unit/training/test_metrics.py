@@ -144,7 +144,7 @@ def test_an_evaluation_is_the_mean_over_examples_and_not_over_images() -> None:
         {"key": "b", "values": {"dino": 6.0}},
         {"key": "c", "values": {"dino": None}},
     ]
-    assert explain.evaluation(rows) == {"evaluation/dino/mean": 4.0}
+    assert explain.evaluation(rows, "heldout") == {"evaluation/dino/mean": 4.0}
 
 
 def test_the_headline_shows_what_is_there() -> None:
