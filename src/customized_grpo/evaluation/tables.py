@@ -166,7 +166,7 @@ def _signless(value: Mapping[str, Any]) -> str:
 
 def _signed(value: Mapping[str, Any]) -> str:
     wins = value.get("win_rate")
-    return _number(value, "+") + (f" (wins {wins:.0%})" if wins is not None else "")
+    return _number(value, "+") + (f" (higher in {wins:.0%})" if wins is not None else "")
 
 
 def _number(value: Mapping[str, Any], sign: str) -> str:
