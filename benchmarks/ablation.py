@@ -29,9 +29,9 @@ RECIPE = ROOT / "config" / "train" / "mini_customized.yaml"
 RESULT = ROOT / "docs" / "ablation.json"
 
 COMMON = (
-    "train.steps=50",
-    "train.lr=1.3e-3",
-    "train.evaluate_every=25",
+    "train.steps=100",
+    "train.lr=1.2e-3",
+    "train.evaluate_every=50",
     "train.checkpoint_every=10",
     "train.save_samples_every=0",
     "evaluate.data.size=192",
