@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-DREAMBENCH = Path("/work/shared/data/dreambench")
+DREAMBENCH = Path(__file__).parents[4] / "shared" / "data" / "dreambench"
 
 
 def draw(path: Path, colour: Any = "red", size: tuple[int, int] = (32, 32), mode: str = "RGB") -> Path:
