@@ -17,7 +17,9 @@ from customized_grpo.data.importers.json_array import json_objects
 from customized_grpo.data.importers.writer import Options, Report, import_data
 from customized_grpo.data.manifest import ManifestDataset
 
-needs_dreambench = pytest.mark.skipif(not DREAMBENCH.is_dir(), reason="DreamBench is not at ../shared/data/dreambench")
+needs_dreambench = pytest.mark.skipif(
+    not DREAMBENCH.is_dir(), reason="DreamBench is not at ../shared/data/dreambench"
+)
 
 
 def run(kind: str, source: Path, out: Path, **options: Any) -> Report:
