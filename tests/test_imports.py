@@ -26,6 +26,7 @@ LAYERS = {
     "yaml_source": 0,
     "loading": 0,
     "paths": 0,
+    "atomic": 0,
     "clock": 0,
     "assets": 0,
     "console": 0,

@@ -128,7 +128,7 @@ def _compare(runs: list[str], save: Path | None) -> None:
             )
             for name, value in entry["metrics"].items()
         ]
-        columns = ("metric", "difference", "95 % from", "to", "prompts won", "n")
+        columns = ("metric", "difference", "95 % from", "to", "higher in", "n")
         _print_rows(f"{entry['of']} − {entry['to']}", columns, rows)
         for note in entry["notes"]:
             out.print(note, highlight=False, markup=False)

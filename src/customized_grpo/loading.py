@@ -2,7 +2,6 @@
 
 import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from customized_grpo import registry
+from customized_grpo.atomic import replacing
 from customized_grpo.config import EvaluateRecipe, Recipe
 from customized_grpo.problems import RecipeError, converted, dotted, explain, what_is_allowed
 from customized_grpo.schema import Location, Place, recipe_schema, shown
@@ -164,13 +164,8 @@ def save_recipe(recipe: BaseModel, path: Path) -> None:
     Secrets never reach it: what a plug-in declares as a pydantic secret is written as asterisks.
     """
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}", delete=False, encoding="utf-8"
-    ) as file:
-        file.write("# The resolved recipe, defaults included.\n" + text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    with replacing(path) as aside:
+        aside.write_text("# The resolved recipe, defaults included.\n" + text, encoding="utf-8")
 
 
 def shipped_recipes() -> dict[str, Path]:

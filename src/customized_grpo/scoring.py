@@ -6,7 +6,6 @@ Each image is judged against an example: its own one of a manifest, found by the
 import csv
 import json
 import math
-import os
 import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,15 +19,15 @@ import torch
 from PIL import Image
 
 from customized_grpo import registry
+from customized_grpo.atomic import replacing
 from customized_grpo.config import RewardSpec, Section
-from customized_grpo.data.images import ImageError, load_image
+from customized_grpo.data.images import SUFFIXES, ImageError, load_image
 from customized_grpo.data.manifest import ManifestDataset
 from customized_grpo.loading import RecipeError, recipe_of
 from customized_grpo.rewards.base import RewardFailure
 from customized_grpo.rewards.scorer import Scorer
 from customized_grpo.types import Example
 
-SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 TABLES: Final = (".csv", ".jsonl")
 _CHUNK: Final = 32
 """Images of one example and size that are in memory at a time."""
@@ -104,7 +103,7 @@ def find_images(folder: Path) -> list[Path]:
         raise ValueError(f"{folder}: there is no such folder or image")
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not found:
-        raise ValueError(f"{folder}: there is no image in it; looked for {', '.join(SUFFIXES)}")
+        raise ValueError(f"{folder}: there is no image in it; looked for {', '.join(sorted(SUFFIXES))}")
     return found
 
 
@@ -202,17 +201,14 @@ def check_table(path: Path | None) -> None:
 
 def write_table(path: Path, rows: Sequence[Scored], names: Sequence[str]) -> None:
     """CSV or JSON lines by the suffix, complete or not at all. What has no value is empty, or null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}")
     records = [_record(row, names) for row in rows]
-    with aside.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         if path.suffix.lower() == ".csv":
             table = csv.DictWriter(file, ["image", "example", *names, "error"])
             table.writeheader()
             table.writerows(records)
         else:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    os.replace(aside, path)
 
 
 def summary(rows: Sequence[Scored], names: Sequence[str]) -> list[tuple[str, ...]]:

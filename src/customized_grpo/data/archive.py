@@ -16,7 +16,7 @@ from typing import Final, final
 from zlib import crc32
 from zlib import error as ZlibError
 
-from customized_grpo.data.atomic import replacing
+from customized_grpo.atomic import replacing
 from customized_grpo.data.manifest import is_inside
 
 MAX_MEMBERS: Final = 2_000_000

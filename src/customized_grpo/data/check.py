@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import final
 
-from customized_grpo.data.atomic import replacing
+from customized_grpo.atomic import replacing
 from customized_grpo.data.inspection import Look, Seen, lookers
 from customized_grpo.data.manifest import ManifestError, Row, read_rows, same_shape
 from customized_grpo.data.prompts import PromptSurvey, survey

@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import Field, PositiveInt
 
 from customized_grpo.data.base import DatasetConfig
-from customized_grpo.data.images import load_image
+from customized_grpo.data.images import images_in, load_image
 from customized_grpo.registry import did_you_mean
 from customized_grpo.types import Example
 
@@ -191,9 +191,7 @@ def _prompt(name: str, text: str, subjects: tuple[str, ...], templates: Template
 
 def subject_photos(root: Path, subject: str) -> list[Path]:
     """All photos of a subject, by name. ``root`` is the folder with the subjects' folders."""
-    return sorted(
-        path for path in (root / subject).glob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png")
-    )
+    return images_in(root / subject)
 
 
 @final
@@ -218,7 +216,7 @@ class DreamBench:
         )
 
     def __init__(self, config: Config) -> None:
-        self.root = _find_root(Path(config.path).expanduser())
+        self.root = find_root(Path(config.path).expanduser())
         file = self.root / PROMPTS_FILE
         try:
             templates = read_templates(file.read_text(encoding="utf-8"))
@@ -272,7 +270,12 @@ class DreamBench:
                     )
 
 
-def _find_root(path: Path) -> Path:
+def find_root(path: Path) -> Path:
+    """The folder of the subjects: the repository's folder, or ``dataset`` in it.
+
+    Raises:
+        ValueError: it is neither.
+    """
     for root in (path, path / "dataset"):
         if (root / PROMPTS_FILE).is_file():
             return root

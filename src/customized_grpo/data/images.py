@@ -15,7 +15,7 @@ from typing import Literal, final
 import numpy as np
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
-from customized_grpo.data.atomic import replacing
+from customized_grpo.atomic import replacing
 
 MAX_PIXELS = 64_000_000
 """Above this a reference is surely a mistake, and decoding it would take a gigabyte."""
@@ -55,6 +55,15 @@ class ImageError(ValueError):
 
     def __reduce__(self) -> tuple[type["ImageError"], tuple[Path, Problem, str]]:
         return ImageError, (self.path, self.problem, self.reason)  # it crosses processes
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files of a folder by name, hidden ones aside."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
 
 
 def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -6,7 +6,6 @@ reported, and the rest goes on.
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,8 +14,9 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from customized_grpo.data.images import ImageError, load_image, load_mask
-from customized_grpo.data.manifest import ManifestError
+from customized_grpo.atomic import replacing
+from customized_grpo.data.images import ImageError, load_image, load_mask, save_image
+from customized_grpo.data.manifest import ManifestError, is_inside
 from customized_grpo.rewards.segmenter import class_words
 
 Segment = Callable[[Image.Image, str], Image.Image | None]
@@ -77,7 +77,7 @@ def make_masks(
             f"{target}: the new manifest must lie beside the old one ({root}), because its paths are relative to it, "
             "and under another name"
         )
-    if folder is not None and not _is_inside(folder):
+    if folder is not None and not is_inside(folder):
         raise ValueError(
             f"{folder!r}: masks must lie inside the manifest's folder; give a relative path without '..'"
         )
@@ -91,7 +91,8 @@ def make_masks(
         found[one] = _one(root, one, names[one], segment, report)
         progress(done, len(wanted))
     lines = (json.dumps(_filled(row, found), ensure_ascii=False) + "\n" for row in rows)
-    _replace(target, lambda aside: aside.write_text("".join(lines), encoding="utf-8"))
+    with replacing(target) as aside:
+        aside.write_text("".join(lines), encoding="utf-8")
     return report
 
 
@@ -99,7 +100,7 @@ def _one(root: Path, one: Wanted, name: str, segment: Segment, report: MaskRepor
     """The mask's path, made or kept; None with the reason in the report."""
     file = root / name
     try:
-        if not _is_inside(one.reference):
+        if not is_inside(one.reference):
             raise ValueError("the path is not inside the manifest's folder")
         if not one.word:
             raise ValueError("its row has no subject, so there is no word to look for")
@@ -115,8 +116,7 @@ def _one(root: Path, one: Wanted, name: str, segment: Segment, report: MaskRepor
     if mask is None:
         report.problems[one] = f"no {one.word!r} was found"
         return None
-    file.parent.mkdir(parents=True, exist_ok=True)
-    _replace(file, lambda aside: mask.convert("L").save(aside, format="PNG", optimize=True))
+    save_image(mask.convert("L"), file)
     report.made += 1
     return name
 
@@ -193,15 +193,5 @@ def _claim(file: Path, settings: Mapping[str, Any]) -> None:
             f"that file and the masks. It says {json.loads(file.read_text(encoding='utf-8'))}; asked for now: "
             f"{dict(settings)}"
         )
-    _replace(file, lambda aside: aside.write_text(text, encoding="utf-8"))
-
-
-def _replace(file: Path, write: Callable[[Path], object]) -> None:
-    aside = file.with_name(f".{file.name}.part")
-    write(aside)
-    os.replace(aside, file)
-
-
-def _is_inside(path: str) -> bool:
-    pure = PurePosixPath(path.replace("\\", "/"))
-    return bool(path) and not pure.is_absolute() and ".." not in pure.parts and ":" not in path
+    with replacing(file) as aside:
+        aside.write_text(text, encoding="utf-8")

@@ -12,7 +12,7 @@ from typing import Literal, final
 
 import torch
 
-from customized_grpo.data.atomic import replacing
+from customized_grpo.atomic import replacing
 from customized_grpo.data.manifest import ManifestError, Row, read_rows
 from customized_grpo.seeding import generator
 

@@ -8,7 +8,6 @@ evaluation goes on where it was.
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from customized_grpo.atomic import replacing
 from customized_grpo.config import Evaluate
 from customized_grpo.data.base import Dataset
 from customized_grpo.data.images import load_image
@@ -237,7 +237,5 @@ def _strip(references: Sequence[Image.Image]) -> Image.Image:
 
 
 def _save(path: Path, image: Image.Image) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # another rank may be writing the same one
-    image.save(aside, format="PNG", compress_level=1)
-    aside.replace(path)
+    with replacing(path) as aside:
+        image.save(aside, format="PNG", compress_level=1)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from customized_grpo.atomic import replacing
 from customized_grpo.evaluation.protocols import Unit, find_protocol
 from customized_grpo.evaluation.statistics import (
     Interval,
@@ -135,13 +136,10 @@ def build_summary(
 
 def write_atomically(path: Path, text: str) -> None:
     """A file that is complete or absent, whatever kills the process."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp")
-    with aside.open("w", encoding="utf-8") as file:
+    with replacing(path) as aside, aside.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:

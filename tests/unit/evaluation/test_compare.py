@@ -114,7 +114,7 @@ def test_several_runs_are_paired_in_the_report(tmp_path: Path) -> None:
         [evaluated(tmp_path / "a", 0.5), evaluated(tmp_path / "b", 1.5)], tmp_path / "out.html"
     ).read_text()
     assert "b − a" in page.replace("&#8722;", "−")
-    assert "prompts won" in page
+    assert "higher in" in page
 
 
 def published_summary() -> dict[str, Any]:

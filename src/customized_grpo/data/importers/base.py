@@ -12,8 +12,6 @@ from typing import Any, final
 
 from pydantic import BaseModel, ConfigDict
 
-from customized_grpo.data.images import SUFFIXES
-
 
 @final
 class SourceError(ValueError):
@@ -95,15 +93,6 @@ def folder_of(source: str, holds: str) -> Path:
         given = "a file" if path.exists() else "no such folder"
         raise SourceError(f"{source}: is {given}; give the folder that holds {holds}")
     return path
-
-
-def images_in(folder: Path) -> list[Path]:
-    """The image files of a folder by name, hidden ones aside."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
 
 
 def text_of(entry: Mapping[str, Any], key: str) -> str:

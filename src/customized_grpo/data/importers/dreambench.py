@@ -12,6 +12,7 @@ from pydantic import Field
 from customized_grpo.data.archive import names, unpack
 from customized_grpo.data.dreambench import (
     PROMPTS_FILE,
+    find_root,
     multi_list,
     read_templates,
     single_list,
@@ -35,13 +36,10 @@ class DreamBench(Importer):
 
     def root(self, source: str) -> Path:
         """The folder of the subjects."""
-        folder = folder_of(source, "DreamBench's subjects and prompts_and_classes.txt")
-        found = next((at for at in (folder, folder / "dataset") if (at / PROMPTS_FILE).is_file()), None)
-        if found is None:
-            raise SourceError(
-                f"{source}: there is no prompts_and_classes.txt in it or in its folder 'dataset'"
-            )
-        return found
+        try:
+            return find_root(folder_of(source, "DreamBench's subjects and prompts_and_classes.txt"))
+        except ValueError as error:
+            raise SourceError(str(error)) from error
 
     def __call__(self, source: str, out: Path) -> Iterator[Item]:
         """Rows in the order of the public lists; ``views`` are all pictures of the subject."""

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, final
 
 from pydantic import Field
 
+from customized_grpo.data.images import images_in
 from customized_grpo.data.importers.base import (
     Draft,
     Importer,
@@ -16,7 +17,6 @@ from customized_grpo.data.importers.base import (
     Rejected,
     SourceError,
     folder_of,
-    images_in,
     text_of,
 )
 

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal, final
 
-from customized_grpo.data.atomic import replacing
+from customized_grpo.atomic import replacing
 from customized_grpo.data.importers.base import Draft, Importer, Item, Rejected, Skipped, SourceError
 from customized_grpo.data.importers.places import Places
 from customized_grpo.data.inspection import Look, LookAll, Seen, lookers

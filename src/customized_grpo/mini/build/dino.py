@@ -142,7 +142,7 @@ def train_dino(context: Context, recipe: DinoRecipe) -> None:
     )
     gallery = load_gallery(context, "train")
 
-    fast = torch.compile(student)  # half a minute for 1.3 times the speed
+    fast = torch.compile(student)
 
     def loss_of(step: int) -> Tensor:
         images, truth = _batch(gallery, step, recipe.seed)
