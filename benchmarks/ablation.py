@@ -107,7 +107,7 @@ def fingerprint() -> str:
     from customized_grpo.paths import ASSETS
 
     digest = hashlib.sha256(
-        load_recipe(RECIPE, COMMON).model_dump_json(exclude={"run", "advantage"}).encode()
+        load_recipe(RECIPE, COMMON).model_dump_json(exclude={"run", "advantage"}, exclude_unset=True).encode()
     )
     for name, sha256 in sorted(json.loads((ASSETS / "manifest.json").read_text()).items()):
         digest.update(sha256.encode() if name.endswith(".safetensors") else b"")

@@ -21,6 +21,7 @@ LAYERS = {
     "seeding": 0,
     "registry": 0,
     "config": 0,
+    "sections": 0,
     "schema": 0,
     "problems": 0,
     "yaml_source": 0,

@@ -20,12 +20,12 @@ from PIL import Image
 
 from customized_grpo import registry
 from customized_grpo.atomic import replacing
-from customized_grpo.config import RewardSpec, Section
 from customized_grpo.data.images import SUFFIXES, ImageError, load_image
 from customized_grpo.data.manifest import ManifestDataset
 from customized_grpo.loading import RecipeError, recipe_of
 from customized_grpo.rewards.base import RewardFailure
 from customized_grpo.rewards.scorer import Scorer
+from customized_grpo.sections import RewardSpec, Section
 from customized_grpo.types import Example
 
 TABLES: Final = (".csv", ".jsonl")

@@ -1,0 +1,72 @@
+"""What recipes are made of: a frozen section, and a field that is read by the ``Config`` of a plug-in."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, WithJsonSchema
+
+from customized_grpo import registry
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _reader(kind: registry.Kind) -> Callable[[Any], BaseModel]:
+    def read(section: Any) -> BaseModel:
+        if isinstance(section, BaseModel):
+            return section
+        known = ", ".join(sorted(registry.available(kind)))
+        if not isinstance(section, dict) or not isinstance(section.get("type"), str):
+            raise ValueError(
+                f"this section needs a 'type' (one of: {known}), as in {{type: ...}}; given: {section!r}"
+            )
+        return registry.config_model(registry.resolve(kind, section["type"])).model_validate(section)
+
+    return read
+
+
+def plugin_section(kind: registry.Kind) -> Any:
+    """A field read by the ``Config`` of the plug-in that its ``type`` names.
+
+    Its JSON schema says only that much; ``recipe_schema`` puts the built-in plug-ins' own schemas in its place.
+    """
+    return Annotated[
+        SerializeAsAny[BaseModel],
+        BeforeValidator(_reader(kind)),
+        WithJsonSchema({"type": "object", "required": ["type"], "x-plugin": kind}),
+    ]
+
+
+if TYPE_CHECKING:  # to a type checker they are what the plug-in's Config makes of them
+    PolicySpec: TypeAlias = Any
+    DataSpec: TypeAlias = Any
+    RewardSpec: TypeAlias = Any
+    DynamicsSpec: TypeAlias = Any
+    PlanSpec: TypeAlias = Any
+    AggregatorSpec: TypeAlias = Any
+    TimeWeightsSpec: TypeAlias = Any
+else:
+    PolicySpec = plugin_section("policies")
+    DataSpec = plugin_section("datasets")
+    RewardSpec = plugin_section("rewards")
+    DynamicsSpec = plugin_section("dynamics")
+    PlanSpec = plugin_section("plans")
+    AggregatorSpec = plugin_section("aggregators")
+    TimeWeightsSpec = plugin_section("time_weights")
+
+
+def _read_metric(section: Any) -> BaseModel:
+    """A metric's type is looked up among the metrics first, then among the rewards: every reward is a metric too."""
+    name = section.get("type") if isinstance(section, dict) else None
+    kind: registry.Kind = "metrics" if name in registry.available("metrics") else "rewards"
+    return _reader(kind)(section)
+
+
+MetricSpec = Annotated[
+    SerializeAsAny[BaseModel],
+    BeforeValidator(_read_metric),
+    WithJsonSchema({"type": "object", "required": ["type"], "x-plugin": "metrics"}),
+]
