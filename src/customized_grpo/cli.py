@@ -17,6 +17,7 @@ from customized_grpo import __version__
 from customized_grpo.console import UserErrors, err, hush_libraries, out
 from customized_grpo.data_cli import data_app
 from customized_grpo.score_cli import score
+from customized_grpo.serve_cli import serve
 
 app = typer.Typer(
     cls=UserErrors,
@@ -170,6 +171,7 @@ def generate(
 
 
 app.command(context_settings=_FREE)(score)
+app.command(context_settings=_FREE)(serve)
 
 
 @app.command()
