@@ -63,7 +63,11 @@ class ServerConfig(Section):
                 )
             given = spec.model_dump(include={"axis", "weight"})
             if given.get("axis"):
-                raise ValueError(f"rewards.{name}.axis: has no effect here; the recipe that uses the reward says it")
+                raise ValueError(
+                    f"rewards.{name}.axis: has no effect here; the recipe that uses the reward says it"
+                )
             if given.get("weight", 1.0) != 1.0:
-                raise ValueError(f"rewards.{name}.weight: has no effect here; the recipe that uses the reward says it")
+                raise ValueError(
+                    f"rewards.{name}.weight: has no effect here; the recipe that uses the reward says it"
+                )
         return self

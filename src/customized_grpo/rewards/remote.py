@@ -41,18 +41,20 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class _DownError(Exception):
+class ServerDown(Exception):
     """Nobody is there, or not yet."""
 
 
-class _FailedError(Exception):
+class RequestFailed(Exception):
     """Somebody is there, but this request came to nothing."""
 
 
 def _server(url: str) -> str:
     parts = urlsplit(url)
     if parts.username or parts.password:
-        raise ValueError(f"a URL must hold no password; put a token into the environment variable {TOKEN_ENV}")
+        raise ValueError(
+            f"a URL must hold no password; put a token into the environment variable {TOKEN_ENV}"
+        )
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError(f"given {url!r}; write it as http://host:8000")
     return url.rstrip("/")
@@ -79,7 +81,9 @@ class Remote(AsyncGroupReward):
         token_env: str = Field(
             default=TOKEN_ENV, pattern=VARIABLE, description="environment variable that holds the token"
         )
-        timeout_s: PositiveFloat = Field(default=120.0, description="for one group, waiting in the server included")
+        timeout_s: PositiveFloat = Field(
+            default=120.0, description="for one group, waiting in the server included"
+        )
         retries: NonNegativeInt = Field(
             default=3, description="of a request that failed; after the last its group is unscorable"
         )
@@ -141,11 +145,11 @@ class Remote(AsyncGroupReward):
             url = config.urls[(turn + attempt) % len(config.urls)]
             try:
                 answer = await ask(url)
-            except _FailedError:
+            except RequestFailed:
                 failed, down_since = failed + 1, math.inf
                 if failed > config.retries:
                     raise
-            except _DownError as error:
+            except ServerDown as error:
                 down_since = min(down_since, time.monotonic())
                 if time.monotonic() - down_since >= config.wait_s:
                     raise RewardFailure(
@@ -176,18 +180,20 @@ class Remote(AsyncGroupReward):
             ):
                 response = await client.request(method, url, content=body, headers=headers)
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            raise _DownError(f"{type(error).__name__}: {error}") from error
+            raise ServerDown(f"{type(error).__name__}: {error}") from error
         except TimeoutError as error:
-            raise _FailedError(f"{url}: no answer in {config.timeout_s:g} s (timeout_s)") from error
+            raise RequestFailed(f"{url}: no answer in {config.timeout_s:g} s (timeout_s)") from error
         except httpx2.HTTPError as error:
-            raise _FailedError(f"{url}: {type(error).__name__}: {error}") from error
+            raise RequestFailed(
+                f"{url}: {error or 'the connection broke'} ({type(error).__name__})"
+            ) from error
         if response.status_code == 200:
             return response
         reason = f"{url} answers {response.status_code}: {_detail(response)}"
         if response.status_code in _BUSY:
-            raise _DownError(reason)
+            raise ServerDown(reason)
         if response.status_code in _FAULTY:
-            raise _FailedError(reason)
+            raise RequestFailed(reason)
         if response.status_code == 401:
             reason += f"; set the environment variable {config.token_env} to the server's token"
         raise RewardFailure(reason)
@@ -196,17 +202,19 @@ class Remote(AsyncGroupReward):
         try:
             response = ScoreResponse.model_validate_json(answer.content)
         except ValidationError as error:
-            raise _FailedError(f"{url}: an answer that isn't understood: {_start(answer.text)!r}") from error
+            raise RequestFailed(f"{url}: an answer that isn't understood: {_start(answer.text)!r}") from error
         self._recognise(url, response.fingerprint)
         if len(response.scores) != wanted:
-            raise _FailedError(f"{url}: {len(response.scores)} scores for {wanted} images")
+            raise RequestFailed(f"{url}: {len(response.scores)} scores for {wanted} images")
         return [math.nan if score is None else score for score in response.scores]
 
     def _recognise(self, url: str, fingerprint: str) -> None:
         """All scores of a run are of one reward, also after the server's restart, or the run stops."""
         self._fingerprint = self._fingerprint or fingerprint
         if fingerprint != self._fingerprint:
-            expected = "the recipe's fingerprint" if self._config.fingerprint else "the one that answered first"
+            expected = (
+                "the recipe's fingerprint" if self._config.fingerprint else "the one that answered first"
+            )
             raise RewardFailure(
                 f"{url} serves another {self._config.reward!r}: its fingerprint is {fingerprint}, and {expected} is "
                 f"{self._fingerprint}; its type, model or options differ. Start the server with the former "
@@ -217,7 +225,11 @@ class Remote(AsyncGroupReward):
         if not self._missing:
             self._missing = True
             _log.warning(
-                "reward %r: waiting up to %g s for %s (%s)", self._config.reward, self._config.wait_s, url, error
+                "reward %r: waiting up to %g s for %s (%s)",
+                self._config.reward,
+                self._config.wait_s,
+                url,
+                error,
             )
 
 

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from queue import Queue
 from typing import Any, Final, final
 
 import numpy as np
@@ -62,7 +61,7 @@ class RewardAPI(LitAPI):
             max_batch_size=config.batching.max_requests,
             batch_timeout=config.batching.wait_ms / 1000,
             api_path=f"/rewards/{name}",
-            loop=WaitingLoop(),
+            loop=WaitingLoop(),  # type: ignore[no-untyped-call]
         )
         self.name = name
         self._spec_of_reward = spec
@@ -85,7 +84,8 @@ class RewardAPI(LitAPI):
             logging.getLogger("litserve").setLevel(logging.CRITICAL)  # its traceback adds nothing to that
             raise
 
-    def decode_request(self, request: ScoreRequest) -> Job:
+    # LitServe reads the types of a request and of an answer from these signatures.
+    def decode_request(self, request: ScoreRequest) -> Job:  # type: ignore[override]
         """Nothing is decoded yet: an error here would be the answer to the whole batch."""
         return Job(request)
 
@@ -93,7 +93,7 @@ class RewardAPI(LitAPI):
         """Requests stay apart until they are decoded."""
         return inputs
 
-    def predict(self, jobs: list[Job]) -> list[Response]:
+    def predict(self, jobs: list[Job]) -> list[Response]:  # type: ignore[override]
         """An answer for each request; a bad one spoils no other."""
         groups: dict[Hashable, list[Job]] = {}
         for at, job in enumerate(jobs):
@@ -109,7 +109,7 @@ class RewardAPI(LitAPI):
             self._score(group)
         return [job.answer for job in jobs]
 
-    def encode_response(self, output: Response) -> Response:
+    def encode_response(self, output: Response) -> Response:  # type: ignore[override]
         """The answer, made where it is known what it is."""
         return output
 
@@ -185,7 +185,7 @@ class WaitingLoop(BatchedLoop):
     """
 
     def get_batch_requests(
-        self, lit_api: LitAPI, request_queue: "Queue[Any]", transport: MessageTransport
+        self, lit_api: LitAPI, request_queue: Any, transport: MessageTransport
     ) -> tuple[list[Any], list[Any]]:
         """The requests of one batch, and those that waited too long."""
         first = self.get_request(request_queue, timeout=IDLE_S)
@@ -198,7 +198,7 @@ class WaitingLoop(BatchedLoop):
 class _Begun:
     """A queue whose first item has been taken out already."""
 
-    def __init__(self, first: Any, queue: "Queue[Any]") -> None:
+    def __init__(self, first: Any, queue: Any) -> None:
         self._first: list[Any] = [first]
         self._queue = queue
 

@@ -42,7 +42,10 @@ class Gate:
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self._max_bytes:
             megabytes = self._max_bytes / 1e6
-            return 413, f"the body has {int(length) / 1e6:.1f} MB, over the limit of {megabytes:g} (limits.body_mb)"
+            return (
+                413,
+                f"the body has {int(length) / 1e6:.1f} MB, over the limit of {megabytes:g} (limits.body_mb)",
+            )
         if method == "POST" and not self._is_ready(path):
             return 503, "the reward is being loaded; ask again"
         return 0, ""

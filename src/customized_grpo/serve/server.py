@@ -7,9 +7,9 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, ItemsView
+from collections.abc import Callable
 from queue import Empty
-from typing import Any, Final, final
+from typing import Any, Final, Literal, final
 
 import psutil
 import torch
@@ -50,7 +50,9 @@ def serve(config: ServerConfig, say: Callable[[str], None]) -> None:
     server = RewardServer(config, token, say)
 
     def stop(signum: int, frame: object) -> None:
-        logging.getLogger("litserve").setLevel(logging.CRITICAL + 1)  # what it says of its own end is no error
+        logging.getLogger("litserve").setLevel(
+            logging.CRITICAL + 1
+        )  # what it says of its own end is no error
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
@@ -94,7 +96,7 @@ class RewardServer(LitServer):
         )
         self.app.add_exception_handler(RequestValidationError, _malformed)
         self.response_buffer = _Snapshots()
-        self.monitor_internal = 0.5
+        self.monitor_internal = 1  # seconds between looks at the workers
         self._config, self._say = config, say
         self._deaths: deque[float] = deque(maxlen=MAX_DEATHS)
 
@@ -154,7 +156,7 @@ class RewardServer(LitServer):
 class _Snapshots(dict[str, Any]):
     """Requests in flight. LitServe's watch goes through them in one thread while another adds and removes."""
 
-    def items(self) -> ItemsView[str, Any]:
+    def items(self) -> Any:
         return self.copy().items()
 
 
@@ -169,7 +171,7 @@ def _about(config: ServerConfig) -> dict[str, dict[str, Any]]:
     }
 
 
-def _devices(config: ServerConfig) -> tuple[str, Any]:
+def _devices(config: ServerConfig) -> tuple[Literal["cpu", "cuda"], Any]:
     """LitServe's accelerator and devices."""
     count = 0 if config.device == "cpu" else torch.cuda.device_count()
     if config.device == "cuda" or (config.device == "auto" and count):
