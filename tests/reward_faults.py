@@ -227,7 +227,8 @@ def page(seen: Mapping[str, Seen]) -> str:
 
 What the reward [`remote`](how-to/reward-server.md) makes of each fault, here with
 {limits}. *Unscorable* is NaN for the group: its samples are masked and counted, and past
-`advantage.max_failed_share` they stop the run with the last error. What no further try could help stops it at once; nothing is lost, and `run.resume=latest` goes on.
+`advantage.max_failed_share` they stop the run with the last error. What no further try could help stops it at once;
+nothing is lost, and `run.resume=latest` goes on.
 
 This page is the output of `python tests/reward_faults.py`; a test holds it to the client.
 

@@ -27,6 +27,7 @@ from litserve.transport.base import MessageTransport
 from PIL import Image
 from pydantic import BaseModel
 from torch import Tensor
+from transformers.utils.logging import disable_progress_bar
 
 from customized_grpo import registry
 from customized_grpo.data.images import ImageError, read_image
@@ -75,6 +76,8 @@ class RewardAPI(LitAPI):
         _die_with_the_server()
         if self._threads:
             torch.set_num_threads(self._threads)
+        if not sys.stderr.isatty():
+            disable_progress_bar()
         spec = self._spec_of_reward
         try:
             reward = registry.resolve("rewards", registry.type_of(spec))(spec, device=torch.device(device))
@@ -158,7 +161,7 @@ class RewardAPI(LitAPI):
                 job.answer = refusal(status, str(error))
             return
         log.info(
-            "%s: %d images of %d requests in %.3f s",
+            "%s: %d images, %d requests, %.3f s",
             self.name,
             len(images),
             len(jobs),

@@ -106,7 +106,9 @@ def test_a_stop_names_the_reward_and_the_example() -> None:
     with (
         serving(refuse(422, "no reference")) as server,
         Scorer({"mine": client(server.server_address[1])}, max_failed_share=1.0) as scorer,
-        pytest.raises(RewardFailure, match="'mine' stopped the run on example 'dog-1': .* 422: no reference"),
+        pytest.raises(
+            RewardFailure, match=r"'mine' stopped the run on example 'dog-1': .* 422: no reference"
+        ),
     ):
         scorer.submit(example(), pictures(2)).result()
 
