@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -38,7 +39,7 @@ def serve(config: ServerConfig, say: Callable[[str], None]) -> None:
     """Serve until a signal comes.
 
     Raises:
-        ValueError: other machines would be let in without a token, or there is no such GPU.
+        ValueError: other machines would be let in without a token, the port is taken, or there is no such GPU.
         ServerError: a reward can't be loaded.
     """
     token = read_token(config.token_env)
@@ -47,6 +48,7 @@ def serve(config: ServerConfig, say: Callable[[str], None]) -> None:
             f"host: {config.host} lets other machines in, and that takes a token: set the environment variable "
             f"{config.token_env} here and for the clients, to what 'openssl rand -hex 32' prints, say"
         )
+    _check_port(config)
     server = RewardServer(config, token, say)
 
     def stop(signum: int, frame: object) -> None:
@@ -68,6 +70,10 @@ def serve(config: ServerConfig, say: Callable[[str], None]) -> None:
         )
     except KeyboardInterrupt:  # while rewards are loaded; later LitServe catches it
         pass
+    except (OSError, EOFError) as error:  # a process of LitServe's is gone, and its HTTP thread would live on
+        say(f"error: the server broke down ({type(error).__name__}: {error}); start it again")
+        _end_children()
+        os._exit(1)
     finally:
         _end_children()
     # LitServe leaves the thread of its HTTP server running, and with it the process.
@@ -193,6 +199,18 @@ async def _malformed(request: Request, error: Exception) -> Response:
 def _place(location: tuple[int | str, ...]) -> str:
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location[1:])
     return text.removeprefix(".") or "body"
+
+
+def _check_port(config: ServerConfig) -> None:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            raise ValueError(
+                f"port: {config.port} can't be used ({error.strerror}); stop what listens there, or give another one"
+            ) from error
 
 
 def _end_children() -> None:

@@ -181,7 +181,9 @@ def test_failed_groups_stop_the_run_with_the_last_error() -> None:
 
     with scorer(0.25, server=Server(serve)) as under_test:
         under_test.submit(example(), group(*range(6))).result()
-        with pytest.raises(RewardFailure, match="failed on 12 of its last 12 samples.*OSError: no route for 6"):
+        with pytest.raises(
+            RewardFailure, match=r"failed on 12 of its last 12 samples.*OSError: no route for 6"
+        ):
             under_test.submit(example(), group(*range(6, 12))).result()
 
 

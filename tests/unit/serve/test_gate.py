@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,15 @@ def test_other_machines_take_a_token(host: str, monkeypatch: pytest.MonkeyPatch)
     config = ServerConfig.model_validate({**REWARDS, "host": host})
     with pytest.raises(ValueError, match=f"takes a token: set the environment variable {TOKEN_ENV}"):
         serve(config, print)
+
+
+def test_a_port_in_use_is_refused() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        config = ServerConfig.model_validate({**REWARDS, "port": taken.getsockname()[1]})
+        with pytest.raises(ValueError, match=r"port: .* can't be used .*in use"):
+            serve(config, print)
 
 
 def test_absent_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
