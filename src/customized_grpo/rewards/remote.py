@@ -139,7 +139,7 @@ class Remote(AsyncGroupReward):
 
     async def _patiently(self, ask: Callable[[str], Awaitable[T]]) -> T:
         """The first answer; failed requests are repeated, and a server that is down is waited for."""
-        config, failed, down_since = self._config, 0, math.inf
+        config, failed, down_since, missing = self._config, 0, math.inf, ""
         turn = next(self._turn)
         for attempt in count():
             url = config.urls[(turn + attempt) % len(config.urls)]
@@ -156,7 +156,7 @@ class Remote(AsyncGroupReward):
                         f"{url} has been down for {config.wait_s:g} s (wait_s): {error}. Start it again "
                         "(customized-grpo serve), and go on with run.resume=latest"
                     ) from error
-                self._say_missing(url, error)
+                missing = f"{url} ({error})"
             else:
                 if self._missing:
                     self._missing = False
@@ -164,6 +164,8 @@ class Remote(AsyncGroupReward):
                 return answer
             if (attempt + 1) % len(config.urls) == 0:  # another server is tried at once
                 rounds = (attempt + 1) // len(config.urls)
+                if math.isfinite(down_since):
+                    self._say_missing(missing)
                 await asyncio.sleep(min(FIRST_PAUSE_S * 2 ** min(rounds - 1, 10), LONGEST_PAUSE_S))
         raise AssertionError("unreachable")
 
@@ -184,9 +186,8 @@ class Remote(AsyncGroupReward):
         except TimeoutError as error:
             raise RequestFailed(f"{url}: no answer in {config.timeout_s:g} s (timeout_s)") from error
         except httpx2.HTTPError as error:
-            raise RequestFailed(
-                f"{url}: {error or 'the connection broke'} ({type(error).__name__})"
-            ) from error
+            said = str(error) or "the connection broke"
+            raise RequestFailed(f"{url}: {said} ({type(error).__name__})") from error
         if response.status_code == 200:
             return response
         reason = f"{url} answers {response.status_code}: {_detail(response)}"
@@ -221,16 +222,11 @@ class Remote(AsyncGroupReward):
                 "configuration, or give this one's fingerprint in the recipe"
             )
 
-    def _say_missing(self, url: str, error: Exception) -> None:
+    def _say_missing(self, server: str) -> None:
         if not self._missing:
             self._missing = True
-            _log.warning(
-                "reward %r: waiting up to %g s for %s (%s)",
-                self._config.reward,
-                self._config.wait_s,
-                url,
-                error,
-            )
+            name, wait = self._config.reward, self._config.wait_s
+            _log.warning("reward %r: waiting up to %g s for %s", name, wait, server)
 
 
 def _detail(response: httpx2.Response) -> str:

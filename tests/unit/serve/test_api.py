@@ -14,6 +14,7 @@ from fastapi.responses import Response
 from litserve.transport.process_transport import MPQueueTransport as ProcessTransport
 from PIL import Image
 
+import tiny_hpsv3
 from customized_grpo import registry
 from customized_grpo.rewards.features import to_pil
 from customized_grpo.rewards.scorer import Scorer
@@ -71,17 +72,30 @@ def ask(worker: RewardAPI, *requests: ScoreRequest) -> list[tuple[int, dict[str,
     return [(answer.status_code, json.loads(bytes(answer.body))) for answer in answers]
 
 
-def test_scores_through_the_server_are_the_local_ones(tmp_path: Path) -> None:
-    section = {"type": "dino", "model": str(save_dino(tmp_path))}
-    spec = registry.config_model(registry.resolve("rewards", "dino")).model_validate(section)
-    local = registry.resolve("rewards", "dino")(spec, device=torch.device("cpu"))
+def dino(folder: Path) -> dict[str, Any]:
+    return {"type": "dino", "model": str(save_dino(folder))}
+
+
+def hpsv3(folder: Path) -> dict[str, Any]:
+    tiny_hpsv3.save_checkpoint(tiny_hpsv3.save_base(folder) / "HPSv3.safetensors")
+    return {"type": "hpsv3", "model": str(folder), "checkpoint": str(folder), "dtype": "float32"}
+
+
+@pytest.mark.parametrize("reward", [dino, hpsv3])
+def test_scores_through_the_server_are_the_local_ones(
+    reward: Callable[[Path], dict[str, Any]], tmp_path: Path
+) -> None:
+    section = reward(tmp_path)
+    plugin = registry.resolve("rewards", section["type"])
+    spec = registry.config_model(plugin).model_validate(section)
     images = pictures(5)
     body = request_body(example(2), to_pil(images))
     ((status, answer),) = ask(worker(section), ScoreRequest.model_validate_json(body))
     assert status == 200
-    with Scorer({"dino": local}, max_failed_share=0.0) as scorer:
+    with Scorer({"local": plugin(spec, device=torch.device("cpu"))}, max_failed_share=0.0) as scorer:
         expected = scorer.submit(example(2), images).result()[:, 0]
     assert torch.equal(torch.tensor(answer["scores"]), expected)
+    assert expected.std() > 0
     assert answer["fingerprint"] == fingerprint(spec)
 
 
