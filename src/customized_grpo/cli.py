@@ -17,6 +17,7 @@ from customized_grpo import __version__
 from customized_grpo.console import UserErrors, err, hush_libraries, out
 from customized_grpo.data_cli import data_app
 from customized_grpo.score_cli import score
+from customized_grpo.serve_cli import serve
 
 app = typer.Typer(
     cls=UserErrors,
@@ -170,6 +171,7 @@ def generate(
 
 
 app.command(context_settings=_FREE)(score)
+app.command(context_settings=_FREE)(serve)
 
 
 @app.command()
@@ -187,9 +189,11 @@ def report(
 def validate(config: Config, overrides: Overrides = None) -> None:
     """Check a recipe and show what a step of it amounts to; loads no weights."""
     from customized_grpo.config import Recipe
-    from customized_grpo.loading import load_any
+    from customized_grpo.loading import is_server, load_any, load_recipe
+    from customized_grpo.server_config import ServerConfig
 
-    recipe = load_any(config, overrides or [])
+    given = overrides or []
+    recipe = load_recipe(config, given, ServerConfig) if is_server(config) else load_any(config, given)
     out.print(f"{config}: a valid recipe", style="green", markup=False, highlight=False)
     if isinstance(recipe, Recipe):
         _show_geometry(recipe)

@@ -57,6 +57,12 @@ class Advantage(Section):
     aggregator: AggregatorSpec = Field(default={"type": "sars", "gamma": 0.4}, validate_default=True)
     time_weights: TimeWeightsSpec = Field(default={"type": "tdw"}, validate_default=True)
     clip: PositiveFloat = 5.0
+    min_valid: float = Field(
+        default=0.5,
+        ge=0.0,
+        le=1.0,
+        description="share of a group's samples that must be scorable on every axis; a group below it teaches nothing",
+    )
     max_failed_share: float = Field(
         default=0.25,
         ge=0.0,

@@ -20,6 +20,7 @@ from customized_grpo.yaml_source import construct, read_yaml, yaml_problem
 __all__ = [
     "RecipeError",
     "find_recipe",
+    "is_server",
     "load_any",
     "load_recipe",
     "recipe_of",
@@ -77,7 +78,7 @@ def load_recipe(
     Args:
         path: a YAML file, or the name of a recipe that is shipped (``mini_customized``).
         overrides: ``key.sub=value``, applied in order; the value is read as YAML.
-        model: ``Recipe`` or ``EvaluateRecipe``.
+        model: ``Recipe``, ``EvaluateRecipe`` or ``ServerConfig``.
 
     Raises:
         RecipeError: every problem that was found, one a line.
@@ -136,6 +137,12 @@ def load_any(path: str | Path, overrides: Sequence[str] = ()) -> Recipe | Evalua
         {"rewards", "train", "advantage", "objective"}
     )
     return load_recipe(path, overrides) if training else load_recipe(path, overrides, EvaluateRecipe)
+
+
+def is_server(path: str | Path) -> bool:
+    """Whether a file configures a reward server: it has rewards, and nothing of a run that would use them."""
+    data, _ = read_yaml(find_recipe(path))
+    return "rewards" in data and data.keys().isdisjoint({"run", "policy", "data", "train", "evaluate"})
 
 
 def run_config(adapter: str | Path) -> Path:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from customized_grpo import registry
-from customized_grpo.rewards.base import AsyncReward, Reward, RewardFailure
+from customized_grpo.rewards.base import AsyncGroupReward, AsyncReward, Reward, RewardFailure
 from customized_grpo.types import Example
 
 
@@ -38,7 +38,7 @@ class Metric(ABC):
         """Column name to one float32 value an image, on the CPU; NaN where an image is not measurable."""
 
 
-Scorer = Metric | Reward | AsyncReward
+Scorer = Metric | Reward | AsyncReward | AsyncGroupReward
 
 
 def build_metrics(specs: Mapping[str, BaseModel], device: torch.device) -> dict[str, Scorer]:
@@ -55,10 +55,10 @@ def build_metrics(specs: Mapping[str, BaseModel], device: torch.device) -> dict[
             plugin = registry.resolve(kind, given)(spec, device=device)
         except ValueError as error:
             raise ValueError(f"evaluate.metrics.{name}: {error}") from error
-        if not isinstance(plugin, Metric | Reward | AsyncReward):
+        if not isinstance(plugin, Scorer):
             raise ValueError(
                 f"evaluate.metrics.{name}: {given!r} is a {type(plugin).__name__}; "
-                "a metric is a subclass of Metric, Reward or AsyncReward"
+                "a metric is a subclass of Metric, Reward, AsyncReward or AsyncGroupReward"
             )
         built[name] = plugin
     return built
@@ -165,8 +165,15 @@ def _columns(name: str, metric: Scorer, example: Example, images: Tensor) -> dic
     return found
 
 
-async def _judge(judge: AsyncReward, example: Example, images: Tensor) -> list[float]:
+async def _judge(judge: AsyncReward | AsyncGroupReward, example: Example, images: Tensor) -> list[float]:
     pictures = [Image.fromarray(image.numpy()) for image in images.cpu()]
+    if isinstance(judge, AsyncGroupReward):
+        try:
+            return [float(answer) for answer in await judge(example, pictures)]
+        except RewardFailure:
+            raise
+        except Exception:
+            return [math.nan] * len(pictures)
     answers = await asyncio.gather(*(judge(example, picture) for picture in pictures), return_exceptions=True)
     for answer in answers:
         if isinstance(answer, RewardFailure):  # a wrong key, say: it would refuse all the others too

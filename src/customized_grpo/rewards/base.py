@@ -5,6 +5,7 @@ never 0, never a default: a false 0 in a group of 12 moves every other sample's 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +20,7 @@ from customized_grpo.types import Example
 class RewardFailure(RuntimeError):
     """Scoring can't go on: too many failures, a broken reward, or an endpoint that refuses (a wrong key).
 
-    A network reward may raise it to stop the run at once; its other exceptions make one sample unscorable.
+    A network reward may raise it to stop the run at once; its other exceptions make what it was asked for unscorable.
     """
 
 
@@ -59,3 +60,23 @@ class AsyncReward(ABC):
     @abstractmethod
     async def __call__(self, example: Example, image: Image) -> float:
         """The score of one image; an exception or NaN makes it unscorable."""
+
+
+class AsyncGroupReward(ABC):
+    """A server over the network that takes a whole group in one call, so that its references travel once.
+
+    It keeps its own time limit, because it may wait for a server's restart. A failed call costs its whole group.
+    """
+
+    Config: ClassVar[type[RewardConfig]]
+
+    @abstractmethod
+    def __init__(self, config: Any, *, device: torch.device) -> None:
+        """Open the client; ``device`` is there so that every reward is built alike."""
+
+    @abstractmethod
+    async def __call__(self, example: Example, images: Sequence[Image]) -> Sequence[float]:
+        """One score an image, NaN where it is unscorable; an exception makes all of them unscorable."""
+
+
+AnyReward = Reward | AsyncReward | AsyncGroupReward

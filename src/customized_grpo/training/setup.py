@@ -24,7 +24,7 @@ from customized_grpo.evaluation.metrics import build_metrics
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.policies import lora
 from customized_grpo.policies.base import Policy, load_policy, runs_on_cpu
-from customized_grpo.rewards.base import AsyncReward, Reward
+from customized_grpo.rewards.base import AnyReward
 from customized_grpo.rewards.scorer import Scorer
 from customized_grpo.sampling.rollout import Transition
 from customized_grpo.sampling.schedule import shifted_sigmas
@@ -166,9 +166,9 @@ def build(recipe: Recipe) -> Parts:
     )
 
 
-def _reward(name: str, spec: Any, device: torch.device) -> Reward | AsyncReward:
+def _reward(name: str, spec: Any, device: torch.device) -> AnyReward:
     try:
-        made: Reward | AsyncReward = registry.resolve("rewards", registry.type_of(spec))(spec, device=device)
+        made: AnyReward = registry.resolve("rewards", registry.type_of(spec))(spec, device=device)
     except ValueError as error:
         raise ValueError(f"rewards.{name}: {error}") from error
     return made

@@ -161,6 +161,7 @@ class Trainer:
             weight_of=[float(spec.weight) for spec in specs],
             aggregator=self.parts.aggregator,
             clip=self.recipe.advantage.clip,
+            min_valid=self.recipe.advantage.min_valid,
         )
 
     def shares(self) -> list[Sequence[int]]:
