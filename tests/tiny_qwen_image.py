@@ -34,6 +34,9 @@ SCHEDULER = {
 _SPECIAL = [
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
     "<|video_pad|>",
+    # Most of the template as one token, because all other tokens are bytes; of what is left 64 are dropped.
+    "Generate a new image that meets the user's requirements while maintaining consistency with the original input where appropriate.",
+    "then explain how the user's text instruction should alter or modify the image.",
 ]  # fmt: skip
 
 
@@ -82,7 +85,7 @@ def make_tiny_qwen(folder: Path, *, zero_cond_t: bool = False, num_layers: int =
             axes_dims_rope=(4, 6, 6),
             zero_cond_t=zero_cond_t,
         )
-        vae = AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+        vae = AutoencoderKLQwenImage(base_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
     pipeline = QwenImageEditPlusPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULER),
         vae=vae,

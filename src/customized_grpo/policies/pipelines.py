@@ -3,13 +3,14 @@
 Dimensions: n batch, S latent tokens, C channels of a token, H x W pixels. sigma in [0, 1], 1 is noise.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
 import torch
-from diffusers import DiffusionPipeline
+from huggingface_hub import hf_hub_download
 from jaxtyping import Float, UInt8
 from PIL.Image import Image
 from pydantic import Field, PositiveInt, field_validator
@@ -23,6 +24,7 @@ PIXELS_PER_TOKEN = 16
 """The VAE shrinks by 8, and a token packs 2 x 2 latents."""
 
 _DECODE_CHUNK = 4
+_INDEX = "model_index.json"
 
 
 class PipelineConfig(PolicyConfig):
@@ -160,13 +162,16 @@ def _source(pipeline_class: Any, config: PipelineConfig) -> str:
             f"and {config.type} takes a folder in diffusers' layout or a hub id"
         )
     source = model_path(config.model, config.type)
-    if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
+    if Path(source).is_dir() and not (Path(source) / _INDEX).is_file():
         raise ValueError(
-            f"policy.model: the folder {source!r} has no model_index.json; give one in diffusers' layout (as "
+            f"policy.model: the folder {source!r} has no {_INDEX}; give one in diffusers' layout (as "
             f"{pipeline_class.__name__}.save_pretrained writes it), or a hub id"
         )
     try:
-        found = DiffusionPipeline.load_config(source, revision=config.revision)["_class_name"]
+        index = Path(source) / _INDEX
+        if not index.is_file():
+            index = Path(hf_hub_download(source, _INDEX, revision=config.revision))
+        found = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError) as error:
         raise _unreadable(pipeline_class, config, error) from error
     if found != pipeline_class.__name__:
