@@ -46,6 +46,9 @@ class Sampling(Section):
     dynamics: DynamicsSpec = Field(default={"type": "dance_sde", "eta": 0.4}, validate_default=True)
     plan: PlanSpec = Field(default={"type": "fraction", "fraction": 0.6}, validate_default=True)
     shared_noise: bool = Field(default=True, description="one initial noise for all samples of a group")
+    batch: PositiveInt | None = Field(
+        default=None, description="samples in one forward of a rollout; null: the whole group"
+    )
 
 
 class Advantage(Section):

@@ -5,7 +5,6 @@ n batch.
 """
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import torch
 from jaxtyping import Float, UInt8
@@ -13,8 +12,9 @@ from torch import Tensor
 
 from customized_grpo.clock import Clock
 from customized_grpo.policies.base import Policy
-from customized_grpo.sampling.dynamics import Gaussian, log_prob, ode
+from customized_grpo.sampling.dynamics import Gaussian, log_prob
 from customized_grpo.sampling.schedule import StepPlan
+from customized_grpo.sampling.solver import Velocity, ode_steps
 from customized_grpo.seeding import generator
 from customized_grpo.types import Conditioning, Example, Trajectory
 
@@ -73,10 +73,11 @@ def sample_group(
     draws: Float[Tensor, "g j s c"],
     shared_noise: bool,
     clock: Clock,
+    batch: int | None = None,
 ) -> Trajectory:
     """Sample G images of one example and record the trained transitions.
 
-    Steps that the plan does not make stochastic are Euler steps of the flow. With shared noise the steps before the
+    Steps that the plan does not make stochastic follow the flow. With shared noise the steps before the
     first stochastic one are the same for all samples, so they are computed once. The state is rounded to the policy's
     storage dtype *before* it is scored: scoring float32 and replaying bfloat16 would move the log-ratio by far more
     than the clip.
@@ -92,26 +93,29 @@ def sample_group(
         draws: noise of the stochastic transitions, see ``transition_noise``.
         shared_noise: ``noise`` is the same for all samples.
         clock: gets the phases ``rollout`` and ``decode``.
+        batch: samples in one forward; None is the whole group.
     """
     with clock.phase("rollout"):
         sigmas, draws = sigmas.to(policy.device), draws.to(policy.device)
         x = noise.to(policy.device, policy.dtype)
-        shared_until = plan.first_stochastic if shared_noise else 0
-        x = ode_steps(policy, cond, x[:1] if shared_until else x, sigmas[: shared_until + 1]).expand_as(x)
+        velocity = _in_batches(policy, cond, batch)
+        k = plan.first_stochastic if shared_noise else 0
+        x = ode_steps(velocity, x[:1] if k else x, sigmas[plan.path(0, k)], plan.solver).expand_as(x)
         before, after, scores = [], [], []
-        for k in range(shared_until, len(sigmas) - 1):
+        while k < plan.num_steps:
             if k not in plan.stochastic:
-                x = ode_steps(policy, cond, x, sigmas[k : k + 2])
+                ahead = plan.next_stochastic(k)
+                x, k = ode_steps(velocity, x, sigmas[plan.path(k, ahead)], plan.solver), ahead
                 continue
             gaussian = transition(
-                policy.velocity(x, sigmas[k], cond), x.float(), sigmas[k], sigmas[k + 1], sigma_max=sigmas[1]
+                velocity(x, sigmas[k]), x.float(), sigmas[k], sigmas[k + 1], sigma_max=sigmas[1]
             )
             x_next = (gaussian.mean + gaussian.std * draws[:, plan.stochastic.index(k)]).to(policy.dtype)
             if k in plan.trained:
                 before.append(x)
                 after.append(x_next)
                 scores.append(log_prob(x_next.float(), gaussian))
-            x = x_next
+            x, k = x_next, k + 1
     with clock.phase("decode"):
         images = policy.decode(x)
     return Trajectory(
@@ -126,20 +130,23 @@ def sample_group(
     )
 
 
-@torch.no_grad()
-def ode_steps(
-    policy: Policy, cond: Conditioning, x: Float[Tensor, "n s c"], sigmas: Float[Tensor, " m"]
-) -> Float[Tensor, "n s c"]:
-    """Euler steps of the flow along ``sigmas``; one sigma is no step. The state is kept in the storage dtype."""
-    for sigma, sigma_next in pairwise(sigmas):
-        x = ode(policy.velocity(x, sigma, cond), x.float(), sigma, sigma_next).to(policy.dtype)
-    return x
+def _in_batches(policy: Policy, cond: Conditioning, size: int | None) -> Velocity:
+    """The velocity of any number of samples of one prompt, at most ``size`` of them in one forward."""
+
+    def velocity(x: Float[Tensor, "n s c"], sigma: Float[Tensor, ""]) -> Float[Tensor, "n s c"]:
+        if size is None or len(x) <= size:
+            return policy.velocity(x, sigma, cond)
+        return torch.cat([policy.velocity(part, sigma, cond) for part in x.split(size)])
+
+    return velocity
 
 
 @torch.no_grad()
 def generate(
     policy: Policy, cond: Conditioning, noise: Float[Tensor, "n s c"], sigmas: Float[Tensor, " t_plus_1"]
 ) -> UInt8[Tensor, "n h w 3"]:
-    """Deterministic sampling of n images of one prompt, from ``noise`` at sigma = 1."""
+    """Deterministic sampling of n images of one prompt, or of a stack of n, from ``noise`` at sigma = 1."""
     x = noise.to(policy.device, policy.dtype)
-    return policy.decode(ode_steps(policy, cond, x, sigmas.to(policy.device)))
+    return policy.decode(
+        ode_steps(lambda x, sigma: policy.velocity(x, sigma, cond), x, sigmas.to(policy.device))
+    )

@@ -23,6 +23,7 @@ from pydantic import (
 )
 from torch import Tensor
 
+from customized_grpo.sampling.solver import SolverName
 from customized_grpo.seeding import generator
 
 
@@ -44,12 +45,18 @@ def shifted_sigmas(num_steps: int, shift: float) -> Float[Tensor, " t_plus_1"]:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """The roles of the sampler's steps in one group; steps that are not named are Euler steps of the flow."""
+    """The roles of the sampler's steps in one group; steps that are not named are deterministic steps of the flow."""
 
+    num_steps: int
+    """T."""
     stochastic: tuple[int, ...]
     """Steps that draw noise, ascending."""
     trained: tuple[int, ...]
     """Steps whose transition is replayed, ascending; all of them stochastic."""
+    skipped: tuple[int, ...] = ()
+    """Points of the grid that deterministic steps pass over."""
+    solver: SolverName = "euler"
+    """Of the deterministic steps."""
 
     def __post_init__(self) -> None:
         """Hold the invariants."""
@@ -57,11 +64,25 @@ class StepPlan:
         assert set(self.trained) <= set(self.stochastic), "only stochastic steps have a probability"
         assert list(self.stochastic) == sorted(set(self.stochastic))
         assert list(self.trained) == sorted(set(self.trained))
+        ends = {0, *self.stochastic, *(k + 1 for k in self.stochastic), self.num_steps}
+        assert not ends & set(self.skipped), "a stochastic step begins and ends on the grid"
 
     @property
     def first_stochastic(self) -> int:
         """Until here the samples of a group with shared initial noise are one."""
         return self.stochastic[0]
+
+    def next_stochastic(self, k: int) -> int:
+        """The first stochastic step from ``k`` on, or T."""
+        return min((step for step in self.stochastic if step >= k), default=self.num_steps)
+
+    def path(self, start: int, stop: int) -> list[int]:
+        """The points of the grid that deterministic steps from ``start`` to ``stop`` visit, both included."""
+        return [k for k in range(start, stop + 1) if k not in self.skipped]
+
+    def num_forwards(self, start: int, stop: int) -> int:
+        """Forwards of one sample from ``start`` to ``stop``."""
+        return len(self.path(start, stop)) - 1
 
 
 class Plan(BaseModel, ABC):
@@ -92,7 +113,7 @@ class AllPlan(Plan):
     def steps(self, step: int, num_steps: int, seed: int, group: int = 0) -> StepPlan:
         """See ``Plan.steps``."""
         every = tuple(range(_num_trainable(num_steps)))
-        return StepPlan(every, every)
+        return StepPlan(num_steps, every, every)
 
 
 class FractionPlan(Plan):
@@ -108,10 +129,26 @@ class FractionPlan(Plan):
         count = _num_trainable(num_steps)
         keep = max(1, math.floor(self.fraction * count + 1e-9))  # 0.29 * 100 is 28.999999999999996
         order: list[int] = torch.randperm(count, generator=generator(seed, "plan", step, group)).tolist()
-        return StepPlan(tuple(range(count)), tuple(sorted(order[:keep])))
+        return StepPlan(num_steps, tuple(range(count)), tuple(sorted(order[:keep])))
 
 
-class WindowPlan(Plan):
+class _FlowPlan(Plan, ABC):
+    """What plans share that leave most steps to the flow."""
+
+    solver: SolverName = Field(default="euler", description="of the deterministic steps")
+    steps_after: PositiveInt | None = Field(
+        default=None,
+        description="deterministic steps after the stochastic ones, at most; null: all of the grid's",
+    )
+
+    def _around(self, stochastic: tuple[int, ...], num_steps: int) -> StepPlan:
+        """Train these consecutive steps, and leave the others to the flow."""
+        end = stochastic[-1] + 1
+        skipped = () if self.steps_after is None else _thinned(end, num_steps, self.steps_after)
+        return StepPlan(num_steps, stochastic, stochastic, skipped, self.solver)
+
+
+class WindowPlan(_FlowPlan):
     """Stochastic and trained inside a moving window, deterministic outside (MixGRPO, arXiv 2507.21802).
 
     The window starts at 0, stays for some GRPO steps, moves on by ``stride``, and after its last place starts anew.
@@ -157,8 +194,7 @@ class WindowPlan(Plan):
             )
         drawn = self.mode == "random"
         first = self._random(step, last, seed) if drawn else self._moving(step, last, num_steps)
-        window = tuple(range(first, first + self.width))
-        return StepPlan(window, window)
+        return self._around(tuple(range(first, first + self.width)), num_steps)
 
     def _random(self, step: int, last: int, seed: int) -> int:
         return _draw(last + 1, generator(seed, "window", step // self.every, 0))
@@ -183,7 +219,7 @@ class WindowPlan(Plan):
         return self.every
 
 
-class BranchPlan(Plan):
+class BranchPlan(_FlowPlan):
     """One stochastic, trained step (Flow-GRPO-Fast, TempFlow-GRPO): all that differs in a group comes from it."""
 
     type: Literal["branch"] = "branch"
@@ -197,7 +233,7 @@ class BranchPlan(Plan):
                 f"plan: at={self.at} is not a trainable step of {num_steps} sampler steps; allowed: 0 to {count - 1}"
             )
         at = _draw(count, generator(seed, "plan", step, group)) if self.at is None else self.at
-        return StepPlan((at,), (at,))
+        return self._around((at,), num_steps)
 
 
 def _num_trainable(num_steps: int) -> int:
@@ -206,6 +242,14 @@ def _num_trainable(num_steps: int) -> int:
             f"sampling.steps: given {num_steps}; at least 2, because the last step is never trained"
         )
     return num_steps - 1
+
+
+def _thinned(start: int, stop: int, keep: int) -> tuple[int, ...]:
+    """What to pass over between two points of the grid, so that at most ``keep`` even steps remain."""
+    if stop - start <= keep:
+        return ()
+    kept = {start + round(i * (stop - start) / keep) for i in range(keep + 1)}
+    return tuple(k for k in range(start, stop + 1) if k not in kept)
 
 
 def _draw(below: int, source: torch.Generator) -> int:

@@ -74,7 +74,8 @@ def step_geometry(recipe: Recipe, *, world: int, latent_shape: tuple[int, int] |
         steps=sampling.steps,
         stochastic=plan.stochastic,
         trained=plan.trained,
-        rollout_forwards=groups * (shared + (sampling.steps - shared) * size),
+        rollout_forwards=groups
+        * (plan.num_forwards(0, shared) + plan.num_forwards(shared, sampling.steps) * size),
         replay_forwards=replay,
         reference_forwards=replay if recipe.objective.kl else 0,
         backwards_rank=groups

@@ -148,6 +148,7 @@ class Trainer:
             draws=draws,
             shared_noise=sampling.shared_noise,
             clock=parts.clock,
+            batch=sampling.batch,
         )
 
     def shape(self, rewards: Tensor, trajectory: Trajectory) -> Shaped:

@@ -13,11 +13,11 @@ from customized_grpo.sampling.dynamics import DanceSDE, log_prob, ode
 from customized_grpo.sampling.rollout import (
     generate,
     initial_noise,
-    ode_steps,
     sample_group,
     transition_noise,
 )
 from customized_grpo.sampling.schedule import StepPlan, shifted_sigmas
+from customized_grpo.sampling.solver import ode_steps
 from customized_grpo.types import Trajectory
 from tiny_rewards import example
 from toy_policy import ToyPolicy
@@ -25,7 +25,7 @@ from toy_policy import ToyPolicy
 SHAPE = (3, 4)
 SIGMAS = shifted_sigmas(6, 3.0)
 SDE = DanceSDE(eta=0.4)
-EVERY = StepPlan((0, 1, 2, 3, 4), (0, 1, 2, 3, 4))
+EVERY = StepPlan(6, (0, 1, 2, 3, 4), (0, 1, 2, 3, 4))
 G = 4
 
 
@@ -93,7 +93,7 @@ def test_a_trajectory_is_a_chain_of_scored_transitions() -> None:
 
 
 def test_only_trained_steps_are_recorded_and_the_samples_are_the_same() -> None:
-    every, some = rollout(ToyPolicy()), rollout(ToyPolicy(), StepPlan((0, 1, 2, 3, 4), (1, 3)))
+    every, some = rollout(ToyPolicy()), rollout(ToyPolicy(), StepPlan(6, (0, 1, 2, 3, 4), (1, 3)))
     assert some.steps.tolist() == [1, 3]
     assert torch.equal(some.x, every.x[:, [1, 3]])
     assert torch.equal(some.x_next, every.x_next[:, [1, 3]])
@@ -103,17 +103,38 @@ def test_only_trained_steps_are_recorded_and_the_samples_are_the_same() -> None:
 
 def test_steps_outside_the_plan_are_the_flow_and_shared_ones_are_computed_once() -> None:
     policy = ToyPolicy()
-    window = StepPlan((2, 3), (2, 3))
+    window = StepPlan(6, (2, 3), (2, 3))
     group = rollout(policy, window)
     assert policy.batches == [1, 1, G, G, G, G]
     start = initial_noise(SHAPE, G, seed=0, step=0, group=0, shared=True)
-    assert torch.equal(group.x[:, 0], ode_steps(policy, group.cond, start, SIGMAS[:3]))
+    flow = ode_steps(lambda x, sigma: policy.velocity(x, sigma, group.cond), start, SIGMAS[:3])
+    assert torch.equal(group.x[:, 0], flow)
 
     unshared = ToyPolicy()
     again = rollout(unshared, window, shared=False, noise=start)
     assert unshared.batches == [G] * 6
     assert torch.equal(again.x, group.x)
     assert torch.equal(again.images, group.images)
+
+
+def test_fewer_steps_after_the_window_change_nothing_in_it() -> None:
+    whole, thin = ToyPolicy(), ToyPolicy()
+    every = rollout(whole, StepPlan(6, (0, 1), (0, 1)))
+    some = rollout(thin, StepPlan(6, (0, 1), (0, 1), skipped=(3, 5)))
+    assert (len(whole.batches), len(thin.batches)) == (6, 4)
+    assert torch.equal(some.x, every.x)
+    assert torch.equal(some.log_prob, every.log_prob)
+    assert not torch.equal(some.images, every.images)
+
+
+@pytest.mark.parametrize(("batch", "sizes"), [(4, [4]), (3, [3, 1]), (1, [1, 1, 1, 1]), (9, [4])])
+def test_a_rollout_in_batches_is_the_whole_groups(batch: int, sizes: list[int]) -> None:
+    policy = ToyPolicy()
+    some, whole = rollout(policy, batch=batch), rollout(ToyPolicy())
+    assert policy.batches == sizes * 6
+    torch.testing.assert_close(some.x_next, whole.x_next)
+    torch.testing.assert_close(some.log_prob, whole.log_prob)
+    assert torch.equal(some.images, whole.images)
 
 
 @torch.no_grad()

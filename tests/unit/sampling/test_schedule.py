@@ -85,7 +85,7 @@ def test_one_sampler_step_is_refused(plan: Plan) -> None:
 
 
 def test_all_trains_everything_but_the_last() -> None:
-    assert AllPlan().steps(3, 5, 0) == StepPlan((0, 1, 2, 3), (0, 1, 2, 3))
+    assert AllPlan().steps(3, 5, 0) == StepPlan(5, (0, 1, 2, 3), (0, 1, 2, 3))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def places(plan: Plan, num_steps: int, count: int) -> list[tuple[int, int]]:
 
 def test_progressive_window_moves_by_its_width_and_starts_again() -> None:
     plan = WindowPlan(width=4, every=3)
-    assert plan.steps(0, 25, 0) == StepPlan((0, 1, 2, 3), (0, 1, 2, 3))
+    assert plan.steps(0, 25, 0) == StepPlan(25, (0, 1, 2, 3), (0, 1, 2, 3))
     assert places(plan, 25, 21) == [(0, 3), (4, 3), (8, 3), (12, 3), (16, 3), (20, 3), (0, 3)]
 
 
@@ -187,7 +187,36 @@ def test_branch_outside_the_trainable_steps_is_refused() -> None:
         BranchPlan(at=9).steps(0, 10, 0)
 
 
+@pytest.mark.parametrize(
+    ("plan", "path"),
+    [
+        (WindowPlan(width=2), list(range(2, 13))),
+        (WindowPlan(width=2, steps_after=5), [2, 4, 6, 8, 10, 12]),
+        (WindowPlan(width=2, steps_after=3), [2, 5, 9, 12]),
+        (WindowPlan(width=2, steps_after=1), [2, 12]),
+        (WindowPlan(width=2, steps_after=99), list(range(2, 13))),
+        (BranchPlan(at=1, steps_after=2), [2, 7, 12]),
+    ],
+    ids=str,
+)
+def test_steps_after_the_window_are_thinned_evenly(plan: Plan, path: list[int]) -> None:
+    roles = plan.steps(0, 12, 0)
+    assert roles.path(2, 12) == path
+    assert roles.num_forwards(2, 12) == len(path) - 1
+    assert roles.next_stochastic(2) == 12
+
+
+def test_steps_before_the_window_are_never_thinned() -> None:
+    roles = BranchPlan(at=7, steps_after=2).steps(0, 12, 0)
+    assert roles.path(0, 7) == list(range(8))
+    assert roles.path(8, 12) == [8, 10, 12]
+    assert roles.next_stochastic(0) == 7
+
+
 def test_step_plan_holds_its_invariants() -> None:
     for stochastic, trained in [((0, 1), ()), ((0, 1), (2,)), ((1, 0), (1,))]:
         with pytest.raises(AssertionError):
-            StepPlan(stochastic, trained)
+            StepPlan(4, stochastic, trained)
+    for skipped in (0, 2, 3, 6):
+        with pytest.raises(AssertionError, match="on the grid"):
+            StepPlan(6, (2,), (2,), (skipped,))

@@ -28,7 +28,7 @@ def rollout(policy: ToyPolicy, trained: tuple[int, ...], group: int = 0) -> Traj
         one,
         policy.encode(one.prompt, one.references),
         sigmas=SIGMAS,
-        plan=StepPlan(tuple(range(7)), trained),
+        plan=StepPlan(len(SIGMAS) - 1, tuple(range(7)), trained),
         transition=SDE,
         noise=initial_noise(policy.latent_shape, G, seed=0, step=0, group=group, shared=True),
         draws=transition_noise(policy.latent_shape, G, 7, seed=0, step=0, group=group),

@@ -1,0 +1,165 @@
+"""A grid of training runs on the miniature: cells, paired seeds, single-threaded workers, resumable.
+
+A finished run leaves a record in ``benchmarks/results/<name>`` (its curve, every held-out example's final values). It
+is committed: with the same embedded models and recipe it is never made again, on any machine. A run that was killed
+goes on from its last checkpoint in ``runs/<name>``.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPE = ROOT / "config" / "train" / "mini_customized.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One variant: its part of the grid, its name, what it overrides, and its seeds."""
+
+    part: str
+    name: str
+    overrides: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Cells that share all but their own overrides. ``varied``: the recipe's sections that cells differ in."""
+
+    name: str
+    common: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    varied: frozenset[str]
+
+    @property
+    def parts(self) -> list[str]:
+        """Names of the grid's parts, in order."""
+        return list(dict.fromkeys(cell.part for cell in self.cells))
+
+    def jobs(self, only: str | None) -> list[tuple[Cell, int]]:
+        """(cell, seed), seed by seed, so that an early stop leaves complete pairs."""
+        chosen = [cell for cell in self.cells if only in (None, cell.part)]
+        seeds = sorted({seed for cell in chosen for seed in cell.seeds})
+        return [(cell, seed) for seed in seeds for cell in chosen if seed in cell.seeds]
+
+    def folder_of(self, cell: Cell, seed: int) -> Path:
+        """The run of a cell at a seed."""
+        return ROOT / "runs" / self.name / f"{cell.name}-seed{seed}"
+
+    def fingerprint(self) -> str:
+        """Of what all runs have in common: the embedded models and what the recipe sets. Other records are of another
+        world."""
+        from customized_grpo.loading import load_recipe
+        from customized_grpo.paths import ASSETS
+
+        recipe = load_recipe(RECIPE, self.common)
+        digest = hashlib.sha256(
+            recipe.model_dump_json(exclude={"run", *self.varied}, exclude_unset=True).encode()
+        )
+        for name, sha256 in sorted(json.loads((ASSETS / "manifest.json").read_text()).items()):
+            digest.update(sha256.encode() if name.endswith(".safetensors") else b"")
+        return digest.hexdigest()[:16]
+
+    def records(self) -> dict[tuple[str, int], dict[str, Any]]:
+        """Finished runs of this world, by cell and seed, in the grid's order."""
+        fingerprint = self.fingerprint()
+        found = {}
+        for cell in self.cells:
+            for seed in cell.seeds:
+                path = self._record_file(cell, seed)
+                record = json.loads(path.read_text()) if path.is_file() else {}
+                if record.get("fingerprint") == fingerprint:
+                    found[cell.name, seed] = record
+        return found
+
+    def run(self, only: str | None, workers: int, minutes: float) -> None:
+        """Train what is missing."""
+        done = self.records()
+        todo = [(cell, seed) for cell, seed in self.jobs(only) if (cell.name, seed) not in done]
+        if not todo:
+            return
+        end = time.monotonic() + 60 * minutes
+        with multiprocessing.get_context("spawn").Pool(workers, initializer=_silence) as pool:
+            running: list[Any] = []
+            for number, job in enumerate(todo):
+                while sum(not one.ready() for one in running) >= workers:
+                    time.sleep(0.5)
+                if time.monotonic() > end:
+                    sys.stdout.write(f"time is up; {len(todo) - number} runs are left\n")
+                    break
+                running.append(pool.apply_async(self.run_one, job, callback=_say))
+            for one in running:
+                one.get()
+
+    def run_one(self, cell: Cell, seed: int) -> str:
+        """Train one cell at one seed, in a worker that has its libraries loaded already, and write its record."""
+        from customized_grpo.loading import load_recipe
+        from customized_grpo.training.trainer import train
+
+        folder = self.folder_of(cell, seed)
+        began = time.monotonic()
+        if not (folder / "evaluation" / "summary.json").is_file():
+            resume = ("run.resume=latest",) if folder.is_dir() else ()
+            own = (f"run.dir={folder}", f"run.seed={1000 + seed}", *self.common, *cell.overrides, *resume)
+            train(load_recipe(RECIPE, own))
+        record = {"fingerprint": self.fingerprint(), "cell": cell.name, "seed": seed, **_read(folder)}
+        path = self._record_file(cell, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, sort_keys=True) + "\n")
+        return f"{folder.name}: {time.monotonic() - began:.0f} s"
+
+    def _record_file(self, cell: Cell, seed: int) -> Path:
+        return ROOT / "benchmarks" / "results" / self.name / f"{self.folder_of(cell, seed).name}.json"
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """The curve of a finished run (held-out means by step), and the final values of every held-out example."""
+    curve: dict[str, dict[str, float]] = {}
+    for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
+        values = {key.split("/")[1]: value for key, value in line.items() if key.startswith("evaluation/")}
+        if values:
+            curve[str(line["step"])] = values
+    examples: dict[str, dict[str, list[float]]] = {}
+    for row in map(json.loads, max(folder.glob("evaluation/step-*.jsonl")).read_text().splitlines()):
+        for metric, value in row["values"].items():
+            examples.setdefault(metric, {}).setdefault(row["key"], []).append(value)
+    means = {
+        metric: {key: round(sum(values) / len(values), 4) for key, values in of.items()}
+        for metric, of in examples.items()
+    }
+    return {"curve": curve, "examples": means}
+
+
+def interval(values: Any, generator: Any, resamples: int = 2000) -> dict[str, float]:
+    """Mean of (seeds, examples) with a 95 % interval by a two-way bootstrap: seeds and examples are both drawn anew."""
+    import numpy as np
+
+    seeds, examples = values.shape
+    drawn = np.empty(resamples)
+    for i in range(resamples):
+        some = values[generator.integers(seeds, size=seeds)]
+        drawn[i] = some[:, generator.integers(examples, size=examples)].mean()
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return {
+        "mean": float(values.mean()),
+        "low": float(low),
+        "high": float(high),
+        "std_seeds": float(values.mean(1).std()),
+    }
+
+
+def _silence() -> None:
+    """A worker's progress lines would mix with those of the others."""
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
