@@ -1,4 +1,4 @@
-"""The policies that are whole diffusers pipelines, each with a tiny model, its stock pipeline, and how that is called."""
+"""The policies that are whole diffusers pipelines: tiny models, stock pipelines, and how these are called."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -50,7 +50,13 @@ def _stock(pipeline_class: Any) -> Callable[[Path], Any]:
 CASES = {
     "flux2": Case(make_tiny_flux2, tiny_flux2, _stock(Flux2Pipeline), {}, {"guidance_scale": 4.0}, 0, False),
     "klein-base": Case(
-        make_tiny_flux2, tiny_flux2, _stock(Flux2KleinPipeline), {"klein": True}, {"guidance_scale": 4.0}, 0, False
+        make_tiny_flux2,
+        tiny_flux2,
+        _stock(Flux2KleinPipeline),
+        {"klein": True},
+        {"guidance_scale": 4.0},
+        0,
+        False,
     ),
     "klein": Case(
         make_tiny_flux2,
@@ -115,9 +121,7 @@ class Drawn:
     """(n, h, w, 3) in [0, 1]."""
 
 
-def draw(
-    case: Case, pipeline: Any, start: Tensor, references: Sequence[Image.Image]
-) -> Drawn:
+def draw(case: Case, pipeline: Any, start: Tensor, references: Sequence[Image.Image]) -> Drawn:
     """``pipeline(...)`` from the noise ``start`` in three steps of its own schedule, at 64 x 48 pixels."""
     n, s, c = start.shape
     seen: list[Tensor] = []

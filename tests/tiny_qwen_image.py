@@ -1,6 +1,6 @@
 """A tiny Qwen-Image-Edit-Plus of random weights in diffusers' folder layout, with a real tokenizer.
 
-Qwen2VLProcessor can't be made without torchvision, so the folder is written without diffusers' help where it is concerned.
+Qwen2VLProcessor can't be made without torchvision, so its part of the folder is written by hand.
 """
 
 import json
@@ -35,7 +35,8 @@ _SPECIAL = [
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
     "<|video_pad|>",
     # Most of the template as one token, because all other tokens are bytes; of what is left 64 are dropped.
-    "Generate a new image that meets the user's requirements while maintaining consistency with the original input where appropriate.",
+    "Generate a new image that meets the user's requirements while maintaining consistency",
+    "with the original input where appropriate.",
     "then explain how the user's text instruction should alter or modify the image.",
 ]  # fmt: skip
 

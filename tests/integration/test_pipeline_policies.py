@@ -87,7 +87,10 @@ def test_it_trains_checkpoints_and_evaluates(run: Run) -> None:
     assert all(row["grad/norm"] > 0 for row in rows[1:])
     assert {path.name for path in (run.folder / "checkpoints").iterdir()} == {"step-000001", "step-000002"}
     summary = json.loads((run.folder / "evaluation" / "summary.json").read_text())
-    assert [(row["name"], row["metrics"]["bright"]["n"]) for row in summary["rows"]] == [("base", 2), ("tuned", 2)]
+    assert [(row["name"], row["metrics"]["bright"]["n"]) for row in summary["rows"]] == [
+        ("base", 2),
+        ("tuned", 2),
+    ]
     transformer = run.trainer.parts.policy.transformer
     assert frozen_hash(transformer) == run.frozen
     moved = adapter_state(transformer)

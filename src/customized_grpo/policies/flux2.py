@@ -40,7 +40,9 @@ _SHORTEST, _WIDEST = 64, 8
 
 
 class _Config(PipelineConfig):
-    max_sequence_length: int = Field(default=512, ge=1, le=512, description="text tokens; shorter ones are padded")
+    max_sequence_length: int = Field(
+        default=512, ge=1, le=512, description="text tokens; shorter ones are padded"
+    )
     reference_size: int = Field(
         default=1024,
         ge=_SHORTEST,
@@ -153,7 +155,9 @@ class _Flux2(Policy):
 
     def _states(self, prompt: str) -> Float[Tensor, "1 l d"]:
         if self._pipeline.text_encoder is None:
-            raise ValueError("this policy was loaded without its text encoder; load it by Policy.load to encode")
+            raise ValueError(
+                "this policy was loaded without its text encoder; load it by Policy.load to encode"
+            )
         states: Tensor = self._pipeline.encode_prompt(
             prompt, device=self.device, max_sequence_length=self.config.max_sequence_length
         )[0]
@@ -236,7 +240,8 @@ class Flux2Klein(_Flux2):
         if "negative" not in cond.tensors:
             return positive
         negative = self._forward(x, time, None, cond, cond.tensors["negative"])
-        return negative + self.config.guidance * (positive - negative)
+        guided: Tensor = negative + self.config.guidance * (positive - negative)
+        return guided
 
 
 def position_ids(grid: tuple[int, int], references: Sequence[tuple[int, int]]) -> Int[Tensor, "p 4"]:
@@ -248,7 +253,9 @@ def position_ids(grid: tuple[int, int], references: Sequence[tuple[int, int]]) -
     """
     return torch.cat(
         [
-            torch.cartesian_prod(torch.tensor([_PLANE * k]), torch.arange(h), torch.arange(w), torch.arange(1))
+            torch.cartesian_prod(
+                torch.tensor([_PLANE * k]), torch.arange(h), torch.arange(w), torch.arange(1)
+            )
             for k, (h, w) in enumerate((grid, *references))
         ]
     )

@@ -178,8 +178,7 @@ def _source(pipeline_class: Any, config: PipelineConfig) -> str:
         reader = next((name for name in registry.BUILTIN["policies"] if _reads(name, found)), None)
         raise ValueError(
             f"policy.model: {config.model!r} holds a {found}, and policy.type {config.type} reads a "
-            f"{pipeline_class.__name__}; "
-            + (f"use policy.type={reader}" if reader else "give another model")
+            f"{pipeline_class.__name__}; " + (f"use policy.type={reader}" if reader else "give another model")
         )
     return source
 

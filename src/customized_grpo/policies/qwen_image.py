@@ -60,7 +60,7 @@ class QwenImageEditPlusConfig(PipelineConfig):
     def _negative_is_used(self) -> Self:
         if self.guidance <= 1 and self.negative_prompt != " ":
             raise ValueError(
-                f"negative_prompt has no effect with guidance {self.guidance:g}; raise guidance above 1, or leave it out"
+                f"negative_prompt has no effect with guidance {self.guidance:g}; raise that above 1, or leave this out"
             )
         return self
 
@@ -155,7 +155,9 @@ class QwenImageEditPlus(Policy):
         tensors = {
             "text": self._states(prompt, seen),
             "references": torch.cat([pack(latents) for latents in encoded], dim=1).to(self.dtype),
-            "grids": torch.tensor([(1, *grid) for grid in (self.config.grid, *grids)], device=self.device)[None],
+            "grids": torch.tensor([(1, *grid) for grid in (self.config.grid, *grids)], device=self.device)[
+                None
+            ],
         }
         if self.config.guidance > 1:
             tensors["negative"] = self._states(self.config.negative_prompt, seen)
@@ -181,7 +183,9 @@ class QwenImageEditPlus(Policy):
         """
         p = self._pipeline
         if p.text_encoder is None:
-            raise ValueError("this policy was loaded without its text encoder; load it by Policy.load to encode")
+            raise ValueError(
+                "this policy was loaded without its text encoder; load it by Policy.load to encode"
+            )
         patches = p.processor(images=list(pictures), return_tensors="pt")
         counts = (patches["image_grid_thw"].prod(dim=1) // p.processor.merge_size**2).tolist()
         images = "".join(_PICTURE.format(k, _PAD * count) for k, count in enumerate(counts, start=1))
@@ -207,7 +211,8 @@ class QwenImageEditPlus(Policy):
             return positive
         negative = self._forward(x, time, cond, cond.tensors["negative"])
         guided = negative + self.config.guidance * (positive - negative)
-        return guided * (positive.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+        rescaled: Tensor = guided * (positive.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+        return rescaled
 
     def _forward(
         self,
@@ -254,7 +259,7 @@ def area_size(size: tuple[int, int], side: int) -> tuple[int, int]:
     scaled = tuple(round(length / _ROUNDING) * _ROUNDING for length in (width, width / ratio))
     if not all(scaled):
         raise ValueError(
-            f"a reference of {size[0]} x {size[1]} pixels is too narrow: scaled to the area of {side} x {side} its short "
-            f"side is under {_ROUNDING // 2}; crop it, or raise policy.reference_size"
+            f"a reference of {size[0]} x {size[1]} pixels is too narrow: scaled to the area of {side} x {side}, "
+            f"its short side is under {_ROUNDING // 2}; crop it, or raise policy.reference_size"
         )
     return scaled[0], scaled[1]
