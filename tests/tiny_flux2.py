@@ -35,7 +35,8 @@ _TEMPLATE = (
 )
 
 
-def _tokenizer() -> Qwen2Tokenizer:
+def make_tokenizer() -> Qwen2Tokenizer:
+    """Bytes, and a chat template that takes what FLUX.2's pipelines give it."""
     vocab = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
     made = Qwen2Tokenizer(
         vocab=vocab, merges=[], pad_token="<pad>", eos_token="</s>", additional_special_tokens=_SPECIAL
@@ -77,7 +78,7 @@ def _qwen3(rows: int) -> Qwen3ForCausalLM:
 
 def make_tiny_flux2(folder: Path, *, klein: bool = False, distilled: bool = False) -> Path:
     """Write a folder that ``Flux2Pipeline`` or ``Flux2KleinPipeline`` opens: 1 + 1 blocks of width 32."""
-    tokenizer = _tokenizer()
+    tokenizer = make_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         text_encoder: Any = _qwen3(len(tokenizer)) if klein else _mistral(len(tokenizer))

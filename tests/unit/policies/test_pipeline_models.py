@@ -1,13 +1,17 @@
 """The published sizes of the pipeline policies, on the meta device, and the recipes that name them."""
 
+import importlib
 import math
 import re
+import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from diffusers import Flux2Transformer2DModel, QwenImageTransformer2DModel
-from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, format_input
+from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_dimensions, calculate_shift
 from PIL import Image
 from torch import nn
@@ -16,6 +20,7 @@ from customized_grpo.loading import load_recipe
 from customized_grpo.policies.flux2 import Flux2, Flux2Klein, Flux2KleinConfig, fit_reference
 from customized_grpo.policies.lora import _target_regex
 from customized_grpo.policies.qwen_image import QwenImageEditPlus, QwenImageEditPlusConfig, area_size
+from tiny_flux2 import make_tokenizer
 from tiny_qwen_image import SCHEDULER
 
 # FLUX.2: scripts/convert_flux2_to_diffusers.py of huggingface/diffusers at 207bae7. Qwen: the defaults of diffusers'
@@ -121,3 +126,27 @@ def test_a_negative_prompt_needs_guidance() -> None:
         QwenImageEditPlusConfig(model="x", guidance=1.0, negative_prompt="ugly")
     assert QwenImageEditPlusConfig(model="x", guidance=1.0).latent_shape() == (1024, 64)
     assert Flux2KleinConfig(model="x", height=256).latent_shape() == (512, 128)
+
+
+def test_flux2s_tokenizer_does_what_its_processor_does_with_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processor itself can't be made without torchvision; its code for text runs with its images left out."""
+    images: Any = ModuleType("transformers.models.pixtral.image_processing_pixtral")
+    images.get_resize_output_image_size = None
+    monkeypatch.setitem(sys.modules, images.__name__, images)
+    module = importlib.import_module("transformers.models.pixtral.processing_pixtral")
+    tokenizer = make_tokenizer()
+    processor = module.PixtralProcessor.__new__(module.PixtralProcessor)
+    processor.tokenizer, processor.image_processor = tokenizer, None
+    processor.chat_template = tokenizer.chat_template
+    for part in ("image", "image_break", "image_end"):
+        setattr(processor, f"{part}_token", "[IMG]")
+        setattr(processor, f"{part}_token_id", tokenizer.convert_tokens_to_ids("[IMG]"))
+    given: dict[str, Any] = {
+        "add_generation_prompt": False, "tokenize": True, "return_dict": True, "return_tensors": "pt",
+        "padding": "max_length", "truncation": True, "max_length": 40,
+    }  # fmt: skip
+    messages = format_input(["a red dog"], SYSTEM_MESSAGE)
+    ours, theirs = (one.apply_chat_template(messages, **given) for one in (tokenizer, processor))
+    assert ours["input_ids"].shape == (1, 40)
+    for key in ("input_ids", "attention_mask"):
+        assert torch.equal(ours[key], theirs[key])

@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from customized_grpo.clock import Clock
 from customized_grpo.policies.base import LoraSettings, stack
-from customized_grpo.policies.lora import attach, save_adapter
+from customized_grpo.policies.lora import attach, save_adapter, trainable_parameters
 from customized_grpo.sampling.dynamics import DanceSDE
 from customized_grpo.sampling.rollout import generate, initial_noise, sample_group, transition_noise
 from customized_grpo.sampling.schedule import StepPlan, shifted_sigmas
@@ -322,3 +323,34 @@ def test_an_adapter_starts_as_the_base(world: World, name: str) -> None:
         before = policy.velocity(x, SIGMA, cond)
         attach(policy, LoraSettings(rank=2), seed=0)
         assert torch.equal(policy.velocity(x, SIGMA, cond), before)
+
+
+@pytest.mark.parametrize("name", ["klein-base", "qwen-2509"])
+def test_two_forwards_of_one_velocity_train_under_ddp(world: World, name: str, tmp_path: Path) -> None:
+    """Guidance calls the wrapped transformer twice before one backward."""
+    policy = adapted(world.policy(name))
+    x, cond = noise(policy, 2), policy.encode(PROMPT, pictures()[:1])
+    policy.velocity(x, SIGMA, cond).square().mean().backward()
+    trained = trainable_parameters(policy)
+    alone = {key: p.grad for key, p in trained.items() if p.grad is not None}
+    assert alone.keys() == trained.keys()
+    for p in trained.values():
+        p.grad = None
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/x", rank=0, world_size=1)
+    try:
+        policy.transformer = DistributedDataParallel(policy.transformer)
+        policy.velocity(x, SIGMA, cond).square().mean().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    for key, p in trained.items():
+        assert p.grad is not None
+        assert torch.equal(p.grad, alone[key]), key
+
+
+def test_the_last_block_of_qwen_drops_its_text(world: World) -> None:
+    """Why the default targets leave most of the text stream out."""
+    policy = world.policy("qwen-2509")
+    attach(policy, LoraSettings(rank=2, targets=(*policy.lora_targets, "txt_mlp.net.2")), seed=0)
+    example = Example(key="1", prompt=PROMPT, references=pictures()[:1])
+    with pytest.raises(AssertionError, match=r"no gradient reaches transformer_blocks\.1\.txt_mlp"):
+        check_policy(policy, example)
