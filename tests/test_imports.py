@@ -44,6 +44,7 @@ LAYERS = {
     "mini": 3,
     "testing": 3,
     "generating": 3,
+    "generate_cli": 4,
     "scoring": 3,
     "plugins": 3,
     "doctor": 3,

@@ -97,7 +97,7 @@ def save_base(folder: Path) -> Path:
         "unk_token": None,
     }
     files = {"config": config, "preprocessor_config": processor, "tokenizer_config": tokenizer}
-    files["vocab"] = {symbol: byte for byte, symbol in enumerate(_byte_symbols())}
+    files["vocab"] = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n")
@@ -174,7 +174,7 @@ def _shapes() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _byte_symbols() -> list[str]:
+def byte_symbols() -> list[str]:
     """The printable stand-in of each byte in byte-level BPE (GPT-2's table)."""
     plain = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     symbols, free = [], 256

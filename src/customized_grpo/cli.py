@@ -16,6 +16,7 @@ from rich.table import Table
 from customized_grpo import __version__
 from customized_grpo.console import UserErrors, err, hush_libraries, out
 from customized_grpo.data_cli import data_app
+from customized_grpo.generate_cli import generate
 from customized_grpo.score_cli import score
 from customized_grpo.serve_cli import serve
 
@@ -138,38 +139,7 @@ def _compare(runs: list[str], save: Path | None) -> None:
         out.print(str(save), highlight=False, markup=False)
 
 
-@app.command()
-def generate(
-    lora: Annotated[str, typer.Option(help="a run, a checkpoint, or an adapter's folder or file")],
-    reference: Annotated[
-        list[Path], typer.Option(help="an image of the subject; may be given several times")
-    ],
-    prompt: Annotated[str, typer.Option(help="what to draw")],
-    out_file: Annotated[
-        Path, typer.Option("--out", help="the PNG to write; several get -0, -1, ... before the suffix")
-    ],
-    config: Annotated[
-        str | None, typer.Option(help="recipe that says the policy; by default the run's own config.yaml")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="sampler steps; by default the recipe's")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    num: Annotated[int, typer.Option(min=1, help="images")] = 1,
-) -> None:
-    """Draw images with a trained adapter."""
-    from customized_grpo.data.images import load_image
-    from customized_grpo.loading import load_any, run_config
-
-    references = [load_image(path) for path in reference]
-    if out_file.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise ValueError(f"--out: given {str(out_file)!r}; end it in .png, .jpg or .webp")
-    recipe = load_any(config if config is not None else run_config(lora))
-    from customized_grpo.generating import draw
-
-    hush_libraries()
-    for file in draw(recipe, lora, references, prompt, out_file, steps=steps, seed=seed, num=num):
-        out.print(str(file), highlight=False, markup=False)
-
-
+app.command()(generate)
 app.command(context_settings=_FREE)(score)
 app.command(context_settings=_FREE)(serve)
 

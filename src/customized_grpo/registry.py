@@ -27,7 +27,12 @@ Kind = Literal[
 ]
 
 BUILTIN: Mapping[Kind, Mapping[str, str]] = {
-    "policies": {"uno": "customized_grpo.policies.flux:UNO"},
+    "policies": {
+        "uno": "customized_grpo.policies.flux:UNO",
+        "flux2": "customized_grpo.policies.flux2:Flux2",
+        "flux2-klein": "customized_grpo.policies.flux2:Flux2Klein",
+        "qwen-image-edit-plus": "customized_grpo.policies.qwen_image:QwenImageEditPlus",
+    },
     "rewards": {
         "dino": "customized_grpo.rewards.dino:Dino",
         "clip_t": "customized_grpo.rewards.clip:ClipT",

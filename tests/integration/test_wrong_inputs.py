@@ -255,6 +255,17 @@ CASES = [
         "no config.yaml",
         "--config",
     ),
+    case("Neither an adapter nor a recipe", GENERATE, "--lora: missing", "or --config RECIPE"),
+    case(
+        "A grid that is no image",
+        f"{GENERATE}|--config|recipe.yaml|--grid|grid.txt",
+        "--grid: given 'grid.txt'; end it in .png",
+    ),
+    case(
+        "A folder of another model",
+        "train|recipe.yaml|policy.type=flux2-klein",
+        "'flux' holds a FluxPipeline, and policy.type flux2-klein reads a Flux2KleinPipeline; use policy.type=uno",
+    ),
     case("A report of nothing", "report|lost", "lost"),
     case("A score of nothing", "score|nowhere|--reward|dino", "nowhere: there is no such folder or image"),
     case("An option of no reward", "score|data|--reward|dino|dno.model=dino", "did you mean 'dino'?"),

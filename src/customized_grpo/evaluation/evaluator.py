@@ -127,7 +127,8 @@ def settings_of(
         policy: the recipe's policy section; of it only what decides the pixels of a given model is kept.
     """
     drawn = policy.model_dump(
-        mode="json", include={"type", "model", "height", "width", "guidance", "reference_size"}
+        mode="json",
+        include={"type", "model", "height", "width", "guidance", "negative_prompt", "reference_size"},
     )
     return {
         **drawn,

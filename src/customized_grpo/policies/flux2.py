@@ -1,0 +1,287 @@
+"""FLUX.2 and FLUX.2 [klein]: references follow the image's tokens, each on a plane of its own along time.
+
+FLUX.2 reads text by Mistral 3 and takes its guidance as an input; [klein] reads it by Qwen 3, and its undistilled base
+models are guided by a second forward without the prompt. Everything else is the same.
+
+Dimensions: n batch, S image tokens, R tokens of all references, L text tokens, C = 128 channels of a packed token,
+D text features, h x w a grid of tokens (16 x 16 pixels each). sigma in [0, 1], 1 is noise; velocity = noise - data.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Self, final
+
+import torch
+from diffusers import Flux2KleinPipeline, Flux2Pipeline, Flux2Transformer2DModel
+from jaxtyping import Float, Int, UInt8
+from PIL import Image as PILImage
+from PIL.Image import Image
+from pydantic import Field, NonNegativeFloat
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from customized_grpo.policies.base import Policy, PolicyConfig
+from customized_grpo.policies.flux import pack, unpack
+from customized_grpo.policies.pipelines import (
+    PIXELS_PER_TOKEN,
+    ExactInputs,
+    PipelineConfig,
+    autocast,
+    decode_images,
+    open_pipeline,
+)
+from customized_grpo.types import Conditioning
+
+_CHANNELS = 128
+_PLANE = 10
+"""Distance along time between one reference and the next."""
+_SHORTEST, _WIDEST = 64, 8
+"""diffusers takes no reference with a side under 64 pixels or more than 8 times as wide as high."""
+
+
+class _Config(PipelineConfig):
+    max_sequence_length: int = Field(
+        default=512, ge=1, le=512, description="text tokens; shorter ones are padded"
+    )
+    reference_size: int = Field(
+        default=1024,
+        ge=_SHORTEST,
+        description="a reference of more pixels than a square of this side is shrunk to as many; diffusers: 1024",
+    )
+
+    def latent_shape(self) -> tuple[int, int]:
+        """(S, 128): a token is 2 x 2 latents of FLUX.2's 32 channels."""
+        return self.grid[0] * self.grid[1], _CHANNELS
+
+
+class Flux2Config(_Config):
+    """A recipe's section ``policy`` with ``type: flux2``."""
+
+    type: Literal["flux2"] = "flux2"
+    guidance: NonNegativeFloat = Field(default=4.0, description="distilled guidance, an input of the model")
+
+
+class Flux2KleinConfig(_Config):
+    """A recipe's section ``policy`` with ``type: flux2-klein``."""
+
+    type: Literal["flux2-klein"] = "flux2-klein"
+    guidance: NonNegativeFloat = Field(
+        default=4.0,
+        description="classifier-free guidance of the base models, a second forward where above 1; without effect on "
+        "the step-distilled ones",
+    )
+
+
+class _Flux2(Policy):
+    """What both families share. The reference latents are the mode of the VAE's posterior, as in the pipelines."""
+
+    batch_wide: ClassVar[tuple[str, ...]] = ("image_ids",)
+    lora_targets: ClassVar[tuple[str, ...]] = (
+        r"transformer_blocks\.\d+\.attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)",
+        r"transformer_blocks\.\d+\.(ff|ff_context)\.linear_(in|out)",
+        r"single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)",
+    )
+
+    def __init__(self, pipeline: Any, config: Any, *, device: torch.device, dtype: torch.dtype) -> None:
+        self.config = config
+        self.device = device
+        self.dtype = dtype
+        self.transformer = pipeline.transformer
+        self.latent_shape = config.latent_shape()
+        self._pipeline = pipeline
+        self._vae = pipeline.vae
+        self._mean = self._vae.bn.running_mean.float()
+        self._std = (self._vae.bn.running_var.float() + self._vae.config.batch_norm_eps).sqrt()
+        self._exact = ExactInputs(pipeline.transformer.time_guidance_embed)
+
+    @classmethod
+    def load_encoders(cls, config: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
+        """A policy of which only ``encode`` is used: its transformer has shapes and no weights."""
+        return cls._load(config, device, dtype, absent=("transformer",))
+
+    @classmethod
+    def load_without_encoders(cls, config: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
+        """A policy whose ``encode`` is never called: the text encoder, the larger half of a [klein], isn't read."""
+        return cls._load(config, device, dtype, absent=("text_encoder", "tokenizer"))
+
+    @classmethod
+    def load(cls, config: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
+        """See ``pipelines.open_pipeline``."""
+        return cls._load(config, device, dtype, absent=())
+
+    @classmethod
+    def _load(cls, config: Any, device: torch.device, dtype: torch.dtype, *, absent: Sequence[str]) -> Self:
+        # FLUX.2's "tokenizer" is a processor that needs torchvision to be made. It is asked for text alone, and for
+        # that its own tokenizer and chat template, which are in the same folder, do the same.
+        pipeline = open_pipeline(
+            cls.pipeline_class,
+            config,
+            device=device,
+            dtype=dtype,
+            absent=absent,
+            transformer_class=Flux2Transformer2DModel,
+            replaced="tokenizer",
+            replace=lambda source: AutoTokenizer.from_pretrained(
+                source, subfolder="tokenizer", revision=config.revision
+            ),
+        )
+        return cls(pipeline, config, device=device, dtype=dtype)
+
+    @torch.no_grad()
+    def encode(self, prompt: str, references: Sequence[Image]) -> Conditioning:
+        """Hidden states of the text, latents of the references, positions of all image tokens.
+
+        Without references the model draws from text alone.
+
+        Raises:
+            ValueError: more references than ``max_references``, or one of a shape that the model doesn't take; or the
+                text encoder was left out.
+        """
+        self.config.check_references(references, least=0)
+        encoded = [self._encode_reference(image) for image in references]
+        tokens = [pack(latents) for latents in encoded]
+        grids = [(latents.shape[-2] // 2, latents.shape[-1] // 2) for latents in encoded]
+        packed = torch.cat([*tokens, torch.zeros(1, 0, _CHANNELS, device=self.device)], dim=1)
+        return Conditioning(
+            {
+                **self._encode_text(prompt),
+                "references": ((packed - self._mean) / self._std).to(self.dtype),
+                "image_ids": position_ids(self.config.grid, grids)[None].to(self.device),
+            }
+        )
+
+    def _encode_text(self, prompt: str) -> dict[str, Float[Tensor, "1 l d"]]:
+        return {"text": self._states(prompt)}
+
+    def _states(self, prompt: str) -> Float[Tensor, "1 l d"]:
+        if self._pipeline.text_encoder is None:
+            raise ValueError(
+                "this policy was loaded without its text encoder; load it by Policy.load to encode"
+            )
+        states: Tensor = self._pipeline.encode_prompt(
+            prompt, device=self.device, max_sequence_length=self.config.max_sequence_length
+        )[0]
+        return states.to(self.dtype)
+
+    def _encode_reference(self, image: Image) -> Float[Tensor, "1 c height width"]:
+        fitted = fit_reference(image, self.config.reference_size)
+        pixels = self._pipeline.image_processor.preprocess(fitted).to(self.device)
+        latents: Tensor = self._vae.encode(pixels).latent_dist.mode()
+        return latents
+
+    def _forward(
+        self,
+        x: Float[Tensor, "n s c"],
+        time: Float[Tensor, " n"],
+        guidance: Float[Tensor, " n"] | None,
+        cond: Conditioning,
+        text: Float[Tensor, "m l d"],
+    ) -> Float[Tensor, "n s c"]:
+        """float32 output of the transformer for the image's own tokens."""
+        n, s, _ = x.shape
+        c = cond.tensors
+        exact = (time * 1000,) if guidance is None else (time * 1000, guidance * 1000)
+        with self._exact.at(*exact), autocast(self.device, self.dtype):
+            output = self.transformer(
+                hidden_states=torch.cat([x.to(self.dtype), c["references"].expand(n, -1, -1)], dim=1),
+                encoder_hidden_states=text.expand(n, -1, -1),
+                timestep=time,
+                img_ids=c["image_ids"],
+                txt_ids=text_ids(text.shape[1])[None].to(self.device),
+                guidance=guidance,
+                return_dict=False,
+            )[0]
+        velocity: Tensor = output[:, :s].float()
+        return velocity
+
+    def decode(self, x: Float[Tensor, "n s c"]) -> UInt8[Tensor, "n h w 3"]:
+        """Final latents to uint8 RGB on the CPU."""
+
+        def pixels(tokens: Tensor) -> Tensor:
+            latents = unpack(tokens * self._std + self._mean, self.config.grid)
+            decoded: Tensor = self._vae.decode(latents, return_dict=False)[0]
+            return decoded
+
+        return decode_images(x, pixels)
+
+
+@final
+class Flux2(_Flux2):
+    """FLUX.2-dev: guidance is distilled into the model, which embeds it as it embeds the time."""
+
+    Config: ClassVar[type[PolicyConfig]] = Flux2Config
+    pipeline_class: ClassVar[Any] = Flux2Pipeline
+
+    def velocity(
+        self, x: Float[Tensor, "n s c"], sigma: Float[Tensor, ""] | Float[Tensor, " n"], cond: Conditioning
+    ) -> Float[Tensor, "n s c"]:
+        """float32 velocity of n samples; the reference tokens' own output is dropped."""
+        time = sigma.to(self.device, torch.float32).expand(len(x))
+        return self._forward(x, time, torch.full_like(time, self.config.guidance), cond, cond.tensors["text"])
+
+
+@final
+class Flux2Klein(_Flux2):
+    """FLUX.2 [klein], 4B or 9B: step-distilled without guidance, or a base model with classifier-free guidance."""
+
+    Config: ClassVar[type[PolicyConfig]] = Flux2KleinConfig
+    pipeline_class: ClassVar[Any] = Flux2KleinPipeline
+
+    def _encode_text(self, prompt: str) -> dict[str, Float[Tensor, "1 l d"]]:
+        guided = self.config.guidance > 1 and not self._pipeline.config.is_distilled
+        return {"text": self._states(prompt)} | ({"negative": self._states("")} if guided else {})
+
+    def velocity(
+        self, x: Float[Tensor, "n s c"], sigma: Float[Tensor, ""] | Float[Tensor, " n"], cond: Conditioning
+    ) -> Float[Tensor, "n s c"]:
+        """float32 velocity of n samples, guided where the conditioning has a negative; see ``_forward``."""
+        time = sigma.to(self.device, torch.float32).expand(len(x))
+        positive = self._forward(x, time, None, cond, cond.tensors["text"])
+        if "negative" not in cond.tensors:
+            return positive
+        negative = self._forward(x, time, None, cond, cond.tensors["negative"])
+        guided: Tensor = negative + self.config.guidance * (positive - negative)
+        return guided
+
+
+def position_ids(grid: tuple[int, int], references: Sequence[tuple[int, int]]) -> Int[Tensor, "p 4"]:
+    """(time, row, column, 0) of each token: the image at time 0, reference k at 10 (k + 1), all from the same corner.
+
+    Args:
+        grid: (h, w) of the image in tokens.
+        references: (h, w) of each reference, in order.
+    """
+    return torch.cat(
+        [
+            torch.cartesian_prod(
+                torch.tensor([_PLANE * k]), torch.arange(h), torch.arange(w), torch.arange(1)
+            )
+            for k, (h, w) in enumerate((grid, *references))
+        ]
+    )
+
+
+def text_ids(length: int) -> Int[Tensor, "l 4"]:
+    """(0, 0, 0, place) of each text token."""
+    return torch.cartesian_prod(torch.arange(1), torch.arange(1), torch.arange(1), torch.arange(length))
+
+
+def fit_reference(image: Image, side: int) -> Image:
+    """The pipelines' preprocessing: shrink to at most ``side`` squared pixels (Lanczos), crop to whole tokens.
+
+    Raises:
+        ValueError: it is too small or too long for the model.
+    """
+    width, height = image.size
+    if min(image.size) < _SHORTEST or max(image.size) > _WIDEST * min(image.size):
+        raise ValueError(
+            f"a reference of {width} x {height} pixels: FLUX.2 takes sides of at least {_SHORTEST} pixels, none over "
+            f"{_WIDEST} times the other; crop or enlarge it"
+        )
+    if width * height > side**2:
+        scale = math.sqrt(side**2 / (width * height))
+        width, height = int(width * scale), int(height * scale)
+    kept_w, kept_h = (length // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN for length in (width, height))
+    left, top = (width - kept_w) // 2, (height - kept_h) // 2
+    shrunk = image.convert("RGB").resize((width, height), PILImage.Resampling.LANCZOS)
+    return shrunk.crop((left, top, left + kept_w, top + kept_h))

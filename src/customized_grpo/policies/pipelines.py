@@ -1,0 +1,220 @@
+"""What policies over a whole diffusers pipeline share: opening it, exact time embeddings, pixels in and out.
+
+Dimensions: n batch, S latent tokens, C channels of a token, H x W pixels. sigma in [0, 1], 1 is noise.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from huggingface_hub import hf_hub_download
+from jaxtyping import Float, UInt8
+from PIL.Image import Image
+from pydantic import Field, PositiveInt, field_validator
+from torch import Tensor, nn
+
+from customized_grpo import registry
+from customized_grpo.paths import model_path
+from customized_grpo.policies.base import PolicyConfig
+
+PIXELS_PER_TOKEN = 16
+"""The VAE shrinks by 8, and a token packs 2 x 2 latents."""
+
+_DECODE_CHUNK = 4
+_INDEX = "model_index.json"
+
+
+class PipelineConfig(PolicyConfig):
+    """Fields of every policy that is a diffusers pipeline with references."""
+
+    model: str = Field(description="a folder in diffusers' layout, or a hub id")
+    revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
+    variant: str | None = Field(default=None, description="weights variant, such as 'fp16'")
+    max_references: PositiveInt = 4
+
+    @field_validator("height", "width")
+    @classmethod
+    def _whole_tokens(cls, pixels: int) -> int:
+        if pixels % PIXELS_PER_TOKEN:
+            low = pixels // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN
+            near = f"{low} or {low + PIXELS_PER_TOKEN}" if low else str(PIXELS_PER_TOKEN)
+            raise ValueError(f"given {pixels}; this model needs a multiple of {PIXELS_PER_TOKEN}: use {near}")
+        return pixels
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of an image in tokens."""
+        return self.height // PIXELS_PER_TOKEN, self.width // PIXELS_PER_TOKEN
+
+    def check_references(self, references: Sequence[Image], *, least: int) -> None:
+        """Refuse too few or too many references.
+
+        Raises:
+            ValueError: their number is not between ``least`` and ``max_references``.
+        """
+        if len(references) < least:
+            raise ValueError(
+                f"{len(references)} references given, but policy.type {self.type} draws from at least {least}; "
+                "give every example a reference, or use a policy that draws from text alone (flux2, uno)"
+            )
+        if len(references) > self.max_references:
+            raise ValueError(
+                f"{len(references)} references given, but policy.max_references is {self.max_references}; "
+                "give fewer, or raise it"
+            )
+
+
+@final
+class ExactInputs:
+    """Puts float32 values back on their way into a module, for one forward: the first of its positional arguments.
+
+    diffusers casts sigma and guidance to the hidden dtype before their embedding multiplies them by 1000: under bf16
+    sigma 0.986 becomes 984, and neighbouring steps become one. A hook keeps parameter names and survives DDP.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._values: tuple[Tensor, ...] = ()
+        module.register_forward_pre_hook(self._replace)
+
+    @contextmanager
+    def at(self, *values: Tensor) -> Iterator[None]:
+        """Inside, the module's first arguments are ``values``."""
+        self._values = values
+        try:
+            yield
+        finally:
+            self._values = ()
+
+    def _replace(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (*self._values, *args[len(self._values) :])
+
+
+def open_pipeline(
+    pipeline_class: Any,
+    config: PipelineConfig,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    absent: Sequence[str],
+    transformer_class: Any,
+    replaced: str,
+    replace: Callable[[str], Any],
+) -> Any:
+    """A frozen pipeline from a folder or the hub, safetensors only. The VAE is float32: rewards see its images.
+
+    Args:
+        pipeline_class: what to open.
+        config: the recipe's section ``policy``.
+        device: where it runs.
+        dtype: of everything but the VAE.
+        absent: parts to leave out; a transformer that is left out has its shapes, without weights.
+        transformer_class: of the pipeline's transformer.
+        replaced: the part that ``replace`` makes from the folder or hub id instead of diffusers.
+        replace: see there.
+
+    Raises:
+        ValueError: no such model, a gated one, or one of another pipeline.
+    """
+    source = _source(pipeline_class, config)
+    skipped = dict.fromkeys((*absent, replaced))
+    try:
+        pipeline = pipeline_class.from_pretrained(
+            source,
+            dtype={"default": dtype, "vae": torch.float32},
+            use_safetensors=True,
+            revision=config.revision,
+            variant=config.variant,
+            **skipped,
+        )
+        if replaced not in absent:
+            pipeline.register_modules(**{replaced: replace(source)})
+        if "transformer" in absent:
+            shapes = transformer_class.load_config(source, subfolder="transformer", revision=config.revision)
+            with torch.device("meta"):
+                pipeline.register_modules(transformer=transformer_class.from_config(shapes))
+    except (OSError, ValueError) as error:
+        raise _unreadable(pipeline_class, config, error) from error
+    if pipeline.vae_scale_factor * 2 != PIXELS_PER_TOKEN:
+        raise ValueError(
+            f"policy.model: the VAE of {config.model!r} shrinks by {pipeline.vae_scale_factor}; "
+            f"policy.type {config.type} needs one that shrinks by 8"
+        )
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.requires_grad_(False)
+            part.eval()
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module) and not (name == "transformer" and "transformer" in absent):
+            part.to(device)
+    if config.gradient_checkpointing:
+        pipeline.transformer.enable_gradient_checkpointing()
+    return pipeline
+
+
+def _source(pipeline_class: Any, config: PipelineConfig) -> str:
+    """The folder or hub id, after a look into its index whether it holds this very pipeline."""
+    if config.model in ("mini", "mini-judge"):
+        raise ValueError(
+            f"policy.model: there is no embedded miniature of {config.type}; policy.type uno has one, "
+            f"and {config.type} takes a folder in diffusers' layout or a hub id"
+        )
+    source = model_path(config.model, config.type)
+    if Path(source).is_dir() and not (Path(source) / _INDEX).is_file():
+        raise ValueError(
+            f"policy.model: the folder {source!r} has no {_INDEX}; give one in diffusers' layout (as "
+            f"{pipeline_class.__name__}.save_pretrained writes it), or a hub id"
+        )
+    try:
+        index = Path(source) / _INDEX
+        if not index.is_file():
+            index = Path(hf_hub_download(source, _INDEX, revision=config.revision))
+        found = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(pipeline_class, config, error) from error
+    if found != pipeline_class.__name__:
+        reader = next((name for name in registry.BUILTIN["policies"] if _reads(name, found)), None)
+        raise ValueError(
+            f"policy.model: {config.model!r} holds a {found}, and policy.type {config.type} reads a "
+            f"{pipeline_class.__name__}; " + (f"use policy.type={reader}" if reader else "give another model")
+        )
+    return source
+
+
+def _reads(policy: str, pipeline: str) -> bool:
+    name: str = registry.resolve("policies", policy).pipeline_class.__name__
+    return name == pipeline
+
+
+def _unreadable(pipeline_class: Any, config: PipelineConfig, error: Exception) -> ValueError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ValueError(
+        f"policy.model: {config.model!r} can't be loaded: {reason} - is it a {pipeline_class.__name__} in diffusers' "
+        "layout, and if it is a gated hub id, have you accepted its licence and run 'hf auth login'?"
+    )
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Autocast to the weights' dtype where that is half: what a float32 time embedding needs."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    return torch.autocast(device.type, dtype=dtype if half else torch.bfloat16, enabled=half)
+
+
+@torch.no_grad()
+def decode_images(
+    x: Float[Tensor, "n s c"],
+    decode: Callable[[Float[Tensor, "m s c"]], Float[Tensor, "m 3 h w"]],
+) -> UInt8[Tensor, "n h w 3"]:
+    """uint8 RGB on the CPU, rounded as diffusers' ``VaeImageProcessor`` does, a few samples at a time.
+
+    Args:
+        x: final latents.
+        decode: latents to pixels in [-1, 1].
+    """
+    images = []
+    for chunk in torch.split(x.float(), _DECODE_CHUNK):
+        pixels = (decode(chunk) / 2 + 0.5).clamp(0, 1) * 255
+        images.append(pixels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
+    return torch.cat(images)

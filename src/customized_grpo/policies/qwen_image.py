@@ -1,0 +1,265 @@
+"""Qwen-Image-Edit in its "Plus" form (2509, 2511): references follow the image's tokens, and Qwen2.5-VL sees them too.
+
+Guidance is true classifier-free guidance: a second forward with the negative prompt, and the guided velocity of each
+token scaled back to the length that it has without guidance.
+
+Dimensions: n batch, S image tokens, R tokens of all references, L text tokens, D text features, C = 64 channels of a
+packed token, h x w a grid of tokens (16 x 16 pixels each). sigma in [0, 1], 1 is noise; velocity = noise - data.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Self, final
+
+import torch
+from diffusers import QwenImageEditPlusPipeline, QwenImageTransformer2DModel
+from jaxtyping import Float, UInt8
+from PIL.Image import Image
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from torch import Tensor
+
+# The PIL processor by name, for two reasons: with torchvision installed the default would be another one, and the whole
+# Qwen2VLProcessor can't even be made without it, because of its videos.
+from transformers import Qwen2VLImageProcessorPil
+
+from customized_grpo.policies.base import Policy, PolicyConfig
+from customized_grpo.policies.flux import pack, unpack
+from customized_grpo.policies.pipelines import (
+    ExactInputs,
+    PipelineConfig,
+    autocast,
+    decode_images,
+    open_pipeline,
+)
+from customized_grpo.types import Conditioning
+
+_CHANNELS = 64
+_SEEN_SIZE = 384
+"""Qwen2.5-VL sees a reference at about the area of a square of this side."""
+_ROUNDING = 32
+_PICTURE = "Picture {}: <|vision_start|>{}<|vision_end|>"
+_PAD = "<|image_pad|>"
+
+
+class QwenImageEditPlusConfig(PipelineConfig):
+    """A recipe's section ``policy`` with ``type: qwen-image-edit-plus``."""
+
+    type: Literal["qwen-image-edit-plus"] = "qwen-image-edit-plus"
+    guidance: NonNegativeFloat = Field(
+        default=4.0, description="diffusers' true_cfg_scale: a second forward where above 1"
+    )
+    negative_prompt: str = Field(default=" ", description="of the second forward")
+    reference_size: PositiveInt = Field(
+        default=1024,
+        ge=_ROUNDING,
+        description="a reference is scaled to about the pixels of a square of this side; diffusers: 1024",
+    )
+    max_references: PositiveInt = 3
+
+    @model_validator(mode="after")
+    def _negative_is_used(self) -> Self:
+        if self.guidance <= 1 and self.negative_prompt != " ":
+            raise ValueError(
+                f"negative_prompt has no effect with guidance {self.guidance:g}; raise that above 1, or leave this out"
+            )
+        return self
+
+    def latent_shape(self) -> tuple[int, int]:
+        """(S, 64): a token is 2 x 2 latents of the VAE's 16 channels."""
+        return self.grid[0] * self.grid[1], _CHANNELS
+
+
+@final
+class QwenImageEditPlus(Policy):
+    """Qwen-Image-Edit-2509 or -2511 on diffusers' own transformer, for 1 to 3 references."""
+
+    Config: ClassVar[type[PolicyConfig]] = QwenImageEditPlusConfig
+    pipeline_class: ClassVar[Any] = QwenImageEditPlusPipeline
+    batch_wide: ClassVar[tuple[str, ...]] = ("grids",)
+    # The image stream, and the keys and values by which it reads the text. The last block drops its text output, so the
+    # text stream's other layers have no gradient there, and data-parallel training would wait for one.
+    lora_targets: ClassVar[tuple[str, ...]] = (
+        r"transformer_blocks\.\d+\.attn\.(to_q|to_k|to_v|to_out\.0|add_k_proj|add_v_proj)",
+        r"transformer_blocks\.\d+\.img_mlp\.net\.(0\.proj|2)",
+    )
+
+    def __init__(
+        self, pipeline: Any, config: QwenImageEditPlusConfig, *, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.dtype = dtype
+        self.transformer = pipeline.transformer
+        self.latent_shape = config.latent_shape()
+        self._pipeline = pipeline
+        self._vae = pipeline.vae
+        shape = (1, -1, 1, 1)
+        self._mean = torch.tensor(self._vae.config.latents_mean, device=device).view(shape)
+        self._std = torch.tensor(self._vae.config.latents_std, device=device).view(shape)
+        self._exact = ExactInputs(pipeline.transformer.time_text_embed)
+
+    @classmethod
+    def load_encoders(
+        cls, config: QwenImageEditPlusConfig, *, device: torch.device, dtype: torch.dtype
+    ) -> Self:
+        """A policy of which only ``encode`` is used: its transformer has shapes and no weights."""
+        return cls._load(config, device, dtype, absent=("transformer",))
+
+    @classmethod
+    def load_without_encoders(
+        cls, config: QwenImageEditPlusConfig, *, device: torch.device, dtype: torch.dtype
+    ) -> Self:
+        """A policy whose ``encode`` is never called: the 8 billion weights of Qwen2.5-VL aren't read."""
+        return cls._load(config, device, dtype, absent=("text_encoder", "tokenizer", "processor"))
+
+    @classmethod
+    def load(cls, config: QwenImageEditPlusConfig, *, device: torch.device, dtype: torch.dtype) -> Self:
+        """See ``pipelines.open_pipeline``."""
+        return cls._load(config, device, dtype, absent=())
+
+    @classmethod
+    def _load(
+        cls,
+        config: QwenImageEditPlusConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        absent: Sequence[str],
+    ) -> Self:
+        pipeline = open_pipeline(
+            QwenImageEditPlusPipeline,
+            config,
+            device=device,
+            dtype=dtype,
+            absent=absent,
+            transformer_class=QwenImageTransformer2DModel,
+            replaced="processor",
+            replace=lambda source: Qwen2VLImageProcessorPil.from_pretrained(
+                source, subfolder="processor", revision=config.revision
+            ),
+        )
+        return cls(pipeline, config, device=device, dtype=dtype)
+
+    @torch.no_grad()
+    def encode(self, prompt: str, references: Sequence[Image]) -> Conditioning:
+        """What Qwen2.5-VL makes of the references and the text, latents of the references, all grids of tokens.
+
+        Raises:
+            ValueError: no reference, more than ``max_references``, or one that is too narrow; or the text encoder was
+                left out.
+        """
+        self.config.check_references(references, least=1)
+        encoded = [self._encode_reference(image) for image in references]
+        grids = [(latents.shape[-2] // 2, latents.shape[-1] // 2) for latents in encoded]
+        seen = [self._resized(image, _SEEN_SIZE) for image in references]
+        tensors = {
+            "text": self._states(prompt, seen),
+            "references": torch.cat([pack(latents) for latents in encoded], dim=1).to(self.dtype),
+            "grids": torch.tensor([(1, *grid) for grid in (self.config.grid, *grids)], device=self.device)[
+                None
+            ],
+        }
+        if self.config.guidance > 1:
+            tensors["negative"] = self._states(self.config.negative_prompt, seen)
+        return Conditioning(tensors)
+
+    def _resized(self, image: Image, side: int) -> Image:
+        width, height = area_size(image.size, side)
+        resized: Image = self._pipeline.image_processor.resize(image.convert("RGB"), height, width)
+        return resized
+
+    def _encode_reference(self, image: Image) -> Float[Tensor, "1 c height width"]:
+        resized = self._resized(image, self.config.reference_size)
+        pixels = self._pipeline.image_processor.preprocess(resized).unsqueeze(2).to(self.device)
+        latents: Tensor = self._vae.encode(pixels).latent_dist.mode()[:, :, 0]
+        return (latents - self._mean) / self._std
+
+    def _states(self, prompt: str, pictures: Sequence[Image]) -> Float[Tensor, "1 l d"]:
+        """Last hidden states of the pipeline's template filled in, without the system's part.
+
+        transformers 5 places image tokens in two dimensions only where it is told which they are, by
+        ``mm_token_type_ids``. diffusers' pipeline doesn't say so and gets positions that the model was not trained
+        with (https://github.com/huggingface/diffusers/issues/14194, open in 0.42.1).
+        """
+        p = self._pipeline
+        if p.text_encoder is None:
+            raise ValueError(
+                "this policy was loaded without its text encoder; load it by Policy.load to encode"
+            )
+        patches = p.processor(images=list(pictures), return_tensors="pt")
+        counts = (patches["image_grid_thw"].prod(dim=1) // p.processor.merge_size**2).tolist()
+        images = "".join(_PICTURE.format(k, _PAD * count) for k, count in enumerate(counts, start=1))
+        tokens = p.tokenizer([p.prompt_template_encode.format(images + prompt)], return_tensors="pt")
+        ids = tokens["input_ids"].to(self.device)
+        states: Tensor = p.text_encoder(
+            input_ids=ids,
+            attention_mask=tokens["attention_mask"].to(self.device),
+            mm_token_type_ids=(ids == p.tokenizer.convert_tokens_to_ids(_PAD)).int(),
+            pixel_values=patches["pixel_values"].to(self.device),
+            image_grid_thw=patches["image_grid_thw"].to(self.device),
+            output_hidden_states=True,
+        ).hidden_states[-1]
+        return states[:, p.prompt_template_encode_start_idx :].to(self.dtype)
+
+    def velocity(
+        self, x: Float[Tensor, "n s c"], sigma: Float[Tensor, ""] | Float[Tensor, " n"], cond: Conditioning
+    ) -> Float[Tensor, "n s c"]:
+        """float32 velocity of n samples, guided where the conditioning has a negative."""
+        time = sigma.to(self.device, torch.float32).expand(len(x))
+        positive = self._forward(x, time, cond, cond.tensors["text"])
+        if "negative" not in cond.tensors:
+            return positive
+        negative = self._forward(x, time, cond, cond.tensors["negative"])
+        guided = negative + self.config.guidance * (positive - negative)
+        rescaled: Tensor = guided * (positive.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+        return rescaled
+
+    def _forward(
+        self,
+        x: Float[Tensor, "n s c"],
+        time: Float[Tensor, " n"],
+        cond: Conditioning,
+        text: Float[Tensor, "m l d"],
+    ) -> Float[Tensor, "n s c"]:
+        """float32 output of the transformer for the image's own tokens."""
+        n, s, _ = x.shape
+        c = cond.tensors
+        # 2511 modulates the reference tokens as at time 0, and embeds both times as one batch.
+        times = torch.cat([time, time * 0]) if self._pipeline.transformer.config.zero_cond_t else time
+        with self._exact.at(times), autocast(self.device, self.dtype):
+            output = self.transformer(
+                hidden_states=torch.cat([x.to(self.dtype), c["references"].expand(n, -1, -1)], dim=1),
+                encoder_hidden_states=text.expand(n, -1, -1),
+                timestep=time,
+                img_shapes=[[tuple(grid) for grid in c["grids"][0].tolist()]],
+                return_dict=False,
+            )[0]
+        velocity: Tensor = output[:, :s].float()
+        return velocity
+
+    def decode(self, x: Float[Tensor, "n s c"]) -> UInt8[Tensor, "n h w 3"]:
+        """Final latents to uint8 RGB on the CPU."""
+
+        def pixels(tokens: Tensor) -> Tensor:
+            latents = unpack(tokens, self.config.grid) * self._std + self._mean
+            decoded: Tensor = self._vae.decode(latents.unsqueeze(2), return_dict=False)[0][:, :, 0]
+            return decoded
+
+        return decode_images(x, pixels)
+
+
+def area_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(width, height) of about ``side`` squared pixels and the same shape, in multiples of 32, as the pipeline has it.
+
+    Raises:
+        ValueError: the shape is so long that nothing is left of a side.
+    """
+    ratio = size[0] / size[1]
+    width = math.sqrt(side**2 * ratio)
+    scaled = tuple(round(length / _ROUNDING) * _ROUNDING for length in (width, width / ratio))
+    if not all(scaled):
+        raise ValueError(
+            f"a reference of {size[0]} x {size[1]} pixels is too narrow: scaled to the area of {side} x {side}, "
+            f"its short side is under {_ROUNDING // 2}; crop it, or raise policy.reference_size"
+        )
+    return scaled[0], scaled[1]
