@@ -36,6 +36,7 @@ BUILTIN: Mapping[Kind, Mapping[str, str]] = {
         "pickscore": "customized_grpo.rewards.pickscore:PickScore",
         "siglip": "customized_grpo.rewards.siglip:Siglip",
         "aesthetic": "customized_grpo.rewards.aesthetic:Aesthetic",
+        "vlm": "customized_grpo.rewards.vlm:Vlm",
     },
     "metrics": {"mini_oracle": "customized_grpo.mini.metric:MiniOracle"},
     "datasets": {

@@ -32,6 +32,10 @@ class RewardConfig(BaseModel):
     axis: str = Field(default="", description="which axis it feeds: prompt or identity")
     weight: float = Field(default=1.0, gt=0.0, description="share inside its axis")
 
+    def cost(self, samples: int) -> str:
+        """What scoring so many images asks of others, in money or quota, for people; empty where it asks nothing."""
+        return ""
+
 
 class Reward(ABC):
     """A local model that scores a whole group at once, so that pairwise rewards need no second class."""
@@ -48,9 +52,16 @@ class Reward(ABC):
 
 
 class AsyncReward(ABC):
-    """A judge or server over the network, one image a call; the scorer does the concurrency."""
+    """A judge or server over the network, one image a call; the scorer does the concurrency.
+
+    Attributes:
+        max_concurrent: calls at a time; None leaves it to the scorer.
+        timeout_s: for one call, after which its image is unscorable; None leaves it to the scorer.
+    """
 
     Config: ClassVar[type[RewardConfig]]
+    max_concurrent: int | None = None
+    timeout_s: float | None = None
 
     @abstractmethod
     def __init__(self, config: Any, *, device: torch.device) -> None:
