@@ -1,7 +1,7 @@
 """What an endpoint can do to a judge, and what comes of it. ``python tests/judge_cases.py > docs/judges.md`` writes the
 table from what happens; tests/unit/rewards/test_vlm_endpoint.py holds it to ``CASES``.
 
-Each case is one image of a group of three that meets the trouble, through the real scorer, the real SDK and sockets; its
+Each case is one image of a group of three that meets the trouble, through the real scorer, SDK and sockets; its
 neighbours get good answers at the same time and must keep their scores.
 """
 
@@ -109,7 +109,7 @@ CASES = [
     masked("An error with status 200", as_json({"error": {"message": "overloaded"}}), says="overloaded"),
     masked("No choices", as_json({"choices": []}), says="no choices"),
     masked("HTML with status 200", Reply(200, b"<html>proxy</html>", {"content-type": "text/html"}), says="proxy"),
-    masked("Broken JSON with status 200", Reply(200, b'{"cho', {"content-type": "application/json"}), says="can't be read"),
+    masked("Broken JSON with status 200", Reply(200, b"{", {"content-type": "application/json"}), says="can't be read"),
     stopped("400", error(400, "'max_tokens' is not supported"), says="HTTP 400: 'max_tokens' is not supported"),
     masked("400 of a content filter", error(400, "unsafe", "content_policy_violation"), says="content filter"),
     stopped("401", error(401, f"Incorrect API key provided: {KEY}"), says="Incorrect API key provided: ***"),
@@ -132,7 +132,7 @@ CASES = [
     masked("Silence always", Reply(how="hang"), says="silent, at every attempt", **TWICE, **IMPATIENT),
     scored("Connection reset, once", Reply(how="reset"), OK, **TWICE),
     masked("Connection reset always", Reply(how="reset"), says="no connection, at every attempt", **TWICE),
-    masked("A byte at a time, past the deadline", Reply(200, OK.body, OK.headers, "drip"), says="no whole answer in 3 s",
+    masked("A byte at a time, past the deadline", Reply(200, OK.body, OK.headers, "drip"), says="no whole answer in 3",
            options={"timeout_s": 3.0, "deadline_s": 3.0}),
 ]  # fmt: skip
 
@@ -206,13 +206,13 @@ def page() -> str:
     lines = [
         "# Judges and their failures",
         "",
-        "What an OpenAI-compatible endpoint can answer, and what becomes of the image that was asked about. *Scored*: it",
-        "counts. *Masked*: the image has no score (NaN), is left out of its group's mean and spread, and is counted in",
-        "`reward/<name>/failed_share`. *Stopped*: the run ends with the endpoint's words, because it would refuse again.",
-        "In every case the other images of the group keep their scores; no failure is ever a 0.",
+        "What an OpenAI-compatible endpoint can answer, and what becomes of the image that was asked about. *Scored*:",
+        "it counts. *Masked*: the image has no score (NaN), is left out of its group's mean and spread, and is counted",
+        "in `reward/<name>/failed_share`. *Stopped*: the run ends with the endpoint's words, because it would refuse",
+        "again. Where the run goes on, the other images of the group keep their scores; no failure is ever a 0.",
         "",
-        "This page is the output of `python tests/judge_cases.py`; a test holds it to the code. The judge there has one",
-        "retry, so 2 requests are the most; `retries` is 4 by default. A connection that drips is cut by `deadline_s`.",
+        "This page is the output of `python tests/judge_cases.py`; a test holds it to the code. The judge there has",
+        "one retry, so 2 requests are the most; `retries` is 4 by default. A dripping connection is cut by `deadline_s`.",
         "",
         "| The endpoint | Outcome | Requests | Message |",
         "|---|---|---|---|",

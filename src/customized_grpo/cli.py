@@ -187,10 +187,13 @@ def report(
 def validate(config: Config, overrides: Overrides = None) -> None:
     """Check a recipe and show what a step of it amounts to; loads no weights."""
     from customized_grpo.config import Recipe
+    from customized_grpo.evaluation.costs import announced
     from customized_grpo.loading import load_any
 
     recipe = load_any(config, overrides or [])
     out.print(f"{config}: a valid recipe", style="green", markup=False, highlight=False)
+    for line in announced(recipe):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
     if isinstance(recipe, Recipe):
         _show_geometry(recipe)
 

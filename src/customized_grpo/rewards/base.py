@@ -5,6 +5,7 @@ never 0, never a default: a false 0 in a group of 12 moves every other sample's 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -35,6 +36,15 @@ class RewardConfig(BaseModel):
     def cost(self, samples: int) -> str:
         """What scoring so many images asks of others, in money or quota, for people; empty where it asks nothing."""
         return ""
+
+
+def costs(specs: Mapping[str, BaseModel], images: Mapping[str, int]) -> dict[str, str]:
+    """What each reward asks of others for its number of images; without those that ask nothing."""
+    return {
+        name: said
+        for name, spec in specs.items()
+        if isinstance(spec, RewardConfig) and (said := spec.cost(images[name]))
+    }
 
 
 class Reward(ABC):

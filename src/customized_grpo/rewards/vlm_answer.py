@@ -84,9 +84,11 @@ def _of_json(text: str, start: int) -> Answer | None:
     while at != -1:
         try:
             value, end = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError):
+        except json.JSONDecodeError:
             at = text.find("{", at + 1)
             continue
+        except RecursionError:
+            raise Unscorable("the answer is nested too deeply") from None
         if isinstance(value, dict) and "score" in value:
             found.append(Answer(_in_range(value["score"], text), _digit(text, at, end)))
         at = text.find("{", end)

@@ -107,9 +107,9 @@ class Cache:
         if taken.rowcount == 0:
             requests, tokens = self.spent()
             raise RewardFailure(
-                f"the budget of {self._judge} is spent: {requests} requests "
-                f"(max_requests: {_limit(self._max_requests)}) and {tokens} tokens (max_tokens: {_limit(self._max_tokens)}), counted in "
-                f"{self._path or 'this process'}; raise the limit and go on (answers are kept), or stop here"
+                f"the budget of {self._judge} is spent: {requests} requests (max_requests: "
+                f"{_limit(self._max_requests)}), {tokens} tokens (max_tokens: {_limit(self._max_tokens)}), counted "
+                f"in {self._path or 'this process'}; raise the limit and go on (answers are kept), or stop here"
             )
 
     def spent(self) -> tuple[int, int]:
