@@ -212,7 +212,7 @@ def page() -> str:
         "again. Where the run goes on, the other images of the group keep their scores; no failure is ever a 0.",
         "",
         "This page is the output of `python tests/judge_cases.py`; a test holds it to the code. The judge there has",
-        "one retry, so 2 requests are the most; `retries` is 4 by default. A dripping connection is cut by `deadline_s`.",
+        "one retry, so 2 requests are the most; `retries` is 4 by default. `deadline_s` cuts a dripping connection.",
         "",
         "| The endpoint | Outcome | Requests | Message |",
         "|---|---|---|---|",

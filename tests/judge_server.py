@@ -98,8 +98,8 @@ def score(value: Any) -> Reply:
 class JudgeServer:
     """``with JudgeServer(script) as server``: ``server.url`` is the base URL, ``server.requests`` what came in."""
 
-    def __init__(self, script: Script) -> None:
-        self._script = script
+    def __init__(self, script: Script, port: int = 0) -> None:
+        self._script, self._port = script, port
         self.requests: list[Request] = []
         self.most_at_once = 0
         self._now = 0
@@ -110,7 +110,7 @@ class JudgeServer:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._server = self._do(asyncio.start_server(self._serve, "127.0.0.1", 0))
+        self._server = self._do(asyncio.start_server(self._serve, "127.0.0.1", self._port))
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
         return self
 

@@ -97,9 +97,8 @@ def test_the_questions_have_all_they_need_and_nothing_more() -> None:
                 reward.close()
         concept, _, prompt, _ = server.requests
         assert [len(one.images) for one in server.requests] == [3, 3, 1, 1]
-        assert [sorted(one.body["response_format"]["json_schema"]["schema"]["required"]) for one in server.requests] == [
-            ["score"], ["analysis", "score"], ["score"], ["analysis", "score"],
-        ]  # fmt: skip
+        schemas = [one.body["response_format"]["json_schema"]["schema"] for one in server.requests]
+        assert [schema["required"] for schema in schemas] == [["score"], ["analysis", "score"]] * 2
     assert '"backpack"' in concept.text
     assert json.dumps(example.prompt) in prompt.text
     assert "Reference image 2:" in concept.text
@@ -117,7 +116,7 @@ def test_the_questions_have_all_they_need_and_nothing_more() -> None:
         ({"output": "json_object"}, {"response_format": {"type": "json_object"}}),
         ({"output": "text"}, {"response_format": None}),
         ({"temperature": None}, {"temperature": None}),
-        ({"token_limit": "max_completion_tokens", "answer_tokens": 9}, {"max_completion_tokens": 9, "max_tokens": None}),
+        ({"token_limit": "max_completion_tokens", "answer_tokens": 9}, {"max_completion_tokens": 9}),
         ({"extra_body": {"reasoning_effort": "low"}}, {"reasoning_effort": "low"}),
         ({"expected": False}, {"logprobs": None}),
         ({"key_env": ""}, {}),
@@ -229,24 +228,19 @@ def test_what_failed_is_asked_again() -> None:
 
 
 def test_no_more_questions_at_a_time_than_allowed_and_no_fewer() -> None:
-    gate = threading.Barrier(3)
-
-    def reply(request: Request) -> Reply:
-        return score(2)
-
-    with JudgeServer(reply) as server:
+    with JudgeServer(lambda request: score(2)) as server:
         reward = judge(server.url, concurrency=3)
         with Scorer({"cp": reward}, max_failed_share=0.0, max_concurrent=1) as scorer:
             assert scorer.submit(EXAMPLE, images(*range(40, 70))).result().eq(2.0).all()
         reward.close()
         assert server.most_at_once <= 3
-        assert reward.max_concurrent == gate.parties
+        assert reward.max_concurrent == 3
     with JudgeServer(lambda request: Reply(how="hang") if request.attempt == 0 else score(1)) as server:
         reward = judge(server.url, concurrency=3, timeout_s=2.0, deadline_s=30.0)
         with Scorer({"cp": reward}, max_failed_share=0.0, max_concurrent=1) as scorer:
             assert scorer.submit(EXAMPLE, images(1, 2, 3)).result().eq(1.0).all()
         reward.close()
-        assert server.most_at_once == 3, "all three waited side by side"
+        assert server.most_at_once >= 3, "all three waited side by side"
 
 
 def test_a_spent_budget_stops_before_the_request_and_counts_retries(tmp_path: Path) -> None:
@@ -271,11 +265,12 @@ def test_a_spent_budget_stops_before_the_request_and_counts_retries(tmp_path: Pa
 def test_an_outage_stops_by_the_failed_share_with_the_last_error() -> None:
     with JudgeServer(lambda request: completion("no idea")) as server:
         reward = judge(server.url)
-        with Scorer({"cp": reward}, max_failed_share=0.25) as scorer:
-            with pytest.raises(
-                RewardFailure, match=r"failed on 12 of its last 12 samples.*no score in the answer"
-            ):
-                scorer.submit(EXAMPLE, images(*range(12))).result()
+        said = r"failed on 12 of its last 12 samples.*no score in the answer"
+        with (
+            Scorer({"cp": reward}, max_failed_share=0.25) as scorer,
+            pytest.raises(RewardFailure, match=said),
+        ):
+            scorer.submit(EXAMPLE, images(*range(12))).result()
         reward.close()
 
 
