@@ -86,23 +86,24 @@ def main() -> None:
             f"rewards={json.dumps(judges)}", "advantage.max_failed_share=0.5",
             f"train.steps={steps}", "train.group_size=8", "train.groups_per_step=2", "train.microbatch=40",
             "train.schedule.name=constant", "train.checkpoint_every=5", "train.evaluate_every=0",
-            "train.save_samples_every=0", "data.size=16",
+            "train.save_samples_every=0", "data.size=2",  # the same two prompts in every step, so that steps compare
         ]  # fmt: skip
         start = time.monotonic()
         train(load_recipe("mini_customized", overrides))
         seconds = time.monotonic() - start
 
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    fifth = max(1, len(rows) // 5)
+    fifth = max(2, len(rows) // 5)
 
-    def mean(name: str, part: list[dict[str, float]]) -> float:
-        return float(np.nanmean([row[name] for row in part]))
+    def mean(name: str, part: list[dict[str, float]]) -> str:
+        values = np.array([row[name] for row in part])
+        return f"{values.mean():.3f} ± {values.std(ddof=1) / len(values) ** 0.5:.3f}"
 
     print(f"{len(rows)} steps of 16 images x 2 questions; this process {seconds:.0f} s")
     print(f"the endpoint's answers: {dict(told)}")
-    print(f"{'':28} first {fifth:2}   last {fifth:2}")
+    print(f"{'mean ± its standard error':28} {f'first {fifth}':15}  {f'last {fifth}':15}")
     for name in ("reward/pf/mean", "reward/cp/mean", "reward/pf/failed_share", "reward/cp/failed_share"):
-        print(f"{name:28} {mean(name, rows[:fifth]):8.3f}  {mean(name, rows[-fifth:]):8.3f}")
+        print(f"{name:28} {mean(name, rows[:fifth]):15}  {mean(name, rows[-fifth:]):15}")
 
 
 if __name__ == "__main__":
