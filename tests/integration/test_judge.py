@@ -139,9 +139,9 @@ def test_training_goes_through_a_judge_that_fails(tiny_world: Path, tmp_path: Pa
 
 
 def test_what_a_run_will_ask_is_known_before() -> None:
-    train_lines = announced(load_any("customized_grpo_vlm", ["rewards.cp.max_requests=1000"]))
+    train_lines = announced(load_any("customized_grpo_vlm", ["rewards.cp.budget_requests=1000"]))
     assert [line.split(" requests")[0] for line in train_lines] == ["rewards.pf: 96000", "rewards.cp: 96000"]
-    assert "more than max_requests (1000): the run will stop there" in train_lines[1]
+    assert "more than budget_requests (1000): the run will stop there" in train_lines[1]
     assert "stop" not in train_lines[0]
     assert announced(load_any("mini_customized")) == []
     assert announced(load_any("dreambench_plus")) == [], "it depends on the data"

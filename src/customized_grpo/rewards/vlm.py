@@ -58,10 +58,10 @@ class Vlm(AsyncReward):
         cache: str | None = Field(
             default=None, description="file of answers and of what was spent; null: this process's memory"
         )
-        max_requests: PositiveInt | None = Field(
+        budget_requests: PositiveInt | None = Field(
             default=None, description="that may be sent, counted in the cache; more stop the run"
         )
-        max_tokens: PositiveInt | None = Field(
+        budget_tokens: PositiveInt | None = Field(
             default=None, description="that may be used, counted in the cache; more stop the run"
         )
 
@@ -90,7 +90,10 @@ class Vlm(AsyncReward):
             """Requests and tokens of judging so many images, and whether the budget has room for them."""
             tokens = samples * _tokens(self)
             text = f"{samples} requests to {self.model} at {self.base_url}, about {tokens:.2g} tokens"
-            limits = ((samples, "max_requests", self.max_requests), (tokens, "max_tokens", self.max_tokens))
+            limits = (
+                (samples, "budget_requests", self.budget_requests),
+                (tokens, "budget_tokens", self.budget_tokens),
+            )
             for needed, name, limit in limits:
                 if limit is not None and needed > limit:
                     text += f"; more than {name} ({limit}): the run will stop there"
@@ -105,8 +108,8 @@ class Vlm(AsyncReward):
         self._cache = Cache(
             Path(config.cache).expanduser() if config.cache else None,
             f"{config.model} for {config.rubric}",
-            max_requests=config.max_requests,
-            max_tokens=config.max_tokens,
+            budget_requests=config.budget_requests,
+            budget_tokens=config.budget_tokens,
         )
         try:
             self._client = Client(

@@ -16,9 +16,10 @@ from customized_grpo.rewards.vlm_rubrics import BEST, WORST
 _SHOWN: Final = 120
 _THOUGHTS: Final = "</think>"
 _LINE: Final = re.compile(r"^[\s>*_#`\-]*(?:(?:final|overall|my)\s+)?score\b(?P<rest>.*)$", re.IGNORECASE)
-# A number alone, in a word's brackets, or out of the best: "3", "[3]", "Excellent (4)", "3/4", "3 out of 4".
+# A number alone, behind a grade, or out of the best: "3", "[3]", "Excellent (4)", "3/4", "3 out of 4". Nothing else may
+# stand before it: "not 3" and "less than 3" are no 3.
 _REST: Final = re.compile(
-    r"^[\s*_`:=]*(?:is\s+)?(?:[a-z ]+)?[\s*_`(\[]*(?<![\d.\-])(?P<digit>\d+)[\s*_`)\]]*"
+    r"^[\s*_`:=]*(?:is\s+)?(?:(?:very\s+)?(?:poor|bad|fair|good|excellent|perfect)\b)?[\s*_`(\[]*(?P<digit>\d+)[\s*_`)\]]*"
     rf"(?:(?:/|out\s+of)\s*{BEST})?[\s*_`)\].]*$",
     re.IGNORECASE,
 )
@@ -117,7 +118,7 @@ def _of_lines(text: str, start: int) -> Answer:
         at += len(line)
     if last is None:
         raise Unscorable(f"there is no score in the answer: {_shown(text[start:])}")
-    number = _REST.match(last[1])
+    number = _REST.match(last[1]) if len(last[1]) <= _SHOWN else None
     if number is None:
         raise Unscorable(f"the score line can't be read: {_shown('score' + last[1])}")
     return Answer(_in_range(number["digit"], text), last[0] + number.start("digit"))

@@ -31,18 +31,18 @@ class Cache:
     Args:
         path: the file; None keeps everything in memory, for this process.
         judge: model and rubric, whose budget this is.
-        max_requests: HTTP requests that may be sent, retries among them.
-        max_tokens: tokens that may be used, as the endpoint reports them. Requests in flight may overshoot it.
+        budget_requests: HTTP requests that may be sent, retries among them.
+        budget_tokens: tokens that may be used, as the endpoint reports them. Requests in flight may overshoot it.
 
     Raises:
         ValueError: the file can't be opened or is something else.
     """
 
     def __init__(
-        self, path: Path | None, judge: str, *, max_requests: int | None, max_tokens: int | None
+        self, path: Path | None, judge: str, *, budget_requests: int | None, budget_tokens: int | None
     ) -> None:
         self._path, self._judge = path, judge
-        self._max_requests, self._max_tokens = max_requests, max_tokens
+        self._budget_requests, self._budget_tokens = budget_requests, budget_tokens
         try:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,13 +102,13 @@ class Cache:
         taken = self._db.execute(
             "UPDATE spent SET requests = requests + 1 WHERE judge = ?"
             " AND (? IS NULL OR requests < ?) AND (? IS NULL OR tokens < ?)",
-            (self._judge, *[self._max_requests] * 2, *[self._max_tokens] * 2),
+            (self._judge, *[self._budget_requests] * 2, *[self._budget_tokens] * 2),
         )
         if taken.rowcount == 0:
             requests, tokens = self.spent()
+            limits = f"budget_requests: {_limit(self._budget_requests)}, budget_tokens: {_limit(self._budget_tokens)}"
             raise RewardFailure(
-                f"the budget of {self._judge} is spent: {requests} requests (max_requests: "
-                f"{_limit(self._max_requests)}), {tokens} tokens (max_tokens: {_limit(self._max_tokens)}), counted "
+                f"the budget of {self._judge} is spent: {requests} requests and {tokens} tokens ({limits}), counted "
                 f"in {self._path or 'this process'}; raise the limit and go on (answers are kept), or stop here"
             )
 

@@ -246,14 +246,14 @@ def test_no_more_questions_at_a_time_than_allowed_and_no_fewer() -> None:
 def test_a_spent_budget_stops_before_the_request_and_counts_retries(tmp_path: Path) -> None:
     cache = str(tmp_path / "judge.sqlite")
     with JudgeServer(lambda request: score(2) if request.attempt else Reply(500)) as server:
-        reward = judge(server.url, cache=cache, max_requests=3, retries=1)
+        reward = judge(server.url, cache=cache, budget_requests=3, retries=1)
         with Scorer({"cp": reward}, max_failed_share=1.0) as scorer:
             assert scorer.submit(EXAMPLE, images(1)).result().tolist() == [[2.0]]
-            with pytest.raises(RewardFailure, match=r"stopped the run .* 3 requests \(max_requests: 3\)"):
+            with pytest.raises(RewardFailure, match=r"stopped the run .* 3 requests .*budget_requests: 3"):
                 scorer.submit(EXAMPLE, images(2)).result()
         reward.close()
         assert len(server.requests) == 3
-        reward = judge(server.url, cache=cache, max_requests=5, retries=1)
+        reward = judge(server.url, cache=cache, budget_requests=5, retries=1)
         with Scorer({"cp": reward}, max_failed_share=1.0) as scorer:
             assert scorer.submit(EXAMPLE, images(1, 2)).result().tolist() == [[2.0], [2.0]]
         reward.close()

@@ -18,7 +18,7 @@ from customized_grpo.rewards.vlm_cache import Cache
 
 @contextmanager
 def opened(path: Path | None, judge: str = "judge", **limits: int | None) -> Iterator[Cache]:
-    cache = Cache(path, judge, **({"max_requests": None, "max_tokens": None} | limits))  # type: ignore[arg-type]
+    cache = Cache(path, judge, **({"budget_requests": None, "budget_tokens": None} | limits))  # type: ignore[arg-type]
     try:
         yield cache
     finally:
@@ -41,24 +41,26 @@ def test_answers_outlive_the_process_and_are_told_apart(tmp_path: Path) -> None:
 def test_a_budget_of_requests_is_kept_over_restarts_and_for_each_judge(tmp_path: Path) -> None:
     path = tmp_path / "judge.sqlite"
     for _ in range(3):
-        with opened(path, max_requests=3) as cache:
+        with opened(path, budget_requests=3) as cache:
             cache.reserve()
-    with opened(path, max_requests=3) as cache, opened(path, "another", max_requests=1) as another:
-        with pytest.raises(RewardFailure, match=r"budget of judge is spent: 3 requests \(max_requests: 3\)"):
+    with opened(path, budget_requests=3) as cache, opened(path, "another", budget_requests=1) as another:
+        with pytest.raises(
+            RewardFailure, match=r"budget of judge is spent: 3 requests and 0 tokens \(budget_requests: 3,"
+        ):
             cache.reserve()
         assert cache.spent() == (3, 0)
         another.reserve()
-    with opened(path, max_requests=4) as cache:
+    with opened(path, budget_requests=4) as cache:
         cache.reserve()
 
 
 def test_a_budget_of_tokens_stops_the_next_request() -> None:
-    with opened(None, max_tokens=500) as cache:
+    with opened(None, budget_tokens=500) as cache:
         cache.reserve()
         cache.spend(499)
         cache.reserve()
         cache.spend(300)
-        with pytest.raises(RewardFailure, match=r"799 tokens \(max_tokens: 500\)"):
+        with pytest.raises(RewardFailure, match=r"799 tokens \(.* budget_tokens: 500\)"):
             cache.reserve()
 
 
@@ -93,7 +95,7 @@ from pathlib import Path
 from customized_grpo.rewards.base import RewardFailure
 from customized_grpo.rewards.vlm_cache import Cache
 path, name, limit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-cache = Cache(path, "judge", max_requests=limit, max_tokens=None)
+cache = Cache(path, "judge", budget_requests=limit, budget_tokens=None)
 done = 0
 try:
     while True:
@@ -122,7 +124,7 @@ def test_processes_share_it_and_a_killed_one_costs_nothing_that_was_said(tmp_pat
     assert victim.stdout is not None
     said = [victim.stdout.readline() for _ in range(5)]
     survivor = writer(path, "survivor", limit)
-    with opened(path, max_requests=limit) as cache:
+    with opened(path, budget_requests=limit) as cache:
         for at in range(20):  # beside the victim, which is killed in the middle of its work
             cache.reserve()
             cache.put(f"here-{at}", 1.0, "x", prompt_tokens=1, answer_tokens=1)
@@ -132,7 +134,7 @@ def test_processes_share_it_and_a_killed_one_costs_nothing_that_was_said(tmp_pat
     assert survivor.returncode == 0
     counts = {"victim": [*said, *rest.splitlines()], "survivor": told.splitlines()}
     done = {"here": 20} | {name: int(lines[-1]) if lines else 0 for name, lines in counts.items()}
-    with opened(path, max_requests=limit) as cache:
+    with opened(path, budget_requests=limit) as cache:
         assert cache.spent() == (limit, 0), "the budget is neither overdrawn nor lost"
         for name, count in done.items():
             assert all(cache.get(f"{name}-{at}") == 1.0 for at in range(count))
