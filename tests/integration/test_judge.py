@@ -6,7 +6,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import pytest
+from typer.testing import CliRunner
 
+from customized_grpo.cli import app
 from customized_grpo.config import EvaluateRecipe
 from customized_grpo.evaluation.costs import announced
 from customized_grpo.evaluation.evaluator import evaluate
@@ -100,7 +102,9 @@ def test_dreambench_plus_on_the_miniature(tmp_path: Path, capsys: pytest.Capture
         assert KEY not in file.read_text()
 
 
-def test_training_goes_through_a_judge_that_fails(tiny_world: Path, tmp_path: Path) -> None:
+def test_training_goes_through_a_judge_that_fails(
+    tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     asked = 0
 
     def script(request: Request) -> Reply:
@@ -127,6 +131,8 @@ def test_training_goes_through_a_judge_that_fails(tiny_world: Path, tmp_path: Pa
         (tmp_path / "recipe.yaml").write_text(json.dumps(data))
         recipe = load_recipe(tmp_path / "recipe.yaml")
         train(recipe)
+    said = "".join(capsys.readouterr())
+    assert f"rewards.pf: {3 * 2 * 4} requests to m at {server.url}" in " ".join(said.split())
     rows = metrics_of(tmp_path / "run")
     assert len(rows) == 3
     failed = sum(row[f"reward/{name}/failed_share"] for row in rows for name in ("pf", "cp"))
@@ -143,6 +149,9 @@ def test_what_a_run_will_ask_is_known_before() -> None:
     assert [line.split(" requests")[0] for line in train_lines] == ["rewards.pf: 96000", "rewards.cp: 96000"]
     assert "more than budget_requests (1000): the run will stop there" in train_lines[1]
     assert "stop" not in train_lines[0]
+    shown = CliRunner().invoke(app, ["validate", "customized_grpo_vlm"], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0
+    assert train_lines[0] in shown.stdout
     assert announced(load_any("mini_customized")) == []
     assert announced(load_any("dreambench_plus")) == [], "it depends on the data"
     lines = announced(load_any("dreambench_plus", ["evaluate.limit=10", "lora=run"]))
