@@ -159,12 +159,15 @@ def report(
 def validate(config: Config, overrides: Overrides = None) -> None:
     """Check a recipe and show what a step of it amounts to; loads no weights."""
     from customized_grpo.config import Recipe
+    from customized_grpo.evaluation.costs import announced
     from customized_grpo.loading import is_server, load_any, load_recipe
     from customized_grpo.server_config import ServerConfig
 
     given = overrides or []
     recipe = load_recipe(config, given, ServerConfig) if is_server(config) else load_any(config, given)
     out.print(f"{config}: a valid recipe", style="green", markup=False, highlight=False)
+    for line in [] if isinstance(recipe, ServerConfig) else announced(recipe):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
     if isinstance(recipe, Recipe):
         _show_geometry(recipe)
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from customized_grpo import registry
 from customized_grpo.atomic import replacing
 from customized_grpo.config import EvaluateRecipe, Recipe
-from customized_grpo.problems import RecipeError, converted, dotted, explain, what_is_allowed
+from customized_grpo.problems import RecipeError, converted, dotted, explain, repeated, what_is_allowed
 from customized_grpo.schema import Location, Place, recipe_schema, shown
 from customized_grpo.yaml_source import construct, read_yaml, yaml_problem
 
@@ -58,11 +58,11 @@ class _Source:
         """``file.yaml:3: `` or ``override 'a.b=1': `` of the value, or of what is nearest above it."""
         for override in reversed(self.overrides):
             if location[: len(override.location)] == override.location:
-                return f"override {override.text!r}: "
+                return f"override {repeated(override.text)!r}: "
         above = next((location[:n] for n in range(len(location), 0, -1) if location[:n] in self.lines), ())
         for override in reversed(self.overrides):  # a section that only overrides made
             if location[: len(above) + 1] == override.location[: len(above) + 1]:
-                return f"override {override.text!r}: "
+                return f"override {repeated(override.text)!r}: "
         return f"{self.name}:{self.lines.get(above, 1)}: "
 
 
@@ -219,7 +219,7 @@ def _parse(text: str) -> _Override:
         _, read = construct(value)
     except yaml.YAMLError as error:
         raise RecipeError(
-            f"override {text!r}: the value{yaml_problem(error)}; put a text with special signs in quotes"
+            f"override {repeated(text)!r}: the value{yaml_problem(error)}; put a text with special signs in quotes"
         ) from error
     return _Override(text, tuple(parts), read)
 
@@ -236,7 +236,7 @@ def _apply(data: dict[str, Any], override: _Override, model: type[BaseModel]) ->
         if not isinstance(section, dict):
             where = ".".join(map(str, override.location[:depth]))
             raise RecipeError(
-                f"override {override.text!r}: {where} is {shown(section)} and no section, "
+                f"override {repeated(override.text)!r}: {where} is {shown(section)} and no section, "
                 f"so it has no key {override.location[depth]!r}"
             )
     section[last] = override.value

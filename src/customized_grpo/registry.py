@@ -42,6 +42,7 @@ BUILTIN: Mapping[Kind, Mapping[str, str]] = {
         "siglip": "customized_grpo.rewards.siglip:Siglip",
         "aesthetic": "customized_grpo.rewards.aesthetic:Aesthetic",
         "remote": "customized_grpo.rewards.remote:Remote",
+        "vlm": "customized_grpo.rewards.vlm:Vlm",
     },
     "metrics": {"mini_oracle": "customized_grpo.mini.metric:MiniOracle"},
     "datasets": {

@@ -161,6 +161,16 @@ CASES = [
         "crop: has no effect here",
     ),
     case("A segmenter forgotten", "train|recipe.yaml|rewards.dino.segment=both", "so it needs a segmenter"),
+    case(
+        "A judge's key in the recipe",
+        "train|recipe.yaml|rewards.dino={type: vlm, axis: identity, rubric: prompt_following, key_env: sk-1234}",
+        "override 'rewards.dino=…': rewards.dino.key_env: that is no name of an environment variable",
+    ),
+    case(
+        "A judge whose key isn't set",
+        "train|recipe.yaml|rewards.dino={type: vlm, axis: identity, rubric: prompt_following, key_env: NOT_SET}",
+        "rewards.dino: the environment variable NOT_SET is not set",
+    ),
     case("An unknown axis", "train|recipe.yaml|rewards.dino.axis=identiy", "did you mean 'identity'?"),
     case(
         "An axis that no reward feeds",

@@ -167,7 +167,8 @@ def test_a_missing_key_of_an_added_section_names_the_override(file: Path) -> Non
 def test_values_of_keys_and_tokens_are_not_repeated(file: Path) -> None:
     told = refused(file, "run.api_token=[hunter2]", "run.seed=-1")
     assert "run.api_token: unknown key" in told
-    assert told.count("hunter2") == 1, "the override itself is repeated, and nothing else"
+    assert "override 'run.api_token=…': run.api_token" in told
+    assert "hunter2" not in told
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from customized_grpo import registry
 from customized_grpo.config import Evaluate, EvaluateRecipe, EvaluateSampling, Sampling
+from customized_grpo.console import err
 from customized_grpo.data.base import Dataset, load_dataset
 from customized_grpo.evaluation.baselines import RealPhotos, identity_metrics, reference_copy
+from customized_grpo.evaluation.costs import of_evaluation
 from customized_grpo.evaluation.items import Progress, Site, evaluate_images, quiet
 from customized_grpo.evaluation.metrics import Scorer, build_metrics
 from customized_grpo.evaluation.protocols import find_protocol
@@ -194,6 +196,8 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
     )
     if state.is_main_process:
         save_recipe(recipe, folder / "config.yaml")
+        for notice in of_evaluation(spec, total, rows=2 + (adapter is not None)):
+            err.print(notice, markup=False, highlight=False, soft_wrap=True)
 
     def measured(label: str, weights: str) -> list[Row]:
         return evaluate_policy(

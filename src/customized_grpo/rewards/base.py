@@ -5,7 +5,7 @@ never 0, never a default: a false 0 in a group of 12 moves every other sample's 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -33,6 +33,19 @@ class RewardConfig(BaseModel):
     axis: str = Field(default="", description="which axis it feeds: prompt or identity")
     weight: float = Field(default=1.0, gt=0.0, description="share inside its axis")
 
+    def cost(self, samples: int) -> str:
+        """What scoring so many images asks of others, in money or quota, for people; empty where it asks nothing."""
+        return ""
+
+
+def costs(specs: Mapping[str, BaseModel], images: Mapping[str, int]) -> dict[str, str]:
+    """What each reward asks of others for its number of images; without those that ask nothing."""
+    return {
+        name: said
+        for name, spec in specs.items()
+        if isinstance(spec, RewardConfig) and (said := spec.cost(images[name]))
+    }
+
 
 class Reward(ABC):
     """A local model that scores a whole group at once, so that pairwise rewards need no second class."""
@@ -49,9 +62,16 @@ class Reward(ABC):
 
 
 class AsyncReward(ABC):
-    """A judge or server over the network, one image a call; the scorer does the concurrency."""
+    """A judge or server over the network, one image a call; the scorer does the concurrency.
+
+    Attributes:
+        max_concurrent: calls at a time; None leaves it to the scorer.
+        timeout_s: for one call, after which its image is unscorable; None leaves it to the scorer.
+    """
 
     Config: ClassVar[type[RewardConfig]]
+    max_concurrent: int | None = None
+    timeout_s: float | None = None
 
     @abstractmethod
     def __init__(self, config: Any, *, device: torch.device) -> None:
@@ -66,9 +86,13 @@ class AsyncGroupReward(ABC):
     """A server over the network that takes a whole group in one call, so that its references travel once.
 
     It keeps its own time limit, because it may wait for a server's restart. A failed call costs its whole group.
+
+    Attributes:
+        max_concurrent: groups at a time; None leaves it to the scorer.
     """
 
     Config: ClassVar[type[RewardConfig]]
+    max_concurrent: int | None = None
 
     @abstractmethod
     def __init__(self, config: Any, *, device: torch.device) -> None:

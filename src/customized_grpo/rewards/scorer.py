@@ -59,8 +59,9 @@ class Scorer:
         rewards: by name; the order is that of the score columns.
         max_failed_share: largest allowed share of unscorable samples among a reward's last ``window``.
         window: samples over which that share is taken.
-        max_concurrent: requests in flight at a time, for each network reward.
-        timeout_s: for one image of an ``AsyncReward``, from the moment it's sent; then the sample is unscorable.
+        max_concurrent: requests in flight at a time, for each network reward that doesn't set its own.
+        timeout_s: for one image of an ``AsyncReward``, from the moment it's sent; then the sample is unscorable. A
+            reward may set its own.
 
     Attributes:
         names: the reward of each column.
@@ -96,7 +97,10 @@ class Scorer:
         self._seconds = dict.fromkeys(rewards, 0.0)
         self._scored = dict.fromkeys(rewards, 0)
         self._failed = dict.fromkeys(rewards, 0)
-        self._limits = {name: asyncio.Semaphore(max_concurrent) for name in self._remote}
+        self._limits = {
+            name: asyncio.Semaphore(reward.max_concurrent or max_concurrent)
+            for name, reward in self._remote.items()
+        }
         self._timeout_s = timeout_s
         self._loop = LoopThread() if self._remote else None
 
@@ -221,15 +225,16 @@ class Scorer:
         self, name: str, reward: AsyncReward, example: Example, images: Sequence[Image.Image]
     ) -> _Outcome:
         errors = [""] * len(images)
+        timeout_s = reward.timeout_s or self._timeout_s
 
         async def score(index: int) -> float:
             try:
-                async with self._limits[name], asyncio.timeout(self._timeout_s):
+                async with self._limits[name], asyncio.timeout(timeout_s):
                     return float(await reward(example, images[index]))
             except RewardFailure:
                 raise
             except TimeoutError as error:
-                errors[index] = str(error) or f"no answer in {self._timeout_s:g} s"
+                errors[index] = str(error) or f"no answer in {timeout_s:g} s"
             except Exception as error:
                 errors[index] = _describe(error)
             return math.nan

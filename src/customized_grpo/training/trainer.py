@@ -62,8 +62,8 @@ class Trainer:
         parts, settings = self.parts, self.recipe.train
         start = restore(parts)
         with RunLog(parts.accelerator, parts.folder, settings.steps, start) as log, self.stop.listening():
-            for warning in heldout.blind_spots(self.recipe):
-                log.say(warning)
+            for notice in heldout.notices(parts):
+                log.say(notice)
             if heldout.is_owed(parts, start):
                 log.write(start, heldout.evaluate(parts, start), f"evaluated after step {start}")
             for step in range(start, settings.steps):
