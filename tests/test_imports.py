@@ -51,6 +51,7 @@ LAYERS = {
     "data_cli": 4,
     "score_cli": 4,
     "masks_cli": 4,
+    "cache_cli": 4,
     "cli": 4,
     "__main__": 5,
 }
