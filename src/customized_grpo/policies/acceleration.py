@@ -18,12 +18,11 @@ from customized_grpo.registry import did_you_mean
 
 Quantization = Literal["none", "8bit", "4bit"]
 
-_OUTSIDE_THE_BLOCKS = ("x_embedder", "context_embedder", "time_text_embed", "norm_out", "proj_out")
-"""What stays in the compute dtype: a few per cent of the weights, and what reads and writes the latents.
+OUTSIDE_THE_BLOCKS = ("x_embedder", "context_embedder", "time_text_embed", "norm_out")
+"""What stays in the compute dtype: small parts that read latents, text and time.
 
-diffusers matches these by a name's end too, so that FLUX's ``single_transformer_blocks.*.proj_out`` stays as well.
+``proj_out`` is not among them: diffusers matches by a name's end, and FLUX's single blocks end in a large ``proj_out``.
 """
-
 _ATTENTION_TOLERANCE = 0.02
 """Relative; bfloat16 rounds by 0.004, and quantised attention is off by several per cent."""
 
@@ -59,14 +58,14 @@ def bitsandbytes_config(quantization: Literal["8bit", "4bit"], dtype: torch.dtyp
     """
     if quantization == "8bit":
         return BitsAndBytesConfig(
-            load_in_8bit=True, llm_int8_threshold=0.0, llm_int8_skip_modules=list(_OUTSIDE_THE_BLOCKS)
+            load_in_8bit=True, llm_int8_threshold=0.0, llm_int8_skip_modules=list(OUTSIDE_THE_BLOCKS)
         )
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=list(_OUTSIDE_THE_BLOCKS),
+        llm_int8_skip_modules=list(OUTSIDE_THE_BLOCKS),
     )
 
 

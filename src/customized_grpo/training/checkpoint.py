@@ -112,11 +112,13 @@ def newer_than(checkpoint: Path) -> list[str]:
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
     """Optimizer state as ``<parameter>/<entry>`` tensors, ``names`` in the order of its one parameter group."""
-    return {  # bitsandbytes counts steps by plain integers, and nests its state_dict()
-        f"{name}/{entry}": torch.as_tensor(value, dtype=getattr(value, "dtype", torch.float32))
-        .detach()
-        .cpu()
-        .clone()
+    # Read off the parameters, not state_dict(): bitsandbytes nests that. It also counts steps by plain integers.
+    return {
+        f"{name}/{entry}": (
+            value.detach().cpu().clone().contiguous()
+            if isinstance(value, Tensor)
+            else torch.tensor(value, dtype=torch.float32)
+        )
         for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True)
         for entry, value in optimizer.state.get(parameter, {}).items()
     }
