@@ -51,13 +51,13 @@ def show_memory(recipe: "Recipe", memory_gb: float | None) -> bool:
     out.print(table)
     if found.unknown:
         out.print(f"not counted: {', '.join(found.unknown)}", highlight=False, markup=False)
-    limit = memory_gb * _GIB if memory_gb is not None else _device_bytes(recipe.run.device)
+    limit = int(memory_gb * _GIB) if memory_gb is not None else _device_bytes(recipe.run.device)
     if limit is None:
         return True
     if found.total <= limit:
         out.print(f"it fits a device of {_gib(limit)}", style="green", highlight=False)
         return True
-    overrides, after = changes(recipe, int(limit), world=world)
+    overrides, after = changes(recipe, limit, world=world)
     told = f"it does not fit a device of {_gib(limit)}"
     if after.total <= limit:
         told += f"; with these it takes {_gib(after.total)}: {' '.join(overrides)}"
@@ -68,7 +68,7 @@ def show_memory(recipe: "Recipe", memory_gb: float | None) -> bool:
     return False
 
 
-def _gib(size: float) -> str:
+def _gib(size: int) -> str:
     return f"{size / _GIB:.1f} GiB" if size >= _GIB / 10 else f"{size / 2**20:.1f} MiB"
 
 

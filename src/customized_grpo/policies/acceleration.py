@@ -23,6 +23,8 @@ OUTSIDE_THE_BLOCKS = ("x_embedder", "context_embedder", "time_text_embed", "norm
 
 ``proj_out`` is not among them: diffusers matches by a name's end, and FLUX's single blocks end in a large ``proj_out``.
 """
+_QUANTIZED_ON = ("cuda", "xpu", "mps")
+"""Devices that diffusers loads bitsandbytes weights on; bitsandbytes itself also has a CPU back end."""
 _ATTENTION_TOLERANCE = 0.02
 """Relative; bfloat16 rounds by 0.004, and quantised attention is off by several per cent."""
 
@@ -38,11 +40,12 @@ def quantization_of(
     parts: dict[str, Any] = dict.fromkeys(absent)
     if quantization == "none" or "transformer" in absent:
         return parts
-    need_bitsandbytes(f"policy.quantization: {quantization}")
-    if device.type == "cpu":
+    if device.type not in _QUANTIZED_ON:
         raise ValueError(
-            f"policy.quantization: {quantization} needs a GPU, and this run is on the CPU; use policy.quantization=none"
+            f"policy.quantization: {quantization} needs a GPU, and this runs on {device.type}; "
+            "use policy.quantization=none"
         )
+    need_bitsandbytes(f"policy.quantization: {quantization}")
     return {
         **parts,
         "quantization_config": PipelineQuantizationConfig(
