@@ -28,7 +28,7 @@ def show_memory(recipe: "Recipe", memory_gb: float | None) -> bool:
     Returns:
         Whether it fits; True where there is no device to judge by, or where the model's shapes are not known.
     """
-    from customized_grpo.training.footprint import UnknownModelError, changes, of_recipe
+    from customized_grpo.training.footprint import UnknownModelError, changes, fits, of_recipe
 
     world = int(os.environ.get("WORLD_SIZE", "1"))
     try:
@@ -54,12 +54,12 @@ def show_memory(recipe: "Recipe", memory_gb: float | None) -> bool:
     limit = int(memory_gb * _GIB) if memory_gb is not None else _device_bytes(recipe.run.device)
     if limit is None:
         return True
-    if found.total <= limit:
+    if fits(found, limit):
         out.print(f"it fits a device of {_gib(limit)}", style="green", highlight=False)
         return True
     overrides, after = changes(recipe, limit, world=world)
-    told = f"it does not fit a device of {_gib(limit)}"
-    if after.total <= limit:
+    told = f"it does not fit a device of {_gib(limit)} with a twentieth left free"
+    if fits(after, limit):
         told += f"; with these it takes {_gib(after.total)}: {' '.join(overrides)}"
     else:
         told += f"; even with {' '.join(overrides) or 'all that is known'} it takes {_gib(after.total)}: "

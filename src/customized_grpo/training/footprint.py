@@ -21,6 +21,8 @@ from customized_grpo.training.memory import Estimate, Tokens, decode_bytes, esti
 GIB = 2**30
 _RESERVE = GIB
 """CUDA's context is 0.3 to 0.6 GiB, and the allocator loses some: an assumption, not a measurement."""
+_MARGIN = 0.95
+"""Share of a device that an estimate may fill: activations are estimated, and a card shows less than its name says."""
 _DECODE_CHUNK = 4
 """Images that a policy decodes at a time."""
 _LONG_SIDE = 512
@@ -180,17 +182,22 @@ def _rewards(recipe: Recipe) -> tuple[dict[str, int], list[str]]:
     return sizes, unknown
 
 
+def fits(found: Estimate, limit: int) -> bool:
+    """Whether an estimate leaves a twentieth of a device's bytes free."""
+    return found.total <= _MARGIN * limit
+
+
 def changes(recipe: Recipe, limit: int, *, world: int = 1) -> tuple[list[str], Estimate]:
-    """What to override, the cheapest first, until a recipe fits.
+    """What to override, the cheapest first, until a recipe fits a device of ``limit`` bytes.
 
     Returns:
-        Overrides (empty where it fits as it is), and the estimate with all of them; where it is still above ``limit``,
+        Overrides (empty where it fits as it is), and the estimate with all of them; where that doesn't fit either,
         nothing of this kind helps.
     """
     taken: list[str] = []
     now = of_recipe(recipe, world=world)
     for override, changed in _ladder(recipe):
-        if now.total <= limit:
+        if fits(now, limit):
             break
         better = of_recipe(_merged(recipe, changed), world=world)
         if better.total < now.total:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from customized_grpo.policies.acceleration import OUTSIDE_THE_BLOCKS
+from customized_grpo.policies.acceleration import NOT_QUANTIZED
 
 Quantization = Literal["none", "8bit", "4bit"]
 Optimizer = Literal["adamw", "adamw_8bit"]
@@ -62,12 +62,12 @@ def weight_bytes(transformer: nn.Module, quantization: Quantization, b: int) -> 
     """Bytes of the frozen transformer.
 
     bitsandbytes' NF4 takes half a byte a value, one byte for 64 of them and one float32 for 256 of those, and a few
-    constants a layer; LLM.int8 takes a byte a value and a float32 a row. Biases and what is outside the blocks stay.
+    constants a layer; LLM.int8 takes a byte a value and a float32 a row. Biases and ``NOT_QUANTIZED`` layers stay.
     """
     held = {
         f"{layer.name}.weight": layer
         for layer in linears(transformer)
-        if not {*layer.name.split("."), layer.name} & set(OUTSIDE_THE_BLOCKS)
+        if not {*layer.name.split("."), layer.name} & set(NOT_QUANTIZED)
     }
     total = 0
     for name, parameter in transformer.named_parameters():

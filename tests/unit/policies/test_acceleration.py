@@ -73,7 +73,7 @@ def test_bitsandbytes_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (four.bnb_4bit_quant_type, four.bnb_4bit_use_double_quant) == ("nf4", True)
     assert four.bnb_4bit_compute_dtype == torch.bfloat16
     assert eight.llm_int8_threshold == 0, "outlier columns depend on the rest of a batch"
-    assert four.llm_int8_skip_modules == eight.llm_int8_skip_modules == list(acceleration.OUTSIDE_THE_BLOCKS)
+    assert four.llm_int8_skip_modules == eight.llm_int8_skip_modules == list(acceleration.NOT_QUANTIZED)
 
 
 def test_attention_backends_are_diffusers_own(tiny_flux: Path) -> None:
