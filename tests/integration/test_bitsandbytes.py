@@ -40,6 +40,14 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
 
 
+def test_settings() -> None:
+    four, eight = (acceleration.bitsandbytes_config(bits, torch.bfloat16) for bits in ("4bit", "8bit"))
+    assert (four.bnb_4bit_quant_type, four.bnb_4bit_use_double_quant) == ("nf4", True)
+    assert four.bnb_4bit_compute_dtype == torch.bfloat16
+    assert eight.llm_int8_threshold == 0, "outlier columns depend on the rest of a batch"
+    assert four.llm_int8_skip_modules == eight.llm_int8_skip_modules == list(acceleration.NOT_QUANTIZED)
+
+
 @pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize("quantization", BITS)
 def test_a_quantised_policy(tiny_world: Path, tmp_path: Path, quantization: Any) -> None:

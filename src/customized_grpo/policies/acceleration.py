@@ -10,7 +10,11 @@ from typing import Any, Literal
 
 import torch
 from diffusers import BitsAndBytesConfig
-from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _AttentionBackendRegistry,
+    dispatch_attention_fn,
+)
 from diffusers.quantizers import PipelineQuantizationConfig
 from torch import Tensor, nn
 
@@ -20,8 +24,8 @@ Quantization = Literal["none", "8bit", "4bit"]
 
 NOT_QUANTIZED = ("x_embedder", "context_embedder", "time_text_embed", "norm_out", "proj_out")
 """What stays in the compute dtype. An error of the last layer goes into the velocity undamped: NF4 moves a tiny random
-FLUX by 9 % with ``proj_out``, and by 1 % without. diffusers matches a name's end, so that the ``proj_out`` of FLUX's single
-blocks (15 % of the weights) stays as well.
+FLUX by 9 % with ``proj_out``, and by 1 % without. diffusers matches a name's end, so that the ``proj_out`` of FLUX's
+single blocks (15 % of the weights) stays as well.
 """
 _QUANTIZED_ON = ("cuda", "xpu", "mps")
 """Devices that diffusers loads bitsandbytes weights on; bitsandbytes itself also has a CPU back end."""
@@ -122,6 +126,7 @@ def apply(
             f"policy.quantization: given {quantization!r}, but this policy doesn't read it; set it to none"
         )
     if attention is not None:
+        before, _ = _AttentionBackendRegistry.get_active_backend()
         try:
             model.set_attention_backend(attention)
             _try_attention(attention, device)
@@ -130,6 +135,8 @@ def apply(
                 f"policy.attention: {attention!r} can't be used here ({str(error).splitlines()[0]}); "
                 "use policy.attention=native, or null"
             ) from error
+        finally:  # diffusers also makes it the default of every other model in this process
+            _AttentionBackendRegistry.set_active_backend(before)
     if compile_blocks:
         try:
             model.compile_repeated_blocks()

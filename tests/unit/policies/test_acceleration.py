@@ -10,7 +10,7 @@ from torch import nn
 
 from customized_grpo.config import EvaluateRecipe, Recipe, Train
 from customized_grpo.policies import acceleration
-from customized_grpo.policies.acceleration import apply, bitsandbytes_config, quantization_of
+from customized_grpo.policies.acceleration import apply, quantization_of
 from customized_grpo.policies.base import load_policy
 from customized_grpo.policies.flux import UNOConfig
 from customized_grpo.training.optimizers import build_optimizer
@@ -67,25 +67,17 @@ def test_quantised_weights_with_float32_are_refused(model: Any, tmp_path: Path) 
     assert model.model_validate(given).policy.quantization == "8bit"
 
 
-def test_bitsandbytes_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffusers.quantizers.quantization_config.is_torch_available", lambda: True)
-    four, eight = (bitsandbytes_config(bits, torch.bfloat16) for bits in ("4bit", "8bit"))
-    assert (four.bnb_4bit_quant_type, four.bnb_4bit_use_double_quant) == ("nf4", True)
-    assert four.bnb_4bit_compute_dtype == torch.bfloat16
-    assert eight.llm_int8_threshold == 0, "outlier columns depend on the rest of a batch"
-    assert four.llm_int8_skip_modules == eight.llm_int8_skip_modules == list(acceleration.NOT_QUANTIZED)
-
-
 def test_attention_backends_are_diffusers_own(tiny_flux: Path) -> None:
     with pytest.raises(ValidationError, match=r"given 'natve'; did you mean 'native'\? allowed: flash, "):
         spec_of(tiny_flux, attention="natve")
     x = torch.randn(2, 4, 64, generator=torch.Generator().manual_seed(0))
     found = []
-    for name in (None, "native", "_native_math"):
+    for name in (None, "native", "_native_math", None):
         policy = load_policy(spec_of(tiny_flux, attention=name), device=CPU, precision="no")
         with torch.no_grad():
             found.append(policy.velocity(x, torch.tensor(0.7), policy.encode("a dog", ())))
     assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[3]), "a backend reaches other policies of the process"
     assert not torch.equal(found[0], found[2]), "the backend was not used"
     torch.testing.assert_close(found[0], found[2])
 
