@@ -54,6 +54,8 @@ LAYERS = {
     "score_cli": 4,
     "serve_cli": 4,
     "masks_cli": 4,
+    "cache_cli": 4,
+    "memory_cli": 4,
     "cli": 4,
     "__main__": 5,
 }

@@ -36,6 +36,11 @@ class Run(Section):
         default="bf16", description="compute and storage dtype of the frozen model"
     )
     threads: NonNegativeInt = Field(default=0, description="CPU threads a process; 0 leaves torch's choice")
+    cache: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder of encoded prompts and references; completed first, after which no text encoder is loaded",
+    )
 
 
 class Sampling(Section):
@@ -104,6 +109,9 @@ class Train(Section):
         "replays bit for bit what the rollout scored",
     )
     updates_per_rollout: PositiveInt = 1
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        default="adamw", description="adamw_8bit keeps its two moments in 8 bits, by bitsandbytes"
+    )
     lr: PositiveFloat = 2.0e-5
     weight_decay: NonNegativeFloat = 1.0e-4
     betas: tuple[float, float] = (0.9, 0.999)
@@ -207,6 +215,7 @@ class Recipe(Section):
             raise ValueError(
                 "train.evaluate_every: it is set but there is no 'evaluate' section; add one, or set it to 0"
             )
+        _quantized_in_bf16(self.run, self.policy)
         return self
 
 
@@ -227,3 +236,17 @@ class EvaluateRecipe(Section):
     )
     sampling: EvaluateSampling = EvaluateSampling()
     evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        _quantized_in_bf16(self.run, self.policy)
+        return self
+
+
+def _quantized_in_bf16(run: Run, policy: PolicySpec) -> None:
+    quantization = policy.model_dump(include={"quantization"}).get("quantization", "none")
+    if quantization != "none" and run.precision == "no":
+        raise ValueError(
+            f"policy.quantization: {quantization} weights are computed with in half precision, and run.precision=no "
+            "asks for float32; use run.precision=bf16, or policy.quantization=none"
+        )

@@ -104,6 +104,22 @@ CASES = [
         "train.steps: given true; allowed: a whole number",
     ),
     case(
+        "An attention backend mistyped",
+        "validate|recipe.yaml|policy.attention=flsh",
+        "policy.attention: given 'flsh'",
+        "did you mean 'flash'?",
+    ),
+    case(
+        "Quantised weights in float32",
+        "validate|recipe.yaml|policy.quantization=4bit",
+        "run.precision=no asks for float32; use run.precision=bf16",
+    ),
+    case(
+        "A cache without a folder",
+        "data|cache|recipe.yaml",
+        "run.cache: it says where the cache is",
+    ),
+    case(
         "A value mistyped",
         "train|recipe.yaml|run.device=cudaa",
         "did you mean 'cuda'? allowed: 'auto', 'cpu', 'cuda'",

@@ -30,7 +30,8 @@ from customized_grpo.evaluation.summary import Row
 from customized_grpo.evaluation.tables import summarize
 from customized_grpo.loading import save_recipe
 from customized_grpo.policies import lora
-from customized_grpo.policies.base import Policy, load_policy, runs_on_cpu, stack
+from customized_grpo.policies.base import Policy, runs_on_cpu, stack
+from customized_grpo.policies.cache import Place, open_policy
 from customized_grpo.sampling.rollout import generate
 from customized_grpo.sampling.schedule import shifted_sigmas
 from customized_grpo.seeding import generator
@@ -77,7 +78,7 @@ def evaluate_policy(
     """
     steps = spec.steps or steps
     sigmas = shifted_sigmas(steps, shift)
-    block = max(1, spec.batch // spec.images_per_prompt)
+    block = block_of(spec)
     drawn: dict[int, Tensor] = {}
 
     def draw(index: int, example: Example) -> Tensor:
@@ -118,6 +119,17 @@ def evaluate_policy(
 def num_examples(dataset: Dataset, spec: Evaluate) -> int:
     """How many examples are evaluated."""
     return min(len(dataset), spec.limit or len(dataset))
+
+
+def encoded_examples(dataset: Dataset, spec: Evaluate) -> range:
+    """Indices of the examples whose conditioning an evaluation asks for: whole blocks, also beyond the limit."""
+    block = block_of(spec)
+    return range(min(-(-num_examples(dataset, spec) // block) * block, len(dataset)))
+
+
+def block_of(spec: Evaluate) -> int:
+    """How many examples are drawn in one batch."""
+    return max(1, spec.batch // spec.images_per_prompt)
 
 
 def settings_of(
@@ -183,7 +195,20 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
     dataset = load_dataset(spec.data, "evaluate.data")
     total = num_examples(dataset, spec)
     protocol.judged(dataset[0])  # data that don't fit should stop this before models are loaded
-    policy = load_policy(recipe.policy, device=state.device, precision=recipe.run.precision)
+    place = Place(
+        device=state.device,
+        precision=recipe.run.precision,
+        rank=state.process_index,
+        world=state.num_processes,
+        wait=state.wait_for_everyone,
+        progress=progress,
+    )
+    policy, encode = open_policy(
+        recipe.policy,
+        recipe.run.cache,
+        lambda: [(dataset, index) for index in encoded_examples(dataset, spec)],
+        place,
+    )
     metrics = build_metrics(spec.metrics, state.device)
     described = json.dumps(settings.model_dump(mode="json"), sort_keys=True)
     base = hashlib.sha256(described.encode()).hexdigest()[:16]
@@ -210,7 +235,7 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
             steps=recipe.sampling.steps,
             shift=recipe.sampling.shift,
             weights=weights,
-            encode=lambda example: policy.encode(example.prompt, example.references),
+            encode=encode,
         )
 
     rows: dict[str, list[Row]] = {}

@@ -13,14 +13,14 @@ from typing import Any, ClassVar, Literal, Self, final
 
 import numpy as np
 import torch
-from diffusers import FluxPipeline
+from diffusers import FluxPipeline, FluxTransformer2DModel
 from jaxtyping import Float, UInt8
 from PIL import Image as PILImage
 from PIL.Image import Image
 from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 
-from customized_grpo.paths import model_path
+from customized_grpo.policies.acceleration import quantization_of, settle
 from customized_grpo.policies.base import Policy, PolicyConfig
 from customized_grpo.types import Conditioning
 
@@ -33,6 +33,8 @@ _LONG_SIDE_ONE, _LONG_SIDE_SEVERAL = 512, 320
 
 class UNOConfig(PolicyConfig):
     """A recipe's section ``policy`` with ``type: uno``."""
+
+    not_encoded: ClassVar[frozenset[str]] = PolicyConfig.not_encoded | {"guidance", "max_references"}
 
     type: Literal["uno"] = "uno"
     model: str = Field(description="a folder in diffusers' layout, a hub id, or the shipped 'mini'")
@@ -101,6 +103,7 @@ class UNO(Policy):
 
     Config: ClassVar[type[PolicyConfig]] = UNOConfig
     pipeline_class: ClassVar[Any] = FluxPipeline
+    encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
     batch_wide: ClassVar[tuple[str, ...]] = ("image_ids",)
     # Full names, because the suffix "proj_out" alone would hit the model's last layer too.
     lora_targets: ClassVar[tuple[str, ...]] = (
@@ -123,13 +126,15 @@ class UNO(Policy):
         pipeline.transformer.time_text_embed.register_forward_pre_hook(self._exact_time)
 
     @classmethod
-    def load(cls, config: UNOConfig, *, device: torch.device, dtype: torch.dtype) -> Self:
+    def load(
+        cls, config: UNOConfig, *, device: torch.device, dtype: torch.dtype, absent: Sequence[str] = ()
+    ) -> Self:
         """Load from a folder or the hub, safetensors only. The VAE stays in float32: rewards see its images.
 
         Raises:
             ValueError: no such model, a gated one, or one that is no FLUX.1 in diffusers' layout.
         """
-        source = model_path(config.model, "flux")
+        source = config.source()
         if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
             raise ValueError(
                 f"policy.model: the folder {source!r} has no model_index.json; give one in diffusers' layout (as "
@@ -142,6 +147,7 @@ class UNO(Policy):
                 use_safetensors=True,
                 revision=config.revision,
                 variant=config.variant,
+                **quantization_of(config.quantization, dtype, device, absent),
             )
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -154,12 +160,7 @@ class UNO(Policy):
                 f"policy.model: the VAE of {config.model!r} shrinks by {pipeline.vae_scale_factor}; "
                 "this policy needs FLUX.1's, which shrinks by 8"
             )
-        pipeline.to(device)
-        for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
-            part.requires_grad_(False)
-            part.eval()
-        if config.gradient_checkpointing:
-            pipeline.transformer.enable_gradient_checkpointing()
+        settle(pipeline, config, device, FluxTransformer2DModel)
         return cls(pipeline, config, device=device, dtype=dtype)
 
     @torch.no_grad()

@@ -132,7 +132,7 @@ class Trainer:
         shape_of = parts.policy.latent_shape
         with parts.clock.phase("encode"):
             example = parts.dataset[index]
-            cond = parts.policy.encode(example.prompt, example.references)
+            cond = parts.encode(example)
         plan: StepPlan = parts.plan.steps(step, sampling.steps, self.recipe.run.seed, group)
         with parts.clock.phase("rollout"):
             noise = initial_noise(shape_of, size, shared=sampling.shared_noise, **where)
