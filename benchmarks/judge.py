@@ -3,7 +3,7 @@
     PYTHONPATH=src:tests python benchmarks/judge.py [RUN_FOLDER] [STEPS]
 
 An endpoint on loopback grades by pixels: prompt following is how bright the image is, concept preservation how near
-its colours are to the reference's. Of every five images one meets trouble: refusals, chatter, numbers out of range,
+its tint is to the reference's. Of every five images one meets trouble: refusals, chatter, numbers out of range,
 cut-off and empty answers, 500, 429, broken connections. A folder that is there already is gone on with. Prints a table
 of the first and the last fifth of the steps; on a CPU a step takes some seconds.
 """
@@ -42,8 +42,9 @@ def grade(request: Request) -> float:
     image = np.asarray(request.image, dtype=np.float64) / 255
     if len(request.images) == 1:
         return 4 * float(image.mean())
-    reference = np.asarray(request.images[0].resize(request.image.size), dtype=np.float64) / 255
-    return 4 * (1 - float(np.abs(image.mean((0, 1)) - reference.mean((0, 1))).mean()))
+    reference = np.asarray(request.images[0], dtype=np.float64)
+    ours, wanted = (one.mean((0, 1)) / (one.mean((0, 1)).sum() + 1e-9) for one in (image, reference))
+    return max(0.0, 4 * (1 - float(np.abs(ours - wanted).sum())))
 
 
 def graded(value: float) -> Reply:
