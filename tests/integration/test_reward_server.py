@@ -14,11 +14,14 @@ from safetensors.torch import load
 from torch import Tensor
 
 from customized_grpo.rewards.base import Reward, RewardConfig
+from customized_grpo.rewards.remote import Remote
 from customized_grpo.server_config import TOKEN_ENV
+from customized_grpo.testing import check_reward
 from customized_grpo.training.trainer import train
 from customized_grpo.types import Example
 from reward_server import DINO, STARTS_IN_S, TOKEN, Server
 from runs import checkpoint_bytes, metrics_of, tiny_recipe
+from tiny_rewards import example, pictures
 
 CHANGES = {"train__steps": 3, "train__groups_per_step": 1}
 
@@ -77,6 +80,12 @@ def test_refusals(server: Server) -> None:
     chunks = (large[:100_000] for _ in range(15))
     assert server.post("/rewards/dino", content=chunks).status_code == 413, "an unannounced length is counted"
     assert TOKEN not in server.log.read_text()
+
+
+def test_it_passes_the_conformance_kit(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TOKEN_ENV, TOKEN)
+    config = Remote.Config.model_validate({"type": "remote", "urls": [server.url], "reward": "dino"})
+    check_reward(Remote(config, device=torch.device("cpu")), example(2), pictures(4))
 
 
 @pytest.mark.timeout(900)  # twenty seconds on a quiet machine; it starts two servers and a worker

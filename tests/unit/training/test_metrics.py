@@ -77,6 +77,7 @@ def test_unscorable_values_are_left_out_and_counted() -> None:
     everything = groups(torch.full((3, 2), math.nan))
     assert math.isnan(everything["reward/dino/mean"])
     assert everything["advantage/masked_share"] == 1
+    assert everything["advantage/skipped_share"] == 1
     # a lost group does not take the step's mean with it
     assert groups(torch.full((3, 2), math.nan), AGREE)["reward/dino/mean"] == pytest.approx(20)
 
