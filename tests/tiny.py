@@ -102,6 +102,7 @@ def tiny_policy(
         guidance=guidance,
         max_sequence_length=16,
         reference_size=64,
+        min_references=0,
         gradient_checkpointing=gradient_checkpointing,
     )
     return UNO.load(config, device=torch.device("cpu"), dtype=dtype)

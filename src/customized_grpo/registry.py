@@ -27,7 +27,10 @@ Kind = Literal[
 ]
 
 BUILTIN: Mapping[Kind, Mapping[str, str]] = {
-    "policies": {"uno": "customized_grpo.policies.flux:UNO"},
+    "policies": {
+        "uno": "customized_grpo.policies.flux:UNO",
+        "flux-kontext": "customized_grpo.policies.flux:Kontext",
+    },
     "rewards": {
         "dino": "customized_grpo.rewards.dino:Dino",
         "clip_t": "customized_grpo.rewards.clip:ClipT",
