@@ -1,9 +1,9 @@
 """What recipes are made of: a frozen section, and a field that is read by the ``Config`` of a plug-in."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PositiveFloat, SerializeAsAny, WithJsonSchema
 
 from customized_grpo import registry
 
@@ -39,6 +39,9 @@ def plugin_section(kind: registry.Kind) -> Any:
         WithJsonSchema({"type": "object", "required": ["type"], "x-plugin": kind}),
     ]
 
+
+Shift: TypeAlias = PositiveFloat | Literal["dynamic", "uno"]
+"""A number, or a rule that makes one of the image's size; see ``sampling.schedule.resolve_shift``."""
 
 if TYPE_CHECKING:  # to a type checker they are what the plug-in's Config makes of them
     PolicySpec: TypeAlias = Any

@@ -103,9 +103,9 @@ class Flux(Policy):
         self,
         text: Float[Tensor, "1 l c1"],
         pooled: Float[Tensor, "1 c2"],
-        references: Sequence[Float[Tensor, "1 c height width"]],
+        references: Sequence[Tensor],
     ) -> Conditioning:
-        """The conditioning of encoded text and of references' scaled latents."""
+        """The conditioning of encoded text and of references' scaled latents, (1, 16, height, width) each."""
         grids = [(latents.shape[-2] // 2, latents.shape[-1] // 2) for latents in references]
         tokens = [pack(latents) for latents in references]
         return Conditioning(

@@ -70,7 +70,8 @@ _ADVICE: tuple[tuple[type[BaseException], str], ...] = (
     ),
     (
         RepositoryNotFoundError,
-        "there is no repository {name!r} on the hub, or it is private: look for a typing mistake, or run 'hf auth login'",
+        "there is no repository {name!r} on the hub, or it is private: look for a typing "
+        "mistake, or run 'hf auth login'",
     ),
     (RevisionNotFoundError, "{name!r} has no such revision: give a branch, a tag or a commit of it"),
     (

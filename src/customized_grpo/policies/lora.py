@@ -159,7 +159,7 @@ def _share_a(transformer: nn.Module) -> None:
 
 
 def trainable_parameters(policy: Policy) -> dict[str, nn.Parameter]:
-    """Name -> parameter of the adapter, in the order of the names, which is the same on every rank; shared ones once."""
+    """Name -> parameter of the adapter, in the order of names, the same on every rank; shared ones once."""
     named = {n: p for n, p in base_transformer(policy).named_parameters() if OURS.search(n)}
     return dict(sorted(named.items()))
 
