@@ -44,6 +44,7 @@ LAYERS = {
     "testing": 3,
     "generating": 3,
     "scoring": 3,
+    "exporting": 3,
     "plugins": 3,
     "doctor": 3,
     "serve": 3,
@@ -51,6 +52,7 @@ LAYERS = {
     "data_cli": 4,
     "score_cli": 4,
     "masks_cli": 4,
+    "export_cli": 4,
     "cli": 4,
     "__main__": 5,
 }

@@ -127,6 +127,12 @@ def tiny_policy(
 
 def tiny_kontext(folder: Path, dtype: torch.dtype = torch.float32, **changes: Any) -> Kontext:
     """``flux-kontext`` on a folder of ``make_tiny_flux(kontext=True)``: 64 x 48 pixels, references of about 64 x 64."""
-    settings = {"height": 64, "width": 48, "max_sequence_length": 16, "reference_size": 64, "min_references": 0}
+    settings = {
+        "height": 64,
+        "width": 48,
+        "max_sequence_length": 16,
+        "reference_size": 64,
+        "min_references": 0,
+    }
     config = KontextConfig.model_validate({"model": str(folder), **settings, **changes})
     return Kontext.load(config, device=torch.device("cpu"), dtype=dtype)

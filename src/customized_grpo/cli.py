@@ -16,6 +16,7 @@ from rich.table import Table
 from customized_grpo import __version__
 from customized_grpo.console import UserErrors, err, hush_libraries, out
 from customized_grpo.data_cli import data_app
+from customized_grpo.export_cli import export
 from customized_grpo.score_cli import score
 
 app = typer.Typer(
@@ -170,6 +171,7 @@ def generate(
 
 
 app.command(context_settings=_FREE)(score)
+app.command()(export)
 
 
 @app.command()

@@ -45,7 +45,7 @@ class Sampling(Section):
     steps: int = Field(default=25, ge=2, description="T; the last step is deterministic, so at least 2")
     shift: Shift = Field(
         default=3.0,
-        description="of the noise levels; dynamic: FLUX's rule by the image's size; uno: that rule as UNO's code has it",
+        description="of the noise levels; dynamic: FLUX's rule by the image's size; uno: as UNO's code has that rule",
     )
     dynamics: DynamicsSpec = Field(default={"type": "dance_sde", "eta": 0.4}, validate_default=True)
     plan: PlanSpec = Field(default={"type": "fraction", "fraction": 0.6}, validate_default=True)
@@ -211,7 +211,7 @@ class EvaluateSampling(Section):
     steps: PositiveInt = 25
     shift: Shift = Field(
         default=3.0,
-        description="of the noise levels; dynamic: FLUX's rule by the image's size; uno: that rule as UNO's code has it",
+        description="of the noise levels; dynamic: FLUX's rule by the image's size; uno: as UNO's code has that rule",
     )
 
 

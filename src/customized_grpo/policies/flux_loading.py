@@ -71,7 +71,7 @@ def load_flux(config: FluxConfig, pipeline_class: Any, *, device: torch.device, 
             f"{pipeline_class.__name__}.save_pretrained writes it), a hub id such as black-forest-labs/FLUX.1-dev, or "
             "'mini'. A single file of weights goes into policy.transformer"
         )
-    own = {} if config.transformer is None else {"transformer": _original_transformer(config, source, dtype)}
+    own = {} if config.transformer is None else {"transformer": _original_transformer(config, dtype)}
     try:
         pipeline = pipeline_class.from_pretrained(
             source,
@@ -102,17 +102,29 @@ def load_flux(config: FluxConfig, pipeline_class: Any, *, device: torch.device, 
     return pipeline
 
 
-def _original_transformer(config: FluxConfig, source: str, dtype: torch.dtype) -> Any:
-    """The model of ``model``'s configuration with the weights of ``transformer``."""
-    assert config.transformer is not None
+def empty_transformer(config: FluxConfig) -> Any:
+    """The model of ``model``'s configuration on the meta device: names and shapes without weights.
+
+    Raises:
+        ValueError: the configuration can't be loaded.
+    """
     try:
         settings: Any = FluxTransformer2DModel.load_config(
-            source, subfolder="transformer", revision=config.revision, local_files_only=config.offline
+            model_path(config.model, "flux"),
+            subfolder="transformer",
+            revision=config.revision,
+            local_files_only=config.offline,
         )
     except (OSError, ValueError) as error:
         raise _cannot_load(config, error) from error
     with torch.device("meta"):
-        transformer = FluxTransformer2DModel.from_config(settings)
+        return FluxTransformer2DModel.from_config(settings)
+
+
+def _original_transformer(config: FluxConfig, dtype: torch.dtype) -> Any:
+    """The model of ``model``'s configuration with the weights of ``transformer``."""
+    assert config.transformer is not None
+    transformer = empty_transformer(config)
     file = weights_file(
         config.transformer, "policy.transformer", default=None, revision=None, offline=config.offline
     )

@@ -6,6 +6,7 @@ in every forward, also where ours is off.
 
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -129,7 +130,11 @@ def attach_frozen(transformer: Any, update: Update, *, device: torch.device, dty
 
 def _inject(transformer: Any, config: LoraConfig, name: str, device: torch.device) -> None:
     # peft draws from the global generators; what it draws is replaced by the caller.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two adapters are meant
         transformer.add_adapter(config, name)
     _activate(transformer, [one for one in (_FROZEN, ADAPTER) if one in transformer.peft_config])
 
@@ -222,12 +227,7 @@ def load_adapter(policy: Policy, path: str | Path) -> AdapterFile:
     wrong = [name for name, parameter in parameters.items() if parameter.shape != file.tensors[name].shape]
     if wrong:
         raise ValueError(f"adapter {str(file.path)!r} is of a model of another width: {shown(wrong)}")
-    trained_on = file.metadata.get("base_hash", policy.base_hash)
-    if trained_on != policy.base_hash:
-        raise ValueError(
-            f"adapter {str(file.path)!r} was trained on another base ({file.metadata.get('base_model', 'unknown')!r}, "
-            f"hash {trained_on}) than this policy's (hash {policy.base_hash}); give that base as policy.model"
-        )
+    file.check_base(policy.base_hash)
     first: dict[int, str] = {}
     tensors = file.tensors
     apart = [n for n, p in parameters.items() if not tensors[n].equal(tensors[first.setdefault(id(p), n)])]

@@ -22,7 +22,7 @@ from customized_grpo.policies.uno_lora import is_uno
 
 WEIGHTS_NAME: Final = "pytorch_lora_weights.safetensors"
 PREFIX: Final = "transformer."
-_HEADER: Final = "lora_adapter_metadata"
+HEADER: Final = "lora_adapter_metadata"
 """diffusers' key of the header entry that holds the LoraConfig."""
 
 
@@ -46,6 +46,20 @@ class AdapterFile:
             targets=tuple(exactly(module) for module in modules),
             path=str(self.path),
         )
+
+    def check_base(self, base_hash: str) -> None:
+        """The adapter must have been trained on this base, where it says on which.
+
+        Raises:
+            ValueError: it was another.
+        """
+        trained_on = self.metadata.get("base_hash", base_hash)
+        name = self.metadata.get("base_model", "unknown")
+        if trained_on != base_hash:
+            raise ValueError(
+                f"adapter {str(self.path)!r} was trained on another base ({name!r}, hash "
+                f"{trained_on}) than this policy's (hash {base_hash}); give that base as policy.model"
+            )
 
 
 def exactly(module: str) -> str:
@@ -79,6 +93,12 @@ def read_adapter(path: str | Path) -> AdapterFile:
     # Without an entry the scale is 1, as in diffusers.
     alpha = float(_config(file, metadata).get("lora_alpha", rank))
     return AdapterFile(path=file, tensors=tensors, rank=rank, alpha=alpha, metadata=metadata)
+
+
+def update_of_adapter(file: AdapterFile) -> dict[str, Factors]:
+    """The update of an adapter that was read."""
+    named = {PREFIX + name: tensor for name, tensor in file.tensors.items()}
+    return update_of(file.path, named, file.metadata)
 
 
 def update_of(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Factors]:
@@ -138,7 +158,7 @@ def write_adapter(
     header = {
         **metadata,
         "format": "pt",
-        _HEADER: json.dumps({PREFIX + key: value for key, value in config.items()}, sort_keys=True),
+        HEADER: json.dumps({PREFIX + key: value for key, value in config.items()}, sort_keys=True),
     }
     write_tensors(file, {PREFIX + name: tensor for name, tensor in sorted(tensors.items())}, header)
     return file
@@ -209,7 +229,7 @@ def _of_transformer(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 
 def _config(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
-        entry: dict[str, Any] = json.loads(metadata.get(_HEADER, "{}"))
+        entry: dict[str, Any] = json.loads(metadata.get(HEADER, "{}"))
     except ValueError as error:
-        raise ValueError(f"adapter {str(file)!r} has a damaged header ({_HEADER}: {error})") from error
+        raise ValueError(f"adapter {str(file)!r} has a damaged header ({HEADER}: {error})") from error
     return {key.removeprefix(PREFIX): value for key, value in entry.items()}

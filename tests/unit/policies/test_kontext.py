@@ -12,6 +12,7 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
+from customized_grpo.clock import Clock
 from customized_grpo.policies.base import LoraSettings
 from customized_grpo.policies.flux import Kontext, KontextConfig
 from customized_grpo.policies.flux_tokens import fit_to_kontext
@@ -19,7 +20,6 @@ from customized_grpo.policies.lora import attach, load_adapter, save_adapter, tr
 from customized_grpo.sampling.dynamics import DanceSDE
 from customized_grpo.sampling.rollout import generate, sample_group
 from customized_grpo.sampling.schedule import AllPlan, resolve_shift, shifted_sigmas
-from customized_grpo.clock import Clock
 from customized_grpo.testing import check_policy
 from customized_grpo.training.replay import micro_batches, replay
 from customized_grpo.types import Example
