@@ -144,7 +144,10 @@ def test_diffusers_format_is_the_checkpoints(world: Path, tmp_path: Path) -> Non
         (["--format", "model", "--with-base"], r"holds the base's LoRA anyway"),
         (["--config", "mini_customized"], r"--config: it has no effect"),
         (["--with-base"], r"no policy\.base_lora"),
-        (["--format", "uno"], r"UNO's format holds attention .* ff\.net.*policy\.lora\.targets=\[uno\]"),
+        (
+            ["--format", "uno"],
+            r"UNO's format holds attention .* ff\.net\.2 and 2 more.*policy\.lora\.targets=\[uno\]",
+        ),
     ],
 )
 def test_what_has_no_such_form_is_refused(

@@ -10,7 +10,7 @@ from customized_grpo.policies.hub_files import weights_file
 from customized_grpo.policies.lora import attach_frozen
 from customized_grpo.policies.lora_files import WEIGHTS_NAME, find_adapter, read_tensors, update_of
 from customized_grpo.policies.low_rank import Factors, check_fits, fuse, scaled
-from customized_grpo.policies.uno_lora import FILE_NAME, from_uno, is_uno
+from customized_grpo.policies.uno_lora import FILE_NAME, REPOSITORY, from_uno, is_uno
 
 
 class BaseLora(BaseModel):
@@ -21,7 +21,7 @@ class BaseLora(BaseModel):
     path: str = Field(
         min_length=1,
         description="a .safetensors file, a run or an adapter's folder, or a hub id, which may name a file of it: "
-        f"bytedance-research/UNO stands for its {FILE_NAME}",
+        f"{REPOSITORY} stands for its {FILE_NAME}",
     )
     mode: Literal["fuse", "adapter"] = Field(
         default="fuse",
@@ -73,7 +73,7 @@ def _find(section: BaseLora, offline: bool) -> Path:
     folder = Path(section.path).expanduser()
     if folder.is_dir() and not (folder / FILE_NAME).is_file():
         return find_adapter(folder)
-    default = FILE_NAME if "UNO" in section.path or folder.is_dir() else WEIGHTS_NAME
+    default = FILE_NAME if folder.is_dir() or section.path == REPOSITORY else WEIGHTS_NAME
     return weights_file(
         section.path, "policy.base_lora.path", default=default, revision=section.revision, offline=offline
     )

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from customized_grpo.policies.low_rank import Factors, Update, shown
 
+REPOSITORY: Final = "bytedance-research/UNO"
 FILE_NAME: Final = "dit_lora.safetensors"
-"""In UNO's repository on the hub, bytedance-research/UNO."""
+"""In UNO's repository on the hub."""
 
 _LAYERS: Final[Mapping[tuple[str, str], Mapping[str, tuple[str, ...]]]] = {
     ("double_blocks", "transformer_blocks"): {

@@ -18,6 +18,7 @@ from customized_grpo.policies.lora import (
     attach_frozen,
     frozen_hash,
     load_adapter,
+    read_adapter,
     reference,
     save_adapter,
     trainable_parameters,
@@ -104,6 +105,9 @@ def test_a_checkpoint_holds_ours_alone(tiny_flux: Path, base_file: Path, tmp_pat
     attach(other, SHARED, seed=9)
     load_adapter(other, tmp_path)
     assert torch.equal(velocity(other), velocity(policy))
+    by_its_own_settings = load(tiny_flux, base_file, mode)
+    attach(by_its_own_settings, read_adapter(tmp_path).settings(), seed=9)
+    assert torch.equal(velocity(by_its_own_settings), velocity(policy))
 
 
 def test_a_shared_a_is_one_parameter(tiny_flux: Path) -> None:
