@@ -1,10 +1,11 @@
-"""Training on a base that has UNO's LoRA beneath, by the real trainer: exact ratios, KL to that base, resume, images."""
+"""Training on a base that has UNO's LoRA beneath, by the trainer: exact ratios, KL to that base, resume, images."""
 
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from customized_grpo.data.images import load_image
 from customized_grpo.generating import draw
 from customized_grpo.training.trainer import train
 from runs import checkpoint_bytes, metrics_of, tiny_recipe
@@ -38,4 +39,4 @@ def test_a_run_on_unos_lora(tiny_world: Path, tmp_path: Path, mode: str) -> None
     reference = Image.new("RGB", (32, 32), "red")
     options = {"steps": 2, "seed": 0, "num": 2}
     files = draw(whole, str(tmp_path / "whole"), [reference], "a dog", tmp_path / "out.png", **options)
-    assert [Image.open(file).size for file in files] == [(32, 32)] * 2
+    assert [load_image(file).size for file in files] == [(32, 32)] * 2

@@ -146,7 +146,7 @@ def test_diffusers_format_is_the_checkpoints(world: Path, tmp_path: Path) -> Non
         (["--with-base"], r"no policy\.base_lora"),
         (
             ["--format", "uno"],
-            r"UNO's format holds attention .* ff\.net\.2 and 2 more.*policy\.lora\.targets=\[uno\]",
+            r"UNO's format holds attention .*ff\.net\.2 and 2 more.*policy\.lora\.targets=\[uno\]",
         ),
     ],
 )
