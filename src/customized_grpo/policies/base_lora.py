@@ -56,8 +56,8 @@ def read_base_lora(transformer: Any, section: BaseLora, *, offline: bool) -> dic
         ValueError: see ``apply_base_lora``.
     """
     file = _find(section, offline)
+    tensors, metadata = read_tensors(file, "policy.base_lora:")
     try:
-        tensors, metadata = read_tensors(file, "LoRA")
         if is_uno(tensors):
             config = transformer.config
             update = from_uno(tensors, config.num_layers, config.num_single_layers)

@@ -15,6 +15,7 @@ from customized_grpo.policies.base import LoraSettings
 from customized_grpo.policies.flux import UNO, UNOConfig
 from customized_grpo.policies.flux_tokens import diagonal_ids, fit_to_long_side, pack, unpack
 from customized_grpo.policies.lora import attach, trainable_parameters
+from customized_grpo.sampling.rollout import generate, ode_steps
 from customized_grpo.testing import check_policy
 from customized_grpo.types import Conditioning, Example
 from tiny import make_tiny_flux, tiny_policy
@@ -167,7 +168,7 @@ def test_controls_differ(policy: UNO, tiny_flux: Path, references: tuple[Image.I
         assert (velocity - other).abs().max() > 1e-3
 
 
-def test_without_references_our_ode_is_flux_pipeline(policy: UNO, tiny_flux: Path) -> None:
+def test_without_references_generate_is_flux_pipeline(policy: UNO, tiny_flux: Path) -> None:
     """Text path, ids, guidance, sampler and decoding together: the same picture as ``pipe(...)``."""
     pipeline = FluxPipeline.from_pretrained(tiny_flux)
     pipeline.set_progress_bar_config(disable=True)
@@ -185,12 +186,9 @@ def test_without_references_our_ode_is_flux_pipeline(policy: UNO, tiny_flux: Pat
     latents = pipeline(PROMPT, output_type="latent", **shared).images
     pictures = pipeline(PROMPT, output_type="np", **shared).images
 
-    x, cond = start, policy.encode(PROMPT, [])
-    with torch.no_grad():
-        for sigma, after in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
-            x = x + (after - sigma) * policy.velocity(x, torch.tensor(sigma), cond)
-    torch.testing.assert_close(x, latents, rtol=0, atol=1e-5)
-    ours = policy.decode(x).numpy()
+    grid, cond = torch.tensor([*sigmas, 0.0]), policy.encode(PROMPT, [])
+    torch.testing.assert_close(ode_steps(policy, cond, start, grid), latents, rtol=0, atol=1e-5)
+    ours = generate(policy, cond, start, grid).numpy()
     assert np.abs(ours.astype(int) - (pictures * 255).round().astype(int)).max() <= 1
     assert (ours == (pictures * 255).round()).mean() > 0.999
 
