@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from customized_grpo.policies.base import LoraSettings
 from customized_grpo.policies.flux import UNO, UNOConfig
@@ -206,3 +207,28 @@ def test_every_key_of_the_full_size_maps() -> None:
         attach_frozen(transformer, update, device=torch.device("meta"), dtype=torch.bfloat16)
     adapted = {name.split(".lora_")[0] for name, _ in transformer.named_parameters() if ".lora_" in name}
     assert adapted == set(update)
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_through_ddp(tiny_flux: Path, base_file: Path, tmp_path: Path, gradient_checkpointing: bool) -> None:
+    """A shared A above a frozen adapter, wrapped for data parallelism (one gloo process): the same gradients."""
+    gradients = []
+    for wrapped in (False, True):
+        policy = moved(load(tiny_flux, base_file, gradient_checkpointing=gradient_checkpointing))
+        if wrapped:
+            torch.distributed.init_process_group(
+                "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+            )
+        try:
+            if wrapped:
+                policy.transformer = DistributedDataParallel(policy.transformer)
+            velocity(policy, grad=True).square().mean().backward()
+            gradients.append({name: p.grad for name, p in trainable_parameters(policy).items()})
+        finally:
+            if wrapped:
+                torch.distributed.destroy_process_group()
+    plain, parallel = gradients
+    assert plain.keys() == parallel.keys()
+    for name, gradient in plain.items():
+        assert gradient is not None
+        torch.testing.assert_close(parallel[name], gradient, rtol=0, atol=0)
