@@ -46,6 +46,7 @@ LAYERS = {
     "generating": 3,
     "generate_cli": 4,
     "scoring": 3,
+    "exporting": 3,
     "plugins": 3,
     "doctor": 3,
     "serve": 3,
@@ -56,6 +57,7 @@ LAYERS = {
     "masks_cli": 4,
     "cache_cli": 4,
     "memory_cli": 4,
+    "export_cli": 4,
     "cli": 4,
     "__main__": 5,
 }

@@ -16,6 +16,7 @@ from rich.table import Table
 from customized_grpo import __version__
 from customized_grpo.console import UserErrors, err, hush_libraries, out
 from customized_grpo.data_cli import data_app
+from customized_grpo.export_cli import export
 from customized_grpo.generate_cli import generate
 from customized_grpo.memory_cli import MemoryGb, show_memory
 from customized_grpo.score_cli import score
@@ -143,6 +144,7 @@ def _compare(runs: list[str], save: Path | None) -> None:
 app.command()(generate)
 app.command(context_settings=_FREE)(score)
 app.command(context_settings=_FREE)(serve)
+app.command()(export)
 
 
 @app.command()

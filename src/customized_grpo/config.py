@@ -17,6 +17,7 @@ from customized_grpo.sections import (
     PolicySpec,
     RewardSpec,
     Section,
+    Shift,
     TimeWeightsSpec,
 )
 
@@ -47,7 +48,10 @@ class Sampling(Section):
     """How groups are sampled in training."""
 
     steps: int = Field(default=25, ge=2, description="T; the last step is deterministic, so at least 2")
-    shift: PositiveFloat = 3.0
+    shift: Shift = Field(
+        default=3.0,
+        description="of the noise levels; dynamic: FLUX's rule by the image's size; uno: as UNO's code has that rule",
+    )
     dynamics: DynamicsSpec = Field(default={"type": "dance_sde", "eta": 0.4}, validate_default=True)
     plan: PlanSpec = Field(default={"type": "fraction", "fraction": 0.6}, validate_default=True)
     shared_noise: bool = Field(default=True, description="one initial noise for all samples of a group")
@@ -223,7 +227,10 @@ class EvaluateSampling(Section):
     """The deterministic sampler of an evaluation."""
 
     steps: PositiveInt = 25
-    shift: PositiveFloat = 3.0
+    shift: Shift = Field(
+        default=3.0,
+        description="of the noise levels; dynamic: FLUX's rule by the image's size; uno: as UNO's code has that rule",
+    )
 
 
 class EvaluateRecipe(Section):

@@ -29,6 +29,7 @@ Kind = Literal[
 BUILTIN: Mapping[Kind, Mapping[str, str]] = {
     "policies": {
         "uno": "customized_grpo.policies.flux:UNO",
+        "flux-kontext": "customized_grpo.policies.flux:Kontext",
         "flux2": "customized_grpo.policies.flux2:Flux2",
         "flux2-klein": "customized_grpo.policies.flux2:Flux2Klein",
         "qwen-image-edit-plus": "customized_grpo.policies.qwen_image:QwenImageEditPlus",

@@ -87,7 +87,7 @@ def test_validate_takes_an_evaluation_too() -> None:
 
 def test_validate_loads_no_weights() -> None:
     """A model that isn't there is no mistake of the recipe's form."""
-    assert run("validate", "uno_customized").exit_code == 0
+    assert run("validate", "uno_customized_grpo").exit_code == 0
 
 
 def test_a_mistake_is_one_clean_message() -> None:

@@ -239,6 +239,56 @@ def test_the_ablation_recipes_differ_in_the_advantage_alone() -> None:
         assert other == {key: value for key, value in full.items() if key != "advantage"}
 
 
+def test_the_naive_recipe_on_flux_differs_in_the_advantage_alone() -> None:
+    full, naive = (
+        load_recipe(name).model_dump(exclude={"run"}) for name in ("uno_customized_grpo", "uno_naive_grpo")
+    )
+    assert naive.pop("advantage") != full.pop("advantage")
+    assert naive == full
+
+
+def test_paper_verbatim_has_the_published_numbers() -> None:
+    recipe = load_recipe("paper_verbatim")
+    sampling, train, policy = recipe.sampling, recipe.train, recipe.policy
+    assert (sampling.steps, sampling.dynamics.eta, sampling.shift, sampling.plan.fraction) == (
+        25,
+        0.4,
+        3.0,
+        0.6,
+    )
+    assert sampling.shared_noise
+    assert (train.group_size, train.groups_per_step, train.updates_per_rollout) == (12, 1, 3)
+    assert (train.lr, train.weight_decay, train.max_grad_norm) == (2e-5, 1.1e-4, 1.0)
+    assert (recipe.objective.clip, recipe.objective.kl, recipe.objective.step_weighting) == (
+        1e-4,
+        0.0,
+        "none",
+    )
+    assert (recipe.advantage.aggregator.gamma, recipe.advantage.clip) == (0.4, 5.0)
+    assert (policy.lora.rank, policy.lora.alpha, policy.lora.targets, policy.lora.qkv) == (
+        512,
+        None,
+        ("uno",),
+        "shared",
+    )
+    assert (policy.base_lora.path, policy.base_lora.mode, policy.guidance) == (
+        "bytedance-research/UNO",
+        "fuse",
+        3.5,
+    )
+    assert {spec.type: spec.axis for spec in recipe.rewards.values()} == {
+        "hpsv3": "prompt",
+        "dino": "identity",
+    }
+
+
+@pytest.mark.parametrize("shift", ["0", "-1.0", "fluxx"])
+def test_a_wrong_shift_says_what_is_allowed(shift: str) -> None:
+    told = refused("mini_customized", f"sampling.shift={shift}")
+    assert "sampling.shift: given" in told
+    assert "dynamic" in told
+
+
 def test_a_saved_recipe_loads_back_equal(tmp_path: Path) -> None:
     for name, file in shipped_recipes().items():
         if file.parent.name == "serve":

@@ -33,7 +33,7 @@ from customized_grpo.policies import lora
 from customized_grpo.policies.base import Policy, runs_on_cpu, stack
 from customized_grpo.policies.cache import Place, open_policy
 from customized_grpo.sampling.rollout import generate
-from customized_grpo.sampling.schedule import shifted_sigmas
+from customized_grpo.sampling.schedule import resolve_shift, shifted_sigmas
 from customized_grpo.seeding import generator
 from customized_grpo.types import Conditioning, Example
 
@@ -58,7 +58,7 @@ def evaluate_policy(
     label: str,
     *,
     steps: int,
-    shift: float,
+    shift: float | str,
     weights: str,
     encode: Callable[[Example], Conditioning],
 ) -> list[Row]:
@@ -76,7 +76,7 @@ def evaluate_policy(
     Raises:
         ValueError: the data lacks what the protocol needs.
     """
-    steps = spec.steps or steps
+    steps, shift = spec.steps or steps, resolve_shift(shift, policy.latent_shape[0])
     sigmas = shifted_sigmas(steps, shift)
     block = block_of(spec)
     drawn: dict[int, Tensor] = {}
@@ -144,10 +144,13 @@ def settings_of(
         mode="json",
         include={"type", "model", "height", "width", "guidance", "negative_prompt", "reference_size"},
     )
+    base = policy.model_dump(mode="json", include={"transformer", "base_lora"}, exclude_none=True)
+    shape = policy.latent_shape()
     return {
         **drawn,
+        **base,
         "steps": spec.steps or sampling.steps,
-        "shift": sampling.shift,
+        "shift": round(resolve_shift(sampling.shift, shape[0]), 3) if shape else sampling.shift,
         "seed": spec.seed,
         "images_per_prompt": spec.images_per_prompt,
         "examples": examples,

@@ -6,7 +6,7 @@ velocity v = noise - data.
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -33,7 +33,12 @@ class LoraSettings(BaseModel):
     init: Literal["gaussian", "kaiming"] = "gaussian"
     targets: tuple[str, ...] | None = Field(
         default=None,
-        description="module name suffixes or one regular expression; null: the policy's own default",
+        description="module name suffixes, regular expressions, or names of the policy's presets (FLUX: uno); null: "
+        "the policy's own default",
+    )
+    qkv: Literal["separate", "shared"] = Field(
+        default="separate",
+        description="shared: q, k and v of a layer have one A, as in UNO's LoRA, which it is exported to without loss",
     )
     path: str | None = Field(
         default=None, description="start from this adapter (folder or .safetensors file)"
@@ -97,23 +102,27 @@ class Policy(ABC):
         lora_targets: default ``LoraSettings.targets``.
         encoders: parts of the pipeline that only ``encode`` needs. Where there are any, ``load`` takes ``absent``,
             names of parts to leave out: these, or the transformer's weights.
+        lora_presets: further lists of targets, by the name that stands for them in a recipe.
         batch_wide: conditioning tensors that hold for a whole batch (position ids): only prompts that agree in
             them, and in the shapes of all others, can be stacked into one batch.
         transformer: the only trained and wrapped module. The trainer replaces it by its prepared (DDP, FSDP) form.
         latent_shape: (S, C) of one sample in the recipe's output size.
         device, dtype: where the model runs, and the dtype of its weights and of stored states.
+        base_hash: of the frozen weights, from ``lora.attach`` on; see ``hashes.base_hash``.
     """
 
     Config: ClassVar[type[PolicyConfig]]
     pipeline_class: ClassVar[Any]
     lora_targets: ClassVar[tuple[str, ...]]
     encoders: ClassVar[tuple[str, ...]] = ()
+    lora_presets: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     batch_wide: ClassVar[tuple[str, ...]] = ()
 
     transformer: nn.Module
     latent_shape: tuple[int, int]
     device: torch.device
     dtype: torch.dtype
+    base_hash: str = ""
 
     @classmethod
     @abstractmethod

@@ -21,9 +21,8 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from customized_grpo.policies.base import Policy, PolicyConfig
-from customized_grpo.policies.flux import pack, unpack
+from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN, pack, unpack
 from customized_grpo.policies.pipelines import (
-    PIXELS_PER_TOKEN,
     ExactInputs,
     PipelineConfig,
     autocast,

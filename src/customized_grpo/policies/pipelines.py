@@ -19,9 +19,7 @@ from torch import Tensor, nn
 from customized_grpo import registry
 from customized_grpo.policies.acceleration import quantization_of, settle
 from customized_grpo.policies.base import PolicyConfig
-
-PIXELS_PER_TOKEN = 16
-"""The VAE shrinks by 8, and a token packs 2 x 2 latents."""
+from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN
 
 _DECODE_CHUNK = 4
 _INDEX = "model_index.json"

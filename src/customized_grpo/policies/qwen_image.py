@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import Qwen2VLImageProcessorPil
 
 from customized_grpo.policies.base import Policy, PolicyConfig
-from customized_grpo.policies.flux import pack, unpack
+from customized_grpo.policies.flux_tokens import pack, unpack
 from customized_grpo.policies.pipelines import (
     ExactInputs,
     PipelineConfig,

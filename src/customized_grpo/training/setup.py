@@ -28,7 +28,7 @@ from customized_grpo.policies.cache import Place, open_policy
 from customized_grpo.rewards.base import AnyReward
 from customized_grpo.rewards.scorer import Scorer
 from customized_grpo.sampling.rollout import Transition
-from customized_grpo.sampling.schedule import shifted_sigmas
+from customized_grpo.sampling.schedule import resolve_shift, shifted_sigmas
 from customized_grpo.tracking import prepare_folder
 from customized_grpo.training.conditioning import bars, needed
 from customized_grpo.training.objective import sensitivity, step_weights
@@ -150,7 +150,8 @@ def build(recipe: Recipe) -> Parts:
     ema = EMAModel(list(parameters.values()), decay=train.ema) if train.ema is not None else None
     policy.transformer, prepared = accelerator.prepare(policy.transformer, optimizer)
 
-    sigmas = shifted_sigmas(recipe.sampling.steps, recipe.sampling.shift)
+    shift = resolve_shift(recipe.sampling.shift, policy.latent_shape[0])
+    sigmas = shifted_sigmas(recipe.sampling.steps, shift)
     transition = registry.build_function("dynamics", recipe.sampling.dynamics)
     loss_weights = step_weights(recipe.objective.step_weighting, transition, sigmas)
     return Parts(
