@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from pydantic import ValidationError
 from torch import nn
 
@@ -20,7 +21,14 @@ CPU = torch.device("cpu")
 
 
 def spec_of(folder: Path, **changes: Any) -> UNOConfig:
-    given = {"model": str(folder), "height": 32, "width": 32, "max_sequence_length": 16, "reference_size": 32}
+    given = {
+        "model": str(folder),
+        "height": 32,
+        "width": 32,
+        "max_sequence_length": 16,
+        "reference_size": 32,
+        "min_references": 0,
+    }
     return UNOConfig.model_validate(given | changes)
 
 
@@ -46,7 +54,7 @@ def test_encoders_need_no_quantisation(tiny_flux: Path) -> None:
     """A cache can be made on a machine that the transformer doesn't fit."""
     spec = spec_of(tiny_flux, quantization="4bit")
     policy = load_policy(spec, device=CPU, precision="bf16", parts="encoders")
-    assert policy.encode("a dog", ()).tensors["text"].dtype == torch.bfloat16
+    assert policy.encode("a dog", [Image.new("RGB", (32, 32))]).tensors["text"].dtype == torch.bfloat16
 
 
 def test_a_policy_that_ignores_quantisation_is_found_out() -> None:

@@ -27,7 +27,14 @@ PROMPT = "a red dog"
 
 
 def spec_of(folder: Path | str, **changes: Any) -> UNOConfig:
-    given = {"model": str(folder), "height": 32, "width": 32, "max_sequence_length": 16, "reference_size": 32}
+    given = {
+        "model": str(folder),
+        "height": 32,
+        "width": 32,
+        "max_sequence_length": 16,
+        "reference_size": 32,
+        "min_references": 0,
+    }
     return UNOConfig.model_validate(given | changes)
 
 
@@ -88,8 +95,8 @@ def test_policies_in_parts(tiny_flux: Path, references: tuple[Image.Image, ...])
     )
     assert {p.device.type for p in light.transformer.parameters()} == {"meta"}
     assert isinstance(blind, UNO)
-    assert blind._pipeline.text_encoder is None
-    assert blind._pipeline.text_encoder_2 is None
+    assert blind.pipeline.text_encoder is None
+    assert blind.pipeline.text_encoder_2 is None
     cond = light.encode(PROMPT, references)
     assert same(cond, whole.encode(PROMPT, references))
     x = torch.randn(2, *whole.latent_shape, generator=torch.Generator().manual_seed(0))
