@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from customized_grpo.policies.base import LoraSettings, Policy
 from customized_grpo.seeding import generator
+from customized_grpo.sharding import whole
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 _ADAPTER = "default"
@@ -83,7 +84,7 @@ def trainable_parameters(policy: Policy) -> dict[str, nn.Parameter]:
 def adapter_state(transformer: nn.Module) -> dict[str, Tensor]:
     """peft's state dict of the adapter (``<module>.lora_A.weight``): float32 copies on the CPU, sorted by name."""
     return {
-        name.replace(f".{_ADAPTER}.", "."): parameter.detach()
+        name.replace(f".{_ADAPTER}.", "."): whole(parameter.detach())
         .to("cpu", torch.float32, copy=True)
         .contiguous()
         for name, parameter in sorted(transformer.named_parameters())
@@ -91,15 +92,25 @@ def adapter_state(transformer: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def save_adapter(policy: Policy, folder: str | Path, metadata: Mapping[str, str]) -> Path:
+def save_adapter(
+    policy: Policy,
+    folder: str | Path,
+    metadata: Mapping[str, str],
+    weights: Mapping[str, Tensor] | None = None,
+) -> Path:
     """Write ``folder/pytorch_lora_weights.safetensors``; the same weights and metadata give the same bytes.
 
     Args:
         policy: with an adapter attached.
         folder: made where it is missing.
         metadata: what else the header says (base id and hash, recipe, step).
+        weights: what to write in place of the policy's own weights, by the names of ``trainable_parameters``.
     """
     model = base_transformer(policy)
+    if weights is None:
+        state = adapter_state(model)
+    else:
+        state = {name.replace(f".{_ADAPTER}.", "."): tensor for name, tensor in weights.items()}
     config = model.peft_config[_ADAPTER]
     own = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": config.target_modules}
     header = {
@@ -109,9 +120,7 @@ def save_adapter(policy: Policy, folder: str | Path, metadata: Mapping[str, str]
     }
     path = Path(folder) / WEIGHTS_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(
-        _serialize({_PREFIX + name: tensor for name, tensor in adapter_state(model).items()}, header)
-    )
+    path.write_bytes(_serialize({_PREFIX + name: tensor for name, tensor in state.items()}, header))
     return path
 
 

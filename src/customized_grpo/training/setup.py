@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from jaxtyping import Float
@@ -19,6 +20,7 @@ from customized_grpo.advantages.shaping import Aggregator
 from customized_grpo.clock import Clock
 from customized_grpo.config import AXES, Recipe
 from customized_grpo.data.base import Dataset, load_dataset
+from customized_grpo.data.order import groups_a_rank
 from customized_grpo.evaluation.metrics import Scorer as MetricScorer
 from customized_grpo.evaluation.metrics import build_metrics
 from customized_grpo.evaluation.summary import Row
@@ -29,6 +31,8 @@ from customized_grpo.rewards.scorer import Scorer
 from customized_grpo.sampling.rollout import Transition
 from customized_grpo.sampling.schedule import shifted_sigmas
 from customized_grpo.tracking import prepare_folder
+from customized_grpo.training import engine
+from customized_grpo.training.distributed import together
 from customized_grpo.training.objective import sensitivity, step_weights
 from customized_grpo.types import Conditioning, Example
 
@@ -110,19 +114,27 @@ def build(recipe: Recipe) -> Parts:
         cpu=runs_on_cpu(run.device),
         log_with=list(run.trackers) or None,
         project_config=ProjectConfiguration(project_dir=run.dir),
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(seconds=run.timeout_s)),
+            # Processes evaluate different numbers of images, so a forward must not wait for the others.
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+        ],
     )
+    engine.configure(accelerator, recipe)
+    groups_a_rank(train.groups_per_step, accelerator.num_processes)
     device = accelerator.device
     if run.device == "cuda" and device.type != "cuda":
         raise ValueError(
             "run.device: 'cuda' was asked for but torch finds no GPU; use run.device=auto or cpu"
         )
-    if accelerator.is_main_process:
-        prepare_folder(folder, resuming=run.resume is not None)
-    accelerator.wait_for_everyone()
-    dataset = load_dataset(recipe.data, "data")
-    rewards = {name: _reward(name, spec, device) for name, spec in recipe.rewards.items()}
-    policy = load_policy(recipe.policy, device=device, precision=run.precision)
-    lora.attach(policy, recipe.policy.lora, run.seed)
+    with together(accelerator, ValueError):
+        if accelerator.is_main_process:
+            prepare_folder(folder, resuming=run.resume is not None)
+    with together(accelerator, ValueError):
+        dataset = load_dataset(recipe.data, "data")
+        rewards = {name: _reward(name, spec, device) for name, spec in recipe.rewards.items()}
+        policy = load_policy(recipe.policy, device=device, precision=run.precision)
+        lora.attach(policy, recipe.policy.lora, run.seed)
     parameters = lora.trainable_parameters(policy)
     optimizer = torch.optim.AdamW(
         list(parameters.values()), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay
@@ -134,8 +146,9 @@ def build(recipe: Recipe) -> Parts:
         num_warmup_steps=train.schedule.warmup_steps,
         num_training_steps=updates,
     )
-    ema = EMAModel(list(parameters.values()), decay=train.ema) if train.ema is not None else None
     policy.transformer, prepared = accelerator.prepare(policy.transformer, optimizer)
+    parameters = lora.trainable_parameters(policy)  # FSDP2 has put shards in their place
+    ema = EMAModel(list(parameters.values()), decay=train.ema) if train.ema is not None else None
 
     sigmas = shifted_sigmas(recipe.sampling.steps, recipe.sampling.shift)
     transition = registry.build_function("dynamics", recipe.sampling.dynamics)
