@@ -153,4 +153,28 @@ def load_optimizer_state(
     accelerator: Accelerator, optimizer: Any, parameters: Parameters, tensors: Mapping[str, Tensor]
 ) -> None:
     """Put back what ``optimizer_state`` gave; the hyper-parameters stay the recipe's."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        _fill_zero(optimizer.optimizer, accelerator.state.deepspeed_plugin.zero_stage, parameters, tensors)
+        return
     checkpoint.restore_optimizer(optimizer.optimizer, parameters, tensors)
+
+
+def _fill_zero(zero: Any, stage: int, parameters: Parameters, tensors: Mapping[str, Tensor]) -> None:
+    """Fill the state of DeepSpeed's own partitions, which has to be made first: it comes with the first step."""
+    if not tensors:
+        return
+    from deepspeed.utils import safe_set_full_optimizer_state
+
+    first = next(iter(parameters))
+    entries = [key.rpartition("/")[2] for key in tensors if key.rpartition("/")[0] == first]
+    partitions = zero.fp32_partitioned_groups_flat if stage == 3 else zero.single_partition_of_fp32_groups
+    for partition in partitions:
+        made = {entry: torch.zeros_like(partition) for entry in entries if entry != "step"}
+        zero.optimizer.state[partition] = {"step": tensors[f"{first}/step"].clone(), **made}
+    if stage < 3:
+        zero._lazy_init_hp_params_optimizer_state()
+    for name, parameter in parameters.items():
+        for entry in entries:
+            if entry != "step":
+                value = tensors[f"{name}/{entry}"].to(parameter.device)
+                safe_set_full_optimizer_state(parameter, value, entry)

@@ -51,20 +51,19 @@ def _knobs(recipe: Recipe) -> list[str]:
     knobs = []
     if train.pairs_per_backward > 1:
         knobs.append(
-            f"a smaller train.microbatch (now {train.pairs_per_backward}; the gradient stays the same)"
+            f"a smaller train.microbatch (now {train.pairs_per_backward}; the gradient is the same up to rounding)"
         )
     if not policy.gradient_checkpointing:
         knobs.append("policy.gradient_checkpointing=true")
-    if recipe.run.precision != "bf16":
-        knobs.append("run.precision=bf16")
     if recipe.evaluate is not None and recipe.evaluate.batch > 1:
         knobs.append(f"a smaller evaluate.batch (now {recipe.evaluate.batch})")
     knobs.append(
         "weights cut over several GPUs (accelerate launch --config_file config/accelerate/fsdp2.yaml)"
     )
+    precision = "" if recipe.run.precision == "bf16" else ", run.precision=bf16"
     knobs.append(
         f"a smaller train.group_size (now {train.group_size}) or policy.height and width "
-        f"(now {policy.height} x {policy.width}), which change the training and need a new run"
+        f"(now {policy.height} x {policy.width}){precision}, which change the training and need a new run"
     )
     return knobs
 

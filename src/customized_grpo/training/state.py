@@ -35,6 +35,9 @@ HARMLESS = (
 """Keys that may differ when a run goes on: they don't change what a step computes. ``run.seed`` and ``run.precision``
 do."""
 
+ROUNDING = ("train.microbatch", "policy.gradient_checkpointing")
+"""Keys that change a step by the order of its additions at most; who ran out of memory has to turn them."""
+
 
 def save(parts: Parts, done: int) -> None:
     """Write the checkpoint after ``done`` GRPO steps: all ranks gather, rank 0 writes, the others wait.
@@ -94,7 +97,7 @@ def restore(parts: Parts) -> int:
             start = 0 if path is None else checkpoint.check(path)
             changed = compare_recipes(load_recipe((path or parts.folder) / "config.yaml", []), parts.recipe)
             if changed:
-                warn(f"resuming with changed keys that don't alter the computation: {', '.join(changed)}")
+                warn(f"resuming with changed keys, which alter rounding at most: {', '.join(changed)}")
             if path is not None:
                 held = _read(parts, path / "state")
             if parts.evaluation is not None:
@@ -222,7 +225,7 @@ def compare_recipes(saved: Recipe, given: Recipe) -> list[str]:
     exact = {"run.seed", "run.precision"} | (
         {"train.steps"} if given.train.schedule.name in ("linear", "cosine") else set()
     )
-    refused = [key for key in differing if key in exact or not key.startswith(HARMLESS)]
+    refused = [key for key in differing if key in exact or not key.startswith(HARMLESS + ROUNDING)]
     if refused:
         shown = "; ".join(f"{key}: was {before.get(key)!r}, given {now.get(key)!r}" for key in refused)
         raise ValueError(

@@ -49,9 +49,10 @@ def train(recipe: Recipe) -> Path:
 
     Raises:
         ValueError: the run's folder, the data or the checkpoint don't fit the recipe; the message says what to do.
-        DivergedError: see there.
+        DivergedError, MemoryFullError, DiskError, SaveError: see there; the last checkpoint stays.
     """
-    return Trainer(build(recipe)).run()
+    with explained(recipe, Path(recipe.run.dir)):
+        return Trainer(build(recipe)).run()
 
 
 @final
@@ -66,12 +67,14 @@ class Trainer:
 
     def run(self) -> Path:
         """Train to the last step, or to the end of the step in which a signal came."""
-        parts, settings = self.parts, self.recipe.train
-        with explained(self.recipe, parts.folder):
-            start = restore(parts)
-            check_ranks(parts.accelerator, parts.parameters, start)
-            with RunLog(parts.accelerator, parts.folder, settings.steps, start) as log, self.stop.listening():
-                self.loop(start, log)
+        parts = self.parts
+        start = restore(parts)
+        check_ranks(parts.accelerator, parts.parameters, start)
+        with (
+            RunLog(parts.accelerator, parts.folder, self.recipe.train.steps, start) as log,
+            self.stop.listening(),
+        ):
+            self.loop(start, log)
         parts.scorer.close()
         parts.accelerator.end_training()
         return parts.folder
