@@ -145,34 +145,36 @@ def kill(pid: int, stage: Stage, kind: str, occurrence: int, delay_s: float) -> 
     return was if os.WIFSIGNALED(status) else None
 
 
+def moment(number: int, spans: dict[str, tuple[int, float]]) -> tuple[str, int, float]:
+    """The random moment of run ``number``: (phase, its occurrence, seconds into it)."""
+    draw, kind = random.Random(number), KINDS[number % len(KINDS)]
+    times, seconds = spans[kind]
+    return kind, draw.randint(1, times), draw.uniform(0, seconds)
+
+
 def one(
-    number: int, folder: Path, world: Path, whole: Path, spans: dict[str, tuple[int, float]]
+    name: str, folder: Path, world: Path, whole: Path, kind: str, occurrence: int, delay_s: float
 ) -> dict[str, Any]:
-    """Kill run ``number`` at its own random moment, resume it, compare."""
+    """Kill a run at a moment, resume it, compare."""
     from runs import checkpoint_bytes, metrics_of
 
-    draw = random.Random(number)
-    kind = KINDS[number % len(KINDS)]
-    times, seconds = spans[kind]
-    occurrence, delay = draw.randint(1, times), draw.uniform(0, seconds)
-    run, log, stage = folder / f"run-{number}", folder / f"{number}.log", Stage()
+    run, log, stage = folder / f"run-{name}", folder / f"{name}.log", Stage()
     began = time.monotonic()
-    was = kill(child(log, stage, world, run), stage, kind, occurrence, delay)
+    was = kill(child(log, stage, world, run), stage, kind, occurrence, delay_s)
     names = [path.name for path in (run / "checkpoints").glob("*")] if run.is_dir() else []
-    halves = [name for name in names if name.startswith(".")]
+    halves = [found for found in names if found.startswith(".")]
     resume = {"run__resume": "latest"} if (run / "config.yaml").is_file() else {}
     finished(child(log, Stage(), world, run, **resume), log)
-    same = checkpoint_bytes(run, STEPS) == checkpoint_bytes(whole, STEPS) and metrics_of(run) == metrics_of(
-        whole
-    )
+    same = checkpoint_bytes(run, STEPS) == checkpoint_bytes(whole, STEPS)
+    same = same and metrics_of(run) == metrics_of(whole)
     shutil.rmtree(run)
     return {
-        "run": number,
+        "run": name,
         "aimed_at": kind,
         "occurrence": occurrence,
-        "delay_s": round(delay, 4),
+        "delay_s": round(delay_s, 4),
         "died_in": was or "ended before",
-        "newest": max((name for name in names if not name.startswith(".")), default=None),
+        "newest": max((found for found in names if not found.startswith(".")), default=None),
         "half_written": bool(halves),
         "equal": same,
         "seconds": round(time.monotonic() - began, 1),
@@ -234,7 +236,7 @@ def main(arguments: Sequence[str]) -> int:
         for number in range(len(records), given.runs):
             if time.monotonic() > end:
                 break
-            records.append(one(number, folder, world, whole, spans))
+            records.append(one(str(number), folder, world, whole, *moment(number, spans)))
             RESULT.parent.mkdir(parents=True, exist_ok=True)
             RESULT.write_text(json.dumps({"steps": STEPS, "runs": records}, indent=1) + "\n")
             sys.stdout.write(f"{records[-1]}\n")

@@ -81,9 +81,14 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
         )
         for rank in range(2)
     ]
-    for rank in ranks:
-        said, _ = rank.communicate(timeout=280)
-        assert rank.returncode == 0, said
+    try:
+        for rank in ranks:
+            said, _ = rank.communicate(timeout=280)
+            assert rank.returncode == 0, said
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
     adapter = {name: one.detach().clone() for name, one in trainer.parts.parameters.items()}
     return Both(root, root / "one", adapter, start)
 

@@ -105,10 +105,10 @@ def gather_rows(rows: Sequence[Row]) -> list[Row]:
 
 @final
 class Lockstep:
-    """Forwards of a sharded model, where ranks have different numbers of their own to run.
+    """Forwards that take all ranks, where ranks have different numbers of their own to run.
 
-    FSDP2 and ZeRO-3 gather a block's weights from all ranks in every forward. So every rank announces each of its own,
-    and one that has none left joins those of the others until nobody has any.
+    FSDP2 and ZeRO-3 gather a block's weights from all ranks in every forward, DDP sends buffers. So every rank
+    announces each of its own, and one that has none left joins those of the others until nobody has any.
     """
 
     def __init__(self, accelerator: Accelerator, model: nn.Module) -> None:

@@ -24,11 +24,13 @@ from customized_grpo.training.distributed import largest
 Parameters = Mapping[str, nn.Parameter]
 
 
-def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether a forward needs all ranks, since each holds only a shard of the weights: FSDP2 and ZeRO-3."""
+def needs_all_ranks(accelerator: Accelerator, model: nn.Module) -> bool:
+    """Whether a forward takes all ranks: under FSDP2 and ZeRO-3, which gather weights, and DDP, which sends buffers."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return bool(accelerator.state.deepspeed_plugin.zero_stage == 3)
-    return bool(accelerator.distributed_type == DistributedType.FSDP)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        return True
+    return accelerator.num_processes > 1 and any(True for _ in model.buffers())
 
 
 def configure(accelerator: Accelerator, recipe: Recipe) -> None:

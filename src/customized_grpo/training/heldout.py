@@ -28,8 +28,8 @@ def evaluate(parts: Parts, done: int) -> dict[str, float]:
     held, accelerator = parts.evaluation, parts.accelerator
     assert spec is not None
     assert held is not None
-    sharded = engine.is_sharded(accelerator)
-    lockstep = Lockstep(accelerator, parts.policy.transformer) if sharded else None
+    meets = engine.needs_all_ranks(accelerator, parts.policy.transformer)
+    lockstep = Lockstep(accelerator, parts.policy.transformer) if meets else None
 
     def gather(rows: list[Row]) -> list[Row]:
         if lockstep is not None:

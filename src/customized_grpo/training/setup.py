@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from jaxtyping import Float
@@ -114,11 +114,7 @@ def build(recipe: Recipe) -> Parts:
         cpu=runs_on_cpu(run.device),
         log_with=list(run.trackers) or None,
         project_config=ProjectConfiguration(project_dir=run.dir),
-        kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=timedelta(seconds=run.timeout_s)),
-            # Processes evaluate different numbers of images, so a forward must not wait for the others.
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-        ],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=run.timeout_s))],
     )
     engine.configure(accelerator, recipe)
     groups_a_rank(train.groups_per_step, accelerator.num_processes)
