@@ -128,7 +128,7 @@ def finished(pid: int, log: Path) -> None:
     """Wait for a child that must end well."""
     _, status = os.waitpid(pid, 0)
     if status:
-        raise SystemExit(f"a run failed ({status}):\n{log.read_text(errors='replace')[-3000:]}")
+        raise RuntimeError(f"a run failed ({status}):\n{log.read_text(errors='replace')[-3000:]}")
 
 
 def kill(pid: int, stage: Stage, kind: str, occurrence: int, delay_s: float) -> str | None:
@@ -193,7 +193,7 @@ def measured(folder: Path, world: Path) -> tuple[Path, dict[str, tuple[int, floa
         last, since = now, time.monotonic()
         time.sleep(0.0005)
     if ended[1]:
-        raise SystemExit(log.read_text(errors="replace")[-3000:])
+        raise RuntimeError(log.read_text(errors="replace")[-3000:])
     return whole, {kind: (stage.count(kind), seen[kind] / max(1, stage.count(kind))) for kind in KINDS}
 
 

@@ -17,7 +17,7 @@ from unittest import mock
 
 import torch
 from accelerate import FullyShardedDataParallelPlugin
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
 from customized_grpo.training import checkpoint, engine, setup
@@ -124,10 +124,9 @@ def fully_sharded(out: Path, rank: int, world: Path, trainer_of: Callable[..., T
 
     def sharded(**given: Any) -> Any:
         accelerator = real(fsdp_plugin=plugin, **given)
-        AcceleratorState._shared_state |= {
-            "distributed_type": DistributedType.FSDP,
-            "fsdp_plugin": plugin,
-        }
+        AcceleratorState._shared_state["fsdp_plugin"] = plugin
+        for state in (AcceleratorState, PartialState):
+            state._shared_state["distributed_type"] = DistributedType.FSDP
         return accelerator
 
     # two examples for one rank, one for the other

@@ -96,7 +96,7 @@ def clip_and_step(accelerator: Accelerator, optimizer: Any, parameters: Paramete
     return norm
 
 
-def weights(accelerator: Accelerator, parameters: Parameters) -> dict[str, Tensor]:
+def weights(accelerator: Accelerator, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Name -> float32 weight, whole, on the main process's CPU; the others take part and get nothing."""
     deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     if deepspeed:

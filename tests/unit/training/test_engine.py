@@ -3,8 +3,10 @@
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
+from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 
@@ -14,12 +16,12 @@ from runs import tiny_recipe
 
 def accelerator(kind: DistributedType, *, stage: int = 2, is_fsdp2: bool = True) -> Any:
     plugin = SimpleNamespace(zero_stage=stage, deepspeed_config={"bf16": {"enabled": True}})
-    return SimpleNamespace(
-        distributed_type=kind,
-        num_processes=1 if kind == DistributedType.NO else 2,
-        is_fsdp2=is_fsdp2,
-        state=SimpleNamespace(deepspeed_plugin=plugin),
-    )
+    made = create_autospec(Accelerator, instance=True)
+    made.distributed_type = kind
+    made.num_processes = 1 if kind == DistributedType.NO else 2
+    made.is_fsdp2 = is_fsdp2
+    made.state = SimpleNamespace(deepspeed_plugin=plugin)
+    return made
 
 
 def recipe(**changes: Any) -> Any:
