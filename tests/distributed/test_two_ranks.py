@@ -136,7 +136,8 @@ def test_two_processes_train_what_one_does(both: Both) -> None:
     # Not to the bit: adding in another order moves an image's pixel by one level here and there, and so a reward.
     assert both.moved > 0.1
     assert distance(both.of_two("rank-0"), both.adapter) < 5e-3 * both.moved
-    assert widest(both.of_two("rank-0"), both.adapter) < 5e-3 * widest(both.adapter, both.start)
+    # Adam makes a step of full size of a gradient that is nearly 0, so a single weight may differ by more.
+    assert widest(both.of_two("rank-0"), both.adapter) < 5e-2 * widest(both.adapter, both.start)
 
 
 def test_without_exchanged_gradients_they_do_not(both: Both) -> None:
