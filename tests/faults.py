@@ -362,8 +362,7 @@ checkpoint.
   `run.precision=no` the network is, too.
 
 The proof by force: `python benchmarks/kills.py --runs 50` kills a run by -9 at random moments and compares the resumed
-one's bytes; `python benchmarks/soak.py` looks at memory, open files and step time of a long run. Of 50 kills in November
-2026 (tiny policy, one process, CPU; average, schedule, KL, two updates a rollout and evaluation on), all 50 ended equal:
+one's bytes; `python benchmarks/soak.py` looks at memory, open files and step time of a long run. Of 50 kills (tiny policy, one process, CPU; average, schedule, KL, two updates a rollout, evaluation), all 50 ended equal:
 
 | Killed in | Runs | Half-written checkpoint left there | Equal |
 |---|---|---|---|
@@ -374,12 +373,12 @@ one's bytes; `python benchmarks/soak.py` looks at memory, open files and step ti
 | encoding, or between phases | 2 | 0 | 2 |
 
 One process with two groups against two with one group each (tiny policy, gloo, lr 1e-2): the adapters' largest
-difference is 3e-8 after one update and 7e-4 after five, where the weights have moved by up to 5e-2; by Euclidean distance
-that is 0.05 % of the way. FSDP2 ends where DDP does. Without the exchange of gradients it is 100 %.
+difference is 3e-8 after one update and 7e-4 after five, where the weights have moved by up to 5e-2; by Euclidean
+distance that is 0.05 % of the way. FSDP2 ends where DDP does. Without the exchange of gradients it is 100 %.
 
 ## Faults and outcomes
 
-The disk is filled by the kernel's limit on a file's size, hence its words; a test with a real full disk stands beside it.
+The disk is filled by the kernel's limit on a file's size, hence its words; a real full disk has a test of its own.
 
 | Fault | Outcome | Message |
 |---|---|---|
