@@ -364,7 +364,8 @@ checkpoint.
 The proof by force: `python benchmarks/kills.py --runs 50` kills a run by -9 at random moments and compares the resumed
 one's bytes; `python benchmarks/soak.py` looks at memory, open files and step time of a long run.
 
-Of 50 kills (tiny policy, one process, CPU; average, schedule, KL, two updates a rollout, evaluation) all 50 ended equal:
+Of 50 kills (tiny policy, one process, CPU; with average, schedule, KL, two updates a rollout and an evaluation) all 50
+ended equal:
 
 | Killed in | Runs | Half-written checkpoint left there | Equal |
 |---|---|---|---|
