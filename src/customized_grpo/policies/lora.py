@@ -107,10 +107,7 @@ def save_adapter(
         weights: what to write in place of the policy's own weights, by the names of ``trainable_parameters``.
     """
     model = base_transformer(policy)
-    if weights is None:
-        state = adapter_state(model)
-    else:
-        state = {name.replace(f".{_ADAPTER}.", "."): tensor for name, tensor in weights.items()}
+    state = adapter_state(model) if weights is None else weights
     config = model.peft_config[_ADAPTER]
     own = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": config.target_modules}
     header = {
@@ -120,7 +117,8 @@ def save_adapter(
     }
     path = Path(folder) / WEIGHTS_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(_serialize({_PREFIX + name: tensor for name, tensor in state.items()}, header))
+    named = {_PREFIX + name.replace(f".{_ADAPTER}.", "."): tensor for name, tensor in state.items()}
+    path.write_bytes(_serialize(named, header))
     return path
 
 
