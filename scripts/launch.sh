@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Run a command of customized-grpo on NUM processes of one machine; without a GPU, on as many CPU processes.
 #   scripts/launch.sh COMMAND CONFIG NUM [key.sub=value ...]
+# ACCELERATE_CONFIG=config/accelerate/fsdp2.yaml (or zero2, zero3, your own) chooses another engine than DDP.
 set -euo pipefail
 root="$(cd "$(dirname "$0")/.." && pwd)"
 command="$1" config="$2" processes="$3"
@@ -11,9 +12,15 @@ esac
 
 python="$root/.venv/bin/python"
 [ -x "$python" ] || python="$(command -v python3)"
+# A launcher that is told to end passes it on, and kills its processes when this is over (seconds; torch's own is 30):
+# time enough to finish a step and save it.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}"
 job=(-m customized_grpo "$command" "$config" "${@:4}")
 
 if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  if [ -n "${ACCELERATE_CONFIG:-}" ]; then
+    exec "$python" -m accelerate.commands.launch --config_file "$ACCELERATE_CONFIG" --num_processes "$processes" "${job[@]}"
+  fi
   several=()
   [ "$processes" -eq 1 ] || several=(--multi_gpu)
   exec "$python" -m accelerate.commands.launch "${several[@]}" --num_processes "$processes" --num_machines 1 \

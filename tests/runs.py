@@ -26,6 +26,8 @@ SIGNAL_AT = "TINY_RUN_SIGNAL_AT"
 """``<signal number>:<call>`` - the signal that ``Brightness`` sends to its own process, and at which of its calls."""
 SLOW = "TINY_RUN_SLOW_S"
 """Seconds that ``Brightness`` takes a group."""
+RAISE_AT = "TINY_RUN_RAISE_AT"
+"""``<rank>:<call>`` - the rank on which ``Brightness`` raises, and at which of its calls."""
 
 
 class _Pixels(Reward):
@@ -47,6 +49,8 @@ class Brightness(_Pixels):
         self.calls += 1
         if self.calls == int(call):
             os.kill(os.getpid(), int(number))
+        if os.environ.get(RAISE_AT) == f"{os.environ.get('RANK')}:{self.calls}":
+            raise RuntimeError("broken on purpose")
         return images.float().mean((1, 2, 3))
 
 
@@ -68,6 +72,16 @@ class Constant(_Pixels):
 
     def __call__(self, example: Example, images: Tensor) -> Tensor:
         return torch.full((len(images),), 61.9)
+
+
+@final
+class Offset(_Pixels):
+    """``Brightness`` on top of a number that is far larger."""
+
+    Config = RewardConfig
+
+    def __call__(self, example: Example, images: Tensor) -> Tensor:
+        return 3e4 + images.float().mean((1, 2, 3))
 
 
 @final

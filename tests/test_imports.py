@@ -19,6 +19,7 @@ SOURCE = ROOT / "src" / PACKAGE
 LAYERS = {
     "types": 0,
     "seeding": 0,
+    "sharding": 0,
     "registry": 0,
     "config": 0,
     "sections": 0,

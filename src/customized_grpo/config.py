@@ -42,6 +42,9 @@ class Run(Section):
         min_length=1,
         description="folder of encoded prompts and references; completed first, after which no text encoder is loaded",
     )
+    timeout_s: PositiveInt = Field(
+        default=1800, description="seconds that a process waits for the others before the job ends"
+    )
 
 
 class Sampling(Section):
@@ -129,6 +132,9 @@ class Train(Section):
     )
     max_skipped: NonNegativeInt = Field(
         default=0, description="updates with a non-finite gradient before the run stops"
+    )
+    check_ranks_every: NonNegativeInt = Field(
+        default=10, description="steps between comparisons of the processes' adapters; 0: never"
     )
     checkpoint_every: NonNegativeInt = Field(default=50, description="0: only at the end")
     keep_checkpoints: PositiveInt = 3

@@ -177,7 +177,13 @@ def save_recipe(recipe: BaseModel, path: Path) -> None:
 
 def shipped_recipes() -> dict[str, Path]:
     """Name to file of every recipe that comes with the package."""
-    return {file.stem: file for folder in _FOLDERS for file in sorted(folder.glob("*/*.yaml"))}
+    kinds = ("train", "eval")  # beside them lie accelerate's own
+    return {
+        file.stem: file
+        for folder in _FOLDERS
+        for kind in kinds
+        for file in sorted(folder.glob(f"{kind}/*.yaml"))
+    }
 
 
 def find_recipe(path: str | Path) -> Path:

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,9 +47,13 @@ def prepare_folder(folder: Path, *, resuming: bool) -> None:
         raise ValueError(f"run.resume: {folder} holds no run to go on with; start one with run.resume=null")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(
+            dir=folder
+        ):  # before minutes of loading: a folder may be there and read-only
+            pass
     except OSError as error:
         raise ValueError(
-            f"run.dir: {folder} can't be made ({error.strerror}); give a folder that can be written"
+            f"run.dir: {folder} can't be written ({error.strerror}); give a folder that can"
         ) from error
 
 

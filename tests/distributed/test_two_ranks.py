@@ -1,6 +1,12 @@
-"""One process with two groups is two processes with one group each: the same adapter, the same metrics (gloo, CPU)."""
+"""One process with two groups is two processes with one group each: the same adapter, the same metrics (gloo, CPU).
 
+So under DDP and under FSDP2; a checkpoint of either goes on under any number of processes; and what befalls one of the
+processes is known to both.
+"""
+
+import json
 import math
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +21,14 @@ from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
 from runs import SLOW, environment, make_tiny_world, metrics_of, tiny_recipe
 
-CHANGES = {"train__steps": 3, "train__save_samples_every": 2, "train__checkpoint_every": 1}
+STEPS = 5
+CHANGES = {
+    "train__steps": STEPS,
+    "train__save_samples_every": 2,
+    "train__checkpoint_every": 1,
+    "train__keep_checkpoints": STEPS,
+}
+LAST = f"step-{STEPS:06d}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +39,10 @@ class Both:
     one: Path
     adapter: dict[str, Tensor]
     start: dict[str, Tensor]
+
+    @property
+    def moved(self) -> float:
+        return distance(self.adapter, self.start)
 
     def of_two(self, name: str) -> dict[str, Tensor]:
         return read_tensors(self.two / f"{name}.safetensors")
@@ -42,6 +59,10 @@ def free_port() -> int:
 def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     root = tmp_path_factory.mktemp("two-ranks")
     world = make_tiny_world(root)
+    trainer = Trainer(build(tiny_recipe(world, root / "one", **CHANGES)))
+    start = {name: one.detach().clone() for name, one in trainer.parts.parameters.items()}
+    trainer.run()
+    cut_short(root / "one", root / "from-one", keep=2)
     port = str(free_port())
     ranks = [
         subprocess.Popen(
@@ -63,14 +84,29 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
         )
         for rank in range(2)
     ]
-    trainer = Trainer(build(tiny_recipe(world, root / "one", **CHANGES)))
-    start = {name: one.detach().clone() for name, one in trainer.parts.parameters.items()}
-    trainer.run()
-    for rank in ranks:
-        said, _ = rank.communicate(timeout=240)
-        assert rank.returncode == 0, said
+    try:
+        for rank in ranks:
+            said, _ = rank.communicate(timeout=280)
+            assert rank.returncode == 0, said
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
     adapter = {name: one.detach().clone() for name, one in trainer.parts.parameters.items()}
     return Both(root, root / "one", adapter, start)
+
+
+def cut_short(run: Path, into: Path, keep: int) -> None:
+    """A copy of a run that ended after so many steps."""
+    shutil.copytree(run, into)
+    for path in (into / "checkpoints").iterdir():
+        if int(path.name.removeprefix("step-")) > keep:
+            shutil.rmtree(path)
+
+
+def widest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """The largest difference of two weights."""
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
@@ -87,8 +123,8 @@ def first_gradient(run: Path) -> dict[str, Tensor]:
 
 def test_both_ranks_hold_the_same_adapter(both: Both) -> None:
     assert distance(both.of_two("rank-0"), both.of_two("rank-1")) == 0
-    assert check(both.two / "run" / "checkpoints" / "step-000003") == 3
-    state = both.two / "run" / "checkpoints" / "step-000003" / "state"
+    assert check(both.two / "run" / "checkpoints" / LAST) == STEPS
+    state = both.two / "run" / "checkpoints" / LAST / "state"
     assert distance(read_tensors(state / "adapter.safetensors"), both.of_two("rank-0")) == 0
 
 
@@ -101,23 +137,23 @@ def test_two_processes_make_the_gradient_of_one(both: Both) -> None:
 
 def test_two_processes_train_what_one_does(both: Both) -> None:
     # Not to the bit: adding in another order moves an image's pixel by one level here and there, and so a reward.
-    moved = distance(both.adapter, both.start)
-    assert moved > 0.1
-    assert distance(both.of_two("rank-0"), both.adapter) < 5e-3 * moved
+    assert both.moved > 0.1
+    assert distance(both.of_two("rank-0"), both.adapter) < 5e-3 * both.moved
+    # Adam makes a step of full size of a gradient that is nearly 0, so a single weight may differ by more.
+    assert widest(both.of_two("rank-0"), both.adapter) < 5e-2 * widest(both.adapter, both.start)
 
 
 def test_without_exchanged_gradients_they_do_not(both: Both) -> None:
     """The control: the test above can fail."""
-    moved = distance(both.adapter, both.start)
     for rank in range(2):
-        assert distance(both.of_two(f"alone-{rank}"), both.adapter) > 0.2 * moved
-    assert distance(both.of_two("alone-0"), both.of_two("alone-1")) > 0.2 * moved
+        assert distance(both.of_two(f"alone-{rank}"), both.adapter) > 0.2 * both.moved
+    assert distance(both.of_two("alone-0"), both.of_two("alone-1")) > 0.2 * both.moved
 
 
 def test_metrics_are_those_of_all_groups_and_written_once(both: Both) -> None:
     one, two = metrics_of(both.one), metrics_of(both.two / "run")
-    assert [row["step"] for row in two] == [1, 2, 3]
-    for row, other, tolerance in zip(one, two, (1e-5, 5e-2, 5e-2), strict=True):
+    assert [row["step"] for row in two] == list(range(1, STEPS + 1))
+    for row, other, tolerance in zip(one, two, (1e-5, *[5e-2] * (STEPS - 1)), strict=True):
         assert row.keys() == other.keys()
         assert any(name.startswith("weight/") for name in row)
         for name in row:
@@ -125,4 +161,72 @@ def test_metrics_are_those_of_all_groups_and_written_once(both: Both) -> None:
     assert sorted(path.name for path in (both.two / "run" / "samples").glob("*.png")) == [
         "step-000001.png",
         "step-000002.png",
+        "step-000004.png",
     ]
+
+
+def test_a_checkpoint_of_one_process_goes_on_under_two(both: Both) -> None:
+    assert distance(both.of_two("resumed-0"), both.of_two("resumed-1")) == 0
+    assert distance(both.of_two("resumed-0"), both.adapter) < 5e-3 * both.moved
+
+
+@pytest.mark.parametrize("engine", ["run", "fsdp"])
+def test_a_checkpoint_of_two_processes_goes_on_under_one(both: Both, engine: str, tmp_path: Path) -> None:
+    cut_short(both.two / engine, tmp_path / "run", keep=2)
+    changes = CHANGES | {"train__ema": 0.5 if engine == "fsdp" else None}
+    world = both.two
+    trainer = Trainer(build(tiny_recipe(world, tmp_path / "run", run__resume="latest", **changes)))
+    trainer.run()
+    ended = {name: one.detach() for name, one in trainer.parts.parameters.items()}
+    assert distance(ended, both.adapter) < 5e-3 * both.moved
+
+
+def tensors(run: Path, name: str) -> dict[str, Tensor]:
+    return read_tensors(run / "checkpoints" / LAST / name)
+
+
+def test_shards_train_what_one_process_does_and_are_saved_whole(both: Both) -> None:
+    """And the checkpoint is no larger than that of one process, but for the average."""
+    run = both.two / "fsdp"
+    assert check(run / "checkpoints" / LAST) == STEPS
+    assert distance(tensors(run, "state/adapter.safetensors"), both.adapter) < 5e-3 * both.moved
+    whole = both.one / "checkpoints" / LAST / "state" / "optimizer.safetensors"
+    assert {n: t.shape for n, t in tensors(run, "state/optimizer.safetensors").items()} == {
+        n: t.shape for n, t in read_tensors(whole).items()
+    }
+    saved = tensors(run, "pytorch_lora_weights.safetensors")
+    average = tensors(run, "state/ema.safetensors")
+    assert {n.removeprefix("transformer."): t.tolist() for n, t in saved.items()} == {
+        n.replace(".default.", "."): t.tolist() for n, t in average.items()
+    }
+
+
+def test_shards_resume_exactly(both: Both) -> None:
+    for name in ("state/adapter.safetensors", "state/optimizer.safetensors", "state/ema.safetensors"):
+        assert distance(tensors(both.two / "fsdp", name), tensors(both.two / "fsdp-again", name)) == 0
+
+
+def test_shards_evaluate_though_one_rank_has_more_to_draw(both: Both) -> None:
+    rows = (both.two / "fsdp" / "evaluation" / "step-000004.jsonl").read_text().splitlines()
+    assert [json.loads(line)["index"] for line in rows] == [0, 1, 2]
+
+
+SAID = {
+    "not finite": ("DivergedError: the gradient's norm is", "nothing was updated"),
+    "disk full": ("SaveError", "No space left on device", "run.resume=latest"),
+    "loading": ("ValueError", "nowhere"),
+    "differ": ("RanksDifferError: after step 1 ranks 0 and 1 hold different adapters", "Nothing was saved"),
+}
+
+
+@pytest.mark.parametrize("fault", SAID)
+def test_what_befalls_one_process_stops_both_with_its_reason(both: Both, fault: str) -> None:
+    for rank in range(2):
+        said = json.loads((both.two / f"said-{rank}.json").read_text())[fault]
+        for part in SAID[fault]:
+            assert part in said
+    assert not (both.two / "differ" / "checkpoints").exists()
+
+
+def test_a_signal_to_one_process_ends_both_after_the_step(both: Both) -> None:
+    assert [path.name for path in (both.two / "signal" / "checkpoints").iterdir()] == ["step-000001"]

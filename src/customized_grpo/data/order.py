@@ -24,6 +24,17 @@ def indices(step: int, *, rank: int, world: int, groups_per_step: int, size: int
     assert groups_per_step > 0
     if size < 1:
         raise ValueError("the data set is empty; training needs at least one example")
+    share = groups_a_rank(groups_per_step, world)
+    first = step * groups_per_step + rank * share
+    return [_permutation(size, seed, at // size)[at % size] for at in range(first, first + share)]
+
+
+def groups_a_rank(groups_per_step: int, world: int) -> int:
+    """How many groups each of ``world`` processes samples in a step: the same for all, so that none waits.
+
+    Raises:
+        ValueError: they can't be shared equally.
+    """
     if groups_per_step % world:
         below = groups_per_step // world * world
         allowed = f"{below} or {below + world}" if below else f"{world}"
@@ -31,9 +42,7 @@ def indices(step: int, *, rank: int, world: int, groups_per_step: int, size: int
             f"train.groups_per_step is {groups_per_step}, "
             f"which {world} processes can't share equally; use {allowed}"
         )
-    share = groups_per_step // world
-    first = step * groups_per_step + rank * share
-    return [_permutation(size, seed, at // size)[at % size] for at in range(first, first + share)]
+    return groups_per_step // world
 
 
 @lru_cache(maxsize=4)

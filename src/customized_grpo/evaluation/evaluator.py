@@ -7,6 +7,7 @@ depend on the number of processes or on what was evaluated before. Dimensions: S
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from customized_grpo.policies.cache import Place, open_policy
 from customized_grpo.sampling.rollout import generate
 from customized_grpo.sampling.schedule import resolve_shift, shifted_sigmas
 from customized_grpo.seeding import generator
+from customized_grpo.sharding import whole
 from customized_grpo.types import Conditioning, Example
 
 
@@ -44,7 +46,7 @@ def adapter_fingerprint(module: nn.Module) -> str:
     for name, parameter in sorted(module.named_parameters()):
         if "lora_" in name:
             digest.update(name.encode())
-            digest.update(parameter.detach().cpu().float().contiguous().numpy().tobytes())
+            digest.update(whole(parameter.detach()).cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -187,7 +189,7 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
     folder = _folder(recipe)
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
-    state = PartialState(cpu=runs_on_cpu(recipe.run.device))
+    state = PartialState(cpu=runs_on_cpu(recipe.run.device), timeout=timedelta(seconds=recipe.run.timeout_s))
     if recipe.run.device == "cuda" and state.device.type != "cuda":
         raise ValueError(
             "run.device: 'cuda' was asked for but torch finds no GPU; use run.device=auto or cpu"

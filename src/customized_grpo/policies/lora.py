@@ -29,6 +29,7 @@ from customized_grpo.policies.lora_files import (
 )
 from customized_grpo.policies.low_rank import Update, check_fits, shown
 from customized_grpo.seeding import generator
+from customized_grpo.sharding import whole
 
 __all__ = [
     "WEIGHTS_NAME",
@@ -175,27 +176,41 @@ def _peft_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
     return dict(sorted((n.replace(f".{ADAPTER}.", "."), p) for n, p in named if OURS.search(n)))
 
 
-def adapter_state(transformer: nn.Module) -> dict[str, Tensor]:
-    """peft's state dict of the adapter (``<module>.lora_A.weight``): float32 copies on the CPU, sorted by name."""
+def adapter_state(transformer: nn.Module, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """peft's state dict of the adapter (``<module>.lora_A.weight``): float32 copies on the CPU, sorted by name.
+
+    Args:
+        transformer: with an adapter attached.
+        weights: in place of its own, by the names of ``trainable_parameters``.
+    """
+    own = {id(parameter): name for name, parameter in transformer.named_parameters()}
     return {
-        name: parameter.detach().to("cpu", torch.float32, copy=True).contiguous()
+        name: whole(parameter.detach() if weights is None else weights[own[id(parameter)]])
+        .to("cpu", torch.float32, copy=True)
+        .contiguous()
         for name, parameter in _peft_parameters(transformer).items()
     }
 
 
-def save_adapter(policy: Policy, folder: str | Path, metadata: Mapping[str, str]) -> Path:
+def save_adapter(
+    policy: Policy,
+    folder: str | Path,
+    metadata: Mapping[str, str],
+    weights: Mapping[str, Tensor] | None = None,
+) -> Path:
     """Write ``folder/pytorch_lora_weights.safetensors``; the same weights and metadata give the same bytes.
 
     Args:
         policy: with an adapter attached.
         folder: made where it is missing.
         metadata: what else the header says (base id, recipe, step); the hash of the base is added.
+        weights: what to write in place of the policy's own weights, by the names of ``trainable_parameters``.
     """
     model = base_transformer(policy)
     config = model.peft_config[ADAPTER]
     own = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": config.target_modules}
     about = {"base_hash": policy.base_hash, **metadata}
-    return write_adapter(Path(folder) / WEIGHTS_NAME, adapter_state(model), own, about)
+    return write_adapter(Path(folder) / WEIGHTS_NAME, adapter_state(model, weights), own, about)
 
 
 def load_adapter(policy: Policy, path: str | Path) -> AdapterFile:

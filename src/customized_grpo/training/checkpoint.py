@@ -3,20 +3,25 @@
 ``checkpoints/step-000050/`` holds ``pytorch_lora_weights.safetensors`` (diffusers format, what ``load_lora_weights``
 opens), ``state/`` (trained and averaged weights, optimizer, everything a resume needs) and ``manifest.json`` with sizes
 and hashes.
-It is written aside, synced, and renamed; the manifest is what makes it complete.
+It is written aside, synced, and renamed, and it goes by a renaming, too: whatever is there is complete.
 """
 
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from customized_grpo.data.manifest import is_inside
+from customized_grpo.sharding import cut_like, whole
 
 MANIFEST = "manifest.json"
 PREFIX = "step-"
@@ -24,6 +29,10 @@ PREFIX = "step-"
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, incomplete or corrupt; the message says which and what to do."""
+
+
+class SaveError(RuntimeError):
+    """A checkpoint that can't be written; the message says why, and that those before it are still there."""
 
 
 def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], *, keep: int) -> Path:
@@ -34,26 +43,39 @@ def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], *, k
         step: GRPO steps done.
         write: fills an empty folder with the checkpoint's files.
         keep: complete checkpoints left afterwards, the new one among them.
+
+    Raises:
+        SaveError: the disk is full, can't be written, or failed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{PREFIX}{step:06d}"
     aside = folder / f".{target.name}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    write(aside)
-    files = {
-        str(path.relative_to(aside)): _describe(path) for path in sorted(aside.rglob("*")) if path.is_file()
-    }
-    (aside / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1) + "\n")
-    for path in aside.rglob("*"):
-        _sync(path)
-    _sync(aside)
-    if target.exists():  # an earlier attempt at this step, incomplete or about to be written again
-        shutil.rmtree(target)
-    aside.rename(target)
-    _sync(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f".{PREFIX}*"):  # of a run that was killed here
+            shutil.rmtree(left)
+        aside.mkdir()
+        write(aside)
+        files = {
+            str(path.relative_to(aside)): _describe(path)
+            for path in sorted(aside.rglob("*"))
+            if path.is_file()
+        }
+        (aside / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1) + "\n")
+        for path in aside.rglob("*"):
+            _sync(path)
+        _sync(aside)
+        if target.exists():  # an earlier attempt at this step that was passed over
+            _discard(target)
+        aside.rename(target)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise SaveError(
+            f"{target} can't be written: {_reason(error)}. The checkpoints before it are untouched: make room or give "
+            "write access, then go on with run.resume=latest"
+        ) from error
     for old in _candidates(folder)[keep:]:
-        shutil.rmtree(old)
+        _discard(old)
     return target
 
 
@@ -74,6 +96,10 @@ def check(checkpoint: Path) -> int:
             f"{checkpoint}: no readable {MANIFEST} ({error}); this is not a complete checkpoint"
         ) from error
     for name, expected in files.items():
+        if not is_inside(name):
+            raise CheckpointError(
+                f"{checkpoint}: its manifest names {name!r}, which is outside; don't trust it"
+            )
         path = checkpoint / name
         if not path.is_file():
             raise CheckpointError(f"{checkpoint}: {name} is missing; resume from another checkpoint")
@@ -85,6 +111,11 @@ def check(checkpoint: Path) -> int:
 def has_any(folder: Path) -> bool:
     """Whether there is a checkpoint, complete or not; what is still being written is none."""
     return bool(_candidates(folder))
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint, unverified; None where there is none."""
+    return next(iter(_candidates(folder)), None)
 
 
 def latest(folder: Path, warn: Callable[[str], None]) -> Path:
@@ -107,32 +138,39 @@ def latest(folder: Path, warn: Callable[[str], None]) -> Path:
 
 def newer_than(checkpoint: Path) -> list[str]:
     """Names of the checkpoints beside this one that are of later steps."""
-    return [path.name for path in _candidates(checkpoint.parent) if path.name > checkpoint.name]
+    return [path.name for path in _candidates(checkpoint.parent) if _step(path) > _step(checkpoint)]
 
 
-def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """Optimizer state as ``<parameter>/<entry>`` tensors, ``names`` in the order of its one parameter group."""
+def flatten_optimizer(
+    optimizer: torch.optim.Optimizer, names: Sequence[str], *, keep: bool = True
+) -> dict[str, Tensor]:
+    """Optimizer state as ``<parameter>/<entry>`` tensors, ``names`` in the order of its one parameter group.
+
+    Shards are put together by all ranks; one that doesn't ``keep`` the result only takes part.
+    """
+    flat = {}
     # Read off the parameters, not state_dict(): bitsandbytes nests that. It also counts steps by plain integers.
-    return {
-        f"{name}/{entry}": (
-            value.detach().cpu().clone().contiguous()
-            if isinstance(value, Tensor)
-            else torch.tensor(value, dtype=torch.float32)
-        )
-        for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True)
-        for entry, value in optimizer.state.get(parameter, {}).items()
-    }
+    for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True):
+        for entry, value in optimizer.state.get(parameter, {}).items():
+            plain = torch.tensor(value, dtype=torch.float32) if isinstance(value, int) else value
+            full = whole(plain.detach())
+            if keep:
+                flat[f"{name}/{entry}"] = full.cpu().clone().contiguous()
+    return flat
 
 
 def restore_optimizer(
-    optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor]
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 ) -> None:
     """Put back what ``flatten_optimizer`` gave; the hyper-parameters stay the recipe's."""
-    index_of = {name: index for index, name in enumerate(names)}
+    index_of = {name: index for index, name in enumerate(parameters)}
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, entry = key.rpartition("/")
-        state.setdefault(index_of[name], {})[entry] = tensor
+        of = parameters[name]
+        state.setdefault(index_of[name], {})[entry] = (
+            cut_like(tensor, of) if tensor.shape == of.shape else tensor
+        )
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -152,8 +190,28 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _candidates(folder: Path) -> list[Path]:
+    """Newest first, by the step in the name: a clock that jumps can't change the order."""
     found = folder.glob(f"{PREFIX}*") if folder.is_dir() else []
-    return sorted((path for path in found if path.is_dir()), key=lambda path: path.name, reverse=True)
+    return sorted((path for path in found if _step(path) >= 0 and path.is_dir()), key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    """The step in a checkpoint's name; -1 where it is none's."""
+    found = re.fullmatch(rf"{PREFIX}(\d+)", path.name)
+    return int(found[1]) if found else -1
+
+
+def _discard(path: Path) -> None:
+    """Remove a checkpoint so that a kill in between leaves none by halves."""
+    hidden = path.with_name(f".{path.name}.old")
+    shutil.rmtree(hidden, ignore_errors=True)
+    path.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def _reason(error: Exception) -> str:
+    """What the system says; safetensors puts it into a text of its own."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
 def _describe(path: Path) -> dict[str, Any]:

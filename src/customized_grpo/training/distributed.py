@@ -4,15 +4,67 @@ Dimensions: P ranks.
 """
 
 import math
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeVar, final
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 Row = TypeVar("Row")
+
+
+class RanksDifferError(RuntimeError):
+    """Ranks that should hold the same adapter don't."""
+
+
+@contextmanager
+def together(accelerator: Accelerator, kind: type[Exception]) -> Iterator[None]:
+    """An error that one rank meets in this block is raised on all of them at its end, so that none waits for it.
+
+    Nothing inside may be collective. The rank that failed raises its own error, the others a ``kind`` that quotes it.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    said = gather_rows(["" if error is None else str(error) or type(error).__name__])
+    if error is not None:
+        raise error
+    if failed := [f"rank {rank}: {text}" for rank, text in enumerate(said) if text]:
+        raise kind(failed[0])
+
+
+def check_ranks(accelerator: Accelerator, parameters: Mapping[str, Tensor], done: int) -> None:
+    """See that every rank holds the same bits of the adapter: one sum of integers a parameter, and one small gather.
+
+    Shards of one whole can't differ, so there is nothing to compare under FSDP2 and ZeRO-3.
+
+    Raises:
+        RanksDifferError: on all ranks; it names the first parameter that differs.
+    """
+    mine = [one.detach() for one in parameters.values() if not isinstance(one, DTensor) and one.numel()]
+    if accelerator.num_processes == 1 or not mine:
+        return
+    sums = torch.stack([one.view(_INTEGER[one.element_size()]).sum(dtype=torch.int64) for one in mine])
+    every = accelerator.gather(sums[None])
+    if differs := (every != every[0]).any(0).nonzero().flatten().tolist():
+        name = list(parameters)[differs[0]]
+        odd = (every[:, differs[0]] != every[0, differs[0]]).nonzero().flatten().tolist()
+        raise RanksDifferError(
+            f"after step {done} ranks 0 and {odd[0]} hold different adapters ({len(differs)} of {len(mine)} tensors, "
+            f"the first is {name}): gradients were not exchanged, or the nodes read different checkpoints. Nothing was "
+            "saved; go on from the last checkpoint with run.resume=latest, and see that run.dir is the same disk "
+            "on every node"
+        )
+
+
+_INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Of the same size as a float: its bits."""
 
 
 def any_rank(accelerator: Accelerator, flag: bool) -> bool:
@@ -49,3 +101,30 @@ def gather_rows(rows: Sequence[Row]) -> list[Row]:
     """Every rank's rows, in rank order, on every rank."""
     gathered: list[Row] = gather_object(list(rows))
     return gathered
+
+
+@final
+class Lockstep:
+    """Forwards that take all ranks, where ranks have different numbers of their own to run.
+
+    FSDP2 and ZeRO-3 gather a block's weights from all ranks in every forward, DDP sends buffers. So every rank
+    announces each of its own, and one that has none left joins those of the others until nobody has any.
+    """
+
+    def __init__(self, accelerator: Accelerator, model: nn.Module) -> None:
+        self._accelerator = accelerator
+        self._own = True
+        self._hook = model.register_forward_pre_hook(
+            self._announce, prepend=True
+        )  # before weights are gathered
+
+    def _announce(self, *_: object) -> None:
+        if self._own:
+            any_rank(self._accelerator, True)
+
+    def finish(self, forward: Callable[[], object]) -> None:
+        """Run ``forward`` as often as other ranks still have one of their own."""
+        self._own = False
+        while any_rank(self._accelerator, False):
+            forward()
+        self._hook.remove()

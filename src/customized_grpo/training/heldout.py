@@ -3,49 +3,67 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel
 
 from customized_grpo.config import Recipe
 from customized_grpo.evaluation.costs import evaluations, of_evaluation, of_training
 from customized_grpo.evaluation.evaluator import (
-    adapter_fingerprint,
     evaluate_policy,
     num_examples,
     settings_of,
 )
 from customized_grpo.evaluation.folders import read_runs
 from customized_grpo.evaluation.items import Site
+from customized_grpo.evaluation.summary import Row
 from customized_grpo.evaluation.tables import summarize
+from customized_grpo.training import engine
 from customized_grpo.training import metrics as explain
-from customized_grpo.training.distributed import gather_rows
-from customized_grpo.training.setup import Parts
+from customized_grpo.training.distributed import Lockstep, gather_rows
+from customized_grpo.training.setup import Evaluation, Parts
 
 
 def evaluate(parts: Parts, done: int) -> dict[str, float]:
     """Held-out metrics of the adapter as it would be saved now, after ``done`` GRPO steps."""
     spec = parts.recipe.evaluate
+    held, accelerator = parts.evaluation, parts.accelerator
     assert spec is not None
-    assert parts.evaluation is not None
+    assert held is not None
+    meets = engine.needs_all_ranks(accelerator, parts.policy.transformer)
+    lockstep = Lockstep(accelerator, parts.policy.transformer) if meets else None
+
+    def gather(rows: list[Row]) -> list[Row]:
+        if lockstep is not None:
+            lockstep.finish(lambda: _idle(parts, held))
+        return gather_rows(rows)
+
     with parts.clock.phase("evaluate"), parts.averaged():
         rows = evaluate_policy(
             parts.policy,
-            parts.evaluation.dataset,
-            parts.evaluation.metrics,
+            held.dataset,
+            held.metrics,
             spec,
             Site(
                 folder=_rows_file(parts, done).parent,
-                rank=parts.accelerator.process_index,
-                world=parts.accelerator.num_processes,
-                gather=gather_rows,
+                rank=accelerator.process_index,
+                world=accelerator.num_processes,
+                gather=gather,
             ),
             _rows_file(parts, done).stem,
             steps=parts.recipe.sampling.steps,
             shift=parts.recipe.sampling.shift,
-            weights=adapter_fingerprint(parts.accelerator.unwrap_model(parts.policy.transformer)),
-            encode=parts.evaluation.encode,
+            weights=engine.fingerprint(accelerator, parts.policy.transformer, done),
+            encode=held.encode,
         )
-    parts.evaluation.rows["base" if done == 0 else "tuned"] = rows
+    held.rows["base" if done == 0 else "tuned"] = rows
     return explain.evaluation(rows, spec.protocol) | {"time/evaluate": parts.clock.drain()["time/evaluate"]}
+
+
+@torch.no_grad()
+def _idle(parts: Parts, held: Evaluation) -> None:
+    """A forward whose result nobody needs."""
+    x = torch.zeros(1, *parts.policy.latent_shape, device=parts.policy.device, dtype=parts.policy.dtype)
+    parts.policy.velocity(x, parts.sigmas[0], held.encode(held.dataset[0]))
 
 
 def warnings(folder: Path, done: int) -> list[str]:

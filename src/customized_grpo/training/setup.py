@@ -1,14 +1,16 @@
 """From a recipe to the parts that a training run is made of, each built once and in one place."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from jaxtyping import Float
@@ -19,6 +21,7 @@ from customized_grpo.advantages.shaping import Aggregator
 from customized_grpo.clock import Clock
 from customized_grpo.config import AXES, Recipe
 from customized_grpo.data.base import Dataset, load_dataset
+from customized_grpo.data.order import groups_a_rank
 from customized_grpo.evaluation.metrics import Scorer as MetricScorer
 from customized_grpo.evaluation.metrics import build_metrics
 from customized_grpo.evaluation.summary import Row
@@ -30,7 +33,9 @@ from customized_grpo.rewards.scorer import Scorer
 from customized_grpo.sampling.rollout import Transition
 from customized_grpo.sampling.schedule import resolve_shift, shifted_sigmas
 from customized_grpo.tracking import prepare_folder
+from customized_grpo.training import engine
 from customized_grpo.training.conditioning import bars, needed
+from customized_grpo.training.distributed import together
 from customized_grpo.training.objective import sensitivity, step_weights
 from customized_grpo.training.optimizers import build_optimizer
 from customized_grpo.types import Conditioning, Example
@@ -116,18 +121,24 @@ def build(recipe: Recipe) -> Parts:
         cpu=runs_on_cpu(run.device),
         log_with=list(run.trackers) or None,
         project_config=ProjectConfiguration(project_dir=run.dir),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=run.timeout_s))],
     )
+    engine.configure(accelerator, recipe)
+    groups_a_rank(train.groups_per_step, accelerator.num_processes)
     device = accelerator.device
     if run.device == "cuda" and device.type != "cuda":
         raise ValueError(
             "run.device: 'cuda' was asked for but torch finds no GPU; use run.device=auto or cpu"
         )
-    if accelerator.is_main_process:
-        prepare_folder(folder, resuming=run.resume is not None)
-    accelerator.wait_for_everyone()
-    dataset = load_dataset(recipe.data, "data")
-    rewards = {name: _reward(name, spec, device) for name, spec in recipe.rewards.items()}
-    with bars() as progress:
+    with together(accelerator, ValueError):
+        if accelerator.is_main_process:
+            prepare_folder(folder, resuming=run.resume is not None)
+    with together(accelerator, ValueError):
+        dataset = load_dataset(recipe.data, "data")
+        rewards = {name: _reward(name, spec, device) for name, spec in recipe.rewards.items()}
+    # Completing a cache waits for the others on its way, so a rank that fails in it can't tell them: it ends the job.
+    agreed = together(accelerator, ValueError) if run.cache is None else contextlib.nullcontext()
+    with agreed, bars() as progress:
         place = Place(
             device=device,
             precision=run.precision,
@@ -137,7 +148,7 @@ def build(recipe: Recipe) -> Parts:
             progress=progress,
         )
         policy, encode = open_policy(recipe.policy, run.cache, lambda: needed(recipe), place)
-    lora.attach(policy, recipe.policy.lora, run.seed)
+        lora.attach(policy, recipe.policy.lora, run.seed)
     parameters = lora.trainable_parameters(policy)
     optimizer = build_optimizer(list(parameters.values()), train)
     updates = train.steps * train.updates_per_rollout
@@ -147,8 +158,9 @@ def build(recipe: Recipe) -> Parts:
         num_warmup_steps=train.schedule.warmup_steps,
         num_training_steps=updates,
     )
-    ema = EMAModel(list(parameters.values()), decay=train.ema) if train.ema is not None else None
     policy.transformer, prepared = accelerator.prepare(policy.transformer, optimizer)
+    parameters = lora.trainable_parameters(policy)  # FSDP2 has put shards in their place
+    ema = EMAModel(list(parameters.values()), decay=train.ema) if train.ema is not None else None
 
     shift = resolve_shift(recipe.sampling.shift, policy.latent_shape[0])
     sigmas = shifted_sigmas(recipe.sampling.steps, shift)

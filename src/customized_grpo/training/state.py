@@ -4,18 +4,22 @@ Randomness is a function of (seed, purpose, step, index), so weights, optimizer,
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from customized_grpo.config import Recipe
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.loading import load_recipe, save_recipe
 from customized_grpo.policies import lora
+from customized_grpo.sharding import cut_like
 from customized_grpo.tracking import METRICS, cut_metrics
-from customized_grpo.training import checkpoint
+from customized_grpo.training import checkpoint, engine
+from customized_grpo.training.distributed import gather_rows, together
 from customized_grpo.training.setup import Parts
 
 HARMLESS = (
@@ -23,6 +27,7 @@ HARMLESS = (
     "train.steps",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.check_ranks_every",
     "train.evaluate_every",
     "train.save_samples_every",
     "evaluate",
@@ -30,44 +35,48 @@ HARMLESS = (
 """Keys that may differ when a run goes on: they don't change what a step computes. ``run.seed`` and ``run.precision``
 do."""
 
+ROUNDING = ("train.microbatch", "sampling.batch", "policy.gradient_checkpointing")
+"""Keys that change a step by the order of its additions at most; who ran out of memory has to turn them."""
+
 
 def save(parts: Parts, done: int) -> None:
-    """Write the checkpoint after ``done`` GRPO steps; rank 0 writes, the others wait."""
-    if parts.accelerator.is_main_process:
-        keep = parts.recipe.train.keep_checkpoints
-        checkpoint.save_checkpoint(
-            parts.folder / "checkpoints", done, lambda aside: _write(parts, aside, done), keep=keep
-        )
-    parts.accelerator.wait_for_everyone()
+    """Write the checkpoint after ``done`` GRPO steps: all ranks gather, rank 0 writes, the others wait.
 
+    Raises:
+        SaveError: on every rank, where rank 0 can't write.
+    """
+    accelerator, names = parts.accelerator, list(parts.parameters)
+    adapter = engine.weights(accelerator, parts.parameters)
+    optimizer = engine.optimizer_state(accelerator, parts.optimizer, parts.parameters)
+    average = {}
+    if parts.ema is not None:
+        shadows = dict(zip(names, parts.ema.shadow_params, strict=True))
+        average = engine.weights(accelerator, shadows)
+    trainer = {
+        "step": done,
+        "updates": parts.schedule.last_epoch,
+        "ema_updates": 0 if parts.ema is None else parts.ema.optimization_step,
+        "skipped": parts.progress.skipped,
+        "scorers": gather_rows([parts.scorer.state_dict()]),
+    }
 
-def _write(parts: Parts, aside: Path, done: int) -> None:
-    with parts.averaged():
+    def write(aside: Path) -> None:
         recipe = parts.recipe.model_dump_json(exclude={"run"})
         about = {"base_model": parts.recipe.policy.model, "recipe": recipe, "step": str(done)}
-        lora.save_adapter(parts.policy, aside, about)
-    save_recipe(parts.recipe, aside / "config.yaml")
-    state = aside / "state"
-    state.mkdir()
-    checkpoint.write_tensors(state / "adapter.safetensors", dict(parts.parameters))
-    names = list(parts.parameters)
-    checkpoint.write_tensors(
-        state / "optimizer.safetensors", checkpoint.flatten_optimizer(parts.optimizer.optimizer, names)
-    )
-    if parts.ema is not None:
-        checkpoint.write_tensors(
-            state / "ema.safetensors", dict(zip(names, parts.ema.shadow_params, strict=True))
-        )
-    checkpoint.write_json(
-        state / "trainer.json",
-        {
-            "step": done,
-            "updates": parts.schedule.last_epoch,
-            "ema_updates": 0 if parts.ema is None else parts.ema.optimization_step,
-            "skipped": parts.progress.skipped,
-            "scorer": parts.scorer.state_dict(),
-        },
-    )
+        lora.save_adapter(parts.policy, aside, about, average or adapter)
+        save_recipe(parts.recipe, aside / "config.yaml")
+        state = aside / "state"
+        state.mkdir()
+        checkpoint.write_tensors(state / "adapter.safetensors", adapter)
+        checkpoint.write_tensors(state / "optimizer.safetensors", optimizer)
+        if average:
+            checkpoint.write_tensors(state / "ema.safetensors", average)
+        checkpoint.write_json(state / "trainer.json", trainer)
+
+    with together(accelerator, checkpoint.SaveError):
+        if accelerator.is_main_process:
+            keep = parts.recipe.train.keep_checkpoints
+            checkpoint.save_checkpoint(parts.folder / "checkpoints", done, write, keep=keep)
 
 
 def restore(parts: Parts) -> int:
@@ -80,21 +89,26 @@ def restore(parts: Parts) -> int:
         ValueError: the checkpoint is missing or corrupt, or the recipe changed in a way that matters.
     """
     run, main = parts.recipe.run, parts.accelerator.is_main_process
-    start = 0
-    if run.resume is not None:
-        warn = parts.accelerator.print if main else _silent
-        path = _checkpoint(parts, warn)
-        start = 0 if path is None else checkpoint.check(path)
-        changed = compare_recipes(load_recipe((path or parts.folder) / "config.yaml", []), parts.recipe)
-        if changed:
-            warn(f"resuming with changed keys that don't alter the computation: {', '.join(changed)}")
-        if path is not None:
-            _read(parts, path / "state")
-        if parts.evaluation is not None:
-            _read_base_rows(parts)
-    if main:
-        cut_metrics(parts.folder / METRICS, start or -1)  # a run that starts anew evaluates its base again
-        save_recipe(parts.recipe, parts.folder / "config.yaml")
+    start, held = 0, None
+    with together(parts.accelerator, checkpoint.CheckpointError):
+        if run.resume is not None:
+            warn = parts.accelerator.print if main else _silent
+            path = _checkpoint(parts, warn)
+            start = 0 if path is None else checkpoint.check(path)
+            changed = compare_recipes(load_recipe((path or parts.folder) / "config.yaml", []), parts.recipe)
+            if changed:
+                warn(f"resuming with changed keys, which alter rounding at most: {', '.join(changed)}")
+            if path is not None:
+                held = _read(parts, path / "state")
+            if parts.evaluation is not None:
+                _read_base_rows(parts)
+        if main:
+            cut_metrics(
+                parts.folder / METRICS, start or -1
+            )  # a run that starts anew evaluates its base again
+            save_recipe(parts.recipe, parts.folder / "config.yaml")
+    if held is not None:
+        _put_back(parts, held)
     parts.accelerator.init_trackers("customized-grpo", config={"recipe": parts.recipe.model_dump_json()})
     return start
 
@@ -126,29 +140,70 @@ def _silent(_text: str) -> None:
     """The warning of a rank that is not the main one."""
 
 
-def _read(parts: Parts, state: Path) -> None:
-    weights = checkpoint.read_tensors(state / "adapter.safetensors")
-    if set(weights) != set(parts.parameters):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Held:
+    """The files of a checkpoint's ``state``."""
+
+    adapter: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    average: dict[str, Tensor] | None
+    trainer: dict[str, Any]
+
+
+def _read(parts: Parts, state: Path) -> _Held:
+    adapter = checkpoint.read_tensors(state / "adapter.safetensors")
+    if set(adapter) != set(parts.parameters):
         raise checkpoint.CheckpointError(
             f"{state}: its adapter has other parameters than the recipe's policy.lora"
         )
-    with torch.no_grad():
-        for name, parameter in parts.parameters.items():
-            parameter.copy_(weights[name])
-    names = list(parts.parameters)
-    optimizer = checkpoint.read_tensors(state / "optimizer.safetensors")
-    checkpoint.restore_optimizer(parts.optimizer.optimizer, names, optimizer)
-    saved: dict[str, Any] = json.loads((state / "trainer.json").read_text())
+    return _Held(
+        adapter=adapter,
+        optimizer=checkpoint.read_tensors(state / "optimizer.safetensors"),
+        average=None if parts.ema is None else checkpoint.read_tensors(state / "ema.safetensors"),
+        trainer=json.loads((state / "trainer.json").read_text()),
+    )
+
+
+def _put_back(parts: Parts, held: _Held) -> None:
+    saved, accelerator = held.trainer, parts.accelerator
+    engine.load_weights(accelerator, parts.parameters, held.adapter)
+    engine.load_optimizer_state(accelerator, parts.optimizer, parts.parameters, held.optimizer)
     parts.schedule.load_state_dict(parts.schedule.state_dict() | {"last_epoch": saved["updates"]})
     for group, lr in zip(parts.optimizer.param_groups, parts.schedule.lr_lambdas, strict=True):
         group["lr"] = group["initial_lr"] * lr(saved["updates"])
     parts.schedule._last_lr = [group["lr"] for group in parts.optimizer.param_groups]
-    if parts.ema is not None:
-        shadow = checkpoint.read_tensors(state / "ema.safetensors")
-        parts.ema.shadow_params = [shadow[name].to(parts.accelerator.device) for name in names]
+    if parts.ema is not None and held.average is not None:
+        parts.ema.shadow_params = [
+            cut_like(held.average[name].to(accelerator.device), one) for name, one in parts.parameters.items()
+        ]
         parts.ema.optimization_step = saved["ema_updates"]
     parts.progress.skipped = saved["skipped"]
-    parts.scorer.load_state_dict(saved["scorer"])
+    share = scorer_share(saved["scorers"], accelerator.process_index, accelerator.num_processes)
+    parts.scorer.load_state_dict(share)
+
+
+def scorer_share(states: Sequence[dict[str, Any]], rank: int, world: int) -> dict[str, Any]:
+    """What rank ``rank`` of ``world`` goes on with, of the states that the scorers of a run's ranks had.
+
+    With as many ranks as before each gets its own. Else the run's totals go to the first, and all get all ranks' recent
+    samples, of which a scorer keeps as many as it looks at.
+    """
+    if world == len(states):
+        return states[rank]
+    return {name: _merged([state[name] for state in states], first=rank == 0) for name in states[0]}
+
+
+def _merged(states: Sequence[dict[str, Any]], *, first: bool) -> dict[str, Any]:
+    """One reward's: lists are interleaved, as the ranks filled them side by side; numbers are totals."""
+    merged: dict[str, Any] = {}
+    for key, value in states[0].items():
+        every = [state[key] for state in states]
+        if isinstance(value, list):
+            rows = zip_longest(*every)  # a window may be longer on one rank than on another
+            merged[key] = [item for row in rows for item in row if item is not None]
+        else:
+            merged[key] = sum(every) if first else 0
+    return merged
 
 
 def _read_base_rows(parts: Parts) -> None:
@@ -170,7 +225,7 @@ def compare_recipes(saved: Recipe, given: Recipe) -> list[str]:
     exact = {"run.seed", "run.precision"} | (
         {"train.steps"} if given.train.schedule.name in ("linear", "cosine") else set()
     )
-    refused = [key for key in differing if key in exact or not key.startswith(HARMLESS)]
+    refused = [key for key in differing if key in exact or not key.startswith(HARMLESS + ROUNDING)]
     if refused:
         shown = "; ".join(f"{key}: was {before.get(key)!r}, given {now.get(key)!r}" for key in refused)
         raise ValueError(

@@ -3,7 +3,6 @@
 Dimensions: G group size, K trained steps, R rewards, Q axes, P ranks.
 """
 
-import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,13 +21,20 @@ from customized_grpo.sampling.schedule import StepPlan
 from customized_grpo.tracking import RunLog, save_group
 from customized_grpo.training import heldout
 from customized_grpo.training import metrics as explain
-from customized_grpo.training.distributed import any_rank, largest, mean_metrics
+from customized_grpo.training.distributed import any_rank, check_ranks, largest, mean_metrics
+from customized_grpo.training.engine import clip_and_step, micro_batch
+from customized_grpo.training.faults import Watch, explained
 from customized_grpo.training.interrupt import StopRequest
 from customized_grpo.training.objective import clipped_surrogate
 from customized_grpo.training.replay import Pairs, micro_batches, num_micro_batches, replay
 from customized_grpo.training.setup import Parts, build
 from customized_grpo.training.state import restore, save
 from customized_grpo.types import Trajectory
+
+
+def is_every(every: int, done: int) -> bool:
+    """Whether something that happens every so many steps, 0 for never, is due after ``done``."""
+    return every > 0 and done % every == 0
 
 
 class DivergedError(RuntimeError):
@@ -43,9 +49,10 @@ def train(recipe: Recipe) -> Path:
 
     Raises:
         ValueError: the run's folder, the data or the checkpoint don't fit the recipe; the message says what to do.
-        DivergedError: see there.
+        DivergedError, MemoryFullError, DiskError, SaveError: see there; the last checkpoint stays.
     """
-    return Trainer(build(recipe)).run()
+    with explained(recipe, Path(recipe.run.dir)):
+        return Trainer(build(recipe)).run()
 
 
 @final
@@ -56,37 +63,52 @@ class Trainer:
         self.parts = parts
         self.recipe = parts.recipe
         self.stop = StopRequest()
+        self.watch = Watch(list(parts.recipe.rewards))
 
     def run(self) -> Path:
         """Train to the last step, or to the end of the step in which a signal came."""
-        parts, settings = self.parts, self.recipe.train
+        parts = self.parts
         start = restore(parts)
-        with RunLog(parts.accelerator, parts.folder, settings.steps, start) as log, self.stop.listening():
-            for notice in heldout.notices(parts):
-                log.say(notice)
-            if heldout.is_owed(parts, start):
-                log.write(start, heldout.evaluate(parts, start), f"evaluated after step {start}")
-            for step in range(start, settings.steps):
-                metrics = self.step(step)
-                done = step + 1
-                last = done == settings.steps
-                stopping = any_rank(parts.accelerator, self.stop.signal is not None) and not last
-                if heldout.is_due(parts, done) and not stopping:
-                    metrics |= heldout.evaluate(parts, done)
-                log.write(done, metrics, explain.headline(metrics))
-                if heldout.is_due(parts, done) and not stopping and parts.accelerator.is_main_process:
-                    for warning in heldout.warnings(parts.folder, done):
-                        log.say(warning)
-                if last or stopping or (settings.checkpoint_every and done % settings.checkpoint_every == 0):
-                    save(parts, done)
-                if stopping:
-                    log.say(f"stopped after step {done} and saved; go on with run.resume=latest")
-                    break
-            else:
-                heldout.write_summary(parts)
+        check_ranks(parts.accelerator, parts.parameters, start)
+        with (
+            RunLog(parts.accelerator, parts.folder, self.recipe.train.steps, start) as log,
+            self.stop.listening(),
+        ):
+            self.loop(start, log)
         parts.scorer.close()
         parts.accelerator.end_training()
         return parts.folder
+
+    def loop(self, start: int, log: RunLog) -> None:
+        """Step, look, evaluate, log, save - until the last step or a signal."""
+        parts, settings = self.parts, self.recipe.train
+        for notice in heldout.notices(parts):
+            log.say(notice)
+        if heldout.is_owed(parts, start):
+            log.write(start, heldout.evaluate(parts, start), f"evaluated after step {start}")
+        for step in range(start, settings.steps):
+            metrics = self.step(step)
+            done = step + 1
+            last = done == settings.steps
+            stopping = any_rank(parts.accelerator, self.stop.signal is not None) and not last
+            saving = last or stopping or is_every(settings.checkpoint_every, done)
+            if settings.check_ranks_every and (saving or is_every(settings.check_ranks_every, done)):
+                check_ranks(parts.accelerator, parts.parameters, done)
+            evaluating = heldout.is_due(parts, done) and not stopping
+            if evaluating:
+                metrics |= heldout.evaluate(parts, done)
+            log.write(done, metrics, explain.headline(metrics))
+            for warning in self.watch.warnings(metrics):
+                log.say(f"step {done}: {warning}")
+            if evaluating and parts.accelerator.is_main_process:
+                for warning in heldout.warnings(parts.folder, done):
+                    log.say(warning)
+            if saving:
+                save(parts, done)
+            if stopping:
+                log.say(f"stopped after step {done} and saved; go on with run.resume=latest")
+                return
+        heldout.write_summary(parts)
 
     def step(self, step: int) -> dict[str, float]:
         """One GRPO step: sample this rank's groups, score and shape them, and update the adapter."""
@@ -186,16 +208,11 @@ class Trainer:
         with parts.clock.phase("replay"):
             for pairs in micro_batches(groups, advantages, samples, settings.pairs_per_backward):
                 remaining -= 1
-                quiet = (
-                    accelerator.no_sync(parts.policy.transformer) if remaining else contextlib.nullcontext()
-                )
-                with quiet:
+                with micro_batch(accelerator, parts.policy.transformer, last=not remaining) as backward:
                     loss, penalty, log_ratio = self.loss(pairs)
                     share = len(pairs.x) / count
-                    # accelerate averages gradients over the ranks, and ``count`` is already over all of them
-                    accelerator.backward(
-                        (loss + self.recipe.objective.kl * penalty) * share * accelerator.num_processes
-                    )
+                    # gradients are averaged over the ranks, and ``count`` is already over all of them
+                    backward((loss + self.recipe.objective.kl * penalty) * share * accelerator.num_processes)
                 ratios.append(log_ratio)
                 signs.append(pairs.advantage)
                 loss_sum, kl_sum = (
@@ -239,12 +256,8 @@ class Trainer:
     def optimize(self) -> dict[str, float]:
         """Clip and step, unless the gradient is not finite on some rank; then nothing moves."""
         parts, settings = self.parts, self.recipe.train
-        parameters = list(parts.parameters.values())
-        norm = largest(
-            parts.accelerator, float(parts.accelerator.clip_grad_norm_(parameters, settings.max_grad_norm))
-        )
-        if not torch.isfinite(torch.tensor(norm)):
-            parts.optimizer.zero_grad()
+        norm = clip_and_step(parts.accelerator, parts.optimizer, parts.parameters, settings.max_grad_norm)
+        if not math.isfinite(norm):
             parts.progress.skipped += 1
             if parts.progress.skipped > settings.max_skipped:
                 raise DivergedError(
@@ -252,11 +265,9 @@ class Trainer:
                     f"{settings.max_skipped}); nothing was updated. Lower train.lr, or look at the last step's rewards"
                 )
             return {"grad/norm": norm, "grad/max_skipped": float(parts.progress.skipped)}
-        parts.optimizer.step()
         parts.schedule.step()
-        parts.optimizer.zero_grad()
         if parts.ema is not None:
-            parts.ema.step(parameters)
+            parts.ema.step(parts.parameters.values())
         return {
             "grad/norm": norm,
             "grad/max_skipped": float(parts.progress.skipped),

@@ -224,7 +224,7 @@ def test_open_policy_encodes_or_reads(
     policy, cached = open_policy(spec, str(tmp_path), lambda: [(data, 0), (data, 1)], place())
     monkeypatch.setattr(UNO, "encode", lambda *_: pytest.fail("encoded again"))
     assert isinstance(policy, UNO)
-    assert policy._pipeline.text_encoder_2 is None
+    assert policy.pipeline.text_encoder_2 is None
     monkeypatch.undo()
     for one in data:
         assert same(cached(one), fresh(one))

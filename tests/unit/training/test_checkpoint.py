@@ -1,6 +1,8 @@
 """A checkpoint is complete or absent: atomic writing, verification, fallback, retention, optimizer state."""
 
 import json
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from torch import nn
 
 from customized_grpo.training.checkpoint import (
     CheckpointError,
+    SaveError,
     check,
     flatten_optimizer,
     has_any,
@@ -146,7 +149,9 @@ def test_an_optimizer_goes_on_bit_for_bit(tmp_path: Path) -> None:
     write_tensors(tmp_path / "optimizer.safetensors", flatten_optimizer(optimizer, names))
     resumed = [nn.Parameter(weight.detach().clone()) for weight in part]
     optimizer = torch.optim.AdamW(resumed, lr=0.1)
-    restore_optimizer(optimizer, names, read_tensors(tmp_path / "optimizer.safetensors"))
+    restore_optimizer(
+        optimizer, dict(zip(names, resumed, strict=True)), read_tensors(tmp_path / "optimizer.safetensors")
+    )
     train(optimizer, resumed, range(3, 6))
     for one, other in zip(whole, resumed, strict=True):
         assert torch.equal(one, other)
@@ -160,7 +165,7 @@ def test_an_optimizer_that_never_stepped_has_no_state(tmp_path: Path) -> None:
     weights = [nn.Parameter(torch.ones(2))]
     optimizer = torch.optim.AdamW(weights)
     write_tensors(tmp_path / "optimizer.safetensors", flatten_optimizer(optimizer, ["a"]))
-    restore_optimizer(optimizer, ["a"], read_tensors(tmp_path / "optimizer.safetensors"))
+    restore_optimizer(optimizer, {"a": weights[0]}, read_tensors(tmp_path / "optimizer.safetensors"))
     assert not optimizer.state_dict()["state"]
 
 
@@ -172,3 +177,45 @@ def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
     write_json(tmp_path / "3", {"a": 1, "b": 2})
     write_json(tmp_path / "4", {"b": 2, "a": 1})
     assert (tmp_path / "3").read_bytes() == (tmp_path / "4").read_bytes()
+
+
+def test_a_full_disk_leaves_what_was_there_and_no_half(tmp_path: Path) -> None:
+    """A disk of 64 KiB, for real."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        first = save_checkpoint(disk / "checkpoints", 1, writer(), keep=2)
+        for large in (
+            lambda aside: write_tensors(aside / "a.safetensors", {"a": torch.ones(100_000)}),
+            lambda aside: write_json(aside / "a.json", {"a": "x" * 100_000}),
+        ):
+            with pytest.raises(SaveError, match=r"No space left on device.*run\.resume=latest"):
+                save_checkpoint(disk / "checkpoints", 2, large, keep=2)
+            assert [path.name for path in (disk / "checkpoints").iterdir()] == ["step-000001"]
+            assert check(first) == 1
+        assert check(save_checkpoint(disk / "checkpoints", 2, writer(), keep=2)) == 2  # there is room again
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b"])
+def test_a_manifest_that_leads_out_is_refused(tmp_path: Path, name: str) -> None:
+    path = save_checkpoint(tmp_path, 1, writer(), keep=2)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": 1, "sha256": ""}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="outside"):
+        check(path)
+
+
+def test_the_order_is_that_of_steps_and_not_of_names_or_times(tmp_path: Path) -> None:
+    for step in (999_999, 1_000_000):
+        save_checkpoint(tmp_path, step, writer(), keep=3)
+    os.utime(tmp_path / "step-1000000", (1, 1))
+    (tmp_path / "step-backup").mkdir()
+    assert latest(tmp_path, fail).name == "step-1000000"

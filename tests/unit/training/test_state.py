@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from customized_grpo.config import Recipe
-from customized_grpo.training.state import compare_recipes
+from customized_grpo.training.state import compare_recipes, scorer_share
 from runs import tiny_recipe, with_evaluation
 
 WORLD = Path("world")
@@ -25,6 +25,10 @@ HARMLESS: list[tuple[str, Any]] = [
     ("train.checkpoint_every", 7),
     ("train.keep_checkpoints", 9),
     ("train.save_samples_every", 3),
+    ("train.check_ranks_every", 3),
+    ("run.timeout_s", 60),
+    ("train.microbatch", 2),  # another order of adding, which is what an out-of-memory error asks for
+    ("policy.gradient_checkpointing", True),
 ]
 
 HARMFUL: list[tuple[str, Any]] = [
@@ -40,7 +44,6 @@ HARMFUL: list[tuple[str, Any]] = [
     ("objective.kl", 0.1),
     ("train.lr", 0.5),
     ("train.group_size", 8),
-    ("train.microbatch", 2),  # another order of adding: not the same bytes
     ("train.ema", 0.9),
     ("train.betas", (0.8, 0.9)),
     ("train.schedule", {"name": "constant_with_warmup", "warmup_steps": 2}),
@@ -95,3 +98,21 @@ def test_another_reward_is_refused() -> None:
     }
     with pytest.raises(ValueError, match=r"rewards\.constant\.axis: was None, given 'identity'"):
         compare_recipes(recipe(), recipe(rewards=more))
+
+
+STATES = [
+    {"judge": {"recent": [1, 0, 0], "failures": 3}},
+    {"judge": {"recent": [0, 1], "failures": 4}},
+]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_as_many_ranks_as_before_get_their_own_scorer_state(rank: int) -> None:
+    assert scorer_share(STATES, rank, 2) == STATES[rank]
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_other_ranks_share_the_totals_and_all_recent_samples(world: int) -> None:
+    shares = [scorer_share(STATES, rank, world)["judge"] for rank in range(world)]
+    assert [share["failures"] for share in shares] == [7, 0, 0][:world]
+    assert all(share["recent"] == [1, 0, 0, 1, 0] for share in shares)

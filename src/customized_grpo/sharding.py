@@ -1,0 +1,24 @@
+"""Weights that FSDP2 has cut into shards, one a rank: whole again, or cut like another."""
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that is sharded over the ranks, all of which must ask for it; any other as it is."""
+    if isinstance(tensor, DTensor):
+        full: Tensor = tensor.full_tensor()
+        return full
+    return tensor
+
+
+def cut_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor, sharded as ``other`` is and on its device; unchanged where ``other`` is not sharded.
+
+    Every rank cuts its own copy, so nothing is sent.
+    """
+    if isinstance(other, DTensor):
+        return distribute_tensor(
+            tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None
+        )
+    return tensor

@@ -1,0 +1,182 @@
+"""Backward, update and state under every engine of accelerate: one process, DDP, FSDP2, DeepSpeed ZeRO.
+
+Where they differ: FSDP2 cuts the weights into shards, and DeepSpeed keeps gradients, optimizer and float32 weights to
+itself. What is read here is whole on every rank, what is written is cut again; so a checkpoint knows no engine and no
+number of ranks. Every function is collective.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+
+from customized_grpo.config import Recipe
+from customized_grpo.evaluation.evaluator import adapter_fingerprint
+from customized_grpo.sharding import cut_like, whole
+from customized_grpo.training import checkpoint
+from customized_grpo.training.distributed import largest
+
+Parameters = Mapping[str, nn.Parameter]
+
+
+def needs_all_ranks(accelerator: Accelerator, model: nn.Module) -> bool:
+    """Whether a forward takes all ranks: under FSDP2 and ZeRO-3, which gather weights, and DDP, which sends buffers."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return bool(accelerator.state.deepspeed_plugin.zero_stage == 3)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        return True
+    return accelerator.num_processes > 1 and any(True for _ in model.buffers())
+
+
+def configure(accelerator: Accelerator, recipe: Recipe) -> None:
+    """Give the engine what it has to know of the recipe, before anything is prepared.
+
+    Raises:
+        ValueError: the recipe asks for what this engine can't do.
+    """
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise ValueError(
+            "FSDP of version 1 is not supported; use fsdp_version: 2 (config/accelerate/fsdp2.yaml)"
+        )
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return
+    if recipe.run.precision != "bf16":
+        raise ValueError(
+            f"run.precision: given {recipe.run.precision!r}; DeepSpeed looks for gradients that are not finite in bf16 "
+            "only: use run.precision=bf16, or DDP or FSDP2 (config/accelerate/)"
+        )
+    if recipe.train.ema is not None:
+        raise ValueError(
+            "train.ema: DeepSpeed keeps the float32 weights to itself, so they can't be averaged; use train.ema=null, "
+            "or FSDP2 (config/accelerate/fsdp2.yaml)"
+        )
+    accelerator.state.deepspeed_plugin.deepspeed_config |= {
+        "train_micro_batch_size_per_gpu": 1,  # demanded, and used for nothing: no data loader is handed over
+        "gradient_accumulation_steps": 1,  # else the engine divides the loss, which is over the global count already
+        "gradient_clipping": recipe.train.max_grad_norm,
+        "zero_allow_untested_optimizer": True,
+    }
+
+
+@contextmanager
+def micro_batch(
+    accelerator: Accelerator, model: nn.Module, *, last: bool
+) -> Iterator[Callable[[Tensor], None]]:
+    """Forward and backward of one micro-batch; gives the backward. Gradients are exchanged with the ``last`` one."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        # accelerate's own backward would step at once: before the ratio is looked at
+        engine = accelerator.deepspeed_engine_wrapped.engine
+        engine.set_gradient_accumulation_boundary(is_boundary=last)
+        yield engine.backward
+        return
+    with nullcontext() if last else accelerator.no_sync(model):
+        yield accelerator.backward
+
+
+def clip_and_step(accelerator: Accelerator, optimizer: Any, parameters: Parameters, max_norm: float) -> float:
+    """One step on the clipped gradient; none on any rank where the gradient is not finite on one.
+
+    Returns:
+        The gradient's norm before clipping, the same on all ranks; not finite where nothing moved.
+    """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        engine = accelerator.deepspeed_engine_wrapped.engine
+        engine.step()
+        return float(engine.get_global_grad_norm()) if engine.was_step_applied() else math.nan
+    clipped = accelerator.clip_grad_norm_(list(parameters.values()), max_norm)
+    norm = largest(accelerator, float(whole(clipped)))
+    if math.isfinite(norm):
+        optimizer.step()
+    optimizer.zero_grad()
+    return norm
+
+
+def weights(accelerator: Accelerator, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name -> float32 weight, whole, on the main process's CPU; the others take part and get nothing."""
+    deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    if deepspeed:
+        from deepspeed.utils import safe_get_full_fp32_param
+    found = {}
+    for name, parameter in parameters.items():
+        full = safe_get_full_fp32_param(parameter) if deepspeed else whole(parameter.detach())
+        if accelerator.is_main_process:
+            found[name] = full.float().cpu()
+    return found
+
+
+def fingerprint(accelerator: Accelerator, model: nn.Module, done: int) -> str:
+    """Names the adapter of ``model`` after ``done`` steps, so that an evaluation knows its own rows again."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return f"step {done}"  # what the module itself shows of its weights may be an empty shard
+    return adapter_fingerprint(accelerator.unwrap_model(model))
+
+
+@torch.no_grad()
+def load_weights(accelerator: Accelerator, parameters: Parameters, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what ``weights`` gave."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from deepspeed.utils import safe_set_full_fp32_param
+        from deepspeed.zero import GatheredParameters
+
+        with GatheredParameters(list(parameters.values()), modifier_rank=0):
+            for name, parameter in parameters.items():
+                parameter.copy_(tensors[name])  # what a forward reads
+        for name, parameter in parameters.items():
+            safe_set_full_fp32_param(parameter, tensors[name].to(parameter.device))
+        return
+    for name, parameter in parameters.items():
+        parameter.copy_(cut_like(tensors[name], parameter))
+
+
+def optimizer_state(accelerator: Accelerator, optimizer: Any, parameters: Parameters) -> dict[str, Tensor]:
+    """The optimizer's state as ``<parameter>/<entry>``, whole, on the main process's CPU, as ``weights``."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        partitions = list(optimizer.optimizer.optimizer.state.values())
+        entries = [entry for entry, value in partitions[0].items() if value.numel() > 1] if partitions else []
+        steps = {f"{name}/step": partitions[0]["step"].cpu() for name in parameters if partitions}
+        return steps | {
+            f"{name}/{entry}": safe_get_full_optimizer_state(parameter, entry).cpu()
+            for name, parameter in parameters.items()
+            for entry in entries
+        }
+    return checkpoint.flatten_optimizer(
+        optimizer.optimizer, list(parameters), keep=accelerator.is_main_process
+    )
+
+
+def load_optimizer_state(
+    accelerator: Accelerator, optimizer: Any, parameters: Parameters, tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what ``optimizer_state`` gave; the hyper-parameters stay the recipe's."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        _fill_zero(optimizer.optimizer, accelerator.state.deepspeed_plugin.zero_stage, parameters, tensors)
+        return
+    checkpoint.restore_optimizer(optimizer.optimizer, parameters, tensors)
+
+
+def _fill_zero(zero: Any, stage: int, parameters: Parameters, tensors: Mapping[str, Tensor]) -> None:
+    """Fill the state of DeepSpeed's own partitions, which has to be made first: it comes with the first step."""
+    if not tensors:
+        return
+    from deepspeed.utils import safe_set_full_optimizer_state
+
+    first = next(iter(parameters))
+    entries = [key.rpartition("/")[2] for key in tensors if key.rpartition("/")[0] == first]
+    partitions = zero.fp32_partitioned_groups_flat if stage == 3 else zero.single_partition_of_fp32_groups
+    for partition in partitions:
+        made = {entry: torch.zeros_like(partition) for entry in entries if entry != "step"}
+        zero.optimizer.state[partition] = {"step": tensors[f"{first}/step"].clone(), **made}
+    if stage < 3:
+        zero._lazy_init_hp_params_optimizer_state()
+    for name, parameter in parameters.items():
+        for entry in entries:
+            if entry != "step":
+                value = tensors[f"{name}/{entry}"].to(parameter.device)
+                safe_set_full_optimizer_state(parameter, value, entry)

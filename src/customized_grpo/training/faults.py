@@ -1,0 +1,109 @@
+"""Faults of the machine in words: which knob to turn, and what is safe. And a watch over rewards that teach nothing."""
+
+import errno
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, final
+
+import torch
+
+from customized_grpo.config import Recipe
+from customized_grpo.training import checkpoint
+
+
+class MemoryFullError(RuntimeError):
+    """The device's memory is full; the message names the keys that need less of it."""
+
+
+class DiskError(RuntimeError):
+    """The run's folder can't be written any more: the disk is full or has become read-only."""
+
+
+_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+@contextmanager
+def explained(recipe: Recipe, folder: Path) -> Iterator[None]:
+    """Turn what the machine lacks into an error that says what to do, and which checkpoint the run goes on from.
+
+    Raises:
+        MemoryFullError: in place of torch's error.
+        DiskError: in place of an OSError that speaks of the disk.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryFullError(
+            f"out of memory: {str(error).splitlines()[0]} What needs less: {'; '.join(_knobs(recipe))}. {_rest(folder)}"
+        ) from error
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        raise DiskError(
+            f"{error.filename or folder}: {error.strerror}. Make room there, or give write access. {_rest(folder)}"
+        ) from error
+
+
+def _knobs(recipe: Recipe) -> list[str]:
+    """Keys that need less memory, the cheapest first; those at their end already are left out."""
+    train, policy = recipe.train, recipe.policy
+    knobs = []
+    if train.pairs_per_backward > 1:
+        knobs.append(
+            f"a smaller train.microbatch (now {train.pairs_per_backward}; the gradient is the same up to rounding)"
+        )
+    if not policy.gradient_checkpointing:
+        knobs.append("policy.gradient_checkpointing=true")
+    if recipe.evaluate is not None and recipe.evaluate.batch > 1:
+        knobs.append(f"a smaller evaluate.batch (now {recipe.evaluate.batch})")
+    knobs.append(
+        "weights cut over several GPUs (accelerate launch --config_file config/accelerate/fsdp2.yaml)"
+    )
+    precision = "" if recipe.run.precision == "bf16" else ", run.precision=bf16"
+    knobs.append(
+        f"a smaller train.group_size (now {train.group_size}) or policy.height and width "
+        f"(now {policy.height} x {policy.width}){precision}, which change the training and need a new run"
+    )
+    return knobs
+
+
+def _rest(folder: Path) -> str:
+    newest = checkpoint.newest(folder / "checkpoints")
+    if newest is None:
+        return "The run has no checkpoint yet"
+    return f"Checkpoint {newest.name} is untouched: go on with run.resume=latest"
+
+
+@final
+class Watch:
+    """Looks at a step's metrics for rewards that can't teach, and says so once for each."""
+
+    FLAT: Final = 0.5
+    """Share of groups in which a reward gave all samples the same score."""
+    THIN: Final = 1e-4
+    """Spread inside a group relative to the reward's size: below it advantages are mostly rounding."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
+        self._said: set[tuple[str, str]] = set()
+
+    def warnings(self, metrics: Mapping[str, float]) -> list[str]:
+        """What this step gives to worry about, and no earlier one did."""
+        found = {}
+        for name in self._names:
+            flat = metrics[f"reward/{name}/zero_variance_share"]
+            mean, std = metrics[f"reward/{name}/mean"], metrics[f"reward/{name}/std"]
+            if flat > self.FLAT:
+                found[name, "flat"] = (
+                    f"rewards.{name} gave all samples of a group the same score in {flat:.0%} of the groups: such a "
+                    "group teaches nothing; is the scale too coarse, or the reward saturated?"
+                )
+            elif std < self.THIN * abs(mean):
+                found[name, "thin"] = (
+                    f"rewards.{name} differs inside a group by {std:.2g} at a mean of {mean:.4g}: advantages are "
+                    "scaled by that spread, so they may be rounding noise; subtract the offset in the reward"
+                )
+        new = [text for key, text in found.items() if key not in self._said]
+        self._said |= found.keys()
+        return new
