@@ -104,29 +104,36 @@ class Client:
             Unscorable: no answer, or none that is a chat completion.
             RewardFailure: the endpoint refuses for good, or the budget is spent.
         """
-        try:
-            async with self._turn, asyncio.timeout(self._deadline_s):
-                answer = await self._client.chat.completions.create(**request)
-        except (RewardFailure, asyncio.CancelledError):
-            raise
-        except TimeoutError:
-            raise Unscorable(f"no whole answer in {self._deadline_s:g} s") from None
-        except self._sdk.APIStatusError as error:
-            raise self._refusal(error) from None
-        except self._sdk.APITimeoutError:
-            raise Unscorable("no answer: the endpoint was silent, at every attempt") from None
-        except self._sdk.APIConnectionError as error:
-            cause = error.__cause__ or error
-            said = f"{type(cause).__name__} {cause}".strip()
-            raise Unscorable(self._clean(f"no connection, at every attempt: {said}")) from None
-        # Whatever the SDK can't read. No chain: what is chained gets printed, and may hold what the endpoint echoed.
-        except Exception as error:
-            raise Unscorable(
-                self._clean(f"the answer can't be read: {type(error).__name__}: {error}")
-            ) from None
+        answer, failure = await self._attempt(request)
+        if failure is not None:
+            # Raised here and not where it was caught: the SDK's own error may hold what the endpoint echoed, and what
+            # is chained gets printed.
+            raise failure
         if not isinstance(answer, self._sdk.types.chat.ChatCompletion):
             raise Unscorable(self._clean(f"the answer is no chat completion: {answer!r}"))
         return answer
+
+    async def _attempt(self, request: dict[str, Any]) -> tuple[Any, Exception | None]:
+        """The SDK's answer, or what to raise instead."""
+        try:
+            async with self._turn, asyncio.timeout(self._deadline_s):
+                return await self._client.chat.completions.create(**request), None
+        except RewardFailure as failure:
+            return None, failure
+        except TimeoutError:
+            return None, Unscorable(f"no whole answer in {self._deadline_s:g} s")
+        except self._sdk.APIStatusError as error:
+            return None, self._refusal(error)
+        except self._sdk.APITimeoutError:
+            return None, Unscorable("no answer: the endpoint was silent, at every attempt")
+        except self._sdk.APIConnectionError as error:
+            cause = error.__cause__ or error
+            if isinstance(cause, RewardFailure):  # of the budget; older SDKs wrap whatever happens on the way
+                return None, RewardFailure(str(cause))
+            said = f"{type(cause).__name__} {cause}".strip()
+            return None, Unscorable(self._clean(f"no connection, at every attempt: {said}"))
+        except Exception as error:  # whatever the SDK can't read
+            return None, Unscorable(self._clean(f"the answer can't be read: {type(error).__name__}: {error}"))
 
     def complaint(self, answer: Any) -> str:
         """What an answer without choices says instead."""
