@@ -250,7 +250,8 @@ class Server(AsyncGroupReward):
     async def __call__(self, example: Example, images: Sequence[Image.Image]) -> list[float]:
         self.count += 1
         scores = [float(sum(image.getpixel((0, 0)))) for image in images]  # type: ignore[arg-type]
-        return scores[self.shift * self.count :] + scores[: self.shift * self.count]
+        turn = self.shift * self.count % len(scores)
+        return scores[turn:] + scores[:turn]
 
 
 def test_servers_are_checked_too() -> None:
