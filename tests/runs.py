@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any, final
 
@@ -23,6 +24,8 @@ from tiny_rewards import example
 NUM_EXAMPLES = 3
 SIGNAL_AT = "TINY_RUN_SIGNAL_AT"
 """``<signal number>:<call>`` - the signal that ``Brightness`` sends to its own process, and at which of its calls."""
+SLOW = "TINY_RUN_SLOW_S"
+"""Seconds that ``Brightness`` takes a group."""
 
 
 class _Pixels(Reward):
@@ -39,6 +42,7 @@ class Brightness(_Pixels):
     Config = RewardConfig
 
     def __call__(self, example: Example, images: Tensor) -> Tensor:
+        time.sleep(float(os.environ.get(SLOW, "0")))
         number, _, call = os.environ.get(SIGNAL_AT, "0:0").partition(":")
         self.calls += 1
         if self.calls == int(call):

@@ -1,12 +1,19 @@
 """A tiny FLUX.1 of random weights in diffusers' folder layout, with real tokenizers, for the policy tests."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxKontextPipeline,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
-from customized_grpo.policies.flux import UNO, UNOConfig
+from customized_grpo.policies.flux import UNO, Kontext, KontextConfig, UNOConfig
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -22,8 +29,18 @@ def _tokenizers() -> tuple[CLIPTokenizer, T5Tokenizer]:
     )
 
 
-def make_tiny_flux(folder: Path, *, seed: int = 0, guidance_embeds: bool = True) -> Path:
-    """Write a folder that ``FluxPipeline.from_pretrained`` opens: 1 + 1 blocks, width 64, VAE factor 8."""
+def make_tiny_flux(
+    folder: Path,
+    *,
+    seed: int = 0,
+    guidance_embeds: bool = True,
+    kontext: bool = False,
+    transformer: FluxTransformer2DModel | None = None,
+) -> Path:
+    """Write a folder that ``FluxPipeline.from_pretrained`` opens: 1 + 1 blocks, width 64, VAE factor 8.
+
+    With ``kontext`` it is a ``FluxKontextPipeline``'s.
+    """
     clip_tokenizer, t5_tokenizer = _tokenizers()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -52,7 +69,7 @@ def make_tiny_flux(folder: Path, *, seed: int = 0, guidance_embeds: bool = True)
                 feed_forward_proj="gated-gelu",
             )
         )
-        transformer = FluxTransformer2DModel(
+        transformer = transformer or FluxTransformer2DModel(
             in_channels=64,
             num_layers=1,
             num_single_layers=1,
@@ -75,7 +92,7 @@ def make_tiny_flux(folder: Path, *, seed: int = 0, guidance_embeds: bool = True)
             scaling_factor=0.3611,
             shift_factor=0.1159,
         )
-    FluxPipeline(
+    (FluxKontextPipeline if kontext else FluxPipeline)(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=vae,
         text_encoder=text_encoder,
@@ -102,6 +119,20 @@ def tiny_policy(
         guidance=guidance,
         max_sequence_length=16,
         reference_size=64,
+        min_references=0,
         gradient_checkpointing=gradient_checkpointing,
     )
     return UNO.load(config, device=torch.device("cpu"), dtype=dtype)
+
+
+def tiny_kontext(folder: Path, dtype: torch.dtype = torch.float32, **changes: Any) -> Kontext:
+    """``flux-kontext`` on a folder of ``make_tiny_flux(kontext=True)``: 64 x 48 pixels, references of about 64 x 64."""
+    settings = {
+        "height": 64,
+        "width": 48,
+        "max_sequence_length": 16,
+        "reference_size": 64,
+        "min_references": 0,
+    }
+    config = KontextConfig.model_validate({"model": str(folder), **settings, **changes})
+    return Kontext.load(config, device=torch.device("cpu"), dtype=dtype)

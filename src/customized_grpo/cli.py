@@ -16,8 +16,11 @@ from rich.table import Table
 from customized_grpo import __version__
 from customized_grpo.console import UserErrors, err, hush_libraries, out
 from customized_grpo.data_cli import data_app
+from customized_grpo.export_cli import export
 from customized_grpo.generate_cli import generate
+from customized_grpo.memory_cli import MemoryGb, show_memory
 from customized_grpo.score_cli import score
+from customized_grpo.serve_cli import serve
 
 app = typer.Typer(
     cls=UserErrors,
@@ -140,6 +143,8 @@ def _compare(runs: list[str], save: Path | None) -> None:
 
 app.command()(generate)
 app.command(context_settings=_FREE)(score)
+app.command(context_settings=_FREE)(serve)
+app.command()(export)
 
 
 @app.command()
@@ -154,15 +159,22 @@ def report(
 
 
 @app.command(context_settings=_FREE)
-def validate(config: Config, overrides: Overrides = None) -> None:
-    """Check a recipe and show what a step of it amounts to; loads no weights."""
+def validate(config: Config, overrides: Overrides = None, memory_gb: MemoryGb = None) -> None:
+    """Check a recipe, show what a step of it amounts to, and estimate its memory; loads no weights."""
     from customized_grpo.config import Recipe
-    from customized_grpo.loading import load_any
+    from customized_grpo.evaluation.costs import announced
+    from customized_grpo.loading import is_server, load_any, load_recipe
+    from customized_grpo.server_config import ServerConfig
 
-    recipe = load_any(config, overrides or [])
+    given = overrides or []
+    recipe = load_recipe(config, given, ServerConfig) if is_server(config) else load_any(config, given)
     out.print(f"{config}: a valid recipe", style="green", markup=False, highlight=False)
+    for line in [] if isinstance(recipe, ServerConfig) else announced(recipe):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
     if isinstance(recipe, Recipe):
         _show_geometry(recipe)
+        if not show_memory(recipe, memory_gb) and memory_gb is not None:
+            raise typer.Exit(1)
 
 
 def _show_geometry(recipe: Any) -> None:
@@ -207,14 +219,21 @@ def plugins(
         _print_rows(one, ("type", "package", "what it is", "options (defaults)"), rows)
 
 
-@app.command()
-def doctor() -> None:
+@app.command(context_settings=_FREE)
+def doctor(
+    config: Annotated[str | None, typer.Argument(help="a training recipe: will it fit?")] = None,
+    overrides: Overrides = None,
+    memory_gb: MemoryGb = None,
+) -> None:
     """Look at Python, libraries, devices, memory, disk and the embedded models, and say what to do."""
     from customized_grpo.doctor import examine
+    from customized_grpo.loading import load_recipe
 
+    recipe = load_recipe(config, overrides or []) if config is not None else None
     findings = examine(Path.cwd())
     _print_rows("", ("", "found", "what to do"), [(f.name, f.value, f.advice) for f in findings])
-    if any(finding.advice for finding in findings):
+    fits = recipe is None or show_memory(recipe, memory_gb)
+    if not fits or any(finding.advice for finding in findings):
         raise typer.Exit(1)
     out.print("nothing to do", style="green")
 

@@ -17,6 +17,7 @@ from customized_grpo.sections import (
     PolicySpec,
     RewardSpec,
     Section,
+    Shift,
     TimeWeightsSpec,
 )
 
@@ -36,13 +37,21 @@ class Run(Section):
         default="bf16", description="compute and storage dtype of the frozen model"
     )
     threads: NonNegativeInt = Field(default=0, description="CPU threads a process; 0 leaves torch's choice")
+    cache: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder of encoded prompts and references; completed first, after which no text encoder is loaded",
+    )
 
 
 class Sampling(Section):
     """How groups are sampled in training."""
 
     steps: int = Field(default=25, ge=2, description="T; the last step is deterministic, so at least 2")
-    shift: PositiveFloat = 3.0
+    shift: Shift = Field(
+        default=3.0,
+        description="of the noise levels; dynamic: FLUX's rule by the image's size; uno: as UNO's code has that rule",
+    )
     dynamics: DynamicsSpec = Field(default={"type": "dance_sde", "eta": 0.4}, validate_default=True)
     plan: PlanSpec = Field(default={"type": "fraction", "fraction": 0.6}, validate_default=True)
     shared_noise: bool = Field(default=True, description="one initial noise for all samples of a group")
@@ -57,6 +66,12 @@ class Advantage(Section):
     aggregator: AggregatorSpec = Field(default={"type": "sars", "gamma": 0.4}, validate_default=True)
     time_weights: TimeWeightsSpec = Field(default={"type": "tdw"}, validate_default=True)
     clip: PositiveFloat = 5.0
+    min_valid: float = Field(
+        default=0.5,
+        ge=0.0,
+        le=1.0,
+        description="share of a group's samples that must be scorable on every axis; a group below it teaches nothing",
+    )
     max_failed_share: float = Field(
         default=0.25,
         ge=0.0,
@@ -98,6 +113,9 @@ class Train(Section):
         "replays bit for bit what the rollout scored",
     )
     updates_per_rollout: PositiveInt = 1
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        default="adamw", description="adamw_8bit keeps its two moments in 8 bits, by bitsandbytes"
+    )
     lr: PositiveFloat = 2.0e-5
     weight_decay: NonNegativeFloat = 1.0e-4
     betas: tuple[float, float] = (0.9, 0.999)
@@ -201,6 +219,7 @@ class Recipe(Section):
             raise ValueError(
                 "train.evaluate_every: it is set but there is no 'evaluate' section; add one, or set it to 0"
             )
+        _quantized_in_bf16(self.run, self.policy)
         return self
 
 
@@ -208,7 +227,10 @@ class EvaluateSampling(Section):
     """The deterministic sampler of an evaluation."""
 
     steps: PositiveInt = 25
-    shift: PositiveFloat = 3.0
+    shift: Shift = Field(
+        default=3.0,
+        description="of the noise levels; dynamic: FLUX's rule by the image's size; uno: as UNO's code has that rule",
+    )
 
 
 class EvaluateRecipe(Section):
@@ -221,3 +243,17 @@ class EvaluateRecipe(Section):
     )
     sampling: EvaluateSampling = EvaluateSampling()
     evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        _quantized_in_bf16(self.run, self.policy)
+        return self
+
+
+def _quantized_in_bf16(run: Run, policy: PolicySpec) -> None:
+    quantization = policy.model_dump(include={"quantization"}).get("quantization", "none")
+    if quantization != "none" and run.precision == "no":
+        raise ValueError(
+            f"policy.quantization: {quantization} weights are computed with in half precision, and run.precision=no "
+            "asks for float32; use run.precision=bf16, or policy.quantization=none"
+        )

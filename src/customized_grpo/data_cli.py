@@ -18,6 +18,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from customized_grpo.cache_cli import cache
 from customized_grpo.console import err, out
 from customized_grpo.masks_cli import masks
 
@@ -33,6 +34,7 @@ data_app = typer.Typer(
     rich_markup_mode=None,
 )
 data_app.command()(masks)
+data_app.command(context_settings={"ignore_unknown_options": True})(cache)
 Workers = Annotated[int | None, typer.Option(min=1, help="processes that read images; by default one a core")]
 
 

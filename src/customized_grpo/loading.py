@@ -13,13 +13,14 @@ from pydantic import BaseModel, ValidationError
 from customized_grpo import registry
 from customized_grpo.atomic import replacing
 from customized_grpo.config import EvaluateRecipe, Recipe
-from customized_grpo.problems import RecipeError, converted, dotted, explain, what_is_allowed
+from customized_grpo.problems import RecipeError, converted, dotted, explain, repeated, what_is_allowed
 from customized_grpo.schema import Location, Place, recipe_schema, shown
 from customized_grpo.yaml_source import construct, read_yaml, yaml_problem
 
 __all__ = [
     "RecipeError",
     "find_recipe",
+    "is_server",
     "load_any",
     "load_recipe",
     "recipe_of",
@@ -57,11 +58,11 @@ class _Source:
         """``file.yaml:3: `` or ``override 'a.b=1': `` of the value, or of what is nearest above it."""
         for override in reversed(self.overrides):
             if location[: len(override.location)] == override.location:
-                return f"override {override.text!r}: "
+                return f"override {repeated(override.text)!r}: "
         above = next((location[:n] for n in range(len(location), 0, -1) if location[:n] in self.lines), ())
         for override in reversed(self.overrides):  # a section that only overrides made
             if location[: len(above) + 1] == override.location[: len(above) + 1]:
-                return f"override {override.text!r}: "
+                return f"override {repeated(override.text)!r}: "
         return f"{self.name}:{self.lines.get(above, 1)}: "
 
 
@@ -77,7 +78,7 @@ def load_recipe(
     Args:
         path: a YAML file, or the name of a recipe that is shipped (``mini_customized``).
         overrides: ``key.sub=value``, applied in order; the value is read as YAML.
-        model: ``Recipe`` or ``EvaluateRecipe``.
+        model: ``Recipe``, ``EvaluateRecipe`` or ``ServerConfig``.
 
     Raises:
         RecipeError: every problem that was found, one a line.
@@ -136,6 +137,12 @@ def load_any(path: str | Path, overrides: Sequence[str] = ()) -> Recipe | Evalua
         {"rewards", "train", "advantage", "objective"}
     )
     return load_recipe(path, overrides) if training else load_recipe(path, overrides, EvaluateRecipe)
+
+
+def is_server(path: str | Path) -> bool:
+    """Whether a file configures a reward server: it has rewards, and nothing of a run that would use them."""
+    data, _ = read_yaml(find_recipe(path))
+    return "rewards" in data and data.keys().isdisjoint({"run", "policy", "data", "train", "evaluate"})
 
 
 def run_config(adapter: str | Path) -> Path:
@@ -212,7 +219,7 @@ def _parse(text: str) -> _Override:
         _, read = construct(value)
     except yaml.YAMLError as error:
         raise RecipeError(
-            f"override {text!r}: the value{yaml_problem(error)}; put a text with special signs in quotes"
+            f"override {repeated(text)!r}: the value{yaml_problem(error)}; put a text with special signs in quotes"
         ) from error
     return _Override(text, tuple(parts), read)
 
@@ -229,7 +236,7 @@ def _apply(data: dict[str, Any], override: _Override, model: type[BaseModel]) ->
         if not isinstance(section, dict):
             where = ".".join(map(str, override.location[:depth]))
             raise RecipeError(
-                f"override {override.text!r}: {where} is {shown(section)} and no section, "
+                f"override {repeated(override.text)!r}: {where} is {shown(section)} and no section, "
                 f"so it has no key {override.location[depth]!r}"
             )
     section[last] = override.value

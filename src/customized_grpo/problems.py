@@ -11,6 +11,14 @@ from customized_grpo import registry
 from customized_grpo.schema import Location, Place, shown
 
 _PRIVATE = re.compile(r"key|token|secret|password", re.IGNORECASE)
+_LOGIN = re.compile(r"://[^/\s]*@")
+
+
+def repeated(override: str) -> str:
+    """An override as an error may repeat it: without the value where that may be a secret in the wrong place."""
+    if _PRIVATE.search(override) or _LOGIN.search(override):
+        return f"{override.partition('=')[0]}=…"
+    return override
 
 
 class RecipeError(ValueError):

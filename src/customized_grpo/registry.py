@@ -29,6 +29,7 @@ Kind = Literal[
 BUILTIN: Mapping[Kind, Mapping[str, str]] = {
     "policies": {
         "uno": "customized_grpo.policies.flux:UNO",
+        "flux-kontext": "customized_grpo.policies.flux:Kontext",
         "flux2": "customized_grpo.policies.flux2:Flux2",
         "flux2-klein": "customized_grpo.policies.flux2:Flux2Klein",
         "qwen-image-edit-plus": "customized_grpo.policies.qwen_image:QwenImageEditPlus",
@@ -41,6 +42,8 @@ BUILTIN: Mapping[Kind, Mapping[str, str]] = {
         "pickscore": "customized_grpo.rewards.pickscore:PickScore",
         "siglip": "customized_grpo.rewards.siglip:Siglip",
         "aesthetic": "customized_grpo.rewards.aesthetic:Aesthetic",
+        "remote": "customized_grpo.rewards.remote:Remote",
+        "vlm": "customized_grpo.rewards.vlm:Vlm",
     },
     "metrics": {"mini_oracle": "customized_grpo.mini.metric:MiniOracle"},
     "datasets": {

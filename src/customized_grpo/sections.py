@@ -1,7 +1,7 @@
 """What recipes are made of: a frozen section, and a field that is read by the ``Config`` of a plug-in."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, WithJsonSchema
 
@@ -39,6 +39,20 @@ def plugin_section(kind: registry.Kind) -> Any:
         WithJsonSchema({"type": "object", "required": ["type"], "x-plugin": kind}),
     ]
 
+
+SHIFT_RULES = ("dynamic", "uno")
+
+
+def _read_shift(value: Any) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if (number and 0 < value < float("inf")) or value in SHIFT_RULES:
+        return value
+    hint = registry.did_you_mean(value, list(SHIFT_RULES)) if isinstance(value, str) else ""
+    raise ValueError(f"given {value!r};{hint} allowed: a number above 0, 'dynamic' or 'uno'")
+
+
+Shift: TypeAlias = Annotated[float | Literal["dynamic", "uno"], BeforeValidator(_read_shift)]
+"""A number, or a rule that makes one of the image's size; see ``sampling.schedule.resolve_shift``."""
 
 if TYPE_CHECKING:  # to a type checker they are what the plug-in's Config makes of them
     PolicySpec: TypeAlias = Any

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.lora import base_transformer, reference
-from customized_grpo.rewards.base import AsyncReward, Reward
+from customized_grpo.rewards.base import AnyReward, AsyncGroupReward, AsyncReward, Reward
 from customized_grpo.rewards.function import FunctionConfig, reward_class
 from customized_grpo.types import Example
 
@@ -117,7 +117,7 @@ def _check_gradient(policy: Policy, x: Tensor, expected: Tensor, velocity: Calla
 
 
 def check_reward(
-    reward: Reward | AsyncReward | Callable[..., Any], example: Example, images: UInt8[Tensor, "g h w 3"]
+    reward: AnyReward | Callable[..., Any], example: Example, images: UInt8[Tensor, "g h w 3"]
 ) -> None:
     """Check a reward, or a function ``f(example, images)`` that is one, on a group of at least 3 different images.
 
@@ -129,8 +129,8 @@ def check_reward(
     """
     if inspect.isfunction(reward):
         reward = reward_class(reward)(FunctionConfig(type="function"), device=torch.device("cpu"))
-    assert isinstance(reward, Reward | AsyncReward), (
-        f"{reward!r} is no reward: give a Reward, an AsyncReward or a function f(example, images)"
+    assert isinstance(reward, AnyReward), (
+        f"{reward!r} is no reward: give a Reward, AsyncReward, AsyncGroupReward or a function f(example, images)"
     )
     group = images.shape[0]
     assert group >= 3, f"give at least 3 images, not {group}"
@@ -157,14 +157,19 @@ def check_reward(
     )
 
 
-def _score(reward: Reward | AsyncReward, example: Example, images: Tensor) -> Tensor:
+def _score(reward: AnyReward, example: Example, images: Tensor) -> Tensor:
     if isinstance(reward, Reward):
         return reward(example, images)
+    pictures = [PILImage.fromarray(image.numpy()) for image in images]
 
     async def one_by_one(judge: AsyncReward) -> list[float]:
-        return [await judge(example, PILImage.fromarray(image.numpy())) for image in images]
+        return [await judge(example, picture) for picture in pictures]
 
-    return torch.tensor(asyncio.run(one_by_one(reward)))
+    async def together(server: AsyncGroupReward) -> list[float]:
+        return [float(score) for score in await server(example, pictures)]
+
+    scores = one_by_one(reward) if isinstance(reward, AsyncReward) else together(reward)
+    return torch.tensor(asyncio.run(scores))
 
 
 def check_aggregator(

@@ -13,7 +13,7 @@ from torch import Tensor
 from customized_grpo.training.checkpoint import check, read_tensors
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
-from runs import environment, make_tiny_world, metrics_of, tiny_recipe
+from runs import SLOW, environment, make_tiny_world, metrics_of, tiny_recipe
 
 CHANGES = {"train__steps": 3, "train__save_samples_every": 2, "train__checkpoint_every": 1}
 
@@ -53,6 +53,9 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
                 MASTER_ADDR="127.0.0.1",
                 MASTER_PORT=port,
                 CUDA_VISIBLE_DEVICES="",
+                **{
+                    SLOW: str(0.3 * rank)
+                },  # a slow reward on one rank: the other waits, and nothing else changes
             ),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -50,6 +50,9 @@ FILES = {
     "data/lost.jsonl": json.dumps(ROW | {"references": ["lost.png"]}) + "\n",
     "data/broken.jsonl": json.dumps(ROW) + "\n{\n",
     "data/text.png": "not an image",
+    "data/zero.png": "",
+    "data/none.jsonl": json.dumps(ROW | {"references": []}) + "\n",
+    "data/many.jsonl": json.dumps(ROW | {"references": ["bag.png"] * 5}) + "\n",
     "taken/notes.txt": "something",
     "adapter.safetensors": "not safetensors",
 }
@@ -102,6 +105,22 @@ CASES = [
         "true for a number",
         "train|recipe.yaml|train.steps=true",
         "train.steps: given true; allowed: a whole number",
+    ),
+    case(
+        "An attention backend mistyped",
+        "validate|recipe.yaml|policy.attention=flsh",
+        "policy.attention: given 'flsh'",
+        "did you mean 'flash'?",
+    ),
+    case(
+        "Quantised weights in float32",
+        "validate|recipe.yaml|policy.quantization=4bit",
+        "run.precision=no asks for float32; use run.precision=bf16",
+    ),
+    case(
+        "A cache without a folder",
+        "data|cache|recipe.yaml",
+        "run.cache: it says where the cache is",
     ),
     case(
         "A value mistyped",
@@ -161,6 +180,16 @@ CASES = [
         "crop: has no effect here",
     ),
     case("A segmenter forgotten", "train|recipe.yaml|rewards.dino.segment=both", "so it needs a segmenter"),
+    case(
+        "A judge's key in the recipe",
+        "train|recipe.yaml|rewards.dino={type: vlm, axis: identity, rubric: prompt_following, key_env: sk-1234}",
+        "override 'rewards.dino=…': rewards.dino.key_env: that is no name of an environment variable",
+    ),
+    case(
+        "A judge whose key isn't set",
+        "train|recipe.yaml|rewards.dino={type: vlm, axis: identity, rubric: prompt_following, key_env: NOT_SET}",
+        "rewards.dino: the environment variable NOT_SET is not set",
+    ),
     case("An unknown axis", "train|recipe.yaml|rewards.dino.axis=identiy", "did you mean 'identity'?"),
     case(
         "An axis that no reward feeds",
@@ -225,6 +254,34 @@ CASES = [
         "train|recipe.yaml|rewards.dino.model=./dyno",
         "'./dyno': no such folder",
     ),
+    case(
+        "A file of weights that isn't there",
+        "train|recipe.yaml|policy.transformer=./flux1-dev.safetensors",
+        "policy.transformer: there is no file './flux1-dev.safetensors'",
+    ),
+    case(
+        "A base LoRA that isn't there",
+        "train|recipe.yaml|policy.base_lora.path=./dit_lora.safetensors",
+        "policy.base_lora.path: there is no file",
+    ),
+    case(
+        "A base LoRA that is none",
+        "train|recipe.yaml|policy.base_lora.path=adapter.safetensors",
+        "policy.base_lora",
+        "can't be read",
+    ),
+    case(
+        "No reference",
+        "train|recipe.yaml|data.path=data/none.jsonl|run.dir=none",
+        "none.jsonl:1:",
+        "references",
+    ),
+    case(
+        "Too many references",
+        "train|recipe.yaml|data.path=data/many.jsonl|run.dir=many",
+        "5 references given",
+        "takes 1 to 4",
+    ),
     case("An adapter that isn't there", "train|recipe.yaml|policy.lora.path=lost", "no adapter at 'lost'"),
     case(
         "An adapter that is none", "train|recipe.yaml|policy.lora.path=adapter.safetensors", "can't be read"
@@ -249,6 +306,12 @@ CASES = [
         f"{GENERATE}|--lora|run|--reference|data/text.png",
         "is no image that Pillow can read",
     ),
+    case(
+        "An empty reference image",
+        f"{GENERATE}|--lora|run|--reference|data/zero.png",
+        "zero.png: is empty (0 bytes)",
+    ),
+    case("An export of nothing", "export|lost|--out|exported", "no adapter at 'lost'"),
     case(
         "An adapter of no run",
         f"{GENERATE}|--lora|taken|--reference|data/bag.png",

@@ -58,13 +58,36 @@ def test_validate_prints_the_geometry_of_a_step() -> None:
     assert f"{2 * 3 * 6 * 2 * 16 * 64 * 2 / 2**20:.1f} MiB" in text
 
 
+@pytest.mark.parametrize("command", ["validate", "doctor"])
+def test_memory_of_a_recipe_is_estimated(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda folder: [])
+    done = run(command, "uno_customized", "--memory-gb", "80")
+    assert done.exit_code == 0, done.output
+    text = " ".join(done.output.replace("│", " ").split())
+    assert "text encoders 9.1 GiB" in text
+    assert "it fits a device of 80.0 GiB" in text
+    done = run(command, "uno_customized", "--memory-gb", "24")
+    assert done.exit_code == 1
+    assert "does not fit a device of 24.0 GiB with a twentieth left free; with these it takes" in done.output
+    assert "run.cache=cache" in done.output
+    assert "policy.quantization=4bit" in done.output
+    done = run(command, "uno_customized", "--memory-gb", "1")
+    assert "use smaller images, or a larger device" in done.output
+
+
+def test_memory_of_an_unknown_model_is_no_mistake() -> None:
+    done = run("validate", "uno_customized", "policy.model=org/unknown", "--memory-gb", "24")
+    assert done.exit_code == 0
+    assert "estimated memory: unknown; the shapes of 'org/unknown' are not known offline" in done.output
+
+
 def test_validate_takes_an_evaluation_too() -> None:
     assert "a valid recipe" in run("validate", "mini", "evaluate.limit=3").output
 
 
 def test_validate_loads_no_weights() -> None:
     """A model that isn't there is no mistake of the recipe's form."""
-    assert run("validate", "uno_customized").exit_code == 0
+    assert run("validate", "uno_customized_grpo").exit_code == 0
 
 
 def test_a_mistake_is_one_clean_message() -> None:

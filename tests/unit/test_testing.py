@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from customized_grpo.policies.base import LoraSettings, Policy, PolicyConfig
 from customized_grpo.policies.lora import attach, trainable_parameters
-from customized_grpo.rewards.base import AsyncReward, Reward, RewardConfig
+from customized_grpo.rewards.base import AsyncGroupReward, AsyncReward, Reward, RewardConfig
 from customized_grpo.testing import check_aggregator, check_policy, check_reward
 from customized_grpo.types import Conditioning, Example
 from tiny import make_tiny_flux, tiny_policy
@@ -236,6 +236,30 @@ def test_judges_over_the_network_are_checked_too() -> None:
     judge = Judge(None, device=torch.device("cpu"))
     check_reward(judge, EXAMPLE, IMAGES.clone())
     assert judge.count == 12
+
+
+class Server(AsyncGroupReward):
+    """The same, a whole group in one call; ``shift`` mixes up whose score is whose."""
+
+    Config = RewardConfig
+
+    def __init__(self, config: Any, *, device: torch.device) -> None:
+        self.count = 0
+        self.shift = 0
+
+    async def __call__(self, example: Example, images: Sequence[Image.Image]) -> list[float]:
+        self.count += 1
+        scores = [float(sum(image.getpixel((0, 0)))) for image in images]  # type: ignore[arg-type]
+        return scores[self.shift * self.count :] + scores[: self.shift * self.count]
+
+
+def test_servers_are_checked_too() -> None:
+    server = Server(None, device=torch.device("cpu"))
+    check_reward(server, EXAMPLE, IMAGES.clone())
+    assert server.count == 3, "one call a group"
+    server.shift = 1
+    with pytest.raises(AssertionError, match="scoring twice differs"):
+        check_reward(server, EXAMPLE, IMAGES.clone())
 
 
 def weighted(a: Tensor, w: Tensor) -> Tensor:

@@ -22,11 +22,13 @@ class Shaped:
     axes: Float[Tensor, "g q"]
     """Normalised advantage of each axis, before any weight."""
     advantage: Float[Tensor, "g k"]
-    """Clamped; zero for samples that can't be scored on every axis."""
+    """Clamped; zero for samples that can't be scored on every axis, and for all of a skipped group."""
     bonus: Float[Tensor, "g k"]
     """What the aggregator adds to the weighted sum (SARS's synergy term)."""
     scored: Bool[Tensor, " g"]
     """Samples with a finite value on every axis."""
+    skipped: bool
+    """Too few of them: every advantage is zero."""
     clipped_share: float
     """Of the advantages, before they were clamped."""
 
@@ -39,6 +41,7 @@ def shape(
     weight_of: Sequence[float],
     aggregator: Aggregator,
     clip: float,
+    min_valid: float,
 ) -> Shaped:
     """Advantages A[g, k] of one group.
 
@@ -49,14 +52,18 @@ def shape(
         weight_of: weight of each reward inside its axis.
         aggregator: joins the axes.
         clip: largest |A|.
+        min_valid: share of samples that must be scored; of fewer, mean and spread say little, and the group is skipped.
     """
     axes = to_axes(rewards, axis_of, weight_of, num_axes=weights.shape[1])
     scored = scorable(rewards, axis_of, num_axes=weights.shape[1])
-    raw = aggregator(axes, weights) * scored[:, None]
+    skipped = float(scored.float().mean()) < min_valid
+    used = (scored & (not skipped))[:, None]
+    raw = aggregator(axes, weights) * used
     return Shaped(
         axes=axes,
         advantage=raw.clamp(-clip, clip),
-        bonus=raw - weighted_sum(axes, weights) * scored[:, None],
+        bonus=raw - weighted_sum(axes, weights) * used,
         scored=scored,
+        skipped=skipped,
         clipped_share=float((raw.abs() > clip).float().mean()),
     )

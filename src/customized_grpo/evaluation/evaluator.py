@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from customized_grpo import registry
 from customized_grpo.config import Evaluate, EvaluateRecipe, EvaluateSampling, Sampling
+from customized_grpo.console import err
 from customized_grpo.data.base import Dataset, load_dataset
 from customized_grpo.evaluation.baselines import RealPhotos, identity_metrics, reference_copy
+from customized_grpo.evaluation.costs import of_evaluation
 from customized_grpo.evaluation.items import Progress, Site, evaluate_images, quiet
 from customized_grpo.evaluation.metrics import Scorer, build_metrics
 from customized_grpo.evaluation.protocols import find_protocol
@@ -28,9 +30,10 @@ from customized_grpo.evaluation.summary import Row
 from customized_grpo.evaluation.tables import summarize
 from customized_grpo.loading import save_recipe
 from customized_grpo.policies import lora
-from customized_grpo.policies.base import Policy, load_policy, runs_on_cpu, stack
+from customized_grpo.policies.base import Policy, runs_on_cpu, stack
+from customized_grpo.policies.cache import Place, open_policy
 from customized_grpo.sampling.rollout import generate
-from customized_grpo.sampling.schedule import shifted_sigmas
+from customized_grpo.sampling.schedule import resolve_shift, shifted_sigmas
 from customized_grpo.seeding import generator
 from customized_grpo.types import Conditioning, Example
 
@@ -55,7 +58,7 @@ def evaluate_policy(
     label: str,
     *,
     steps: int,
-    shift: float,
+    shift: float | str,
     weights: str,
     encode: Callable[[Example], Conditioning],
 ) -> list[Row]:
@@ -73,9 +76,9 @@ def evaluate_policy(
     Raises:
         ValueError: the data lacks what the protocol needs.
     """
-    steps = spec.steps or steps
+    steps, shift = spec.steps or steps, resolve_shift(shift, policy.latent_shape[0])
     sigmas = shifted_sigmas(steps, shift)
-    block = max(1, spec.batch // spec.images_per_prompt)
+    block = block_of(spec)
     drawn: dict[int, Tensor] = {}
 
     def draw(index: int, example: Example) -> Tensor:
@@ -118,6 +121,17 @@ def num_examples(dataset: Dataset, spec: Evaluate) -> int:
     return min(len(dataset), spec.limit or len(dataset))
 
 
+def encoded_examples(dataset: Dataset, spec: Evaluate) -> range:
+    """Indices of the examples whose conditioning an evaluation asks for: whole blocks, also beyond the limit."""
+    block = block_of(spec)
+    return range(min(-(-num_examples(dataset, spec) // block) * block, len(dataset)))
+
+
+def block_of(spec: Evaluate) -> int:
+    """How many examples are drawn in one batch."""
+    return max(1, spec.batch // spec.images_per_prompt)
+
+
 def settings_of(
     policy: Any, sampling: EvaluateSampling | Sampling, spec: Evaluate, examples: int
 ) -> dict[str, Any]:
@@ -130,10 +144,13 @@ def settings_of(
         mode="json",
         include={"type", "model", "height", "width", "guidance", "negative_prompt", "reference_size"},
     )
+    base = policy.model_dump(mode="json", include={"transformer", "base_lora"}, exclude_none=True)
+    shape = policy.latent_shape()
     return {
         **drawn,
+        **base,
         "steps": spec.steps or sampling.steps,
-        "shift": sampling.shift,
+        "shift": round(resolve_shift(sampling.shift, shape[0]), 3) if shape else sampling.shift,
         "seed": spec.seed,
         "images_per_prompt": spec.images_per_prompt,
         "examples": examples,
@@ -181,7 +198,20 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
     dataset = load_dataset(spec.data, "evaluate.data")
     total = num_examples(dataset, spec)
     protocol.judged(dataset[0])  # data that don't fit should stop this before models are loaded
-    policy = load_policy(recipe.policy, device=state.device, precision=recipe.run.precision)
+    place = Place(
+        device=state.device,
+        precision=recipe.run.precision,
+        rank=state.process_index,
+        world=state.num_processes,
+        wait=state.wait_for_everyone,
+        progress=progress,
+    )
+    policy, encode = open_policy(
+        recipe.policy,
+        recipe.run.cache,
+        lambda: [(dataset, index) for index in encoded_examples(dataset, spec)],
+        place,
+    )
     metrics = build_metrics(spec.metrics, state.device)
     described = json.dumps(settings.model_dump(mode="json"), sort_keys=True)
     base = hashlib.sha256(described.encode()).hexdigest()[:16]
@@ -194,6 +224,8 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
     )
     if state.is_main_process:
         save_recipe(recipe, folder / "config.yaml")
+        for notice in of_evaluation(spec, total, rows=2 + (adapter is not None)):
+            err.print(notice, markup=False, highlight=False, soft_wrap=True)
 
     def measured(label: str, weights: str) -> list[Row]:
         return evaluate_policy(
@@ -206,7 +238,7 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
             steps=recipe.sampling.steps,
             shift=recipe.sampling.shift,
             weights=weights,
-            encode=lambda example: policy.encode(example.prompt, example.references),
+            encode=encode,
         )
 
     rows: dict[str, list[Row]] = {}

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from customized_grpo import registry
-from customized_grpo.rewards.base import AsyncReward, Reward, RewardFailure
+from customized_grpo.rewards.base import AsyncGroupReward, AsyncReward, Reward, RewardFailure
 from customized_grpo.types import Example
 
 
@@ -38,7 +38,7 @@ class Metric(ABC):
         """Column name to one float32 value an image, on the CPU; NaN where an image is not measurable."""
 
 
-Scorer = Metric | Reward | AsyncReward
+Scorer = Metric | Reward | AsyncReward | AsyncGroupReward
 
 
 def build_metrics(specs: Mapping[str, BaseModel], device: torch.device) -> dict[str, Scorer]:
@@ -55,10 +55,10 @@ def build_metrics(specs: Mapping[str, BaseModel], device: torch.device) -> dict[
             plugin = registry.resolve(kind, given)(spec, device=device)
         except ValueError as error:
             raise ValueError(f"evaluate.metrics.{name}: {error}") from error
-        if not isinstance(plugin, Metric | Reward | AsyncReward):
+        if not isinstance(plugin, Scorer):
             raise ValueError(
                 f"evaluate.metrics.{name}: {given!r} is a {type(plugin).__name__}; "
-                "a metric is a subclass of Metric, Reward or AsyncReward"
+                "a metric is a subclass of Metric, Reward, AsyncReward or AsyncGroupReward"
             )
         built[name] = plugin
     return built
@@ -118,17 +118,25 @@ def _all_runs(
     name: str, metric: Scorer, example: Example, images: Tensor, count: int
 ) -> dict[str, list[list[float]]]:
     """Column to one list of runs an image."""
+    if isinstance(metric, AsyncReward):
+        return {name: asyncio.run(_judge(metric, _numbered(example, count), images))}
     if count == 1:
         return {
             column: [[value] for value in values]
             for column, values in _columns(name, metric, example, images).items()
         }
-    numbered = [replace(example, extra={**example.extra, "run": run}) for run in range(count)]
-    answers = [_columns(name, metric, one, images) for one in numbered]
+    answers = [_columns(name, metric, one, images) for one in _numbered(example, count)]
     return {
         column: [list(one) for one in zip(*(answer[column] for answer in answers), strict=True)]
         for column in answers[0]
     }
+
+
+def _numbered(example: Example, count: int) -> list[Example]:
+    """The example once a run, each with its number where there are several."""
+    if count == 1:
+        return [example]
+    return [replace(example, extra={**example.extra, "run": run}) for run in range(count)]
 
 
 def _product(
@@ -152,24 +160,43 @@ def _mean(values: Sequence[float]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
-def _columns(name: str, metric: Scorer, example: Example, images: Tensor) -> dict[str, list[float]]:
-    if isinstance(metric, Metric):
+def _columns(
+    name: str, metric: Metric | Reward | AsyncGroupReward, example: Example, images: Tensor
+) -> dict[str, list[float]]:
+    if isinstance(metric, AsyncGroupReward):
+        found = {name: asyncio.run(_group(metric, example, images))}
+    elif isinstance(metric, Metric):
         found = {
             column: [float(v) for v in values.tolist()] for column, values in metric(example, images).items()
         }
-    elif isinstance(metric, Reward):
-        found = {name: [float(v) for v in metric(example, images).tolist()]}
     else:
-        found = {name: asyncio.run(_judge(metric, example, images))}
+        found = {name: [float(v) for v in metric(example, images).tolist()]}
     assert all(len(values) == len(images) for values in found.values())
     return found
 
 
-async def _judge(judge: AsyncReward, example: Example, images: Tensor) -> list[float]:
-    pictures = [Image.fromarray(image.numpy()) for image in images.cpu()]
-    answers = await asyncio.gather(*(judge(example, picture) for picture in pictures), return_exceptions=True)
+async def _group(server: AsyncGroupReward, example: Example, images: Tensor) -> list[float]:
+    try:
+        return [float(answer) for answer in await server(example, _pictures(images))]
+    except RewardFailure:
+        raise
+    except Exception:
+        return [math.nan] * len(images)
+
+
+def _pictures(images: Tensor) -> list[Image.Image]:
+    return [Image.fromarray(image.numpy()) for image in images.cpu()]
+
+
+async def _judge(judge: AsyncReward, examples: Sequence[Example], images: Tensor) -> list[list[float]]:
+    """One list of runs an image. All questions about an example are under way together; the judge limits how many."""
+    answers = await asyncio.gather(
+        *(judge(example, picture) for picture in _pictures(images) for example in examples),
+        return_exceptions=True,
+    )
     for answer in answers:
         if isinstance(answer, RewardFailure):  # a wrong key, say: it would refuse all the others too
             raise answer
     # Another failed call is not measurable; it lowers the n that the summary shows, never the mean.
-    return [math.nan if isinstance(answer, BaseException) else float(answer) for answer in answers]
+    values = [math.nan if isinstance(answer, BaseException) else float(answer) for answer in answers]
+    return [values[at : at + len(examples)] for at in range(0, len(values), len(examples))]

@@ -136,6 +136,7 @@ PROTOCOLS: Final = {
             name="dreambench-multi/uno-all-references", references="subject", unit="subject", num_subjects=2
         ),
         Protocol(name="dreambench-multi/input-reference", unit="subject", num_subjects=2),
+        Protocol(name="dreambench++", num_subjects=1),
     )
 }
 

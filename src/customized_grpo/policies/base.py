@@ -6,16 +6,18 @@ velocity v = noise - data.
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Float, UInt8
 from PIL.Image import Image
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 
 from customized_grpo import registry
+from customized_grpo.paths import model_path
+from customized_grpo.policies import acceleration
 from customized_grpo.types import Conditioning
 
 
@@ -31,7 +33,12 @@ class LoraSettings(BaseModel):
     init: Literal["gaussian", "kaiming"] = "gaussian"
     targets: tuple[str, ...] | None = Field(
         default=None,
-        description="module name suffixes or one regular expression; null: the policy's own default",
+        description="module name suffixes, regular expressions, or names of the policy's presets (FLUX: uno); null: "
+        "the policy's own default",
+    )
+    qkv: Literal["separate", "shared"] = Field(
+        default="separate",
+        description="shared: q, k and v of a layer have one A, as in UNO's LoRA, which it is exported to without loss",
     )
     path: str | None = Field(
         default=None, description="start from this adapter (folder or .safetensors file)"
@@ -39,16 +46,47 @@ class LoraSettings(BaseModel):
 
 
 class PolicyConfig(BaseModel):
-    """What every policy's ``Config`` holds; each policy adds its own fields."""
+    """What every policy's ``Config`` holds; each policy adds its own fields.
+
+    Attributes:
+        not_encoded: fields that ``Policy.encode`` doesn't depend on; all others are in a cached conditioning's key.
+        embedded: which of the package's miniature models ``model: mini`` is.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    not_encoded: ClassVar[frozenset[str]] = frozenset(
+        {"lora", "gradient_checkpointing", "quantization", "attention", "compile"}
+    )
+    embedded: ClassVar[str] = "flux"
 
     type: str
     model: str
     height: PositiveInt = 512
     width: PositiveInt = 512
     lora: LoraSettings = LoraSettings()
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(
+        default=False, description="compute activations again in the backward pass, to store less"
+    )
+    quantization: Literal["none", "8bit", "4bit"] = Field(
+        default="none",
+        description="weights of the frozen transformer by bitsandbytes: LLM.int8 or NF4; needs a GPU",
+    )
+    attention: str | None = Field(
+        default=None,
+        description="diffusers' attention backend, such as flash or _native_cudnn; null: its own",
+    )
+    compile: bool = Field(default=False, description="torch.compile the transformer's repeated blocks")
+
+    @field_validator("attention")
+    @classmethod
+    def _known_backend(cls, name: str | None) -> str | None:
+        if name is not None:
+            acceleration.check_backend_name(name)
+        return name
+
+    def source(self) -> str:
+        """The folder or hub id that the weights are read from."""
+        return model_path(self.model, self.embedded)
 
     def latent_shape(self) -> tuple[int, int] | None:
         """(S, C) of one sample where it is known without loading the model, for ``validate``; else None."""
@@ -62,22 +100,29 @@ class Policy(ABC):
         Config: the pydantic model that reads this policy's section of a recipe.
         pipeline_class: the diffusers pipeline whose LoRA format the adapter is saved in and loaded by.
         lora_targets: default ``LoraSettings.targets``.
+        encoders: parts of the pipeline that only ``encode`` needs. Where there are any, ``load`` takes ``absent``,
+            names of parts to leave out: these, or the transformer's weights.
+        lora_presets: further lists of targets, by the name that stands for them in a recipe.
         batch_wide: conditioning tensors that hold for a whole batch (position ids): only prompts that agree in
             them, and in the shapes of all others, can be stacked into one batch.
         transformer: the only trained and wrapped module. The trainer replaces it by its prepared (DDP, FSDP) form.
         latent_shape: (S, C) of one sample in the recipe's output size.
         device, dtype: where the model runs, and the dtype of its weights and of stored states.
+        base_hash: of the frozen weights, from ``lora.attach`` on; see ``hashes.base_hash``.
     """
 
     Config: ClassVar[type[PolicyConfig]]
     pipeline_class: ClassVar[Any]
     lora_targets: ClassVar[tuple[str, ...]]
+    encoders: ClassVar[tuple[str, ...]] = ()
+    lora_presets: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     batch_wide: ClassVar[tuple[str, ...]] = ()
 
     transformer: nn.Module
     latent_shape: tuple[int, int]
     device: torch.device
     dtype: torch.dtype
+    base_hash: str = ""
 
     @classmethod
     @abstractmethod
@@ -120,17 +165,43 @@ def stack(policy: Policy, conds: Sequence[Conditioning], repeats: int) -> Condit
     )
 
 
-def load_policy(spec: Any, *, device: torch.device, precision: Literal["no", "bf16"]) -> Policy:
-    """The frozen policy of a recipe's ``policy`` section.
+def load_policy(
+    spec: Any,
+    *,
+    device: torch.device,
+    precision: Literal["no", "bf16"],
+    parts: Literal["all", "encoders", "all but encoders"] = "all",
+) -> Policy:
+    """The frozen policy of a recipe's ``policy`` section, with its attention backend set and its blocks compiled.
+
+    Args:
+        spec: the section.
+        device: where it runs.
+        precision: of its weights and stored states.
+        parts: with ``encoders`` only ``encode`` will be called, with ``all but encoders`` it never is. A policy that
+            can't be loaded in parts is loaded whole.
 
     Raises:
-        ValueError: the model is not there, or not one that the policy can read.
+        ValueError: the model is not there, not one that the policy can read, or can't run as the section asks.
     """
-    dtype = {"bf16": torch.bfloat16, "no": torch.float32}[precision]
-    policy: Policy = registry.resolve("policies", registry.type_of(spec)).load(
-        spec, device=device, dtype=dtype
-    )
+    kind: Any = registry.resolve("policies", registry.type_of(spec))
+    absent = {"all": (), "encoders": ("transformer",), "all but encoders": kind.encoders}[parts]
+    missing = {"absent": absent} if kind.encoders and absent else {}
+    policy: Policy = kind.load(spec, device=device, dtype=dtype_of(precision), **missing)
+    if parts != "encoders":
+        acceleration.apply(
+            policy.transformer,
+            device,
+            quantization=spec.quantization,
+            attention=spec.attention,
+            compile_blocks=spec.compile,
+        )
     return policy
+
+
+def dtype_of(precision: Literal["no", "bf16"]) -> torch.dtype:
+    """The dtype of ``run.precision``."""
+    return {"bf16": torch.bfloat16, "no": torch.float32}[precision]
 
 
 def runs_on_cpu(device: str) -> bool:

@@ -22,9 +22,8 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from customized_grpo.policies.base import Policy, PolicyConfig
-from customized_grpo.policies.flux import pack, unpack
+from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN, pack, unpack
 from customized_grpo.policies.pipelines import (
-    PIXELS_PER_TOKEN,
     ExactInputs,
     PipelineConfig,
     autocast,
@@ -58,6 +57,8 @@ class _Config(PipelineConfig):
 class Flux2Config(_Config):
     """A recipe's section ``policy`` with ``type: flux2``."""
 
+    not_encoded: ClassVar[frozenset[str]] = PipelineConfig.not_encoded | {"guidance"}
+
     type: Literal["flux2"] = "flux2"
     guidance: NonNegativeFloat = Field(default=4.0, description="distilled guidance, an input of the model")
 
@@ -76,6 +77,7 @@ class Flux2KleinConfig(_Config):
 class _Flux2(Policy):
     """What both families share. The reference latents are the mode of the VAE's posterior, as in the pipelines."""
 
+    encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
     batch_wide: ClassVar[tuple[str, ...]] = ("image_ids",)
     lora_targets: ClassVar[tuple[str, ...]] = (
         r"transformer_blocks\.\d+\.attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)",
@@ -96,22 +98,10 @@ class _Flux2(Policy):
         self._exact = ExactInputs(pipeline.transformer.time_guidance_embed)
 
     @classmethod
-    def load_encoders(cls, config: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
-        """A policy of which only ``encode`` is used: its transformer has shapes and no weights."""
-        return cls._load(config, device, dtype, absent=("transformer",))
-
-    @classmethod
-    def load_without_encoders(cls, config: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
-        """A policy whose ``encode`` is never called: the text encoder isn't read."""
-        return cls._load(config, device, dtype, absent=("text_encoder", "tokenizer"))
-
-    @classmethod
-    def load(cls, config: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
+    def load(
+        cls, config: Any, *, device: torch.device, dtype: torch.dtype, absent: Sequence[str] = ()
+    ) -> Self:
         """See ``pipelines.open_pipeline``."""
-        return cls._load(config, device, dtype, absent=())
-
-    @classmethod
-    def _load(cls, config: Any, device: torch.device, dtype: torch.dtype, *, absent: Sequence[str]) -> Self:
         # FLUX.2's "tokenizer" is a processor that needs torchvision to be made. It is asked for text alone, and for
         # that its own tokenizer and chat template, which are in the same folder, do the same.
         pipeline = open_pipeline(

@@ -1,34 +1,53 @@
-"""The trained adapter: attach it, save and load it in diffusers' LoRA format, switch it off for the KL.
+"""The trained adapter: attach it, save and load it, switch it off for the KL. A frozen one may lie beneath it.
 
-An adapter file is ``pytorch_lora_weights.safetensors``: keys ``transformer.<module>.lora_{A,B}.weight``, rank and
-alpha in the header, so that ``pipeline.load_lora_weights(folder)`` gives the same velocity.
+Files are in diffusers' LoRA format (``lora_files``). The adapter beneath (UNO's, say) is part of the base: it is active
+in every forward, also where ours is off.
 """
 
-import json
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import safetensors
-import safetensors.torch
 import torch
 from accelerate.utils import extract_model_from_parallel
 from peft import LoraConfig
 from torch import Tensor, nn
 
 from customized_grpo.policies.base import LoraSettings, Policy
+from customized_grpo.policies.hashes import ADAPTER, OURS, base_hash, frozen_hash
+from customized_grpo.policies.lora_files import (
+    WEIGHTS_NAME,
+    AdapterFile,
+    exactly,
+    find_adapter,
+    read_adapter,
+    write_adapter,
+)
+from customized_grpo.policies.low_rank import Update, check_fits, shown
 from customized_grpo.seeding import generator
 
-WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
-_ADAPTER = "default"
-_PREFIX = "transformer."
-_HEADER = "lora_adapter_metadata"
-"""diffusers' key of the header entry that holds the LoraConfig."""
+__all__ = [
+    "WEIGHTS_NAME",
+    "AdapterFile",
+    "adapter_state",
+    "attach",
+    "attach_frozen",
+    "base_transformer",
+    "find_adapter",
+    "frozen_hash",
+    "load_adapter",
+    "read_adapter",
+    "reference",
+    "save_adapter",
+    "trainable_parameters",
+]
+
+_FROZEN: Final = "base"
+_QKV: Final = (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"))
 
 
 def base_transformer(policy: Policy) -> Any:
@@ -43,7 +62,7 @@ def attach(policy: Policy, settings: LoraSettings, seed: int) -> None:
     policy starts as its base. With ``settings.path`` they are those of that adapter instead.
 
     Args:
-        policy: without an adapter, and not yet wrapped for several processes.
+        policy: without an adapter of its own, and not yet wrapped for several processes.
         settings: rank, alpha and targets; ``targets`` null means ``policy.lora_targets``.
         seed: the run's seed.
 
@@ -52,16 +71,18 @@ def attach(policy: Policy, settings: LoraSettings, seed: int) -> None:
     """
     transformer: Any = policy.transformer
     transformer.requires_grad_(False)
+    policy.base_hash = base_hash(transformer)
     targets = settings.targets if settings.targets is not None else policy.lora_targets
+    targets = tuple(one for target in targets for one in policy.lora_presets.get(target, (target,)))
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=_number(float(settings.alpha or settings.rank)),
         init_lora_weights="gaussian" if settings.init == "gaussian" else True,
         target_modules=_target_regex(transformer, targets),
     )
-    # peft draws from the global generators; what it draws is replaced below.
-    with torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
-        transformer.add_adapter(config, _ADAPTER)
+    _inject(transformer, config, ADAPTER, policy.device)
+    if settings.qkv == "shared":
+        _share_a(transformer)
     draw = generator(seed, "lora", 0, 0)
     for name, parameter in trainable_parameters(policy).items():
         weight = torch.zeros(parameter.shape)
@@ -74,20 +95,91 @@ def attach(policy: Policy, settings: LoraSettings, seed: int) -> None:
         load_adapter(policy, settings.path)
 
 
+def attach_frozen(transformer: Any, update: Update, *, device: torch.device, dtype: torch.dtype) -> None:
+    """Put an update beneath the adapter to come: a frozen adapter, part of the base from now on.
+
+    Args:
+        transformer: diffusers' model without any adapter.
+        update: its modules; tensors that several of them share stay shared.
+        device: where the factors go.
+        dtype: of the factors.
+
+    Raises:
+        ValueError: a module or a shape that the model lacks.
+    """
+    check_fits(update, transformer)
+    ranks = {exactly(name): one.rank for name, one in update.items()}
+    config = LoraConfig(
+        r=max(ranks.values()),
+        lora_alpha=max(ranks.values()),
+        rank_pattern=ranks,
+        alpha_pattern=ranks,
+        target_modules=rf"({'|'.join(re.escape(name) for name in sorted(update))})",
+        init_lora_weights=False,
+    )
+    _inject(transformer, config, _FROZEN, device)
+    moved: dict[int, Tensor] = {}
+    for name, factors in update.items():
+        layer = transformer.get_submodule(name)
+        for part, tensor in ((layer.lora_A, factors.a), (layer.lora_B, factors.b)):
+            if id(tensor) not in moved:
+                moved[id(tensor)] = tensor.to(device, dtype).contiguous()
+            part[_FROZEN].weight.data = moved[id(tensor)]
+    transformer.requires_grad_(False)
+
+
+def _inject(transformer: Any, config: LoraConfig, name: str, device: torch.device) -> None:
+    # peft draws from the global generators; what it draws is replaced by the caller.
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two adapters are meant
+        transformer.add_adapter(config, name)
+    _activate(transformer, [one for one in (_FROZEN, ADAPTER) if one in transformer.peft_config])
+
+
+def _activate(transformer: Any, names: list[str]) -> None:
+    """Make these adapters take part in forwards; only ours may train."""
+    transformer.set_adapter(names)
+    for name, parameter in transformer.named_parameters():
+        if f".{_FROZEN}." in name:
+            parameter.requires_grad_(False)
+
+
+def _share_a(transformer: nn.Module) -> None:
+    """Give q, k and v of each layer one A: the form of a LoRA on a fused projection, in forward and in gradient."""
+    layers = {OURS.split(name)[0] for name, _ in transformer.named_parameters() if OURS.search(name)}
+    for parent in sorted({layer.rpartition(".")[0] for layer in layers}):
+        for trio in _QKV:
+            present = [name for name in trio if f"{parent}.{name}" in layers]
+            if present and len(present) < len(trio):
+                raise ValueError(
+                    f"policy.lora.qkv: 'shared' needs {', '.join(trio)} of {parent} among the targets, which hold only "
+                    f"{', '.join(present)}; add the others to policy.lora.targets, or use qkv: separate"
+                )
+            parts: list[Any] = [transformer.get_submodule(f"{parent}.{name}") for name in present]
+            for part in parts[1:]:
+                part.lora_A[ADAPTER].weight = parts[0].lora_A[ADAPTER].weight
+
+
 def trainable_parameters(policy: Policy) -> dict[str, nn.Parameter]:
-    """Name -> parameter of the adapter, in the order of the names, which is the same on every rank."""
-    named = {n: p for n, p in base_transformer(policy).named_parameters() if ".lora_" in n}
+    """Name -> parameter of the adapter, in the order of names, the same on every rank; shared ones once."""
+    named = {n: p for n, p in base_transformer(policy).named_parameters() if OURS.search(n)}
     return dict(sorted(named.items()))
+
+
+def _peft_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
+    """peft's names in files (``<module>.lora_A.weight``), sorted; a shared A under each of its names."""
+    named = transformer.named_parameters(remove_duplicate=False)
+    return dict(sorted((n.replace(f".{ADAPTER}.", "."), p) for n, p in named if OURS.search(n)))
 
 
 def adapter_state(transformer: nn.Module) -> dict[str, Tensor]:
     """peft's state dict of the adapter (``<module>.lora_A.weight``): float32 copies on the CPU, sorted by name."""
     return {
-        name.replace(f".{_ADAPTER}.", "."): parameter.detach()
-        .to("cpu", torch.float32, copy=True)
-        .contiguous()
-        for name, parameter in sorted(transformer.named_parameters())
-        if ".lora_" in name
+        name: parameter.detach().to("cpu", torch.float32, copy=True).contiguous()
+        for name, parameter in _peft_parameters(transformer).items()
     }
 
 
@@ -97,103 +189,36 @@ def save_adapter(policy: Policy, folder: str | Path, metadata: Mapping[str, str]
     Args:
         policy: with an adapter attached.
         folder: made where it is missing.
-        metadata: what else the header says (base id and hash, recipe, step).
+        metadata: what else the header says (base id, recipe, step); the hash of the base is added.
     """
     model = base_transformer(policy)
-    config = model.peft_config[_ADAPTER]
+    config = model.peft_config[ADAPTER]
     own = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": config.target_modules}
-    header = {
-        **metadata,
-        "format": "pt",
-        _HEADER: json.dumps({_PREFIX + key: value for key, value in own.items()}, sort_keys=True),
-    }
-    path = Path(folder) / WEIGHTS_NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(
-        _serialize({_PREFIX + name: tensor for name, tensor in adapter_state(model).items()}, header)
-    )
-    return path
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterFile:
-    """What an adapter file holds."""
-
-    path: Path
-    tensors: Mapping[str, Tensor]
-    """By peft's names, without the prefix ``transformer.``."""
-    rank: int
-    alpha: float
-    metadata: Mapping[str, str]
-
-    def settings(self) -> LoraSettings:
-        """Settings whose ``attach`` makes exactly this file's modules; ``path`` is set, so that it loads them too."""
-        modules = sorted({name.split(".lora_")[0] for name in self.tensors})
-        # "^" pins the full name: the top-level "proj_out" is also how other layers' names end.
-        targets = tuple("^" + re.escape(module) for module in modules)
-        return LoraSettings(rank=self.rank, alpha=self.alpha, targets=targets, path=str(self.path))
-
-
-def read_adapter(path: str | Path) -> AdapterFile:
-    """Read an adapter: a file, its folder, a checkpoint, or a run (its newest complete checkpoint).
-
-    Raises:
-        ValueError: nothing there, a damaged file, or no LoRA of one rank in diffusers' format.
-    """
-    file = find_adapter(path)
-    try:
-        with safetensors.safe_open(str(file), framework="pt") as opened:
-            metadata: dict[str, str] = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in sorted(opened.keys())}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(
-            f"adapter {str(file)!r} can't be read ({error}); is it whole, and a safetensors file?"
-        ) from error
-    foreign = [name for name in tensors if not re.fullmatch(r"transformer\..+\.lora_[AB]\.weight", name)]
-    if foreign or not tensors:
-        raise ValueError(
-            f"adapter {str(file)!r} is no LoRA of a transformer in diffusers' format "
-            f"(transformer.<module>.lora_A.weight): {_some(foreign) or 'it is empty'}"
-        )
-    ranks = {
-        tensor.shape[0 if ".lora_A." in name else 1] for name, tensor in tensors.items() if tensor.ndim == 2
-    }
-    if len(ranks) != 1:
-        raise ValueError(
-            f"adapter {str(file)!r} has the ranks {sorted(ranks)}; only one rank for all is supported"
-        )
-    rank = ranks.pop()
-    # Without an entry the scale is 1, as in diffusers.
-    config = json.loads(metadata.get(_HEADER, "{}"))
-    return AdapterFile(
-        path=file,
-        tensors={name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()},
-        rank=rank,
-        alpha=float(config.get(f"{_PREFIX}lora_alpha", rank)),
-        metadata=metadata,
-    )
+    about = {"base_hash": policy.base_hash, **metadata}
+    return write_adapter(Path(folder) / WEIGHTS_NAME, adapter_state(model), own, about)
 
 
 def load_adapter(policy: Policy, path: str | Path) -> AdapterFile:
     """Copy an adapter's weights into the attached one; every key of both must match.
 
     Raises:
-        ValueError: keys are missing or left over, another rank or scale, or an unreadable file.
+        ValueError: keys are missing or left over, another rank, scale or base, or an unreadable file.
     """
     file = read_adapter(path)
-    parameters = {n.replace(f".{_ADAPTER}.", "."): p for n, p in trainable_parameters(policy).items()}
+    model = base_transformer(policy)
+    parameters = _peft_parameters(model)
     if not parameters:
         raise ValueError("the policy has no adapter to load into; call lora.attach first")
     surplus = sorted(file.tensors.keys() - parameters.keys())
     missing = sorted(parameters.keys() - file.tensors.keys())
     if surplus or missing:
-        parts = [f"surplus: {_some(surplus)}"] if surplus else []
-        parts += [f"missing: {_some(missing)}"] if missing else []
+        parts = [f"surplus: {shown(surplus)}"] if surplus else []
+        parts += [f"missing: {shown(missing)}"] if missing else []
         raise ValueError(
             f"adapter {str(file.path)!r} does not fit this policy's; {'; '.join(parts)}. "
             "Is it of this model, and is policy.lora.targets what it was trained with?"
         )
-    config = base_transformer(policy).peft_config[_ADAPTER]
+    config = model.peft_config[ADAPTER]
     if (file.rank, file.alpha / file.rank) != (config.r, config.lora_alpha / config.r):
         raise ValueError(
             f"adapter {str(file.path)!r} has rank {file.rank} and alpha {file.alpha:g}, the recipe has rank {config.r} "
@@ -201,65 +226,46 @@ def load_adapter(policy: Policy, path: str | Path) -> AdapterFile:
         )
     wrong = [name for name, parameter in parameters.items() if parameter.shape != file.tensors[name].shape]
     if wrong:
-        raise ValueError(f"adapter {str(file.path)!r} is of a model of another width: {_some(wrong)}")
+        raise ValueError(f"adapter {str(file.path)!r} is of a model of another width: {shown(wrong)}")
+    file.check_base(policy.base_hash)
+    first: dict[int, str] = {}
+    tensors = file.tensors
+    apart = [n for n, p in parameters.items() if not tensors[n].equal(tensors[first.setdefault(id(p), n)])]
+    if apart:
+        raise ValueError(
+            f"adapter {str(file.path)!r} has an A of its own for each of q, k and v ({shown(apart)}), and "
+            "policy.lora.qkv is 'shared'; set policy.lora.qkv=separate"
+        )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(file.tensors[name])
+            parameter.copy_(tensors[name])
     return file
-
-
-def find_adapter(path: str | Path) -> Path:
-    """The weights file that a file, an adapter's folder, a checkpoint or a run stands for.
-
-    Raises:
-        ValueError: there is none.
-    """
-    given = Path(path).expanduser()
-    if given.is_file() and given.suffix == ".safetensors":
-        return given
-    if (given / WEIGHTS_NAME).is_file():
-        return given / WEIGHTS_NAME
-    complete = [
-        folder / WEIGHTS_NAME
-        for folder in (given / "checkpoints").glob("step-*")
-        if re.fullmatch(r"step-\d+", folder.name)
-        and (folder / "manifest.json").is_file()
-        and (folder / WEIGHTS_NAME).is_file()
-    ]
-    if not complete:
-        raise ValueError(
-            f"no adapter at {str(path)!r}; give a .safetensors file, a folder with {WEIGHTS_NAME}, a checkpoint, "
-            "or a run with checkpoints/step-*"
-        )
-    return max(complete, key=lambda file: int(file.parent.name.removeprefix("step-")))
 
 
 @contextmanager
 def reference(policy: Policy) -> Iterator[None]:
-    """The policy without its adapter, for the KL: the frozen base."""
+    """The policy without its adapter, for the KL: the frozen base, an adapter beneath included."""
     model = base_transformer(policy)
-    model.disable_adapters()
+    if _FROZEN in model.peft_config:
+        _activate(model, [_FROZEN])
+    else:
+        model.disable_adapters()
     try:
         yield
     finally:
-        model.enable_adapters()
-
-
-def frozen_hash(transformer: nn.Module) -> str:
-    """sha256 of every weight but the adapter's; the same before and after an adapter is attached."""
-    digest = sha256()
-    frozen = {
-        n.replace(".base_layer.", "."): p for n, p in transformer.named_parameters() if ".lora_" not in n
-    }
-    for name, parameter in sorted(frozen.items()):
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        if _FROZEN in model.peft_config:
+            _activate(model, [_FROZEN, ADAPTER])
+        else:
+            model.enable_adapters()
 
 
 def _target_regex(transformer: nn.Module, targets: tuple[str, ...]) -> str:
     """One regular expression for peft out of the targets, each matched against a name or its end after a dot."""
-    linear = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    linear = [
+        name.removesuffix(".base_layer")
+        for name, module in transformer.named_modules()
+        if isinstance(module, nn.Linear) and ".lora_" not in name
+    ]
     for target in targets:
         try:
             matches = [name for name in linear if re.fullmatch(rf"(.*\.)?({target})", name)]
@@ -273,21 +279,6 @@ def _target_regex(transformer: nn.Module, targets: tuple[str, ...]) -> str:
     return rf"(.*\.)?({'|'.join(targets)})"
 
 
-def _serialize(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """safetensors bytes with the header's metadata sorted; the library writes it in the order of a random hash."""
-    blob = safetensors.torch.save(tensors)
-    end = 8 + int.from_bytes(blob[:8], "little")
-    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(blob[8:end])}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + blob[end:]
-
-
 def _number(value: float) -> int | float:
     """An integer where it is one: peft's own type for alpha."""
     return int(value) if value.is_integer() else value
-
-
-def _some(names: list[str]) -> str:
-    """The first three names and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -17,11 +17,9 @@ from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor, nn
 
 from customized_grpo import registry
-from customized_grpo.paths import model_path
+from customized_grpo.policies.acceleration import quantization_of, settle
 from customized_grpo.policies.base import PolicyConfig
-
-PIXELS_PER_TOKEN = 16
-"""The VAE shrinks by 8, and a token packs 2 x 2 latents."""
+from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN
 
 _DECODE_CHUNK = 4
 _INDEX = "model_index.json"
@@ -29,6 +27,8 @@ _INDEX = "model_index.json"
 
 class PipelineConfig(PolicyConfig):
     """Fields of every policy that is a diffusers pipeline with references."""
+
+    not_encoded: ClassVar[frozenset[str]] = PolicyConfig.not_encoded | {"max_references"}
 
     model: str = Field(description="a folder in diffusers' layout, or a hub id")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
@@ -119,7 +119,7 @@ def open_pipeline(
         ValueError: no such model, a gated one, or one of another pipeline.
     """
     source = _source(pipeline_class, config)
-    skipped = dict.fromkeys((*absent, replaced))
+    skipped = dict.fromkeys((*absent, replaced)) | quantization_of(config.quantization, dtype, device, absent)
     try:
         pipeline = pipeline_class.from_pretrained(
             source,
@@ -131,10 +131,6 @@ def open_pipeline(
         )
         if replaced not in absent:
             pipeline.register_modules(**{replaced: replace(source)})
-        if "transformer" in absent:
-            shapes = transformer_class.load_config(source, subfolder="transformer", revision=config.revision)
-            with torch.device("meta"):
-                pipeline.register_modules(transformer=transformer_class.from_config(shapes))
     except (OSError, ValueError) as error:
         raise _unreadable(pipeline_class, config, error) from error
     if pipeline.vae_scale_factor * 2 != PIXELS_PER_TOKEN:
@@ -142,15 +138,7 @@ def open_pipeline(
             f"policy.model: the VAE of {config.model!r} shrinks by {pipeline.vae_scale_factor}; "
             f"policy.type {config.type} needs one that shrinks by 8"
         )
-    for part in pipeline.components.values():
-        if isinstance(part, nn.Module):
-            part.requires_grad_(False)
-            part.eval()
-    for name, part in pipeline.components.items():
-        if isinstance(part, nn.Module) and not (name == "transformer" and "transformer" in absent):
-            part.to(device)
-    if config.gradient_checkpointing:
-        pipeline.transformer.enable_gradient_checkpointing()
+    settle(pipeline, config, device, transformer_class)
     return pipeline
 
 
@@ -161,7 +149,7 @@ def _source(pipeline_class: Any, config: PipelineConfig) -> str:
             f"policy.model: there is no embedded miniature of {config.type}; policy.type uno has one, "
             f"and {config.type} takes a folder in diffusers' layout or a hub id"
         )
-    source = model_path(config.model, config.type)
+    source = config.source()
     if Path(source).is_dir() and not (Path(source) / _INDEX).is_file():
         raise ValueError(
             f"policy.model: the folder {source!r} has no {_INDEX}; give one in diffusers' layout (as "

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import Qwen2VLImageProcessorPil
 
 from customized_grpo.policies.base import Policy, PolicyConfig
-from customized_grpo.policies.flux import pack, unpack
+from customized_grpo.policies.flux_tokens import pack, unpack
 from customized_grpo.policies.pipelines import (
     ExactInputs,
     PipelineConfig,
@@ -75,6 +75,7 @@ class QwenImageEditPlus(Policy):
 
     Config: ClassVar[type[PolicyConfig]] = QwenImageEditPlusConfig
     pipeline_class: ClassVar[Any] = QwenImageEditPlusPipeline
+    encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer", "processor")
     batch_wide: ClassVar[tuple[str, ...]] = ("grids",)
     # The image stream, and the keys and values by which it reads the text. The last block drops its text output, so the
     # text stream's other layers have no gradient there, and data-parallel training would wait for one.
@@ -99,33 +100,15 @@ class QwenImageEditPlus(Policy):
         self._exact = ExactInputs(pipeline.transformer.time_text_embed)
 
     @classmethod
-    def load_encoders(
-        cls, config: QwenImageEditPlusConfig, *, device: torch.device, dtype: torch.dtype
-    ) -> Self:
-        """A policy of which only ``encode`` is used: its transformer has shapes and no weights."""
-        return cls._load(config, device, dtype, absent=("transformer",))
-
-    @classmethod
-    def load_without_encoders(
-        cls, config: QwenImageEditPlusConfig, *, device: torch.device, dtype: torch.dtype
-    ) -> Self:
-        """A policy whose ``encode`` is never called: the 8 billion weights of Qwen2.5-VL aren't read."""
-        return cls._load(config, device, dtype, absent=("text_encoder", "tokenizer", "processor"))
-
-    @classmethod
-    def load(cls, config: QwenImageEditPlusConfig, *, device: torch.device, dtype: torch.dtype) -> Self:
-        """See ``pipelines.open_pipeline``."""
-        return cls._load(config, device, dtype, absent=())
-
-    @classmethod
-    def _load(
+    def load(
         cls,
         config: QwenImageEditPlusConfig,
+        *,
         device: torch.device,
         dtype: torch.dtype,
-        *,
-        absent: Sequence[str],
+        absent: Sequence[str] = (),
     ) -> Self:
+        """See ``pipelines.open_pipeline``."""
         pipeline = open_pipeline(
             QwenImageEditPlusPipeline,
             config,

@@ -5,6 +5,7 @@ never 0, never a default: a false 0 in a group of 12 moves every other sample's 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +20,7 @@ from customized_grpo.types import Example
 class RewardFailure(RuntimeError):
     """Scoring can't go on: too many failures, a broken reward, or an endpoint that refuses (a wrong key).
 
-    A network reward may raise it to stop the run at once; its other exceptions make one sample unscorable.
+    A network reward may raise it to stop the run at once; its other exceptions make what it was asked for unscorable.
     """
 
 
@@ -31,6 +32,19 @@ class RewardConfig(BaseModel):
     type: str
     axis: str = Field(default="", description="which axis it feeds: prompt or identity")
     weight: float = Field(default=1.0, gt=0.0, description="share inside its axis")
+
+    def cost(self, samples: int) -> str:
+        """What scoring so many images asks of others, in money or quota, for people; empty where it asks nothing."""
+        return ""
+
+
+def costs(specs: Mapping[str, BaseModel], images: Mapping[str, int]) -> dict[str, str]:
+    """What each reward asks of others for its number of images; without those that ask nothing."""
+    return {
+        name: said
+        for name, spec in specs.items()
+        if isinstance(spec, RewardConfig) and (said := spec.cost(images[name]))
+    }
 
 
 class Reward(ABC):
@@ -48,9 +62,16 @@ class Reward(ABC):
 
 
 class AsyncReward(ABC):
-    """A judge or server over the network, one image a call; the scorer does the concurrency."""
+    """A judge or server over the network, one image a call; the scorer does the concurrency.
+
+    Attributes:
+        max_concurrent: calls at a time; None leaves it to the scorer.
+        timeout_s: for one call, after which its image is unscorable; None leaves it to the scorer.
+    """
 
     Config: ClassVar[type[RewardConfig]]
+    max_concurrent: int | None = None
+    timeout_s: float | None = None
 
     @abstractmethod
     def __init__(self, config: Any, *, device: torch.device) -> None:
@@ -59,3 +80,27 @@ class AsyncReward(ABC):
     @abstractmethod
     async def __call__(self, example: Example, image: Image) -> float:
         """The score of one image; an exception or NaN makes it unscorable."""
+
+
+class AsyncGroupReward(ABC):
+    """A server over the network that takes a whole group in one call, so that its references travel once.
+
+    It keeps its own time limit, because it may wait for a server's restart. A failed call costs its whole group.
+
+    Attributes:
+        max_concurrent: groups at a time; None leaves it to the scorer.
+    """
+
+    Config: ClassVar[type[RewardConfig]]
+    max_concurrent: int | None = None
+
+    @abstractmethod
+    def __init__(self, config: Any, *, device: torch.device) -> None:
+        """Open the client; ``device`` is there so that every reward is built alike."""
+
+    @abstractmethod
+    async def __call__(self, example: Example, images: Sequence[Image]) -> Sequence[float]:
+        """One score an image, NaN where it is unscorable; an exception makes all of them unscorable."""
+
+
+AnyReward = Reward | AsyncReward | AsyncGroupReward

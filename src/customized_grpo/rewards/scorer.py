@@ -1,16 +1,16 @@
 """All rewards on a group: concurrency, order, failures. The result depends on nothing but the scores.
 
-Network rewards are put in flight first, on one background event loop; local ones then run in the caller's
-thread. What can't be scored is NaN, is counted, and past a share of the recent samples stops the run.
+Network rewards are put in flight first, on one background event loop, and stay there while the next group is sampled;
+local ones then run in the caller's thread, since sampling waits for the same device anyway. What can't be scored is
+NaN, is counted, and past a share of the recent samples stops the run.
 Dimensions: G group size, R rewards, H x W pixels.
 """
 
 import asyncio
 import math
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Self, final
 
@@ -19,7 +19,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from customized_grpo.rewards.base import AsyncReward, Reward, RewardFailure
+from customized_grpo.rewards.background import LoopThread
+from customized_grpo.rewards.base import AnyReward, AsyncGroupReward, AsyncReward, Reward, RewardFailure
 from customized_grpo.rewards.features import to_pil
 from customized_grpo.types import Example
 
@@ -58,8 +59,9 @@ class Scorer:
         rewards: by name; the order is that of the score columns.
         max_failed_share: largest allowed share of unscorable samples among a reward's last ``window``.
         window: samples over which that share is taken.
-        max_concurrent: requests in flight at a time, for each network reward.
-        timeout_s: for one request, from the moment it's sent; then the sample is unscorable.
+        max_concurrent: requests in flight at a time, for each network reward that doesn't set its own.
+        timeout_s: for one image of an ``AsyncReward``, from the moment it's sent; then the sample is unscorable. A
+            reward may set its own.
 
     Attributes:
         names: the reward of each column.
@@ -68,7 +70,7 @@ class Scorer:
 
     def __init__(
         self,
-        rewards: Mapping[str, Reward | AsyncReward],
+        rewards: Mapping[str, AnyReward],
         *,
         max_failed_share: float,
         window: int = WINDOW,
@@ -80,10 +82,14 @@ class Scorer:
         self.names = tuple(rewards)
         self.failures = dict.fromkeys(rewards, 0)
         self._local = {name: reward for name, reward in rewards.items() if isinstance(reward, Reward)}
-        self._remote = {name: reward for name, reward in rewards.items() if isinstance(reward, AsyncReward)}
+        self._remote = {
+            name: reward
+            for name, reward in rewards.items()
+            if isinstance(reward, AsyncReward | AsyncGroupReward)
+        }
         if strange := [name for name in rewards if name not in self._local and name not in self._remote]:
             raise ValueError(
-                f"reward {strange[0]!r} is neither a Reward nor an AsyncReward; subclass one of them"
+                f"reward {strange[0]!r} is no Reward, AsyncReward or AsyncGroupReward; subclass one of them"
             )
         self._max_failed_share = max_failed_share
         self._recent: dict[str, deque[bool]] = {name: deque(maxlen=window) for name in rewards}
@@ -91,9 +97,12 @@ class Scorer:
         self._seconds = dict.fromkeys(rewards, 0.0)
         self._scored = dict.fromkeys(rewards, 0)
         self._failed = dict.fromkeys(rewards, 0)
-        self._limits = {name: asyncio.Semaphore(max_concurrent) for name in self._remote}
+        self._limits = {
+            name: asyncio.Semaphore(reward.max_concurrent or max_concurrent)
+            for name, reward in self._remote.items()
+        }
         self._timeout_s = timeout_s
-        self._loop = _LoopThread() if self._remote else None
+        self._loop = LoopThread() if self._remote else None
 
     def submit(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Pending:
         """Start scoring a group. Local rewards are done on return, network rewards are in flight.
@@ -192,19 +201,40 @@ class Scorer:
         return scores
 
     async def _score_remote(
-        self, name: str, reward: AsyncReward, example: Example, images: list[Image.Image]
+        self,
+        name: str,
+        reward: AsyncReward | AsyncGroupReward,
+        example: Example,
+        images: Sequence[Image.Image],
     ) -> _Outcome:
-        """Scores of one reward in the order of ``images``, and the last image's error."""
+        """Scores of one reward in the order of ``images``, and the last error."""
+        if isinstance(reward, AsyncReward):
+            return await self._score_singly(name, reward, example, images)
+        try:
+            async with self._limits[name]:
+                scores = [float(score) for score in await reward(example, images)]
+        except RewardFailure:
+            raise
+        except Exception as error:
+            return [math.nan] * len(images), _describe(error)
+        if len(scores) != len(images):
+            raise RewardFailure(f"it returned {len(scores)} scores for {len(images)} images")
+        return scores, ""
+
+    async def _score_singly(
+        self, name: str, reward: AsyncReward, example: Example, images: Sequence[Image.Image]
+    ) -> _Outcome:
         errors = [""] * len(images)
+        timeout_s = reward.timeout_s or self._timeout_s
 
         async def score(index: int) -> float:
             try:
-                async with self._limits[name], asyncio.timeout(self._timeout_s):
+                async with self._limits[name], asyncio.timeout(timeout_s):
                     return float(await reward(example, images[index]))
             except RewardFailure:
                 raise
             except TimeoutError as error:
-                errors[index] = str(error) or f"no answer in {self._timeout_s:g} s"
+                errors[index] = str(error) or f"no answer in {timeout_s:g} s"
             except Exception as error:
                 errors[index] = _describe(error)
             return math.nan
@@ -252,38 +282,12 @@ class Scorer:
             )
 
 
-@final
-class _LoopThread:
-    """One event loop in one daemon thread."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="rewards", daemon=True)
-        self._thread.start()
-
-    def start(self, coroutine: Coroutine[Any, Any, _Outcome]) -> "Future[_Outcome]":
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-
-    def close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _cancel_all(self) -> None:
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._loop.shutdown_asyncgens()
-
-
 def _landed(name: str, example: Example, flight: "Future[_Outcome]") -> _Outcome:
-    """The outcome of a network reward; a stop that any of its samples asked for is raised as itself."""
+    """The outcome of a network reward; a stop that it asked for is raised with its name."""
     try:
         return flight.result()
-    except BaseExceptionGroup as group:
-        first = group.exceptions[0]
+    except (RewardFailure, BaseExceptionGroup) as error:
+        first = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
         raise RewardFailure(f"reward {name!r} stopped the run on example {example.key!r}: {first}") from first
 
 

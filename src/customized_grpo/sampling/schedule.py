@@ -43,6 +43,25 @@ def shifted_sigmas(num_steps: int, shift: float) -> Float[Tensor, " t_plus_1"]:
     ).float()  # float64 before rounding makes the ends exactly 1 and 0
 
 
+_TOKENS_PER_UNO_TOKEN = 64
+"""UNO's code counts 1/64 of the tokens: it divides the latents' area by 16 x 16 instead of 2 x 2."""
+
+
+def resolve_shift(shift: float | str, num_tokens: int) -> float:
+    """The shift of an image of so many tokens.
+
+    FLUX was trained with exp(mu), mu rising linearly from 0.5 at 256 tokens to 1.15 at 4096; diffusers' pipelines
+    sample with it (``dynamic``). UNO's released code gives the same rule a wrong count (``uno``), so that it
+    is 1.583 at 512 x 512 instead of 1.878. Any other ``shift`` is itself.
+    """
+    if not isinstance(shift, str):
+        return float(shift)
+    assert shift in ("dynamic", "uno")
+    counted = num_tokens if shift == "dynamic" else num_tokens // _TOKENS_PER_UNO_TOKEN
+    slope = (1.15 - 0.5) / (4096 - 256)
+    return math.exp(slope * counted + (0.5 - slope * 256))
+
+
 @dataclass(frozen=True, slots=True)
 class StepPlan:
     """The roles of the sampler's steps in one group; steps that are not named are deterministic steps of the flow."""

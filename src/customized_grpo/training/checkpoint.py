@@ -112,11 +112,15 @@ def newer_than(checkpoint: Path) -> list[str]:
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
     """Optimizer state as ``<parameter>/<entry>`` tensors, ``names`` in the order of its one parameter group."""
-    state = optimizer.state_dict()["state"]
+    # Read off the parameters, not state_dict(): bitsandbytes nests that. It also counts steps by plain integers.
     return {
-        f"{names[index]}/{entry}": torch.as_tensor(value).detach().cpu().clone().contiguous()
-        for index, entries in state.items()
-        for entry, value in entries.items()
+        f"{name}/{entry}": (
+            value.detach().cpu().clone().contiguous()
+            if isinstance(value, Tensor)
+            else torch.tensor(value, dtype=torch.float32)
+        )
+        for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True)
+        for entry, value in optimizer.state.get(parameter, {}).items()
     }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from customized_grpo.config import Recipe
+from customized_grpo.evaluation.costs import evaluations, of_evaluation, of_training
 from customized_grpo.evaluation.evaluator import (
     adapter_fingerprint,
     evaluate_policy,
@@ -50,6 +51,16 @@ def evaluate(parts: Parts, done: int) -> dict[str, float]:
 def warnings(folder: Path, done: int) -> list[str]:
     """What the evaluation after ``done`` steps of a run, just logged, gives to worry about."""
     return [str(suspicion) for suspicion in read_runs([folder])[0].suspicions(until=done)]
+
+
+def notices(parts: Parts) -> list[str]:
+    """What to know before the first step: what the run will ask of judges, and blind spots of its evaluation."""
+    recipe, held = parts.recipe, parts.evaluation
+    found = of_training(recipe)
+    if recipe.evaluate is not None and held is not None:
+        examples = num_examples(held.dataset, recipe.evaluate)
+        found += of_evaluation(recipe.evaluate, examples, rows=evaluations(recipe))
+    return found + blind_spots(recipe)
 
 
 def blind_spots(recipe: Recipe) -> list[str]:

@@ -43,6 +43,7 @@ def groups(
     metrics["advantage/bonus_abs_mean"] = _mean([float(one.bonus.abs().mean()) for one in shaped])
     metrics["advantage/abs_mean"] = _mean([float(one.advantage.abs().mean()) for one in shaped])
     metrics["advantage/clip_share"] = _mean([one.clipped_share for one in shaped])
+    metrics["advantage/skipped_share"] = _mean([float(one.skipped) for one in shaped])
     metrics["advantage/masked_share"] = _mean([float((~one.scored).float().mean()) for one in shaped])
     return metrics
 

@@ -23,14 +23,19 @@ from customized_grpo.evaluation.metrics import Scorer as MetricScorer
 from customized_grpo.evaluation.metrics import build_metrics
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.policies import lora
-from customized_grpo.policies.base import Policy, load_policy, runs_on_cpu
-from customized_grpo.rewards.base import AsyncReward, Reward
+from customized_grpo.policies.base import Policy, runs_on_cpu
+from customized_grpo.policies.cache import Place, open_policy
+from customized_grpo.rewards.base import AnyReward
 from customized_grpo.rewards.scorer import Scorer
 from customized_grpo.sampling.rollout import Transition
-from customized_grpo.sampling.schedule import shifted_sigmas
+from customized_grpo.sampling.schedule import resolve_shift, shifted_sigmas
 from customized_grpo.tracking import prepare_folder
+from customized_grpo.training.conditioning import bars, needed
 from customized_grpo.training.objective import sensitivity, step_weights
+from customized_grpo.training.optimizers import build_optimizer
 from customized_grpo.types import Conditioning, Example
+
+Encode = Callable[[Example], Conditioning]
 
 
 @dataclass(slots=True)
@@ -47,7 +52,7 @@ class Evaluation:
 
     dataset: Dataset
     metrics: dict[str, MetricScorer]
-    encode: Callable[[Example], Conditioning]
+    encode: Encode
     rows: dict[str, list[Row]] = field(default_factory=dict)
 
 
@@ -59,6 +64,7 @@ class Parts:
     folder: Path
     accelerator: Accelerator
     policy: Policy
+    encode: Encode
     dataset: Dataset
     scorer: Scorer
     reward_axes: Sequence[int]
@@ -121,12 +127,19 @@ def build(recipe: Recipe) -> Parts:
     accelerator.wait_for_everyone()
     dataset = load_dataset(recipe.data, "data")
     rewards = {name: _reward(name, spec, device) for name, spec in recipe.rewards.items()}
-    policy = load_policy(recipe.policy, device=device, precision=run.precision)
+    with bars() as progress:
+        place = Place(
+            device=device,
+            precision=run.precision,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            wait=accelerator.wait_for_everyone,
+            progress=progress,
+        )
+        policy, encode = open_policy(recipe.policy, run.cache, lambda: needed(recipe), place)
     lora.attach(policy, recipe.policy.lora, run.seed)
     parameters = lora.trainable_parameters(policy)
-    optimizer = torch.optim.AdamW(
-        list(parameters.values()), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay
-    )
+    optimizer = build_optimizer(list(parameters.values()), train)
     updates = train.steps * train.updates_per_rollout
     schedule = get_scheduler(
         train.schedule.name,
@@ -137,7 +150,8 @@ def build(recipe: Recipe) -> Parts:
     ema = EMAModel(list(parameters.values()), decay=train.ema) if train.ema is not None else None
     policy.transformer, prepared = accelerator.prepare(policy.transformer, optimizer)
 
-    sigmas = shifted_sigmas(recipe.sampling.steps, recipe.sampling.shift)
+    shift = resolve_shift(recipe.sampling.shift, policy.latent_shape[0])
+    sigmas = shifted_sigmas(recipe.sampling.steps, shift)
     transition = registry.build_function("dynamics", recipe.sampling.dynamics)
     loss_weights = step_weights(recipe.objective.step_weighting, transition, sigmas)
     return Parts(
@@ -145,6 +159,7 @@ def build(recipe: Recipe) -> Parts:
         folder=folder,
         accelerator=accelerator,
         policy=policy,
+        encode=encode,
         dataset=dataset,
         scorer=Scorer(rewards, max_failed_share=recipe.advantage.max_failed_share),
         reward_axes=[AXES.index(spec.axis) for spec in recipe.rewards.values()],
@@ -161,33 +176,33 @@ def build(recipe: Recipe) -> Parts:
         optimizer=prepared,
         schedule=schedule,
         ema=ema,
-        evaluation=_evaluation(recipe, policy, device),
+        evaluation=_evaluation(recipe, encode, device),
         clock=Clock(device),
     )
 
 
-def _reward(name: str, spec: Any, device: torch.device) -> Reward | AsyncReward:
+def _reward(name: str, spec: Any, device: torch.device) -> AnyReward:
     try:
-        made: Reward | AsyncReward = registry.resolve("rewards", registry.type_of(spec))(spec, device=device)
+        made: AnyReward = registry.resolve("rewards", registry.type_of(spec))(spec, device=device)
     except ValueError as error:
         raise ValueError(f"rewards.{name}: {error}") from error
     return made
 
 
-def _evaluation(recipe: Recipe, policy: Policy, device: torch.device) -> Evaluation | None:
+def _evaluation(recipe: Recipe, encode: Encode, device: torch.device) -> Evaluation | None:
     spec = recipe.evaluate
     if spec is None or not recipe.train.evaluate_every:
         return None
     kept: dict[str, Conditioning] = {}
 
-    def encode(example: Example) -> Conditioning:
+    def encode_once(example: Example) -> Conditioning:
         """Held-out examples come back every N steps, so each is encoded once; the CPU has the room."""
         if example.key not in kept:
-            kept[example.key] = policy.encode(example.prompt, example.references).to(torch.device("cpu"))
+            kept[example.key] = encode(example).to(torch.device("cpu"))
         return kept[example.key].to(device)
 
     return Evaluation(
         dataset=load_dataset(spec.data, "evaluate.data"),
         metrics=build_metrics(spec.metrics, device),
-        encode=encode,
+        encode=encode_once,
     )

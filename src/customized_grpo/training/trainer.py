@@ -62,8 +62,8 @@ class Trainer:
         parts, settings = self.parts, self.recipe.train
         start = restore(parts)
         with RunLog(parts.accelerator, parts.folder, settings.steps, start) as log, self.stop.listening():
-            for warning in heldout.blind_spots(self.recipe):
-                log.say(warning)
+            for notice in heldout.notices(parts):
+                log.say(notice)
             if heldout.is_owed(parts, start):
                 log.write(start, heldout.evaluate(parts, start), f"evaluated after step {start}")
             for step in range(start, settings.steps):
@@ -132,7 +132,7 @@ class Trainer:
         shape_of = parts.policy.latent_shape
         with parts.clock.phase("encode"):
             example = parts.dataset[index]
-            cond = parts.policy.encode(example.prompt, example.references)
+            cond = parts.encode(example)
         plan: StepPlan = parts.plan.steps(step, sampling.steps, self.recipe.run.seed, group)
         with parts.clock.phase("rollout"):
             noise = initial_noise(shape_of, size, shared=sampling.shared_noise, **where)
@@ -161,6 +161,7 @@ class Trainer:
             weight_of=[float(spec.weight) for spec in specs],
             aggregator=self.parts.aggregator,
             clip=self.recipe.advantage.clip,
+            min_valid=self.recipe.advantage.min_valid,
         )
 
     def shares(self) -> list[Sequence[int]]:

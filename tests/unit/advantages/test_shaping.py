@@ -24,6 +24,7 @@ def shaped(rewards: Tensor = REWARDS, **changes: Any) -> Shaped:
         "weight_of": (1.0, 1.0),
         "aggregator": SARS(gamma=0.4),
         "clip": 5.0,
+        "min_valid": 0.5,
     }
     return shape(rewards, WEIGHTS, **{**settings, **changes})
 
@@ -80,3 +81,16 @@ def test_nothing_scored_gives_exact_zeros() -> None:
     one = shaped(torch.full((4, 2), math.nan))
     assert torch.equal(one.advantage, torch.zeros(4, 3))
     assert not one.scored.any()
+
+
+@pytest.mark.parametrize(("failed", "skipped"), [(0, False), (1, False), (2, False), (3, True), (4, True)])
+def test_a_group_with_too_few_scored_samples_teaches_nothing(failed: int, skipped: bool) -> None:
+    rewards = REWARDS.clone()
+    rewards[:failed, 1] = math.nan
+    one = shaped(rewards)
+    assert one.skipped is skipped
+    assert one.scored.tolist() == [False] * failed + [True] * (4 - failed)
+    assert bool((one.advantage == 0).all()) is skipped
+    assert bool((one.bonus == 0).all()) is skipped
+    if failed == 3:  # alone, a sample has no advantage on one axis, but the other axis would still move it
+        assert bool((shaped(rewards, min_valid=0.0).advantage != 0).any())

@@ -1,12 +1,15 @@
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
 from evaluation_fakes import Bright, Channels, Flaky, TinyData
+from PIL.Image import Image
 
 from customized_grpo.config import Evaluate
 from customized_grpo.evaluation.metrics import build_metrics, score
-from customized_grpo.rewards.base import RewardFailure
+from customized_grpo.rewards.base import AsyncGroupReward, RewardFailure
+from customized_grpo.types import Example
 
 CPU = torch.device("cpu")
 IMAGES = torch.stack([torch.zeros(2, 2, 3, dtype=torch.uint8), torch.full((2, 2, 3), 255, dtype=torch.uint8)])
@@ -103,3 +106,26 @@ def test_a_judge_that_refuses_stops_the_evaluation() -> None:
     refusing = Refusing(None, device=CPU)
     with pytest.raises(RewardFailure, match="wrong key"):
         score({"judge": refusing}, TinyData(None)[0], IMAGES)
+
+
+@pytest.mark.parametrize("error", [RewardFailure("wrong token"), OSError("reset"), None])
+def test_a_server_is_asked_for_a_whole_group(error: Exception | None) -> None:
+    class Server(AsyncGroupReward):
+        def __init__(self) -> None:
+            """Nothing to open."""
+
+        async def __call__(self, example: Example, images: Sequence[Image]) -> list[float]:
+            if error is not None:
+                raise error
+            return [float(at) for at in range(len(images))]
+
+    def found() -> Sequence[float]:
+        return score({"server": Server()}, TinyData(None)[0], IMAGES).values["server"]
+
+    if isinstance(error, RewardFailure):
+        with pytest.raises(RewardFailure, match="wrong token"):
+            found()
+    elif error is not None:
+        assert all(math.isnan(value) for value in found())
+    else:
+        assert found() == [float(at) for at in range(len(IMAGES))]

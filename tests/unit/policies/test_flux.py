@@ -12,8 +12,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from customized_grpo.policies.base import LoraSettings
-from customized_grpo.policies.flux import UNO, UNOConfig, fit_reference, pack, position_ids, unpack
+from customized_grpo.policies.flux import UNO, UNOConfig
+from customized_grpo.policies.flux_tokens import diagonal_ids, fit_to_long_side, pack, unpack
 from customized_grpo.policies.lora import attach, trainable_parameters
+from customized_grpo.sampling.rollout import generate, ode_steps
 from customized_grpo.testing import check_policy
 from customized_grpo.types import Conditioning, Example
 from tiny import make_tiny_flux, tiny_policy
@@ -49,14 +51,14 @@ def uno_ids(height: int, width: int, references: Sequence[tuple[int, int]]) -> l
 
 @pytest.mark.parametrize("references", [[], [(4, 4)], [(2, 5), (3, 1), (6, 6)]])
 def test_position_ids_are_unos(references: list[tuple[int, int]]) -> None:
-    assert position_ids((4, 3), references).tolist() == [
+    assert diagonal_ids((4, 3), references).tolist() == [
         list(map(float, i)) for i in uno_ids(4, 3, references)
     ]
 
 
 def test_image_ids_are_flux_pipelines() -> None:
     expected = FluxPipeline._prepare_latent_image_ids(1, 4, 3, torch.device("cpu"), torch.float32)
-    assert torch.equal(position_ids((4, 3), []), expected)
+    assert torch.equal(diagonal_ids((4, 3), []), expected)
 
 
 @pytest.mark.parametrize(
@@ -72,19 +74,19 @@ def test_image_ids_are_flux_pipelines() -> None:
 def test_references_are_scaled_and_cropped_to_tokens(
     size: tuple[int, int], long_side: int, expected: tuple[int, int]
 ) -> None:
-    assert fit_reference(Image.new("RGB", size), long_side).size == expected
+    assert fit_to_long_side(Image.new("RGB", size), long_side).size == expected
 
 
 def test_the_centre_is_kept() -> None:
     """64 x 38 with distinct rows: rows 3 to 34 stay."""
     rows = np.repeat(np.arange(38, dtype=np.uint8)[:, None], 64, axis=1)
-    kept = np.asarray(fit_reference(Image.fromarray(rows), 64))
+    kept = np.asarray(fit_to_long_side(Image.fromarray(rows), 64))
     assert kept[:, 0, 0].tolist() == list(range(3, 35))
 
 
 def test_a_narrow_reference_is_refused() -> None:
     with pytest.raises(ValueError, match=r"1000 x 10 pixels is too narrow.*reference_size"):
-        fit_reference(Image.new("RGB", (1000, 10)), 512)
+        fit_to_long_side(Image.new("RGB", (1000, 10)), 512)
 
 
 def test_pack_is_flux_pipelines_and_unpack_its_inverse() -> None:
@@ -166,7 +168,7 @@ def test_controls_differ(policy: UNO, tiny_flux: Path, references: tuple[Image.I
         assert (velocity - other).abs().max() > 1e-3
 
 
-def test_without_references_our_ode_is_flux_pipeline(policy: UNO, tiny_flux: Path) -> None:
+def test_without_references_generate_is_flux_pipeline(policy: UNO, tiny_flux: Path) -> None:
     """Text path, ids, guidance, sampler and decoding together: the same picture as ``pipe(...)``."""
     pipeline = FluxPipeline.from_pretrained(tiny_flux)
     pipeline.set_progress_bar_config(disable=True)
@@ -184,12 +186,9 @@ def test_without_references_our_ode_is_flux_pipeline(policy: UNO, tiny_flux: Pat
     latents = pipeline(PROMPT, output_type="latent", **shared).images
     pictures = pipeline(PROMPT, output_type="np", **shared).images
 
-    x, cond = start, policy.encode(PROMPT, [])
-    with torch.no_grad():
-        for sigma, after in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
-            x = x + (after - sigma) * policy.velocity(x, torch.tensor(sigma), cond)
-    torch.testing.assert_close(x, latents, rtol=0, atol=1e-5)
-    ours = policy.decode(x).numpy()
+    grid, cond = torch.tensor([*sigmas, 0.0]), policy.encode(PROMPT, [])
+    torch.testing.assert_close(ode_steps(policy, cond, start, grid), latents, rtol=0, atol=1e-5)
+    ours = generate(policy, cond, start, grid).numpy()
     assert np.abs(ours.astype(int) - (pictures * 255).round().astype(int)).max() <= 1
     assert (ours == (pictures * 255).round()).mean() > 0.999
 
@@ -303,7 +302,8 @@ def test_decode_rounds_as_diffusers(policy: UNO, tiny_flux: Path) -> None:
 
 
 def test_too_many_references(policy: UNO, references: tuple[Image.Image, ...]) -> None:
-    with pytest.raises(ValueError, match=r"5 references given, but policy\.max_references is 4"):
+    message = r"5 references given .* takes 0 to 4 .policy.min_references=0, policy.max_references=4"
+    with pytest.raises(ValueError, match=message):
         policy.encode(PROMPT, [references[0]] * 5)
 
 

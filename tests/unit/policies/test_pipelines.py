@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from customized_grpo.clock import Clock
-from customized_grpo.policies.base import LoraSettings, stack
+from customized_grpo.policies.base import LoraSettings, load_policy, stack
 from customized_grpo.policies.lora import attach, save_adapter, trainable_parameters
 from customized_grpo.sampling.dynamics import DanceSDE
 from customized_grpo.sampling.rollout import generate, initial_noise, sample_group, transition_noise
@@ -228,8 +228,8 @@ def test_encoding_and_drawing_can_be_apart(world: World, name: str) -> None:
     """A cached conditioning needs no text encoder; to make it needs no transformer."""
     whole, references = world.policy(name), pictures()[:1]
     config, cpu = whole.config, torch.device("cpu")
-    encoder = type(whole).load_encoders(config, device=cpu, dtype=torch.float32)
-    drawer = type(whole).load_without_encoders(config, device=cpu, dtype=torch.float32)
+    encoder = load_policy(config, device=cpu, precision="no", parts="encoders")
+    drawer = load_policy(config, device=cpu, precision="no", parts="all but encoders")
     assert {p.device.type for p in encoder.transformer.parameters()} == {"meta"}
     cond, expected = encoder.encode(PROMPT, references), whole.encode(PROMPT, references)
     assert all(torch.equal(cond.tensors[key], tensor) for key, tensor in expected.tensors.items())

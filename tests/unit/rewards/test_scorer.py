@@ -5,7 +5,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, final
 
 import pytest
@@ -13,7 +13,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from customized_grpo.rewards.base import AsyncReward, Reward, RewardFailure
+from customized_grpo.rewards.base import AnyReward, AsyncGroupReward, AsyncReward, Reward, RewardFailure
 from customized_grpo.rewards.scorer import Scorer
 from customized_grpo.types import Example
 from tiny_rewards import example
@@ -41,6 +41,15 @@ class Remote(AsyncReward):
         return await self.score(int(pixel[0]))
 
 
+@final
+class Server(AsyncGroupReward):
+    def __init__(self, score: Callable[[list[int]], Awaitable[list[float]]]) -> None:
+        self.score = score
+
+    async def __call__(self, example: Example, images: Sequence[Image]) -> list[float]:
+        return await self.score([int(image.getpixel((0, 0))[0]) for image in images])  # type: ignore[index]
+
+
 def group(*ids: int) -> Tensor:
     """Images that carry their id in every pixel."""
     return torch.tensor(ids, dtype=torch.uint8)[:, None, None, None].expand(-1, 2, 2, 3).contiguous()
@@ -50,7 +59,7 @@ def ids_of(images: Tensor) -> Tensor:
     return images[:, 0, 0, 0].float()
 
 
-def scorer(max_failed_share: float = 1.0, **rewards: Reward | AsyncReward) -> Scorer:
+def scorer(max_failed_share: float = 1.0, **rewards: AnyReward) -> Scorer:
     return Scorer(rewards, max_failed_share=max_failed_share, timeout_s=5.0)
 
 
@@ -65,13 +74,17 @@ def test_order_holds_whatever_finishes_first(seed: int) -> None:
         await asyncio.sleep(0.03 * delays[image])
         return image + 0.5
 
-    with scorer(b=Remote(score), a=LOCAL) as under_test:
+    async def whole(ids: list[int]) -> list[float]:
+        await asyncio.sleep(0.1 * delays[ids[0]])
+        return [one - 0.5 for one in ids]
+
+    with scorer(b=Remote(score), a=LOCAL, c=Server(whole)) as under_test:
         pending = [under_test.submit(example(), group(*range(at, at + GROUP))) for at in (0, 20, 40)]
         results = [one.result() for one in reversed(pending)][::-1]
-    assert under_test.names == ("b", "a")
+    assert under_test.names == ("b", "a", "c")
     for at, result in zip((0, 20, 40), results, strict=True):
         ids = torch.arange(at, at + GROUP, dtype=torch.float32)
-        assert torch.equal(result, torch.stack([ids + 0.5, ids], dim=1))
+        assert torch.equal(result, torch.stack([ids + 0.5, ids, ids - 0.5], dim=1))
 
 
 def test_network_rewards_overlap_the_local_one_and_each_other() -> None:
@@ -94,6 +107,84 @@ def test_network_rewards_overlap_the_local_one_and_each_other() -> None:
     with scorer(local=Local(local), first=Remote(first), together=Remote(all_at_once)) as under_test:
         result = under_test.submit(example(), group(*range(GROUP))).result()
     assert torch.equal(result, torch.arange(GROUP, dtype=torch.float32)[:, None].expand(-1, 3))
+
+
+def test_network_rewards_go_on_while_the_caller_does_something_else() -> None:
+    judged, served = threading.Event(), threading.Event()
+
+    async def judge(image: int) -> float:
+        judged.set()
+        return image
+
+    async def serve(ids: list[int]) -> list[float]:
+        served.set()
+        return [float(one) for one in ids]
+
+    with scorer(judge=Remote(judge), server=Server(serve)) as under_test:
+        pending = under_test.submit(example(), group(1, 2))
+        assert judged.wait(5.0), "nobody has asked for the result yet"
+        assert served.wait(5.0)
+        assert torch.equal(pending.result(), torch.tensor([[1.0, 1.0], [2.0, 2.0]]))
+
+
+def test_a_server_is_asked_once_a_group_and_has_its_own_time_limit() -> None:
+    calls: list[list[int]] = []
+
+    async def serve(ids: list[int]) -> list[float]:
+        calls.append(ids)
+        await asyncio.sleep(0.2)
+        return [float(one) for one in ids]
+
+    with Scorer({"a": Server(serve)}, max_failed_share=0.0, timeout_s=0.01) as under_test:
+        result = under_test.submit(example(), group(3, 1, 2)).result()
+    assert calls == [[3, 1, 2]]
+    assert result.flatten().tolist() == [3.0, 1.0, 2.0]
+
+
+def test_a_failed_call_of_a_server_costs_its_group_alone() -> None:
+    async def serve(ids: list[int]) -> list[float]:
+        if 1 in ids:
+            raise OSError("connection reset")
+        return [math.nan if one == 4 else float(one) for one in ids]
+
+    with scorer(server=Server(serve), a=LOCAL) as under_test:
+        pending = [under_test.submit(example(), group(*ids)) for ids in ((0, 1), (2, 3), (4, 5))]
+        first, second, third = (one.result() for one in pending)
+        assert under_test.failures == {"server": 3, "a": 0}
+        assert under_test.drain()["reward/server/failed_share"] == 0.5
+    assert first[:, 0].isnan().all()
+    assert first[:, 1].isfinite().all()
+    assert second.isfinite().all()
+    assert third[:, 0].isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("score", "words"),
+    [
+        (RewardFailure("401 wrong token"), "'server' stopped the run on example 'dog-1': 401 wrong token"),
+        ([1.0], "'server' stopped the run on example 'dog-1': it returned 1 scores for 2 images"),
+    ],
+)
+def test_a_server_can_stop_the_run(score: object, words: str) -> None:
+    async def serve(ids: list[int]) -> Any:
+        if isinstance(score, Exception):
+            raise score
+        return score
+
+    with scorer(server=Server(serve)) as under_test, pytest.raises(RewardFailure, match=words):
+        under_test.submit(example(), group(0, 1)).result()
+
+
+def test_failed_groups_stop_the_run_with_the_last_error() -> None:
+    async def serve(ids: list[int]) -> list[float]:
+        raise OSError(f"no route for {ids[0]}")
+
+    with scorer(0.25, server=Server(serve)) as under_test:
+        under_test.submit(example(), group(*range(6))).result()
+        with pytest.raises(
+            RewardFailure, match=r"failed on 12 of its last 12 samples.*OSError: no route for 6"
+        ):
+            under_test.submit(example(), group(*range(6, 12))).result()
 
 
 def test_concurrency_is_limited() -> None:

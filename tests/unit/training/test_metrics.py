@@ -25,7 +25,13 @@ NAMES, AXIS_OF = ["clip", "dino"], [0, 1]
 def shaped(rewards: Tensor, clip: float = 5.0) -> Shaped:
     weights = torch.tensor([[0.5, 0.5]])
     return shape(
-        rewards, weights, axis_of=AXIS_OF, weight_of=[1.0, 1.0], aggregator=SARS(gamma=0.4), clip=clip
+        rewards,
+        weights,
+        axis_of=AXIS_OF,
+        weight_of=[1.0, 1.0],
+        aggregator=SARS(gamma=0.4),
+        clip=clip,
+        min_valid=0.5,
     )
 
 
@@ -55,6 +61,7 @@ def test_an_axis_of_several_rewards_is_their_mean() -> None:
         weight_of=[1.0, 1.0, 1.0],
         aggregator=SARS(),
         clip=5.0,
+        min_valid=0.5,
     )
     metrics = explain.groups(["a", "b", "c"], [0, 1, 0], [rewards], [one])
     assert metrics["reward/prompt/mean"] == pytest.approx(4)
@@ -66,9 +73,11 @@ def test_unscorable_values_are_left_out_and_counted() -> None:
     metrics = groups(rewards)
     assert metrics["reward/dino/mean"] == pytest.approx(25)
     assert metrics["advantage/masked_share"] == pytest.approx(1 / 3)
+    assert metrics["advantage/skipped_share"] == 0.0
     everything = groups(torch.full((3, 2), math.nan))
     assert math.isnan(everything["reward/dino/mean"])
     assert everything["advantage/masked_share"] == 1
+    assert everything["advantage/skipped_share"] == 1
     # a lost group does not take the step's mean with it
     assert groups(torch.full((3, 2), math.nan), AGREE)["reward/dino/mean"] == pytest.approx(20)
 

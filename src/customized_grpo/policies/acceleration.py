@@ -1,0 +1,180 @@
+"""How a policy's transformer is held and computed: bitsandbytes weights, attention backend, compiled blocks.
+
+None of it is on by default, and each leaves the velocity what it is only up to rounding; the guard on the first
+replay's ratio (``train.ratio_guard``) judges whether rollout and replay still compute the same.
+"""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from diffusers import BitsAndBytesConfig
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _AttentionBackendRegistry,
+    dispatch_attention_fn,
+)
+from diffusers.quantizers import PipelineQuantizationConfig
+from torch import Tensor, nn
+
+from customized_grpo.registry import did_you_mean
+
+Quantization = Literal["none", "8bit", "4bit"]
+
+NOT_QUANTIZED = ("x_embedder", "context_embedder", "time_text_embed", "norm_out", "proj_out")
+"""What stays in the compute dtype. An error of the last layer goes into the velocity undamped: NF4 moves a tiny random
+FLUX by 9 % with ``proj_out``, and by 1 % without. diffusers matches a name's end, so that the ``proj_out`` of FLUX's
+single blocks (15 % of the weights) stays as well.
+"""
+_QUANTIZED_ON = ("cuda", "xpu", "mps")
+"""Devices that diffusers loads bitsandbytes weights on; bitsandbytes itself also has a CPU back end."""
+_ATTENTION_TOLERANCE = 0.02
+"""Relative; bfloat16 rounds by 0.004, and quantised attention is off by several per cent."""
+
+
+def quantization_of(
+    quantization: Quantization, dtype: torch.dtype, device: torch.device, absent: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Arguments of a pipeline's ``from_pretrained``: how the transformer's weights are held, and what isn't loaded.
+
+    Raises:
+        ValueError: bitsandbytes is missing, or the device is none that diffusers runs it on.
+    """
+    parts: dict[str, Any] = dict.fromkeys(absent)
+    if quantization == "none" or "transformer" in absent:
+        return parts
+    if device.type not in _QUANTIZED_ON:
+        raise ValueError(
+            f"policy.quantization: {quantization} needs a GPU, and this runs on {device.type}; "
+            "use policy.quantization=none"
+        )
+    need_bitsandbytes(f"policy.quantization: {quantization}")
+    return {
+        **parts,
+        "quantization_config": PipelineQuantizationConfig(
+            quant_mapping={"transformer": bitsandbytes_config(quantization, dtype)}
+        ),
+    }
+
+
+def bitsandbytes_config(quantization: Literal["8bit", "4bit"], dtype: torch.dtype) -> BitsAndBytesConfig:
+    """NF4 with quantized scales, or LLM.int8 without outlier columns.
+
+    Outlier columns are chosen over a whole batch, so with them a sample's velocity would depend on what else is in it.
+    """
+    if quantization == "8bit":
+        return BitsAndBytesConfig(
+            load_in_8bit=True, llm_int8_threshold=0.0, llm_int8_skip_modules=list(NOT_QUANTIZED)
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=list(NOT_QUANTIZED),
+    )
+
+
+def need_bitsandbytes(key: str) -> None:
+    """Raise a ``ValueError`` where ``key`` asks for bitsandbytes and it isn't installed."""
+    if find_spec("bitsandbytes") is None:
+        raise ValueError(f"{key} needs bitsandbytes: pip install 'customized-grpo[bitsandbytes]'")
+
+
+def settle(pipeline: Any, config: Any, device: torch.device, transformer: Any) -> None:
+    """Move a loaded pipeline to its device, freeze its parts, and turn gradient checkpointing on where asked for.
+
+    Args:
+        pipeline: as ``from_pretrained`` gave it.
+        config: the policy's section.
+        device: where it runs.
+        transformer: the class of its transformer. One that was left out is put in with shapes and no weights, so that
+            what depends on its configuration still works.
+    """
+    pipeline.to(device)
+    if pipeline.transformer is None:
+        extra = config.model_dump(include={"revision"})
+        with torch.device("meta"):
+            pipeline.transformer = transformer.from_config(
+                transformer.load_config(config.source(), subfolder="transformer", **extra)
+            )
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.requires_grad_(False)
+            part.eval()
+    if config.gradient_checkpointing:
+        pipeline.transformer.enable_gradient_checkpointing()
+
+
+def apply(
+    transformer: nn.Module,
+    device: torch.device,
+    *,
+    quantization: Quantization,
+    attention: str | None,
+    compile_blocks: bool,
+) -> None:
+    """Check that the weights are held as asked for, set the attention backend, and compile the repeated blocks.
+
+    Raises:
+        ValueError: the policy ignored ``quantization``, or the backend or the compiler can't be used here.
+    """
+    model: Any = transformer
+    if quantization != "none" and not is_quantized(transformer):
+        raise ValueError(
+            f"policy.quantization: given {quantization!r}, but this policy doesn't read it; set it to none"
+        )
+    if attention is not None:
+        before, _ = _AttentionBackendRegistry.get_active_backend()
+        try:
+            model.set_attention_backend(attention)
+            _try_attention(attention, device)
+        except (RuntimeError, ValueError, ImportError, NotImplementedError, AssertionError) as error:
+            raise ValueError(
+                f"policy.attention: {attention!r} can't be used here ({str(error).splitlines()[0]}); "
+                "use policy.attention=native, or null"
+            ) from error
+        finally:  # diffusers also makes it the default of every other model in this process
+            _AttentionBackendRegistry.set_active_backend(before)
+    if compile_blocks:
+        try:
+            model.compile_repeated_blocks()
+        except (ValueError, AttributeError) as error:
+            raise ValueError(
+                f"policy.compile: {type(model).__name__} names no repeated blocks; set it to false"
+            ) from error
+
+
+def is_quantized(transformer: nn.Module) -> bool:
+    """Whether a layer's weights are held by bitsandbytes."""
+    return any(type(module).__module__.startswith("bitsandbytes") for module in transformer.modules())
+
+
+def check_backend_name(name: str) -> None:
+    """Raise a ``ValueError`` where diffusers knows no attention backend of that name."""
+    known = [backend.value for backend in AttentionBackendName]
+    if name not in known:
+        raise ValueError(f"given {name!r};{did_you_mean(name, known)} allowed: {', '.join(known)}")
+
+
+def _try_attention(name: str, device: torch.device) -> None:
+    """Compare a backend with torch's own on a small input: several have no gradient, and some are approximations.
+
+    Raises:
+        ValueError: outputs or gradients differ by more than rounding.
+    """
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    draw = torch.Generator().manual_seed(0)
+    given = [torch.randn(1, 128, 2, 64, generator=draw).to(device, dtype) for _ in range(3)]
+
+    def run(backend: str) -> list[Tensor]:
+        query, key, value = (tensor.clone().requires_grad_() for tensor in given)
+        out: Tensor = dispatch_attention_fn(query, key, value, backend=AttentionBackendName(backend))
+        if not out.requires_grad:
+            raise ValueError("it has no gradient")
+        return [out.detach(), *torch.autograd.grad(out.float().square().sum(), (query, key, value))]
+
+    for found, expected in zip(run(name), run("native"), strict=True):
+        if not float((found - expected).norm() / expected.norm()) < _ATTENTION_TOLERANCE:
+            raise ValueError("its outputs or gradients differ from torch's own by more than rounding")

@@ -1,0 +1,279 @@
+"""Conditioning on disk: what ``Policy.encode`` gave once, so that text encoders needn't be in memory, or even loaded.
+
+An entry is a safetensors file, named by a hash of everything that the conditioning depends on: the policy and its
+options, the encoders' files or their commit, the dtype, the prompt, and the pixels of the references. Equal inputs
+therefore meet at one entry, whatever run or data set they come from, and a changed input is another entry.
+"""
+
+import gc
+import json
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal, final
+
+import diffusers
+import huggingface_hub
+import safetensors
+import safetensors.torch
+import torch
+import transformers
+from huggingface_hub.errors import EntryNotFoundError
+from PIL.Image import Image
+
+from customized_grpo.atomic import replacing
+from customized_grpo.data.base import Dataset
+from customized_grpo.policies.base import Policy, dtype_of, load_policy
+from customized_grpo.types import Conditioning, Example
+
+Jobs = Sequence[tuple[Dataset, int]]
+"""Data sets and indices of examples."""
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is, and of how much."""
+
+_FORMAT = 1
+"""Raised when what an entry means changes."""
+_HASHES = "hashes.json"
+_NOT_READ = ("transformer", "scheduler")
+"""Folders of a pipeline that ``encode`` doesn't read."""
+
+
+class CacheError(ValueError):
+    """An entry is not there, or can't be read."""
+
+
+@final
+class ConditioningCache:
+    """The entries of one policy section in a folder; the folder may hold those of others."""
+
+    def __init__(self, folder: str | Path, spec: Any, precision: Literal["no", "bf16"]) -> None:
+        """Look at the model's files, which are hashed once, or ask the hub's cache for its commit.
+
+        Args:
+            folder: made where it is missing.
+            spec: the recipe's section ``policy``.
+            precision: ``run.precision``.
+
+        Raises:
+            ValueError: the folder is a file, or the model isn't there.
+        """
+        self.folder = Path(folder).expanduser()
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"run.cache: {self.folder} is a file; give a folder")
+        options = spec.model_dump(mode="json", exclude=set(spec.not_encoded) | {"model"})
+        self.about = {
+            "format": _FORMAT,
+            "options": options,
+            "model": model_identity(spec.source(), options.get("revision"), self.folder / _HASHES),
+            "dtype": str(dtype_of(precision)),
+        }
+
+    def path(self, prompt: str, references: Sequence[Image]) -> Path:
+        """Where the entry of a prompt and its references is, or would be."""
+        key = {**self.about, "prompt": prompt, "references": [_pixels(image) for image in references]}
+        name = sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        return self.folder / name[:2] / f"{name}.safetensors"
+
+    def has(self, prompt: str, references: Sequence[Image]) -> bool:
+        """Whether a whole entry is there; a file that was cut off counts as none."""
+        try:
+            with safetensors.safe_open(str(self.path(prompt, references)), framework="pt"):
+                return True
+        except (safetensors.SafetensorError, OSError):
+            return False
+
+    def write(self, prompt: str, references: Sequence[Image], cond: Conditioning) -> None:
+        """Keep a conditioning, complete or not at all."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in cond.tensors.items()}
+        made_on = {str(tensor.device.type) for tensor in cond.tensors.values()}
+        versions = {library.__name__: library.__version__ for library in (torch, diffusers, transformers)}
+        header = {
+            "prompt": prompt,
+            "about": json.dumps(self.about, sort_keys=True),
+            "made_on": f"{'/'.join(sorted(made_on))}, {platform.machine()}, {json.dumps(versions)}",
+        }
+        with replacing(self.path(prompt, references)) as aside:
+            safetensors.torch.save_file(tensors, aside, metadata=header)
+
+    def read(self, example: Example, device: torch.device) -> Conditioning:
+        """The conditioning of an example, bit for bit as it was written.
+
+        Raises:
+            CacheError: there is no whole entry.
+        """
+        path = self.path(example.prompt, example.references)
+        try:
+            return Conditioning(safetensors.torch.load_file(path, device=str(device)))
+        except (safetensors.SafetensorError, OSError) as error:
+            reason = "there is no entry" if not path.exists() else f"{path} can't be read ({error})"
+            raise CacheError(
+                f"run.cache: {reason} for the example {example.key!r} (prompt {example.prompt[:60]!r}), and the "
+                f"encoders are not loaded; was {self.folder} changed while it was used? Start the command again - a "
+                "training with run.resume=latest -, which makes what is missing"
+            ) from error
+
+
+def fill(
+    cache: ConditioningCache,
+    jobs: Jobs,
+    load: Callable[[], Policy],
+    progress: Progress,
+) -> int:
+    """Make the entries that are missing, and leave those that are there.
+
+    Args:
+        cache: where they go.
+        jobs: data sets and indices of the examples, of this process.
+        load: gives the policy to encode with; called only where something is missing.
+        progress: told how far it is.
+
+    Returns:
+        How many were made.
+    """
+    missing: dict[Path, tuple[Dataset, int]] = {}
+    for done, (dataset, index) in enumerate(jobs, start=1):
+        example = dataset[index]
+        if not cache.has(example.prompt, example.references):
+            missing.setdefault(cache.path(example.prompt, example.references), (dataset, index))
+        progress("looking", done, len(jobs))
+    if not missing:
+        return 0
+    policy = load()
+    for done, (dataset, index) in enumerate(missing.values(), start=1):
+        example = dataset[index]
+        if not cache.has(example.prompt, example.references):  # another process may have made it by now
+            cache.write(example.prompt, example.references, policy.encode(example.prompt, example.references))
+        progress("encoding", done, len(missing))
+    return len(missing)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where this process is among its fellows, and how it tells what it does."""
+
+    device: torch.device
+    precision: Literal["no", "bf16"]
+    rank: int
+    world: int
+    wait: Callable[[], object]
+    """For all processes."""
+    progress: Progress
+
+
+def complete(spec: Any, cache: ConditioningCache, jobs: Jobs, place: Place) -> int:
+    """``fill`` shared by all processes; the encoders are loaded where one is needed, and gone afterwards.
+
+    Returns:
+        How many entries this process made.
+    """
+    made = fill(
+        cache,
+        jobs[place.rank :: place.world],
+        lambda: load_policy(spec, device=place.device, precision=place.precision, parts="encoders"),
+        place.progress,
+    )
+    if made:
+        gc.collect()
+        if place.device.type == "cuda":
+            torch.cuda.empty_cache()
+    place.wait()
+    return made
+
+
+def open_policy(
+    spec: Any, folder: str | None, jobs: Callable[[], Jobs], place: Place
+) -> tuple[Policy, Callable[[Example], Conditioning]]:
+    """The policy of a recipe and the conditioning of an example: encoded when it is asked for, or from a cache.
+
+    With a cache all that will be needed is completed before the transformer is loaded, so that encoders and
+    transformer are never in memory together, and a miss is found before the first step and not in the middle of a run.
+
+    Args:
+        spec: the recipe's section ``policy``.
+        folder: ``run.cache``; None: no cache.
+        jobs: every example that will be encoded; called only where there is a cache.
+        place: of this process.
+
+    Raises:
+        ValueError: as ``load_policy`` and ``ConditioningCache`` do.
+    """
+    if folder is None:
+        policy = load_policy(spec, device=place.device, precision=place.precision)
+        return policy, lambda example: policy.encode(example.prompt, example.references)
+    cache = ConditioningCache(folder, spec, place.precision)
+    complete(spec, cache, jobs(), place)
+    policy = load_policy(spec, device=place.device, precision=place.precision, parts="all but encoders")
+    return policy, lambda example: cache.read(example, place.device)
+
+
+def model_identity(source: str, revision: str | None, hashes: Path) -> dict[str, str]:
+    """What names the content of a model: the commit of a hub id, or the hash of each file that ``encode`` may read.
+
+    Args:
+        source: a folder or a hub id.
+        revision: of a hub id.
+        hashes: file that remembers hashes by path, size and time, so that 10 GB are read once.
+
+    Raises:
+        ValueError: the hub has no such model, or can't be asked.
+    """
+    if Path(source).is_dir():
+        return _file_hashes(Path(source), hashes)
+    for name in ("model_index.json", "config.json"):
+        try:
+            file = huggingface_hub.hf_hub_download(source, name, revision=revision)
+        except EntryNotFoundError as error:
+            reason = (
+                error  # a repository without this file, or a local cache without it that can't be completed
+            )
+        except (OSError, ValueError) as error:
+            raise ValueError(_unreachable(source, error)) from error
+        else:
+            return {
+                "hub": source,
+                "commit": Path(file).parent.name,
+            }  # .../snapshots/<commit>/model_index.json
+    raise ValueError(_unreachable(source, reason))
+
+
+def _unreachable(source: str, error: Exception) -> str:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (
+        f"policy.model: {source!r} can't be looked up ({reason}); give a folder, or a hub id that is in the hub's "
+        "local cache or can be reached, and for a gated one accept its licence and run 'hf auth login'"
+    )
+
+
+def _file_hashes(folder: Path, hashes: Path) -> dict[str, str]:
+    known: dict[str, str] = {}
+    if hashes.is_file():
+        try:
+            known = json.loads(hashes.read_text(encoding="utf-8"))
+        except ValueError:
+            known = {}  # only a memory: hash again
+    found, fresh = {}, {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        part = file.relative_to(folder)
+        if part.parts[0] in _NOT_READ or part.suffix == ".md" or any(p.startswith(".") for p in part.parts):
+            continue
+        state = file.stat()
+        key = f"{file.resolve()}|{state.st_size}|{state.st_mtime_ns}"
+        found[part.as_posix()] = fresh[key] = known.get(key) or _sha256(file)
+    if not fresh.keys() <= known.keys():
+        with replacing(hashes) as aside:
+            aside.write_text(json.dumps(known | fresh, indent=1, sort_keys=True), encoding="utf-8")
+    return found
+
+
+def _sha256(file: Path) -> str:
+    digest = sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _pixels(image: Image) -> str:
+    return sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()

@@ -1,0 +1,194 @@
+"""FLUX.1's parts from the hub, a folder, or a single file of Black Forest Labs' format: safetensors only."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import FluxTransformer2DModel
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
+
+from customized_grpo.policies.acceleration import quantization_of, settle
+from customized_grpo.policies.base import PolicyConfig
+from customized_grpo.policies.base_lora import BaseLora, apply_base_lora
+from customized_grpo.policies.flux_keys import from_original, key_map
+from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN
+from customized_grpo.policies.hub_files import hub_problem, weights_file
+from customized_grpo.policies.lora_files import read_tensors
+
+
+class FluxConfig(PolicyConfig):
+    """What the recipe's section ``policy`` holds for every policy on FLUX.1."""
+
+    not_encoded: ClassVar[frozenset[str]] = PolicyConfig.not_encoded | {
+        "guidance",
+        "min_references",
+        "max_references",
+        "offline",
+        "transformer",
+        "base_lora",
+    }
+
+    model: str = Field(description="a folder in diffusers' layout, a hub id, or the shipped 'mini'")
+    revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
+    variant: str | None = Field(default=None, description="weights variant, such as 'fp16'")
+    offline: bool = Field(default=False, description="use what is in the hub's cache and never ask the hub")
+    transformer: str | None = Field(
+        default=None,
+        description="a single .safetensors file in Black Forest Labs' format (flux1-dev.safetensors, or one with a "
+        "LoRA fused in), by path or as organisation/name/file on the hub; all else comes from model",
+    )
+    base_lora: BaseLora | None = Field(default=None, description="a released LoRA that is part of the base")
+    guidance: NonNegativeFloat = Field(
+        default=3.5, description="distilled guidance; without effect on FLUX.1-schnell"
+    )
+    max_sequence_length: int = Field(default=512, ge=1, le=512, description="T5 tokens of a prompt")
+    min_references: NonNegativeInt = Field(default=1, description="0 also draws from a prompt alone")
+    max_references: PositiveInt = 4
+
+    @field_validator("height", "width")
+    @classmethod
+    def _whole_tokens(cls, pixels: int) -> int:
+        if pixels % PIXELS_PER_TOKEN:
+            low = pixels // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN
+            near = f"{low} or {low + PIXELS_PER_TOKEN}" if low else str(PIXELS_PER_TOKEN)
+            raise ValueError(f"given {pixels}; FLUX needs a multiple of {PIXELS_PER_TOKEN}: use {near}")
+        return pixels
+
+    @model_validator(mode="after")
+    def _some_number_fits(self) -> "FluxConfig":
+        if self.min_references > self.max_references:
+            raise ValueError(
+                f"min_references: {self.min_references} is more than max_references {self.max_references}; lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_quantised(self) -> "FluxConfig":
+        if self.quantization != "none" and self.transformer is not None:
+            raise ValueError(
+                f"quantization: {self.quantization} is done while model is read, not a single file; set it to none, or "
+                "leave transformer out"
+            )
+        if self.quantization != "none" and self.base_lora is not None and self.base_lora.mode == "fuse":
+            raise ValueError(
+                f"base_lora: it can't be fused into {self.quantization} weights; use base_lora.mode=adapter"
+            )
+        return self
+
+    def latent_shape(self) -> tuple[int, int]:
+        """(S, 64): a token is 2 x 2 latents of FLUX's 16 channels."""
+        return (self.height // PIXELS_PER_TOKEN) * (self.width // PIXELS_PER_TOKEN), 64
+
+
+def load_flux(
+    config: FluxConfig,
+    pipeline_class: Any,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    absent: Sequence[str] = (),
+) -> Any:
+    """A frozen pipeline on ``device`` with the recipe's base LoRA. The VAE stays in float32: rewards see its images.
+
+    Args:
+        config: the recipe's section ``policy``.
+        pipeline_class: of diffusers.
+        device: where it runs.
+        dtype: of everything but the VAE.
+        absent: parts to leave out; a transformer that is left out has its shapes, without weights.
+
+    Raises:
+        ValueError: no such model, a gated one, one that is no FLUX.1, or a file with other keys than the model has.
+    """
+    source = config.source()
+    if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
+        raise ValueError(
+            f"policy.model: the folder {source!r} has no model_index.json; give one in diffusers' layout (as "
+            f"{pipeline_class.__name__}.save_pretrained writes it), a hub id such as black-forest-labs/FLUX.1-dev, or "
+            "'mini'. A single file of weights goes into policy.transformer"
+        )
+    own = quantization_of(config.quantization, dtype, device, absent)
+    whole = "transformer" not in absent
+    if whole and config.transformer is not None:
+        own["transformer"] = _original_transformer(config, dtype)
+    try:
+        pipeline = pipeline_class.from_pretrained(
+            source,
+            dtype={"default": dtype, "vae": torch.float32},
+            use_safetensors=True,
+            revision=config.revision,
+            variant=config.variant,
+            local_files_only=config.offline,
+            **own,
+        )
+    except (OSError, ValueError) as error:
+        raise _cannot_load(config, error) from error
+    if pipeline.vae_scale_factor * 2 != PIXELS_PER_TOKEN:
+        raise ValueError(
+            f"policy.model: the VAE of {config.model!r} shrinks by {pipeline.vae_scale_factor}; "
+            "this policy needs FLUX.1's, which shrinks by 8"
+        )
+    settle(pipeline, config, device, FluxTransformer2DModel)
+    if whole and config.base_lora is not None:
+        apply_base_lora(
+            pipeline.transformer, config.base_lora, offline=config.offline, device=device, dtype=dtype
+        )
+    return pipeline
+
+
+def empty_transformer(config: FluxConfig) -> Any:
+    """The model of ``model``'s configuration on the meta device: names and shapes without weights.
+
+    Raises:
+        ValueError: the configuration can't be loaded.
+    """
+    try:
+        settings: Any = FluxTransformer2DModel.load_config(
+            config.source(),
+            subfolder="transformer",
+            revision=config.revision,
+            local_files_only=config.offline,
+        )
+    except (OSError, ValueError) as error:
+        raise _cannot_load(config, error) from error
+    with torch.device("meta"):
+        return FluxTransformer2DModel.from_config(settings)
+
+
+def _original_transformer(config: FluxConfig, dtype: torch.dtype) -> Any:
+    """The model of ``model``'s configuration with the weights of ``transformer``."""
+    assert config.transformer is not None
+    transformer = empty_transformer(config)
+    file = weights_file(
+        config.transformer, "policy.transformer", default=None, revision=None, offline=config.offline
+    )
+    tensors, _ = read_tensors(file, "policy.transformer:")
+    try:
+        state = from_original(tensors, original_keys(transformer), _shapes(transformer))
+    except ValueError as error:
+        raise ValueError(
+            f"policy.transformer: {config.transformer!r} does not fit {config.model!r}: {error}. Is it FLUX.1 in Black "
+            "Forest Labs' format?"
+        ) from error
+    transformer.load_state_dict(
+        {name: tensor.to(dtype) for name, tensor in state.items()}, strict=True, assign=True
+    )
+    return transformer
+
+
+def original_keys(transformer: Any) -> dict[str, tuple[str, ...]]:
+    """``key_map`` of a diffusers transformer."""
+    settings = transformer.config
+    return key_map(settings.num_layers, settings.num_single_layers, guidance=settings.guidance_embeds)
+
+
+def _shapes(transformer: Any) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in transformer.state_dict().items()}
+
+
+def _cannot_load(config: FluxConfig, error: BaseException) -> ValueError:
+    return ValueError(
+        f"policy.model: {config.model!r} can't be loaded: {hub_problem(error, config.model)} - it must be FLUX.1 in "
+        "diffusers' layout"
+    )

@@ -1,0 +1,105 @@
+"""Geometry of FLUX's tokens: packing of latents, position ids and preprocessing of references, for UNO and Kontext.
+
+Dimensions: n batch, C4 = 64 channels of a packed token, h x w a grid of tokens (16 x 16 pixels each), P tokens of the
+image and all its references. A position id is (plane, row, column).
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
+from jaxtyping import Float
+from PIL import Image as PILImage
+from PIL.Image import Image
+from torch import Tensor
+
+PIXELS_PER_TOKEN: Final = 16
+"""The VAE shrinks by 8, and a token packs 2 x 2 latents."""
+
+_KONTEXT_SIDE: Final = 1024
+"""Side of the square among Kontext's sizes; all have about its area."""
+
+
+def diagonal_ids(grid: tuple[int, int], references: Sequence[tuple[int, int]]) -> Float[Tensor, "p 3"]:
+    """UNO's ids: the image from the origin, reference k from the corner of what precedes it, all on plane 0.
+
+    Args:
+        grid: (h, w) of the image in tokens.
+        references: (h, w) of each reference, in order.
+    """
+    ids, row, column = [], 0, 0
+    for h, w in (grid, *references):
+        ids.append(_ids(0, row, column, h, w))
+        row, column = row + h, column + w
+    return torch.cat(ids)
+
+
+def layered_ids(grid: tuple[int, int], references: Sequence[tuple[int, int]]) -> Float[Tensor, "p 3"]:
+    """Kontext's ids: the image on plane 0 and the reference on plane 1, both from the origin."""
+    return torch.cat([_ids(plane, 0, 0, h, w) for plane, (h, w) in enumerate((grid, *references))])
+
+
+def _ids(plane: int, row: int, column: int, h: int, w: int) -> Float[Tensor, "s 3"]:
+    rows, columns = torch.meshgrid(
+        torch.arange(row, row + h), torch.arange(column, column + w), indexing="ij"
+    )
+    return torch.stack([torch.full_like(rows, plane), rows, columns], dim=-1).reshape(-1, 3).float()
+
+
+def fit_to_long_side(image: Image, long_side: int) -> Image:
+    """UNO's preprocessing: scale to a long side of ``long_side`` (Lanczos), crop the centre to whole tokens.
+
+    The short side is truncated as UNO's code does, in the same order of float operations.
+
+    Raises:
+        ValueError: the short side is under one token after scaling.
+    """
+    width, height = image.size
+    if width >= height:
+        width, height = long_side, int((long_side / width) * height)
+    else:
+        width, height = int((long_side / height) * width), long_side
+    kept_w, kept_h = (side // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN for side in (width, height))
+    if not (kept_w and kept_h):
+        raise ValueError(
+            f"a reference of {image.width} x {image.height} pixels is too narrow: scaled to a long side of "
+            f"{long_side}, its short side is under {PIXELS_PER_TOKEN}; crop it, or raise policy.reference_size"
+        )
+    left, top = (width - kept_w) // 2, (height - kept_h) // 2
+    scaled = image.convert("RGB").resize((width, height), PILImage.Resampling.LANCZOS)
+    return scaled.crop((left, top, left + kept_w, top + kept_h))
+
+
+def fit_to_kontext(image: Image, side: int) -> Image:
+    """Kontext's preprocessing: stretch (Lanczos) to the size of the nearest aspect ratio that it was trained on.
+
+    Args:
+        image: of any size.
+        side: of the square with the wanted area; 1024 gives the trained sizes, less scales them down to whole tokens.
+    """
+    aspect = image.width / image.height
+    _, width, height = min((abs(aspect - w / h), w, h) for w, h in PREFERRED_KONTEXT_RESOLUTIONS)
+    width, height = (
+        max(edge * side // _KONTEXT_SIDE // PIXELS_PER_TOKEN, 1) * PIXELS_PER_TOKEN
+        for edge in (width, height)
+    )
+    return image.convert("RGB").resize((width, height), PILImage.Resampling.LANCZOS)
+
+
+def pack(latents: Float[Tensor, "n c height width"]) -> Float[Tensor, "n s c4"]:
+    """Every 2 x 2 latents become one token, channel first, as ``FluxPipeline`` packs them."""
+    n, c, height, width = latents.shape
+    grid = latents.reshape(n, c, height // 2, 2, width // 2, 2)
+    return grid.permute(0, 2, 4, 1, 3, 5).reshape(n, height * width // 4, c * 4)
+
+
+def unpack(tokens: Float[Tensor, "n s c4"], grid: tuple[int, int]) -> Float[Tensor, "n c height width"]:
+    """The inverse of ``pack`` for a grid of (h, w) tokens."""
+    n, _, channels = tokens.shape
+    h, w = grid
+    return (
+        tokens.reshape(n, h, w, channels // 4, 2, 2)
+        .permute(0, 3, 1, 4, 2, 5)
+        .reshape(n, channels // 4, h * 2, w * 2)
+    )

@@ -1,0 +1,89 @@
+"""Files of weights by path or by hub id, and what to do when the hub does not give them."""
+
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+
+def weights_file(given: str, key: str, *, default: str | None, revision: str | None, offline: bool) -> Path:
+    """A .safetensors file on this machine.
+
+    Args:
+        given: a file; a folder that holds ``default``; ``organisation/name`` (its ``default``) or
+            ``organisation/name/path/file.safetensors`` on the hub.
+        key: the recipe's key, for messages.
+        default: the file's name where only its place is given; None: the file must be named.
+        revision: branch, tag or commit on the hub.
+        offline: look into the hub's cache only.
+
+    Raises:
+        ValueError: there is none, or the hub does not give it.
+    """
+    path = Path(given).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir() and default is not None and (path / default).is_file():
+        return path / default
+    owner, _, rest = given.partition("/")
+    name, _, inside = rest.partition("/")
+    inside = inside or default or ""
+    if path.is_dir() or given.startswith((".", "/", "~")) or not name or not inside.endswith(".safetensors"):
+        example = f"organisation/name/{default or 'file.safetensors'}"
+        raise ValueError(
+            f"{key}: there is no file {given!r}; give a .safetensors file, or {example} on the hub"
+        )
+    try:
+        return Path(hf_hub_download(f"{owner}/{name}", inside, revision=revision, local_files_only=offline))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{key}: {given!r} can't be loaded: {hub_problem(error, f'{owner}/{name}')}"
+        ) from error
+
+
+def hub_problem(error: BaseException, name: str) -> str:
+    """In one line: why a repository or a file of it can't be loaded, and what to do."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    for kind, text in _ADVICE:
+        if any(isinstance(one, kind) for one in chain):
+            return text.format(name=name)
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+_ADVICE: tuple[tuple[type[BaseException], str], ...] = (
+    (
+        GatedRepoError,
+        "it is gated: accept its licence at https://huggingface.co/{name}, then run 'hf auth login'",
+    ),
+    (
+        RepositoryNotFoundError,
+        "there is no repository {name!r} on the hub, or it is private: look for a typing "
+        "mistake, or run 'hf auth login'",
+    ),
+    (RevisionNotFoundError, "{name!r} has no such revision: give a branch, a tag or a commit of it"),
+    (
+        OfflineModeIsEnabled,
+        "it is not in the hub's cache and HF_HUB_OFFLINE is set: unset it, or fetch it by 'hf download {name}'",
+    ),
+    (
+        LocalEntryNotFoundError,
+        "it is not in the hub's cache and the hub can't be reached or may not be asked: go online "
+        "(policy.offline=false), or fetch it by 'hf download {name}'",
+    ),
+    (EntryNotFoundError, "{name!r} has no such file: look at its list of files on the hub"),
+    (HfHubHTTPError, "the hub refused it: try again later, or see 'hf auth whoami'"),
+)
+"""The first that fits: gated ones are a kind of missing ones, and both are HTTP errors."""

@@ -1,0 +1,97 @@
+"""Low-rank updates as plain tensors: what LoRA files of every format are read into, joined, and fused into weights.
+
+An update is one pair of factors a module, delta W = B A, its scale already inside B. Dimensions: r rank.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """delta W = b @ a of one linear layer."""
+
+    a: Float[Tensor, "r d_in"]
+    b: Float[Tensor, "d_out r"]
+
+    @property
+    def rank(self) -> int:
+        """r."""
+        return self.a.shape[0]
+
+
+Update = Mapping[str, Factors]
+"""By the name of the module in diffusers' transformer."""
+
+
+def scaled(update: Update, scale: float) -> dict[str, Factors]:
+    """The update times ``scale``, which goes into B; exactly as it was where the scale is 1."""
+    if scale == 1:
+        return dict(update)
+    return {name: Factors(one.a, one.b * scale) for name, one in update.items()}
+
+
+def joined(first: Update, second: Update) -> dict[str, Factors]:
+    """The sum of two updates, exact: where both have a module their ranks stand one after another."""
+    both = {
+        name: Factors(
+            torch.cat([first[name].a.float(), second[name].a.float()]),
+            torch.cat([first[name].b.float(), second[name].b.float()], dim=1),
+        )
+        for name in first.keys() & second.keys()
+    }
+    return dict(sorted(({**first, **second} | both).items()))
+
+
+def check_fits(update: Update, transformer: nn.Module) -> None:
+    """Every factor must find a linear layer of its shape.
+
+    Raises:
+        ValueError: names modules that the transformer lacks, or whose shape is another.
+    """
+    shapes = {
+        name.removesuffix(".base_layer"): (module.out_features, module.in_features)
+        for name, module in transformer.named_modules()
+        if isinstance(module, nn.Linear) and ".lora_" not in name
+    }
+    surplus = sorted(update.keys() - shapes.keys())
+    if surplus:
+        raise ValueError(f"the model has no layer {shown(surplus)}; is it a LoRA of another model?")
+    wrong = [n for n, one in update.items() if (one.b.shape[0], one.a.shape[1]) != shapes[n]]
+    if wrong:
+        one = update[wrong[0]]
+        raise ValueError(
+            f"it is of a model of another width: {shown(wrong)} would be {one.b.shape[0]} x {one.a.shape[1]}, the "
+            f"model's is {shapes[wrong[0]][0]} x {shapes[wrong[0]][1]}"
+        )
+
+
+@torch.no_grad()
+def fuse(transformer: nn.Module, update: Update) -> None:
+    """Add the update to the weights, computed in float32 and rounded once to the weights' dtype.
+
+    Raises:
+        ValueError: it does not fit, or the weights are quantised.
+    """
+    check_fits(update, transformer)
+    for name, factors in update.items():
+        weight: Any = _linear(transformer, name).weight
+        if not weight.is_floating_point() or weight.shape != (factors.b.shape[0], factors.a.shape[1]):
+            raise ValueError(f"{name} is quantised, so nothing can be fused into it; use mode: adapter")
+        delta = factors.b.to(weight.device, torch.float32) @ factors.a.to(weight.device, torch.float32)
+        weight.copy_((weight.float() + delta).to(weight.dtype))
+
+
+def _linear(transformer: nn.Module, name: str) -> nn.Module:
+    module = transformer.get_submodule(name)
+    return module if isinstance(module, nn.Linear) else module.get_submodule("base_layer")
+
+
+def shown(names: list[str]) -> str:
+    """The first three names and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

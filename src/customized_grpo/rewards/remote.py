@@ -1,0 +1,242 @@
+"""A reward on another GPU or machine: the client of ``customized-grpo serve``.
+
+A group goes in one request, so its references travel once, and comes back as the scores that the reward would give
+here. A server that is down is waited for; one that answers as another reward stops the run. What each fault leads to
+is tabled in docs/reward-faults.md.
+"""
+
+import asyncio
+import logging
+import math
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from typing import Annotated, Any, Final, TypeVar, final
+from urllib.parse import urlsplit
+
+import httpx2
+import torch
+from PIL.Image import Image
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, ValidationError
+
+from customized_grpo.console import RANK
+from customized_grpo.registry import did_you_mean
+from customized_grpo.rewards.base import AsyncGroupReward, RewardConfig, RewardFailure
+from customized_grpo.rewards.wire import ScoreResponse, read_token, request_body
+from customized_grpo.server_config import NAME, TOKEN_ENV, VARIABLE
+from customized_grpo.types import Example
+
+FIRST_PAUSE_S = 0.25
+"""Before the first repetition; every further one is twice as long, up to ``LONGEST_PAUSE_S``."""
+LONGEST_PAUSE_S = 5.0
+_CONNECT_S: Final = 5.0
+_BUSY: Final = (429, 502, 503)
+"""The server is starting, or something in front of it finds it gone: it is waited for."""
+_FAULTY: Final = (408, 500, 504)
+"""This request failed; the next may not."""
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class ServerDown(Exception):
+    """Nobody is there, or not yet."""
+
+
+class RequestFailed(Exception):
+    """Somebody is there, but this request came to nothing."""
+
+
+def _server(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.username or parts.password:
+        raise ValueError(
+            f"a URL must hold no password; put a token into the environment variable {TOKEN_ENV}"
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError(f"given {url!r}; write it as http://host:8000")
+    return url.rstrip("/")
+
+
+@final
+class Remote(AsyncGroupReward):
+    """Any reward, computed by a server that ``customized-grpo serve`` runs elsewhere."""
+
+    @final
+    class Config(RewardConfig):
+        """A reward's section with ``type: remote``."""
+
+        urls: tuple[Annotated[str, AfterValidator(_server)], ...] = Field(
+            min_length=1,
+            description="http://host:8000; groups go to several servers of the same reward in turn",
+        )
+        reward: str = Field(pattern=NAME, description="its name in the server's configuration")
+        fingerprint: str | None = Field(
+            default=None,
+            pattern=r"^[0-9a-f]{16}$",
+            description="of the reward, as the server prints it; null: whatever the first answer has, from then on",
+        )
+        token_env: str = Field(
+            default=TOKEN_ENV, pattern=VARIABLE, description="environment variable that holds the token"
+        )
+        timeout_s: PositiveFloat = Field(
+            default=120.0, description="for one group, waiting in the server included"
+        )
+        retries: NonNegativeInt = Field(
+            default=3, description="of a request that failed; after the last its group is unscorable"
+        )
+        wait_s: NonNegativeFloat = Field(
+            default=300.0, description="how long a server that is down is waited for, before the run stops"
+        )
+
+    def __init__(self, config: Config, *, device: torch.device) -> None:
+        """Find the server, or wait for it.
+
+        Raises:
+            RewardFailure: it isn't there in time, refuses the token, or serves no such reward.
+        """
+        self._config = config
+        self._fingerprint = config.fingerprint
+        token = read_token(config.token_env)
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._ssl = ssl.create_default_context() if any(u.startswith("https") for u in config.urls) else False
+        self._turn = count(RANK)  # ranks begin with different servers
+        self._missing = False
+        with ThreadPoolExecutor(1) as thread:  # there may be an event loop in this one
+            thread.submit(asyncio.run, self._patiently(self._introduce)).result()
+
+    async def __call__(self, example: Example, images: Sequence[Image]) -> list[float]:
+        """The scores of a group, NaN where the server's reward gives none.
+
+        Raises:
+            RewardFailure: nothing that another try could help.
+            Exception: the request failed ``retries`` times again.
+        """
+        body = await asyncio.to_thread(request_body, example, images)
+
+        async def ask(url: str) -> list[float]:
+            answer = await self._request("POST", f"{url}/rewards/{self._config.reward}", body)
+            return self._scores(url, answer, len(images))
+
+        return await self._patiently(ask)
+
+    async def _introduce(self, url: str) -> None:
+        """Ask what the server serves, before any image is drawn for it."""
+        answer = await self._request("GET", f"{url}/info")
+        try:
+            rewards: dict[str, Any] = answer.json()["model"]["rewards"]
+            found = {str(name): str(about["fingerprint"]) for name, about in rewards.items()}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise RewardFailure(f"{url} is no reward server: /info doesn't list rewards") from error
+        name = self._config.reward
+        if name not in found:
+            raise RewardFailure(
+                f"{url} serves no reward {name!r};{did_you_mean(name, list(found))} it has: {', '.join(found)}"
+            )
+        self._recognise(url, found[name])
+
+    async def _patiently(self, ask: Callable[[str], Awaitable[T]]) -> T:
+        """The first answer; failed requests are repeated, and a server that is down is waited for."""
+        config, failed, down_since, missing = self._config, 0, math.inf, ""
+        turn = next(self._turn)
+        for attempt in count():
+            url = config.urls[(turn + attempt) % len(config.urls)]
+            try:
+                answer = await ask(url)
+            except RequestFailed:
+                failed, down_since = failed + 1, math.inf
+                if failed > config.retries:
+                    raise
+            except ServerDown as error:
+                down_since = min(down_since, time.monotonic())
+                if time.monotonic() - down_since >= config.wait_s:
+                    raise RewardFailure(
+                        f"{url} has been down for {config.wait_s:g} s (wait_s): {error}. Start it again "
+                        "(customized-grpo serve), and go on with run.resume=latest"
+                    ) from error
+                missing = f"{url} ({error})"
+            else:
+                if self._missing:
+                    self._missing = False
+                    _log.warning("reward %r: %s is there, going on", config.reward, url)
+                return answer
+            if (attempt + 1) % len(config.urls) == 0:  # another server is tried at once
+                rounds = (attempt + 1) // len(config.urls)
+                if math.isfinite(down_since):
+                    self._say_missing(missing)
+                await asyncio.sleep(min(FIRST_PAUSE_S * 2 ** min(rounds - 1, 10), LONGEST_PAUSE_S))
+        raise AssertionError("unreachable")
+
+    async def _request(self, method: str, url: str, body: bytes | None = None) -> httpx2.Response:
+        """One request, on a connection of its own: it costs a millisecond, and no event loop outlives it."""
+        config = self._config
+        headers = self._headers | ({} if body is None else {"Content-Type": "application/json"})
+        timeout = httpx2.Timeout(None, connect=_CONNECT_S)
+        try:
+            # No proxy and no .netrc of the environment: they are for the outside.
+            async with (
+                asyncio.timeout(config.timeout_s),
+                httpx2.AsyncClient(timeout=timeout, trust_env=False, verify=self._ssl) as client,
+            ):
+                response = await client.request(method, url, content=body, headers=headers)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            raise ServerDown(f"{type(error).__name__}: {error}") from error
+        except TimeoutError as error:
+            raise RequestFailed(f"{url}: no answer in {config.timeout_s:g} s (timeout_s)") from error
+        except httpx2.HTTPError as error:
+            said = str(error) or "the connection broke"
+            raise RequestFailed(f"{url}: {said} ({type(error).__name__})") from error
+        if response.status_code == 200:
+            return response
+        reason = f"{url} answers {response.status_code}: {_detail(response)}"
+        if response.status_code in _BUSY:
+            raise ServerDown(reason)
+        if response.status_code in _FAULTY:
+            raise RequestFailed(reason)
+        if response.status_code == 401:
+            reason += f"; set the environment variable {config.token_env} to the server's token"
+        raise RewardFailure(reason)
+
+    def _scores(self, url: str, answer: httpx2.Response, wanted: int) -> list[float]:
+        try:
+            response = ScoreResponse.model_validate_json(answer.content)
+        except ValidationError as error:
+            raise RequestFailed(f"{url}: an answer that isn't understood: {_start(answer.text)!r}") from error
+        self._recognise(url, response.fingerprint)
+        if len(response.scores) != wanted:
+            raise RequestFailed(f"{url}: {len(response.scores)} scores for {wanted} images")
+        return [math.nan if score is None else score for score in response.scores]
+
+    def _recognise(self, url: str, fingerprint: str) -> None:
+        """All scores of a run are of one reward, also after the server's restart, or the run stops."""
+        self._fingerprint = self._fingerprint or fingerprint
+        if fingerprint != self._fingerprint:
+            expected = (
+                "the recipe's fingerprint" if self._config.fingerprint else "the one that answered first"
+            )
+            raise RewardFailure(
+                f"{url} serves another {self._config.reward!r}: its fingerprint is {fingerprint}, and {expected} is "
+                f"{self._fingerprint}; its type, model or options differ. Start the server with the former "
+                "configuration, or give this one's fingerprint in the recipe"
+            )
+
+    def _say_missing(self, server: str) -> None:
+        if not self._missing:
+            self._missing = True
+            name, wait = self._config.reward, self._config.wait_s
+            _log.warning("reward %r: waiting up to %g s for %s", name, wait, server)
+
+
+def _detail(response: httpx2.Response) -> str:
+    """What the server says, shortened; FastAPI's errors are in ``detail``."""
+    try:
+        said = response.json()["detail"]
+    except (ValueError, TypeError, KeyError):
+        said = response.text
+    return _start(str(said)) or response.reason_phrase
+
+
+def _start(text: str) -> str:
+    return text if len(text) <= 300 else text[:300] + "..."

@@ -1,0 +1,128 @@
+"""What a judge has answered and spent, in one SQLite file that several processes and runs may share.
+
+A commit is all or nothing, so a killed process leaves a good file; an answer that was paid for is asked once. The
+budget is counted in the same file, hence over all processes and restarts, and before a request is sent.
+"""
+
+import sqlite3
+import time
+from pathlib import Path
+from typing import Final, final
+
+from customized_grpo.rewards.base import RewardFailure
+
+_VERSION: Final = 1
+_TABLES: Final = """
+CREATE TABLE IF NOT EXISTS answers (
+    key TEXT PRIMARY KEY, judge TEXT NOT NULL, score REAL NOT NULL, reply TEXT NOT NULL,
+    prompt_tokens INTEGER NOT NULL, answer_tokens INTEGER NOT NULL, time REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS spent (
+    judge TEXT PRIMARY KEY, requests INTEGER NOT NULL DEFAULT 0, tokens INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+"""
+_WAIT_S: Final = 60.0
+
+
+@final
+class Cache:
+    """Answers by key, and what ``judge`` has spent; to be used from one thread at a time.
+
+    Args:
+        path: the file; None keeps everything in memory, for this process.
+        judge: model and rubric, whose budget this is.
+        budget_requests: HTTP requests that may be sent, retries among them.
+        budget_tokens: tokens that may be used, as the endpoint reports them. Requests in flight may overshoot it.
+
+    Raises:
+        ValueError: the file can't be opened or is something else.
+    """
+
+    def __init__(
+        self, path: Path | None, judge: str, *, budget_requests: int | None, budget_tokens: int | None
+    ) -> None:
+        self._path, self._judge = path, judge
+        self._budget_requests, self._budget_tokens = budget_requests, budget_tokens
+        try:
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            # Transactions are explicit below; the thread of the judge's event loop uses what another thread opened.
+            self._db = sqlite3.connect(
+                path or ":memory:", timeout=_WAIT_S, isolation_level=None, check_same_thread=False
+            )
+        except (OSError, sqlite3.Error) as error:
+            raise ValueError(f"cache: {path} can't be opened ({error}); give another file") from error
+        try:
+            self._prepare()
+        except sqlite3.Error as error:
+            self._db.close()
+            raise ValueError(f"cache: {path} is no cache of a judge ({error}); give another file") from error
+        except ValueError:
+            self._db.close()
+            raise
+
+    def _prepare(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        (found,) = self._db.execute("PRAGMA user_version").fetchone()
+        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if found != _VERSION and (found or tables):
+            self._db.execute("ROLLBACK")
+            raise ValueError(
+                f"cache: {self._path} is no cache of this version (its number is {found}, not {_VERSION}); "
+                "give another file"
+            )
+        for statement in filter(str.strip, _TABLES.split(";")):
+            self._db.execute(statement)
+        self._db.execute(f"PRAGMA user_version = {_VERSION}")
+        self._db.execute("INSERT OR IGNORE INTO spent (judge) VALUES (?)", (self._judge,))
+        self._db.execute("COMMIT")
+
+    def get(self, key: str) -> float | None:
+        """The score kept under ``key``."""
+        row = self._db.execute("SELECT score FROM answers WHERE key = ?", (key,)).fetchone()
+        return None if row is None else float(row[0])
+
+    def put(self, key: str, score: float, reply: str, *, prompt_tokens: int, answer_tokens: int) -> None:
+        """Keep a score with the words that gave it, for people to read."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (key, self._judge, score, reply, prompt_tokens, answer_tokens, time.time()),
+        )
+
+    def spend(self, tokens: int) -> None:
+        """Count tokens that were used, whatever the answer was worth."""
+        self._db.execute("UPDATE spent SET tokens = tokens + ? WHERE judge = ?", (tokens, self._judge))
+
+    def reserve(self) -> None:
+        """Count one request, before it is sent.
+
+        Raises:
+            RewardFailure: the budget has no more.
+        """
+        taken = self._db.execute(
+            "UPDATE spent SET requests = requests + 1 WHERE judge = ?"
+            " AND (? IS NULL OR requests < ?) AND (? IS NULL OR tokens < ?)",
+            (self._judge, *[self._budget_requests] * 2, *[self._budget_tokens] * 2),
+        )
+        if taken.rowcount == 0:
+            requests, tokens = self.spent()
+            limits = f"budget_requests: {_limit(self._budget_requests)}, budget_tokens: {_limit(self._budget_tokens)}"
+            raise RewardFailure(
+                f"the budget of {self._judge} is spent: {requests} requests and {tokens} tokens ({limits}), counted "
+                f"in {self._path or 'this process'}; raise the limit and go on (answers are kept), or stop here"
+            )
+
+    def spent(self) -> tuple[int, int]:
+        """Requests and tokens of this judge so far."""
+        row = self._db.execute(
+            "SELECT requests, tokens FROM spent WHERE judge = ?", (self._judge,)
+        ).fetchone()
+        return int(row[0]), int(row[1])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+
+def _limit(value: int | None) -> str:
+    return "none" if value is None else str(value)

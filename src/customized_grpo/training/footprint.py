@@ -1,0 +1,235 @@
+"""A recipe's estimated memory, and what to change where it doesn't fit. The arithmetic is in ``training.memory``."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import nn
+
+from customized_grpo import registry
+from customized_grpo.config import Recipe
+from customized_grpo.training.geometry import step_geometry
+from customized_grpo.training.known_models import MODELS, REWARD_BYTES
+from customized_grpo.training.memory import Estimate, Tokens, decode_bytes, estimate
+
+GIB = 2**30
+_RESERVE = GIB
+"""CUDA's context is 0.3 to 0.6 GiB, and the allocator loses some: an assumption, not a measurement."""
+_MARGIN = 0.95
+"""Share of a device that an estimate may fill: activations are estimated, and a card shows less than its name says."""
+_DECODE_CHUNK = 4
+"""Images that a policy decodes at a time."""
+_LONG_SIDE = 512
+"""Of one reference, where the policy's section doesn't say."""
+_TEXT_TOKENS = 512
+
+
+class UnknownModelError(ValueError):
+    """The shapes of a model are neither here nor in a table, so its memory can't be estimated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shapes:
+    """A pipeline without its weights."""
+
+    transformer: nn.Module
+    """On the meta device."""
+    encoders: Mapping[str, int]
+    """Parameters."""
+    vae: int
+    """Parameters; it is held in float32."""
+    vae_channels: tuple[int, ...]
+
+
+@lru_cache(maxsize=4)
+def shapes(source: str, encoders: tuple[str, ...]) -> Shapes:
+    """The shapes of a model.
+
+    Args:
+        source: a folder in diffusers' layout, or a hub id.
+        encoders: which of its parts only ``encode`` needs.
+
+    Raises:
+        UnknownModelError: a hub id that is not in the table, or a folder of another layout.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        if source not in MODELS:
+            raise UnknownModelError(
+                f"the shapes of {source!r} are not known offline; give its folder, or one of: {', '.join(MODELS)}"
+            )
+        known = MODELS[source]
+        return Shapes(
+            transformer=_on_meta(known.transformer, known.config),
+            encoders=known.encoders,
+            vae=known.vae,
+            vae_channels=known.vae_channels,
+        )
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+        vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+        return Shapes(
+            transformer=_on_meta(index["transformer"][1], config),
+            encoders={name: _parameters_in(folder / name) for name in encoders},
+            vae=_parameters_in(folder / "vae"),
+            vae_channels=tuple(vae["block_out_channels"]),
+        )
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UnknownModelError(f"{folder} is no pipeline in diffusers' layout ({error})") from error
+
+
+def _on_meta(name: str, config: Mapping[str, Any]) -> nn.Module:
+    with torch.device("meta"):
+        model: nn.Module = getattr(diffusers, name).from_config(dict(config))
+    return model
+
+
+def _parameters_in(folder: Path) -> int:
+    """Values in a folder's safetensors files, from their headers."""
+    return sum(
+        prod(entry["shape"])
+        for file in folder.glob("*.safetensors")
+        for name, entry in _header(file).items()
+        if name != "__metadata__"
+    )
+
+
+def _header(file: Path) -> dict[str, Any]:
+    with file.open("rb") as opened:
+        header: dict[str, Any] = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+    return header
+
+
+def of_recipe(recipe: Recipe, *, world: int = 1, num_references: int = 1) -> Estimate:
+    """The estimated memory of one process of a training.
+
+    Args:
+        recipe: a whole recipe.
+        world: P.
+        num_references: images of a subject in each example.
+
+    Raises:
+        UnknownModelError: see ``shapes``.
+    """
+    policy, train = recipe.policy, recipe.train
+    kind: Any = registry.resolve("policies", registry.type_of(policy))
+    latent_shape = policy.latent_shape()
+    if latent_shape is None:
+        raise UnknownModelError(f"the policy {registry.type_of(policy)!r} doesn't say its latent shape")
+    model = shapes(policy.source(), kind.encoders)
+    b = 2 if recipe.run.precision == "bf16" else 4
+    geometry = step_geometry(recipe, world=world, latent_shape=latent_shape)
+    parts = {"VAE": model.vae * 4}
+    if recipe.run.cache is None:
+        parts["text encoders"] = sum(model.encoders.values()) * b
+    rewards, unknown = _rewards(recipe)
+    decoded = min(_DECODE_CHUNK, train.group_size)
+    return estimate(
+        model.transformer,
+        targets=policy.lora.targets or kind.lora_targets,
+        rank=policy.lora.rank,
+        tokens=_tokens(policy, latent_shape[0], num_references),
+        b=b,
+        quantization=policy.quantization,
+        optimizer=train.optimizer,
+        ema=train.ema is not None,
+        checkpointing=policy.gradient_checkpointing,
+        microbatch=min(train.pairs_per_backward, train.samples_per_update * len(geometry.trained)),
+        group_size=train.group_size,
+        world=world,
+        trajectories=geometry.trajectory_bytes or 0,
+        parts=parts | rewards,
+        moments={"decode": decode_bytes(decoded, policy.height, policy.width, model.vae_channels)},
+        reserve=_RESERVE,
+        unknown=unknown,
+    )
+
+
+def _tokens(policy: Any, of_image: int, num_references: int) -> Tokens:
+    """Tokens of a sample with square references; what a policy's section doesn't say is FLUX's."""
+    options = policy.model_dump(include={"reference_size", "max_sequence_length"})
+    pixels = policy.height * policy.width // of_image
+    side = options.get("reference_size") or _LONG_SIDE
+    return Tokens(
+        image=of_image + num_references * side * side // pixels,
+        text=options.get("max_sequence_length") or _TEXT_TOKENS,
+    )
+
+
+def _rewards(recipe: Recipe) -> tuple[dict[str, int], list[str]]:
+    """Bytes of the models of rewards and of held-out metrics, each model once, and the names of unknown ones."""
+    specs = {f"rewards.{name}": spec for name, spec in recipe.rewards.items()}
+    if recipe.evaluate is not None and recipe.train.evaluate_every:
+        specs |= {f"evaluate.metrics.{name}": spec for name, spec in recipe.evaluate.metrics.items()}
+    sizes, unknown = {}, []
+    for name, spec in specs.items():
+        model = spec.model_dump(include={"model"}).get("model")
+        if model is None:
+            unknown.append(name)
+        elif model in REWARD_BYTES:
+            sizes[name] = REWARD_BYTES[model]
+        elif Path(model).is_dir() and (found := _parameters_in(Path(model))):
+            sizes[name] = found * 4
+        elif not model.startswith("mini"):  # the package's own are a few megabytes
+            unknown.append(f"{name} ({model})")
+    return sizes, unknown
+
+
+def fits(found: Estimate, limit: int) -> bool:
+    """Whether an estimate leaves a twentieth of a device's bytes free."""
+    return found.total <= _MARGIN * limit
+
+
+def changes(recipe: Recipe, limit: int, *, world: int = 1) -> tuple[list[str], Estimate]:
+    """What to override, the cheapest first, until a recipe fits a device of ``limit`` bytes.
+
+    Returns:
+        Overrides (empty where it fits as it is), and the estimate with all of them; where that doesn't fit either,
+        nothing of this kind helps.
+    """
+    taken: list[str] = []
+    now = of_recipe(recipe, world=world)
+    for override, changed in _ladder(recipe):
+        if fits(now, limit):
+            break
+        better = of_recipe(_merged(recipe, changed), world=world)
+        if better.total < now.total:
+            taken = [one for one in taken if one.split("=")[0] != override.split("=")[0]] + [override]
+            recipe, now = _merged(recipe, changed), better
+    return taken, now
+
+
+def _ladder(recipe: Recipe) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Overrides and what they change, by what they cost: nothing, time, then exactness."""
+    if recipe.run.cache is None:
+        yield "run.cache=cache", {"run": {"cache": "cache"}}
+    yield "policy.gradient_checkpointing=true", {"policy": {"gradient_checkpointing": True}}
+    pairs = recipe.train.pairs_per_backward
+    for size in (4, 2, 1):
+        if size < pairs:
+            yield f"train.microbatch={size}", {"train": {"microbatch": size}}
+    if recipe.run.precision == "bf16":
+        yield "train.optimizer=adamw_8bit", {"train": {"optimizer": "adamw_8bit"}}
+        if recipe.policy.quantization == "none":
+            yield "policy.quantization=8bit", {"policy": {"quantization": "8bit"}}
+        if recipe.policy.quantization != "4bit":
+            yield "policy.quantization=4bit", {"policy": {"quantization": "4bit"}}
+    for rank in (32, 16):
+        if rank < recipe.policy.lora.rank and recipe.policy.lora.path is None:
+            lora = recipe.policy.lora.model_copy(update={"rank": rank, "alpha": None})
+            yield f"policy.lora.rank={rank}", {"policy": {"lora": lora}}
+
+
+def _merged(recipe: Recipe, changed: Mapping[str, Any]) -> Recipe:
+    sections = {}
+    for name, update in changed.items():
+        section: Any = {"run": recipe.run, "policy": recipe.policy, "train": recipe.train}[name]
+        sections[name] = section.model_copy(update=update)
+    return recipe.model_copy(update=sections)

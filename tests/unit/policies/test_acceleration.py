@@ -1,0 +1,120 @@
+"""Quantisation, attention backends and compiled blocks: what is refused, and what is handed to the libraries."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from customized_grpo.config import EvaluateRecipe, Recipe, Train
+from customized_grpo.policies import acceleration
+from customized_grpo.policies.acceleration import apply, quantization_of
+from customized_grpo.policies.base import load_policy
+from customized_grpo.policies.flux import UNOConfig
+from customized_grpo.training.optimizers import build_optimizer
+from runs import tiny_dict
+
+CPU = torch.device("cpu")
+
+
+def spec_of(folder: Path, **changes: Any) -> UNOConfig:
+    given = {"model": str(folder), "height": 32, "width": 32, "max_sequence_length": 16, "reference_size": 32}
+    return UNOConfig.model_validate(given | changes)
+
+
+def test_nothing_is_on_by_default(tiny_flux: Path) -> None:
+    spec = spec_of(tiny_flux)
+    assert (spec.quantization, spec.attention, spec.compile) == ("none", None, False)
+    assert Train().optimizer == "adamw"
+    assert quantization_of("none", torch.float32, CPU) == {}
+    assert type(build_optimizer([nn.Parameter(torch.zeros(2))], Train())) is torch.optim.AdamW
+
+
+def test_quantised_weights_need_a_gpu_and_a_library(tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"policy.quantization: 4bit needs a GPU, and this runs on cpu"):
+        load_policy(spec_of(tiny_flux, quantization="4bit"), device=CPU, precision="bf16")
+    monkeypatch.setattr(acceleration, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"policy.quantization: 8bit needs bitsandbytes: pip install"):
+        quantization_of("8bit", torch.bfloat16, torch.device("cuda"))
+    with pytest.raises(ValueError, match=r"train.optimizer: adamw_8bit needs bitsandbytes: pip install"):
+        build_optimizer([nn.Parameter(torch.zeros(2))], Train(optimizer="adamw_8bit"))
+
+
+def test_encoders_need_no_quantisation(tiny_flux: Path) -> None:
+    """A cache can be made on a machine that the transformer doesn't fit."""
+    spec = spec_of(tiny_flux, quantization="4bit")
+    policy = load_policy(spec, device=CPU, precision="bf16", parts="encoders")
+    assert policy.encode("a dog", ()).tensors["text"].dtype == torch.bfloat16
+
+
+def test_a_policy_that_ignores_quantisation_is_found_out() -> None:
+    with pytest.raises(ValueError, match=r"given '4bit', but this policy doesn't read it"):
+        apply(nn.Linear(2, 2), CPU, quantization="4bit", attention=None, compile_blocks=False)
+
+
+@pytest.mark.parametrize("model", [Recipe, EvaluateRecipe])
+def test_quantised_weights_with_float32_are_refused(model: Any, tmp_path: Path) -> None:
+    given = tiny_dict(tmp_path, tmp_path / "run", policy__quantization="8bit")
+    if model is EvaluateRecipe:
+        metrics = {"bright": {"type": "runs:Brightness"}}
+        given = {name: given[name] for name in ("run", "policy")}
+        given["evaluate"] = {"data": {"type": "manifest", "path": "x.jsonl"}, "metrics": metrics}
+    with pytest.raises(ValidationError, match=r"run.precision=no asks for float32; use run.precision=bf16"):
+        model.model_validate(given)
+    given["run"]["precision"] = "bf16"
+    assert model.model_validate(given).policy.quantization == "8bit"
+
+
+def test_attention_backends_are_diffusers_own(tiny_flux: Path) -> None:
+    with pytest.raises(ValidationError, match=r"given 'natve'; did you mean 'native'\? allowed: flash, "):
+        spec_of(tiny_flux, attention="natve")
+    x = torch.randn(2, 4, 64, generator=torch.Generator().manual_seed(0))
+    found = []
+    for name in (None, "native", "_native_math", None):
+        policy = load_policy(spec_of(tiny_flux, attention=name), device=CPU, precision="no")
+        with torch.no_grad():
+            found.append(policy.velocity(x, torch.tensor(0.7), policy.encode("a dog", ())))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[3]), "a backend reaches other policies of the process"
+    assert not torch.equal(found[0], found[2]), "the backend was not used"
+    torch.testing.assert_close(found[0], found[2])
+
+
+@pytest.mark.parametrize("name", ["flash", "sage", "xformers"])
+def test_attention_that_cannot_run_here_is_refused(tiny_flux: Path, name: str) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("some of them can run on this machine")
+    with pytest.raises(ValueError, match=rf"policy.attention: '{name}' can't be used here \(.+\); use"):
+        load_policy(spec_of(tiny_flux, attention=name), device=CPU, precision="no")
+
+
+def test_attention_without_a_gradient_is_refused(tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = acceleration.dispatch_attention_fn
+    monkeypatch.setattr(
+        acceleration, "dispatch_attention_fn", lambda *given, **how: real(*given, **how).detach()
+    )
+    with pytest.raises(ValueError, match=r"'native' can't be used here \(it has no gradient\)"):
+        load_policy(spec_of(tiny_flux, attention="native"), device=CPU, precision="no")
+
+
+def test_attention_that_is_only_near_is_refused(tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = acceleration.dispatch_attention_fn
+
+    def rough(query: Any, key: Any, value: Any, backend: Any) -> Any:
+        scale = 1.05 if backend.value == "_native_math" else 1.0
+        return real(query, key, value * scale, backend=backend)
+
+    monkeypatch.setattr(acceleration, "dispatch_attention_fn", rough)
+    with pytest.raises(ValueError, match=r"differ from torch's own by more than rounding"):
+        load_policy(spec_of(tiny_flux, attention="_native_math"), device=CPU, precision="no")
+
+
+def test_repeated_blocks_are_compiled(tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+    load_policy(spec_of(tiny_flux, compile=True), device=CPU, precision="no")
+    assert sorted(compiled) == ["FluxSingleTransformerBlock", "FluxTransformerBlock"]
+    with pytest.raises(ValueError, match=r"policy.compile: Linear names no repeated blocks"):
+        apply(nn.Linear(2, 2), CPU, quantization="none", attention=None, compile_blocks=True)

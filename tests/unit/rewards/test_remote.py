@@ -1,0 +1,226 @@
+"""The client of a reward server against a loopback server that misbehaves: outcomes, calls, what is sent and said."""
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from customized_grpo.rewards.base import RewardFailure
+from customized_grpo.rewards.features import to_pil
+from customized_grpo.rewards.remote import Remote
+from customized_grpo.rewards.scorer import Scorer
+from customized_grpo.rewards.wire import ScoreRequest
+from customized_grpo.server_config import TOKEN_ENV
+from reward_faults import (
+    FAULTS,
+    GOOD,
+    MINE,
+    OTHER,
+    Fault,
+    Seen,
+    client,
+    observe,
+    observe_all,
+    page,
+    quick_pauses,
+    refuse,
+    reset,
+    serving,
+)
+from tiny_rewards import example, pictures
+
+PAGE = Path(__file__).parents[3] / "docs" / "reward-faults.md"
+TOKEN = "s3cret-" + "0" * 20
+
+
+def options(**changes: Any) -> Remote.Config:
+    section = {"type": "remote", "axis": "identity", "urls": ["http://host:8000"], "reward": "dino"}
+    return Remote.Config.model_validate(section | changes)
+
+
+@pytest.fixture(scope="module")
+def seen() -> dict[str, Seen]:
+    """What each fault led to; the table is made of it once."""
+    return observe_all()
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_outcome_and_calls_of_each_fault(fault: Fault, seen: dict[str, Seen]) -> None:
+    found = seen[fault.name]
+    assert found.outcome == fault.outcome, found.said
+    assert (found.said == "") == fault.outcome.startswith("scores")
+    expected = {"none": 0, "as soon as it is back": 1}.get(fault.calls)
+    assert found.calls == (int(fault.calls) if expected is None else expected)
+
+
+def test_the_page_is_what_the_client_does(seen: dict[str, Seen]) -> None:
+    assert PAGE.read_text() == page(seen), (
+        "write it anew: PYTHONPATH=src:tests python tests/reward_faults.py > docs/reward-faults.md"
+    )
+
+
+def test_a_stop_says_what_to_do(seen: dict[str, Seen]) -> None:
+    for name, words in {
+        "Token refused (401)": f"environment variable {TOKEN_ENV}",
+        "Server down for longer than `wait_s`": "run.resume=latest",
+        "Another reward behind the URL": OTHER,
+        "Example refused (422)": "it has no reference to compare with",
+    }.items():
+        assert words in seen[name].said
+
+
+def test_a_group_is_one_request_with_its_references_once() -> None:
+    one = example(2)
+    with (
+        serving(GOOD) as server,
+        Scorer({"dino": client(server.server_address[1])}, max_failed_share=0.0) as scorer,
+    ):
+        result = scorer.submit(one, pictures(2)).result()
+    assert torch.equal(result, torch.tensor([[1.0], [2.0]]))
+    (body,) = server.bodies
+    request = ScoreRequest.model_validate_json(body)
+    assert len(request.example.references) == 2
+    assert len(request.images) == 2
+    assert not request.shared, "the batch, and so the last bits, are the group's own"
+
+
+def test_a_failed_group_is_masked_and_the_next_is_scored() -> None:
+    with (
+        quick_pauses(),
+        serving(reset, reset, reset, GOOD) as server,
+        Scorer({"dino": client(server.server_address[1])}, max_failed_share=1.0) as scorer,
+    ):
+        first = scorer.submit(example(), pictures(2)).result()
+        second = scorer.submit(example(), pictures(2)).result()
+        assert scorer.failures == {"dino": 2}
+    assert first.isnan().all()
+    assert torch.equal(second[:, 0], torch.tensor([1.0, 2.0]))
+
+
+def test_a_stop_names_the_reward_and_the_example() -> None:
+    with (
+        serving(refuse(422, "no reference")) as server,
+        Scorer({"mine": client(server.server_address[1])}, max_failed_share=1.0) as scorer,
+        pytest.raises(
+            RewardFailure, match=r"'mine' stopped the run on example 'dog-1': .* 422: no reference"
+        ),
+    ):
+        scorer.submit(example(), pictures(2)).result()
+
+
+def test_a_name_that_the_server_lacks_is_refused_with_the_nearest() -> None:
+    with (
+        serving(GOOD) as server,
+        pytest.raises(RewardFailure, match="no reward 'dinno'; did you mean 'dino'"),
+    ):
+        client(server.server_address[1], reward="dinno")
+
+
+def test_it_can_be_built_inside_an_event_loop() -> None:
+    async def build() -> list[float]:
+        with serving(GOOD) as server:
+            return await client(server.server_address[1])(example(), to_pil(pictures(2)))
+
+    assert asyncio.run(build()) == [1.0, 2.0]
+
+
+def test_the_token_is_sent_and_never_shown(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(TOKEN_ENV, TOKEN)
+    with quick_pauses(), caplog.at_level(logging.DEBUG), serving(reset, GOOD) as server:
+        reward = client(server.server_address[1])
+        with Scorer({"dino": reward}, max_failed_share=1.0) as scorer:
+            scorer.submit(example(), pictures(2)).result()
+    assert server.tokens == [f"Bearer {TOKEN}"] * 2
+    assert TOKEN not in caplog.text
+    assert TOKEN not in repr(reward._config)
+
+
+def test_a_token_that_no_header_can_carry_is_refused_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TOKEN_ENV, "two words")
+    with serving(GOOD) as server, pytest.raises(ValueError, match="spaces or signs") as caught:
+        client(server.server_address[1])
+    assert "two words" not in str(caught.value)
+
+
+def test_a_pinned_fingerprint_is_checked_before_anything_is_drawn() -> None:
+    with serving(GOOD) as server:
+        port = server.server_address[1]
+        client(port, fingerprint=MINE)
+        with pytest.raises(
+            RewardFailure, match=f"fingerprint is {MINE}, and the recipe's fingerprint is {OTHER}"
+        ):
+            client(port, fingerprint=OTHER)
+        assert server.bodies == []
+
+
+def test_groups_go_to_several_servers_in_turn_and_a_dead_one_is_passed_over() -> None:
+    with quick_pauses(), serving(GOOD) as one, serving(GOOD) as two:
+        ports = [one.server_address[1], two.server_address[1]]
+        with Scorer({"dino": client(*ports, wait_s=0)}, max_failed_share=0.0) as scorer:
+            for _ in range(4):
+                scorer.submit(example(), pictures(2)).result()
+            assert [len(one.bodies), len(two.bodies)] == [2, 2]
+
+
+def test_a_dead_server_costs_nothing_while_another_lives() -> None:
+    with quick_pauses(), serving(GOOD) as one, serving(GOOD) as two:
+        reward = client(one.server_address[1], two.server_address[1])
+        one.stop()
+        with Scorer({"dino": reward}, max_failed_share=0.0) as scorer:
+            for _ in range(4):
+                scorer.submit(example(), pictures(2)).result()
+        assert len(two.bodies) == 4
+
+
+def test_waiting_is_said_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    fault = next(fault for fault in FAULTS if fault.down_s == 0.3)
+    with quick_pauses(), caplog.at_level(logging.WARNING):
+        observe(fault)
+    said = [record.getMessage() for record in caplog.records if "customized_grpo" in record.name]
+    assert len(said) == 2
+    assert "waiting up to 1.5 s" in said[0]
+    assert "going on" in said[1]
+
+
+def test_what_is_no_reward_server_is_refused() -> None:
+    with serving(GOOD) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reward_faults._Handler.do_GET", lambda self: self.send_error(404))
+        with pytest.raises(RewardFailure, match="answers 404"):
+            client(server.server_address[1])
+        patch.setattr("reward_faults._Handler.do_GET", GOOD)
+        with pytest.raises(RewardFailure, match="no reward server"):
+            client(server.server_address[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"urls": []}, "at least 1 item"),
+        ({"urls": ["host:8000"]}, "write it as http://host:8000"),
+        ({"urls": ["ftp://host"]}, "write it as http://host:8000"),
+        ({"urls": ["http://host:8000/?a=1"]}, "write it as http://host:8000"),
+        ({"urls": ["http://me:word@host:8000"]}, "must hold no password"),
+        ({"reward": "a/b"}, "pattern"),
+        ({"fingerprint": "1234"}, "pattern"),
+        ({"token_env": "s3cret-!"}, "pattern"),
+        ({"timeout_s": 0}, "greater than 0"),
+        ({"retries": -1}, "greater than or equal to 0"),
+    ],
+)
+def test_bad_options_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        options(**changes)
+    message = json.loads(caught.value.json())[0]["msg"]
+    assert words in message
+    assert "word@" not in message
+
+
+def test_a_url_may_end_in_a_slash() -> None:
+    assert options(urls=["http://host:8000/"]).urls == ("http://host:8000",)
