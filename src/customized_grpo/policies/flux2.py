@@ -9,6 +9,7 @@ D text features, h x w a grid of tokens (16 x 16 pixels each). sigma in [0, 1], 
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar, Literal, Self, final
 
 import torch
@@ -177,7 +178,7 @@ class _Flux2(Policy):
                 encoder_hidden_states=text.expand(n, -1, -1),
                 timestep=time,
                 img_ids=c["image_ids"],
-                txt_ids=text_ids(text.shape[1])[None].to(self.device),
+                txt_ids=text_ids(text.shape[1], self.device)[None],
                 guidance=guidance,
                 return_dict=False,
             )[0]
@@ -219,7 +220,12 @@ class Flux2Klein(_Flux2):
 
     def _encode_text(self, prompt: str) -> dict[str, Float[Tensor, "1 l d"]]:
         guided = self.config.guidance > 1 and not self._pipeline.config.is_distilled
-        return {"text": self._states(prompt)} | ({"negative": self._states("")} if guided else {})
+        return {"text": self._states(prompt)} | ({"negative": self._negative} if guided else {})
+
+    @cached_property
+    def _negative(self) -> Float[Tensor, "1 l d"]:
+        """The same for every prompt."""
+        return self._states("")
 
     def velocity(
         self, x: Float[Tensor, "n s c"], sigma: Float[Tensor, ""] | Float[Tensor, " n"], cond: Conditioning
@@ -251,9 +257,10 @@ def position_ids(grid: tuple[int, int], references: Sequence[tuple[int, int]]) -
     )
 
 
-def text_ids(length: int) -> Int[Tensor, "l 4"]:
+def text_ids(length: int, device: torch.device) -> Int[Tensor, "l 4"]:
     """(0, 0, 0, place) of each text token."""
-    return torch.cartesian_prod(torch.arange(1), torch.arange(1), torch.arange(1), torch.arange(length))
+    places = torch.arange(length, device=device)
+    return torch.stack([*[torch.zeros_like(places)] * 3, places], dim=1)
 
 
 def fit_reference(image: Image, side: int) -> Image:

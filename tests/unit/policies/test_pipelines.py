@@ -379,3 +379,15 @@ def test_qwen_sees_images_in_two_dimensions(world: World) -> None:
     assert torch.equal(time[:9], torch.arange(9))
     bare = stock_pipeline(world.folder("qwen-2509"), told=False)
     assert positions(bare, lambda: bare.encode_prompt(PROMPT, list(references))) is None
+
+
+@pytest.mark.parametrize(("name", "calls"), [("flux2", 2), ("klein-base", 3), ("qwen-2509", 4)])
+def test_text_encoders_run_once_a_prompt(world: World, name: str, calls: int) -> None:
+    """[klein]'s negative is one for all prompts; Qwen's sees the references, so that each example has its own."""
+    policy, seen = world.policy(name), []
+    policy._pipeline.text_encoder.register_forward_hook(lambda *_: seen.append(1))
+    conds = [policy.encode(prompt, pictures()[:1]) for prompt in ("a red dog", "a cat")]
+    with torch.no_grad():
+        for cond in conds:
+            policy.velocity(noise(policy, 2), SIGMA, cond)
+    assert len(seen) == calls
