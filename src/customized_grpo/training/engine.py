@@ -55,6 +55,9 @@ def configure(accelerator: Accelerator, recipe: Recipe) -> None:
             "train.ema: DeepSpeed keeps the float32 weights to itself, so they can't be averaged; use train.ema=null, "
             "or FSDP2 (config/accelerate/fsdp2.yaml)"
         )
+    from transformers.integrations import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()  # under ZeRO-3 transformers would load text encoders and rewards as empty shards
     accelerator.state.deepspeed_plugin.deepspeed_config |= {
         "train_micro_batch_size_per_gpu": 1,  # demanded, and used for nothing: no data loader is handed over
         "gradient_accumulation_steps": 1,  # else the engine divides the loss, which is over the global count already
@@ -120,10 +123,10 @@ def fingerprint(accelerator: Accelerator, model: nn.Module, done: int) -> str:
 def load_weights(accelerator: Accelerator, parameters: Parameters, tensors: Mapping[str, Tensor]) -> None:
     """Put back what ``weights`` gave."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        import deepspeed
         from deepspeed.utils import safe_set_full_fp32_param
-        from deepspeed.zero import GatheredParameters
 
-        with GatheredParameters(list(parameters.values()), modifier_rank=0):
+        with deepspeed.zero.GatheredParameters(list(parameters.values()), modifier_rank=0):
             for name, parameter in parameters.items():
                 parameter.copy_(tensors[name])  # what a forward reads
         for name, parameter in parameters.items():
@@ -140,7 +143,7 @@ def optimizer_state(accelerator: Accelerator, optimizer: Any, parameters: Parame
 
         partitions = list(optimizer.optimizer.optimizer.state.values())
         entries = [entry for entry, value in partitions[0].items() if value.numel() > 1] if partitions else []
-        steps = {f"{name}/step": partitions[0]["step"].cpu() for name in parameters if partitions}
+        steps = {f"{name}/step": partitions[0]["step"].cpu().clone() for name in parameters if partitions}
         return steps | {
             f"{name}/{entry}": safe_get_full_optimizer_state(parameter, entry).cpu()
             for name, parameter in parameters.items()
