@@ -61,22 +61,22 @@ def test_validate_prints_the_geometry_of_a_step() -> None:
 @pytest.mark.parametrize("command", ["validate", "doctor"])
 def test_memory_of_a_recipe_is_estimated(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "examine", lambda folder: [])
-    done = run(command, "uno_customized", "--memory-gb", "80")
+    done = run(command, "uno_customized_grpo", "--memory-gb", "80")
     assert done.exit_code == 0, done.output
     text = " ".join(done.output.replace("│", " ").split())
     assert "text encoders 9.1 GiB" in text
     assert "it fits a device of 80.0 GiB" in text
-    done = run(command, "uno_customized", "--memory-gb", "24")
+    done = run(command, "uno_customized_grpo", "--memory-gb", "24")
     assert done.exit_code == 1
     assert "does not fit a device of 24.0 GiB with a twentieth left free; with these it takes" in done.output
     assert "run.cache=cache" in done.output
     assert "policy.quantization=4bit" in done.output
-    done = run(command, "uno_customized", "--memory-gb", "1")
+    done = run(command, "uno_customized_grpo", "--memory-gb", "1")
     assert "use smaller images, or a larger device" in done.output
 
 
 def test_memory_of_an_unknown_model_is_no_mistake() -> None:
-    done = run("validate", "uno_customized", "policy.model=org/unknown", "--memory-gb", "24")
+    done = run("validate", "uno_customized_grpo", "policy.model=org/unknown", "--memory-gb", "24")
     assert done.exit_code == 0
     assert "estimated memory: unknown; the shapes of 'org/unknown' are not known offline" in done.output
 

@@ -274,8 +274,7 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
         lora.attach(policy, adapter.settings(), recipe.run.seed)
         rows["tuned"] = measured("tuned", base + adapter_fingerprint(policy.transformer))
     if state.is_main_process:
-        made = settings_of(settings, recipe.sampling, spec, total)
-        summarize(site.folder, spec.protocol, rows, made)
+        summarize(site.folder, spec.protocol, rows, settings_of(settings, recipe.sampling, spec, total))
         write_report([folder])
     state.wait_for_everyone()
     return folder

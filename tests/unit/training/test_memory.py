@@ -179,7 +179,7 @@ def test_eight_bits_never_take_more(sizes: list[int]) -> None:
 
 
 def total(*overrides: str) -> float:
-    return of_recipe(load_recipe("uno_customized", overrides)).total / GIB
+    return of_recipe(load_recipe("uno_customized_grpo", overrides)).total / GIB
 
 
 def test_each_saving_saves() -> None:
@@ -204,16 +204,16 @@ def test_the_goal_of_48_and_24_gb() -> None:
     ("limit", "needs"), [(80, []), (48, ["run.cache"]), (24, ["run.cache", "policy.quantization"])]
 )
 def test_advice_makes_a_recipe_fit(limit: int, needs: Sequence[str]) -> None:
-    recipe = load_recipe("uno_customized")
+    recipe = load_recipe("uno_customized_grpo")
     overrides, after = changes(recipe, limit * GIB)
     assert after.total <= 0.95 * limit * GIB
     assert set(needs) <= {one.split("=")[0] for one in overrides}
     assert (overrides == []) == (limit == 80)
-    assert of_recipe(load_recipe("uno_customized", overrides)).total == after.total
+    assert of_recipe(load_recipe("uno_customized_grpo", overrides)).total == after.total
 
 
 def test_advice_gives_up_where_nothing_helps() -> None:
-    recipe = load_recipe("uno_customized")
+    recipe = load_recipe("uno_customized_grpo")
     overrides, after = changes(recipe, GIB)
     assert after.total > GIB
     assert "policy.quantization=4bit" in overrides
@@ -225,5 +225,5 @@ def test_unknown_models_say_so(tmp_path: Path) -> None:
         with pytest.raises(UnknownModelError, match=r"known offline|no pipeline"):
             shapes(source, ())
     assert footprint.of_recipe(load_recipe("mini_customized")).total < 3 * GIB
-    recipe = load_recipe("uno_customized", ["rewards.clip.model=org/other"])
+    recipe = load_recipe("uno_customized_grpo", ["rewards.clip.model=org/other"])
     assert of_recipe(recipe).unknown == ("rewards.clip (org/other)",)
