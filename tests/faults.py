@@ -379,8 +379,8 @@ One process with two groups against two with one group each (tiny policy, gloo, 
 difference is 3e-8 after one update and 7e-4 after five, where the weights have moved by up to 5e-2; by Euclidean
 distance that is 0.05 % of the way. FSDP2 ends where DDP does. Without the exchange of gradients it is 100 %.
 
-Of 1,000 steps (tiny policy, with evaluations and checkpoints) the last quarter against the first: 462 against 456 MiB of
-memory, 6 open files, 4 threads and 0.05 s of CPU a step in both.
+Of 1,000 steps (tiny policy, with evaluations and checkpoints) the last quarter against the first: 462 against 456 MiB
+of memory, 6 open files, 4 threads and 0.05 s of CPU a step in both.
 
 ## Faults and outcomes
 
