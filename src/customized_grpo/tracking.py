@@ -47,6 +47,11 @@ def prepare_folder(folder: Path, *, resuming: bool) -> None:
         raise ValueError(f"run.resume: {folder} holds no run to go on with; start one with run.resume=null")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"run.dir: {folder} can't be made ({error.strerror}); give a folder that can be written"
+        ) from error
+    try:
         with tempfile.TemporaryFile(
             dir=folder
         ):  # before minutes of loading: a folder may be there and read-only

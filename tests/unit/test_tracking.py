@@ -27,7 +27,7 @@ def test_a_folder_with_anything_in_it_is_not(tmp_path: Path) -> None:
         prepare_folder(tmp_path, resuming=True)
     with pytest.raises(ValueError, match="is a file"):
         prepare_folder(tmp_path / "notes.txt", resuming=False)
-    with pytest.raises(ValueError, match=r"can't be written \(.*; give a folder that can"):
+    with pytest.raises(ValueError, match=r"can't be made \(.*; give a folder that can be written"):
         prepare_folder(tmp_path / "notes.txt" / "run", resuming=False)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
