@@ -56,7 +56,8 @@ def test_dreambench_plus_on_the_miniature(tmp_path: Path, capsys: pytest.Capture
             "dreambench_plus",
             [
                 f"run.dir={tmp_path / 'run'}", "run.precision=no", "run.threads=1", "run.device=cpu",
-                "policy.model=mini", "policy.height=64", "policy.width=64", "policy.max_sequence_length=16",
+                "policy.model=mini", "policy.base_lora=null", "policy.height=64", "policy.width=64",
+                "policy.max_sequence_length=16",
                 "policy.reference_size=64", "policy.lora.rank=32", "sampling.steps=2",
                 f"evaluate.data={{type: mini, split: test, size: {EXAMPLES}}}",
                 *(f"{place}={value}" for place, value in judges.items()),

@@ -1,5 +1,6 @@
 """A LoRA beneath the trained one, the shared A of q, k and v, and FLUX.1-dev's full size on the meta device."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,6 @@ import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from customized_grpo.policies.base import LoraSettings
 from customized_grpo.policies.flux import UNO, UNOConfig
@@ -28,6 +28,7 @@ from customized_grpo.policies.low_rank import check_fits
 from customized_grpo.policies.uno_lora import from_uno, layers
 from customized_grpo.testing import check_policy
 from customized_grpo.types import Example
+from one_rank import data_parallel
 from tiny import make_tiny_flux
 from uno_tiny import uno_file
 
@@ -215,18 +216,9 @@ def test_through_ddp(tiny_flux: Path, base_file: Path, tmp_path: Path, gradient_
     gradients = []
     for wrapped in (False, True):
         policy = moved(load(tiny_flux, base_file, gradient_checkpointing=gradient_checkpointing))
-        if wrapped:
-            torch.distributed.init_process_group(
-                "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
-            )
-        try:
-            if wrapped:
-                policy.transformer = DistributedDataParallel(policy.transformer)
+        with data_parallel(policy, tmp_path) if wrapped else contextlib.nullcontext():
             velocity(policy, grad=True).square().mean().backward()
-            gradients.append({name: p.grad for name, p in trainable_parameters(policy).items()})
-        finally:
-            if wrapped:
-                torch.distributed.destroy_process_group()
+        gradients.append({name: p.grad for name, p in trainable_parameters(policy).items()})
     plain, parallel = gradients
     assert plain.keys() == parallel.keys()
     for name, gradient in plain.items():

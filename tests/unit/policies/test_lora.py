@@ -10,7 +10,6 @@ from diffusers import FluxPipeline
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from customized_grpo.policies.base import LoraSettings
 from customized_grpo.policies.flux import UNO
@@ -26,6 +25,7 @@ from customized_grpo.policies.lora import (
     save_adapter,
     trainable_parameters,
 )
+from one_rank import data_parallel
 from tiny import make_tiny_flux, tiny_policy
 
 SIGMA = torch.tensor(0.7)
@@ -346,11 +346,8 @@ def test_all_works_through_ddp(tiny_flux: Path, tmp_path: Path) -> None:
         plain = save_adapter(policy, tmp_path / "plain", {}).read_bytes()
         with reference(policy):
             base = velocity(policy)
-        torch.distributed.init_process_group(
-            "gloo", init_method=f"file://{tmp_path}/{dtype}", rank=0, world_size=1
-        )
-        try:
-            policy.transformer = DistributedDataParallel(policy.transformer)
+        (tmp_path / str(dtype)).mkdir()
+        with data_parallel(policy, tmp_path / str(dtype)):
             assert torch.equal(velocity(policy), bare)
             assert save_adapter(policy, tmp_path / "wrapped", {}).read_bytes() == plain
             with reference(policy):
@@ -358,5 +355,3 @@ def test_all_works_through_ddp(tiny_flux: Path, tmp_path: Path) -> None:
             x = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
             policy.velocity(x, SIGMA, policy.encode("a", [])).square().mean().backward()
             assert all(p.grad is not None for p in trainable_parameters(policy).values())
-        finally:
-            torch.distributed.destroy_process_group()

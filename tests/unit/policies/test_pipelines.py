@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from customized_grpo.clock import Clock
 from customized_grpo.policies.base import LoraSettings, load_policy, stack
@@ -22,6 +21,7 @@ from customized_grpo.sampling.solver import ode_steps
 from customized_grpo.testing import check_policy
 from customized_grpo.training.replay import micro_batches, replay
 from customized_grpo.types import Example
+from one_rank import data_parallel
 from pipeline_cases import CASES, PROMPT, Case, adapted, draw, noise, pictures, shrink_constants
 from tiny_qwen_image import stock_pipeline
 
@@ -337,12 +337,8 @@ def test_two_forwards_of_one_velocity_train_under_ddp(world: World, name: str, t
     assert alone.keys() == trained.keys()
     for p in trained.values():
         p.grad = None
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/x", rank=0, world_size=1)
-    try:
-        policy.transformer = DistributedDataParallel(policy.transformer)
+    with data_parallel(policy, tmp_path):
         policy.velocity(x, SIGMA, cond).square().mean().backward()
-    finally:
-        torch.distributed.destroy_process_group()
     for key, p in trained.items():
         assert p.grad is not None
         assert torch.equal(p.grad, alone[key]), key
