@@ -38,5 +38,6 @@ def test_a_run_on_unos_lora(tiny_world: Path, tmp_path: Path, mode: str) -> None
 
     reference = Image.new("RGB", (32, 32), "red")
     options = {"steps": 2, "seed": 0, "num": 2}
-    files = draw(whole, str(tmp_path / "whole"), [reference], "a dog", tmp_path / "out.png", **options)
+    out = tmp_path / "out.png"
+    files = draw(whole, str(tmp_path / "whole"), [reference], "a dog", out, grid=None, **options)
     assert [load_image(file).size for file in files] == [(32, 32)] * 2

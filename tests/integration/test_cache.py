@@ -32,7 +32,7 @@ def test_a_run_with_a_cache_has_the_bytes_of_one_without(tiny_world: Path, tmp_p
     trainer = Trainer(build(recipe))
     policy = trainer.parts.policy
     assert isinstance(policy, UNO)
-    assert policy._pipeline.text_encoder_2 is None, "the encoders are in memory"
+    assert policy.pipeline.text_encoder_2 is None, "the encoders are in memory"
     trainer.run()
     assert checkpoint_bytes(fresh, 2) == checkpoint_bytes(cached, 2)
     assert metrics_of(fresh) == metrics_of(cached)

@@ -221,7 +221,8 @@ def compare_recipes(saved: Recipe, given: Recipe) -> list[str]:
         ValueError: a key differs that changes what a step computes; it is named with both values.
     """
     before, now = _flat(saved.model_dump(mode="json")), _flat(given.model_dump(mode="json"))
-    differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    keys = sorted((before.keys() | now.keys()) - {"run.resume"})  # which says that a run goes on
+    differing = [key for key in keys if before.get(key) != now.get(key)]
     exact = {"run.seed", "run.precision"} | (
         {"train.steps"} if given.train.schedule.name in ("linear", "cosine") else set()
     )

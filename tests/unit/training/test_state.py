@@ -18,7 +18,6 @@ def recipe(**changes: Any) -> Recipe:
 
 HARMLESS: list[tuple[str, Any]] = [
     ("run.dir", "elsewhere"),
-    ("run.resume", "latest"),
     ("run.threads", 2),
     ("run.device", "auto"),
     ("train.steps", 99),
@@ -52,6 +51,10 @@ HARMFUL: list[tuple[str, Any]] = [
 
 def test_nothing_changed() -> None:
     assert compare_recipes(recipe(), recipe()) == []
+
+
+def test_going_on_is_no_change() -> None:
+    assert compare_recipes(recipe(), recipe(run__resume="latest")) == []
 
 
 @pytest.mark.parametrize(("key", "value"), HARMLESS)
