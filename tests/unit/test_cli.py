@@ -70,7 +70,7 @@ def test_memory_of_a_recipe_is_estimated(command: str, monkeypatch: pytest.Monke
     assert done.exit_code == 1
     assert "does not fit a device of 24.0 GiB with a twentieth left free; with these it takes" in done.output
     assert "run.cache=cache" in done.output
-    assert "policy.quantization=4bit" in done.output
+    assert "policy.base_lora.mode=adapter" in done.output
     done = run(command, "uno_customized_grpo", "--memory-gb", "1")
     assert "use smaller images, or a larger device" in done.output
 

@@ -33,7 +33,8 @@ def drawn(
 ) -> list[Image.Image]:
     settings: dict[str, Any] = {"steps": 2, "seed": 0, "num": 1, "grid": None, **changes}
     pictures = [load_image(world / f"{i}.png") for i in range(references)]
-    files = draw(tiny_recipe(world, world / "run"), adapter, pictures, PROMPT, file, **settings)
+    recipe = tiny_recipe(world, world / "run", policy__min_references=0)
+    files = draw(recipe, adapter, pictures, PROMPT, file, **settings)
     return [load_image(path) for path in files]
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from customized_grpo import registry
 from customized_grpo.config import Recipe
 from customized_grpo.training.geometry import step_geometry
-from customized_grpo.training.known_models import MODELS, REWARD_BYTES
+from customized_grpo.training.known_models import MODELS, REWARD_BYTES, UNO_LORA
 from customized_grpo.training.memory import Estimate, Tokens, decode_bytes, estimate
 
 GIB = 2**30
@@ -129,12 +129,20 @@ def of_recipe(recipe: Recipe, *, world: int = 1, num_references: int = 1) -> Est
     parts = {"VAE": model.vae * 4}
     if recipe.run.cache is None:
         parts["text encoders"] = sum(model.encoders.values()) * b
+    beneath = policy.model_dump(include={"base_lora"}).get("base_lora")
+    if beneath is not None and beneath["mode"] == "adapter":
+        parts["base_lora"] = _values_of_lora(beneath["path"]) * b
     rewards, unknown = _rewards(recipe)
     decoded = min(_DECODE_CHUNK, train.group_size)
     return estimate(
         model.transformer,
-        targets=policy.lora.targets or kind.lora_targets,
+        targets=[
+            pattern
+            for target in policy.lora.targets or kind.lora_targets
+            for pattern in kind.lora_presets.get(target, (target,))
+        ],
         rank=policy.lora.rank,
+        shared=policy.lora.qkv == "shared",
         tokens=_tokens(policy, latent_shape[0], num_references),
         b=b,
         quantization=policy.quantization,
@@ -150,6 +158,12 @@ def of_recipe(recipe: Recipe, *, world: int = 1, num_references: int = 1) -> Est
         reserve=_RESERVE,
         unknown=unknown,
     )
+
+
+def _values_of_lora(path: str) -> int:
+    """Of a released LoRA that is kept apart; one that is neither here nor in the table is taken to be UNO's."""
+    file = Path(path)
+    return _parameters_in(file if file.is_dir() else file.parent) if file.exists() else UNO_LORA
 
 
 def _tokens(policy: Any, of_image: int, num_references: int) -> Tokens:
@@ -194,37 +208,43 @@ def changes(recipe: Recipe, limit: int, *, world: int = 1) -> tuple[list[str], E
         Overrides (empty where it fits as it is), and the estimate with all of them; where that doesn't fit either,
         nothing of this kind helps.
     """
-    taken: list[str] = []
+    taken: dict[str, str] = {}
     now = of_recipe(recipe, world=world)
-    for override, changed in _ladder(recipe):
+    for overrides, changed in _ladder(recipe):
         if fits(now, limit):
             break
         better = of_recipe(_merged(recipe, changed), world=world)
         if better.total < now.total:
-            taken = [one for one in taken if one.split("=")[0] != override.split("=")[0]] + [override]
+            taken |= overrides
             recipe, now = _merged(recipe, changed), better
-    return taken, now
+    return [f"{key}={value}" for key, value in taken.items()], now
 
 
-def _ladder(recipe: Recipe) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _ladder(recipe: Recipe) -> Iterator[tuple[dict[str, str], Mapping[str, Any]]]:
     """Overrides and what they change, by what they cost: nothing, time, then exactness."""
+    policy: Any = recipe.policy
     if recipe.run.cache is None:
-        yield "run.cache=cache", {"run": {"cache": "cache"}}
-    yield "policy.gradient_checkpointing=true", {"policy": {"gradient_checkpointing": True}}
+        yield {"run.cache": "cache"}, {"run": {"cache": "cache"}}
+    yield {"policy.gradient_checkpointing": "true"}, {"policy": {"gradient_checkpointing": True}}
     pairs = recipe.train.pairs_per_backward
     for size in (4, 2, 1):
         if size < pairs:
-            yield f"train.microbatch={size}", {"train": {"microbatch": size}}
+            yield {"train.microbatch": str(size)}, {"train": {"microbatch": size}}
     if recipe.run.precision == "bf16":
-        yield "train.optimizer=adamw_8bit", {"train": {"optimizer": "adamw_8bit"}}
-        if recipe.policy.quantization == "none":
-            yield "policy.quantization=8bit", {"policy": {"quantization": "8bit"}}
-        if recipe.policy.quantization != "4bit":
-            yield "policy.quantization=4bit", {"policy": {"quantization": "4bit"}}
+        yield {"train.optimizer": "adamw_8bit"}, {"train": {"optimizer": "adamw_8bit"}}
+        for bits in {"none": ("8bit", "4bit"), "8bit": ("4bit",), "4bit": ()}[policy.quantization]:
+            overrides: dict[str, str] = {"policy.quantization": bits}
+            changed: dict[str, Any] = {"quantization": bits}
+            if (
+                policy.model_dump(include={"base_lora"}).get("base_lora") is not None
+            ):  # nothing fuses into bits
+                overrides["policy.base_lora.mode"] = "adapter"
+                changed["base_lora"] = policy.base_lora.model_copy(update={"mode": "adapter"})
+            yield overrides, {"policy": changed}
     for rank in (32, 16):
-        if rank < recipe.policy.lora.rank and recipe.policy.lora.path is None:
-            lora = recipe.policy.lora.model_copy(update={"rank": rank, "alpha": None})
-            yield f"policy.lora.rank={rank}", {"policy": {"lora": lora}}
+        if rank < policy.lora.rank and policy.lora.path is None:
+            lora = policy.lora.model_copy(update={"rank": rank, "alpha": None})
+            yield {"policy.lora.rank": str(rank)}, {"policy": {"lora": lora}}
 
 
 def _merged(recipe: Recipe, changed: Mapping[str, Any]) -> Recipe:

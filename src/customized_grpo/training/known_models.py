@@ -61,3 +61,6 @@ REWARD_BYTES: Mapping[str, int] = {
     "openai/clip-vit-base-patch32": 151_277_313 * 4,
 }
 """Weights of rewards' models as these rewards hold them (float32), by hub id."""
+
+UNO_LORA = 956_301_312
+"""Values of UNO's released LoRA (rank 512), as its keys and FLUX.1's widths give them."""

@@ -22,6 +22,7 @@ _TEXT_PART = re.compile(r"(^|\.)(add_|to_add|ff_context|txt_)")
 """Layers of a two-stream block that see the text tokens."""
 _QUERY_OR_KEY = re.compile(r"(^|\.)(to|add)_[qk](_proj)?$")
 _VALUE = re.compile(r"(^|\.)(to|add)_v(_proj)?$")
+_QKV = re.compile(r"((^|\.)(to|add)_)[qkv](_proj)?$")
 _MODULATION = re.compile(r"norm|(^|\.)(img|txt)_mod\b|modulation")
 """Layers that see one vector a sample, not its tokens."""
 _SMALLEST_8BIT = 4096
@@ -82,9 +83,16 @@ def weight_bytes(transformer: nn.Module, quantization: Quantization, b: int) -> 
     return total
 
 
-def adapter_parameters(layers: Iterable[LinearShape], rank: int) -> list[int]:
-    """Values of every A (rank, in) and B (out, rank)."""
-    return [rank * side for layer in layers for side in (layer.inputs, layer.outputs)]
+def adapter_parameters(layers: Iterable[LinearShape], rank: int, *, shared: bool = False) -> list[int]:
+    """Values of every A (rank, in) and B (out, rank); with ``shared`` an attention's q, k and v have one A."""
+    sizes, seen = [], set[str]()
+    for layer in layers:
+        one = _QKV.sub(r"\1", layer.name)
+        if not (shared and one != layer.name and one in seen):
+            sizes.append(rank * layer.inputs)
+        seen.add(one)
+        sizes.append(rank * layer.outputs)
+    return sizes
 
 
 def optimizer_bytes(sizes: Iterable[int], optimizer: Optimizer) -> int:
@@ -213,6 +221,7 @@ def estimate(
     *,
     targets: Sequence[str],
     rank: int,
+    shared: bool,
     tokens: Tokens,
     b: int,
     quantization: Quantization,
@@ -232,7 +241,7 @@ def estimate(
 
     Args:
         transformer: on the meta device, or any.
-        targets, rank: of the adapter.
+        targets, rank, shared: of the adapter; see ``adapter_parameters``.
         tokens: of a sample.
         b: bytes of ``run.precision``.
         parts: bytes of further resident parts (VAE, encoders, rewards) by name.
@@ -240,7 +249,7 @@ def estimate(
         reserve: CUDA's context and the allocator's loss.
     """
     layers = adapted(transformer, targets)
-    sizes = adapter_parameters(layers, rank)
+    sizes = adapter_parameters(layers, rank, shared=shared)
     trained = sum(sizes)
     acts = activations(transformer, layers, rank, tokens, n=microbatch, b=b, checkpointing=checkpointing)
     widest = (

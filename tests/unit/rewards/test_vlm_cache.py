@@ -90,7 +90,7 @@ def test_what_is_no_cache_is_refused_and_left_alone(tmp_path: Path, content: Any
 
 
 WRITER = """
-import os, sys
+import sys, time
 from pathlib import Path
 from customized_grpo.rewards.base import RewardFailure
 from customized_grpo.rewards.vlm_cache import Cache
@@ -103,6 +103,7 @@ try:
         cache.put(f"{name}-{done}", 1.0, "x" * 2000, prompt_tokens=1, answer_tokens=1)
         done += 1
         print(done, flush=True)
+        time.sleep(0.005)  # others have their turn
 except RewardFailure:
     pass
 """
@@ -123,12 +124,12 @@ def test_processes_share_it_and_a_killed_one_costs_nothing_that_was_said(tmp_pat
     victim = writer(path, "victim", limit)
     assert victim.stdout is not None
     said = [victim.stdout.readline() for _ in range(5)]
-    survivor = writer(path, "survivor", limit)
     with opened(path, budget_requests=limit) as cache:
         for at in range(20):  # beside the victim, which is killed in the middle of its work
             cache.reserve()
             cache.put(f"here-{at}", 1.0, "x", prompt_tokens=1, answer_tokens=1)
     os.kill(victim.pid, signal.SIGKILL)
+    survivor = writer(path, "survivor", limit)
     rest, _ = victim.communicate(timeout=120)
     told, _ = survivor.communicate(timeout=120)
     assert survivor.returncode == 0

@@ -23,7 +23,7 @@ from customized_grpo.policies.base import LoraSettings, load_policy
 from customized_grpo.policies.flux import UNO, UNOConfig
 from customized_grpo.training import footprint
 from customized_grpo.training.footprint import GIB, UnknownModelError, changes, of_recipe, shapes
-from customized_grpo.training.known_models import MODELS
+from customized_grpo.training.known_models import MODELS, UNO_LORA
 from customized_grpo.training.memory import (
     Tokens,
     activations,
@@ -123,7 +123,7 @@ def test_parameters_are_counted_exactly(flux: Path, source: str) -> None:
 def test_parts_of_a_folder_are_counted_exactly(flux: Path) -> None:
     policy = policy_of(flux, "no")
     found = shapes(str(flux), UNO.encoders)
-    assert found.encoders == {name: count(policy._pipeline.components[name]) for name in UNO.encoders}
+    assert found.encoders == {name: count(policy.pipeline.components[name]) for name in UNO.encoders}
     assert found.vae == count(policy._vae)
     assert found.vae_channels == (8, 8, 8, 8)
     assert count(found.transformer) == count(policy.transformer)
@@ -144,6 +144,19 @@ def test_adapter_is_counted_exactly(flux: Path) -> None:
         value.nbytes for state in optimizer.state.values() for name, value in state.items() if name != "step"
     )
     assert optimizer_bytes(sizes, "adamw") == moments
+
+
+def test_a_shared_adapter_is_counted_exactly(flux: Path) -> None:
+    policy = policy_of(flux, "no")
+    bare = shapes(str(flux), UNO.encoders).transformer
+    lora.attach(policy, LoraSettings(rank=5, targets=("uno",), qkv="shared"), seed=0)
+    sizes = adapter_parameters(adapted(bare, UNO.lora_presets["uno"]), 5, shared=True)
+    assert sorted(sizes) == sorted(one.numel() for one in lora.trainable_parameters(policy).values())
+
+
+def test_unos_lora_is_counted_exactly() -> None:
+    bare = shapes(DEV, UNO.encoders).transformer
+    assert sum(adapter_parameters(adapted(bare, UNO.lora_presets["uno"]), 512, shared=True)) == UNO_LORA
 
 
 def test_known_models_are_the_published_ones() -> None:
@@ -184,9 +197,10 @@ def total(*overrides: str) -> float:
 
 def test_each_saving_saves() -> None:
     """One by one, in the order in which they are advised; the last is the recipe of a card of 24 GB."""
-    steps = ("run.cache=c", "train.microbatch=4", "train.optimizer=adamw_8bit", "policy.quantization=8bit",
+    apart = "policy.base_lora.mode=adapter"
+    steps = ("run.cache=c", "train.microbatch=4", "train.optimizer=adamw_8bit", f"{apart} policy.quantization=8bit",
              "policy.quantization=4bit", "policy.lora.rank=16")  # fmt: skip
-    sizes = [total(*steps[:n]) for n in range(len(steps) + 1)]
+    sizes = [total(*" ".join(steps[:n]).split()) for n in range(len(steps) + 1)]
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == len(sizes)
     assert total("policy.gradient_checkpointing=false") > 2 * total()
@@ -194,10 +208,8 @@ def test_each_saving_saves() -> None:
 
 def test_the_goal_of_48_and_24_gb() -> None:
     assert total("run.cache=c", "train.microbatch=4") < 45
-    assert (
-        total("run.cache=c", "train.microbatch=4", "train.optimizer=adamw_8bit", "policy.quantization=4bit")
-        < 22
-    )
+    small = ("policy.base_lora.mode=adapter", "policy.quantization=4bit", "train.optimizer=adamw_8bit")
+    assert total("run.cache=c", "train.microbatch=4", *small) < 22
 
 
 @pytest.mark.parametrize(
@@ -225,5 +237,8 @@ def test_unknown_models_say_so(tmp_path: Path) -> None:
         with pytest.raises(UnknownModelError, match=r"known offline|no pipeline"):
             shapes(source, ())
     assert footprint.of_recipe(load_recipe("mini_customized")).total < 3 * GIB
-    recipe = load_recipe("uno_customized_grpo", ["rewards.clip.model=org/other"])
-    assert of_recipe(recipe).unknown == ("rewards.clip (org/other)",)
+    recipe = load_recipe("uno_customized_grpo", ["rewards.dino.model=org/other"])
+    assert of_recipe(recipe).unknown == (
+        "rewards.hpsv3 (Qwen/Qwen2-VL-7B-Instruct)",
+        "rewards.dino (org/other)",
+    )
