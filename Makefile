@@ -37,10 +37,10 @@ demo: $(RUNTIME)
 	  $$(test ! -d $(DEMO)/checkpoints || echo run.resume=latest) $(ARGS)
 	$(BIN)/customized-grpo report $(DEMO)
 
-# One thread a test: two jobs that fight for the same cores take many times longer than one after the other.
+# One process a core, one thread a test: jobs that fight for the same cores take many times longer than one after the other.
 test: export OMP_NUM_THREADS = 1
 test: $(TOOLS) lint docs
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n $(CORES) --dist loadfile $(ARGS)
 
 lint: $(TOOLS)
 	$(BIN)/ruff check .

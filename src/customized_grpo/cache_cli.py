@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.console import hush_libraries, out
+from customized_grpo.console import hush_libraries, say
 
 
 def cache(
@@ -47,8 +47,4 @@ def cache(
             progress=progress,
         )
         made: int = sum(gather_object([complete(recipe.policy, store, jobs, place)]))
-    out.print(
-        f"{store.folder}\n{made:,} conditionings made; the recipe uses {len(jobs):,} examples",
-        highlight=False,
-        markup=False,
-    )
+    say(f"{store.folder}\n{made:,} conditionings made; the recipe uses {len(jobs):,} examples")

@@ -14,7 +14,7 @@ import typer
 from rich.table import Table
 
 from customized_grpo import __version__
-from customized_grpo.console import UserErrors, err, hush_libraries, out
+from customized_grpo.console import UserErrors, err, hush_libraries, out, say
 from customized_grpo.data_cli import data_app
 from customized_grpo.export_cli import export
 from customized_grpo.generate_cli import generate
@@ -70,7 +70,7 @@ def train(config: Config, overrides: Overrides = None) -> None:
 
     hush_libraries()
     folder = run(recipe)
-    out.print(f"{folder}\nlook at it: customized-grpo report {folder}", highlight=False, markup=False)
+    say(f"{folder}\nlook at it: customized-grpo report {folder}")
 
 
 @app.command(context_settings=_FREE)
@@ -113,7 +113,7 @@ def evaluate(
 
         folder = run(recipe, progress=show)
     written = (folder / "evaluation" / "summary.md", folder / "report.html")
-    out.print("\n".join(map(str, written)), highlight=False, markup=False)
+    say("\n".join(map(str, written)))
     return None
 
 
@@ -135,10 +135,10 @@ def _compare(runs: list[str], save: Path | None) -> None:
         columns = ("metric", "difference", "95 % from", "to", "higher in", "n")
         _print_rows(f"{entry['of']} − {entry['to']}", columns, rows)
         for note in entry["notes"]:
-            out.print(note, highlight=False, markup=False)
+            say(note)
     if save is not None:
         write_json(save, found)
-        out.print(str(save), highlight=False, markup=False)
+        say(str(save))
 
 
 app.command()(generate)
@@ -155,7 +155,7 @@ def report(
     """Write one self-contained HTML page about one run, or several side by side."""
     from customized_grpo.evaluation.report import write_report
 
-    out.print(str(write_report(runs, page)), highlight=False, markup=False)
+    say(str(write_report(runs, page)))
 
 
 @app.command(context_settings=_FREE)
@@ -168,9 +168,9 @@ def validate(config: Config, overrides: Overrides = None, memory_gb: MemoryGb = 
 
     given = overrides or []
     recipe = load_recipe(config, given, ServerConfig) if is_server(config) else load_any(config, given)
-    out.print(f"{config}: a valid recipe", style="green", markup=False, highlight=False)
+    say(f"{config}: a valid recipe", style="green")
     for line in [] if isinstance(recipe, ServerConfig) else announced(recipe):
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
     if isinstance(recipe, Recipe):
         _show_geometry(recipe)
         if not show_memory(recipe, memory_gb) and memory_gb is not None:
@@ -261,15 +261,15 @@ def demo(overrides: Annotated[list[str] | None, typer.Argument(metavar="[key.sub
     from customized_grpo.training.trainer import train as run
 
     hush_libraries()
-    err.print(f"training the embedded miniature into {recipe.run.dir}", highlight=False, markup=False)
+    say(f"training the embedded miniature into {recipe.run.dir}", on=err)
     page = write_report([run(recipe)], None)
-    out.print(f"open {page} in a browser", style="green", highlight=False, markup=False)
+    say(f"open {page} in a browser", style="green")
 
 
 def _print_rows(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     table = Table(title=title or None, title_justify="left", show_header=any(columns))
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for position, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=position == 0)
     for row in rows:
         table.add_row(*(cell.replace("[", "\\[") for cell in row))
     out.print(table)

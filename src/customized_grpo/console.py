@@ -21,6 +21,11 @@ err: Final = Console(stderr=True, quiet=RANK != 0)
 _PACKAGE: Final = "customized_grpo"
 
 
+def say(text: str, *, style: str | None = None, on: Console = out) -> None:
+    """A line as it is: no markup, and never wrapped, so that a path can be taken out of it."""
+    on.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def hush_libraries() -> None:
     """No loading bars of diffusers and transformers where nobody watches, and on ranks other than the main one.
 

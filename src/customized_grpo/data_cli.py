@@ -19,7 +19,7 @@ from rich.progress import (
 from rich.table import Table
 
 from customized_grpo.cache_cli import cache
-from customized_grpo.console import err, out
+from customized_grpo.console import err, out, say
 from customized_grpo.masks_cli import masks
 
 if TYPE_CHECKING:
@@ -86,10 +86,8 @@ def import_(
         report = import_data(importer, source, folder, wanted, show)
     _show_import(report)
     if report.rejected or report.masks_dropped:
-        out.print(f"what was left out, and why: {folder / REJECTED}", highlight=False, markup=False)
-    out.print(
-        f"{folder / MANIFEST}\nlook at it: customized-grpo data check {folder}", highlight=False, markup=False
-    )
+        say(f"what was left out, and why: {folder / REJECTED}")
+    say(f"{folder / MANIFEST}\nlook at it: customized-grpo data check {folder}")
 
 
 @data_app.command()
@@ -129,8 +127,8 @@ def check(
         facts.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if usable is not None:
         write_usable(path, report.usable, usable)
-        out.print(f"{len(report.usable):,} usable rows: {usable}", highlight=False, markup=False)
-    out.print(f"contact sheet: {sheet}", highlight=False, markup=False)
+        say(f"{len(report.usable):,} usable rows: {usable}")
+    say(f"contact sheet: {sheet}")
     if not report.ok:
         raise typer.Exit(1)
 
@@ -155,7 +153,7 @@ def split(
         (done.train, done.train_rows, done.train_groups),
         (done.test, done.test_rows, done.test_groups),
     ):
-        out.print(f"{path}: {rows:,} rows of {groups:,} subjects", highlight=False, markup=False)
+        say(f"{path}: {rows:,} rows of {groups:,} subjects")
 
 
 @data_app.command()
@@ -177,10 +175,10 @@ def download(
     files, licence = listing(name, include or [], revision)
     total = sum(file.size for file in files)
     told = f"{len(files):,} files, {total / 1e6:,.1f} MB; licence: {licence}"
-    err.print(told, highlight=False, markup=False)
+    say(told, on=err)
     if dry_run:
         for file in files:
-            out.print(f"{file.size:>14,}  {file.name}", highlight=False, markup=False)
+            say(f"{file.size:>14,}  {file.name}")
         return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
@@ -188,9 +186,7 @@ def download(
         fetched = fetch(
             files, folder, lambda one, size: bar.update(task, advance=size, description=one[-40:])
         )
-    out.print(
-        f"{folder}: {fetched:,} files fetched, all {len(files):,} checked", highlight=False, markup=False
-    )
+    say(f"{folder}: {fetched:,} files fetched, all {len(files):,} checked")
 
 
 def _manifest_in(path: Path) -> Path:

@@ -5,7 +5,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from customized_grpo.console import hush_libraries, out
+from customized_grpo.console import hush_libraries, say
 from customized_grpo.registry import did_you_mean
 
 
@@ -49,4 +49,4 @@ def export(
     recipe = load_any(config if config is not None else run_config(adapter)) if needed else None
     hush_libraries()
     written = run(adapter, folder, chosen, with_base=with_base, recipe=recipe)
-    out.print(str(written), highlight=False, markup=False)
+    say(str(written))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.console import hush_libraries, out
+from customized_grpo.console import hush_libraries, say
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -52,4 +52,4 @@ def generate(
 
     hush_libraries()
     for file in draw(recipe, lora, references, prompt, out_file, steps=steps, seed=seed, num=num, grid=grid):
-        out.print(str(file), highlight=False, markup=False)
+        say(str(file))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.console import err, hush_libraries, out
+from customized_grpo.console import err, hush_libraries, say
 
 
 def masks(
@@ -51,11 +51,7 @@ def masks(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     for one, reason in report.problems.items():
-        err.print(f"{one.reference}: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    out.print(
-        f"{report.manifest}\n{report.made} masks made, {report.kept} kept, {len(report.problems)} missing",
-        highlight=False,
-        markup=False,
-    )
+        say(f"{one.reference}: {reason}", style="yellow", on=err)
+    say(f"{report.manifest}\n{report.made} masks made, {report.kept} kept, {len(report.problems)} missing")
     if report.problems:
         raise typer.Exit(1)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from customized_grpo.console import out
+from customized_grpo.console import out, say
 
 if TYPE_CHECKING:
     from customized_grpo.config import Recipe
@@ -34,7 +34,7 @@ def show_memory(recipe: "Recipe", memory_gb: float | None) -> bool:
     try:
         found = of_recipe(recipe, world=world)
     except UnknownModelError as error:
-        out.print(f"estimated memory: unknown; {error}", highlight=False, markup=False)
+        say(f"estimated memory: unknown; {error}")
         return True
     table = Table(title="Estimated memory of a process", title_justify="left", show_header=False)
     table.add_column()
@@ -50,7 +50,7 @@ def show_memory(recipe: "Recipe", memory_gb: float | None) -> bool:
     table.add_row("at most", _gib(found.total), "computed from shapes, not measured", style="bold")
     out.print(table)
     if found.unknown:
-        out.print(f"not counted: {', '.join(found.unknown)}", highlight=False, markup=False)
+        say(f"not counted: {', '.join(found.unknown)}")
     limit = int(memory_gb * _GIB) if memory_gb is not None else _device_bytes(recipe.run.device)
     if limit is None:
         return True
@@ -64,7 +64,7 @@ def show_memory(recipe: "Recipe", memory_gb: float | None) -> bool:
     else:
         told += f"; even with {' '.join(overrides) or 'all that is known'} it takes {_gib(after.total)}: "
         told += "use smaller images, or a larger device"
-    out.print(told, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    say(told, style="yellow")
     return False
 
 

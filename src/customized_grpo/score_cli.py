@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from customized_grpo.console import err, hush_libraries, out
+from customized_grpo.console import err, hush_libraries, out, say
 
 _SHOWN = 50
 """More images than these are summarised on screen; the table that is written has them all."""
@@ -68,10 +68,10 @@ def score(
         _print(("reward", "scored", "mean", "std", "lowest", "highest"), scoring.summary(rows, names))
         if table is not None:
             scoring.write_table(table, rows, names)
-            out.print(str(table), highlight=False, markup=False)
+            say(str(table))
     broken = [row for row in rows if row.error]
     for row in broken:
-        err.print(row.error, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        say(row.error, style="yellow", on=err)
     if failure is not None:
         err.print(f"stopped after {len(rows)} of {len(jobs)} images", style="red", highlight=False)
         raise failure

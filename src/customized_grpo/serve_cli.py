@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.console import out
+from customized_grpo.console import say
 
 
 def serve(
@@ -25,4 +25,4 @@ def serve(
         raise ValueError("serving needs LitServe: pip install 'customized-grpo[serve]'")
     from customized_grpo.serve.server import serve as run
 
-    run(settings, lambda text: out.print(text, highlight=False, markup=False, soft_wrap=True))
+    run(settings, lambda text: say(text))
