@@ -1,12 +1,23 @@
-"""Where network rewards wait for their answers while sampling goes on."""
+"""Where rewards work, or wait for their answers, while sampling goes on."""
 
 import asyncio
 import threading
-from collections.abc import Coroutine
-from concurrent.futures import Future
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor, Future
 from typing import Any, TypeVar, final
 
 T = TypeVar("T")
+
+
+@final
+class Inline(Executor):
+    """Does what it is given at once, in the caller's thread, where an error is raised too."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
+        """A future that is done."""
+        done: Future[T] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
 
 
 @final

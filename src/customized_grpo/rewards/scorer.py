@@ -11,7 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self, final
 
 import torch
@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from customized_grpo.rewards.background import LoopThread
+from customized_grpo.rewards.background import Inline, LoopThread
 from customized_grpo.rewards.base import AnyReward, AsyncGroupReward, AsyncReward, Reward, RewardFailure
 from customized_grpo.rewards.features import to_pil
 from customized_grpo.types import Example
@@ -62,6 +62,8 @@ class Scorer:
         max_concurrent: requests in flight at a time, for each network reward that doesn't set its own.
         timeout_s: for one image of an ``AsyncReward``, from the moment it's sent; then the sample is unscorable. A
             reward may set its own.
+        background: local rewards work in a thread of their own, one group after the other, while the next group is
+            sampled; else they are done when ``submit`` returns.
 
     Attributes:
         names: the reward of each column.
@@ -76,6 +78,7 @@ class Scorer:
         window: int = WINDOW,
         max_concurrent: int = 8,
         timeout_s: float = 60.0,
+        background: bool = False,
     ) -> None:
         if not rewards:
             raise ValueError("a scorer needs at least one reward")
@@ -103,23 +106,26 @@ class Scorer:
         }
         self._timeout_s = timeout_s
         self._loop = LoopThread() if self._remote else None
+        self._workers = ThreadPoolExecutor(1, "local-rewards") if background and self._local else Inline()
 
     def submit(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Pending:
-        """Start scoring a group. Local rewards are done on return, network rewards are in flight.
+        """Start scoring a group. Network rewards are in flight on return; local ones are done, or in their thread.
 
         Raises:
             RewardFailure: a local reward raised (chained) or returned another shape than (g,) float32. That
-                is a bug or a broken example, so it isn't masked.
+                is a bug or a broken example, so it isn't masked. In the background ``result`` raises it.
         """
         flights: dict[str, Future[_Outcome]] = {}
         if self._loop is not None:
             pictures = to_pil(images)
             for name, reward in self._remote.items():
                 flights[name] = self._loop.start(self._score_remote(name, reward, example, pictures))
+        local: dict[str, Future[Float[Tensor, " g"]]] = {}
         try:
-            local = {
-                name: self._score_local(name, reward, example, images) for name, reward in self._local.items()
-            }
+            for name, model in self._local.items():
+                start = time.perf_counter()
+                local[name] = self._workers.submit(self._score_local, name, model, example, images)
+                self._seconds[name] += time.perf_counter() - start
         except BaseException:
             for flight in flights.values():
                 flight.cancel()
@@ -129,8 +135,7 @@ class Scorer:
     def drain(self) -> dict[str, float]:
         """Metrics since the last drain: ``time/reward/<name>`` and ``reward/<name>/failed_share``.
 
-        The seconds are those that the reward cost the caller: all of a local reward, and of a network reward
-        only the wait that sampling did not hide.
+        The seconds are those that a reward cost the caller: where it has a thread, the wait that sampling did not hide.
         """
         metrics = {f"time/reward/{name}": seconds for name, seconds in self._seconds.items()}
         for name, count in self._scored.items():
@@ -165,7 +170,8 @@ class Scorer:
             self._recent[name].extend(bool(failed) for failed in state[name]["recent"])
 
     def close(self) -> None:
-        """Cancel what is in flight and end the background thread. May be called twice."""
+        """Cancel what is in flight and end the threads. May be called twice."""
+        self._workers.shutdown(cancel_futures=True)
         if self._loop is not None:
             self._loop.close()
             self._loop = None
@@ -179,7 +185,6 @@ class Scorer:
     def _score_local(
         self, name: str, reward: Reward, example: Example, images: UInt8[Tensor, "g h w 3"]
     ) -> Float[Tensor, " g"]:
-        start = time.perf_counter()
         try:
             with torch.no_grad():
                 scores = reward(example, images)
@@ -188,17 +193,14 @@ class Scorer:
                 f"reward {name!r} failed on example {example.key!r}: {_describe(error)}"
             ) from error
         if not isinstance(scores, Tensor):
-            raise RewardFailure(
-                f"reward {name!r} returned {type(scores).__name__}; it must return a float32 tensor (g,)"
-            )
+            what = type(scores).__name__
+            raise RewardFailure(f"reward {name!r} returned {what}; it must return a float32 tensor (g,)")
         if scores.dtype != torch.float32 or scores.shape != (len(images),):
             raise RewardFailure(
                 f"reward {name!r} returned {scores.dtype} of shape {tuple(scores.shape)} for "
                 f"{len(images)} images; it must return torch.float32 of shape ({len(images)},)"
             )
-        scores = scores.cpu()
-        self._seconds[name] += time.perf_counter() - start
-        return scores
+        return scores.cpu()
 
     async def _score_remote(
         self,
@@ -244,17 +246,20 @@ class Scorer:
         return [task.result() for task in tasks], next((error for error in reversed(errors) if error), "")
 
     def _collect(
-        self, example: Example, local: dict[str, Float[Tensor, " g"]], flights: dict[str, Future[_Outcome]]
+        self,
+        example: Example,
+        local: Mapping[str, Future[Float[Tensor, " g"]]],
+        flights: Mapping[str, Future[_Outcome]],
     ) -> Float[Tensor, "g r"]:
         columns = []
         for name in self.names:
+            start = time.perf_counter()
             if name in local:
-                scores, error = local[name], ""
+                scores, error = local[name].result(), ""
             else:
-                start = time.perf_counter()
                 values, error = _landed(name, example, flights[name])
                 scores = torch.tensor(values, dtype=torch.float32)
-                self._seconds[name] += time.perf_counter() - start
+            self._seconds[name] += time.perf_counter() - start
             finite = scores.isfinite()
             if not bool(finite.all()):
                 bad = scores[~finite][-1].item()

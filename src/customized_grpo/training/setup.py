@@ -173,7 +173,11 @@ def build(recipe: Recipe) -> Parts:
         policy=policy,
         encode=encode,
         dataset=dataset,
-        scorer=Scorer(rewards, max_failed_share=recipe.advantage.max_failed_share),
+        scorer=Scorer(
+            rewards,
+            max_failed_share=recipe.advantage.max_failed_share,
+            background=device.type == "cuda",  # a CPU has no time to hide: sampling takes all of its threads
+        ),
         reward_axes=[AXES.index(spec.axis) for spec in recipe.rewards.values()],
         sigmas=sigmas.to(device),
         plan=recipe.sampling.plan,

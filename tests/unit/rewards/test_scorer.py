@@ -451,3 +451,32 @@ def test_a_strange_reward_is_refused_by_name() -> None:
     strange: Any = {"a": LOCAL, "mine": object()}
     with pytest.raises((ValueError, TypeError), match="mine"):
         Scorer(strange, max_failed_share=0.1)
+
+
+def test_local_rewards_in_the_background_work_while_the_next_group_is_sampled() -> None:
+    """The first group's reward ends only after the second was submitted: waiting for it in between would hang."""
+    submitted = threading.Event()
+    order: list[float] = []
+
+    def score(example: Example, images: Tensor) -> Tensor:
+        assert submitted.wait(20)
+        order.append(float(ids_of(images)[0]))
+        return ids_of(images)
+
+    with Scorer({"a": Local(score), "b": Local(score)}, max_failed_share=0.0, background=True) as scorer:
+        pending = [scorer.submit(example(1), group(1, 2)), scorer.submit(example(1), group(3, 4))]
+        submitted.set()
+        second, first = pending[1].result(), pending[0].result()
+    assert first.tolist() == [[1, 1], [2, 2]]
+    assert second.tolist() == [[3, 3], [4, 4]]
+    assert order == [1, 1, 3, 3], "one after the other, as they came"
+
+
+def test_a_failure_in_the_background_is_raised_by_the_result() -> None:
+    def score(example: Example, images: Tensor) -> Tensor:
+        raise KeyError("lost")
+
+    with Scorer({"a": Local(score)}, max_failed_share=0.0, background=True) as scorer:
+        pending = scorer.submit(example(1), group(1, 2))
+        with pytest.raises(RewardFailure, match=r"reward 'a' failed on example .*lost"):
+            pending.result()
