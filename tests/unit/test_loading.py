@@ -131,7 +131,7 @@ def test_every_problem_is_listed_with_its_line(file: Path) -> None:
             "sampling.plan: this section needs a 'type' (one of: all, branch, fraction, window)",
         ),
         ("sampling.dynamics.noise=1", "sampling.dynamics.noise: unknown key; allowed: type, eta"),
-        ("policy.height=70", "policy.height: given 70; FLUX needs a multiple of 16: use 64 or 80"),
+        ("policy.height=70", "policy.height: given 70; this model needs a multiple of 16: use 64 or 80"),
         ("rewards.dino.axis=identty", "rewards.dino.axis: given 'identty'; did you mean 'identity'?"),
         ("rewards.dino.axis=prompt", "rewards: no reward feeds the axis 'identity'"),
         ("train.updates_per_rollout=3", "train.updates_per_rollout: 3 does not divide train.group_size 4"),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.flux_loading import FluxConfig, load_flux
-from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN, pack, unpack
+from customized_grpo.policies.flux_tokens import pack, unpack
 from customized_grpo.policies.pipelines import ExactInputs, autocast, decode_images
 from customized_grpo.types import Conditioning
 
@@ -51,7 +51,7 @@ class Flux(Policy):
         self.transformer = pipeline.transformer
         self.pipeline = pipeline
         self._vae = pipeline.vae
-        self._grid = (config.height // PIXELS_PER_TOKEN, config.width // PIXELS_PER_TOKEN)
+        self._grid = config.grid
         self.latent_shape = (self._grid[0] * self._grid[1], pipeline.transformer.config.in_channels)
         self._guidance = config.guidance if pipeline.transformer.config.guidance_embeds else None
         self._exact = ExactInputs(pipeline.transformer.time_text_embed)

@@ -6,32 +6,29 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import FluxTransformer2DModel
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 
 from customized_grpo.policies.acceleration import quantization_of, settle
-from customized_grpo.policies.base import PolicyConfig
 from customized_grpo.policies.base_lora import BaseLora, apply_base_lora
 from customized_grpo.policies.flux_keys import from_original, key_map
 from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN
 from customized_grpo.policies.hub_files import hub_problem, weights_file
 from customized_grpo.policies.lora_files import read_tensors
+from customized_grpo.policies.pipelines import PipelineConfig
 
 
-class FluxConfig(PolicyConfig):
+class FluxConfig(PipelineConfig):
     """What the recipe's section ``policy`` holds for every policy on FLUX.1."""
 
-    not_encoded: ClassVar[frozenset[str]] = PolicyConfig.not_encoded | {
+    not_encoded: ClassVar[frozenset[str]] = PipelineConfig.not_encoded | {
         "guidance",
         "min_references",
-        "max_references",
         "offline",
         "transformer",
         "base_lora",
     }
 
     model: str = Field(description="a folder in diffusers' layout, a hub id, or the shipped 'mini'")
-    revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
-    variant: str | None = Field(default=None, description="weights variant, such as 'fp16'")
     offline: bool = Field(default=False, description="use what is in the hub's cache and never ask the hub")
     transformer: str | None = Field(
         default=None,
@@ -44,16 +41,6 @@ class FluxConfig(PolicyConfig):
     )
     max_sequence_length: int = Field(default=512, ge=1, le=512, description="T5 tokens of a prompt")
     min_references: NonNegativeInt = Field(default=1, description="0 also draws from a prompt alone")
-    max_references: PositiveInt = 4
-
-    @field_validator("height", "width")
-    @classmethod
-    def _whole_tokens(cls, pixels: int) -> int:
-        if pixels % PIXELS_PER_TOKEN:
-            low = pixels // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN
-            near = f"{low} or {low + PIXELS_PER_TOKEN}" if low else str(PIXELS_PER_TOKEN)
-            raise ValueError(f"given {pixels}; FLUX needs a multiple of {PIXELS_PER_TOKEN}: use {near}")
-        return pixels
 
     @model_validator(mode="after")
     def _some_number_fits(self) -> "FluxConfig":
