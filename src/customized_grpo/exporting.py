@@ -91,7 +91,7 @@ def _write_model(
     config = recipe.policy
     if config.base_lora is not None:
         update = joined(_base_update(config), update)
-    bare = config.model_copy(update={"base_lora": None})
+    bare = config.model_copy(update={"base_lora": None, "quantization": "none"})  # nothing fuses into bits
     policy: Any = load_policy(bare, device=torch.device("cpu"), precision=recipe.run.precision)
     file.check_base(base_hash(policy.transformer))
     fuse(policy.transformer, update)

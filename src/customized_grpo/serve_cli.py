@@ -25,4 +25,4 @@ def serve(
         raise ValueError("serving needs LitServe: pip install 'customized-grpo[serve]'")
     from customized_grpo.serve.server import serve as run
 
-    run(settings, lambda text: say(text))
+    run(settings, say)

@@ -49,7 +49,7 @@ def velocity(policy: UNO) -> Tensor:
         return policy.velocity(x, torch.tensor(0.7), policy.encode("a red cube", []))
 
 
-def run_of(world: Path, folder: Path, lora: dict[str, Any], *, with_base: bool = True) -> Tensor:
+def run_of(world: Path, folder: Path, lora: dict[str, Any], *, with_base: bool = True, **more: Any) -> Tensor:
     """A run's folder as far as an export reads it; the velocity of its policy."""
     beneath = base_lora(world) if with_base else None
     policy = load(world, base_lora=beneath)
@@ -62,7 +62,7 @@ def run_of(world: Path, folder: Path, lora: dict[str, Any], *, with_base: bool =
     checkpoint = folder / "checkpoints" / "step-000001"
     save_adapter(policy, checkpoint, {"base_model": "tiny", "step": "1"})
     (checkpoint / "manifest.json").write_text("{}")
-    changes = {"policy__lora": settings.model_dump(), "policy__base_lora": beneath}
+    changes = {"policy__lora": settings.model_dump(), "policy__base_lora": beneath, **more}
     save_recipe(tiny_recipe(world, folder, **changes), folder / "config.yaml")
     return velocity(policy)
 
@@ -123,6 +123,15 @@ def test_a_fused_model_is_base_and_both_loras(world: Path, tmp_path: Path) -> No
     close(velocity(load(world, model=str(folder))), expected)
     file = exported(tmp_path / "run", "--out", tmp_path / "original", "--format", "original")
     close(velocity(load(world, transformer=str(file))), expected)
+
+
+def test_an_adapter_of_a_quantised_base_is_fused_into_the_whole_one(world: Path, tmp_path: Path) -> None:
+    """On a machine without a GPU too, where quantised weights can't even be loaded."""
+    more = {"policy__quantization": "4bit", "run__precision": "bf16"}
+    expected = run_of(world, tmp_path / "run", UNOS, **more)
+    folder = exported(tmp_path / "run", "--out", tmp_path / "model", "--format", "model")
+    given = velocity(load(world, model=str(folder)))
+    assert (given - expected).norm() / expected.norm() < 0.03, "more than bf16 weights round"
 
 
 def test_diffusers_format_is_the_checkpoints(world: Path, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from customized_grpo.policies.low_rank import mismatch
+
 _PREFIX: Final = "model.diffusion_model."
 """Of files that hold a whole pipeline's layout (ComfyUI)."""
 _SWAPPED: Final = "final_layer.adaLN_modulation.1"
@@ -96,7 +98,7 @@ def from_original(
     """
     if state and all(name.startswith(_PREFIX) for name in state):
         state = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
-    check_keys(state.keys(), keys.keys())
+    _check_keys(state.keys(), keys.keys())
     converted: dict[str, Tensor] = {}
     for name, ours in keys.items():
         rows = [shapes[one][0] for one in ours]
@@ -114,7 +116,7 @@ def to_original(state: Mapping[str, Tensor], keys: Mapping[str, tuple[str, ...]]
     Raises:
         ValueError: a key is missing or left over.
     """
-    check_keys(state.keys(), {one for ours in keys.values() for one in ours})
+    _check_keys(state.keys(), {one for ours in keys.values() for one in ours})
     return {
         name: _swap(state[ours[0]])
         if name.startswith(_SWAPPED)
@@ -123,19 +125,9 @@ def to_original(state: Mapping[str, Tensor], keys: Mapping[str, tuple[str, ...]]
     }
 
 
-def check_keys(given: Set[str], expected: Set[str]) -> None:
-    """Every key must have its place.
-
-    Raises:
-        ValueError: names some of those that are missing or left over.
-    """
-    parts = [
-        f"{word}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        for word, names in (("missing", sorted(expected - given)), ("surplus", sorted(given - expected)))
-        if names
-    ]
-    if parts:
-        raise ValueError("; ".join(parts))
+def _check_keys(given: Set[str], expected: Set[str]) -> None:
+    if wrong := mismatch(given, expected):
+        raise ValueError(wrong)
 
 
 def _swap(tensor: Tensor) -> Tensor:

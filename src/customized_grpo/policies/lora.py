@@ -27,7 +27,7 @@ from customized_grpo.policies.lora_files import (
     read_adapter,
     write_adapter,
 )
-from customized_grpo.policies.low_rank import Update, check_fits, shown
+from customized_grpo.policies.low_rank import Update, check_fits, mismatch, shown
 from customized_grpo.seeding import generator
 from customized_grpo.sharding import whole
 
@@ -224,13 +224,9 @@ def load_adapter(policy: Policy, path: str | Path) -> AdapterFile:
     parameters = _peft_parameters(model)
     if not parameters:
         raise ValueError("the policy has no adapter to load into; call lora.attach first")
-    surplus = sorted(file.tensors.keys() - parameters.keys())
-    missing = sorted(parameters.keys() - file.tensors.keys())
-    if surplus or missing:
-        parts = [f"surplus: {shown(surplus)}"] if surplus else []
-        parts += [f"missing: {shown(missing)}"] if missing else []
+    if wrong := mismatch(file.tensors.keys(), parameters.keys()):
         raise ValueError(
-            f"adapter {str(file.path)!r} does not fit this policy's; {'; '.join(parts)}. "
+            f"adapter {str(file.path)!r} does not fit this policy's; {wrong}. "
             "Is it of this model, and is policy.lora.targets what it was trained with?"
         )
     config = model.peft_config[ADAPTER]
@@ -239,9 +235,9 @@ def load_adapter(policy: Policy, path: str | Path) -> AdapterFile:
             f"adapter {str(file.path)!r} has rank {file.rank} and alpha {file.alpha:g}, the recipe has rank {config.r} "
             f"and alpha {config.lora_alpha:g}; set policy.lora.rank={file.rank} policy.lora.alpha={file.alpha:g}"
         )
-    wrong = [name for name, parameter in parameters.items() if parameter.shape != file.tensors[name].shape]
-    if wrong:
-        raise ValueError(f"adapter {str(file.path)!r} is of a model of another width: {shown(wrong)}")
+    unlike = [name for name, parameter in parameters.items() if parameter.shape != file.tensors[name].shape]
+    if unlike:
+        raise ValueError(f"adapter {str(file.path)!r} is of a model of another width: {shown(unlike)}")
     file.check_base(policy.base_hash)
     first: dict[int, str] = {}
     tensors = file.tensors

@@ -3,7 +3,7 @@
 An update is one pair of factors a module, delta W = B A, its scale already inside B. Dimensions: r rank.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +90,15 @@ def fuse(transformer: nn.Module, update: Update) -> None:
 def _linear(transformer: nn.Module, name: str) -> nn.Module:
     module = transformer.get_submodule(name)
     return module if isinstance(module, nn.Linear) else module.get_submodule("base_layer")
+
+
+def mismatch(given: Set[str], expected: Set[str]) -> str:
+    """Which keys are missing and which are left over, some of them by name; empty where every key has its place."""
+    return "; ".join(
+        f"{word}: {shown(sorted(names))}"
+        for word, names in (("missing", expected - given), ("surplus", given - expected))
+        if names
+    )
 
 
 def shown(names: list[str]) -> str:

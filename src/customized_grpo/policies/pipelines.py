@@ -20,6 +20,7 @@ from customized_grpo import registry
 from customized_grpo.policies.acceleration import quantization_of, settle
 from customized_grpo.policies.base import PolicyConfig
 from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN
+from customized_grpo.policies.hub_files import hub_problem
 
 _DECODE_CHUNK = 4
 _INDEX = "model_index.json"
@@ -177,10 +178,9 @@ def _reads(policy: str, pipeline: str) -> bool:
 
 
 def _unreadable(pipeline_class: Any, config: PipelineConfig, error: Exception) -> ValueError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return ValueError(
-        f"policy.model: {config.model!r} can't be loaded: {reason} - is it a {pipeline_class.__name__} in diffusers' "
-        "layout, and if it is a gated hub id, have you accepted its licence and run 'hf auth login'?"
+        f"policy.model: {config.model!r} can't be loaded: {hub_problem(error, config.model)} - it must be a "
+        f"{pipeline_class.__name__} in diffusers' layout"
     )
 
 

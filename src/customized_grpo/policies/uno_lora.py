@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from customized_grpo.policies.low_rank import Factors, Update, shown
+from customized_grpo.policies.low_rank import Factors, Update, mismatch, shown
 
 REPOSITORY: Final = "bytedance-research/UNO"
 FILE_NAME: Final = "dit_lora.safetensors"
@@ -55,13 +55,8 @@ def from_uno(tensors: Mapping[str, Tensor], num_double: int, num_single: int) ->
     """
     places = layers(num_double, num_single)
     expected = {f"{place}.{side}.weight" for place in places for side in ("down", "up")}
-    surplus, missing = sorted(tensors.keys() - expected), sorted(expected - tensors.keys())
-    if surplus or missing:
-        parts = [f"missing: {shown(missing)}"] if missing else []
-        parts += [f"surplus: {shown(surplus)}"] if surplus else []
-        raise ValueError(
-            f"{'; '.join(parts)}, for a model of {num_double} double and {num_single} single blocks"
-        )
+    if wrong := mismatch(tensors.keys(), expected):
+        raise ValueError(f"{wrong}, for a model of {num_double} double and {num_single} single blocks")
     update: dict[str, Factors] = {}
     for place, modules in places.items():
         down, up = (tensors[f"{place}.{side}.weight"] for side in ("down", "up"))

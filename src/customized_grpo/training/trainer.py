@@ -204,7 +204,7 @@ class Trainer:
         remaining = num_micro_batches(groups, len(samples), settings.pairs_per_backward)
         ratios: list[Tensor] = []
         signs: list[Tensor] = []
-        loss_sum = kl_sum = 0.0
+        losses: list[Tensor] = []
         with parts.clock.phase("replay"):
             for pairs in micro_batches(groups, advantages, samples, settings.pairs_per_backward):
                 remaining -= 1
@@ -215,12 +215,10 @@ class Trainer:
                     backward((loss + self.recipe.objective.kl * penalty) * share * accelerator.num_processes)
                 ratios.append(log_ratio)
                 signs.append(pairs.advantage)
-                loss_sum, kl_sum = (
-                    loss_sum + float(loss.detach()) * share,
-                    kl_sum + float(penalty.detach()) * share,
-                )
+                losses.append(torch.stack([loss.detach(), penalty.detach()]) * share)
         with parts.clock.phase("optimizer"):
             log_ratios = torch.cat(ratios)
+            loss_sum, kl_sum = torch.stack(losses).sum(0).tolist()  # read once: each look waits for a GPU
             metrics = explain.update(log_ratios, torch.cat(signs), self.recipe.objective.clip)
             if first:
                 metrics["ratio/max_abs_log_first"] = largest(accelerator, metrics["ratio/max_abs_log"])

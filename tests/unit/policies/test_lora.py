@@ -218,7 +218,7 @@ def test_missing_and_surplus_keys_are_named(tiny_flux: Path, tmp_path: Path) -> 
     other = tiny_policy(tiny_flux)
     attach(other, LoraSettings(rank=4, targets=("to_q", "to_v")), seed=0)
     before = adapter_state(other.transformer)
-    with pytest.raises(ValueError, match=r"surplus: \S*to_k\.lora_A.*missing: \S*to_v\.lora_A"):
+    with pytest.raises(ValueError, match=r"missing: \S*to_v\.lora_A.*surplus: \S*to_k\.lora_A"):
         load_adapter(other, saved)
     after = adapter_state(other.transformer)
     assert all(torch.equal(before[name], after[name]) for name in before), (

@@ -308,7 +308,7 @@ def test_bad_models_are_refused_in_one_line(world: World, name: str, tmp_path: P
             r"policy\.model: .* holds a .*Pipeline, and policy\.type .* reads a .*; "
             r"use policy\.type=(flux2|qwen-image-edit-plus)",
         ),
-        ("nobody/nothing", r"policy\.model: 'nobody/nothing' can't be loaded: .*hf auth login"),
+        ("nobody/nothing", r"policy\.model: 'nobody/nothing' can't be loaded: .*hf download nobody/nothing"),
         ("mini", r"there is no embedded miniature of .*; policy\.type uno has one"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
