@@ -197,6 +197,7 @@ def environment(**more: str) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "TRANSFORMERS_VERBOSITY": "error",
+        "PYTHONFAULTHANDLER": "1",
         **more,
     }
 

@@ -63,10 +63,18 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     start = {name: one.detach().clone() for name, one in trainer.parts.parameters.items()}
     trainer.run()
     cut_short(root / "one", root / "from-one", keep=2)
+    for engine in ("ddp", "fsdp"):
+        run_two_ranks(world, root, engine)
+    adapter = {name: one.detach().clone() for name, one in trainer.parts.parameters.items()}
+    return Both(root, root / "one", adapter, start)
+
+
+def run_two_ranks(world: Path, root: Path, engine: str) -> None:
+    """``two_ranks.py`` as two processes; if one fails, what both wrote is the reason."""
     port = str(free_port())
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("two_ranks.py")), str(world), str(root)],
+            [sys.executable, str(Path(__file__).with_name("two_ranks.py")), str(world), str(root), engine],
             env=environment(
                 RANK=str(rank),
                 LOCAL_RANK=str(rank),
@@ -74,9 +82,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
                 MASTER_ADDR="127.0.0.1",
                 MASTER_PORT=port,
                 CUDA_VISIBLE_DEVICES="",
-                **{
-                    SLOW: str(0.3 * rank)
-                },  # a slow reward on one rank: the other waits, and nothing else changes
+                # a slow reward on one rank: the other waits, and nothing else changes
+                **{SLOW: str(0.3 * rank)},
             ),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -84,16 +91,16 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
         )
         for rank in range(2)
     ]
+    said = []
     try:
         for rank in ranks:
-            said, _ = rank.communicate(timeout=280)
-            assert rank.returncode == 0, said
+            said.append(rank.communicate(timeout=280)[0])
     finally:
         for rank in ranks:
             rank.kill()
             rank.communicate()
-    adapter = {name: one.detach().clone() for name, one in trainer.parts.parameters.items()}
-    return Both(root, root / "one", adapter, start)
+    codes = [rank.returncode for rank in ranks]
+    assert codes == [0, 0], f"{codes}\n" + "\n".join(said)
 
 
 def cut_short(run: Path, into: Path, keep: int) -> None:

@@ -1,8 +1,8 @@
-"""One rank of two: ``two_ranks.py WORLD OUT``, with the variables that torchrun and accelerate set.
+"""One rank of two: ``two_ranks.py WORLD OUT ddp|fsdp``, with the variables that torchrun and accelerate set.
 
-Writes what it has trained to ``OUT/rank-<r>.safetensors``; to ``OUT/alone-<r>.safetensors`` what comes out where
-gradients are not exchanged; to ``resumed-<r>`` what one process's checkpoint leads to; the runs under FSDP2 to ``fsdp``
-and ``fsdp-again``; and to ``OUT/said-<r>.json`` the message of each fault.
+``ddp`` writes what it has trained to ``OUT/rank-<r>.safetensors``; to ``OUT/alone-<r>.safetensors`` what comes out
+where gradients are not exchanged; to ``resumed-<r>`` what one process's checkpoint leads to; and to
+``OUT/said-<r>.json`` the message of each fault. ``fsdp`` writes the runs under FSDP2 to ``fsdp`` and ``fsdp-again``.
 """
 
 import errno
@@ -38,12 +38,20 @@ CHANGES = {
 }
 
 
-def main(world: Path, out: Path) -> None:
+def main(world: Path, out: Path, engine: str) -> None:
     torch.set_num_threads(1)
 
     def trainer_of(name: str, **changes: Any) -> Trainer:
         return Trainer(setup.build(tiny_recipe(world, out / name, **(CHANGES | changes))))
 
+    if engine == "fsdp":
+        fully_sharded(out, world, trainer_of)
+    else:
+        data_parallel(out, trainer_of)
+
+
+def data_parallel(out: Path, trainer_of: Callable[..., Trainer]) -> None:
+    """DDP on gloo."""
     alone = trainer_of("alone")
     rank = alone.parts.accelerator.process_index
     assert alone.parts.accelerator.num_processes == 2
@@ -62,7 +70,6 @@ def main(world: Path, out: Path) -> None:
 
     said = faults(rank, trainer_of)
     (out / f"said-{rank}.json").write_text(json.dumps(said))
-    fully_sharded(out, rank, world, trainer_of)
 
 
 def faults(rank: int, trainer_of: Callable[..., Trainer]) -> dict[str, str]:
@@ -109,7 +116,7 @@ def failure(what: Callable[[], object]) -> str:
     return "nothing"
 
 
-def fully_sharded(out: Path, rank: int, world: Path, trainer_of: Callable[..., Trainer]) -> None:
+def fully_sharded(out: Path, world: Path, trainer_of: Callable[..., Trainer]) -> None:
     """FSDP2 on gloo, as the GPUs would have it.
 
     accelerate turns FSDP on for accelerators only, so it is told here; all that it then does is its own.
@@ -138,7 +145,7 @@ def fully_sharded(out: Path, rank: int, world: Path, trainer_of: Callable[..., T
         trainer.run()
         local = sum(one.to_local().numel() for one in parameters.values())
         assert local < 0.6 * sum(one.numel() for one in parameters.values())
-        if rank == 0:
+        if accelerator.is_main_process:
             shutil.copytree(out / "fsdp", out / "fsdp-again")
             shutil.rmtree(out / "fsdp-again" / "checkpoints" / f"step-{STEPS:06d}")
         accelerator.wait_for_everyone()
@@ -149,4 +156,4 @@ def fully_sharded(out: Path, rank: int, world: Path, trainer_of: Callable[..., T
 if __name__ == "__main__":
     # the end of a run leaves the group of processes, and there are several runs
     with mock.patch("accelerate.Accelerator.end_training", return_value=None):
-        main(Path(sys.argv[1]), Path(sys.argv[2]))
+        main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
