@@ -1,7 +1,7 @@
 """A run's folder as data for the report. Only files of the folder are read, and what is missing or damaged is named."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -151,8 +151,12 @@ class RunFolder:
         return int(self.steps[-1]["step"]) if self.steps else 0
 
 
-def read_runs(paths: Sequence[Path]) -> list[RunFolder]:
+def read_runs(paths: Sequence[Path], *, metrics: str = "") -> list[RunFolder]:
     """Read every folder, each under a name of its own.
+
+    Args:
+        paths: the folders.
+        metrics: of ``metrics.jsonl`` keep only the names that begin so; a long run has many lines.
 
     Raises:
         ValueError: no path, a path that is no folder, or a folder without anything measured.
@@ -164,15 +168,16 @@ def read_runs(paths: Sequence[Path]) -> list[RunFolder]:
         names = [f"{path.resolve().parent.name}/{path.resolve().name}" for path in paths]
     if len(set(names)) < len(names):
         raise ValueError(f"the same run was given twice: {', '.join(map(str, paths))}")
-    return [_read(path, name) for path, name in zip(paths, names, strict=True)]
+    return [_read(path, name, metrics) for path, name in zip(paths, names, strict=True)]
 
 
-def _read(path: Path, name: str) -> RunFolder:
+def _read(path: Path, name: str, metrics: str) -> RunFolder:
     if not path.is_dir():
         raise ValueError(f"{path} is not a folder; give a run's folder, the run.dir of its recipe")
     missing: list[str] = []
     config_text, config = _config(path / "config.yaml", missing)
-    steps = _metrics(path / "metrics.jsonl", missing, expected="train" in config or not config)
+    expected = "train" in config or not config
+    steps = _metrics(path / "metrics.jsonl", missing, prefix=metrics, expected=expected)
     evaluations = {file.stem: _rows(file, missing) for file in sorted((path / "evaluation").glob("*.jsonl"))}
     summary = _summary(path / "evaluation" / "summary.json", missing)
     if not steps and summary is None and not any(evaluations.values()):
@@ -197,27 +202,31 @@ def _note_progress(missing: list[str], steps: Sequence[Mapping[str, Any]], confi
         )
 
 
-def _lines(path: Path, missing: list[str]) -> list[dict[str, Any]]:
+def _lines(
+    path: Path, missing: list[str], wanted: Callable[[str], bool] = lambda _: True
+) -> list[dict[str, Any]]:
     good, bad = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            bad += bool(line.strip())
-            continue
-        if isinstance(row, dict):
-            good.append(row)
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                bad += bool(line.strip())
+                continue
+            if isinstance(row, dict):
+                good.append({name: row[name] for name in row if wanted(name)})
     if bad:
         missing.append(f"{path.name}: {bad} unfinished or damaged line{'s' if bad > 1 else ''} left out.")
     return good
 
 
-def _metrics(path: Path, missing: list[str], *, expected: bool) -> list[dict[str, Any]]:
+def _metrics(path: Path, missing: list[str], *, prefix: str, expected: bool) -> list[dict[str, Any]]:
     if not path.is_file():
         if expected:
             missing.append("No metrics.jsonl, so there is nothing about the training itself.")
         return []
-    by_step = {row["step"]: row for row in _lines(path, missing) if isinstance(row.get("step"), int)}
+    lines = _lines(path, missing, lambda name: name == "step" or name.startswith(prefix))
+    by_step = {row["step"]: row for row in lines if isinstance(row.get("step"), int)}
     return [by_step[step] for step in sorted(by_step)]
 
 

@@ -5,6 +5,7 @@ n batch.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float, UInt8
@@ -14,7 +15,7 @@ from customized_grpo.clock import Clock
 from customized_grpo.policies.base import Policy
 from customized_grpo.sampling.dynamics import Gaussian, log_prob
 from customized_grpo.sampling.schedule import StepPlan
-from customized_grpo.sampling.solver import Velocity, ode_steps
+from customized_grpo.sampling.solver import ode_steps
 from customized_grpo.seeding import generator
 from customized_grpo.types import Conditioning, Example, Trajectory
 
@@ -98,7 +99,7 @@ def sample_group(
     with clock.phase("rollout"):
         sigmas, draws = sigmas.to(policy.device), draws.to(policy.device)
         x = noise.to(policy.device, policy.dtype)
-        velocity = _in_batches(policy, cond, batch)
+        velocity = partial(_in_batches, policy, cond, batch)
         k = plan.first_stochastic if shared_noise else 0
         x = ode_steps(velocity, x[:1] if k else x, sigmas[plan.path(0, k)], plan.solver).expand_as(x)
         before, after, scores = [], [], []
@@ -130,15 +131,17 @@ def sample_group(
     )
 
 
-def _in_batches(policy: Policy, cond: Conditioning, size: int | None) -> Velocity:
+def _in_batches(
+    policy: Policy,
+    cond: Conditioning,
+    size: int | None,
+    x: Float[Tensor, "n s c"],
+    sigma: Float[Tensor, ""],
+) -> Float[Tensor, "n s c"]:
     """The velocity of any number of samples of one prompt, at most ``size`` of them in one forward."""
-
-    def velocity(x: Float[Tensor, "n s c"], sigma: Float[Tensor, ""]) -> Float[Tensor, "n s c"]:
-        if size is None or len(x) <= size:
-            return policy.velocity(x, sigma, cond)
-        return torch.cat([policy.velocity(part, sigma, cond) for part in x.split(size)])
-
-    return velocity
+    if size is None or len(x) <= size:
+        return policy.velocity(x, sigma, cond)
+    return torch.cat([policy.velocity(part, sigma, cond) for part in x.split(size)])
 
 
 @torch.no_grad()

@@ -68,7 +68,8 @@ def _idle(parts: Parts, held: Evaluation) -> None:
 
 def warnings(folder: Path, done: int) -> list[str]:
     """What the evaluation after ``done`` steps of a run, just logged, gives to worry about."""
-    return [str(suspicion) for suspicion in read_runs([folder])[0].suspicions(until=done)]
+    (run,) = read_runs([folder], metrics="reward/")
+    return [str(suspicion) for suspicion in run.suspicions(until=done)]
 
 
 def notices(parts: Parts) -> list[str]:
