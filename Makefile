@@ -17,12 +17,13 @@ export OMP_NUM_THREADS
 # Two processes of one thread train the miniature 1.7 times as fast as one of two threads. A GPU is not shared.
 PROCESSES := $(shell command -v nvidia-smi >/dev/null 2>&1 || [ "$(CORES)" -lt 2 ] && echo 1 || echo 2)
 
-.PHONY: help setup demo test lint docs ablation assets clean
+.PHONY: help setup demo test test-deepspeed lint docs ablation assets clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      train, evaluate and report the embedded miniature ($(DEMO)/report.html)"
 	@echo "make test      tests, ruff, mypy, strict docs build"
+	@echo "make test-deepspeed  two processes under ZeRO-2 and ZeRO-3; needs a C++ compiler"
 	@echo "make lint      ruff and mypy alone"
 	@echo "make docs      the documentation, into site/"
 	@echo "make ablation  the comparison of docs/ablation.md; hours, resumable"
@@ -41,6 +42,15 @@ demo: $(RUNTIME)
 test: export OMP_NUM_THREADS = 1
 test: $(TOOLS) lint docs
 	$(BIN)/pytest -n $(CORES) --dist loadfile $(ARGS)
+
+# Beside the environment, not in it: accelerate imports DeepSpeed in every process where it finds it, which takes seconds.
+test-deepspeed: export OMP_NUM_THREADS = 1
+test-deepspeed: $(VENV)/deepspeed
+	PYTHONPATH=$(VENV)/deepspeed $(BIN)/pytest -m deepspeed tests/distributed/test_two_ranks.py $(ARGS)
+
+$(VENV)/deepspeed: requirements-deepspeed.txt $(TOOLS)
+	@rm -rf $@
+	@$(PIP) install -qq --no-deps --target $@ -r requirements-deepspeed.txt
 
 lint: $(TOOLS)
 	$(BIN)/ruff check .

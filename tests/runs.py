@@ -190,7 +190,8 @@ def command(recipe: Path, *overrides: str) -> list[str]:
 def environment(**more: str) -> dict[str, str]:
     """Variables of such a process: the checkout's package and these rewards, offline, one thread."""
     here = Path(__file__).parent
-    paths = os.pathsep.join([str(here.parent / "src"), str(here)])
+    given = os.environ.get("PYTHONPATH", "")
+    paths = os.pathsep.join([str(here.parent / "src"), str(here), *filter(None, [given])])
     return {
         **os.environ,
         "PYTHONPATH": paths,

@@ -1,7 +1,7 @@
 """One process with two groups is two processes with one group each: the same adapter, the same metrics (gloo, CPU).
 
-So under DDP and under FSDP2; a checkpoint of either goes on under any number of processes; and what befalls one of the
-processes is known to both.
+So under DDP and under FSDP2, and nearly so under DeepSpeed's ZeRO (``make test-deepspeed``); a checkpoint of any goes
+on under any number of processes; and what befalls one of the processes is known to both.
 """
 
 import json
@@ -237,3 +237,19 @@ def test_what_befalls_one_process_stops_both_with_its_reason(both: Both, fault: 
 
 def test_a_signal_to_one_process_ends_both_after_the_step(both: Both) -> None:
     assert [path.name for path in (both.two / "signal" / "checkpoints").iterdir()] == ["step-000001"]
+
+
+@pytest.mark.deepspeed
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_zero_trains_what_one_process_does_and_resumes_exactly(engine: str, tmp_path: Path) -> None:
+    """Its gradients are in bf16, so it is held to one process in bf16, and loosely: without exchange it were 0.2."""
+    world = make_tiny_world(tmp_path)
+    trainer = Trainer(build(tiny_recipe(world, tmp_path / "one", **CHANGES, run__precision="bf16")))
+    start = {name: one.detach().clone() for name, one in trainer.parts.parameters.items()}
+    trainer.run()
+    run_two_ranks(world, tmp_path, engine)
+    one = tensors(tmp_path / "one", "state/adapter.safetensors")
+    two = tensors(tmp_path / engine, "state/adapter.safetensors")
+    assert distance(two, one) < 0.15 * distance(one, start)
+    for name in ("state/adapter.safetensors", "state/optimizer.safetensors"):
+        assert distance(tensors(tmp_path / engine, name), tensors(tmp_path / f"{engine}-again", name)) == 0

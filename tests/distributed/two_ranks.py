@@ -1,8 +1,9 @@
-"""One rank of two: ``two_ranks.py WORLD OUT ddp|fsdp``, with the variables that torchrun and accelerate set.
+"""One rank of two: ``two_ranks.py WORLD OUT ENGINE``, with the variables that torchrun and accelerate set.
 
 ``ddp`` writes what it has trained to ``OUT/rank-<r>.safetensors``; to ``OUT/alone-<r>.safetensors`` what comes out
 where gradients are not exchanged; to ``resumed-<r>`` what one process's checkpoint leads to; and to
-``OUT/said-<r>.json`` the message of each fault. ``fsdp`` writes the runs under FSDP2 to ``fsdp`` and ``fsdp-again``.
+``OUT/said-<r>.json`` the message of each fault. ``fsdp`` writes the runs under FSDP2 to ``fsdp`` and ``fsdp-again``;
+``zero2`` and ``zero3`` likewise under DeepSpeed.
 """
 
 import errno
@@ -16,7 +17,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from accelerate import FullyShardedDataParallelPlugin
+from accelerate import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
@@ -46,6 +47,8 @@ def main(world: Path, out: Path, engine: str) -> None:
 
     if engine == "fsdp":
         fully_sharded(out, world, trainer_of)
+    elif engine.startswith("zero"):
+        zero(engine, out, trainer_of)
     else:
         data_parallel(out, trainer_of)
 
@@ -117,40 +120,58 @@ def failure(what: Callable[[], object]) -> str:
 
 
 def fully_sharded(out: Path, world: Path, trainer_of: Callable[..., Trainer]) -> None:
-    """FSDP2 on gloo, as the GPUs would have it.
-
-    accelerate turns FSDP on for accelerators only, so it is told here; all that it then does is its own.
-    """
+    """FSDP2 on gloo, as the GPUs would have it."""
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
         reshard_after_forward=True,
         cpu_ram_efficient_loading=False,
     )
-    real = setup.Accelerator
-
-    def sharded(**given: Any) -> Any:
-        accelerator = real(fsdp_plugin=plugin, **given)
-        AcceleratorState._shared_state["fsdp_plugin"] = plugin
-        for state in (AcceleratorState, PartialState):
-            state._shared_state["distributed_type"] = DistributedType.FSDP
-        return accelerator
-
+    setup.Accelerator(cpu=True, fsdp_plugin=plugin)
+    tell(DistributedType.FSDP, fsdp_plugin=plugin)
     # two examples for one rank, one for the other
     three = with_evaluation(world, 4) | {"evaluate__limit": 3, "evaluate__batch": 1}
-    with mock.patch.object(setup, "Accelerator", sharded):
-        trainer = trainer_of("fsdp", train__ema=0.5, **three)
-        parameters, accelerator = trainer.parts.parameters, trainer.parts.accelerator
-        assert engine.needs_all_ranks(accelerator, trainer.parts.policy.transformer)
-        trainer.run()
-        local = sum(one.to_local().numel() for one in parameters.values())
-        assert local < 0.6 * sum(one.numel() for one in parameters.values())
-        if accelerator.is_main_process:
-            shutil.copytree(out / "fsdp", out / "fsdp-again")
-            shutil.rmtree(out / "fsdp-again" / "checkpoints" / f"step-{STEPS:06d}")
-        accelerator.wait_for_everyone()
-        again = trainer_of("fsdp-again", train__ema=0.5, run__resume="latest", **three)
-        again.run()
+    trainer = trainer_of("fsdp", train__ema=0.5, **three)
+    parameters = trainer.parts.parameters
+    assert engine.needs_all_ranks(trainer.parts.accelerator, trainer.parts.policy.transformer)
+    trainer.run()
+    local = sum(one.to_local().numel() for one in parameters.values())
+    assert local < 0.6 * sum(one.numel() for one in parameters.values())
+    without_the_last_step(trainer, out / "fsdp-again")
+    trainer_of("fsdp-again", train__ema=0.5, run__resume="latest", **three).run()
+
+
+def zero(name: str, out: Path, trainer_of: Callable[..., Trainer]) -> None:
+    """DeepSpeed's ZeRO on gloo; its gradients are in bf16."""
+    import deepspeed
+
+    plugin = DeepSpeedPlugin(zero_stage=int(name.removeprefix("zero")), zero3_init_flag=False)
+    plugin.set_mixed_precision("bf16")
+    setup.Accelerator(cpu=True, mixed_precision="bf16", deepspeed_plugin=plugin)
+    tell(DistributedType.DEEPSPEED, deepspeed_plugins=plugin)
+    plugin.select(_from_accelerator_state=True)
+    deepspeed.init_distributed(dist_backend="gloo")
+    trainer = trainer_of(name, run__precision="bf16")
+    parts = trainer.parts
+    assert engine.needs_all_ranks(parts.accelerator, parts.policy.transformer) == (name == "zero3")
+    trainer.run()
+    without_the_last_step(trainer, out / f"{name}-again")
+    trainer_of(f"{name}-again", run__precision="bf16", run__resume="latest").run()
+
+
+def tell(kind: DistributedType, **plugin: Any) -> None:
+    """accelerate turns FSDP and DeepSpeed on for GPUs only, so it is told here; all that it then does is its own."""
+    AcceleratorState._shared_state.update(plugin)
+    for state in (AcceleratorState, PartialState):
+        state._shared_state["distributed_type"] = kind
+
+
+def without_the_last_step(trainer: Trainer, into: Path) -> None:
+    """A copy of a run from before its last step."""
+    if trainer.parts.accelerator.is_main_process:
+        shutil.copytree(trainer.parts.folder, into)
+        shutil.rmtree(into / "checkpoints" / f"step-{STEPS:06d}")
+    trainer.parts.accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":
