@@ -60,6 +60,29 @@ def test_a_process_that_fails_ends_the_job_with_its_reason_first(world: Path, tm
     assert check(tmp_path / "run" / "checkpoints" / "step-000001") == 1
 
 
+def test_accelerate_launches_it_too(world: Path, tmp_path: Path) -> None:
+    """One process: on CPUs accelerate starts several by MPI only, on GPUs by torchrun's own code."""
+    accelerate = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=1"]
+    config = Path(__file__).parents[2] / "config" / "accelerate" / "ddp.yaml"
+    ended = subprocess.run(
+        [
+            sys.executable,
+            *accelerate,
+            "--config_file",
+            str(config),
+            *TRAIN,
+            str(recipe_file(world, tmp_path)),
+        ],
+        env=environment(CUDA_VISIBLE_DEVICES=""),
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert check(tmp_path / "run" / "checkpoints" / "step-000003") == 3
+
+
 def ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
