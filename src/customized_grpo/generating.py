@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from customized_grpo.config import EvaluateRecipe, Recipe
-from customized_grpo.policies import lora
+from customized_grpo.policies import tuning
 from customized_grpo.policies.base import Policy, load_policy
 from customized_grpo.sampling.rollout import generate
 from customized_grpo.sampling.schedule import resolve_shift, shifted_sigmas
@@ -41,7 +41,7 @@ def draw(
 
     Args:
         recipe: says the policy, the device, and the sampler.
-        adapter: a run, a checkpoint, or an adapter's folder or file; None: the base alone.
+        adapter: a run, a checkpoint, an adapter's folder or file, or a transformer's folder; None: the base alone.
         references: images of the subject.
         prompt: what to draw.
         file: the image to write; several get -0, -1, ... before the suffix.
@@ -56,7 +56,7 @@ def draw(
     Raises:
         ValueError: the adapter is missing or doesn't fit, the policy can't be loaded, or it can't take the references.
     """
-    settings = None if adapter is None else lora.read_adapter(adapter).settings()
+    tuned = None if adapter is None else tuning.read(adapter)
     use_gpu = recipe.run.device != "cpu" and torch.cuda.is_available()
     if recipe.run.device == "cuda" and not use_gpu:
         raise ValueError(
@@ -71,10 +71,10 @@ def draw(
         [torch.randn(policy.latent_shape, generator=generator(seed, "generate", 0, i)) for i in range(num)]
     )
     rows: dict[str, UInt8[Tensor, "n h w 3"]] = {}
-    if settings is None or grid is not None:
+    if tuned is None or grid is not None:
         rows["base"] = _images(policy, cond, noise, sigmas)
-    if settings is not None:
-        lora.attach(policy, settings, seed=0)
+    if tuned is not None:
+        tuning.apply(policy, tuned)
         rows["tuned"] = _images(policy, cond, noise, sigmas)
     files = [file] if num == 1 else [file.with_stem(f"{file.stem}-{i}") for i in range(num)]
     for path, image in zip(files, next(reversed(rows.values())), strict=True):

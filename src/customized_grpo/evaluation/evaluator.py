@@ -15,7 +15,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from customized_grpo import registry
 from customized_grpo.config import Evaluate, EvaluateRecipe, EvaluateSampling, Sampling
@@ -30,24 +30,13 @@ from customized_grpo.evaluation.report import write_report
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.evaluation.tables import summarize
 from customized_grpo.loading import save_recipe
-from customized_grpo.policies import lora
+from customized_grpo.policies import tuning
 from customized_grpo.policies.base import Policy, runs_on_cpu, stack
 from customized_grpo.policies.cache import Place, open_policy
 from customized_grpo.sampling.rollout import generate
 from customized_grpo.sampling.schedule import resolve_shift, shifted_sigmas
 from customized_grpo.seeding import generator
-from customized_grpo.sharding import whole
 from customized_grpo.types import Conditioning, Example
-
-
-def adapter_fingerprint(module: nn.Module) -> str:
-    """A hash of the module's LoRA weights, by name; the same for every module without any."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(module.named_parameters()):
-        if "lora_" in name:
-            digest.update(name.encode())
-            digest.update(whole(parameter.detach()).cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 @torch.no_grad()
@@ -68,7 +57,7 @@ def evaluate_policy(
 
     Args:
         steps, shift: of the sampler; ``spec.steps`` goes before ``steps``.
-        weights: names the policy's weights, as ``adapter_fingerprint`` does: finished rows of the same weights, recipe
+        weights: names the policy's weights, as ``tuning.apply`` does: finished rows of the same weights, recipe
             and sampler are kept, all others are made anew.
         encode: conditioning of an example; the caller may cache it.
 
@@ -195,7 +184,7 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
             "run.device: 'cuda' was asked for but torch finds no GPU; use run.device=auto or cpu"
         )
     settings: Any = recipe.policy
-    adapter = lora.read_adapter(recipe.lora) if recipe.lora is not None else None
+    tuned = tuning.read(recipe.lora) if recipe.lora is not None else None
     spec = recipe.evaluate
     dataset = load_dataset(spec.data, "evaluate.data")
     total = num_examples(dataset, spec)
@@ -226,7 +215,7 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
     )
     if state.is_main_process:
         save_recipe(recipe, folder / "config.yaml")
-        for notice in of_evaluation(spec, total, rows=2 + (adapter is not None)):
+        for notice in of_evaluation(spec, total, rows=2 + (tuned is not None)):
             err.print(notice, markup=False, highlight=False, soft_wrap=True)
 
     def measured(label: str, weights: str) -> list[Row]:
@@ -270,9 +259,8 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
         total=total,
     )
     rows["base"] = measured("base", base)
-    if adapter is not None:
-        lora.attach(policy, adapter.settings(), recipe.run.seed)
-        rows["tuned"] = measured("tuned", base + adapter_fingerprint(policy.transformer))
+    if tuned is not None:
+        rows["tuned"] = measured("tuned", base + tuning.apply(policy, tuned))
     if state.is_main_process:
         summarize(site.folder, spec.protocol, rows, settings_of(settings, recipe.sampling, spec, total))
         write_report([folder])
@@ -282,10 +270,11 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
 
 def _folder(recipe: EvaluateRecipe) -> Path:
     spec: Any = recipe.policy
-    if spec.lora.path is not None:
-        raise ValueError(
-            "policy.lora.path is where a training starts; give the adapter to evaluate as lora=..."
-        )
+    for key, section in {"lora": spec.lora, "full": spec.full}.items():
+        if section is not None and section.path is not None:
+            raise ValueError(
+                f"policy.{key}.path is where a training starts; give what is to be evaluated as lora=..."
+            )
     folder = Path(recipe.run.dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"run.dir: {folder} is a file; give a folder")

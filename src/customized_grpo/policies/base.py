@@ -12,7 +12,15 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from jaxtyping import Float, UInt8
 from PIL.Image import Image
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 from torch import Tensor, nn
 
 from customized_grpo import registry
@@ -45,6 +53,22 @@ class LoraSettings(BaseModel):
     )
 
 
+class FullSettings(BaseModel):
+    """Full fine-tuning: the transformer's own weights are trained, in float32; see ``policies.full``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    targets: tuple[str, ...] | None = Field(
+        default=None,
+        description="modules (with all beneath them) or parameters, by regular expressions that match a full name or "
+        "its end; null: all",
+    )
+    path: str | None = Field(
+        default=None,
+        description="start from this transformer: a run or checkpoint of full fine-tuning, or a folder of diffusers",
+    )
+
+
 class PolicyConfig(BaseModel):
     """What every policy's ``Config`` holds; each policy adds its own fields.
 
@@ -55,7 +79,7 @@ class PolicyConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     not_encoded: ClassVar[frozenset[str]] = frozenset(
-        {"lora", "gradient_checkpointing", "quantization", "attention", "compile"}
+        {"lora", "full", "gradient_checkpointing", "quantization", "attention", "compile"}
     )
     embedded: ClassVar[str] = "flux"
 
@@ -63,7 +87,12 @@ class PolicyConfig(BaseModel):
     model: str
     height: PositiveInt = 512
     width: PositiveInt = 512
-    lora: LoraSettings = LoraSettings()
+    lora: LoraSettings | None = Field(
+        default=LoraSettings(), description="train an adapter; null where full is given"
+    )
+    full: FullSettings | None = Field(
+        default=None, description="train the transformer itself instead of an adapter; {}: all of its weights"
+    )
     gradient_checkpointing: bool = Field(
         default=False, description="compute activations again in the backward pass, to store less"
     )
@@ -83,6 +112,31 @@ class PolicyConfig(BaseModel):
         if name is not None:
             acceleration.check_backend_name(name)
         return name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _full_takes_the_place_of_lora(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("full") is not None:
+            return {"lora": None, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _one_form_of_training(self) -> Self:
+        if self.lora is None and self.full is None:
+            raise ValueError(
+                "lora: null leaves nothing to train; give full: {} to train the transformer itself"
+            )
+        if self.full is None:
+            return self
+        if self.lora is not None:
+            raise ValueError(
+                "full: it trains the transformer itself, and lora an adapter on it; leave one out (lora: null)"
+            )
+        if self.quantization != "none":
+            raise ValueError(
+                f"full: weights that are held in {self.quantization} can't be trained; use quantization: none, or lora"
+            )
+        return self
 
     def source(self) -> str:
         """The folder or hub id that the weights are read from."""
@@ -108,7 +162,8 @@ class Policy(ABC):
         transformer: the only trained and wrapped module. The trainer replaces it by its prepared (DDP, FSDP) form.
         latent_shape: (S, C) of one sample in the recipe's output size.
         device, dtype: where the model runs, and the dtype of its weights and of stored states.
-        base_hash: of the frozen weights, from ``lora.attach`` on; see ``hashes.base_hash``.
+        base_hash: of the weights without training, from ``tuning.attach`` on; see ``hashes.base_hash``.
+        base_weights: of full fine-tuning for a KL: what the trained parameters were at first, by name.
     """
 
     Config: ClassVar[type[PolicyConfig]]
@@ -123,11 +178,17 @@ class Policy(ABC):
     device: torch.device
     dtype: torch.dtype
     base_hash: str = ""
+    base_weights: Mapping[str, Tensor] | None = None
 
     @classmethod
     @abstractmethod
     def load(cls, config: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
-        """Load frozen weights; the adapter is attached afterwards by ``policies.lora.attach``."""
+        """Load frozen weights; what is trained is attached or unfrozen afterwards by ``policies.tuning.attach``."""
+
+    @classmethod
+    def idle(cls, transformer: Any) -> tuple[str, ...]:
+        """Parameters that no gradient reaches, as ``FullSettings.targets`` says them; full fine-tuning leaves them."""
+        return ()
 
     @abstractmethod
     def encode(self, prompt: str, references: Sequence[Image]) -> Conditioning:

@@ -63,6 +63,14 @@ class FluxConfig(PipelineConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _can_be_trained_in_full(self) -> "FluxConfig":
+        if self.full is not None and self.base_lora is not None and self.base_lora.mode == "adapter":
+            raise ValueError(
+                "full: the base's LoRA must be in the weights that are trained; use base_lora.mode=fuse"
+            )
+        return self
+
     def latent_shape(self) -> tuple[int, int]:
         """(S, 64): a token is 2 x 2 latents of FLUX's 16 channels."""
         return (self.height // PIXELS_PER_TOKEN) * (self.width // PIXELS_PER_TOKEN), 64

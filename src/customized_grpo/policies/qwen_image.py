@@ -123,6 +123,12 @@ class QwenImageEditPlus(Policy):
         )
         return cls(pipeline, config, device=device, dtype=dtype)
 
+    @classmethod
+    def idle(cls, transformer: Any) -> tuple[str, ...]:
+        """What the last block, which drops its text output, makes that output of."""
+        last = transformer.config.num_layers - 1
+        return (rf"transformer_blocks\.{last}\.(attn\.(add_q_proj|norm_added_q|to_add_out)|txt_mlp)",)
+
     @torch.no_grad()
     def encode(self, prompt: str, references: Sequence[Image]) -> Conditioning:
         """What Qwen2.5-VL makes of the references and the text, latents of the references, all grids of tokens.

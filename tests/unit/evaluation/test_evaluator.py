@@ -12,10 +12,11 @@ from PIL import Image
 
 from customized_grpo.config import Evaluate, EvaluateRecipe
 from customized_grpo.evaluation.baselines import reference_copy
-from customized_grpo.evaluation.evaluator import adapter_fingerprint, evaluate, evaluate_policy
+from customized_grpo.evaluation.evaluator import evaluate, evaluate_policy
 from customized_grpo.evaluation.items import Site, file_name
 from customized_grpo.evaluation.metrics import build_metrics
 from customized_grpo.evaluation.summary import Row
+from customized_grpo.policies.hashes import adapter_hash
 
 Run = Callable[..., list[Row]]
 
@@ -199,13 +200,13 @@ def test_encode_of_the_caller_is_used(run: Run, tmp_path: Path) -> None:
 
 def test_fingerprint_is_that_of_the_adapter_alone() -> None:
     module = torch.nn.ModuleDict({"lora_A": torch.nn.Linear(2, 2), "base": torch.nn.Linear(2, 2)})
-    before = adapter_fingerprint(module)
+    before = adapter_hash(module)
     with torch.no_grad():
         module["base"].weight += 1.0
-    assert adapter_fingerprint(module) == before
+    assert adapter_hash(module) == before
     with torch.no_grad():
         module["lora_A"].weight[0, 0] += 1e-6
-    assert adapter_fingerprint(module) != before
+    assert adapter_hash(module) != before
 
 
 def test_copies_are_the_reference_in_the_output_s_size() -> None:

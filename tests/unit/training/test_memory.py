@@ -6,6 +6,7 @@ documents state.
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,17 +19,17 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from customized_grpo.loading import load_recipe
-from customized_grpo.policies import lora
-from customized_grpo.policies.base import LoraSettings, load_policy
+from customized_grpo.policies import lora, tuning
+from customized_grpo.policies.base import FullSettings, LoraSettings, load_policy
 from customized_grpo.policies.flux import UNO, UNOConfig
 from customized_grpo.training import footprint
 from customized_grpo.training.footprint import GIB, UnknownModelError, changes, of_recipe, shapes
 from customized_grpo.training.known_models import MODELS, UNO_LORA
-from customized_grpo.training.memory import (
-    Tokens,
-    activations,
+from customized_grpo.training.memory import Tokens, activations
+from customized_grpo.training.parameters import (
     adapted,
     adapter_parameters,
+    linears,
     optimizer_bytes,
     weight_bytes,
 )
@@ -93,6 +94,45 @@ def test_stored_activations_are_what_autograd_keeps(
         bare, adapted(bare, UNO.lora_targets), rank, tokens, n=n, b=b, checkpointing=checkpointing
     )
     assert -0.02 < found.stored / measured - 1 < STORED_ERROR, (found.stored, measured)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_stored_activations_of_full_fine_tuning(flux: Path, precision: Any, checkpointing: bool) -> None:
+    policy = policy_of(flux, precision, checkpointing)
+    b = 2 if precision == "bf16" else 4
+    tuning.attach(policy, SimpleNamespace(full=FullSettings(), lora=None), seed=0)
+    # What autocast makes of the weights is counted as theirs; their sum is exact there.
+    copies = sum(one.numel() * b for one in policy.transformer.parameters() if one.ndim == 2) if b == 2 else 0
+    measured = saved_bytes(policy, 2) - (0 if checkpointing else copies)
+    bare = shapes(str(flux), UNO.encoders).transformer
+    tokens = Tokens(image=64 + 64, text=16)
+    found = activations(bare, list(linears(bare)), 0, tokens, n=2, b=b, checkpointing=checkpointing)
+    assert -0.1 < found.stored / measured - 1 < 0.2, (found.stored, measured)
+
+
+def test_full_fine_tuning_is_counted_exactly() -> None:
+    """Weights, gradients, two moments, and what else is asked for, of every parameter; nothing stays frozen."""
+    count_of = count(shapes(DEV, UNO.encoders).transformer)
+    given = ["policy.lora=null", "policy.full={}", "policy.base_lora=null", "run.cache=c"]
+    lines = {line.name: line.bytes for line in estimate_of(*given).resident}
+    assert lines["frozen weights of the transformer"] == 0
+    assert lines["trained weights"] == count_of * (4 + 4 + 2)
+    assert lines["optimizer"] == count_of * 8
+    kept = {
+        line.name: line.bytes for line in estimate_of(*given, "objective.kl=0.1", "train.ema=0.9").resident
+    }
+    assert kept["trained weights"] == count_of * (4 + 4 + 2 + 4 + 4)
+    assert {line.name: line.bytes for line in estimate_of(*given).moments}["update"] == count_of * 4
+    part = [*given, r'policy.full.targets=["attn"]']
+    held = {line.name: line.bytes for line in estimate_of(*part).resident}
+    assert held["frozen weights of the transformer"] / 2 + held["trained weights"] / 10 == count_of
+    advice, _ = changes(load_recipe("uno_customized_grpo", given), 24 * GIB)
+    assert not [one for one in advice if "quantization" in one or "rank" in one]
+
+
+def estimate_of(*overrides: str) -> Any:
+    return of_recipe(load_recipe("uno_customized_grpo", list(overrides)))
 
 
 def test_fewer_targets_store_less(flux: Path) -> None:
