@@ -16,7 +16,7 @@ from customized_grpo.config import EvaluateRecipe, Recipe
 from customized_grpo.policies import tuning
 from customized_grpo.policies.base import Policy, load_policy
 from customized_grpo.sampling.rollout import generate
-from customized_grpo.sampling.schedule import resolve_shift, shifted_sigmas
+from customized_grpo.sampling.schedule import sigma_grid
 from customized_grpo.seeding import generator
 from customized_grpo.types import Conditioning
 
@@ -65,8 +65,8 @@ def draw(
     device = torch.device("cuda" if use_gpu else "cpu")
     policy = load_policy(recipe.policy, device=device, precision=recipe.run.precision)
     cond = policy.encode(prompt, references)
-    shift = resolve_shift(recipe.sampling.shift, policy.latent_shape[0])
-    sigmas = shifted_sigmas(steps or recipe.sampling.steps, shift)
+    sampling = recipe.sampling
+    sigmas = sigma_grid(recipe.policy, sampling.shift, steps or sampling.steps, policy.latent_shape[0])
     noise = torch.stack(
         [torch.randn(policy.latent_shape, generator=generator(seed, "generate", 0, i)) for i in range(num)]
     )

@@ -34,7 +34,7 @@ from customized_grpo.policies import tuning
 from customized_grpo.policies.base import Policy, runs_on_cpu, stack
 from customized_grpo.policies.cache import Place, open_policy
 from customized_grpo.sampling.rollout import generate
-from customized_grpo.sampling.schedule import resolve_shift, shifted_sigmas
+from customized_grpo.sampling.schedule import sigma_grid
 from customized_grpo.seeding import generator
 from customized_grpo.types import Conditioning, Example
 
@@ -48,15 +48,14 @@ def evaluate_policy(
     site: Site,
     label: str,
     *,
-    steps: int,
-    shift: float | str,
+    sigmas: Float[Tensor, " t_plus_1"],
     weights: str,
     encode: Callable[[Example], Conditioning],
 ) -> list[Row]:
     """Generate at fixed seeds by the deterministic sampler, score, and write rows and images into the site's folder.
 
     Args:
-        steps, shift: of the sampler; ``spec.steps`` goes before ``steps``.
+        sigmas: noise levels of the sampler.
         weights: names the policy's weights, as ``tuning.apply`` does: finished rows of the same weights, recipe
             and sampler are kept, all others are made anew.
         encode: conditioning of an example; the caller may cache it.
@@ -67,8 +66,6 @@ def evaluate_policy(
     Raises:
         ValueError: the data lacks what the protocol needs.
     """
-    steps, shift = spec.steps or steps, resolve_shift(shift, policy.latent_shape[0])
-    sigmas = shifted_sigmas(steps, shift)
     block = block_of(spec)
     drawn: dict[int, Tensor] = {}
 
@@ -92,7 +89,7 @@ def evaluate_policy(
             drawn.update(zip(members, images, strict=True))
         return drawn[index]
 
-    made_by = {"weights": weights, "steps": steps, "shift": shift, "dtype": str(policy.dtype)}
+    made_by = {"weights": weights, "sigmas": sigmas.tolist(), "dtype": str(policy.dtype)}
     return evaluate_images(
         draw,
         dataset,
@@ -136,12 +133,13 @@ def settings_of(
         include={"type", "model", "height", "width", "guidance", "negative_prompt", "reference_size"},
     )
     base = policy.model_dump(mode="json", include={"transformer", "base_lora"}, exclude_none=True)
-    shape = policy.latent_shape()
+    shape, steps = policy.latent_shape(), spec.steps or sampling.steps
+    shift = policy.shift(sampling.shift, tokens=shape[0], steps=steps) if shape else None
     return {
         **drawn,
         **base,
-        "steps": spec.steps or sampling.steps,
-        "shift": round(resolve_shift(sampling.shift, shape[0]), 3) if shape else sampling.shift,
+        "steps": steps,
+        "shift": round(shift.value, 3) if shift else sampling.shift,
         "seed": spec.seed,
         "images_per_prompt": spec.images_per_prompt,
         "examples": examples,
@@ -218,6 +216,9 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
         for notice in of_evaluation(spec, total, rows=2 + (tuned is not None)):
             err.print(notice, markup=False, highlight=False, soft_wrap=True)
 
+    steps = spec.steps or recipe.sampling.steps
+    sigmas = sigma_grid(settings, recipe.sampling.shift, steps, policy.latent_shape[0])
+
     def measured(label: str, weights: str) -> list[Row]:
         return evaluate_policy(
             policy,
@@ -226,8 +227,7 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
             spec,
             site,
             label,
-            steps=recipe.sampling.steps,
-            shift=recipe.sampling.shift,
+            sigmas=sigmas,
             weights=weights,
             encode=encode,
         )

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from customized_grpo import registry
 from customized_grpo.paths import model_path
 from customized_grpo.policies import acceleration
+from customized_grpo.policies.shifts import Shift, ShiftRule
 from customized_grpo.types import Conditioning
 
 
@@ -75,6 +76,7 @@ class PolicyConfig(BaseModel):
     Attributes:
         not_encoded: fields that ``Policy.encode`` doesn't depend on; all others are in a cached conditioning's key.
         embedded: which of the package's miniature models ``model: mini`` is.
+        shift_rules: what names mean as ``sampling.shift``; ``dynamic`` is the model's own rule by the image's size.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,6 +84,7 @@ class PolicyConfig(BaseModel):
         {"lora", "full", "gradient_checkpointing", "quantization", "attention", "compile"}
     )
     embedded: ClassVar[str] = "flux"
+    shift_rules: ClassVar[Mapping[str, ShiftRule]] = {}
 
     type: str
     model: str
@@ -141,6 +144,22 @@ class PolicyConfig(BaseModel):
     def source(self) -> str:
         """The folder or hub id that the weights are read from."""
         return model_path(self.model, self.embedded)
+
+    def shift(self, given: float | str, *, tokens: int, steps: int) -> Shift:
+        """``sampling.shift`` of an image of so many tokens in so many steps.
+
+        Raises:
+            ValueError: the name of a rule that this policy doesn't have.
+        """
+        if not isinstance(given, str):
+            return Shift(float(given))
+        if given not in self.shift_rules:
+            known = ", ".join(self.shift_rules) or "no rule"
+            raise ValueError(
+                f"sampling.shift: {given!r} is no rule of policy.type {self.type}, which has {known}; give a number "
+                "or one that it has"
+            )
+        return self.shift_rules[given](tokens, steps)
 
     def latent_shape(self) -> tuple[int, int] | None:
         """(S, C) of one sample where it is known without loading the model, for ``validate``; else None."""

@@ -17,6 +17,7 @@ from customized_grpo.evaluation.folders import read_runs
 from customized_grpo.evaluation.items import Site
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.evaluation.tables import summarize
+from customized_grpo.sampling.schedule import sigma_grid
 from customized_grpo.training import engine
 from customized_grpo.training import metrics as explain
 from customized_grpo.training.distributed import Lockstep, gather_rows
@@ -29,6 +30,8 @@ def evaluate(parts: Parts, done: int) -> dict[str, float]:
     held, accelerator = parts.evaluation, parts.accelerator
     assert spec is not None
     assert held is not None
+    sampling = parts.recipe.sampling
+    steps = spec.steps or sampling.steps
     meets = engine.needs_all_ranks(accelerator, parts.policy.transformer)
     lockstep = Lockstep(accelerator, parts.policy.transformer) if meets else None
 
@@ -50,8 +53,7 @@ def evaluate(parts: Parts, done: int) -> dict[str, float]:
                 gather=gather,
             ),
             _rows_file(parts, done).stem,
-            steps=parts.recipe.sampling.steps,
-            shift=parts.recipe.sampling.shift,
+            sigmas=sigma_grid(parts.recipe.policy, sampling.shift, steps, parts.policy.latent_shape[0]),
             weights=engine.fingerprint(accelerator, parts.policy.transformer, done),
             encode=held.encode,
         )

@@ -31,7 +31,7 @@ from customized_grpo.policies.cache import Place, open_policy
 from customized_grpo.rewards.base import AnyReward
 from customized_grpo.rewards.scorer import Scorer
 from customized_grpo.sampling.rollout import Transition
-from customized_grpo.sampling.schedule import resolve_shift, shifted_sigmas
+from customized_grpo.sampling.schedule import sigma_grid
 from customized_grpo.sharding import reshard
 from customized_grpo.tracking import prepare_folder
 from customized_grpo.training import engine
@@ -166,8 +166,8 @@ def build(recipe: Recipe) -> Parts:
     tuning.follow_shards(policy)
     ema = EMAModel(list(parameters.values()), decay=train.ema) if train.ema is not None else None
 
-    shift = resolve_shift(recipe.sampling.shift, policy.latent_shape[0])
-    sigmas = shifted_sigmas(recipe.sampling.steps, shift)
+    sampling = recipe.sampling
+    sigmas = sigma_grid(recipe.policy, sampling.shift, sampling.steps, policy.latent_shape[0])
     transition = registry.build_function("dynamics", recipe.sampling.dynamics)
     loss_weights = step_weights(recipe.objective.step_weighting, transition, sigmas)
     return Parts(

@@ -17,6 +17,7 @@ from customized_grpo.evaluation.items import Site, file_name
 from customized_grpo.evaluation.metrics import build_metrics
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.policies.hashes import adapter_hash
+from customized_grpo.sampling.schedule import shifted_sigmas
 
 Run = Callable[..., list[Row]]
 
@@ -37,7 +38,7 @@ def run(tmp_path: Path) -> Run:
         spec = Evaluate.model_validate(section)
         of_site = {"folder", "rank", "world", "gather", "progress"} & changes.keys()
         site = {"folder": tmp_path / "evaluation"} | {name: changes.pop(name) for name in of_site}
-        arguments: dict[str, Any] = {"steps": 4, "shift": 3.0, "weights": "w"}
+        arguments: dict[str, Any] = {"sigmas": shifted_sigmas(4, 3.0), "weights": "w"}
         policy = changes.pop("policy", TinyPolicy())
         arguments["encode"] = lambda example: policy.encode(example.prompt, example.references)
         metrics = build_metrics(spec.metrics, policy.device)
@@ -134,7 +135,7 @@ def test_a_killed_evaluation_goes_on_with_another_number_of_processes(run: Run, 
 
 def test_other_weights_or_settings_are_made_anew(run: Run) -> None:
     run()
-    for change in ({"weights": "v"}, {"spec": {"seed": 2}}, {"shift": 1.0}):
+    for change in ({"weights": "v"}, {"spec": {"seed": 2}}, {"sigmas": shifted_sigmas(4, 1.0)}):
         run(**change)
         assert len(Channels.calls) == 7
 
