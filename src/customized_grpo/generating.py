@@ -12,9 +12,11 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
+from customized_grpo import registry
 from customized_grpo.config import EvaluateRecipe, Recipe
 from customized_grpo.policies import tuning
 from customized_grpo.policies.base import Policy, load_policy
+from customized_grpo.policies.cache import release
 from customized_grpo.sampling.rollout import generate
 from customized_grpo.sampling.schedule import sigma_grid
 from customized_grpo.seeding import generator
@@ -63,8 +65,7 @@ def draw(
             "run.device is cuda, but this machine has no usable GPU; give --config with run.device: auto"
         )
     device = torch.device("cuda" if use_gpu else "cpu")
-    policy = load_policy(recipe.policy, device=device, precision=recipe.run.precision)
-    cond = policy.encode(prompt, references)
+    cond, policy = _encode_then_load(recipe, device, prompt, references)
     sampling = recipe.sampling
     sigmas = sigma_grid(recipe.policy, sampling.shift, steps or sampling.steps, policy.latent_shape[0])
     noise = torch.stack(
@@ -83,6 +84,21 @@ def draw(
         _save(side_by_side(references, rows), grid)
         files.append(grid)
     return files
+
+
+def _encode_then_load(
+    recipe: Recipe | EvaluateRecipe, device: torch.device, prompt: str, references: Sequence[Image.Image]
+) -> tuple[Conditioning, Policy]:
+    """The conditioning, and a policy without its text encoders, which were gone before the transformer was read."""
+    section, precision = recipe.policy, recipe.run.precision
+    if not registry.resolve("policies", registry.type_of(section)).encoders:
+        policy = load_policy(section, device=device, precision=precision)
+        return policy.encode(prompt, references), policy
+    encoder = load_policy(section, device=device, precision=precision, parts="encoders")
+    cond = encoder.encode(prompt, references)
+    del encoder
+    release(device)
+    return cond, load_policy(section, device=device, precision=precision, parts="all but encoders")
 
 
 def _images(

@@ -161,6 +161,10 @@ class PolicyConfig(BaseModel):
             )
         return self.shift_rules[given](tokens, steps)
 
+    def num_forwards(self) -> int:
+        """Forwards of the transformer in one velocity, at most: 2 with classifier-free guidance."""
+        return 1
+
     def latent_shape(self) -> tuple[int, int] | None:
         """(S, C) of one sample where it is known without loading the model, for ``validate``; else None."""
         return None

@@ -77,6 +77,10 @@ class Flux2KleinConfig(_Config):
         "the step-distilled ones",
     )
 
+    def num_forwards(self) -> int:
+        """2 with guidance, which only the model's own index rules out."""
+        return 2 if self.guidance > 1 else 1
+
 
 class _Flux2(Policy):
     """What both families share. The reference latents are the mode of the VAE's posterior, as in the pipelines."""

@@ -68,6 +68,10 @@ class QwenImageEditPlusConfig(PipelineConfig):
             )
         return self
 
+    def num_forwards(self) -> int:
+        """2 with guidance."""
+        return 2 if self.guidance > 1 else 1
+
     def latent_shape(self) -> tuple[int, int]:
         """(S, 64): a token is 2 x 2 latents of the VAE's 16 channels."""
         return self.grid[0] * self.grid[1], _CHANNELS

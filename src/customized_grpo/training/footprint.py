@@ -81,10 +81,17 @@ def shapes(source: str, encoders: tuple[str, ...]) -> Shapes:
             transformer=_on_meta(index["transformer"][1], config),
             encoders={name: _parameters_in(folder / name) for name in encoders},
             vae=_parameters_in(folder / "vae"),
-            vae_channels=tuple(vae["block_out_channels"]),
+            vae_channels=_channels(vae),
         )
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise UnknownModelError(f"{folder} is no pipeline in diffusers' layout ({error})") from error
+
+
+def _channels(vae: Mapping[str, Any]) -> tuple[int, ...]:
+    """Of a VAE's levels; Qwen-Image's has a base and factors."""
+    if "dim_mult" in vae:
+        return tuple(vae["base_dim"] * factor for factor in vae["dim_mult"])
+    return tuple(vae["block_out_channels"])
 
 
 def _on_meta(name: str, config: Mapping[str, Any]) -> nn.Module:
@@ -140,6 +147,7 @@ def of_recipe(recipe: Recipe, *, world: int = 1, num_references: int = 1) -> Est
         model.transformer,
         trained=_trained(policy, kind, model.transformer),
         reference=recipe.objective.kl > 0,
+        num_forwards=policy.num_forwards(),
         tokens=_tokens(policy, latent_shape[0], num_references),
         b=b,
         quantization=policy.quantization,

@@ -178,6 +178,7 @@ def estimate(
     *,
     trained: Trained,
     reference: bool,
+    num_forwards: int,
     tokens: Tokens,
     b: int,
     quantization: Quantization,
@@ -199,6 +200,7 @@ def estimate(
         transformer: on the meta device, or any.
         trained: see there.
         reference: the trained weights' first values are kept, for a KL; an adapter's are 0.
+        num_forwards: of the transformer in one velocity, whose activations are all stored.
         tokens: of a sample.
         b: bytes of ``run.precision``.
         parts: bytes of further resident parts (VAE, encoders, rewards) by name.
@@ -234,7 +236,7 @@ def estimate(
     found = [
         Line(
             name="replay",
-            bytes=acts.stored + acts.working,
+            bytes=num_forwards * acts.stored + acts.working,
             note=f"{microbatch} pairs, {'with' if checkpointing else 'without'} gradient checkpointing",
         ),
         Line(name="rollout", bytes=widest, note=f"{group_size} samples"),
