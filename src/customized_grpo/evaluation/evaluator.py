@@ -120,6 +120,18 @@ def block_of(spec: Evaluate) -> int:
     return max(1, spec.batch // spec.images_per_prompt)
 
 
+def noise_levels(
+    policy: Any, sampling: EvaluateSampling | Sampling, spec: Evaluate, num_tokens: int
+) -> Float[Tensor, " t_plus_1"]:
+    """Of an evaluation's sampler, whose ``spec.steps`` go before the training's.
+
+    Args:
+        policy: the recipe's section.
+        num_tokens: of an image.
+    """
+    return sigma_grid(policy, sampling.shift, spec.steps or sampling.steps, num_tokens)
+
+
 def settings_of(
     policy: Any, sampling: EvaluateSampling | Sampling, spec: Evaluate, examples: int
 ) -> dict[str, Any]:
@@ -216,8 +228,7 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
         for notice in of_evaluation(spec, total, rows=2 + (tuned is not None)):
             err.print(notice, markup=False, highlight=False, soft_wrap=True)
 
-    steps = spec.steps or recipe.sampling.steps
-    sigmas = sigma_grid(settings, recipe.sampling.shift, steps, policy.latent_shape[0])
+    sigmas = noise_levels(settings, recipe.sampling, spec, policy.latent_shape[0])
 
     def measured(label: str, weights: str) -> list[Row]:
         return evaluate_policy(

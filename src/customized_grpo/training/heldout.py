@@ -10,6 +10,7 @@ from customized_grpo.config import Recipe
 from customized_grpo.evaluation.costs import evaluations, of_evaluation, of_training
 from customized_grpo.evaluation.evaluator import (
     evaluate_policy,
+    noise_levels,
     num_examples,
     settings_of,
 )
@@ -17,7 +18,6 @@ from customized_grpo.evaluation.folders import read_runs
 from customized_grpo.evaluation.items import Site
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.evaluation.tables import summarize
-from customized_grpo.sampling.schedule import sigma_grid
 from customized_grpo.training import engine
 from customized_grpo.training import metrics as explain
 from customized_grpo.training.distributed import Lockstep, gather_rows
@@ -26,12 +26,10 @@ from customized_grpo.training.setup import Evaluation, Parts
 
 def evaluate(parts: Parts, done: int) -> dict[str, float]:
     """Held-out metrics of the adapter as it would be saved now, after ``done`` GRPO steps."""
-    spec = parts.recipe.evaluate
+    recipe, spec = parts.recipe, parts.recipe.evaluate
     held, accelerator = parts.evaluation, parts.accelerator
     assert spec is not None
     assert held is not None
-    sampling = parts.recipe.sampling
-    steps = spec.steps or sampling.steps
     meets = engine.needs_all_ranks(accelerator, parts.policy.transformer)
     lockstep = Lockstep(accelerator, parts.policy.transformer) if meets else None
 
@@ -53,7 +51,7 @@ def evaluate(parts: Parts, done: int) -> dict[str, float]:
                 gather=gather,
             ),
             _rows_file(parts, done).stem,
-            sigmas=sigma_grid(parts.recipe.policy, sampling.shift, steps, parts.policy.latent_shape[0]),
+            sigmas=noise_levels(recipe.policy, recipe.sampling, spec, parts.policy.latent_shape[0]),
             weights=engine.fingerprint(accelerator, parts.policy.transformer, done),
             encode=held.encode,
         )

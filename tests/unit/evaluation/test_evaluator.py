@@ -10,12 +10,13 @@ import torch
 from evaluation_fakes import Channels, TinyData, TinyPolicy
 from PIL import Image
 
-from customized_grpo.config import Evaluate, EvaluateRecipe
+from customized_grpo.config import Evaluate, EvaluateRecipe, EvaluateSampling
 from customized_grpo.evaluation.baselines import reference_copy
-from customized_grpo.evaluation.evaluator import evaluate, evaluate_policy
+from customized_grpo.evaluation.evaluator import evaluate, evaluate_policy, noise_levels
 from customized_grpo.evaluation.items import Site, file_name
 from customized_grpo.evaluation.metrics import build_metrics
 from customized_grpo.evaluation.summary import Row
+from customized_grpo.policies.base import PolicyConfig
 from customized_grpo.policies.hashes import adapter_hash
 from customized_grpo.sampling.schedule import shifted_sigmas
 
@@ -95,10 +96,21 @@ def test_result_does_not_depend_on_the_number_of_processes(
 def test_other_seed_or_steps_give_other_images(run: Run, tmp_path: Path) -> None:
     values = [
         plain(run(folder=tmp_path / str(i), **change))
-        for i, change in enumerate(({}, {"spec": {"seed": 1}}, {"steps": 5}))
+        for i, change in enumerate(({}, {"spec": {"seed": 1}}, {"sigmas": shifted_sigmas(5, 3.0)}))
     ]
     assert len(set(values)) == 3
-    assert plain(run(folder=tmp_path / "own", steps=9, spec={"steps": 4})) == values[0]
+
+
+def test_an_evaluations_own_steps_go_first() -> None:
+    section = PolicyConfig(type="x", model="x")
+    spec = {
+        "data": {"type": "evaluation_fakes:TinyData"},
+        "metrics": {"a": {"type": "evaluation_fakes:Channels"}},
+    }
+    for own, expected in ((None, 9), (4, 4)):
+        given = Evaluate.model_validate(spec | {"steps": own})
+        levels = noise_levels(section, EvaluateSampling(steps=9, shift=2.0), given, 16)
+        assert torch.equal(levels, shifted_sigmas(expected, 2.0))
 
 
 def test_what_is_finished_is_kept(run: Run) -> None:
