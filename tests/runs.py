@@ -30,6 +30,18 @@ RAISE_AT = "TINY_RUN_RAISE_AT"
 """``<rank>:<call>`` - the rank on which ``Brightness`` raises, and at which of its calls."""
 
 
+FULL: dict[str, Any] = {
+    "policy__lora": None,
+    "policy__full": {},
+    "objective__kl": 0.01,
+    "train__ema": 0.5,
+    "train__updates_per_rollout": 2,
+    "train__checkpoint_every": 2,
+    "train__lr": 1e-3,
+}
+"""Changes of a recipe that train every weight, with all that a run may need of them."""
+
+
 class _Pixels(Reward):
     """Reads nothing but the images."""
 

@@ -186,11 +186,16 @@ def _show_geometry(recipe: Any) -> None:
     memory = "unknown: the policy doesn't say its latent shape"
     if g.trajectory_bytes is not None:
         memory = f"{g.trajectory_bytes / 2**20:.1f} MiB a process"
+    levels = "unknown: the policy doesn't say its latent shape"
+    if g.sigmas is not None:
+        shown = [f"{sigma:.3f}" for sigma in g.sigmas]
+        levels = ", ".join(shown if len(shown) < 8 else [*shown[:3], "...", *shown[-3:]])
     rows = {
         "groups": f"{g.groups} ({g.groups_rank} on each of {world} processes)",
         "samples": f"{g.samples} = {g.groups} groups x {train.group_size}",
         "trained steps": f"K = {len(g.trained)} of T = {g.steps}, for instance {', '.join(map(str, g.trained))}",
         "stochastic steps": f"{len(g.stochastic)} of {g.steps}",
+        "noise levels": levels,
         "rollout": f"{g.rollout_forwards} forwards of one sample",
         "replay": f"{g.replay_forwards} forwards and backwards, in {g.backwards_rank} micro-batches a process",
         "base, for the KL": f"{g.reference_forwards} forwards"

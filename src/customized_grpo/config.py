@@ -53,7 +53,8 @@ class Sampling(Section):
     steps: int = Field(default=25, ge=2, description="T; the last step is deterministic, so at least 2")
     shift: Shift = Field(
         default=3.0,
-        description="of the noise levels; dynamic: FLUX's rule by the image's size; uno: as UNO's code has that rule",
+        description="of the noise levels; dynamic: the model's own rule by the image's size; uno: as UNO's code has "
+        "FLUX.1's",
     )
     dynamics: DynamicsSpec = Field(default={"type": "dance_sde", "eta": 0.4}, validate_default=True)
     plan: PlanSpec = Field(default={"type": "fraction", "fraction": 0.6}, validate_default=True)
@@ -226,6 +227,7 @@ class Recipe(Section):
                 "train.evaluate_every: it is set but there is no 'evaluate' section; add one, or set it to 0"
             )
         _quantized_in_bf16(self.run, self.policy)
+        self.policy.shift(self.sampling.shift, tokens=1, steps=2)  # refuses a rule of other policies
         return self
 
 
@@ -235,7 +237,8 @@ class EvaluateSampling(Section):
     steps: PositiveInt = 25
     shift: Shift = Field(
         default=3.0,
-        description="of the noise levels; dynamic: FLUX's rule by the image's size; uno: as UNO's code has that rule",
+        description="of the noise levels; dynamic: the model's own rule by the image's size; uno: as UNO's code has "
+        "FLUX.1's",
     )
 
 
@@ -253,6 +256,7 @@ class EvaluateRecipe(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         _quantized_in_bf16(self.run, self.policy)
+        self.policy.shift(self.sampling.shift, tokens=1, steps=2)  # refuses a rule of other policies
         return self
 
 

@@ -11,22 +11,21 @@ import torch
 from safetensors.torch import save_file
 
 from customized_grpo.config import EvaluateRecipe, Recipe
-from customized_grpo.policies import uno_lora
+from customized_grpo.policies import tuning, uno_lora
 from customized_grpo.policies.base import load_policy
 from customized_grpo.policies.base_lora import read_base_lora
 from customized_grpo.policies.flux_keys import to_original
 from customized_grpo.policies.flux_loading import FluxConfig, empty_transformer, original_keys
+from customized_grpo.policies.full import TransformerFolder
 from customized_grpo.policies.hashes import base_hash
 from customized_grpo.policies.lora_files import (
     HEADER,
     WEIGHTS_NAME,
-    AdapterFile,
-    read_adapter,
     update_of_adapter,
     write_tensors,
     write_update,
 )
-from customized_grpo.policies.low_rank import Factors, Update, fuse, joined
+from customized_grpo.policies.low_rank import Factors, fuse, joined
 
 Format = Literal["diffusers", "uno", "model", "original"]
 ORIGINAL_NAME = "transformer.safetensors"
@@ -38,7 +37,7 @@ def export(
     """Write an adapter, or its model, into a new folder.
 
     Args:
-        adapter: a run, a checkpoint, or an adapter's folder or file.
+        adapter: a run, a checkpoint, an adapter's folder or file, or a transformer's folder.
         out: the folder, new or empty.
         form: ``diffusers`` and ``uno`` are LoRA files; ``model`` is a whole pipeline in diffusers' layout and
             ``original`` one file in Black Forest Labs' format, both with every LoRA fused in.
@@ -53,10 +52,15 @@ def export(
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ValueError(f"--out: {out} is taken; give a new or empty folder")
-    file = read_adapter(adapter)
-    update = update_of_adapter(file)
+    file = tuning.read(adapter)
     if form in ("model", "original"):
-        return _write_model(file, update, out, form, _flux_recipe(recipe, form))
+        return _write_model(file, out, form, _flux_recipe(recipe, form))
+    if isinstance(file, TransformerFolder):
+        raise ValueError(
+            f"{file.path} is a transformer that was trained in full, and no LoRA; use --format model or original, or "
+            "open the folder by diffusers as it is"
+        )
+    update = update_of_adapter(file)
     about = {name: text for name, text in file.metadata.items() if name != HEADER}
     about["exported_from"] = str(file.path)
     if with_base:
@@ -84,17 +88,17 @@ def _base_update(config: FluxConfig) -> dict[str, Factors]:
     return read_base_lora(empty_transformer(config), config.base_lora, offline=config.offline)
 
 
-def _write_model(
-    file: AdapterFile, update: Update, out: Path, form: str, recipe: Recipe | EvaluateRecipe
-) -> Path:
-    """Both LoRAs go in at once, so that the weights are rounded once."""
+def _write_model(file: tuning.Tuned, out: Path, form: str, recipe: Recipe | EvaluateRecipe) -> Path:
+    """Both LoRAs go in at once, so that the weights are rounded once; a transformer of full training has the base's."""
     config = recipe.policy
-    if config.base_lora is not None:
-        update = joined(_base_update(config), update)
     bare = config.model_copy(update={"base_lora": None, "quantization": "none"})  # nothing fuses into bits
     policy: Any = load_policy(bare, device=torch.device("cpu"), precision=recipe.run.precision)
-    file.check_base(base_hash(policy.transformer))
-    fuse(policy.transformer, update)
+    if isinstance(file, TransformerFolder):
+        tuning.apply(policy, file)
+    else:
+        file.check_base(base_hash(policy.transformer))
+        beneath = {} if config.base_lora is None else _base_update(config)
+        fuse(policy.transformer, joined(beneath, update_of_adapter(file)))
     if form == "model":
         policy.pipeline.save_pretrained(out)
         return out

@@ -12,11 +12,13 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
+from customized_grpo import registry
 from customized_grpo.config import EvaluateRecipe, Recipe
-from customized_grpo.policies import lora
+from customized_grpo.policies import tuning
 from customized_grpo.policies.base import Policy, load_policy
+from customized_grpo.policies.cache import release
 from customized_grpo.sampling.rollout import generate
-from customized_grpo.sampling.schedule import resolve_shift, shifted_sigmas
+from customized_grpo.sampling.schedule import sigma_grid
 from customized_grpo.seeding import generator
 from customized_grpo.types import Conditioning
 
@@ -41,7 +43,7 @@ def draw(
 
     Args:
         recipe: says the policy, the device, and the sampler.
-        adapter: a run, a checkpoint, or an adapter's folder or file; None: the base alone.
+        adapter: a run, a checkpoint, an adapter's folder or file, or a transformer's folder; None: the base alone.
         references: images of the subject.
         prompt: what to draw.
         file: the image to write; several get -0, -1, ... before the suffix.
@@ -56,25 +58,24 @@ def draw(
     Raises:
         ValueError: the adapter is missing or doesn't fit, the policy can't be loaded, or it can't take the references.
     """
-    settings = None if adapter is None else lora.read_adapter(adapter).settings()
+    tuned = None if adapter is None else tuning.read(adapter)
     use_gpu = recipe.run.device != "cpu" and torch.cuda.is_available()
     if recipe.run.device == "cuda" and not use_gpu:
         raise ValueError(
             "run.device is cuda, but this machine has no usable GPU; give --config with run.device: auto"
         )
     device = torch.device("cuda" if use_gpu else "cpu")
-    policy = load_policy(recipe.policy, device=device, precision=recipe.run.precision)
-    cond = policy.encode(prompt, references)
-    shift = resolve_shift(recipe.sampling.shift, policy.latent_shape[0])
-    sigmas = shifted_sigmas(steps or recipe.sampling.steps, shift)
+    cond, policy = _encode_then_load(recipe, device, prompt, references)
+    sampling = recipe.sampling
+    sigmas = sigma_grid(recipe.policy, sampling.shift, steps or sampling.steps, policy.latent_shape[0])
     noise = torch.stack(
         [torch.randn(policy.latent_shape, generator=generator(seed, "generate", 0, i)) for i in range(num)]
     )
     rows: dict[str, UInt8[Tensor, "n h w 3"]] = {}
-    if settings is None or grid is not None:
+    if tuned is None or grid is not None:
         rows["base"] = _images(policy, cond, noise, sigmas)
-    if settings is not None:
-        lora.attach(policy, settings, seed=0)
+    if tuned is not None:
+        tuning.apply(policy, tuned)
         rows["tuned"] = _images(policy, cond, noise, sigmas)
     files = [file] if num == 1 else [file.with_stem(f"{file.stem}-{i}") for i in range(num)]
     for path, image in zip(files, next(reversed(rows.values())), strict=True):
@@ -83,6 +84,21 @@ def draw(
         _save(side_by_side(references, rows), grid)
         files.append(grid)
     return files
+
+
+def _encode_then_load(
+    recipe: Recipe | EvaluateRecipe, device: torch.device, prompt: str, references: Sequence[Image.Image]
+) -> tuple[Conditioning, Policy]:
+    """The conditioning, and a policy without its text encoders, which were gone before the transformer was read."""
+    section, precision = recipe.policy, recipe.run.precision
+    if not registry.resolve("policies", registry.type_of(section)).encoders:
+        policy = load_policy(section, device=device, precision=precision)
+        return policy.encode(prompt, references), policy
+    encoder = load_policy(section, device=device, precision=precision, parts="encoders")
+    cond = encoder.encode(prompt, references)
+    del encoder
+    release(device)
+    return cond, load_policy(section, device=device, precision=precision, parts="all but encoders")
 
 
 def _images(

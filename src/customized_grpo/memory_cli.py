@@ -64,6 +64,8 @@ def show_memory(recipe: "Recipe", memory_gb: float | None) -> bool:
     else:
         told += f"; even with {' '.join(overrides) or 'all that is known'} it takes {_gib(after.total)}: "
         told += "use smaller images, or a larger device"
+        if recipe.policy.full is not None:
+            told += ", cut it over several by FSDP2, or train an adapter (policy.full=null policy.lora={})"
     say(told, style="yellow")
     return False
 

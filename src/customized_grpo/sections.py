@@ -52,7 +52,7 @@ def _read_shift(value: Any) -> Any:
 
 
 Shift: TypeAlias = Annotated[float | Literal["dynamic", "uno"], BeforeValidator(_read_shift)]
-"""A number, or a rule that makes one of the image's size; see ``sampling.schedule.resolve_shift``."""
+"""A number, or a rule that makes one of the image's size; see ``policies.shifts``."""
 
 if TYPE_CHECKING:  # to a type checker they are what the plug-in's Config makes of them
     PolicySpec: TypeAlias = Any

@@ -1,6 +1,7 @@
 """Weights that FSDP2 has cut into shards, one a rank: whole again, or cut like another."""
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -22,3 +23,10 @@ def cut_like(tensor: Tensor, other: Tensor) -> Tensor:
             tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None
         )
     return tensor
+
+
+def reshard(model: nn.Module) -> None:
+    """Drop whole weights that FSDP2 has kept from a forward, after its shards were written to; else do nothing."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

@@ -4,6 +4,7 @@ Two prompts of different lengths, with one and with two references of different 
 """
 
 import json
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,14 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageChops
 from typer.testing import CliRunner
 
+from customized_grpo import generating
 from customized_grpo.cli import app
+from customized_grpo.data.images import load_image
 from customized_grpo.loading import load_recipe, save_recipe
 from customized_grpo.policies.lora import adapter_state, frozen_hash, read_adapter
+from customized_grpo.sampling.rollout import generate
+from customized_grpo.sampling.schedule import sigma_grid
+from customized_grpo.seeding import generator
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
 from pipeline_cases import CASES, pictures, shrink_constants
@@ -137,6 +143,37 @@ def test_generate_draws_with_the_adapter_and_with_the_base(run: Run, tmp_path: P
             left, top = gap + (side + gap) * column, (label + side + gap) * row + label
             tile = sheet.crop((left, top, left + side, top + side))
             assert ImageChops.difference(tile, images[name]).getbbox() is None
+
+
+def test_generate_never_holds_encoders_and_transformer_together(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And draws the bytes that a policy with all of its parts draws."""
+    held: list[tuple[bool, bool]] = []
+    alive: list[weakref.ref[Any]] = []
+    real = generating.load_policy
+
+    def spy(section: Any, **given: Any) -> Any:
+        assert not [one for one in alive if one() is not None], "the encoders are still there"
+        policy = real(section, **given)
+        part: Any = policy
+        encoder, weight = part._pipeline.text_encoder, next(policy.transformer.parameters())
+        held.append((encoder is not None, not weight.is_meta))
+        alive.extend([weakref.ref(encoder)] if encoder is not None else [])
+        return policy
+
+    monkeypatch.setattr(generating, "load_policy", spy)
+    recipe = load_recipe(run.world / "recipe.yaml")
+    references = [load_image(run.world / "0.png")]
+    (file,) = generating.draw(
+        recipe, None, references, "a red dog", tmp_path / "a.png", steps=2, seed=3, num=1, grid=None
+    )
+    assert held == [(True, False), (False, True)]
+    whole = real(recipe.policy, device=torch.device("cpu"), precision="no")
+    noise = torch.randn(whole.latent_shape, generator=generator(3, "generate", 0, 0))[None]
+    sigmas = sigma_grid(recipe.policy, recipe.sampling.shift, 2, whole.latent_shape[0])
+    image = generate(whole, whole.encode("a red dog", references), noise, sigmas)[0]
+    assert Image.fromarray(image.numpy()).tobytes() == load_image(file).tobytes()
 
 
 def test_generate_without_a_model_says_what_to_give(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def detached(inner: Policy, x: Tensor, sigma: Tensor, cond: Conditioning) -> Ten
         (lambda p, x, s, c: p.velocity(x, torch.tensor(0.5), c), "does not depend on sigma"),
         (lambda p, x, s, c: p.velocity(x, s, c) * (1 + 0.1 * s.ndim), "a sigma a row"),
         (other_in_training, "the ratio is not 1"),
-        (detached, "all gradients of the adapter are zero"),
+        (detached, "all gradients are zero"),
     ],
 )
 def test_broken_velocities_are_found(policy: Policy, velocity: Velocity, message: str) -> None:

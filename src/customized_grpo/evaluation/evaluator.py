@@ -15,7 +15,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from customized_grpo import registry
 from customized_grpo.config import Evaluate, EvaluateRecipe, EvaluateSampling, Sampling
@@ -30,24 +30,13 @@ from customized_grpo.evaluation.report import write_report
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.evaluation.tables import summarize
 from customized_grpo.loading import save_recipe
-from customized_grpo.policies import lora
+from customized_grpo.policies import tuning
 from customized_grpo.policies.base import Policy, runs_on_cpu, stack
 from customized_grpo.policies.cache import Place, open_policy
 from customized_grpo.sampling.rollout import generate
-from customized_grpo.sampling.schedule import resolve_shift, shifted_sigmas
+from customized_grpo.sampling.schedule import sigma_grid
 from customized_grpo.seeding import generator
-from customized_grpo.sharding import whole
 from customized_grpo.types import Conditioning, Example
-
-
-def adapter_fingerprint(module: nn.Module) -> str:
-    """A hash of the module's LoRA weights, by name; the same for every module without any."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(module.named_parameters()):
-        if "lora_" in name:
-            digest.update(name.encode())
-            digest.update(whole(parameter.detach()).cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 @torch.no_grad()
@@ -59,16 +48,15 @@ def evaluate_policy(
     site: Site,
     label: str,
     *,
-    steps: int,
-    shift: float | str,
+    sigmas: Float[Tensor, " t_plus_1"],
     weights: str,
     encode: Callable[[Example], Conditioning],
 ) -> list[Row]:
     """Generate at fixed seeds by the deterministic sampler, score, and write rows and images into the site's folder.
 
     Args:
-        steps, shift: of the sampler; ``spec.steps`` goes before ``steps``.
-        weights: names the policy's weights, as ``adapter_fingerprint`` does: finished rows of the same weights, recipe
+        sigmas: noise levels of the sampler.
+        weights: names the policy's weights, as ``tuning.apply`` does: finished rows of the same weights, recipe
             and sampler are kept, all others are made anew.
         encode: conditioning of an example; the caller may cache it.
 
@@ -78,8 +66,6 @@ def evaluate_policy(
     Raises:
         ValueError: the data lacks what the protocol needs.
     """
-    steps, shift = spec.steps or steps, resolve_shift(shift, policy.latent_shape[0])
-    sigmas = shifted_sigmas(steps, shift)
     block = block_of(spec)
     drawn: dict[int, Tensor] = {}
 
@@ -103,7 +89,7 @@ def evaluate_policy(
             drawn.update(zip(members, images, strict=True))
         return drawn[index]
 
-    made_by = {"weights": weights, "steps": steps, "shift": shift, "dtype": str(policy.dtype)}
+    made_by = {"weights": weights, "sigmas": sigmas.tolist(), "dtype": str(policy.dtype)}
     return evaluate_images(
         draw,
         dataset,
@@ -134,6 +120,18 @@ def block_of(spec: Evaluate) -> int:
     return max(1, spec.batch // spec.images_per_prompt)
 
 
+def noise_levels(
+    policy: Any, sampling: EvaluateSampling | Sampling, spec: Evaluate, num_tokens: int
+) -> Float[Tensor, " t_plus_1"]:
+    """Of an evaluation's sampler, whose ``spec.steps`` go before the training's.
+
+    Args:
+        policy: the recipe's section.
+        num_tokens: of an image.
+    """
+    return sigma_grid(policy, sampling.shift, spec.steps or sampling.steps, num_tokens)
+
+
 def settings_of(
     policy: Any, sampling: EvaluateSampling | Sampling, spec: Evaluate, examples: int
 ) -> dict[str, Any]:
@@ -147,12 +145,13 @@ def settings_of(
         include={"type", "model", "height", "width", "guidance", "negative_prompt", "reference_size"},
     )
     base = policy.model_dump(mode="json", include={"transformer", "base_lora"}, exclude_none=True)
-    shape = policy.latent_shape()
+    shape, steps = policy.latent_shape(), spec.steps or sampling.steps
+    shift = policy.shift(sampling.shift, tokens=shape[0], steps=steps) if shape else None
     return {
         **drawn,
         **base,
-        "steps": spec.steps or sampling.steps,
-        "shift": round(resolve_shift(sampling.shift, shape[0]), 3) if shape else sampling.shift,
+        "steps": steps,
+        "shift": round(shift.value, 3) if shift else sampling.shift,
         "seed": spec.seed,
         "images_per_prompt": spec.images_per_prompt,
         "examples": examples,
@@ -195,7 +194,7 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
             "run.device: 'cuda' was asked for but torch finds no GPU; use run.device=auto or cpu"
         )
     settings: Any = recipe.policy
-    adapter = lora.read_adapter(recipe.lora) if recipe.lora is not None else None
+    tuned = tuning.read(recipe.lora) if recipe.lora is not None else None
     spec = recipe.evaluate
     dataset = load_dataset(spec.data, "evaluate.data")
     total = num_examples(dataset, spec)
@@ -226,8 +225,10 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
     )
     if state.is_main_process:
         save_recipe(recipe, folder / "config.yaml")
-        for notice in of_evaluation(spec, total, rows=2 + (adapter is not None)):
+        for notice in of_evaluation(spec, total, rows=2 + (tuned is not None)):
             err.print(notice, markup=False, highlight=False, soft_wrap=True)
+
+    sigmas = noise_levels(settings, recipe.sampling, spec, policy.latent_shape[0])
 
     def measured(label: str, weights: str) -> list[Row]:
         return evaluate_policy(
@@ -237,8 +238,7 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
             spec,
             site,
             label,
-            steps=recipe.sampling.steps,
-            shift=recipe.sampling.shift,
+            sigmas=sigmas,
             weights=weights,
             encode=encode,
         )
@@ -270,9 +270,8 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
         total=total,
     )
     rows["base"] = measured("base", base)
-    if adapter is not None:
-        lora.attach(policy, adapter.settings(), recipe.run.seed)
-        rows["tuned"] = measured("tuned", base + adapter_fingerprint(policy.transformer))
+    if tuned is not None:
+        rows["tuned"] = measured("tuned", base + tuning.apply(policy, tuned))
     if state.is_main_process:
         summarize(site.folder, spec.protocol, rows, settings_of(settings, recipe.sampling, spec, total))
         write_report([folder])
@@ -282,10 +281,11 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
 
 def _folder(recipe: EvaluateRecipe) -> Path:
     spec: Any = recipe.policy
-    if spec.lora.path is not None:
-        raise ValueError(
-            "policy.lora.path is where a training starts; give the adapter to evaluate as lora=..."
-        )
+    for key, section in {"lora": spec.lora, "full": spec.full}.items():
+        if section is not None and section.path is not None:
+            raise ValueError(
+                f"policy.{key}.path is where a training starts; give what is to be evaluated as lora=..."
+            )
     folder = Path(recipe.run.dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"run.dir: {folder} is a file; give a folder")

@@ -12,12 +12,21 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from jaxtyping import Float, UInt8
 from PIL.Image import Image
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 from torch import Tensor, nn
 
 from customized_grpo import registry
 from customized_grpo.paths import model_path
 from customized_grpo.policies import acceleration
+from customized_grpo.policies.shifts import Shift, ShiftRule
 from customized_grpo.types import Conditioning
 
 
@@ -45,25 +54,48 @@ class LoraSettings(BaseModel):
     )
 
 
+class FullSettings(BaseModel):
+    """Full fine-tuning: the transformer's own weights are trained, in float32; see ``policies.full``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    targets: tuple[str, ...] | None = Field(
+        default=None,
+        description="modules (with all beneath them) or parameters, by regular expressions that match a full name or "
+        "its end; null: all",
+    )
+    path: str | None = Field(
+        default=None,
+        description="start from this transformer: a run or checkpoint of full fine-tuning, or a folder of diffusers",
+    )
+
+
 class PolicyConfig(BaseModel):
     """What every policy's ``Config`` holds; each policy adds its own fields.
 
     Attributes:
         not_encoded: fields that ``Policy.encode`` doesn't depend on; all others are in a cached conditioning's key.
         embedded: which of the package's miniature models ``model: mini`` is.
+        shift_rules: what names mean as ``sampling.shift``; ``dynamic`` is the model's own rule by the image's size.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     not_encoded: ClassVar[frozenset[str]] = frozenset(
-        {"lora", "gradient_checkpointing", "quantization", "attention", "compile"}
+        {"lora", "full", "gradient_checkpointing", "quantization", "attention", "compile"}
     )
     embedded: ClassVar[str] = "flux"
+    shift_rules: ClassVar[Mapping[str, ShiftRule]] = {}
 
     type: str
     model: str
     height: PositiveInt = 512
     width: PositiveInt = 512
-    lora: LoraSettings = LoraSettings()
+    lora: LoraSettings | None = Field(
+        default=LoraSettings(), description="train an adapter; null where full is given"
+    )
+    full: FullSettings | None = Field(
+        default=None, description="train the transformer itself instead of an adapter; {}: all of its weights"
+    )
     gradient_checkpointing: bool = Field(
         default=False, description="compute activations again in the backward pass, to store less"
     )
@@ -84,9 +116,54 @@ class PolicyConfig(BaseModel):
             acceleration.check_backend_name(name)
         return name
 
+    @model_validator(mode="before")
+    @classmethod
+    def _full_takes_the_place_of_lora(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("full") is not None:
+            return {"lora": None, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _one_form_of_training(self) -> Self:
+        if self.lora is None and self.full is None:
+            raise ValueError(
+                "lora: null leaves nothing to train; give full: {} to train the transformer itself"
+            )
+        if self.full is None:
+            return self
+        if self.lora is not None:
+            raise ValueError(
+                "full: it trains the transformer itself, and lora an adapter on it; leave one out (lora: null)"
+            )
+        if self.quantization != "none":
+            raise ValueError(
+                f"full: weights that are held in {self.quantization} can't be trained; use quantization: none, or lora"
+            )
+        return self
+
     def source(self) -> str:
         """The folder or hub id that the weights are read from."""
         return model_path(self.model, self.embedded)
+
+    def shift(self, given: float | str, *, tokens: int, steps: int) -> Shift:
+        """``sampling.shift`` of an image of so many tokens in so many steps.
+
+        Raises:
+            ValueError: the name of a rule that this policy doesn't have.
+        """
+        if not isinstance(given, str):
+            return Shift(float(given))
+        if given not in self.shift_rules:
+            known = ", ".join(self.shift_rules) or "no rule"
+            raise ValueError(
+                f"sampling.shift: {given!r} is no rule of policy.type {self.type}, which has {known}; give a number "
+                "or one that it has"
+            )
+        return self.shift_rules[given](tokens, steps)
+
+    def num_forwards(self) -> int:
+        """Forwards of the transformer in one velocity, at most: 2 with classifier-free guidance."""
+        return 1
 
     def latent_shape(self) -> tuple[int, int] | None:
         """(S, C) of one sample where it is known without loading the model, for ``validate``; else None."""
@@ -108,7 +185,8 @@ class Policy(ABC):
         transformer: the only trained and wrapped module. The trainer replaces it by its prepared (DDP, FSDP) form.
         latent_shape: (S, C) of one sample in the recipe's output size.
         device, dtype: where the model runs, and the dtype of its weights and of stored states.
-        base_hash: of the frozen weights, from ``lora.attach`` on; see ``hashes.base_hash``.
+        base_hash: of the weights without training, from ``tuning.attach`` on; see ``hashes.base_hash``.
+        base_weights: of full fine-tuning for a KL: what the trained parameters were at first, by name.
     """
 
     Config: ClassVar[type[PolicyConfig]]
@@ -123,11 +201,17 @@ class Policy(ABC):
     device: torch.device
     dtype: torch.dtype
     base_hash: str = ""
+    base_weights: Mapping[str, Tensor] | None = None
 
     @classmethod
     @abstractmethod
     def load(cls, config: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
-        """Load frozen weights; the adapter is attached afterwards by ``policies.lora.attach``."""
+        """Load frozen weights; what is trained is attached or unfrozen afterwards by ``policies.tuning.attach``."""
+
+    @classmethod
+    def idle(cls, transformer: Any) -> tuple[str, ...]:
+        """Parameters that no gradient reaches, as ``FullSettings.targets`` says them; full fine-tuning leaves them."""
+        return ()
 
     @abstractmethod
     def encode(self, prompt: str, references: Sequence[Image]) -> Conditioning:

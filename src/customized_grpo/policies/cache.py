@@ -175,11 +175,16 @@ def complete(spec: Any, cache: ConditioningCache, jobs: Jobs, place: Place) -> i
         place.progress,
     )
     if made:
-        gc.collect()
-        if place.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release(place.device)
     place.wait()
     return made
+
+
+def release(device: torch.device) -> None:
+    """Give back what a policy held that is no longer referred to."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def open_policy(

@@ -3,7 +3,7 @@
 They differ in how references are scaled and where their tokens lie; see ``flux_base`` for all else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, final
 
 from diffusers import FluxKontextPipeline, FluxPipeline
@@ -12,6 +12,7 @@ from PIL.Image import Image
 from pydantic import Field
 from torch import Tensor
 
+from customized_grpo.policies import shifts
 from customized_grpo.policies.base import PolicyConfig
 from customized_grpo.policies.flux_base import Flux
 from customized_grpo.policies.flux_loading import FluxConfig
@@ -22,12 +23,15 @@ from customized_grpo.policies.flux_tokens import (
     fit_to_long_side,
     layered_ids,
 )
+from customized_grpo.policies.shifts import ShiftRule
 
 _LONG_SIDE_ONE, _LONG_SIDE_SEVERAL = 512, 320
 
 
 class UNOConfig(FluxConfig):
     """A recipe's section ``policy`` with ``type: uno``."""
+
+    shift_rules: ClassVar[Mapping[str, ShiftRule]] = {**FluxConfig.shift_rules, "uno": shifts.uno}
 
     type: Literal["uno"] = "uno"
     reference_size: int | None = Field(

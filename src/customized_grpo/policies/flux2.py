@@ -8,7 +8,7 @@ D text features, h x w a grid of tokens (16 x 16 pixels each). sigma in [0, 1], 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self, final
 
@@ -21,6 +21,7 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from customized_grpo.policies import shifts
 from customized_grpo.policies.base import Policy, PolicyConfig
 from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN, pack, unpack
 from customized_grpo.policies.pipelines import (
@@ -30,6 +31,7 @@ from customized_grpo.policies.pipelines import (
     decode_images,
     open_pipeline,
 )
+from customized_grpo.policies.shifts import ShiftRule
 from customized_grpo.types import Conditioning
 
 _CHANNELS = 128
@@ -40,6 +42,8 @@ _SHORTEST, _WIDEST = 64, 8
 
 
 class _Config(PipelineConfig):
+    shift_rules: ClassVar[Mapping[str, ShiftRule]] = {"dynamic": shifts.flux2}
+
     max_sequence_length: int = Field(
         default=512, ge=1, le=512, description="text tokens; shorter ones are padded"
     )
@@ -72,6 +76,10 @@ class Flux2KleinConfig(_Config):
         description="classifier-free guidance of the base models, a second forward where above 1; without effect on "
         "the step-distilled ones",
     )
+
+    def num_forwards(self) -> int:
+        """2 with guidance, which only the model's own index rules out."""
+        return 2 if self.guidance > 1 else 1
 
 
 class _Flux2(Policy):

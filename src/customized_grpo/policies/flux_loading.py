@@ -1,6 +1,6 @@
 """FLUX.1's parts from the hub, a folder, or a single file of Black Forest Labs' format: safetensors only."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -8,6 +8,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 
+from customized_grpo.policies import shifts
 from customized_grpo.policies.acceleration import quantization_of, settle
 from customized_grpo.policies.base_lora import BaseLora, apply_base_lora
 from customized_grpo.policies.flux_keys import from_original, key_map
@@ -15,6 +16,7 @@ from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN
 from customized_grpo.policies.hub_files import hub_problem, weights_file
 from customized_grpo.policies.lora_files import read_tensors
 from customized_grpo.policies.pipelines import PipelineConfig
+from customized_grpo.policies.shifts import ShiftRule
 
 
 class FluxConfig(PipelineConfig):
@@ -27,6 +29,8 @@ class FluxConfig(PipelineConfig):
         "transformer",
         "base_lora",
     }
+
+    shift_rules: ClassVar[Mapping[str, ShiftRule]] = {"dynamic": shifts.flux}
 
     model: str = Field(description="a folder in diffusers' layout, a hub id, or the shipped 'mini'")
     offline: bool = Field(default=False, description="use what is in the hub's cache and never ask the hub")
@@ -60,6 +64,14 @@ class FluxConfig(PipelineConfig):
         if self.quantization != "none" and self.base_lora is not None and self.base_lora.mode == "fuse":
             raise ValueError(
                 f"base_lora: it can't be fused into {self.quantization} weights; use base_lora.mode=adapter"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_trained_in_full(self) -> "FluxConfig":
+        if self.full is not None and self.base_lora is not None and self.base_lora.mode == "adapter":
+            raise ValueError(
+                "full: the base's LoRA must be in the weights that are trained; use base_lora.mode=fuse"
             )
         return self
 

@@ -7,6 +7,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from customized_grpo.sharding import whole
+
 ADAPTER: Final = "default"
 """peft's name of the trained adapter."""
 OURS: Final = re.compile(rf"\.lora_[AB]\.{ADAPTER}\.")
@@ -34,6 +36,16 @@ def frozen_hash(transformer: nn.Module) -> str:
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
         digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def adapter_hash(module: nn.Module) -> str:
+    """Of the module's LoRA weights, by name; the same for every module without any. All ranks gather shards."""
+    digest = sha256()
+    for name, parameter in sorted(module.named_parameters()):
+        if "lora_" in name:
+            digest.update(name.encode())
+            digest.update(whole(parameter.detach()).cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _frozen(transformer: nn.Module) -> list[tuple[str, Tensor]]:

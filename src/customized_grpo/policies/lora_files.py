@@ -202,19 +202,25 @@ def find_adapter(path: str | Path) -> Path:
         return given
     if (given / WEIGHTS_NAME).is_file():
         return given / WEIGHTS_NAME
-    complete = [
-        folder / WEIGHTS_NAME
-        for folder in (given / "checkpoints").glob("step-*")
-        if re.fullmatch(r"step-\d+", folder.name)
-        and (folder / "manifest.json").is_file()
-        and (folder / WEIGHTS_NAME).is_file()
-    ]
-    if not complete:
+    newest = newest_complete(given, WEIGHTS_NAME)
+    if newest is None:
         raise ValueError(
             f"no adapter at {str(path)!r}; give a .safetensors file, a folder with {WEIGHTS_NAME}, a checkpoint, "
             "or a run with checkpoints/step-*"
         )
-    return max(complete, key=lambda file: int(file.parent.name.removeprefix("step-")))
+    return newest
+
+
+def newest_complete(run: Path, name: str) -> Path | None:
+    """A file of the newest complete checkpoint of a run that has it; None where there is none."""
+    complete = {
+        int(folder.name.removeprefix("step-")): folder / name
+        for folder in (run / "checkpoints").glob("step-*")
+        if re.fullmatch(r"step-\d+", folder.name)
+        and (folder / "manifest.json").is_file()
+        and (folder / name).is_file()
+    }
+    return complete[max(complete)] if complete else None
 
 
 def _of_transformer(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

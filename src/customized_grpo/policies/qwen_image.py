@@ -8,7 +8,7 @@ packed token, h x w a grid of tokens (16 x 16 pixels each). sigma in [0, 1], 1 i
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self, final
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 # Qwen2VLProcessor can't even be made without it, because of its videos.
 from transformers import Qwen2VLImageProcessorPil
 
+from customized_grpo.policies import shifts
 from customized_grpo.policies.base import Policy, PolicyConfig
 from customized_grpo.policies.flux_tokens import pack, unpack
 from customized_grpo.policies.pipelines import (
@@ -31,6 +32,7 @@ from customized_grpo.policies.pipelines import (
     decode_images,
     open_pipeline,
 )
+from customized_grpo.policies.shifts import ShiftRule
 from customized_grpo.types import Conditioning
 
 _CHANNELS = 64
@@ -43,6 +45,8 @@ _PAD = "<|image_pad|>"
 
 class QwenImageEditPlusConfig(PipelineConfig):
     """A recipe's section ``policy`` with ``type: qwen-image-edit-plus``."""
+
+    shift_rules: ClassVar[Mapping[str, ShiftRule]] = {"dynamic": shifts.qwen_image_edit}
 
     type: Literal["qwen-image-edit-plus"] = "qwen-image-edit-plus"
     guidance: NonNegativeFloat = Field(
@@ -63,6 +67,10 @@ class QwenImageEditPlusConfig(PipelineConfig):
                 f"negative_prompt has no effect with guidance {self.guidance:g}; raise that above 1, or leave this out"
             )
         return self
+
+    def num_forwards(self) -> int:
+        """2 with guidance."""
+        return 2 if self.guidance > 1 else 1
 
     def latent_shape(self) -> tuple[int, int]:
         """(S, 64): a token is 2 x 2 latents of the VAE's 16 channels."""
@@ -122,6 +130,12 @@ class QwenImageEditPlus(Policy):
             ),
         )
         return cls(pipeline, config, device=device, dtype=dtype)
+
+    @classmethod
+    def idle(cls, transformer: Any) -> tuple[str, ...]:
+        """What the last block, which drops its text output, makes that output of."""
+        last = transformer.config.num_layers - 1
+        return (rf"transformer_blocks\.{last}\.(attn\.(add_q_proj|norm_added_q|to_add_out)|txt_mlp)",)
 
     @torch.no_grad()
     def encode(self, prompt: str, references: Sequence[Image]) -> Conditioning:

@@ -8,7 +8,7 @@ deterministic and never trained. A plan trains equally many steps in every group
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -27,39 +27,44 @@ from customized_grpo.sampling.solver import SolverName
 from customized_grpo.seeding import generator
 
 
-def shifted_sigmas(num_steps: int, shift: float) -> Float[Tensor, " t_plus_1"]:
+def shifted_sigmas(num_steps: int, shift: float, terminal: float | None = None) -> Float[Tensor, " t_plus_1"]:
     """T + 1 noise levels from 1 to 0, float32: linspace(1, 0, T + 1) through shift s / (1 + (shift - 1) s).
 
+    With ``terminal`` their distances from 1 are scaled so that the last level before 0 is that (Qwen-Image; diffusers'
+    ``stretch_shift_to_terminal``).
+
     Raises:
-        ValueError: no steps, or a shift that is not positive.
+        ValueError: no steps, a shift that is not positive, or a single step with ``terminal``.
     """
-    if num_steps < 1 or not shift > 0:
+    least = 1 if terminal is None else 2
+    if num_steps < least or not shift > 0:
         raise ValueError(
-            f"a grid needs at least 1 step and a positive shift; given {num_steps} steps, shift {shift}"
+            f"a grid needs at least {least} step{'s'[: least - 1]} and a positive shift; given {num_steps} steps, "
+            f"shift {shift}"
         )
     s = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
-    return (
-        shift * s / (1 + (shift - 1) * s)
-    ).float()  # float64 before rounding makes the ends exactly 1 and 0
+    bent = shift * s / (1 + (shift - 1) * s)  # float64 before rounding makes the ends exactly 1 and 0
+    if terminal is not None:
+        bent[:-1] = 1 - (1 - bent[:-1]) * (1 - terminal) / (1 - bent[-2])
+    return bent.float()
 
 
-_TOKENS_PER_UNO_TOKEN = 64
-"""UNO's code counts 1/64 of the tokens: it divides the latents' area by 16 x 16 instead of 2 x 2."""
+def sigma_grid(
+    section: Any, shift: float | str, num_steps: int, num_tokens: int
+) -> Float[Tensor, " t_plus_1"]:
+    """The noise levels of a recipe.
 
+    Args:
+        section: ``policy``, whose rules a named shift is looked up in.
+        shift: ``sampling.shift``.
+        num_steps: T.
+        num_tokens: of an image.
 
-def resolve_shift(shift: float | str, num_tokens: int) -> float:
-    """The shift of an image of so many tokens.
-
-    FLUX was trained with exp(mu), mu rising linearly from 0.5 at 256 tokens to 1.15 at 4096; diffusers' pipelines
-    sample with it (``dynamic``). UNO's released code gives the same rule a wrong count (``uno``), so that it
-    is 1.583 at 512 x 512 instead of 1.878. Any other ``shift`` is itself.
+    Raises:
+        ValueError: see ``shifted_sigmas`` and ``PolicyConfig.shift``.
     """
-    if not isinstance(shift, str):
-        return float(shift)
-    assert shift in ("dynamic", "uno")
-    counted = num_tokens if shift == "dynamic" else num_tokens // _TOKENS_PER_UNO_TOKEN
-    slope = (1.15 - 0.5) / (4096 - 256)
-    return math.exp(slope * counted + (0.5 - slope * 256))
+    bent = section.shift(shift, tokens=num_tokens, steps=num_steps)
+    return shifted_sigmas(num_steps, bent.value, bent.terminal)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Checkpoints: a folder that is complete or absent, safetensors and JSON only.
 
 ``checkpoints/step-000050/`` holds ``pytorch_lora_weights.safetensors`` (diffusers format, what ``load_lora_weights``
-opens), ``state/`` (trained and averaged weights, optimizer, everything a resume needs) and ``manifest.json`` with sizes
-and hashes.
+opens) or, of full fine-tuning, ``transformer/`` (what ``from_pretrained`` opens), ``state/`` (trained and averaged
+weights, optimizer, everything a resume needs) and ``manifest.json`` with sizes and hashes.
 It is written aside, synced, and renamed, and it goes by a renaming, too: whatever is there is complete.
 """
 
@@ -215,7 +215,8 @@ def _reason(error: Exception) -> str:
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    with path.open("rb") as opened:  # not read at once: whole models are saved, too
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
 
 
 def _sync(path: Path) -> None:

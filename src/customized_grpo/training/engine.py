@@ -16,7 +16,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from customized_grpo.config import Recipe
-from customized_grpo.evaluation.evaluator import adapter_fingerprint
+from customized_grpo.policies.hashes import adapter_hash
 from customized_grpo.sharding import cut_like, whole
 from customized_grpo.training import checkpoint
 from customized_grpo.training.distributed import largest
@@ -49,6 +49,11 @@ def configure(accelerator: Accelerator, recipe: Recipe) -> None:
         raise ValueError(
             f"run.precision: given {recipe.run.precision!r}; DeepSpeed looks for gradients that are not finite in bf16 "
             "only: use run.precision=bf16, or DDP or FSDP2 (config/accelerate/)"
+        )
+    if recipe.policy.full is not None:
+        raise ValueError(
+            "policy.full: its checkpoints are not read out of DeepSpeed; use DDP or FSDP2 (config/accelerate/), or "
+            "policy.lora"
         )
     if recipe.train.ema is not None:
         raise ValueError(
@@ -113,10 +118,12 @@ def weights(accelerator: Accelerator, parameters: Mapping[str, Tensor]) -> dict[
 
 
 def fingerprint(accelerator: Accelerator, model: nn.Module, done: int) -> str:
-    """Names the adapter of ``model`` after ``done`` steps, so that an evaluation knows its own rows again."""
+    """Names what is trained of ``model`` after ``done`` steps, so that an evaluation knows its own rows again."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return f"step {done}"  # what the module itself shows of its weights may be an empty shard
-    return adapter_fingerprint(accelerator.unwrap_model(model))
+    if not any("lora_" in name for name, _ in model.named_parameters()):
+        return f"step {done}"  # all of a transformer's weights would take minutes to hash
+    return adapter_hash(accelerator.unwrap_model(model))
 
 
 @torch.no_grad()

@@ -14,9 +14,11 @@ from torch import nn
 
 from customized_grpo import registry
 from customized_grpo.config import Recipe
+from customized_grpo.policies.full import trained_names
 from customized_grpo.training.geometry import step_geometry
 from customized_grpo.training.known_models import MODELS, REWARD_BYTES, UNO_LORA
 from customized_grpo.training.memory import Estimate, Tokens, decode_bytes, estimate
+from customized_grpo.training.parameters import Trained, adapted, adapter_parameters, linears
 
 GIB = 2**30
 _RESERVE = GIB
@@ -79,10 +81,17 @@ def shapes(source: str, encoders: tuple[str, ...]) -> Shapes:
             transformer=_on_meta(index["transformer"][1], config),
             encoders={name: _parameters_in(folder / name) for name in encoders},
             vae=_parameters_in(folder / "vae"),
-            vae_channels=tuple(vae["block_out_channels"]),
+            vae_channels=_channels(vae),
         )
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise UnknownModelError(f"{folder} is no pipeline in diffusers' layout ({error})") from error
+
+
+def _channels(vae: Mapping[str, Any]) -> tuple[int, ...]:
+    """Of a VAE's levels; Qwen-Image's has a base and factors."""
+    if "dim_mult" in vae:
+        return tuple(vae["base_dim"] * factor for factor in vae["dim_mult"])
+    return tuple(vae["block_out_channels"])
 
 
 def _on_meta(name: str, config: Mapping[str, Any]) -> nn.Module:
@@ -136,13 +145,9 @@ def of_recipe(recipe: Recipe, *, world: int = 1, num_references: int = 1) -> Est
     decoded = min(_DECODE_CHUNK, train.group_size)
     return estimate(
         model.transformer,
-        targets=[
-            pattern
-            for target in policy.lora.targets or kind.lora_targets
-            for pattern in kind.lora_presets.get(target, (target,))
-        ],
-        rank=policy.lora.rank,
-        shared=policy.lora.qkv == "shared",
+        trained=_trained(policy, kind, model.transformer),
+        reference=recipe.objective.kl > 0,
+        num_forwards=policy.num_forwards(),
         tokens=_tokens(policy, latent_shape[0], num_references),
         b=b,
         quantization=policy.quantization,
@@ -158,6 +163,23 @@ def of_recipe(recipe: Recipe, *, world: int = 1, num_references: int = 1) -> Est
         reserve=_RESERVE,
         unknown=unknown,
     )
+
+
+def _trained(policy: Any, kind: Any, transformer: nn.Module) -> Trained:
+    if policy.full is not None:
+        own = trained_names(transformer, policy.full, kind.idle(transformer))
+        return Trained(
+            layers=[layer for layer in linears(transformer) if f"{layer.name}.weight" in own],
+            rank=0,
+            sizes=[one.numel() for name, one in transformer.named_parameters() if name in own],
+            own=frozenset(own),
+        )
+    settings = policy.lora
+    targets = settings.targets or kind.lora_targets
+    patterns = [pattern for target in targets for pattern in kind.lora_presets.get(target, (target,))]
+    layers = adapted(transformer, patterns)
+    sizes = adapter_parameters(layers, settings.rank, shared=settings.qkv == "shared")
+    return Trained(layers=layers, rank=settings.rank, sizes=sizes)
 
 
 def _values_of_lora(path: str) -> int:
@@ -232,7 +254,7 @@ def _ladder(recipe: Recipe) -> Iterator[tuple[dict[str, str], Mapping[str, Any]]
             yield {"train.microbatch": str(size)}, {"train": {"microbatch": size}}
     if recipe.run.precision == "bf16":
         yield {"train.optimizer": "adamw_8bit"}, {"train": {"optimizer": "adamw_8bit"}}
-        for bits in {"none": ("8bit", "4bit"), "8bit": ("4bit",), "4bit": ()}[policy.quantization]:
+        for bits in _fewer_bits(policy):
             overrides: dict[str, str] = {"policy.quantization": bits}
             changed: dict[str, Any] = {"quantization": bits}
             if (
@@ -241,10 +263,16 @@ def _ladder(recipe: Recipe) -> Iterator[tuple[dict[str, str], Mapping[str, Any]]
                 overrides["policy.base_lora.mode"] = "adapter"
                 changed["base_lora"] = policy.base_lora.model_copy(update={"mode": "adapter"})
             yield overrides, {"policy": changed}
-    for rank in (32, 16):
+    for rank in (32, 16) if policy.full is None else ():
         if rank < policy.lora.rank and policy.lora.path is None:
             lora = policy.lora.model_copy(update={"rank": rank, "alpha": None})
             yield {"policy.lora.rank": str(rank)}, {"policy": {"lora": lora}}
+
+
+def _fewer_bits(policy: Any) -> tuple[str, ...]:
+    if policy.full is not None:
+        return ()
+    return {"none": ("8bit", "4bit"), "8bit": ("4bit",), "4bit": ()}[policy.quantization]
 
 
 def _merged(recipe: Recipe, changed: Mapping[str, Any]) -> Recipe:

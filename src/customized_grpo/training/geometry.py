@@ -9,7 +9,7 @@ from typing import Any
 
 from customized_grpo import registry
 from customized_grpo.config import AXES, Recipe
-from customized_grpo.sampling.schedule import StepPlan
+from customized_grpo.sampling.schedule import StepPlan, sigma_grid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,8 @@ class StepGeometry:
     total_updates: int
     trajectory_bytes: int | None
     """Stored states of one rank's groups; None where the policy doesn't say its latent shape."""
+    sigmas: tuple[float, ...] | None
+    """T + 1 noise levels; None where they depend on a latent shape that the policy doesn't say."""
     weights: tuple[tuple[str, tuple[float, ...]], ...]
     """(range of sampler steps, weight of each axis)."""
 
@@ -85,8 +87,16 @@ def step_geometry(recipe: Recipe, *, world: int, latent_shape: tuple[int, int] |
         updates=train.updates_per_rollout,
         total_updates=train.steps * train.updates_per_rollout,
         trajectory_bytes=states,
+        sigmas=_sigmas(recipe, latent_shape),
         weights=_weight_ranges(recipe),
     )
+
+
+def _sigmas(recipe: Recipe, latent_shape: tuple[int, int] | None) -> tuple[float, ...] | None:
+    shift, steps = recipe.sampling.shift, recipe.sampling.steps
+    if latent_shape is None and isinstance(shift, str):
+        return None
+    return tuple(sigma_grid(recipe.policy, shift, steps, latent_shape[0] if latent_shape else 1).tolist())
 
 
 def _weight_ranges(recipe: Recipe) -> tuple[tuple[str, tuple[float, ...]], ...]:

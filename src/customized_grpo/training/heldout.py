@@ -10,6 +10,7 @@ from customized_grpo.config import Recipe
 from customized_grpo.evaluation.costs import evaluations, of_evaluation, of_training
 from customized_grpo.evaluation.evaluator import (
     evaluate_policy,
+    noise_levels,
     num_examples,
     settings_of,
 )
@@ -25,7 +26,7 @@ from customized_grpo.training.setup import Evaluation, Parts
 
 def evaluate(parts: Parts, done: int) -> dict[str, float]:
     """Held-out metrics of the adapter as it would be saved now, after ``done`` GRPO steps."""
-    spec = parts.recipe.evaluate
+    recipe, spec = parts.recipe, parts.recipe.evaluate
     held, accelerator = parts.evaluation, parts.accelerator
     assert spec is not None
     assert held is not None
@@ -50,8 +51,7 @@ def evaluate(parts: Parts, done: int) -> dict[str, float]:
                 gather=gather,
             ),
             _rows_file(parts, done).stem,
-            steps=parts.recipe.sampling.steps,
-            shift=parts.recipe.sampling.shift,
+            sigmas=noise_levels(recipe.policy, recipe.sampling, spec, parts.policy.latent_shape[0]),
             weights=engine.fingerprint(accelerator, parts.policy.transformer, done),
             encode=held.encode,
         )

@@ -1,9 +1,10 @@
 """Shapes of models that are too large, or gated, to be looked at before a run: facts, so that an estimate needs no hub.
 
-The transformer's configuration is the published one of FLUX.1 (black-forest-labs/flux, ``flux/util.py``, and
-``transformer/config.json`` of the hub's repositories); it is also the default of diffusers' class but for
-``guidance_embeds``. Parameters are those of the published configurations built on torch's meta device, which the tests
-do again: CLIP ViT-L/14's text model, the encoder of T5 v1.1 XXL, and FLUX's VAE.
+The transformers' configurations are the published ones: of FLUX.1 black-forest-labs/flux, ``flux/util.py``; of FLUX.2
+black-forest-labs/flux2 and huggingface/diffusers' ``scripts/convert_flux2_to_diffusers.py``; of Qwen-Image-Edit its
+``transformer/config.json``. Parameters are those of the published configurations built on torch's meta device, which
+the tests do again, and which the headers of the published weights count: CLIP ViT-L/14's text model, the encoder of T5
+v1.1 XXL, Mistral Small 3.2 24B, Qwen 3 4B and 8B, Qwen 2.5 VL 7B, and the VAEs of FLUX.1, FLUX.2 and Qwen-Image.
 """
 
 from collections.abc import Mapping
@@ -48,11 +49,49 @@ def _flux(guidance: bool) -> KnownModel:
     )
 
 
+def _flux2(
+    double: int, single: int, heads: int, text: int, encoder: int, *, guidance: bool = False
+) -> KnownModel:
+    return KnownModel(
+        transformer="Flux2Transformer2DModel",
+        config={
+            "num_layers": double,
+            "num_single_layers": single,
+            "num_attention_heads": heads,
+            "joint_attention_dim": text,
+            "guidance_embeds": guidance,
+        },
+        encoders={"text_encoder": encoder},
+        vae=84_046_115,
+        vae_channels=(128, 256, 512, 512),
+    )
+
+
+def _qwen_image(**more: bool) -> KnownModel:
+    return KnownModel(
+        transformer="QwenImageTransformer2DModel",
+        config={"num_layers": 60, "num_attention_heads": 24, "joint_attention_dim": 3584, **more},
+        encoders={"text_encoder": 8_292_166_656},
+        vae=126_892_531,
+        vae_channels=(96, 192, 384, 384),
+    )
+
+
+_MISTRAL, _QWEN_4B, _QWEN_8B = 24_011_361_280, 4_022_468_096, 8_190_735_360
+_KLEIN_4B, _KLEIN_9B = _flux2(5, 20, 24, 7680, _QWEN_4B), _flux2(8, 24, 32, 12288, _QWEN_8B)
+
 MODELS: Mapping[str, KnownModel] = {
     "black-forest-labs/FLUX.1-dev": _flux(True),
     "black-forest-labs/FLUX.1-Kontext-dev": _flux(True),
     "black-forest-labs/FLUX.1-Krea-dev": _flux(True),
     "black-forest-labs/FLUX.1-schnell": _flux(False),
+    "black-forest-labs/FLUX.2-dev": _flux2(8, 48, 48, 15360, _MISTRAL, guidance=True),
+    "black-forest-labs/FLUX.2-klein-4B": _KLEIN_4B,
+    "black-forest-labs/FLUX.2-klein-base-4B": _KLEIN_4B,
+    "black-forest-labs/FLUX.2-klein-9B": _KLEIN_9B,
+    "black-forest-labs/FLUX.2-klein-base-9B": _KLEIN_9B,
+    "Qwen/Qwen-Image-Edit-2509": _qwen_image(),
+    "Qwen/Qwen-Image-Edit-2511": _qwen_image(zero_cond_t=True),
 }
 
 REWARD_BYTES: Mapping[str, int] = {

@@ -7,26 +7,31 @@ width, b bytes.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
-from customized_grpo.policies.acceleration import NOT_QUANTIZED
-
-Quantization = Literal["none", "8bit", "4bit"]
-Optimizer = Literal["adamw", "adamw_8bit"]
+from customized_grpo.training.parameters import (
+    LinearShape,
+    Optimizer,
+    Quantization,
+    Trained,
+    linears,
+    optimizer_bytes,
+    weight_bytes,
+)
 
 _TEXT_PART = re.compile(r"(^|\.)(add_|to_add|ff_context|txt_)")
 """Layers of a two-stream block that see the text tokens."""
 _QUERY_OR_KEY = re.compile(r"(^|\.)(to|add)_[qk](_proj)?$")
 _VALUE = re.compile(r"(^|\.)(to|add)_v(_proj)?$")
-_QKV = re.compile(r"((^|\.)(to|add)_)[qkv](_proj)?$")
+_TEXT_NORM = re.compile(r"context|txt_")
 _MODULATION = re.compile(r"norm|(^|\.)(img|txt)_mod\b|modulation")
 """Layers that see one vector a sample, not its tokens."""
-_SMALLEST_8BIT = 4096
-"""Values of a parameter below which bitsandbytes keeps 32 bits."""
+_OF_TIME = re.compile(r"time|guidance|text_embedder")
+"""Further layers of that sort, outside the blocks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,77 +42,15 @@ class Tokens:
     text: int
 
 
-@dataclass(frozen=True, slots=True)
-class LinearShape:
-    """A linear layer: its name, and features in and out."""
-
-    name: str
-    inputs: int
-    outputs: int
-
-
-def linears(module: nn.Module) -> Iterator[LinearShape]:
-    """Every linear layer of a model."""
-    for name, layer in module.named_modules():
-        if isinstance(layer, nn.Linear):
-            yield LinearShape(name, layer.in_features, layer.out_features)
-
-
-def adapted(module: nn.Module, targets: Sequence[str]) -> list[LinearShape]:
-    """The layers that an adapter's targets match, each against a name or its end after a dot."""
-    pattern = re.compile(rf"(.*\.)?({'|'.join(targets)})")
-    return [layer for layer in linears(module) if pattern.fullmatch(layer.name)]
-
-
-def weight_bytes(transformer: nn.Module, quantization: Quantization, b: int) -> int:
-    """Bytes of the frozen transformer.
-
-    bitsandbytes' NF4 takes half a byte a value, one byte for 64 of them and one float32 for 256 of those, and a few
-    constants a layer; LLM.int8 takes a byte a value and a float32 a row. Biases and ``NOT_QUANTIZED`` layers stay.
-    """
-    held = {
-        f"{layer.name}.weight": layer
-        for layer in linears(transformer)
-        if not {*layer.name.split("."), layer.name} & set(NOT_QUANTIZED)
-    }
-    total = 0
-    for name, parameter in transformer.named_parameters():
-        n = parameter.numel()
-        if quantization == "none" or name not in held:
-            total += n * b
-        elif quantization == "8bit":
-            total += n + 4 * held[name].outputs
-        else:
-            blocks = -(-n // 64)
-            total += -(-n // 2) + blocks + 4 * -(-blocks // 256) + 4 * (16 + 256 + 1)
-    return total
-
-
-def adapter_parameters(layers: Iterable[LinearShape], rank: int, *, shared: bool = False) -> list[int]:
-    """Values of every A (rank, in) and B (out, rank); with ``shared`` an attention's q, k and v have one A."""
-    sizes, seen = [], set[str]()
-    for layer in layers:
-        one = _QKV.sub(r"\1", layer.name)
-        if not (shared and one != layer.name and one in seen):
-            sizes.append(rank * layer.inputs)
-        seen.add(one)
-        sizes.append(rank * layer.outputs)
-    return sizes
-
-
-def optimizer_bytes(sizes: Iterable[int], optimizer: Optimizer) -> int:
-    """Two moments a value: float32, or 8 bits with a float32 scale for 256 values and two tables of 256 a parameter."""
-    total = 0
-    for n in sizes:
-        if optimizer == "adamw" or n < _SMALLEST_8BIT:
-            total += 2 * 4 * n
-        else:
-            total += 2 * (n + 4 * -(-n // 256) + 4 * 256)
-    return total
-
-
 def block_activations(
-    block: nn.Module, tuned: frozenset[str], rank: int, tokens: Tokens, n: int, b: int
+    block: nn.Module,
+    tuned: frozenset[str],
+    rank: int,
+    tokens: Tokens,
+    n: int,
+    b: int,
+    *,
+    modulated: bool = False,
 ) -> int:
     """Bytes that autograd keeps of one transformer block.
 
@@ -119,6 +62,7 @@ def block_activations(
         n: samples.
         b: bytes of the compute dtype. At 2 bytes each adapter casts its own copy of its input, and what norms see is
             kept in float32.
+        modulated: whether what scales the norms' outputs is trained, so that these are kept, too.
     """
     layers = [layer for layer in linears(block) if not _MODULATION.search(layer.name)]
     two_streams = any(_TEXT_PART.search(layer.name) for layer in layers)
@@ -138,6 +82,12 @@ def block_activations(
             continue  # only as part of all values, below
         feeds_norm = bool(_QUERY_OR_KEY.search(layer.name)) or layer.outputs == width
         total += here * layer.outputs * (4 if feeds_norm else b)
+        if modulated and _QUERY_OR_KEY.search(layer.name):
+            total += here * layer.outputs * 4  # once more, normed, for the norm's own weight
+    for name, part in block.named_modules() if modulated else ():
+        if isinstance(part, nn.LayerNorm):
+            of_text = bool(_TEXT_NORM.search(name))
+            total += ((tokens.text if of_text else tokens.image) if two_streams else joint) * width * 4
     return n * (total + 4 * joint * width * b)
 
 
@@ -173,15 +123,22 @@ def activations(
     is taken to need as much as one block stores, for gradients of activations.
     """
     names = {layer.name for layer in layers}
+    modulated = any(_MODULATION.search(name) for name in names)
     sizes, inputs = [], 0
     for name, block in blocks_of(transformer):
         tuned = frozenset(one.removeprefix(f"{name}.") for one in names if one.startswith(f"{name}."))
-        sizes.append(block_activations(block, tuned, rank, tokens, n, b))
+        sizes.append(block_activations(block, tuned, rank, tokens, n, b, modulated=modulated))
         inputs += n * (tokens.image + tokens.text) * next(linears(block)).inputs * b
-    last = inputs // len(sizes)  # the final norm's input
+    outside = inputs // len(sizes)  # the final norm's input
+    inside = tuple(f"{name}." for name, _ in blocks_of(transformer))
+    for layer in layers:
+        if not layer.name.startswith(inside) and not _OF_TIME.search(layer.name):
+            of_norm = bool(_MODULATION.search(layer.name))  # it scales the final norm's float32 output
+            here = tokens.text if _TEXT_NORM.search(layer.name) else tokens.image
+            outside += n * here * (4 * layer.inputs if of_norm else b * layer.inputs)
     if checkpointing:
-        return Activations(stored=inputs + last, working=2 * max(sizes))
-    return Activations(stored=sum(sizes) + last, working=max(sizes))
+        return Activations(stored=inputs + outside, working=2 * max(sizes))
+    return Activations(stored=sum(sizes) + outside, working=max(sizes))
 
 
 def decode_bytes(n: int, height: int, width: int, channels: Sequence[int]) -> int:
@@ -219,9 +176,9 @@ class Estimate:
 def estimate(
     transformer: nn.Module,
     *,
-    targets: Sequence[str],
-    rank: int,
-    shared: bool,
+    trained: Trained,
+    reference: bool,
+    num_forwards: int,
     tokens: Tokens,
     b: int,
     quantization: Quantization,
@@ -241,16 +198,16 @@ def estimate(
 
     Args:
         transformer: on the meta device, or any.
-        targets, rank, shared: of the adapter; see ``adapter_parameters``.
+        trained: see there.
+        reference: the trained weights' first values are kept, for a KL; an adapter's are 0.
+        num_forwards: of the transformer in one velocity, whose activations are all stored.
         tokens: of a sample.
         b: bytes of ``run.precision``.
         parts: bytes of further resident parts (VAE, encoders, rewards) by name.
         moments: bytes of further moments (decoding) by name.
         reserve: CUDA's context and the allocator's loss.
     """
-    layers = adapted(transformer, targets)
-    sizes = adapter_parameters(layers, rank, shared=shared)
-    trained = sum(sizes)
+    layers, rank, values = trained.layers, trained.rank, sum(trained.sizes)
     acts = activations(transformer, layers, rank, tokens, n=microbatch, b=b, checkpointing=checkpointing)
     widest = (
         activations(transformer, layers, rank, tokens, n=group_size, b=b, checkpointing=True).working // 2
@@ -259,14 +216,19 @@ def estimate(
     copies += [("running average (ema)", 4)] if ema else []
     copies += [("autocast's copy", b)] if b < 4 else []
     copies += [("buckets of data-parallel", 4)] if world > 1 else []
+    copies += [("the base's, for the KL", 4)] if reference and trained.own else []
     resident = [
-        Line(name="transformer", bytes=weight_bytes(transformer, quantization, b), note=quantization),
         Line(
-            name="adapter",
-            bytes=sum(each for _, each in copies) * trained,
-            note=f"{trained / 1e6:,.1f} M parameters: " + ", ".join(name for name, _ in copies),
+            name="frozen weights of the transformer" if trained.own else "transformer",
+            bytes=weight_bytes(transformer, quantization, b, trained.own),
+            note=quantization,
         ),
-        Line(name="optimizer", bytes=optimizer_bytes(sizes, optimizer), note=optimizer),
+        Line(
+            name="trained weights" if trained.own else "adapter",
+            bytes=sum(each for _, each in copies) * values,
+            note=f"{values / 1e6:,.1f} M parameters: " + ", ".join(name for name, _ in copies),
+        ),
+        Line(name="optimizer", bytes=optimizer_bytes(trained.sizes, optimizer), note=optimizer),
         *(Line(name=name, bytes=size) for name, size in parts.items()),
         Line(name="trajectories", bytes=trajectories),
         Line(name="reserve", bytes=reserve, note="context, workspaces, fragments: an assumption"),
@@ -274,10 +236,13 @@ def estimate(
     found = [
         Line(
             name="replay",
-            bytes=acts.stored + acts.working,
+            bytes=num_forwards * acts.stored + acts.working,
             note=f"{microbatch} pairs, {'with' if checkpointing else 'without'} gradient checkpointing",
         ),
         Line(name="rollout", bytes=widest, note=f"{group_size} samples"),
+        Line(
+            name="update", bytes=4 * values if optimizer == "adamw" else 0, note="roots of the second moments"
+        ),
         *(Line(name=name, bytes=size) for name, size in moments.items()),
     ]
     return Estimate(resident=tuple(resident), moments=tuple(found), unknown=tuple(unknown))

@@ -25,13 +25,14 @@ from customized_grpo.data.order import groups_a_rank
 from customized_grpo.evaluation.metrics import Scorer as MetricScorer
 from customized_grpo.evaluation.metrics import build_metrics
 from customized_grpo.evaluation.summary import Row
-from customized_grpo.policies import lora
+from customized_grpo.policies import tuning
 from customized_grpo.policies.base import Policy, runs_on_cpu
 from customized_grpo.policies.cache import Place, open_policy
 from customized_grpo.rewards.base import AnyReward
 from customized_grpo.rewards.scorer import Scorer
 from customized_grpo.sampling.rollout import Transition
-from customized_grpo.sampling.schedule import resolve_shift, shifted_sigmas
+from customized_grpo.sampling.schedule import sigma_grid
+from customized_grpo.sharding import reshard
 from customized_grpo.tracking import prepare_folder
 from customized_grpo.training import engine
 from customized_grpo.training.conditioning import bars, needed
@@ -93,17 +94,19 @@ class Parts:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the adapter holds its running average, where the recipe asks for one."""
+        """Inside, what is trained holds its running average, where the recipe asks for one."""
         if self.ema is None:
             yield
             return
         parameters = list(self.parameters.values())
         self.ema.store(parameters)
         self.ema.copy_to(parameters)
+        reshard(self.policy.transformer)
         try:
             yield
         finally:
             self.ema.restore(parameters)
+            reshard(self.policy.transformer)
 
 
 def build(recipe: Recipe) -> Parts:
@@ -148,8 +151,8 @@ def build(recipe: Recipe) -> Parts:
             progress=progress,
         )
         policy, encode = open_policy(recipe.policy, run.cache, lambda: needed(recipe), place)
-        lora.attach(policy, recipe.policy.lora, run.seed)
-    parameters = lora.trainable_parameters(policy)
+        tuning.attach(policy, recipe.policy, run.seed, keep_base=recipe.objective.kl > 0)
+    parameters = tuning.trainable_parameters(policy)
     optimizer = build_optimizer(list(parameters.values()), train)
     updates = train.steps * train.updates_per_rollout
     schedule = get_scheduler(
@@ -159,11 +162,12 @@ def build(recipe: Recipe) -> Parts:
         num_training_steps=updates,
     )
     policy.transformer, prepared = accelerator.prepare(policy.transformer, optimizer)
-    parameters = lora.trainable_parameters(policy)  # FSDP2 has put shards in their place
+    parameters = tuning.trainable_parameters(policy)  # FSDP2 has put shards in their place
+    tuning.follow_shards(policy)
     ema = EMAModel(list(parameters.values()), decay=train.ema) if train.ema is not None else None
 
-    shift = resolve_shift(recipe.sampling.shift, policy.latent_shape[0])
-    sigmas = shifted_sigmas(recipe.sampling.steps, shift)
+    sampling = recipe.sampling
+    sigmas = sigma_grid(recipe.policy, sampling.shift, sampling.steps, policy.latent_shape[0])
     transition = registry.build_function("dynamics", recipe.sampling.dynamics)
     loss_weights = step_weights(recipe.objective.step_weighting, transition, sigmas)
     return Parts(

@@ -15,7 +15,7 @@ from torch import Tensor
 from customized_grpo.config import Recipe
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.loading import load_recipe, save_recipe
-from customized_grpo.policies import lora
+from customized_grpo.policies import tuning
 from customized_grpo.sharding import cut_like
 from customized_grpo.tracking import METRICS, cut_metrics
 from customized_grpo.training import checkpoint, engine
@@ -46,7 +46,8 @@ def save(parts: Parts, done: int) -> None:
         SaveError: on every rank, where rank 0 can't write.
     """
     accelerator, names = parts.accelerator, list(parts.parameters)
-    adapter = engine.weights(accelerator, parts.parameters)
+    trained = engine.weights(accelerator, parts.parameters)
+    untrained = engine.weights(accelerator, tuning.untrained_parameters(parts.policy))
     optimizer = engine.optimizer_state(accelerator, parts.optimizer, parts.parameters)
     average = {}
     if parts.ema is not None:
@@ -63,11 +64,11 @@ def save(parts: Parts, done: int) -> None:
     def write(aside: Path) -> None:
         recipe = parts.recipe.model_dump_json(exclude={"run"})
         about = {"base_model": parts.recipe.policy.model, "recipe": recipe, "step": str(done)}
-        lora.save_adapter(parts.policy, aside, about, average or adapter)
+        tuning.save(parts.policy, aside, about, average or trained, untrained)
         save_recipe(parts.recipe, aside / "config.yaml")
         state = aside / "state"
         state.mkdir()
-        checkpoint.write_tensors(state / "adapter.safetensors", adapter)
+        checkpoint.write_tensors(state / "adapter.safetensors", trained)
         checkpoint.write_tensors(state / "optimizer.safetensors", optimizer)
         if average:
             checkpoint.write_tensors(state / "ema.safetensors", average)
@@ -154,7 +155,7 @@ def _read(parts: Parts, state: Path) -> _Held:
     adapter = checkpoint.read_tensors(state / "adapter.safetensors")
     if set(adapter) != set(parts.parameters):
         raise checkpoint.CheckpointError(
-            f"{state}: its adapter has other parameters than the recipe's policy.lora"
+            f"{state}: its trained weights are others than those of the recipe's policy.lora or policy.full"
         )
     return _Held(
         adapter=adapter,

@@ -14,7 +14,7 @@ from torch import Tensor
 from customized_grpo.advantages.shaping import Shaped, shape
 from customized_grpo.config import AXES, Recipe
 from customized_grpo.data import order
-from customized_grpo.policies import lora
+from customized_grpo.policies import tuning
 from customized_grpo.sampling.dynamics import kl
 from customized_grpo.sampling.rollout import initial_noise, sample_group, transition_noise
 from customized_grpo.sampling.schedule import StepPlan
@@ -237,7 +237,7 @@ class Trainer:
         loss = clipped_surrogate(new, pairs.log_prob, pairs.advantage, objective.clip, max_advantage=math.inf)
         penalty = torch.zeros_like(loss)
         if objective.kl:
-            with torch.no_grad(), lora.reference(parts.policy):
+            with torch.no_grad(), tuning.reference(parts.policy):
                 _, base = replay(parts.policy, parts.transition, pairs)
             penalty = kl(gaussian, base).mean()
         return loss, penalty, (new - pairs.log_prob).detach()

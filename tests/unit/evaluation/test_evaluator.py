@@ -10,12 +10,15 @@ import torch
 from evaluation_fakes import Channels, TinyData, TinyPolicy
 from PIL import Image
 
-from customized_grpo.config import Evaluate, EvaluateRecipe
+from customized_grpo.config import Evaluate, EvaluateRecipe, EvaluateSampling
 from customized_grpo.evaluation.baselines import reference_copy
-from customized_grpo.evaluation.evaluator import adapter_fingerprint, evaluate, evaluate_policy
+from customized_grpo.evaluation.evaluator import evaluate, evaluate_policy, noise_levels
 from customized_grpo.evaluation.items import Site, file_name
 from customized_grpo.evaluation.metrics import build_metrics
 from customized_grpo.evaluation.summary import Row
+from customized_grpo.policies.base import PolicyConfig
+from customized_grpo.policies.hashes import adapter_hash
+from customized_grpo.sampling.schedule import shifted_sigmas
 
 Run = Callable[..., list[Row]]
 
@@ -36,7 +39,7 @@ def run(tmp_path: Path) -> Run:
         spec = Evaluate.model_validate(section)
         of_site = {"folder", "rank", "world", "gather", "progress"} & changes.keys()
         site = {"folder": tmp_path / "evaluation"} | {name: changes.pop(name) for name in of_site}
-        arguments: dict[str, Any] = {"steps": 4, "shift": 3.0, "weights": "w"}
+        arguments: dict[str, Any] = {"sigmas": shifted_sigmas(4, 3.0), "weights": "w"}
         policy = changes.pop("policy", TinyPolicy())
         arguments["encode"] = lambda example: policy.encode(example.prompt, example.references)
         metrics = build_metrics(spec.metrics, policy.device)
@@ -93,10 +96,21 @@ def test_result_does_not_depend_on_the_number_of_processes(
 def test_other_seed_or_steps_give_other_images(run: Run, tmp_path: Path) -> None:
     values = [
         plain(run(folder=tmp_path / str(i), **change))
-        for i, change in enumerate(({}, {"spec": {"seed": 1}}, {"steps": 5}))
+        for i, change in enumerate(({}, {"spec": {"seed": 1}}, {"sigmas": shifted_sigmas(5, 3.0)}))
     ]
     assert len(set(values)) == 3
-    assert plain(run(folder=tmp_path / "own", steps=9, spec={"steps": 4})) == values[0]
+
+
+def test_an_evaluations_own_steps_go_first() -> None:
+    section = PolicyConfig(type="x", model="x")
+    spec = {
+        "data": {"type": "evaluation_fakes:TinyData"},
+        "metrics": {"a": {"type": "evaluation_fakes:Channels"}},
+    }
+    for own, expected in ((None, 9), (4, 4)):
+        given = Evaluate.model_validate(spec | {"steps": own})
+        levels = noise_levels(section, EvaluateSampling(steps=9, shift=2.0), given, 16)
+        assert torch.equal(levels, shifted_sigmas(expected, 2.0))
 
 
 def test_what_is_finished_is_kept(run: Run) -> None:
@@ -133,7 +147,7 @@ def test_a_killed_evaluation_goes_on_with_another_number_of_processes(run: Run, 
 
 def test_other_weights_or_settings_are_made_anew(run: Run) -> None:
     run()
-    for change in ({"weights": "v"}, {"spec": {"seed": 2}}, {"shift": 1.0}):
+    for change in ({"weights": "v"}, {"spec": {"seed": 2}}, {"sigmas": shifted_sigmas(4, 1.0)}):
         run(**change)
         assert len(Channels.calls) == 7
 
@@ -199,13 +213,13 @@ def test_encode_of_the_caller_is_used(run: Run, tmp_path: Path) -> None:
 
 def test_fingerprint_is_that_of_the_adapter_alone() -> None:
     module = torch.nn.ModuleDict({"lora_A": torch.nn.Linear(2, 2), "base": torch.nn.Linear(2, 2)})
-    before = adapter_fingerprint(module)
+    before = adapter_hash(module)
     with torch.no_grad():
         module["base"].weight += 1.0
-    assert adapter_fingerprint(module) == before
+    assert adapter_hash(module) == before
     with torch.no_grad():
         module["lora_A"].weight[0, 0] += 1e-6
-    assert adapter_fingerprint(module) != before
+    assert adapter_hash(module) != before
 
 
 def test_copies_are_the_reference_in_the_output_s_size() -> None:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.clock import Clock
-from customized_grpo.policies.base import LoraSettings, load_policy, stack
+from customized_grpo.policies import tuning
+from customized_grpo.policies.base import FullSettings, LoraSettings, load_policy, stack
 from customized_grpo.policies.lora import attach, save_adapter, trainable_parameters
 from customized_grpo.sampling.dynamics import DanceSDE
 from customized_grpo.sampling.rollout import generate, initial_noise, sample_group, transition_noise
-from customized_grpo.sampling.schedule import StepPlan, shifted_sigmas
+from customized_grpo.sampling.schedule import StepPlan, shifted_sigmas, sigma_grid
 from customized_grpo.sampling.solver import ode_steps
 from customized_grpo.testing import check_policy
 from customized_grpo.training.replay import micro_batches, replay
@@ -89,6 +91,8 @@ def test_generate_is_the_pipeline(world: World, name: str, count: int) -> None:
     difference = float((latents - drawn.latents).abs().max())
     assert difference <= 5e-6, difference
     assert (latents - start).abs().max() > 0.1
+    grid = sigma_grid(policy.config, "dynamic", 3, start.shape[1])
+    torch.testing.assert_close(grid, drawn.sigmas, rtol=0, atol=2e-6)
     ours = generate(policy, cond, start, drawn.sigmas).numpy().astype(int)
     theirs = (drawn.images * 255).round().astype(int)
     assert np.abs(ours - theirs).max() <= 1
@@ -160,6 +164,22 @@ def test_the_first_replay_is_exact(world: World, name: str, checkpointing: bool)
 def test_conformance(world: World, name: str, dtype: torch.dtype) -> None:
     example = Example(key="1", prompt=PROMPT, references=pictures()[1:2])
     check_policy(adapted(world.policy(name, dtype)), example)
+
+
+@each_policy
+def test_conformance_of_full_fine_tuning(world: World, name: str) -> None:
+    """Gradients reach every weight but those that the policy calls idle, and the first weights come back."""
+    policy = world.policy(name, torch.bfloat16)
+    x, cond = noise(policy, 2).bfloat16(), policy.encode(PROMPT, pictures()[:1])
+    with torch.no_grad():
+        frozen = policy.velocity(x, SIGMA, cond)
+    tuning.attach(policy, SimpleNamespace(full=FullSettings(), lora=None), seed=0, keep_base=True)
+    with torch.no_grad():
+        assert torch.equal(policy.velocity(x, SIGMA, cond), frozen), "float32 weights of bfloat16 values"
+    check_policy(policy, Example(key="1", prompt=PROMPT, references=pictures()[1:2]))
+    left = {n for n, p in policy.transformer.named_parameters() if not p.requires_grad}
+    assert all(name.startswith("qwen") and ".1." in one for one in left)
+    assert len(left) == (9 if name.startswith("qwen") else 0)
 
 
 @each_policy

@@ -15,7 +15,7 @@ from customized_grpo.policies.flux_keys import to_original
 from customized_grpo.policies.flux_loading import original_keys
 from customized_grpo.policies.lora import frozen_hash
 from customized_grpo.policies.uno_lora import to_uno
-from customized_grpo.sampling.schedule import resolve_shift, shifted_sigmas
+from customized_grpo.sampling.schedule import sigma_grid
 from tiny import make_tiny_flux
 from uno_golden import CASES
 
@@ -113,7 +113,8 @@ def test_unos_lora_goes_to_modules_and_back(files: dict[str, str]) -> None:
     ],
 )
 def test_the_schedule_is_unos(rule: str, num_tokens: int, expected: float) -> None:
-    assert float(shifted_sigmas(25, resolve_shift(rule, num_tokens))[1]) == pytest.approx(expected, abs=1e-6)
+    section = UNOConfig.model_validate({"model": "mini"})
+    assert float(sigma_grid(section, rule, 25, num_tokens)[1]) == pytest.approx(expected, abs=1e-6)
 
 
 def broken(files: dict[str, str], folder: Path, what: str, change: str) -> str:

@@ -61,6 +61,10 @@ def test_the_first_fsdp_is_refused() -> None:
     [
         ({}, r"run\.precision: given 'no'.*run\.precision=bf16"),
         ({"run__precision": "bf16", "train__ema": 0.5}, r"train\.ema.*fsdp2\.yaml"),
+        (
+            {"run__precision": "bf16", "policy__lora": None, "policy__full": {}},
+            r"policy\.full: its checkpoints are not read out of DeepSpeed; use DDP or FSDP2",
+        ),
     ],
 )
 def test_deepspeed_is_refused_what_it_cant_do(changes: dict[str, Any], message: str) -> None:

@@ -6,37 +6,50 @@ documents state.
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5EncoderModel,
+)
 
 from customized_grpo.loading import load_recipe
-from customized_grpo.policies import lora
-from customized_grpo.policies.base import LoraSettings, load_policy
+from customized_grpo.policies import lora, tuning
+from customized_grpo.policies.base import FullSettings, LoraSettings, load_policy
 from customized_grpo.policies.flux import UNO, UNOConfig
 from customized_grpo.training import footprint
 from customized_grpo.training.footprint import GIB, UnknownModelError, changes, of_recipe, shapes
 from customized_grpo.training.known_models import MODELS, UNO_LORA
-from customized_grpo.training.memory import (
-    Tokens,
-    activations,
+from customized_grpo.training.memory import Tokens, activations
+from customized_grpo.training.parameters import (
     adapted,
     adapter_parameters,
+    linears,
     optimizer_bytes,
     weight_bytes,
 )
+from pipeline_cases import CASES, pictures, shrink_constants
 from tiny import make_tiny_flux
 
 DEV = "black-forest-labs/FLUX.1-dev"
 STORED_ERROR = 0.15
-"""Of stored activations, relative to what is measured; the estimate is never below by more than a hundredth part."""
+"""Of stored activations, relative to what is measured; of FLUX.1's adapters the estimate is hardly ever below."""
 
 
 def count(module: nn.Module) -> int:
@@ -58,7 +71,7 @@ def policy_of(flux: Path, precision: Any, checkpointing: bool = False) -> UNO:
     return policy
 
 
-def saved_bytes(policy: UNO, n: int) -> int:
+def saved_bytes(policy: Any, n: int, reference: Image.Image | None = None) -> int:
     """Bytes of all storages that a forward of n samples keeps for its backward pass, weights left out."""
     weights = {one.untyped_storage().data_ptr() for one in policy.transformer.parameters()}
     kept: dict[int, tuple[int, Tensor]] = {}  # tensors stay alive, so that no address is used twice
@@ -69,7 +82,7 @@ def saved_bytes(policy: UNO, n: int) -> int:
             kept[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
 
-    cond = policy.encode("a dog", [Image.linear_gradient("L").convert("RGB")])
+    cond = policy.encode("a dog", [reference or Image.linear_gradient("L").convert("RGB")])
     x = torch.randn(n, *policy.latent_shape, generator=torch.Generator().manual_seed(0)).to(policy.dtype)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = policy.velocity(x, torch.tensor(0.7), cond)
@@ -93,6 +106,45 @@ def test_stored_activations_are_what_autograd_keeps(
         bare, adapted(bare, UNO.lora_targets), rank, tokens, n=n, b=b, checkpointing=checkpointing
     )
     assert -0.02 < found.stored / measured - 1 < STORED_ERROR, (found.stored, measured)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_stored_activations_of_full_fine_tuning(flux: Path, precision: Any, checkpointing: bool) -> None:
+    policy = policy_of(flux, precision, checkpointing)
+    b = 2 if precision == "bf16" else 4
+    tuning.attach(policy, SimpleNamespace(full=FullSettings(), lora=None), seed=0)
+    # What autocast makes of the weights is counted as theirs; their sum is exact there.
+    copies = sum(one.numel() * b for one in policy.transformer.parameters() if one.ndim == 2) if b == 2 else 0
+    measured = saved_bytes(policy, 2) - (0 if checkpointing else copies)
+    bare = shapes(str(flux), UNO.encoders).transformer
+    tokens = Tokens(image=64 + 64, text=16)
+    found = activations(bare, list(linears(bare)), 0, tokens, n=2, b=b, checkpointing=checkpointing)
+    assert -0.1 < found.stored / measured - 1 < 0.2, (found.stored, measured)
+
+
+def test_full_fine_tuning_is_counted_exactly() -> None:
+    """Weights, gradients, two moments, and what else is asked for, of every parameter; nothing stays frozen."""
+    count_of = count(shapes(DEV, UNO.encoders).transformer)
+    given = ["policy.lora=null", "policy.full={}", "policy.base_lora=null", "run.cache=c"]
+    lines = {line.name: line.bytes for line in estimate_of(*given).resident}
+    assert lines["frozen weights of the transformer"] == 0
+    assert lines["trained weights"] == count_of * (4 + 4 + 2)
+    assert lines["optimizer"] == count_of * 8
+    kept = {
+        line.name: line.bytes for line in estimate_of(*given, "objective.kl=0.1", "train.ema=0.9").resident
+    }
+    assert kept["trained weights"] == count_of * (4 + 4 + 2 + 4 + 4)
+    assert {line.name: line.bytes for line in estimate_of(*given).moments}["update"] == count_of * 4
+    part = [*given, r'policy.full.targets=["attn"]']
+    held = {line.name: line.bytes for line in estimate_of(*part).resident}
+    assert held["frozen weights of the transformer"] / 2 + held["trained weights"] / 10 == count_of
+    advice, _ = changes(load_recipe("uno_customized_grpo", given), 24 * GIB)
+    assert not [one for one in advice if "quantization" in one or "rank" in one]
+
+
+def estimate_of(*overrides: str) -> Any:
+    return of_recipe(load_recipe("uno_customized_grpo", list(overrides)))
 
 
 def test_fewer_targets_store_less(flux: Path) -> None:
@@ -159,29 +211,130 @@ def test_unos_lora_is_counted_exactly() -> None:
     assert sum(adapter_parameters(adapted(bare, UNO.lora_presets["uno"]), 512, shared=True)) == UNO_LORA
 
 
+def text_models() -> dict[str, nn.Module]:
+    """The published configurations on the meta device; generation is none of their business here."""
+    qwen = {"vocab_size": 151936, "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8,
+            "head_dim": 128}  # fmt: skip
+    mistral = {
+        "model_type": "mistral", "vocab_size": 131072, "hidden_size": 5120, "intermediate_size": 32768,
+        "num_hidden_layers": 40, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+    }  # fmt: skip
+    pixtral = {
+        "model_type": "pixtral", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+        "num_attention_heads": 16, "head_dim": 64, "patch_size": 14, "image_size": 1540,
+    }  # fmt: skip
+    text = {
+        "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+        "num_attention_heads": 28, "num_key_value_heads": 4,
+    }  # fmt: skip
+    vision = {
+        "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584,
+        "patch_size": 14,
+    }  # fmt: skip
+    with torch.device("meta"):
+        return {
+            "t5": T5EncoderModel(
+                T5Config(
+                    vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64,
+                    feed_forward_proj="gated-gelu",
+                )
+            ),
+            "clip": CLIPTextModel(
+                CLIPTextConfig(
+                    hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+                    max_position_embeddings=77,
+                )
+            ),
+            "mistral": Mistral3ForConditionalGeneration(
+                Mistral3Config(text_config=mistral, vision_config=pixtral, tie_word_embeddings=False)
+            ),
+            "qwen3-4b": Qwen3ForCausalLM(
+                Qwen3Config(hidden_size=2560, intermediate_size=9728, tie_word_embeddings=True, **qwen)
+            ),
+            "qwen3-8b": Qwen3ForCausalLM(
+                Qwen3Config(hidden_size=4096, intermediate_size=12288, tie_word_embeddings=False, **qwen)
+            ),
+            "qwen2.5-vl": Qwen2_5_VLForConditionalGeneration(
+                Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
+            ),
+        }  # fmt: skip
+
+
+BFL = "black-forest-labs"
+PUBLISHED: dict[str, tuple[float, tuple[str, ...], str]] = {
+    f"{BFL}/FLUX.1-dev": (11.9, ("clip", "t5"), "flux"),
+    f"{BFL}/FLUX.1-Kontext-dev": (11.9, ("clip", "t5"), "flux"),
+    f"{BFL}/FLUX.1-Krea-dev": (11.9, ("clip", "t5"), "flux"),
+    f"{BFL}/FLUX.1-schnell": (11.9, ("clip", "t5"), "flux"),
+    f"{BFL}/FLUX.2-dev": (32.2, ("mistral",), "flux2"),
+    f"{BFL}/FLUX.2-klein-4B": (3.9, ("qwen3-4b",), "flux2"),
+    f"{BFL}/FLUX.2-klein-base-4B": (3.9, ("qwen3-4b",), "flux2"),
+    f"{BFL}/FLUX.2-klein-9B": (9.1, ("qwen3-8b",), "flux2"),
+    f"{BFL}/FLUX.2-klein-base-9B": (9.1, ("qwen3-8b",), "flux2"),
+    "Qwen/Qwen-Image-Edit-2509": (20.4, ("qwen2.5-vl",), "qwen"),
+    "Qwen/Qwen-Image-Edit-2511": (20.4, ("qwen2.5-vl",), "qwen"),
+}
+"""Billions of weights of the transformer, and what else each is made of."""
+
+
 def test_known_models_are_the_published_ones() -> None:
     with torch.device("meta"):
-        t5 = T5EncoderModel(
-            T5Config(
-                vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64,
-                feed_forward_proj="gated-gelu",
-            )
-        )  # fmt: skip
-        clip = CLIPTextModel(
-            CLIPTextConfig(
-                hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-                max_position_embeddings=77,
-            )
-        )  # fmt: skip
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=MODELS[DEV].vae_channels, layers_per_block=2, latent_channels=16,
-            use_quant_conv=False, use_post_quant_conv=False,
-        )  # fmt: skip
-    for known in MODELS.values():
-        assert known.encoders == {"text_encoder": count(clip), "text_encoder_2": count(t5)}
-        assert known.vae == count(vae)
-    assert round(count(shapes(DEV, UNO.encoders).transformer) / 1e9, 1) == 11.9  # what the model's card says
+        vaes: dict[str, Any] = {
+            "flux": AutoencoderKL(
+                down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+                block_out_channels=MODELS[DEV].vae_channels, layers_per_block=2, latent_channels=16,
+                use_quant_conv=False, use_post_quant_conv=False,
+            ),
+            "flux2": AutoencoderKLFlux2(),
+            "qwen": AutoencoderKLQwenImage(),
+        }  # fmt: skip
+    texts = text_models()
+    # Which the headers of the published files count, as others have read them.
+    counted = {"mistral": 24_011_361_280, "qwen3-8b": 8_190_735_360, "qwen2.5-vl": 8_292_166_656}
+    assert {name: count(texts[name]) for name in counted} == counted
+    assert MODELS.keys() == PUBLISHED.keys()
+    for name, (billions, encoders, vae) in PUBLISHED.items():
+        known = MODELS[name]
+        assert list(known.encoders.values()) == [count(texts[one]) for one in encoders], name
+        assert known.vae == count(vaes[vae]), name
+        found = count(shapes(name, tuple(known.encoders)).transformer)
+        assert round(found / 1e9, 1) == billions, name
+        if vae == "qwen":
+            assert found == 20_430_401_088
+            config = vaes[vae].config
+            assert known.vae_channels == tuple(config.base_dim * factor for factor in config.dim_mult)
+        else:
+            assert known.vae_channels == tuple(vaes[vae].config.block_out_channels)
+
+
+@pytest.mark.parametrize("recipe", ["flux2_klein_customized_grpo", "qwen_edit_customized_grpo"])
+def test_the_newer_models_have_an_estimate(recipe: str) -> None:
+    """Of weights exactly; with classifier-free guidance a replay stores two forwards."""
+    guided, alone = (of_recipe(load_recipe(recipe, [f"policy.guidance={g}"])) for g in (4.0, 1.0))
+    known = MODELS[load_recipe(recipe).policy.model]
+    resident = {line.name: line.bytes for line in guided.resident}
+    assert resident["transformer"] == 2 * count(shapes(load_recipe(recipe).policy.model, ()).transformer)
+    assert resident["text encoders"] == 2 * sum(known.encoders.values())
+    replays = [next(line.bytes for line in one.moments if line.name == "replay") for one in (guided, alone)]
+    assert alone.total < guided.total
+    assert 1 < replays[0] / replays[1] < 2
+
+
+@pytest.mark.parametrize("name", ["flux2", "klein", "qwen-2509"])
+def test_stored_activations_of_the_newer_models(name: str, tmp_path: Path, monkeypatch: Any) -> None:
+    shrink_constants(monkeypatch)
+    case = CASES[name]
+    folder = case.make(tmp_path / "model", **case.options)
+    policy = case.load(folder, torch.float32, **({"guidance": 1.0} if name == "qwen-2509" else {}))
+    lora.attach(policy, LoraSettings(rank=4), seed=0)
+    measured = saved_bytes(policy, 2, pictures()[0])
+    bare = shapes(str(folder), type(policy).encoders).transformer
+    cond = policy.encode("a dog", pictures()[:1])
+    tokens = Tokens(
+        image=policy.latent_shape[0] + cond.tensors["references"].shape[1], text=cond.tensors["text"].shape[1]
+    )
+    found = activations(bare, adapted(bare, policy.lora_targets), 4, tokens, n=2, b=4, checkpointing=False)
+    assert -0.2 < found.stored / measured - 1 < STORED_ERROR, (found.stored, measured)
 
 
 @given(sizes=st.lists(st.integers(1, 100_000), min_size=1, max_size=8))

@@ -1,0 +1,106 @@
+"""What a training holds, counted exactly from shapes: frozen weights, trained parameters, an optimizer's moments.
+
+b is the bytes of a value.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from customized_grpo.policies.acceleration import NOT_QUANTIZED
+
+Quantization = Literal["none", "8bit", "4bit"]
+Optimizer = Literal["adamw", "adamw_8bit"]
+_QKV = re.compile(r"((^|\.)(to|add)_)[qkv](_proj)?$")
+_SMALLEST_8BIT = 4096
+"""Values of a parameter below which bitsandbytes keeps 32 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinearShape:
+    """A linear layer: its name, and features in and out."""
+
+    name: str
+    inputs: int
+    outputs: int
+
+
+def linears(module: nn.Module) -> Iterator[LinearShape]:
+    """Every linear layer of a model."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear):
+            yield LinearShape(name, layer.in_features, layer.out_features)
+
+
+def adapted(module: nn.Module, targets: Sequence[str]) -> list[LinearShape]:
+    """The layers that an adapter's targets match, each against a name or its end after a dot."""
+    pattern = re.compile(rf"(.*\.)?({'|'.join(targets)})")
+    return [layer for layer in linears(module) if pattern.fullmatch(layer.name)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What is trained: adapters on some layers, or weights of the transformer itself."""
+
+    layers: Sequence[LinearShape]
+    """Whose inputs the backward pass needs."""
+    rank: int
+    """Of the adapters; 0 without any."""
+    sizes: Sequence[int]
+    """Values of each trained parameter."""
+    own: frozenset[str] = frozenset()
+    """Names of the transformer's own parameters among them."""
+
+
+def weight_bytes(
+    transformer: nn.Module, quantization: Quantization, b: int, without: frozenset[str] = frozenset()
+) -> int:
+    """Bytes of the frozen transformer, but for the parameters named by ``without``.
+
+    bitsandbytes' NF4 takes half a byte a value, one byte for 64 of them and one float32 for 256 of those, and a few
+    constants a layer; LLM.int8 takes a byte a value and a float32 a row. Biases and ``NOT_QUANTIZED`` layers stay.
+    """
+    held = {
+        f"{layer.name}.weight": layer
+        for layer in linears(transformer)
+        if not {*layer.name.split("."), layer.name} & set(NOT_QUANTIZED)
+    }
+    total = 0
+    for name, parameter in transformer.named_parameters():
+        n = parameter.numel()
+        if name in without:
+            continue
+        if quantization == "none" or name not in held:
+            total += n * b
+        elif quantization == "8bit":
+            total += n + 4 * held[name].outputs
+        else:
+            blocks = -(-n // 64)
+            total += -(-n // 2) + blocks + 4 * -(-blocks // 256) + 4 * (16 + 256 + 1)
+    return total
+
+
+def adapter_parameters(layers: Iterable[LinearShape], rank: int, *, shared: bool = False) -> list[int]:
+    """Values of every A (rank, in) and B (out, rank); with ``shared`` an attention's q, k and v have one A."""
+    sizes, seen = [], set[str]()
+    for layer in layers:
+        one = _QKV.sub(r"\1", layer.name)
+        if not (shared and one != layer.name and one in seen):
+            sizes.append(rank * layer.inputs)
+        seen.add(one)
+        sizes.append(rank * layer.outputs)
+    return sizes
+
+
+def optimizer_bytes(sizes: Iterable[int], optimizer: Optimizer) -> int:
+    """Two moments a value: float32, or 8 bits with a float32 scale for 256 values and two tables of 256 a parameter."""
+    total = 0
+    for n in sizes:
+        if optimizer == "adamw" or n < _SMALLEST_8BIT:
+            total += 2 * 4 * n
+        else:
+            total += 2 * (n + 4 * -(-n // 256) + 4 * 256)
+    return total
