@@ -18,6 +18,7 @@ from diffusers.models.attention_dispatch import (
 from diffusers.quantizers import PipelineQuantizationConfig
 from torch import Tensor, nn
 
+from customized_grpo.policies.checkpointing import checkpoint_blocks
 from customized_grpo.registry import did_you_mean
 
 Quantization = Literal["none", "8bit", "4bit"]
@@ -104,7 +105,7 @@ def settle(pipeline: Any, config: Any, device: torch.device, transformer: Any) -
             part.requires_grad_(False)
             part.eval()
     if config.gradient_checkpointing:
-        pipeline.transformer.enable_gradient_checkpointing()
+        checkpoint_blocks(pipeline.transformer, float(config.gradient_checkpointing))
 
 
 def apply(

@@ -7,7 +7,7 @@ velocity v = noise - data.
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Float, UInt8
@@ -64,8 +64,9 @@ class PolicyConfig(BaseModel):
     height: PositiveInt = 512
     width: PositiveInt = 512
     lora: LoraSettings = LoraSettings()
-    gradient_checkpointing: bool = Field(
-        default=False, description="compute activations again in the backward pass, to store less"
+    gradient_checkpointing: bool | Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=False,
+        description="compute activations again in the backward pass, to store less; of all blocks, or of a share",
     )
     quantization: Literal["none", "8bit", "4bit"] = Field(
         default="none",

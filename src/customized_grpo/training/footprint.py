@@ -25,6 +25,8 @@ _MARGIN = 0.95
 """Share of a device that an estimate may fill: activations are estimated, and a card shows less than its name says."""
 _DECODE_CHUNK = 4
 """Images that a policy decodes at a time."""
+_SHARES = tuple(tenths / 10 for tenths in range(1, 11))
+"""Of the blocks that are computed again."""
 _LONG_SIDE = 512
 """Of one reference, where the policy's section doesn't say."""
 _TEXT_TOKENS = 512
@@ -148,9 +150,9 @@ def of_recipe(recipe: Recipe, *, world: int = 1, num_references: int = 1) -> Est
         quantization=policy.quantization,
         optimizer=train.optimizer,
         ema=train.ema is not None,
-        checkpointing=policy.gradient_checkpointing,
+        checkpointing=float(policy.gradient_checkpointing),
         microbatch=min(train.pairs_per_backward, train.samples_per_update * len(geometry.trained)),
-        group_size=train.group_size,
+        group_size=_rollout_batch(recipe),
         world=world,
         trajectories=geometry.trajectory_bytes or 0,
         parts=parts | rewards,
@@ -164,6 +166,12 @@ def _values_of_lora(path: str) -> int:
     """Of a released LoRA that is kept apart; one that is neither here nor in the table is taken to be UNO's."""
     file = Path(path)
     return _parameters_in(file if file.is_dir() else file.parent) if file.exists() else UNO_LORA
+
+
+def _rollout_batch(recipe: Recipe) -> int:
+    """Samples in one forward of a rollout; ``auto`` goes down to 1 where it has to."""
+    batch = recipe.sampling.batch
+    return 1 if batch == "auto" else min(batch or recipe.train.group_size, recipe.train.group_size)
 
 
 def _tokens(policy: Any, of_image: int, num_references: int) -> Tokens:
@@ -225,7 +233,9 @@ def _ladder(recipe: Recipe) -> Iterator[tuple[dict[str, str], Mapping[str, Any]]
     policy: Any = recipe.policy
     if recipe.run.cache is None:
         yield {"run.cache": "cache"}, {"run": {"cache": "cache"}}
-    yield {"policy.gradient_checkpointing": "true"}, {"policy": {"gradient_checkpointing": True}}
+    for share in _SHARES:  # the smallest that fits is what a recipe keeps: it costs the least
+        if share > policy.gradient_checkpointing:
+            yield _checkpointing(share)
     pairs = recipe.train.pairs_per_backward
     for size in (4, 2, 1):
         if size < pairs:
@@ -245,6 +255,25 @@ def _ladder(recipe: Recipe) -> Iterator[tuple[dict[str, str], Mapping[str, Any]]
         if rank < policy.lora.rank and policy.lora.path is None:
             lora = policy.lora.model_copy(update={"rank": rank, "alpha": None})
             yield {"policy.lora.rank": str(rank)}, {"policy": {"lora": lora}}
+
+
+def least_checkpointing(recipe: Recipe, limit: int, *, world: int = 1) -> str | None:
+    """The override of a recipe that fits ``limit`` bytes under which least is computed again; None if it is its own."""
+    for share in (0.0, *_SHARES):
+        if share >= recipe.policy.gradient_checkpointing:
+            return None
+        override, changed = _checkpointing(share)
+        if fits(of_recipe(_merged(recipe, changed), world=world), limit):
+            ((key, value),) = override.items()
+            return f"{key}={value}"
+    return None
+
+
+def _checkpointing(share: float) -> tuple[dict[str, str], Mapping[str, Any]]:
+    value = {0.0: False, 1.0: True}.get(share, share)
+    return {"policy.gradient_checkpointing": str(value).lower()}, {
+        "policy": {"gradient_checkpointing": value}
+    }
 
 
 def _merged(recipe: Recipe, changed: Mapping[str, Any]) -> Recipe:

@@ -9,11 +9,12 @@ width, b bytes.
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
 from customized_grpo.policies.acceleration import NOT_QUANTIZED
+from customized_grpo.policies.checkpointing import num_checkpointed, repeated_blocks
 
 Quantization = Literal["none", "8bit", "4bit"]
 Optimizer = Literal["adamw", "adamw_8bit"]
@@ -141,12 +142,6 @@ def block_activations(
     return n * (total + 4 * joint * width * b)
 
 
-def blocks_of(transformer: Any) -> list[tuple[str, nn.Module]]:
-    """Name and module of every repeated block, as diffusers lists their classes."""
-    classes = set(transformer._repeated_blocks)
-    return [(name, block) for name, block in transformer.named_modules() if type(block).__name__ in classes]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Activations:
     """Bytes of one forward with gradient."""
@@ -165,23 +160,24 @@ def activations(
     *,
     n: int,
     b: int,
-    checkpointing: bool,
+    checkpointing: float,
 ) -> Activations:
     """What a forward of n samples stores, and what its backward pass needs besides.
 
-    With checkpointing every block keeps its inputs alone, and one block at a time is computed again. The backward pass
-    is taken to need as much as one block stores, for gradients of activations.
+    A share of the blocks, the first ones, keeps inputs alone, and is computed again one at a time, when what the others
+    kept is free. The backward pass is taken to need as much as one block stores, for gradients of activations.
     """
     names = {layer.name for layer in layers}
-    sizes, inputs = [], 0
-    for name, block in blocks_of(transformer):
+    sizes, inputs = [], list[int]()
+    for name, block in repeated_blocks(transformer):
         tuned = frozenset(one.removeprefix(f"{name}.") for one in names if one.startswith(f"{name}."))
         sizes.append(block_activations(block, tuned, rank, tokens, n, b))
-        inputs += n * (tokens.image + tokens.text) * next(linears(block)).inputs * b
-    last = inputs // len(sizes)  # the final norm's input
-    if checkpointing:
-        return Activations(stored=inputs + last, working=2 * max(sizes))
-    return Activations(stored=sum(sizes) + last, working=max(sizes))
+        inputs.append(n * (tokens.image + tokens.text) * next(linears(block)).inputs * b)
+    again = num_checkpointed(checkpointing, len(sizes))
+    last = sum(inputs) // len(sizes)  # the final norm's input
+    kept = sum(sizes[again:])
+    working = max([2 * size - kept for size in sizes[:again]] + sizes[again:])
+    return Activations(stored=sum(inputs[:again]) + kept + last, working=working)
 
 
 def decode_bytes(n: int, height: int, width: int, channels: Sequence[int]) -> int:
@@ -227,7 +223,7 @@ def estimate(
     quantization: Quantization,
     optimizer: Optimizer,
     ema: bool,
-    checkpointing: bool,
+    checkpointing: float,
     microbatch: int,
     group_size: int,
     world: int,
@@ -252,9 +248,7 @@ def estimate(
     sizes = adapter_parameters(layers, rank, shared=shared)
     trained = sum(sizes)
     acts = activations(transformer, layers, rank, tokens, n=microbatch, b=b, checkpointing=checkpointing)
-    widest = (
-        activations(transformer, layers, rank, tokens, n=group_size, b=b, checkpointing=True).working // 2
-    )
+    widest = activations(transformer, layers, rank, tokens, n=group_size, b=b, checkpointing=1.0).working // 2
     copies = [("weights", 4), ("gradients", 4)]
     copies += [("running average (ema)", 4)] if ema else []
     copies += [("autocast's copy", b)] if b < 4 else []
@@ -275,9 +269,13 @@ def estimate(
         Line(
             name="replay",
             bytes=acts.stored + acts.working,
-            note=f"{microbatch} pairs, {'with' if checkpointing else 'without'} gradient checkpointing",
+            note=f"{microbatch} pairs, {_checkpointed(checkpointing)} gradient checkpointing",
         ),
         Line(name="rollout", bytes=widest, note=f"{group_size} samples"),
         *(Line(name=name, bytes=size) for name, size in moments.items()),
     ]
     return Estimate(resident=tuple(resident), moments=tuple(found), unknown=tuple(unknown))
+
+
+def _checkpointed(share: float) -> str:
+    return {0.0: "without", 1.0: "with"}.get(float(share), f"{share:.0%} of the blocks with")
