@@ -140,7 +140,7 @@ def apply(
             _AttentionBackendRegistry.set_active_backend(before)
     if compile_blocks:
         try:
-            model.compile_repeated_blocks()
+            model.compile_repeated_blocks(dynamic=False)  # a shape that comes back gets the code it had
         except (ValueError, AttributeError) as error:
             raise ValueError(
                 f"policy.compile: {type(model).__name__} names no repeated blocks; set it to false"

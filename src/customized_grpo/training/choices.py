@@ -118,5 +118,6 @@ def _recomputed(parts: Parts, group: Trajectory, shares: Sequence[range]) -> Tra
         for pairs in micro_batches([group], [nothing], samples, parts.recipe.train.pairs_per_backward):
             with micro_batch(parts.accelerator, parts.policy.transformer, last=False):
                 found.append(replay(parts.policy, parts.transition, pairs)[0].detach())
-        log_prob[list(samples)] = torch.cat(found).view(len(group.steps), len(samples)).T
+        again = torch.cat(found).view(len(group.steps), len(samples)).T
+        log_prob[samples.start : samples.stop] = again
     return replace(group, log_prob=log_prob)
