@@ -59,8 +59,9 @@ class Sampling(Section):
     dynamics: DynamicsSpec = Field(default={"type": "dance_sde", "eta": 0.4}, validate_default=True)
     plan: PlanSpec = Field(default={"type": "fraction", "fraction": 0.6}, validate_default=True)
     shared_noise: bool = Field(default=True, description="one initial noise for all samples of a group")
-    batch: PositiveInt | None = Field(
-        default=None, description="samples in one forward of a rollout; null: the whole group"
+    batch: PositiveInt | Literal["auto"] | None = Field(
+        default=None,
+        description="samples in one forward of a rollout; null: the whole group; auto: the group, halved until it fits",
     )
 
 
@@ -130,6 +131,11 @@ class Train(Section):
     )
     ratio_guard: PositiveFloat = Field(
         default=1.0e-3, description="largest |log-ratio| allowed in a first replay, where it should be 0"
+    )
+    old_log_probs: Literal["rollout", "replay", "auto"] = Field(
+        default="rollout",
+        description="whose log-probabilities an update compares with; auto: the rollout's if its first is within "
+        "ratio_guard, else the replay's",
     )
     max_skipped: NonNegativeInt = Field(
         default=0, description="updates with a non-finite gradient before the run stops"

@@ -18,6 +18,7 @@ from diffusers.models.attention_dispatch import (
 from diffusers.quantizers import PipelineQuantizationConfig
 from torch import Tensor, nn
 
+from customized_grpo.policies.checkpointing import checkpoint_blocks
 from customized_grpo.registry import did_you_mean
 
 Quantization = Literal["none", "8bit", "4bit"]
@@ -104,7 +105,7 @@ def settle(pipeline: Any, config: Any, device: torch.device, transformer: Any) -
             part.requires_grad_(False)
             part.eval()
     if config.gradient_checkpointing:
-        pipeline.transformer.enable_gradient_checkpointing()
+        checkpoint_blocks(pipeline.transformer, float(config.gradient_checkpointing))
 
 
 def apply(
@@ -139,7 +140,7 @@ def apply(
             _AttentionBackendRegistry.set_active_backend(before)
     if compile_blocks:
         try:
-            model.compile_repeated_blocks()
+            model.compile_repeated_blocks(dynamic=False)  # a shape that comes back gets the code it had
         except (ValueError, AttributeError) as error:
             raise ValueError(
                 f"policy.compile: {type(model).__name__} names no repeated blocks; set it to false"

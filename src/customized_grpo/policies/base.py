@@ -7,7 +7,7 @@ velocity v = noise - data.
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Float, UInt8
@@ -96,8 +96,9 @@ class PolicyConfig(BaseModel):
     full: FullSettings | None = Field(
         default=None, description="train the transformer itself instead of an adapter; {}: all of its weights"
     )
-    gradient_checkpointing: bool = Field(
-        default=False, description="compute activations again in the backward pass, to store less"
+    gradient_checkpointing: bool | Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=False,
+        description="compute activations again in the backward pass, to store less; of all blocks, or of a share",
     )
     quantization: Literal["none", "8bit", "4bit"] = Field(
         default="none",

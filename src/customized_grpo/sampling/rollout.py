@@ -4,7 +4,7 @@ Dimensions: G group size, T sampler steps, J stochastic steps, K trained steps, 
 n batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -101,12 +101,12 @@ def sample_group(
         x = noise.to(policy.device, policy.dtype)
         velocity = partial(_in_batches, policy, cond, batch)
         k = plan.first_stochastic if shared_noise else 0
-        x = ode_steps(velocity, x[:1] if k else x, sigmas[plan.path(0, k)], plan.solver).expand_as(x)
+        x = ode_steps(velocity, x[:1] if k else x, _at(sigmas, plan.path(0, k)), plan.solver).expand_as(x)
         before, after, scores = [], [], []
         while k < plan.num_steps:
             if k not in plan.stochastic:
                 ahead = plan.next_stochastic(k)
-                x, k = ode_steps(velocity, x, sigmas[plan.path(k, ahead)], plan.solver), ahead
+                x, k = ode_steps(velocity, x, _at(sigmas, plan.path(k, ahead)), plan.solver), ahead
                 continue
             gaussian = transition(
                 velocity(x, sigmas[k]), x.float(), sigmas[k], sigmas[k + 1], sigma_max=sigmas[1]
@@ -129,6 +129,11 @@ def sample_group(
         log_prob=torch.stack(scores, dim=1),
         images=images,
     )
+
+
+def _at(sigmas: Float[Tensor, " t_plus_1"], points: Sequence[int]) -> Float[Tensor, " m"]:
+    """Points of the grid. A list as an index would be copied to the device first, which waits for it."""
+    return torch.stack([sigmas[k] for k in points])
 
 
 def _in_batches(

@@ -42,7 +42,7 @@ def dpm_solver_2m(
         wide = sigmas.double()
         h_before, h = ((1 - wide) / wide).log().diff()
         second = h / (2 * h_before)
-        direction = x0 + torch.where(second.isfinite(), second, 0).float() * (x0 - x0_before)
+        direction = x0 + second.nan_to_num(0, 0, 0).float() * (x0 - x0_before)
     shrink = sigma_next / sigma
     stepped: Tensor = shrink * x + ((1 - sigma_next) - (1 - sigma) * shrink) * direction
     return stepped
@@ -63,6 +63,7 @@ def ode_steps(
             x = ode(v, x.float(), sigmas[k], sigmas[k + 1]).to(x.dtype)
             continue
         x0 = x.float() - sigmas[k] * v
-        x = dpm_solver_2m(x0, x0_before, x.float(), sigmas[[max(k - 1, 0), k, k + 1]]).to(x.dtype)
+        around = torch.stack([sigmas[max(k - 1, 0)], sigmas[k], sigmas[k + 1]])
+        x = dpm_solver_2m(x0, x0_before, x.float(), around).to(x.dtype)
         x0_before = x0
     return x

@@ -26,11 +26,18 @@ Parameters = Mapping[str, nn.Parameter]
 
 def needs_all_ranks(accelerator: Accelerator, model: nn.Module) -> bool:
     """Whether a forward takes all ranks: under FSDP2 and ZeRO-3, which gather weights, and DDP, which sends buffers."""
+    if _cuts_weights(accelerator):
+        return True
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return False
+    return accelerator.num_processes > 1 and any(True for _ in model.buffers())
+
+
+def _cuts_weights(accelerator: Accelerator) -> bool:
+    """Whether every forward gathers a block's weights from all ranks."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return bool(accelerator.state.deepspeed_plugin.zero_stage == 3)
-    if accelerator.distributed_type == DistributedType.FSDP:
-        return True
-    return accelerator.num_processes > 1 and any(True for _ in model.buffers())
+    return bool(accelerator.distributed_type == DistributedType.FSDP)
 
 
 def configure(accelerator: Accelerator, recipe: Recipe) -> None:
@@ -42,6 +49,11 @@ def configure(accelerator: Accelerator, recipe: Recipe) -> None:
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ValueError(
             "FSDP of version 1 is not supported; use fsdp_version: 2 (config/accelerate/fsdp2.yaml)"
+        )
+    if recipe.sampling.batch == "auto" and _cuts_weights(accelerator):
+        raise ValueError(
+            "sampling.batch: auto tries forwards until one fits, and where weights are cut over processes one that "
+            "doesn't fit leaves the others waiting; give a number, or null for the whole group"
         )
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return

@@ -53,7 +53,10 @@ def _knobs(recipe: Recipe) -> list[str]:
         knobs.append(
             f"a smaller train.microbatch (now {train.pairs_per_backward}; the gradient is the same up to rounding)"
         )
-    if not policy.gradient_checkpointing:
+    if recipe.sampling.batch is None or recipe.sampling.batch == "auto" or recipe.sampling.batch > 1:
+        now = recipe.sampling.batch or "the whole group"
+        knobs.append(f"a smaller sampling.batch (now {now})")
+    if policy.gradient_checkpointing < 1:
         knobs.append("policy.gradient_checkpointing=true")
     if recipe.evaluate is not None and recipe.evaluate.batch > 1:
         knobs.append(f"a smaller evaluate.batch (now {recipe.evaluate.batch})")

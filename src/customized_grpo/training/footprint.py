@@ -1,7 +1,7 @@
-"""A recipe's estimated memory, and what to change where it doesn't fit. The arithmetic is in ``training.memory``."""
+"""A recipe's estimated memory; the arithmetic is in ``training.memory``, what to change in ``training.fitting``."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -23,8 +23,6 @@ from customized_grpo.training.parameters import Trained, adapted, adapter_parame
 GIB = 2**30
 _RESERVE = GIB
 """CUDA's context is 0.3 to 0.6 GiB, and the allocator loses some: an assumption, not a measurement."""
-_MARGIN = 0.95
-"""Share of a device that an estimate may fill: activations are estimated, and a card shows less than its name says."""
 _DECODE_CHUNK = 4
 """Images that a policy decodes at a time."""
 _LONG_SIDE = 512
@@ -153,9 +151,9 @@ def of_recipe(recipe: Recipe, *, world: int = 1, num_references: int = 1) -> Est
         quantization=policy.quantization,
         optimizer=train.optimizer,
         ema=train.ema is not None,
-        checkpointing=policy.gradient_checkpointing,
+        checkpointing=float(policy.gradient_checkpointing),
         microbatch=min(train.pairs_per_backward, train.samples_per_update * len(geometry.trained)),
-        group_size=train.group_size,
+        group_size=_rollout_batch(recipe),
         world=world,
         trajectories=geometry.trajectory_bytes or 0,
         parts=parts | rewards,
@@ -188,6 +186,12 @@ def _values_of_lora(path: str) -> int:
     return _parameters_in(file if file.is_dir() else file.parent) if file.exists() else UNO_LORA
 
 
+def _rollout_batch(recipe: Recipe) -> int:
+    """Samples in one forward of a rollout; ``auto`` goes down to 1 where it has to."""
+    batch = recipe.sampling.batch
+    return 1 if batch == "auto" else min(batch or recipe.train.group_size, recipe.train.group_size)
+
+
 def _tokens(policy: Any, of_image: int, num_references: int) -> Tokens:
     """Tokens of a sample with square references; what a policy's section doesn't say is FLUX's."""
     options = policy.model_dump(include={"reference_size", "max_sequence_length"})
@@ -216,68 +220,3 @@ def _rewards(recipe: Recipe) -> tuple[dict[str, int], list[str]]:
         elif not model.startswith("mini"):  # the package's own are a few megabytes
             unknown.append(f"{name} ({model})")
     return sizes, unknown
-
-
-def fits(found: Estimate, limit: int) -> bool:
-    """Whether an estimate leaves a twentieth of a device's bytes free."""
-    return found.total <= _MARGIN * limit
-
-
-def changes(recipe: Recipe, limit: int, *, world: int = 1) -> tuple[list[str], Estimate]:
-    """What to override, the cheapest first, until a recipe fits a device of ``limit`` bytes.
-
-    Returns:
-        Overrides (empty where it fits as it is), and the estimate with all of them; where that doesn't fit either,
-        nothing of this kind helps.
-    """
-    taken: dict[str, str] = {}
-    now = of_recipe(recipe, world=world)
-    for overrides, changed in _ladder(recipe):
-        if fits(now, limit):
-            break
-        better = of_recipe(_merged(recipe, changed), world=world)
-        if better.total < now.total:
-            taken |= overrides
-            recipe, now = _merged(recipe, changed), better
-    return [f"{key}={value}" for key, value in taken.items()], now
-
-
-def _ladder(recipe: Recipe) -> Iterator[tuple[dict[str, str], Mapping[str, Any]]]:
-    """Overrides and what they change, by what they cost: nothing, time, then exactness."""
-    policy: Any = recipe.policy
-    if recipe.run.cache is None:
-        yield {"run.cache": "cache"}, {"run": {"cache": "cache"}}
-    yield {"policy.gradient_checkpointing": "true"}, {"policy": {"gradient_checkpointing": True}}
-    pairs = recipe.train.pairs_per_backward
-    for size in (4, 2, 1):
-        if size < pairs:
-            yield {"train.microbatch": str(size)}, {"train": {"microbatch": size}}
-    if recipe.run.precision == "bf16":
-        yield {"train.optimizer": "adamw_8bit"}, {"train": {"optimizer": "adamw_8bit"}}
-        for bits in _fewer_bits(policy):
-            overrides: dict[str, str] = {"policy.quantization": bits}
-            changed: dict[str, Any] = {"quantization": bits}
-            if (
-                policy.model_dump(include={"base_lora"}).get("base_lora") is not None
-            ):  # nothing fuses into bits
-                overrides["policy.base_lora.mode"] = "adapter"
-                changed["base_lora"] = policy.base_lora.model_copy(update={"mode": "adapter"})
-            yield overrides, {"policy": changed}
-    for rank in (32, 16) if policy.full is None else ():
-        if rank < policy.lora.rank and policy.lora.path is None:
-            lora = policy.lora.model_copy(update={"rank": rank, "alpha": None})
-            yield {"policy.lora.rank": str(rank)}, {"policy": {"lora": lora}}
-
-
-def _fewer_bits(policy: Any) -> tuple[str, ...]:
-    if policy.full is not None:
-        return ()
-    return {"none": ("8bit", "4bit"), "8bit": ("4bit",), "4bit": ()}[policy.quantization]
-
-
-def _merged(recipe: Recipe, changed: Mapping[str, Any]) -> Recipe:
-    sections = {}
-    for name, update in changed.items():
-        section: Any = {"run": recipe.run, "policy": recipe.policy, "train": recipe.train}[name]
-        sections[name] = section.model_copy(update=update)
-    return recipe.model_copy(update=sections)

@@ -9,10 +9,10 @@ width, b bytes.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
+from customized_grpo.policies.checkpointing import num_checkpointed, repeated_blocks
 from customized_grpo.training.parameters import (
     LinearShape,
     Optimizer,
@@ -91,12 +91,6 @@ def block_activations(
     return n * (total + 4 * joint * width * b)
 
 
-def blocks_of(transformer: Any) -> list[tuple[str, nn.Module]]:
-    """Name and module of every repeated block, as diffusers lists their classes."""
-    classes = set(transformer._repeated_blocks)
-    return [(name, block) for name, block in transformer.named_modules() if type(block).__name__ in classes]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Activations:
     """Bytes of one forward with gradient."""
@@ -115,30 +109,32 @@ def activations(
     *,
     n: int,
     b: int,
-    checkpointing: bool,
+    checkpointing: float,
 ) -> Activations:
     """What a forward of n samples stores, and what its backward pass needs besides.
 
-    With checkpointing every block keeps its inputs alone, and one block at a time is computed again. The backward pass
-    is taken to need as much as one block stores, for gradients of activations.
+    A share of the blocks, the first ones, keeps inputs alone, and is computed again one at a time, when what the others
+    kept is free. The backward pass is taken to need as much as one block stores, for gradients of activations.
     """
     names = {layer.name for layer in layers}
     modulated = any(_MODULATION.search(name) for name in names)
-    sizes, inputs = [], 0
-    for name, block in blocks_of(transformer):
+    blocks = repeated_blocks(transformer)
+    sizes, inputs = [], list[int]()
+    for name, block in blocks:
         tuned = frozenset(one.removeprefix(f"{name}.") for one in names if one.startswith(f"{name}."))
         sizes.append(block_activations(block, tuned, rank, tokens, n, b, modulated=modulated))
-        inputs += n * (tokens.image + tokens.text) * next(linears(block)).inputs * b
-    outside = inputs // len(sizes)  # the final norm's input
-    inside = tuple(f"{name}." for name, _ in blocks_of(transformer))
+        inputs.append(n * (tokens.image + tokens.text) * next(linears(block)).inputs * b)
+    outside = sum(inputs) // len(sizes)  # the final norm's input
+    inside = tuple(f"{name}." for name, _ in blocks)
     for layer in layers:
         if not layer.name.startswith(inside) and not _OF_TIME.search(layer.name):
             of_norm = bool(_MODULATION.search(layer.name))  # it scales the final norm's float32 output
             here = tokens.text if _TEXT_NORM.search(layer.name) else tokens.image
             outside += n * here * (4 * layer.inputs if of_norm else b * layer.inputs)
-    if checkpointing:
-        return Activations(stored=inputs + outside, working=2 * max(sizes))
-    return Activations(stored=sum(sizes) + outside, working=max(sizes))
+    again = num_checkpointed(checkpointing, len(sizes))
+    kept = sum(sizes[again:])
+    working = max([2 * size - kept for size in sizes[:again]] + sizes[again:])
+    return Activations(stored=sum(inputs[:again]) + kept + outside, working=working)
 
 
 def decode_bytes(n: int, height: int, width: int, channels: Sequence[int]) -> int:
@@ -184,7 +180,7 @@ def estimate(
     quantization: Quantization,
     optimizer: Optimizer,
     ema: bool,
-    checkpointing: bool,
+    checkpointing: float,
     microbatch: int,
     group_size: int,
     world: int,
@@ -209,9 +205,7 @@ def estimate(
     """
     layers, rank, values = trained.layers, trained.rank, sum(trained.sizes)
     acts = activations(transformer, layers, rank, tokens, n=microbatch, b=b, checkpointing=checkpointing)
-    widest = (
-        activations(transformer, layers, rank, tokens, n=group_size, b=b, checkpointing=True).working // 2
-    )
+    widest = activations(transformer, layers, rank, tokens, n=group_size, b=b, checkpointing=1.0).working // 2
     copies = [("weights", 4), ("gradients", 4)]
     copies += [("running average (ema)", 4)] if ema else []
     copies += [("autocast's copy", b)] if b < 4 else []
@@ -237,7 +231,7 @@ def estimate(
         Line(
             name="replay",
             bytes=num_forwards * acts.stored + acts.working,
-            note=f"{microbatch} pairs, {'with' if checkpointing else 'without'} gradient checkpointing",
+            note=f"{microbatch} pairs, {_checkpointed(checkpointing)} gradient checkpointing",
         ),
         Line(name="rollout", bytes=widest, note=f"{group_size} samples"),
         Line(
@@ -246,3 +240,7 @@ def estimate(
         *(Line(name=name, bytes=size) for name, size in moments.items()),
     ]
     return Estimate(resident=tuple(resident), moments=tuple(found), unknown=tuple(unknown))
+
+
+def _checkpointed(share: float) -> str:
+    return {0.0: "without", 1.0: "with"}.get(float(share), f"{share:.0%} of the blocks with")

@@ -35,19 +35,18 @@ class Pairs:
 def micro_batches(
     groups: Sequence[Trajectory],
     advantages: Sequence[Float[Tensor, "g k"]],
-    samples: Sequence[int],
+    samples: range,
     size: int,
 ) -> Iterator[Pairs]:
     """Micro-batches of at most ``size`` pairs over the given samples of every group.
 
     Pairs run over the samples first, then over the steps, so that a micro-batch of G pairs is one step of one group:
-    the batch that the rollout scored, bit for bit.
+    the batch that the rollout scored, bit for bit. Indices are made on the device: a copy to it would wait for it.
     """
     for trajectory, advantage in zip(groups, advantages, strict=True):
-        num_steps = len(trajectory.steps)
-        index = [(g, k) for k in range(num_steps) for g in samples]
-        for start in range(0, len(index), size):
-            g, k = torch.tensor(index[start : start + size], device=trajectory.x.device).unbind(1)
+        pairs = torch.arange(len(trajectory.steps) * len(samples), device=trajectory.x.device)
+        for part in pairs.split(size):
+            g, k = samples.start + part % len(samples), part // len(samples)
             steps: Int[Tensor, " n"] = trajectory.steps[k]
             yield Pairs(
                 cond=trajectory.cond,

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -50,6 +50,17 @@ class Progress:
 
     skipped: int = 0
     """Updates that were skipped for a gradient that was not finite."""
+    rollout_batch: int | None = None
+    """What ``sampling.batch: auto`` found; None before."""
+    old_log_probs: Literal["rollout", "replay"] | None = None
+    """What ``train.old_log_probs: auto`` took; None before."""
+    news: list[str] = field(default_factory=list)
+    """What the log has yet to say; in no checkpoint."""
+
+    def drain_news(self) -> list[str]:
+        """The news, once."""
+        texts, self.news = self.news, []
+        return texts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,6 +58,8 @@ def save(parts: Parts, done: int) -> None:
         "updates": parts.schedule.last_epoch,
         "ema_updates": 0 if parts.ema is None else parts.ema.optimization_step,
         "skipped": parts.progress.skipped,
+        "rollout_batch": parts.progress.rollout_batch,
+        "old_log_probs": parts.progress.old_log_probs,
         "scorers": gather_rows([parts.scorer.state_dict()]),
     }
 
@@ -179,6 +181,8 @@ def _put_back(parts: Parts, held: _Held) -> None:
         ]
         parts.ema.optimization_step = saved["ema_updates"]
     parts.progress.skipped = saved["skipped"]
+    parts.progress.rollout_batch = saved.get("rollout_batch")  # older checkpoints have neither
+    parts.progress.old_log_probs = saved.get("old_log_probs")
     share = scorer_share(saved["scorers"], accelerator.process_index, accelerator.num_processes)
     parts.scorer.load_state_dict(share)
 

@@ -19,7 +19,7 @@ from customized_grpo.sampling.dynamics import kl
 from customized_grpo.sampling.rollout import initial_noise, sample_group, transition_noise
 from customized_grpo.sampling.schedule import StepPlan
 from customized_grpo.tracking import RunLog, save_group
-from customized_grpo.training import heldout
+from customized_grpo.training import choices, heldout
 from customized_grpo.training import metrics as explain
 from customized_grpo.training.distributed import any_rank, check_ranks, largest, mean_metrics
 from customized_grpo.training.engine import clip_and_step, micro_batch
@@ -98,8 +98,8 @@ class Trainer:
             if evaluating:
                 metrics |= heldout.evaluate(parts, done)
             log.write(done, metrics, explain.headline(metrics))
-            for warning in self.watch.warnings(metrics):
-                log.say(f"step {done}: {warning}")
+            for text in [*parts.progress.drain_news(), *self.watch.warnings(metrics)]:
+                log.say(f"step {done}: {text}")
             if evaluating and parts.accelerator.is_main_process:
                 for warning in heldout.warnings(parts.folder, done):
                     log.say(warning)
@@ -125,7 +125,10 @@ class Trainer:
         metrics |= explain.weights(
             sorted({k for group in groups for k in group.steps.tolist()}), parts.time_weights, parts.pull
         )
-        for update, samples in enumerate(self.shares()):
+        shares = self.shares()
+        with clock.phase("replay"):
+            groups = choices.settle(parts, groups, shares)
+        for update, samples in enumerate(shares):
             metrics |= self.update(groups, shaped, samples, first=update == 0)
         metrics |= parts.scorer.drain() | clock.drain()
         every = self.recipe.train.save_samples_every
@@ -159,6 +162,7 @@ class Trainer:
         with parts.clock.phase("rollout"):
             noise = initial_noise(shape_of, size, shared=sampling.shared_noise, **where)
             draws = transition_noise(shape_of, size, len(plan.stochastic), **where)
+            batch = choices.rollout_batch(parts, cond)
         return sample_group(
             parts.policy,
             example,
@@ -170,7 +174,7 @@ class Trainer:
             draws=draws,
             shared_noise=sampling.shared_noise,
             clock=parts.clock,
-            batch=sampling.batch,
+            batch=batch,
         )
 
     def shape(self, rewards: Tensor, trajectory: Trajectory) -> Shaped:
@@ -186,13 +190,13 @@ class Trainer:
             min_valid=self.recipe.advantage.min_valid,
         )
 
-    def shares(self) -> list[Sequence[int]]:
+    def shares(self) -> list[range]:
         """The samples of every group that each update of a rollout takes: equal, contiguous shares."""
         size = self.recipe.train.samples_per_update
         return [range(first, first + size) for first in range(0, self.recipe.train.group_size, size)]
 
     def update(
-        self, groups: Sequence[Trajectory], shaped: Sequence[Shaped], samples: Sequence[int], *, first: bool
+        self, groups: Sequence[Trajectory], shaped: Sequence[Shaped], samples: range, *, first: bool
     ) -> dict[str, float]:
         """One optimizer update over the given samples of every group; the loss is a mean over all ranks' pairs."""
         parts, settings, accelerator = self.parts, self.recipe.train, self.parts.accelerator
@@ -202,18 +206,21 @@ class Trainer:
         ]
         count = settings.groups_per_step * len(samples) * groups[0].x.shape[1]
         remaining = num_micro_batches(groups, len(samples), settings.pairs_per_backward)
+        on_policy = first and choices.is_recomputed(parts)
         ratios: list[Tensor] = []
+        differences: list[Tensor] = []
         signs: list[Tensor] = []
         losses: list[Tensor] = []
         with parts.clock.phase("replay"):
             for pairs in micro_batches(groups, advantages, samples, settings.pairs_per_backward):
                 remaining -= 1
                 with micro_batch(accelerator, parts.policy.transformer, last=not remaining) as backward:
-                    loss, penalty, log_ratio = self.loss(pairs)
+                    loss, penalty, log_ratio, to_rollout = self.loss(pairs, on_policy=on_policy)
                     share = len(pairs.x) / count
                     # gradients are averaged over the ranks, and ``count`` is already over all of them
                     backward((loss + self.recipe.objective.kl * penalty) * share * accelerator.num_processes)
                 ratios.append(log_ratio)
+                differences.append(to_rollout)
                 signs.append(pairs.advantage)
                 losses.append(torch.stack([loss.detach(), penalty.detach()]) * share)
         with parts.clock.phase("optimizer"):
@@ -221,6 +228,7 @@ class Trainer:
             loss_sum, kl_sum = torch.stack(losses).sum(0).tolist()  # read once: each look waits for a GPU
             metrics = explain.update(log_ratios, torch.cat(signs), self.recipe.objective.clip)
             if first:
+                metrics["ratio/max_abs_log_rollout"] = float(torch.cat(differences).abs().max())
                 metrics["ratio/max_abs_log_first"] = largest(accelerator, metrics["ratio/max_abs_log"])
                 self.guard(metrics["ratio/max_abs_log_first"])
             metrics |= {
@@ -229,18 +237,23 @@ class Trainer:
             }
             return metrics | self.optimize()
 
-    def loss(self, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
-        """Surrogate, KL to the base (0 where the recipe has none), and the detached log-ratios."""
+    def loss(self, pairs: Pairs, *, on_policy: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Surrogate, KL to the base (0 where there is none), log-ratios, and log-probability minus the rollout's.
+
+        With ``on_policy`` the weights are those that sampled, and the old log-probabilities are this forward's own.
+        """
         parts, objective = self.parts, self.recipe.objective
         new, gaussian = replay(parts.policy, parts.transition, pairs)
+        now = new.detach()
+        old = now if on_policy else pairs.log_prob
         # clamped before the steps' loss weights came in
-        loss = clipped_surrogate(new, pairs.log_prob, pairs.advantage, objective.clip, max_advantage=math.inf)
+        loss = clipped_surrogate(new, old, pairs.advantage, objective.clip, max_advantage=math.inf)
         penalty = torch.zeros_like(loss)
         if objective.kl:
             with torch.no_grad(), tuning.reference(parts.policy):
                 _, base = replay(parts.policy, parts.transition, pairs)
             penalty = kl(gaussian, base).mean()
-        return loss, penalty, (new - pairs.log_prob).detach()
+        return loss, penalty, now - old, now - pairs.log_prob
 
     def guard(self, log_ratio: float) -> None:
         """The first replay of a rollout must give the rollout's own log-probabilities back."""
@@ -248,7 +261,7 @@ class Trainer:
             raise DivergedError(
                 f"the first replay's largest |log-ratio| is {log_ratio:.3g}, where it should be 0 "
                 f"(train.ratio_guard={self.recipe.train.ratio_guard:g}): rollout and replay don't compute the same; "
-                "use the same precision and batch size in both, or raise train.ratio_guard knowingly"
+                "use the same precision and batch size in both, train.old_log_probs=replay, or raise this knowingly"
             )
 
     def optimize(self) -> dict[str, float]:

@@ -120,9 +120,11 @@ def test_attention_that_is_only_near_is_refused(tiny_flux: Path, monkeypatch: py
 
 
 def test_repeated_blocks_are_compiled(tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: list[str] = []
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+    compiled: list[tuple[str, bool]] = []
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, *, dynamic: compiled.append((type(self).__name__, dynamic))
+    )
     load_policy(spec_of(tiny_flux, compile=True), device=CPU, precision="no")
-    assert sorted(compiled) == ["FluxSingleTransformerBlock", "FluxTransformerBlock"]
+    assert sorted(compiled) == [("FluxSingleTransformerBlock", False), ("FluxTransformerBlock", False)]
     with pytest.raises(ValueError, match=r"policy.compile: Linear names no repeated blocks"):
         apply(nn.Linear(2, 2), CPU, quantization="none", attention=None, compile_blocks=True)

@@ -56,6 +56,14 @@ def test_the_first_fsdp_is_refused() -> None:
         configure(accelerator(DistributedType.FSDP, is_fsdp2=False), recipe())
 
 
+@pytest.mark.parametrize(("kind", "stage"), [(DistributedType.FSDP, 0), (DistributedType.DEEPSPEED, 3)])
+def test_no_forward_is_tried_that_needs_all_ranks(kind: DistributedType, stage: int) -> None:
+    """One that doesn't fit would leave the others waiting."""
+    with pytest.raises(ValueError, match=r"sampling\.batch: auto .* give a number, or null"):
+        configure(accelerator(kind, stage=stage), recipe(sampling__batch="auto"))
+    configure(accelerator(DistributedType.MULTI_GPU), recipe(sampling__batch="auto"))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -34,7 +34,8 @@ from customized_grpo.policies import lora, tuning
 from customized_grpo.policies.base import FullSettings, LoraSettings, load_policy
 from customized_grpo.policies.flux import UNO, UNOConfig
 from customized_grpo.training import footprint
-from customized_grpo.training.footprint import GIB, UnknownModelError, changes, of_recipe, shapes
+from customized_grpo.training.fitting import changes, least_checkpointing
+from customized_grpo.training.footprint import GIB, UnknownModelError, of_recipe, shapes
 from customized_grpo.training.known_models import MODELS, UNO_LORA
 from customized_grpo.training.memory import Tokens, activations
 from customized_grpo.training.parameters import (
@@ -61,7 +62,7 @@ def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_flux(tmp_path_factory.mktemp("flux"))
 
 
-def policy_of(flux: Path, precision: Any, checkpointing: bool = False) -> UNO:
+def policy_of(flux: Path, precision: Any, checkpointing: float = False) -> UNO:
     config = UNOConfig(
         model=str(flux), height=128, width=128, max_sequence_length=16, reference_size=128,
         gradient_checkpointing=checkpointing,
@@ -91,10 +92,10 @@ def saved_bytes(policy: Any, n: int, reference: Image.Image | None = None) -> in
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, 0.5, True])
 @pytest.mark.parametrize(("rank", "n"), [(4, 2), (16, 3)])
 def test_stored_activations_are_what_autograd_keeps(
-    flux: Path, precision: Any, checkpointing: bool, rank: int, n: int
+    flux: Path, precision: Any, checkpointing: float, rank: int, n: int
 ) -> None:
     policy = policy_of(flux, precision, checkpointing)
     b = 2 if precision == "bf16" else 4
@@ -103,7 +104,7 @@ def test_stored_activations_are_what_autograd_keeps(
     bare = shapes(str(flux), UNO.encoders).transformer
     tokens = Tokens(image=64 + 64, text=16)
     found = activations(
-        bare, adapted(bare, UNO.lora_targets), rank, tokens, n=n, b=b, checkpointing=checkpointing
+        bare, adapted(bare, UNO.lora_targets), rank, tokens, n=n, b=b, checkpointing=float(checkpointing)
     )
     assert -0.02 < found.stored / measured - 1 < STORED_ERROR, (found.stored, measured)
 
@@ -155,10 +156,10 @@ def test_fewer_targets_store_less(flux: Path) -> None:
     lora.attach(policy, LoraSettings(rank=4, targets=targets), seed=0)
     measured = saved_bytes(policy, 2)
     found = activations(
-        bare, adapted(bare, targets), 4, Tokens(image=128, text=16), n=2, b=4, checkpointing=False
+        bare, adapted(bare, targets), 4, Tokens(image=128, text=16), n=2, b=4, checkpointing=0.0
     )
     whole = activations(
-        bare, adapted(bare, UNO.lora_targets), 4, Tokens(image=128, text=16), n=2, b=4, checkpointing=False
+        bare, adapted(bare, UNO.lora_targets), 4, Tokens(image=128, text=16), n=2, b=4, checkpointing=0.0
     )
     assert measured <= found.stored < whole.stored
 
@@ -375,6 +376,39 @@ def test_advice_makes_a_recipe_fit(limit: int, needs: Sequence[str]) -> None:
     assert set(needs) <= {one.split("=")[0] for one in overrides}
     assert (overrides == []) == (limit == 80)
     assert of_recipe(load_recipe("uno_customized_grpo", overrides)).total == after.total
+
+
+def test_a_share_of_the_blocks_stores_less_the_larger_it_is() -> None:
+    shares = ("false", "0.25", "0.5", "0.75", "true")
+    sizes = [total(f"policy.gradient_checkpointing={share}", "train.microbatch=1") for share in shares]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == len(sizes)
+
+
+@pytest.mark.parametrize("limit", [48, 60, 80])
+def test_no_more_is_computed_again_than_a_budget_needs(limit: int) -> None:
+    """Both ways: from all blocks down, and from none up, to the same share."""
+    small = ("train.microbatch=4", "run.cache=c")
+    override = least_checkpointing(load_recipe("uno_customized_grpo", small), limit * GIB)
+    assert override is not None
+    share = float(override.split("=")[1])
+    assert 0 < share < 1
+    assert (
+        total(*small, override) < 0.95 * limit < total(*small, f"policy.gradient_checkpointing={share - 0.1}")
+    )
+    none = load_recipe("uno_customized_grpo", (*small, "policy.gradient_checkpointing=false"))
+    assert override in changes(none, limit * GIB)[0]
+    assert least_checkpointing(load_recipe("uno_customized_grpo", (*small, override)), limit * GIB) is None
+
+
+def test_the_rollout_is_estimated_at_its_batch() -> None:
+    def rollout(*overrides: str) -> int:
+        found = of_recipe(load_recipe("uno_customized_grpo", overrides)).moments
+        return next(line.bytes for line in found if line.name == "rollout")
+
+    whole = rollout()
+    assert rollout("sampling.batch=6") * 2 == whole == rollout("sampling.batch=99")
+    assert rollout("sampling.batch=auto") * 12 == whole
 
 
 def test_advice_gives_up_where_nothing_helps() -> None:

@@ -1,0 +1,99 @@
+"""What to change in a recipe that doesn't fit a device, by its estimated memory (``training.footprint``)."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from customized_grpo.config import Recipe
+from customized_grpo.training.footprint import of_recipe
+from customized_grpo.training.memory import Estimate
+
+_MARGIN = 0.95
+"""Share of a device that an estimate may fill: activations are estimated, and a card shows less than its name says."""
+_SHARES = tuple(tenths / 10 for tenths in range(1, 11))
+"""Of the blocks that are computed again."""
+
+
+def fits(found: Estimate, limit: int) -> bool:
+    """Whether an estimate leaves a twentieth of a device's bytes free."""
+    return found.total <= _MARGIN * limit
+
+
+def changes(recipe: Recipe, limit: int, *, world: int = 1) -> tuple[list[str], Estimate]:
+    """What to override, the cheapest first, until a recipe fits a device of ``limit`` bytes.
+
+    Returns:
+        Overrides (empty where it fits as it is), and the estimate with all of them; where that doesn't fit either,
+        nothing of this kind helps.
+    """
+    taken: dict[str, str] = {}
+    now = of_recipe(recipe, world=world)
+    for overrides, changed in _ladder(recipe):
+        if fits(now, limit):
+            break
+        better = of_recipe(_merged(recipe, changed), world=world)
+        if better.total < now.total:
+            taken |= overrides
+            recipe, now = _merged(recipe, changed), better
+    return [f"{key}={value}" for key, value in taken.items()], now
+
+
+def _ladder(recipe: Recipe) -> Iterator[tuple[dict[str, str], Mapping[str, Any]]]:
+    """Overrides and what they change, by what they cost: nothing, time, then exactness."""
+    policy: Any = recipe.policy
+    if recipe.run.cache is None:
+        yield {"run.cache": "cache"}, {"run": {"cache": "cache"}}
+    for share in _SHARES:  # the smallest that fits is what a recipe keeps: it costs the least
+        if share > policy.gradient_checkpointing:
+            yield _checkpointing(share)
+    pairs = recipe.train.pairs_per_backward
+    for size in (4, 2, 1):
+        if size < pairs:
+            yield {"train.microbatch": str(size)}, {"train": {"microbatch": size}}
+    if recipe.run.precision == "bf16":
+        yield {"train.optimizer": "adamw_8bit"}, {"train": {"optimizer": "adamw_8bit"}}
+        for bits in _fewer_bits(policy):
+            overrides: dict[str, str] = {"policy.quantization": bits}
+            changed: dict[str, Any] = {"quantization": bits}
+            if (
+                policy.model_dump(include={"base_lora"}).get("base_lora") is not None
+            ):  # nothing fuses into bits
+                overrides["policy.base_lora.mode"] = "adapter"
+                changed["base_lora"] = policy.base_lora.model_copy(update={"mode": "adapter"})
+            yield overrides, {"policy": changed}
+    for rank in (32, 16) if policy.full is None else ():
+        if rank < policy.lora.rank and policy.lora.path is None:
+            lora = policy.lora.model_copy(update={"rank": rank, "alpha": None})
+            yield {"policy.lora.rank": str(rank)}, {"policy": {"lora": lora}}
+
+
+def _fewer_bits(policy: Any) -> tuple[str, ...]:
+    if policy.full is not None:
+        return ()
+    return {"none": ("8bit", "4bit"), "8bit": ("4bit",), "4bit": ()}[policy.quantization]
+
+
+def least_checkpointing(recipe: Recipe, limit: int, *, world: int = 1) -> str | None:
+    """The override of a recipe that fits ``limit`` bytes under which least is computed again; None if it is its own."""
+    for share in (0.0, *_SHARES):
+        if share >= recipe.policy.gradient_checkpointing:
+            return None
+        override, changed = _checkpointing(share)
+        if fits(of_recipe(_merged(recipe, changed), world=world), limit):
+            ((key, value),) = override.items()
+            return f"{key}={value}"
+    return None
+
+
+def _checkpointing(share: float) -> tuple[dict[str, str], Mapping[str, Any]]:
+    value = {0.0: False, 1.0: True}.get(share, share)
+    return {"policy.gradient_checkpointing": str(value).lower()}, {
+        "policy": {"gradient_checkpointing": value}
+    }
+
+
+def _merged(recipe: Recipe, changed: Mapping[str, Any]) -> Recipe:
+    sections = {}
+    for name, update in changed.items():
+        section: Any = {"run": recipe.run, "policy": recipe.policy, "train": recipe.train}[name]
+        sections[name] = section.model_copy(update=update)
+    return recipe.model_copy(update=sections)

@@ -1,0 +1,155 @@
+"""No step of a rollout and no micro-batch of a replay waits for the device: a look at a value would, and an upload.
+
+On a CPU there is nothing to wait for, so the operators that would are refused: what reads a value (``item``,
+``nonzero``, a boolean mask), and what makes a tensor of Python numbers, which a GPU's tensor is then copied from.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from customized_grpo.clock import Clock
+from customized_grpo.policies.checkpointing import checkpoint_blocks
+from customized_grpo.policies.flux import UNO
+from customized_grpo.sampling.dynamics import CPS, DanceSDE, FlowSDE
+from customized_grpo.training.setup import Parts, build
+from customized_grpo.training.trainer import Trainer
+from pipeline_cases import CASES, PROMPT, adapted, pictures, shrink_constants
+from runs import tiny_recipe
+
+WAITS = {
+    "aten::_local_scalar_dense",  # item, float, bool, int, tolist of one value, a Python branch on a tensor
+    "aten::nonzero",  # a boolean mask as an index
+    "aten::masked_select",
+    "aten::_unique2",
+    "aten::equal",
+    "aten::lift_fresh",  # torch.tensor: made on the CPU, then copied
+}
+
+
+class NoHostReads(TorchDispatchMode):
+    """Raises at every operator that a GPU would have to be waited for."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().split(".")[0]
+        if name in WAITS:
+            raise AssertionError(f"{name} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Watches the phases ``rollout`` and ``replay`` of every clock, and notes them."""
+    seen: list[str] = []
+    real = Clock.phase
+
+    @contextmanager
+    def phase(self: Clock, name: str) -> Iterator[None]:
+        with real(self, name):
+            if name not in ("rollout", "replay"):
+                yield
+                return
+            seen.append(name)
+            with NoHostReads():
+                yield
+
+    monkeypatch.setattr(Clock, "phase", phase)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    return build(recipe(tiny_world, tmp_path_factory.mktemp("host") / "run"))
+
+
+def recipe(world: Path, folder: Path, **changes: Any) -> Any:
+    return tiny_recipe(world, folder, **{"train__groups_per_step": 1, "sampling__steps": 6, **changes})
+
+
+def trainer_of(parts: Parts, **changes: Any) -> Trainer:
+    made = recipe(Path(parts.recipe.policy.model).parent, parts.folder, **changes)
+    transition = made.sampling.dynamics
+    return Trainer(replace(parts, recipe=made, plan=made.sampling.plan, transition=transition))
+
+
+WINDOW = {"type": "window", "width": 2, "every": 1}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"sampling__dynamics": {"type": "flow_sde"}},
+        {"sampling__dynamics": {"type": "cps"}},
+        {"sampling__plan": {**WINDOW, "solver": "dpm_solver_2m"}},
+        {"sampling__plan": {"type": "branch"}, "sampling__batch": 1},
+        {"train__updates_per_rollout": 2, "train__microbatch": 3, "train__old_log_probs": "replay"},
+        {"objective__kl": 0.01},
+    ],
+    ids=["as it is", "flow_sde", "cps", "window, solver", "branch, one by one", "recomputed", "KL"],
+)
+def test_a_step_reads_nothing_of_the_device(
+    parts: Parts, watched: list[str], changes: dict[str, Any]
+) -> None:
+    trainer = trainer_of(parts, **changes)
+    assert isinstance(trainer.parts.transition, DanceSDE | FlowSDE | CPS)
+    trainer.step(1)
+    assert set(watched) == {"rollout", "replay"}
+
+
+def test_a_look_into_the_loop_is_found(
+    parts: Parts, watched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control, in both phases and in the backward pass."""
+    real = UNO.velocity
+    trainer = trainer_of(parts)
+
+    def looking(grad: bool) -> Any:
+        def velocity(self: UNO, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
+            found = real(self, x, sigma, cond)
+            if torch.is_grad_enabled() == grad and found.abs().max() > 0:  # a branch on a value
+                return found
+            return found
+
+        return velocity
+
+    for grad, phase in ((False, "rollout"), (True, "replay")):
+        watched.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(UNO, "velocity", looking(grad))
+            with pytest.raises(AssertionError, match="_local_scalar_dense waits"):
+                trainer.step(0)
+        assert watched[-1] == phase
+
+    def backward_looks(self: UNO, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
+        found = real(self, x, sigma, cond)
+        if found.requires_grad:
+            found.register_hook(lambda gradient: gradient * float(gradient.abs().max() >= 0))
+        return found
+
+    monkeypatch.setattr(UNO, "velocity", backward_looks)
+    with pytest.raises(AssertionError, match="_local_scalar_dense waits"):
+        trainer.step(0)
+    for one in parts.parameters.values():
+        one.grad = None
+
+
+@pytest.mark.parametrize("name", ["flux2", "klein", "qwen-2509"])
+def test_other_policies_forwards_read_nothing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shrink_constants(monkeypatch)
+    case = CASES[name]
+    policy = adapted(case.load(case.make(tmp_path / name, **case.options), torch.float32))
+    checkpoint_blocks(policy.transformer, 0.5)
+    cond = policy.encode(PROMPT, pictures()[:1])
+    x, sigma = torch.zeros(2, *policy.latent_shape), torch.tensor([0.5, 0.7])
+    with NoHostReads():
+        policy.velocity(x, sigma, cond).sum().backward()
