@@ -115,9 +115,10 @@ def _recomputed(parts: Parts, group: Trajectory, shares: Sequence[range]) -> Tra
     log_prob, nothing = group.log_prob.clone(), torch.zeros_like(group.log_prob)
     for samples in shares:
         found: list[Tensor] = []
-        for pairs in micro_batches([group], [nothing], samples, parts.recipe.train.pairs_per_backward):
-            with micro_batch(parts.accelerator, parts.policy.transformer, last=False):
-                found.append(replay(parts.policy, parts.transition, pairs)[0].detach())
+        with parts.clock.phase("replay"):
+            for pairs in micro_batches([group], [nothing], samples, parts.recipe.train.pairs_per_backward):
+                with micro_batch(parts.accelerator, parts.policy.transformer, last=False):
+                    found.append(replay(parts.policy, parts.transition, pairs)[0].detach())
         again = torch.cat(found).view(len(group.steps), len(samples)).T
         log_prob[samples.start : samples.stop] = again
     return replace(group, log_prob=log_prob)

@@ -1,6 +1,7 @@
 """What to change in a recipe that doesn't fit a device, by its estimated memory (``training.footprint``)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 from customized_grpo.config import Recipe
@@ -12,6 +13,9 @@ _MARGIN = 0.95
 _SHARES = tuple(tenths / 10 for tenths in range(1, 11))
 """Of the blocks that are computed again."""
 
+Change = tuple[dict[str, str], Mapping[str, Any]]
+"""Overrides, and what they change by section."""
+
 
 def fits(found: Estimate, limit: int) -> bool:
     """Whether an estimate leaves a twentieth of a device's bytes free."""
@@ -21,23 +25,36 @@ def fits(found: Estimate, limit: int) -> bool:
 def changes(recipe: Recipe, limit: int, *, world: int = 1) -> tuple[list[str], Estimate]:
     """What to override, the cheapest first, until a recipe fits a device of ``limit`` bytes.
 
+    What a later and dearer override makes unnecessary is left out again, the dearest first.
+
     Returns:
         Overrides (empty where it fits as it is), and the estimate with all of them; where that doesn't fit either,
         nothing of this kind helps.
     """
-    taken: dict[str, str] = {}
-    now = of_recipe(recipe, world=world)
-    for overrides, changed in _ladder(recipe):
+    taken: list[Change] = []
+
+    def estimated(changes: Sequence[Change]) -> Estimate:
+        return of_recipe(reduce(_merged, (changed for _, changed in changes), recipe), world=world)
+
+    now = estimated(taken)
+    for change in _ladder(recipe):
         if fits(now, limit):
             break
-        better = of_recipe(_merged(recipe, changed), world=world)
+        better = estimated([*taken, change])
         if better.total < now.total:
-            taken |= overrides
-            recipe, now = _merged(recipe, changed), better
-    return [f"{key}={value}" for key, value in taken.items()], now
+            taken, now = [*taken, change], better
+    if fits(now, limit):
+        for change in reversed(taken[:-1]):
+            fewer = [one for one in taken if one is not change]
+            if fits(without := estimated(fewer), limit):
+                taken, now = fewer, without
+    overrides: dict[str, str] = {}
+    for named, _ in taken:
+        overrides |= named
+    return [f"{key}={value}" for key, value in overrides.items()], now
 
 
-def _ladder(recipe: Recipe) -> Iterator[tuple[dict[str, str], Mapping[str, Any]]]:
+def _ladder(recipe: Recipe) -> Iterator[Change]:
     """Overrides and what they change, by what they cost: nothing, time, then exactness."""
     policy: Any = recipe.policy
     if recipe.run.cache is None:
@@ -84,7 +101,7 @@ def least_checkpointing(recipe: Recipe, limit: int, *, world: int = 1) -> str | 
     return None
 
 
-def _checkpointing(share: float) -> tuple[dict[str, str], Mapping[str, Any]]:
+def _checkpointing(share: float) -> Change:
     value = {0.0: False, 1.0: True}.get(share, share)
     return {"policy.gradient_checkpointing": str(value).lower()}, {
         "policy": {"gradient_checkpointing": value}

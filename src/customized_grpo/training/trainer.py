@@ -126,8 +126,7 @@ class Trainer:
             sorted({k for group in groups for k in group.steps.tolist()}), parts.time_weights, parts.pull
         )
         shares = self.shares()
-        with clock.phase("replay"):
-            groups = choices.settle(parts, groups, shares)
+        groups = choices.settle(parts, groups, shares)
         for update, samples in enumerate(shares):
             metrics |= self.update(groups, shaped, samples, first=update == 0)
         metrics |= parts.scorer.drain() | clock.drain()

@@ -120,7 +120,7 @@ def test_stored_activations_of_full_fine_tuning(flux: Path, precision: Any, chec
     measured = saved_bytes(policy, 2) - (0 if checkpointing else copies)
     bare = shapes(str(flux), UNO.encoders).transformer
     tokens = Tokens(image=64 + 64, text=16)
-    found = activations(bare, list(linears(bare)), 0, tokens, n=2, b=b, checkpointing=checkpointing)
+    found = activations(bare, list(linears(bare)), 0, tokens, n=2, b=b, checkpointing=float(checkpointing))
     assert -0.1 < found.stored / measured - 1 < 0.2, (found.stored, measured)
 
 
@@ -334,7 +334,7 @@ def test_stored_activations_of_the_newer_models(name: str, tmp_path: Path, monke
     tokens = Tokens(
         image=policy.latent_shape[0] + cond.tensors["references"].shape[1], text=cond.tensors["text"].shape[1]
     )
-    found = activations(bare, adapted(bare, policy.lora_targets), 4, tokens, n=2, b=4, checkpointing=False)
+    found = activations(bare, adapted(bare, policy.lora_targets), 4, tokens, n=2, b=4, checkpointing=0.0)
     assert -0.2 < found.stored / measured - 1 < STORED_ERROR, (found.stored, measured)
 
 
