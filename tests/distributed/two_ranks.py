@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from accelerate import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from torch.nn.parallel import DistributedDataParallel
 
 from customized_grpo.training import checkpoint, engine, setup
 from customized_grpo.training import trainer as module
@@ -64,7 +66,10 @@ def data_parallel(out: Path, trainer_of: Callable[..., Trainer]) -> None:
     write_tensors(out / f"alone-{rank}.safetensors", alone.parts.parameters)
 
     trainer = trainer_of("run")
+    wrapper = weakref.ref(trainer.parts.policy.transformer)
+    assert isinstance(wrapper(), DistributedDataParallel)
     trainer.run()
+    assert wrapper() is None, "it must go before the group of processes does, see engine.finish"
     write_tensors(out / f"rank-{rank}.safetensors", trainer.parts.parameters)
 
     resumed = trainer_of("from-one", run__resume="latest")

@@ -5,6 +5,7 @@ itself. What is read here is whole on every rank, what is written is cut again; 
 number of ranks. Every function is collective.
 """
 
+import gc
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -16,6 +17,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from customized_grpo.config import Recipe
+from customized_grpo.policies.base import Policy
 from customized_grpo.policies.hashes import adapter_hash
 from customized_grpo.sharding import cut_like, whole
 from customized_grpo.training import checkpoint
@@ -114,6 +116,18 @@ def clip_and_step(accelerator: Accelerator, optimizer: Any, parameters: Paramete
         optimizer.step()
     optimizer.zero_grad()
     return norm
+
+
+def finish(accelerator: Accelerator, policy: Policy) -> None:
+    """Finish the trackers and leave the group of processes, with the policy's own transformer in its wrapper's place.
+
+    The wrapper goes first: DDP's reducer, if it is the last to hold gloo's group, waits for the group's threads without
+    letting go of Python's lock, which one of them may need to free a tensor.
+    """
+    policy.transformer = accelerator.unwrap_model(policy.transformer)
+    accelerator.free_memory()
+    gc.collect()  # free_memory does so before it lets go of its own references
+    accelerator.end_training()
 
 
 def weights(accelerator: Accelerator, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

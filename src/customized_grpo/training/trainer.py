@@ -19,7 +19,7 @@ from customized_grpo.sampling.dynamics import kl
 from customized_grpo.sampling.rollout import initial_noise, sample_group, transition_noise
 from customized_grpo.sampling.schedule import StepPlan
 from customized_grpo.tracking import RunLog, save_group
-from customized_grpo.training import choices, heldout
+from customized_grpo.training import choices, engine, heldout
 from customized_grpo.training import metrics as explain
 from customized_grpo.training.distributed import any_rank, check_ranks, largest, mean_metrics
 from customized_grpo.training.engine import clip_and_step, micro_batch
@@ -76,7 +76,7 @@ class Trainer:
         ):
             self.loop(start, log)
         parts.scorer.close()
-        parts.accelerator.end_training()
+        engine.finish(parts.accelerator, parts.policy)
         return parts.folder
 
     def loop(self, start: int, log: RunLog) -> None:
