@@ -9,6 +9,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -31,12 +32,14 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Cells that share all but their own overrides. ``varied``: the recipe's sections that cells differ in."""
+    """Cells that share all but their own overrides. ``varied``: the recipe's sections that cells differ in. A run ends
+    one step after the first evaluation whose ``until`` (metric, value) is reached, if that is given."""
 
     name: str
     common: tuple[str, ...]
     cells: tuple[Cell, ...]
     varied: frozenset[str]
+    until: tuple[str, float] | None = None
 
     @property
     def parts(self) -> list[str]:
@@ -101,40 +104,76 @@ class Grid:
     def run_one(self, cell: Cell, seed: int) -> str:
         """Train one cell at one seed, in a worker that has its libraries loaded already, and write its record."""
         from customized_grpo.loading import load_recipe
-        from customized_grpo.training.trainer import train
+        from customized_grpo.training.setup import build
+        from customized_grpo.training.trainer import Trainer
 
         folder = self.folder_of(cell, seed)
         began = time.monotonic()
-        if not (folder / "evaluation" / "summary.json").is_file():
+        if not (folder / "evaluation" / "summary.json").is_file() and not self._reached(folder):
             resume = ("run.resume=latest",) if folder.is_dir() else ()
             own = (f"run.dir={folder}", f"run.seed={1000 + seed}", *self.common, *cell.overrides, *resume)
-            train(load_recipe(RECIPE, own))
+            trainer = Trainer(build(load_recipe(RECIPE, own)))
+            step = trainer.step
+
+            def step_until(number: int) -> dict[str, float]:
+                if self._reached(folder):
+                    trainer.stop.signal = signal.SIGTERM
+                return step(number)
+
+            trainer.step = step_until  # type: ignore[method-assign]
+            trainer.run()
         record = {"fingerprint": self.fingerprint(), "cell": cell.name, "seed": seed, **_read(folder)}
+        if self.until:
+            record["path"] = _path(folder, self.until[0])
         path = self._record_file(cell, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, sort_keys=True) + "\n")
         return f"{folder.name}: {time.monotonic() - began:.0f} s"
 
+    def _reached(self, folder: Path) -> bool:
+        if self.until is None or not (folder / "metrics.jsonl").is_file():
+            return False
+        metric, value = self.until
+        return any(values[metric] >= value for values in _curve(folder).values())
+
     def _record_file(self, cell: Cell, seed: int) -> Path:
         return ROOT / "benchmarks" / "results" / self.name / f"{self.folder_of(cell, seed).name}.json"
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    """The curve of a finished run (held-out means by step), and the final values of every held-out example."""
+def _curve(folder: Path) -> dict[str, dict[str, float]]:
+    """Held-out means of a run by step."""
     curve: dict[str, dict[str, float]] = {}
     for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
         values = {key.split("/")[1]: value for key, value in line.items() if key.startswith("evaluation/")}
         if values:
             curve[str(line["step"])] = values
-    examples: dict[str, dict[str, list[float]]] = {}
-    for row in map(json.loads, max(folder.glob("evaluation/step-*.jsonl")).read_text().splitlines()):
+    return curve
+
+
+def _examples(file: Path) -> dict[str, dict[str, float]]:
+    """Means of every metric and held-out example in one evaluation's rows."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in map(json.loads, file.read_text().splitlines()):
         for metric, value in row["values"].items():
-            examples.setdefault(metric, {}).setdefault(row["key"], []).append(value)
-    means = {
+            found.setdefault(metric, {}).setdefault(row["key"], []).append(value)
+    return {
         metric: {key: round(sum(values) / len(values), 4) for key, values in of.items()}
-        for metric, of in examples.items()
+        for metric, of in found.items()
     }
-    return {"curve": curve, "examples": means}
+
+
+def _path(folder: Path, metric: str) -> dict[str, dict[str, float]]:
+    """Every held-out example's values of a metric by step."""
+    files = sorted(folder.glob("evaluation/step-*.jsonl"))
+    return {str(int(file.stem.split("-")[1])): _examples(file)[metric] for file in files}
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """The curve of a finished run, and the final values of every held-out example."""
+    return {
+        "curve": _curve(folder),
+        "examples": _examples(max(folder.glob("evaluation/step-*.jsonl"))),
+    }
 
 
 def interval(values: Any, generator: Any, resamples: int = 2000) -> dict[str, float]:

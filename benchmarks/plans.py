@@ -68,7 +68,7 @@ CELLS = (
     ),
     plan("branch", 6, "type: branch"),
 )
-GRID = Grid("plans", COMMON, CELLS, frozenset({"sampling", "train"}))
+GRID = Grid("plans", COMMON, CELLS, frozenset({"sampling", "train"}), until=(METRIC, QUALITY))
 
 
 def updates(repeats: int) -> dict[str, dict[str, float]]:
