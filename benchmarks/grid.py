@@ -123,8 +123,6 @@ class Grid:
             trainer.step = step_until  # type: ignore[method-assign]
             trainer.run()
         record = {"fingerprint": self.fingerprint(), "cell": cell.name, "seed": seed, **_read(folder)}
-        if self.until:
-            record["path"] = _path(folder, self.until[0])
         path = self._record_file(cell, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, sort_keys=True) + "\n")
@@ -160,12 +158,6 @@ def _examples(file: Path) -> dict[str, dict[str, float]]:
         metric: {key: round(sum(values) / len(values), 4) for key, values in of.items()}
         for metric, of in found.items()
     }
-
-
-def _path(folder: Path, metric: str) -> dict[str, dict[str, float]]:
-    """Every held-out example's values of a metric by step."""
-    files = sorted(folder.glob("evaluation/step-*.jsonl"))
-    return {str(int(file.stem.split("-")[1])): _examples(file)[metric] for file in files}
 
 
 def _read(folder: Path) -> dict[str, Any]:
