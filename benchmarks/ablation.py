@@ -41,6 +41,10 @@ def sars(gamma: float) -> str:
     return f"advantage.aggregator={{type: sars, gamma: {gamma}}}"
 
 
+RATIOS = (0.75, 1.0, 1.5, 2.0, 3.0)
+STATIC = tuple(f"naive_1to{ratio:g}-equal" for ratio in RATIOS)
+"""The front of static weights."""
+
 SUM, TDW = "advantage.aggregator={type: weighted_sum}", "advantage.time_weights={type: tdw}"
 FITTED = "advantage.time_weights={type: tdw, low: 0.1, start: 0.2, stop: 0.5}"
 """The place, which is what leaks, is decided in the first third of the steps (`benchmarks/world.py decided`)."""
@@ -74,7 +78,7 @@ def collect() -> dict[str, Any]:
     """Final held-out means of every finished run, and differences between cells paired by seed and example."""
     import numpy as np
 
-    rows: dict[str, dict[int, dict[str, dict[str, float]]]] = {}
+    rows: Rows = {}
     curves: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     base: dict[str, float] = {}
     for (name, seed), record in GRID.records().items():
@@ -109,8 +113,50 @@ def collect() -> dict[str, Any]:
             )
             for metric in rows[name][common[0]]
         } | {"seeds": common}
+    result["fronts"] = {name: over_front(rows, name, generator) for name in rows if above_front(rows, name)}
     RESULT.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
     return result
+
+
+Rows = dict[str, dict[int, dict[str, dict[str, float]]]]
+"""Final values by cell, seed, metric and held-out example."""
+
+
+def above_front(rows: Rows, name: str) -> bool:
+    """Whether a cell can be held against the front of static weights."""
+    return "tdw" in name and name.endswith("-equal") and all(cell in rows for cell in STATIC)
+
+
+def over_front(rows: Rows, name: str, generator: Any, resamples: int = 2000) -> dict[str, Any]:
+    """What a cell has over the front of static weights *at its own prompt accuracy*: the front is linear between its
+    cells and flat beyond its ends. Two-way bootstrap, all cells drawn together; ``beyond``: draws past its end."""
+    import numpy as np
+
+    seeds = sorted(set.intersection(*(set(rows[cell]) for cell in (*STATIC, name))))
+    shown = ("prompt_accuracy", "identity_accuracy", "both", "copy")
+    values = np.array(
+        [
+            [[list(rows[cell][seed][metric].values()) for seed in seeds] for cell in (*STATIC, name)]
+            for metric in shown
+        ]
+    )  # metrics, cells, seeds, examples
+
+    def gap(means: Any) -> tuple[Any, bool]:
+        x, at = means[0, :-1], means[0, -1]
+        order = np.argsort(x)
+        return means[1:, -1] - [np.interp(at, x[order], y[order]) for y in means[1:, :-1]], at > x.max()
+
+    drawn = []
+    for _ in range(resamples):
+        some = values[:, :, generator.integers(len(seeds), size=len(seeds))]
+        drawn.append(gap(some[..., generator.integers(values.shape[3], size=values.shape[3])].mean((2, 3))))
+    low, high = np.quantile([one for one, _ in drawn], [0.025, 0.975], axis=0)
+    mean, _ = gap(values.mean((2, 3)))
+    gaps = {
+        metric: {"mean": float(mean[i]), "low": float(low[i]), "high": float(high[i])}
+        for i, metric in enumerate(shown[1:])
+    }
+    return gaps | {"seeds": seeds, "beyond": float(np.mean([beyond for _, beyond in drawn]))}
 
 
 def compares(name: str, other: str) -> bool:

@@ -4,7 +4,6 @@ python benchmarks/ablation_page.py
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from pages import put, table
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, IMAGES = ROOT / "docs" / "ablation.md", ROOT / "docs" / "images"
@@ -33,12 +33,6 @@ def number(of: dict[str, float], *, signed: bool = False) -> str:
     return f"{of['mean']:{form}} [{of['low']:{form}}, {of['high']:{form}}]"
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
-
-
 def final_table(result: dict[str, Any]) -> str:
     """Held-out metrics after the last step."""
     rows = [["base", "-", *(f"{result['base'][metric]:.3f}" for metric in SHOWN)]]
@@ -57,6 +51,17 @@ def difference_table(result: dict[str, Any], other: str) -> str:
             seeds = str(len(metrics["seeds"]))
             rows.append([f"`{name}`", seeds, *(number(metrics[metric], signed=True) for metric in shown)])
     return table([f"minus `{other}`", "seeds", *shown], rows)
+
+
+def front_table(result: dict[str, Any]) -> str:
+    """What each cell with TDW has over the front of static weights at its own prompt accuracy."""
+    shown = ("identity_accuracy", "both", "copy")
+    rows = [
+        [f"`{name}`", str(len(gaps["seeds"])), *(number(gaps[metric], signed=True) for metric in shown),
+         f"{100 * gaps['beyond']:.0f} %"]
+        for name, gaps in result["fronts"].items()
+    ]  # fmt: skip
+    return table(["over the static front", "seeds", *shown, "draws beyond its end"], rows)
 
 
 def plane(result: dict[str, Any], file: Path) -> None:
@@ -115,18 +120,11 @@ def curves(result: dict[str, Any], file: Path) -> None:
                     axis.plot(steps, means, lw=1.8, color=colour, label=family)
             axis.set_title(f"{metric}, {weighting}", fontsize=9)
             axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].legend(fontsize=7, frameon=False)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right", fontsize=8, frameon=False)
     for axis in axes[1]:
         axis.set_xlabel("GRPO step")
     figure.savefig(file, dpi=160)
     plt.close(figure)
-
-
-def put(text: str, marker: str, content: str) -> str:
-    """Replace what stands between the markers of a generated part."""
-    pattern = rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)"
-    assert re.search(pattern, text, re.S), f"docs/ablation.md has no markers for {marker}"
-    return re.sub(pattern, lambda match: f"{match[1]}\n{content}\n\n{match[2]}", text, flags=re.S)
 
 
 def main() -> None:
@@ -134,6 +132,7 @@ def main() -> None:
     result = json.loads((ROOT / "docs" / "ablation.json").read_text())
     text = PAGE.read_text()
     text = put(text, "final", final_table(result))
+    text = put(text, "fronts", front_table(result))
     for other in ("naive_1to1-none", "naive_1to1-equal", "naive_1to1.5-equal"):
         text = put(text, f"difference {other}", difference_table(result, other))
     PAGE.write_text(text)

@@ -4,14 +4,18 @@
     python benchmarks/plans.py --time      # seconds of an update of each plan, in turn in one process
     python benchmarks/plans.py --collect   # only print the table and write docs/plans.json
 
-A plan's time to quality is the first evaluation at which the mean over its seeds reaches ``QUALITY``, interpolated
-between evaluations, times the seconds of its update: the published schedule's are those of one image at a time
-(``benchmarks/update.py``), which gives the same curve as the batched one that is trained here, up to rounding.
+A run's time to quality is the number of updates after which the held-out judge first reaches ``QUALITY``, interpolated
+between evaluations, times the seconds of its plan's update. The published schedule's are those of one image at a time
+(``benchmarks/update.py``), which gives the same curve as the batched one that is trained here, up to rounding. Runs end
+there, or after 100 updates. ``plans_page.py`` puts the table and the curves into docs/benchmarks.md.
 """
 
 import argparse
+import itertools
 import json
+import math
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -20,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from grid import RECIPE, ROOT, Cell, Grid
+from pages import table
 
 RESULT = ROOT / "docs" / "plans.json"
 METRIC, QUALITY = "judge_clip", 82.5
@@ -38,6 +43,19 @@ COMMON = (
 )
 FLOW = "sampling.dynamics={type: flow_sde, noise_level: 0.8}"
 SEEDS = (0, 1, 2)
+GROUPS = 4
+SHOWN = (METRIC, "identity_accuracy", "prompt_accuracy", "copy")
+HEAD = [
+    "plan",
+    "s an update",
+    "updates",
+    "seconds",
+    "times sooner (95 %)",
+    "identity accuracy there",
+    "leaks there",
+]
+T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+"""Student's t at 97.5 %, by the number of values."""
 
 
 def plan(name: str, steps: int, section: str, dynamics: str = FLOW, microbatch: int = 60) -> Cell:
@@ -94,51 +112,75 @@ def updates(repeats: int) -> dict[str, dict[str, float]]:
     return {name: summary(values) for name, values in seconds.items()}
 
 
-def reached(curve: dict[str, dict[str, float]]) -> float | None:
-    """The step at which a curve first reaches ``QUALITY``, interpolated between evaluations."""
-    before: tuple[int, float] | None = None
-    for step, value in sorted((int(step), values[METRIC]) for step, values in curve.items()):
-        if value >= QUALITY:
-            if before is None:
-                return float(step)
-            return before[0] + (step - before[0]) * (QUALITY - before[1]) / (value - before[1])
-        before = step, value
+def reached(curve: dict[str, dict[str, float]], metric: str = METRIC) -> tuple[float, float] | None:
+    """The step at which a curve first reaches ``QUALITY``, interpolated between evaluations, and ``metric`` there."""
+    points = sorted((int(step), values) for step, values in curve.items())
+    for (before, low), (step, high) in itertools.pairwise(points):
+        if high[METRIC] >= QUALITY:
+            share = (QUALITY - low[METRIC]) / (high[METRIC] - low[METRIC])
+            return before + share * (step - before), low[metric] + share * (high[metric] - low[metric])
     return None
 
 
+def over_seeds(ratios: Sequence[float]) -> dict[str, float]:
+    """Geometric mean of ratios that are paired by seed, with Student's 95 % interval of their logarithms."""
+    logs = [math.log(ratio) for ratio in ratios]
+    half = T95[len(logs)] * statistics.stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else math.inf
+    mean = statistics.fmean(logs)
+    return {"mean": math.exp(mean), "low": math.exp(mean - half), "high": math.exp(min(mean + half, 700))}
+
+
 def collect() -> dict[str, Any]:
-    """Curves, steps and seconds to ``QUALITY``, and each plan's ratio to the published one, paired by seed."""
+    """Curves, steps and seconds to ``QUALITY``, and how many times sooner than the published plan, paired by seed."""
     kept: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
-    result: dict[str, Any] = {
-        "metric": METRIC,
-        "quality": QUALITY,
-        "seconds": kept.get("seconds", {}),
-        "plans": {},
-    }
+    seconds = kept.get("seconds", {})
+    plans: dict[str, Any] = {}
     for (name, seed), record in GRID.records().items():
-        found = result["plans"].setdefault(name, {"curves": {}, "steps": {}})
-        found["curves"][str(seed)] = {step: values[METRIC] for step, values in record["curve"].items()}
-        found["steps"][str(seed)] = reached(record["curve"])
-    groups = 4
-    for name, found in result["plans"].items():
-        if name in result["seconds"]:
-            each = groups * result["seconds"][name]["median"]
-            found["seconds"] = {
-                seed: None if steps is None else steps * each for seed, steps in found["steps"].items()
+        found = plans.setdefault(name, {"curves": {}, "reached": {}})
+        found["curves"][str(seed)] = {
+            step: {metric: values[metric] for metric in SHOWN} for step, values in record["curve"].items()
+        }
+        if at := reached(record["curve"]):
+            found["reached"][str(seed)] = {
+                "step": at[0],
+                **{metric: (reached(record["curve"], metric) or at)[1] for metric in SHOWN},
+                **({"seconds": at[0] * GROUPS * seconds[name]["median"]} if name in seconds else {}),
             }
+    published = plans.get("published", {"reached": {}})["reached"]
+    for found in plans.values():
+        both = [seed for seed in found["reached"] if seed in published]
+        if both and len(both) == len(found["curves"]):
+            found["sooner"] = over_seeds(
+                [published[seed]["seconds"] / found["reached"][seed]["seconds"] for seed in both]
+            )
+    result = {"metric": METRIC, "quality": QUALITY, "seconds": seconds, "plans": plans}
     RESULT.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
     return result
 
 
-def show(result: dict[str, Any]) -> None:
-    """A line a plan."""
-    sys.stdout.write(f"time until {METRIC} reaches {QUALITY}, by seed\n")
+def rows(result: dict[str, Any]) -> list[list[str]]:
+    """A line a plan: cost, updates and seconds to the quality, times sooner than the published plan, and what else held
+    there."""
+
+    def each(found: dict[str, Any], key: str, form: str) -> str:
+        at = found["reached"]
+        return ", ".join(f"{at[seed][key]:{form}}" if seed in at else "never" for seed in found["curves"])
+
+    lines = []
     for name, found in result["plans"].items():
-        second = result["seconds"].get(name)
-        update = f"{second['median']:.2f} s a group" if second else "not timed"
-        steps = ", ".join("never" if s is None else f"{s:.0f}" for s in found["steps"].values())
-        times = ", ".join("never" if s is None else f"{s:.0f}" for s in found.get("seconds", {}).values())
-        sys.stdout.write(f"{name:>20}: {update:>16}; steps {steps}; seconds {times or '-'}\n")
+        sooner = found.get("sooner")
+        lines.append(
+            [
+                f"`{name}`",
+                f"{GROUPS * result['seconds'][name]['median']:.2f}",
+                each(found, "step", ".0f"),
+                each(found, "seconds", ".0f"),
+                f"{sooner['mean']:.1f} ({sooner['low']:.1f} to {sooner['high']:.1f})" if sooner else "-",
+                each(found, "identity_accuracy", ".3f"),
+                each(found, "copy", ".2f"),
+            ]
+        )
+    return lines
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -159,7 +201,7 @@ def main(arguments: Sequence[str]) -> None:
         RESULT.write_text(json.dumps(kept | {"seconds": updates(given.repeats)}))
     elif not given.collect:
         GRID.run(None, given.workers, given.minutes)
-    show(collect())
+    sys.stdout.write(table(HEAD, rows(collect())) + "\n")
 
 
 if __name__ == "__main__":
