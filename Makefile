@@ -35,7 +35,7 @@ setup: $(RUNTIME)
 demo: $(RUNTIME)
 	OMP_NUM_THREADS=$$(($(CORES) / $(PROCESSES))) \
 	  scripts/train_customized_grpo.sh config/train/mini_customized.yaml $(PROCESSES) run.dir=$(DEMO) \
-	  $$(test ! -d $(DEMO)/checkpoints || echo run.resume=latest) $(ARGS)
+	  $$(test ! -f $(DEMO)/config.yaml || echo run.resume=latest) $(ARGS)
 	$(BIN)/customized-grpo report $(DEMO)
 
 # One process a core, one thread a test: jobs that fight for the same cores take many times longer than one after the other.

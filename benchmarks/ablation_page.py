@@ -120,7 +120,9 @@ def curves(result: dict[str, Any], file: Path) -> None:
                     axis.plot(steps, means, lw=1.8, color=colour, label=family)
             axis.set_title(f"{metric}, {weighting}", fontsize=9)
             axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right", fontsize=8, frameon=False)
+    figure.legend(
+        *axes[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False
+    )
     for axis in axes[1]:
         axis.set_xlabel("GRPO step")
     figure.savefig(file, dpi=160)

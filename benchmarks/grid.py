@@ -115,12 +115,12 @@ class Grid:
             trainer = Trainer(build(load_recipe(RECIPE, own)))
             step = trainer.step
 
-            def step_until(number: int) -> dict[str, float]:
+            def until(number: int) -> dict[str, float]:
                 if self._reached(folder):
                     trainer.stop.signal = signal.SIGTERM
                 return step(number)
 
-            trainer.step = step_until  # type: ignore[method-assign]
+            trainer.step = until  # type: ignore[method-assign, assignment]
             trainer.run()
         record = {"fingerprint": self.fingerprint(), "cell": cell.name, "seed": seed, **_read(folder)}
         path = self._record_file(cell, seed)

@@ -80,9 +80,9 @@ def recipe(world: Path, run: Path, **changes: Any) -> Any:
 def watched(stage: Stage) -> None:
     """Have the clock's phases and the saving of a checkpoint noted."""
     from customized_grpo.clock import Clock
-    from customized_grpo.training import trainer
+    from customized_grpo.training import state, trainer
 
-    phase, save = Clock.phase, trainer.save
+    phase, save = Clock.phase, state.save
 
     @contextmanager
     def noted(self: Clock, name: str) -> Iterator[None]:
@@ -98,7 +98,8 @@ def watched(stage: Stage) -> None:
         save(*given)
         stage.leave()
 
-    Clock.phase, trainer.save = noted, saved  # type: ignore[method-assign, assignment]
+    Clock.phase = noted  # type: ignore[method-assign]
+    trainer.save = saved  # type: ignore[attr-defined, assignment]
 
 
 def child(log: Path, stage: Stage, world: Path, run: Path, **changes: Any) -> int:

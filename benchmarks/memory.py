@@ -22,7 +22,8 @@ from customized_grpo import registry
 from customized_grpo.loading import load_recipe
 from customized_grpo.policies.checkpointing import checkpoint_blocks
 from customized_grpo.training.footprint import shapes
-from customized_grpo.training.memory import Activations, Tokens, activations, adapted
+from customized_grpo.training.memory import Activations, Tokens, activations
+from customized_grpo.training.parameters import adapted
 from customized_grpo.training.replay import Pairs, micro_batches, replay
 from customized_grpo.training.setup import Parts, build
 from customized_grpo.training.trainer import Trainer

@@ -35,7 +35,7 @@ def curves(result: dict[str, Any], file: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[1].set_xscale("symlog", linthresh=10)
     axes[0].set_ylabel(f"held-out {result['metric']}")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right", frameon=False, fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     figure.savefig(file, dpi=160)
     plt.close(figure)
 

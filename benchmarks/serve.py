@@ -150,14 +150,15 @@ def main() -> None:
             server.wait()
             results["start s"] = round(time.perf_counter() - start, 1)
             singles(server, 4, local)  # warms up
-            for name, measure in {
+            measures: dict[str, Callable[[], dict[str, Any]]] = {
                 "single images, one example": lambda: singles(server, options.clients, local),
                 "groups of 12": lambda: groups(server, options.clients, local),
                 "groups, worker killed": lambda: groups(server, options.clients, local, server.kill_worker),
                 "groups, server killed and started": lambda: groups(
                     server, options.clients, local, server.kill_and_start
                 ),
-            }.items():
+            }
+            for name, measure in measures.items():
                 results[name] = measure()
                 sys.stdout.write(f"{name}\n")
                 for key, value in results[name].items():

@@ -68,7 +68,7 @@ def train(folder: Path, steps: int) -> list[dict[str, float]]:
         began[0] = now
         return metrics
 
-    Trainer.step = step  # type: ignore[method-assign]
+    Trainer.step = step  # type: ignore[method-assign, assignment]
     Trainer(build(tiny_recipe(world, folder / "run", **changes))).run()
     return seen
 

@@ -83,7 +83,7 @@ def decided(parts: Parts, groups: int) -> dict[str, Any]:
                 example,
                 parts.policy.encode(example.prompt, example.references),
                 sigmas=parts.sigmas,
-                plan=StepPlan(full.stochastic, (0,)),
+                plan=StepPlan(sampling.steps, full.stochastic, (0,)),
                 transition=parts.transition,
                 noise=noise,
                 draws=draws,

@@ -1,6 +1,7 @@
 """Random DINOv2 and CLIP folders of a few kilobytes, and random groups: what reward tests run on."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -80,5 +81,7 @@ def pictures(count: int, seed: int = 0, height: int = 32, width: int = 40) -> to
 
 def example(num_references: int = 2, *, prompt: str = "a red dog", key: str = "dog-1") -> Example:
     """An example with random references."""
-    references = pictures(num_references, seed=100, height=36, width=30).numpy() if num_references else []
+    references: Any = (
+        pictures(num_references, seed=100, height=36, width=30).numpy() if num_references else []
+    )
     return Example(key=key, prompt=prompt, references=tuple(Image.fromarray(one) for one in references))

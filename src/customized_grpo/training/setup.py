@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, tracking
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -120,6 +120,16 @@ class Parts:
             reshard(self.policy.transformer)
 
 
+def _trackers_are_there(names: Sequence[str]) -> None:
+    """accelerate leaves out what isn't installed with no more than a warning."""
+    there = [str(one) for one in tracking.get_available_trackers()]
+    if missing := [name for name in names if name not in there]:
+        raise ValueError(
+            f"run.trackers: {', '.join(missing)} not installed; pip install 'customized-grpo[{','.join(missing)}]', "
+            "or leave it out"
+        )
+
+
 def build(recipe: Recipe) -> Parts:
     """Check the run's folder, then load data and models of a recipe, the heaviest last.
 
@@ -131,6 +141,7 @@ def build(recipe: Recipe) -> Parts:
     if run.threads:
         torch.set_num_threads(run.threads)
     folder = Path(run.dir)
+    _trackers_are_there(run.trackers)
     accelerator = Accelerator(
         cpu=runs_on_cpu(run.device),
         log_with=list(run.trackers) or None,

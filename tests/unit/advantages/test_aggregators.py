@@ -6,6 +6,7 @@ Dimensions: G group size, Q axes (prompt, identity), K trained steps.
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
+from customized_grpo import registry
 from customized_grpo.advantages import aggregators
 from customized_grpo.advantages.aggregators import (
     SARS,
@@ -31,6 +33,7 @@ from customized_grpo.advantages.aggregators import (
 )
 from customized_grpo.advantages.normalize import normalize
 from customized_grpo.advantages.time_weights import tdw
+from customized_grpo.testing import check_aggregator
 
 ALL = [WeightedSum(), SARS(), Harmonic(), Minimum(), Maximum(), Product()]
 EVEN = torch.tensor([[0.5, 0.5]])
@@ -213,3 +216,9 @@ def test_sections_are_strict_and_carry_their_own_parameters() -> None:
     with pytest.raises(ValidationError):
         SARS.model_validate({"gamma": -1})
     assert {one.type for one in ALL} <= set(dir(aggregators))
+
+
+@pytest.mark.parametrize("name", sorted(registry.available("aggregators")))
+def test_the_conformance_kit_passes(name: str) -> None:
+    config: Any = registry.config_model(registry.resolve("aggregators", name))
+    check_aggregator(registry.build_function("aggregators", config(type=name)))
