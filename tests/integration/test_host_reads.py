@@ -4,7 +4,7 @@ On a CPU there is nothing to wait for, so the operators that would are refused: 
 ``nonzero``, a boolean mask), and what makes a tensor of Python numbers, which a GPU's tensor is then copied from.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from customized_grpo.clock import Clock
@@ -30,18 +31,64 @@ WAITS = {
     "aten::masked_select",
     "aten::_unique2",
     "aten::equal",
+    "aten::repeat_interleave",  # by a tensor of counts; by a number it is another operator
     "aten::lift_fresh",  # torch.tensor: made on the CPU, then copied
 }
 
 
-class NoHostReads(TorchDispatchMode):
+MASKED = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
+TO_HOST = {Tensor.cpu, Tensor.numpy, Tensor.tolist, Tensor.item, torch.allclose, Tensor.allclose}
+"""On a CPU these reach no operator that could be told from another."""
+
+
+class NoOperatorWaits(TorchDispatchMode):
     """Raises at every operator that a GPU would have to be waited for."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.name().split(".")[0]
-        if name in WAITS:
+        masked = name in MASKED and any(one is not None and one.dtype == torch.bool for one in args[1])
+        if name in WAITS or masked:
             raise AssertionError(f"{name} waits for the device")
         return func(*args, **(kwargs or {}))
+
+
+class NothingToTheHost(TorchFunctionMode):
+    """Raises at every function that brings values to the CPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in TO_HOST:
+            raise AssertionError(f"{func.__name__} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def no_host_reads() -> Iterator[None]:
+    with NoOperatorWaits(), NothingToTheHost():
+        yield
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda x: x[x > 0],
+        lambda x: x.masked_fill_(x > 0, 1.0)[x > 0],
+        lambda x: x.cpu(),
+        lambda x: x.numpy(),
+        lambda x: x.tolist(),
+        lambda x: float(x.sum()),
+        lambda x: bool((x > 0).any()),
+        lambda x: torch.allclose(x, x),
+        lambda x: torch.equal(x, x),
+        lambda x: x.repeat_interleave(torch.ones(3, dtype=torch.long)),
+        lambda x: x.nonzero(),
+        lambda x: torch.where(x > 0),
+        lambda x: x + torch.tensor([1.0, 2.0, 3.0]),
+    ],
+)
+def test_every_look_is_found(look: Callable[[Tensor], Any]) -> None:
+    x = torch.randn(3)
+    with no_host_reads(), pytest.raises(AssertionError, match="waits for the device"):
+        look(x)
 
 
 @pytest.fixture
@@ -57,7 +104,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 yield
                 return
             seen.append(name)
-            with NoHostReads():
+            with no_host_reads():
                 yield
 
     monkeypatch.setattr(Clock, "phase", phase)
@@ -151,5 +198,5 @@ def test_other_policies_forwards_read_nothing(
     checkpoint_blocks(policy.transformer, 0.5)
     cond = policy.encode(PROMPT, pictures()[:1])
     x, sigma = torch.zeros(2, *policy.latent_shape), torch.tensor([0.5, 0.7])
-    with NoHostReads():
+    with no_host_reads():
         policy.velocity(x, sigma, cond).sum().backward()

@@ -33,7 +33,7 @@ Jobs = Sequence[tuple[Dataset, int]]
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is, and of how much."""
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised when what an entry means changes."""
 _HASHES = "hashes.json"
 _NOT_READ = ("transformer", "scheduler")

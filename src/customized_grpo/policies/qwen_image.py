@@ -84,7 +84,6 @@ class QwenImageEditPlus(Policy):
     Config: ClassVar[type[PolicyConfig]] = QwenImageEditPlusConfig
     pipeline_class: ClassVar[Any] = QwenImageEditPlusPipeline
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer", "processor")
-    batch_wide: ClassVar[tuple[str, ...]] = ("grids",)
     # The image stream, and the keys and values by which it reads the text. The last block drops its text output, so the
     # text stream's other layers have no gradient there, and data-parallel training would wait for one.
     lora_targets: ClassVar[tuple[str, ...]] = (
@@ -152,10 +151,10 @@ class QwenImageEditPlus(Policy):
         tensors = {
             "text": self._states(prompt, seen),
             "references": torch.cat([pack(latents) for latents in encoded], dim=1).to(self.dtype),
-            "grids": torch.tensor([(1, *grid) for grid in (self.config.grid, *grids)], device=self.device)[
-                None
-            ],
         }
+        # The transformer wants the grids as numbers: held as shapes, they are never read from the device.
+        for number, grid in enumerate((self.config.grid, *grids)):
+            tensors[f"grid_{number}"] = torch.empty(1, *grid, 0, device=self.device)
         if self.config.guidance > 1:
             tensors["negative"] = self._states(self.config.negative_prompt, seen)
         return Conditioning(tensors)
@@ -223,12 +222,13 @@ class QwenImageEditPlus(Policy):
         c = cond.tensors
         # 2511 modulates the reference tokens as at time 0, and embeds both times as one batch.
         times = torch.cat([time, time * 0]) if self._pipeline.transformer.config.zero_cond_t else time
+        grids = sorted((name for name in c if name.startswith("grid_")), key=lambda name: int(name[5:]))
         with self._exact.at(times), autocast(self.device, self.dtype):
             output = self.transformer(
                 hidden_states=torch.cat([x.to(self.dtype), c["references"].expand(n, -1, -1)], dim=1),
                 encoder_hidden_states=text.expand(n, -1, -1),
                 timestep=time,
-                img_shapes=[[tuple(grid) for grid in c["grids"][0].tolist()]],
+                img_shapes=[[(1, *c[name].shape[1:3]) for name in grids]],
                 return_dict=False,
             )[0]
         velocity: Tensor = output[:, :s].float()
