@@ -74,6 +74,7 @@ CELLS = (
     plan(
         "published", 25, "type: fraction, fraction: 0.6", "sampling.dynamics={type: dance_sde, eta: 0.4}", 84
     ),
+    plan("published_flow", 25, "type: fraction, fraction: 0.6", FLOW, 84),
     plan("fraction", 6, "type: fraction, fraction: 0.6"),
     plan("window_progressive", 6, "type: window, width: 2, every: 10"),
     plan("window_random", 6, "type: window, width: 2, mode: random, every: 1"),
@@ -98,11 +99,11 @@ def updates(repeats: int) -> dict[str, dict[str, float]]:
             cell.name: make_trainer(str(RECIPE), ["run.threads=1", *cell.overrides], Path(folder, cell.name))
             for cell in CELLS
         }
-        serial = next(cell for cell in CELLS if cell.name == "published").overrides
-        trainers["published"] = make_trainer(
-            str(RECIPE), ["run.threads=1", *serial, *SERIAL], Path(folder, "serial")
-        )
-        one_at_a_time(trainers["published"])
+        for cell in CELLS:
+            if cell.name.startswith("published"):
+                keys = ["run.threads=1", *cell.overrides, *SERIAL]
+                trainers[cell.name] = make_trainer(str(RECIPE), keys, Path(folder, f"serial-{cell.name}"))
+                one_at_a_time(trainers[cell.name])
         seconds: dict[str, list[float]] = {name: [] for name in trainers}
         for step in range(repeats + 1):
             for name, trainer in trainers.items():

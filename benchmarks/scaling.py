@@ -1,6 +1,7 @@
-"""How an update's time grows: with group size, sampler steps, resolution, references, and processes.
+"""How an update's time grows: with group size, sampler steps, resolution, references, and processes; and what threads,
+precision and batches do to it on this machine.
 
-    python benchmarks/scaling.py [--repeats 3] [--ranks 1 2] [--json FILE]
+    python benchmarks/scaling.py [--axes threads precision ...] [--repeats 3] [--ranks 1 2] [--json FILE]
 
 One axis at a time is changed from the miniature's recipe, one group an update; all values of an axis take turns. Each
 process has one thread, so that ranks compare like with like.
@@ -26,11 +27,15 @@ from customized_grpo.data.base import Dataset
 from customized_grpo.types import Example
 
 RECIPE = "mini_customized"
-AXES: dict[str, dict[int, tuple[str, ...]]] = {
+AXES: dict[str, dict[int | str, tuple[str, ...]]] = {
     "group_size": {n: (f"train.group_size={n}", f"train.microbatch={5 * n}") for n in (4, 8, 12, 24)},
     "steps": {n: (f"sampling.steps={n}", f"train.microbatch={12 * (n - 1)}") for n in (4, 6, 10, 20)},
     "pixels": {n: (f"policy.height={n}", f"policy.width={n}", "train.microbatch=12") for n in (64, 96, 128)},
     "references": {n: () for n in (1, 2, 3, 4)},
+    "threads": {n: (f"run.threads={n}",) for n in (1, 2)},
+    "precision": {name: (f"run.precision={name}",) for name in ("no", "bf16")},
+    "rollout_batch": {n: (f"sampling.batch={n}",) for n in (1, 3, 6, 12)},
+    "replay_batch": {n: (f"train.microbatch={n}",) for n in (1, 6, 12, 30, 60)},
 }
 
 
@@ -55,11 +60,13 @@ def measure(axis: str, repeats: int) -> dict[str, dict[str, float]]:
         for value, keys in AXES[axis].items():
             trainers[value] = make_trainer(RECIPE, ["run.threads=1", *keys], Path(folder, str(value)))
             if axis == "references":
+                assert isinstance(value, int)
                 parts = trainers[value].parts
                 trainers[value].parts = replace(parts, dataset=MoreReferences(parts.dataset, value))
-        seconds: dict[int, list[float]] = {value: [] for value in trainers}
+        seconds: dict[int | str, list[float]] = {value: [] for value in trainers}
         for step in range(repeats + 1):
             for value, trainer in trainers.items():
+                torch.set_num_threads(trainer.recipe.run.threads)
                 began = time.perf_counter()
                 trainer.step(step)
                 seconds[value] += [time.perf_counter() - began] if step else []
@@ -100,6 +107,7 @@ def main(arguments: Sequence[str]) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--axes", nargs="*", choices=list(AXES), default=list(AXES))
     parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
@@ -107,9 +115,9 @@ def main(arguments: Sequence[str]) -> None:
     if given.worker is not None:
         worker(given.worker, given.repeats)
         return
-    found: dict[str, Any] = {axis: measure(axis, given.repeats) for axis in AXES}
+    found: dict[str, Any] = {axis: measure(axis, given.repeats) for axis in given.axes}
     found["groups_a_second"] = {str(n): groups_a_second(n, given.repeats) for n in given.ranks}
-    for axis in AXES:
+    for axis in given.axes:
         first = next(iter(found[axis].values()))["median"]
         for value, second in found[axis].items():
             sys.stdout.write(
