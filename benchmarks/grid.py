@@ -109,7 +109,7 @@ class Grid:
 
         folder = self.folder_of(cell, seed)
         began = time.monotonic()
-        if not (folder / "evaluation" / "summary.json").is_file() and not self._reached(folder):
+        if not self._ended(folder):
             resume = ("run.resume=latest",) if folder.is_dir() else ()
             own = (f"run.dir={folder}", f"run.seed={1000 + seed}", *self.common, *cell.overrides, *resume)
             trainer = Trainer(build(load_recipe(RECIPE, own)))
@@ -122,11 +122,16 @@ class Grid:
 
             trainer.step = until  # type: ignore[method-assign, assignment]
             trainer.run()
+            if not self._ended(folder):
+                raise RuntimeError(f"{folder} was stopped; run this again to go on")
         record = {"fingerprint": self.fingerprint(), "cell": cell.name, "seed": seed, **_read(folder)}
         path = self._record_file(cell, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, sort_keys=True) + "\n")
         return f"{folder.name}: {time.monotonic() - began:.0f} s"
+
+    def _ended(self, folder: Path) -> bool:
+        return (folder / "evaluation" / "summary.json").is_file() or self._reached(folder)
 
     def _reached(self, folder: Path) -> bool:
         if self.until is None or not (folder / "metrics.jsonl").is_file():
