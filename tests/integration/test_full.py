@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from customized_grpo.cli import app
 from customized_grpo.config import EvaluateRecipe
 from customized_grpo.evaluation.evaluator import evaluate
+from customized_grpo.evaluation.report import write_report
 from customized_grpo.policies import full, tuning
 from customized_grpo.policies.base import load_policy
 from customized_grpo.policies.flux import UNO
@@ -167,6 +168,14 @@ def test_generate_and_evaluate_take_the_run(run: Trainer, tiny_world: Path, tmp_
     inside, during = ({row["name"]: row["metrics"]["bright"]["mean"] for row in one["rows"]} for one in told)
     assert inside["tuned"] != inside["base"]
     assert {name: inside[name] for name in during} == during
+
+
+def test_the_report_knows_what_was_trained(run: Trainer, tmp_path: Path) -> None:
+    page = write_report([run.parts.folder], tmp_path / "report.html").read_text(encoding="utf-8")
+    told = json.loads((run.parts.folder / "evaluation" / "summary.json").read_text())
+    tuned = next(row["metrics"]["bright"]["mean"] for row in told["rows"] if row["name"] == "tuned")
+    assert f"{tuned:.1f}" in page
+    assert "full:" in page  # the recipe's section, as it was resolved
 
 
 def test_export_writes_the_whole_model(run: Trainer, tmp_path: Path) -> None:
