@@ -33,7 +33,7 @@ def curves(result: dict[str, Any], file: Path) -> None:
         axis.axhline(QUALITY, color="black", lw=0.8, ls=":")
         axis.set_xlabel(label)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[1].set_xscale("symlog", linthresh=10)
+    axes[1].set_xscale("log")  # the base, at 0 seconds, is on the left
     axes[0].set_ylabel(f"held-out {result['metric']}")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     figure.savefig(file, dpi=160)
