@@ -247,6 +247,19 @@ def test_the_naive_recipe_on_flux_differs_in_the_advantage_alone() -> None:
     assert naive == full
 
 
+def test_the_fast_recipe_on_flux_is_the_full_one_with_the_miniatures_plan() -> None:
+    full, fast, mini = (
+        load_recipe(name).model_dump(exclude={"run"})
+        for name in ("uno_customized_grpo", "uno_customized_grpo_fast", "mini_customized")
+    )
+    for key in ("steps", "dynamics", "plan"):
+        assert fast["sampling"].pop(key) == mini["sampling"][key]
+        del full["sampling"][key]
+    assert fast["objective"].pop("step_weighting") == mini["objective"]["step_weighting"]
+    del full["objective"]["step_weighting"]
+    assert fast == full
+
+
 def test_paper_verbatim_has_the_published_numbers() -> None:
     recipe = load_recipe("paper_verbatim")
     sampling, train, policy = recipe.sampling, recipe.train, recipe.policy
