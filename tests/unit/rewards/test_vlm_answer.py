@@ -167,9 +167,7 @@ def test_without_log_probabilities_of_the_score_there_is_none(logprobs: Any) -> 
 
 def in_bytes(*pieces: bytes) -> list[Any]:
     """Tokens of text as OpenAI gives it where a token is no whole character: escapes in words, and the bytes."""
-    return [
-        SimpleNamespace(token=str(piece)[2:-1], bytes=list(piece), top_logprobs=[]) for piece in pieces
-    ]
+    return [SimpleNamespace(token=str(piece)[2:-1], bytes=list(piece), top_logprobs=[]) for piece in pieces]
 
 
 SMILE = "😀".encode()
