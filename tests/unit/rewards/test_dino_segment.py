@@ -10,13 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
+from customized_grpo.rewards.base import RewardFailure
 from customized_grpo.rewards.cutout import cut_out
 from customized_grpo.rewards.dino import Dino
+from customized_grpo.rewards.scorer import Scorer
 from customized_grpo.rewards.segmenter import Segmenter, SegmenterConfig
 from customized_grpo.testing import check_reward
 from customized_grpo.types import Example
 from golden import save_golden_dino, save_golden_dinov2
-from tiny_rewards import example, pictures
+from tiny_rewards import check_batch, example, pictures
 
 CPU = torch.device("cpu")
 
@@ -71,9 +73,15 @@ MISSING: Mapping[str, Example] = {
 def test_a_missing_mask_is_an_error_or_a_skip(folder: Path, one: Example, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"'dog-1' has [01] usable masks for 2 references.*data masks"):
         build(folder, **options)(one, pictures(2))
-    scores = build(folder, **options, missing_mask="skip")(one, pictures(2))
+    reward = build(folder, **options, missing_mask="skip")
+    scores = reward(one, pictures(2))
     assert scores.isnan().all()
     assert scores.shape == (2,)
+    with (
+        Scorer({"dino": reward}, max_failed_share=0.0) as scorer,
+        pytest.raises(RewardFailure, match=r"it has [01] usable masks for 2 references.*data masks"),
+    ):
+        scorer.submit(one, pictures(2)).result()
 
 
 @pytest.mark.parametrize(
@@ -94,6 +102,7 @@ def test_masks_of_other_pictures_are_refused(folder: Path, masks: Any, message: 
         ({"missing_mask": "skip"}, "missing_mask: has no effect.*copy_penalty"),
         ({"segment": "both"}, "needs a segmenter"),
         ({"segment": "reference", "segmenter": {}}, "needs a segmenter"),
+        ({"segment": "reference", "not_found": "skip"}, "not_found: has no effect.*segment: both"),
         ({"segment": "image"}, "segment"),
         ({"segment": "reference", "background": [0, 0, 256]}, "background"),
         ({"segment": "reference", "background": [0, 0]}, "background"),
@@ -151,6 +160,29 @@ def test_it_conforms(folder: Path, options: dict[str, Any]) -> None:
     check_reward(build(folder, **options), masked(), pictures(4))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"segment": "reference"},
+        {"segment": "reference", "crop": True},
+        {"copy_penalty": 0.5},
+        {"segment": "reference", "copy_penalty": 0.5},
+    ],
+)
+def test_twelve_images_in_one_batch_are_twelve_alone(folder: Path, options: dict[str, Any]) -> None:
+    check_batch(build(folder, batch_size=12, **options), masked(), pictures(12))
+
+
+def test_twelve_cut_out_images_in_one_batch_are_twelve_alone(
+    folder: Path, segmenter_folders: tuple[Path, Path]
+) -> None:
+    detector, sam = map(str, segmenter_folders)
+    options = {"detector": detector, "sam": sam, "threshold": 0.05}
+    reward = build(folder, batch_size=12, segment="both", segmenter=options)
+    check_batch(reward, replace(masked(), subject="bag and dog"), pictures(12, height=60, width=60))
+
+
 def test_both_cuts_each_subject_out_of_each_image(folder: Path, segmenter_folders: tuple[Path, Path]) -> None:
     detector, sam = map(str, segmenter_folders)
     options = {"detector": detector, "sam": sam, "threshold": 0.05}
@@ -173,13 +205,36 @@ def test_both_cuts_each_subject_out_of_each_image(folder: Path, segmenter_folder
     check_reward(reward, one, images)
 
 
-def test_both_leaves_an_image_without_subject_unscored(
+def test_an_image_without_the_subject_is_as_unlike_as_can_be_or_unscored(
     folder: Path, segmenter_folders: tuple[Path, Path]
 ) -> None:
     detector, sam = map(str, segmenter_folders)
     never = {"detector": detector, "sam": sam, "threshold": 0.999}
-    scores = build(folder, segment="both", segmenter=never)(replace(masked(), subject="dog"), pictures(2))
-    assert scores.isnan().all()
+    one = replace(masked(), subject="dog")
+    assert build(folder, segment="both", segmenter=never)(one, pictures(2)).tolist() == [-100.0, -100.0]
+    skipping = build(folder, segment="both", segmenter=never, not_found="skip")
+    assert skipping(one, pictures(2)).isnan().all()
+    assert "finds no 'dog'" in skipping.reason
+
+
+def test_one_subject_of_two_that_is_lost_costs_its_half(
+    folder: Path, segmenter_folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector, sam = map(str, segmenter_folders)
+    options = {"detector": detector, "sam": sam, "threshold": 0.05}
+    one, images = replace(masked(), subject="bag and dog"), pictures(2, height=60, width=60)
+    reward = build(folder, segment="both", segmenter=options)
+    both = reward(one, images)
+    find = Segmenter.__call__
+    monkeypatch.setattr(
+        Segmenter,
+        "__call__",
+        lambda self, image, subject: None if subject == "dog" else find(self, image, subject),
+    )
+    lost = reward(one, images)
+    bag = replace(one, references=one.references[:1], masks=one.masks[:1], subject="bag")
+    torch.testing.assert_close(lost, (reward(bag, images) - 100.0) / 2)
+    assert bool((lost < both).all())
 
 
 def test_both_needs_a_word_to_look_for(folder: Path, segmenter_folders: tuple[Path, Path]) -> None:
