@@ -123,7 +123,7 @@ def _say_once(errors: Mapping[str, str], example: Example, label: str, said: set
         _log.warning(
             "%s: %s could not score an image of %r: %s (said once)", label, name, example.key, errors[name]
         )
-    said |= errors.keys()
+    said.update(errors)
 
 
 def _rows(

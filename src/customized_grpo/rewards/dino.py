@@ -17,6 +17,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from customized_grpo.rewards.base import Reward, RewardConfig
+from customized_grpo.rewards.boxes import with_crops
 from customized_grpo.rewards.cutout import cut_out, is_empty
 from customized_grpo.rewards.features import (
     DtypeName,
@@ -68,6 +69,11 @@ class Dino(Reward):
             default="lowest",
             description="a generated image that the segmenter finds no subject in gets -100, or is unscorable",
         )
+        boxes: bool = Field(
+            default=False,
+            description="compare with one crop a box of the example's extra.boxes, where it has some, and not with "
+            "whole references",
+        )
         copy_penalty: float = Field(
             default=0.0,
             ge=0.0,
@@ -116,6 +122,8 @@ class Dino(Reward):
             ValueError: the example has no reference, or lacks a mask that the reward needs.
         """
         require_references(example)
+        if self._config.boxes:
+            example = with_crops(example)
         masks = self._masks(example)
         if masks is None:
             return torch.full((len(images),), torch.nan)

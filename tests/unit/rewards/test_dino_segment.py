@@ -241,3 +241,38 @@ def test_both_needs_a_word_to_look_for(folder: Path, segmenter_folders: tuple[Pa
     detector, sam = map(str, segmenter_folders)
     with pytest.raises(ValueError, match="give the example a 'subject'"):
         build(folder, segment="both", segmenter={"detector": detector, "sam": sam})(masked(), pictures(1))
+
+
+BOXES = {"boxes": [[[0, 0, 15, 20], [10, 5, 30, 36]], None]}
+
+
+@pytest.mark.parametrize("options", [{}, {"segment": "reference", "crop": True}, {"copy_penalty": 0.5}])
+def test_boxes_make_a_reference_of_each_subject(folder: Path, options: dict[str, Any]) -> None:
+    one, images = masked(), pictures(3)
+    cut: dict[str, tuple[Image.Image, ...]] = {
+        name: (first.crop((0, 0, 15, 20)), first.crop((10, 5, 30, 36)), second)
+        for name, (first, second) in {"references": one.references, "masks": one.masks}.items()  # type: ignore[dict-item, union-attr]
+    }
+    boxed = replace(one, extra=BOXES)
+    scores = build(folder, boxes=True, **options)(boxed, images)
+    assert torch.equal(scores, build(folder, **options)(replace(one, **cut), images))
+    plain = build(folder, **options)(one, images)
+    assert not torch.allclose(scores, plain, atol=1e-2)
+    assert torch.equal(build(folder, **options)(boxed, images), plain), "nobody asked for them"
+    assert torch.equal(build(folder, boxes=True, **options)(one, images), plain), "there are none"
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [None],
+        "0 0 5 5",
+        [[[0, 0, 31, 5]], None],
+        [[[5, 0, 5, 5]], None],
+        [[[0.0, 0, 5, 5]], None],
+        [[0, 0, 5, 5], None],
+    ],
+)
+def test_boxes_that_do_not_fit_are_refused(folder: Path, boxes: object) -> None:
+    with pytest.raises(ValueError, match=r"example 'dog-1'.*give .*\[x0, y0, x1, y1\]"):
+        build(folder, boxes=True)(replace(masked(), extra={"boxes": boxes}), pictures(2))
