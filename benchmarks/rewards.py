@@ -1,12 +1,14 @@
 """Every local reward on 12 images: in one batch against one at a time. Prints the differences and the ratio of times.
 
-    PYTHONPATH=src:tests python benchmarks/rewards.py [--real]
+    PYTHONPATH=src:tests python benchmarks/rewards.py [--real] [--out benchmarks/results/rewards.json]
 
 Weights are random (nothing is downloaded): without ``--real`` the tests' tiny ones, with it DINOv2-base, DINO ViT-S/16
 and CLIP ViT-B/32 at their true sizes, on 512 px images. HPSv3 stays tiny: its trunk has 8 billion weights.
 """
 
 import argparse
+import json
+import os
 import sys
 import tempfile
 import time
@@ -28,6 +30,7 @@ from tiny_rewards import example, pictures
 from tiny_segmenter import save_detector, save_sam
 
 GROUP, REPEATS = 12, 3
+RESULTS = Path(__file__).parent / "results" / "rewards.json"
 
 
 def dinov2_base(folder: Path) -> Path:
@@ -111,7 +114,7 @@ def seconds(work: Callable[[], object]) -> float:
     return sorted(times)[len(times) // 2]
 
 
-def line(label: str, reward: Reward, one: Example, images: torch.Tensor) -> None:
+def line(label: str, reward: Reward, one: Example, images: torch.Tensor) -> dict[str, Any]:
     def singly() -> torch.Tensor:
         return torch.cat([reward(one, image[None]) for image in images])
 
@@ -123,12 +126,38 @@ def line(label: str, reward: Reward, one: Example, images: torch.Tensor) -> None
         f"{apart / together:8.2f}\n"
     )
     sys.stdout.flush()
+    return {
+        "reward": label,
+        "largest difference": difference,
+        "spread": float(batch.std()),
+        "batch ms": round(together * 1e3, 2),
+        "singly ms": round(apart * 1e3, 2),
+        "ratio": round(apart / together, 3),
+    }
+
+
+def keep(file: Path, kind: str, rows: list[dict[str, Any]], side: int) -> None:
+    """Put this run's rows in the place of the file's former ones of the same kind."""
+    found = json.loads(file.read_text()) if file.exists() else {}
+    found[kind] = {
+        "images": GROUP,
+        "side": side,
+        "threads": 1,
+        "repeats": REPEATS,
+        "torch": torch.__version__,
+        "load": round(os.getloadavg()[0], 1),
+        "rewards": rows,
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--real", action="store_true", help="architectures of true size on 512 px images")
-    real = parser.parse_args().real
+    parser.add_argument("--out", type=Path, default=RESULTS, help="JSON of both kinds of runs")
+    arguments = parser.parse_args()
+    real = arguments.real
     torch.set_num_threads(1)
     side = 512 if real else 64
     one = example(2, prompt="a dog")
@@ -143,33 +172,39 @@ def main() -> None:
         f"{GROUP} images of {side} px, {'true sizes' if real else 'tiny models'}, CPU, 1 thread, median of {REPEATS}\n"
         f"{'reward':28s} {'difference':>10s} {'spread':>10s} {'batch ms':>10s} {'singly ms':>10s} {'ratio':>8s}\n"
     )
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
 
         def place(name: str) -> Path:
             (Path(scratch) / name).mkdir()
             return Path(scratch) / name
 
+        def add(label: str, reward: Reward, one: Example, images: torch.Tensor) -> None:
+            rows.append(line(label, reward, one, images))
+
         dinov2 = (dinov2_base if real else save_golden_dinov2)(place("dinov2"))
         clip = (clip_b32 if real else save_golden_clip)(place("clip"))
-        line("dino (DINOv2)", build("dino", dinov2), one, images)
-        line("dino, segment: reference", build("dino", dinov2, segment="reference", crop=True), one, images)
-        line("dino, copy_penalty", build("dino", dinov2, copy_penalty=0.5), one, images)
+        add("dino (DINOv2)", build("dino", dinov2), one, images)
+        add("dino, segment: reference", build("dino", dinov2, segment="reference", crop=True), one, images)
+        add("dino, copy_penalty", build("dino", dinov2, copy_penalty=0.5), one, images)
         dino = (dino_vits16 if real else save_golden_dino)(place("dino"))
-        line("dino (DINO ViT)", build("dino", dino), one, images)
-        line("clip_t", build("clip_t", clip), one, images)
-        line("clip_i", build("clip_i", clip), one, images)
-        line("pickscore", build("pickscore", clip, processor=str(clip)), one, images)
-        line("aesthetic", build("aesthetic", clip, head=head(clip, 512 if real else 24)), one, images)
+        add("dino (DINO ViT)", build("dino", dino), one, images)
+        add("clip_t", build("clip_t", clip), one, images)
+        add("clip_i", build("clip_i", clip), one, images)
+        add("pickscore", build("pickscore", clip, processor=str(clip)), one, images)
+        add("aesthetic", build("aesthetic", clip, head=head(clip, 512 if real else 24)), one, images)
         if real:
+            keep(arguments.out, "real", rows, side)
             return
         finder = {"detector": str(save_detector(place("detector"))), "sam": str(save_sam(place("sam")))}
         both = build("dino", dinov2, segment="both", segmenter={**finder, "threshold": 0.05})
-        line("dino, segment: both", both, one, images)
-        line("siglip", build("siglip", siglip(place("siglip"))), one, images)
+        add("dino, segment: both", both, one, images)
+        add("siglip", build("siglip", siglip(place("siglip"))), one, images)
         preference = hpsv3(place("hpsv3"))
         options = {"checkpoint": str(preference), "dtype": "float32"}
-        line("hpsv3, batches of 4", build("hpsv3", preference, **options), one, images)
-        line("hpsv3, batches of 12", build("hpsv3", preference, **options, batch_size=12), one, images)
+        add("hpsv3, batches of 4", build("hpsv3", preference, **options), one, images)
+        add("hpsv3, batches of 12", build("hpsv3", preference, **options, batch_size=12), one, images)
+        keep(arguments.out, "tiny", rows, side)
 
 
 if __name__ == "__main__":

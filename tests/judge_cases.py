@@ -182,13 +182,14 @@ def run(case: Case) -> Result:
         order = (10, TROUBLED, 30)
         with Scorer({"cp": reward}, max_failed_share=1.0) as scorer:
             try:
-                column = scorer.submit(EXAMPLE, images(*order)).result()[:, 0]
+                pending = scorer.submit(EXAMPLE, images(*order))
+                column = pending.result()[:, 0]
             except RewardFailure as failure:
                 outcome, scores, message = "stopped", (), str(failure)
             else:
                 bad = bool(column.isnan()[1])
                 outcome, scores = "masked" if bad else "scored", tuple(column.tolist())
-                message = scorer._last_error["cp"] if bad else ""
+                message = pending.reasons["cp"][1]
         reward.close()
         asked = sum(request.pixel[0] == TROUBLED for request in server.requests)
     return Result(outcome, scores, asked, message)
@@ -218,7 +219,7 @@ def page() -> str:
         "|---|---|---|---|",
     ]
     for case, result in zip(CASES, results(), strict=True):
-        said = result.message.removesuffix(f" (example {EXAMPLE.key!r})").removeprefix("Unscorable: ")
+        said = result.message.removeprefix("Unscorable: ")
         said = said.removeprefix(f"reward 'cp' stopped the run on example {EXAMPLE.key!r}: ")
         said = said.replace("|", "\\|").replace("<", "&lt;")
         value = f" {result.scores[1]:g}" if result.outcome == "scored" else ""

@@ -15,6 +15,7 @@ from transformers import (
     Dinov2Model,
 )
 
+from customized_grpo.rewards.base import Reward
 from customized_grpo.types import Example
 
 SIDE = 28
@@ -85,3 +86,12 @@ def example(num_references: int = 2, *, prompt: str = "a red dog", key: str = "d
         pictures(num_references, seed=100, height=36, width=30).numpy() if num_references else []
     )
     return Example(key=key, prompt=prompt, references=tuple(Image.fromarray(one) for one in references))
+
+
+def check_batch(reward: Reward, one: Example, images: torch.Tensor) -> None:
+    """Each image scores in a batch of all what it scores alone, up to rounding far below what tells images apart."""
+    batch = reward(one, images)
+    alone = torch.cat([reward(one, image[None]) for image in images])
+    assert batch.isfinite().all()
+    assert batch.std() > 1e-3
+    assert float((batch - alone).abs().max()) < 1e-3 * float(batch.std())

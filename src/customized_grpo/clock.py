@@ -13,7 +13,8 @@ import torch
 class Clock:
     """Adds up wall seconds by phase.
 
-    Phases don't nest; work on a GPU is waited for, so that it counts where it was asked for.
+    Phases don't nest; work on a GPU is waited for, so that it counts where it was asked for. Only the caller's stream
+    is: rewards that work in another one go on.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -29,7 +30,7 @@ class Clock:
             yield
         finally:
             if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
+                torch.cuda.current_stream(self._device).synchronize()
             self._seconds[name] += time.perf_counter() - start
 
     def drain(self) -> dict[str, float]:

@@ -177,7 +177,7 @@ def save_recipe(recipe: BaseModel, path: Path) -> None:
 
 def shipped_recipes() -> dict[str, Path]:
     """Name to file of every recipe that comes with the package."""
-    kinds = ("train", "eval")  # beside them lie accelerate's own
+    kinds = ("train", "eval", "serve")  # beside them lie accelerate's own
     return {
         file.stem: file
         for folder in _FOLDERS

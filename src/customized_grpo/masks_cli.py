@@ -25,7 +25,7 @@ def masks(
     """Make the masks that a manifest's references lack, by GroundingDINO and SAM; may be stopped and started again."""
     from pydantic import ValidationError
 
-    from customized_grpo.data.masks import make_masks
+    from customized_grpo.data.masks import Segment, is_any_missing, make_masks
     from customized_grpo.loading import RecipeError
     from customized_grpo.rewards.segmenter import Segmenter, SegmenterConfig
     from customized_grpo.scoring import device_of
@@ -37,16 +37,19 @@ def masks(
     if not manifest.is_file():
         raise ValueError(f"{manifest}: no such manifest; give the path of a .jsonl file")
     hush_libraries()
-    segmenter = Segmenter(config, device=device_of(device))
+    where, on = (None if beside else folder), device_of(device)
+    segment: Segment = lambda image, word: None  # noqa: E731 - never asked where every reference has its mask
+    if is_any_missing(manifest, where):
+        segment = Segmenter(config, device=on)
     from rich.progress import Progress
 
     with Progress(console=err, disable=not err.is_terminal) as bar:
         task = bar.add_task("masks", total=None)
         report = make_masks(
             manifest,
-            segmenter,
+            segment,
             settings=config.model_dump(),
-            folder=None if beside else folder,
+            folder=where,
             target=target,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

@@ -38,6 +38,7 @@ def score(
     """Score a folder of images with any rewards: against a manifest, or one prompt and one reference for all."""
     from customized_grpo import scoring
     from customized_grpo.data.images import load_image
+    from customized_grpo.rewards.base import costs
     from customized_grpo.types import Example
 
     scoring.check_table(table)
@@ -52,6 +53,8 @@ def score(
         )
     else:
         jobs = scoring.with_manifest(images, manifest)
+    for name, said in costs(specs, dict.fromkeys(specs, len(jobs))).items():
+        say(f"{name}: {said}", on=err)
     hush_libraries()
     from rich.progress import Progress
 
@@ -69,13 +72,18 @@ def score(
         if table is not None:
             scoring.write_table(table, rows, names)
             say(str(table))
-    broken = [row for row in rows if row.error]
-    for row in broken:
-        say(row.error, style="yellow", on=err)
+    wrong = [row for row in rows if row.error]
+    for row in wrong[:_SHOWN]:
+        say(row.error if row.broken else f"{row.image}: {row.error}", style="yellow", on=err)
+    if len(wrong) > _SHOWN:
+        say(f"and {len(wrong) - _SHOWN} more; the table of --out has all", style="yellow", on=err)
     if failure is not None:
         err.print(f"stopped after {len(rows)} of {len(jobs)} images", style="red", highlight=False)
         raise failure
-    if broken:
+    silent = scoring.silent(rows, names)
+    if silent:
+        say(f"scored no image: {', '.join(silent)}", style="red", on=err)
+    if silent or any(row.broken for row in rows):
         raise typer.Exit(1)
 
 

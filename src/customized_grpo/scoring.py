@@ -41,12 +41,14 @@ class Scoring(Section):
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """An image's scores, NaN where a reward can't score it; or why the file is no image."""
+    """An image's scores, NaN where a reward can't score it, and why; or why the file is no image."""
 
     image: str
     example: str
     scores: Mapping[str, float]
     error: str = ""
+    broken: bool = False
+    """Whether the file is no image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +159,17 @@ def _chunk(jobs: Sequence[Job], example: Example, scorer: Scorer) -> list[Scored
         try:
             image = load_image(job.path)
         except ImageError as error:
-            rows[job.name] = Scored(job.name, job.key, dict.fromkeys(scorer.names, math.nan), str(error))
+            rows[job.name] = Scored(
+                job.name, job.key, dict.fromkeys(scorer.names, math.nan), str(error), True
+            )
         else:
             by_size.setdefault(image.size, []).append((job, image))
     for pairs in by_size.values():
         images = torch.from_numpy(np.stack([np.asarray(image) for _, image in pairs]))
-        scores = scorer.submit(example, images).result()
-        for (job, _), row in zip(pairs, scores.tolist(), strict=True):
-            rows[job.name] = Scored(job.name, job.key, dict(zip(scorer.names, row, strict=True)))
+        pending = scorer.submit(example, images)
+        for at, ((job, _), row) in enumerate(zip(pairs, pending.result().tolist(), strict=True)):
+            why = "; ".join(f"{name}: {said[at]}" for name, said in pending.reasons.items() if said[at])
+            rows[job.name] = Scored(job.name, job.key, dict(zip(scorer.names, row, strict=True)), why)
     return [rows[job.name] for job in jobs]
 
 
@@ -222,6 +227,11 @@ def summary(rows: Sequence[Scored], names: Sequence[str]) -> list[tuple[str, ...
             numbers = [shown(v) for v in (statistics.fmean(values), spread, min(values), max(values))]
         lines.append((name, f"{len(values)} of {len(rows)}", *numbers))
     return lines
+
+
+def silent(rows: Sequence[Scored], names: Sequence[str]) -> list[str]:
+    """The rewards that scored no image at all."""
+    return [name for name in names if all(math.isnan(row.scores[name]) for row in rows)]
 
 
 def device_of(name: str) -> torch.device:

@@ -119,12 +119,17 @@ def _check_gradient(policy: Policy, x: Tensor, expected: Tensor, velocity: Calla
 
 
 def check_reward(
-    reward: AnyReward | Callable[..., Any], example: Example, images: UInt8[Tensor, "g h w 3"]
+    reward: AnyReward | Callable[..., Any],
+    example: Example,
+    images: UInt8[Tensor, "g h w 3"],
+    *,
+    pairwise: bool = False,
 ) -> None:
     """Check a reward, or a function ``f(example, images)`` that is one, on a group of at least 3 different images.
 
     Shape, float32 and CPU; the same scores twice; scores follow their images when these change places; nothing given
-    is changed. NaN (unscorable) is allowed, infinity is not.
+    is changed; and a local reward gives an image the same score alone as in the group, up to rounding, unless it is
+    ``pairwise``: made to compare the images of a group. NaN (unscorable) is allowed, infinity is not.
 
     Raises:
         AssertionError: what does not hold.
@@ -157,6 +162,12 @@ def check_reward(
         f"scores do not follow their images: {scores[order].tolist()} expected after a change of places, "
         f"{moved.tolist()} given"
     )
+    if isinstance(reward, Reward) and not pairwise:
+        alone = torch.cat([_score(reward, example, image[None]) for image in images])
+        assert torch.allclose(alone, scores, rtol=1e-3, atol=1e-4, equal_nan=True), (
+            f"scores depend on what else is in the group: {scores.tolist()} together, {alone.tolist()} one by "
+            "one; pass pairwise=True if it compares them on purpose"
+        )
 
 
 def _score(reward: AnyReward, example: Example, images: Tensor) -> Tensor:

@@ -140,6 +140,11 @@ def test_training_goes_through_a_judge_that_fails(
     # groups of 4, two a step, two rubrics: every fifth of 48 questions; the same picture may be asked for once only
     assert failed * 8 == pytest.approx(asked // FAILS)
     for row in rows:
+        for name in ("pf", "cp"):
+            line = f"step {row['step']}: reward {name}: {round(8 * row[f'reward/{name}/failed_share'])} of 8 unscorable"
+            assert (line in said) == (row[f"reward/{name}/failed_share"] > 0)
+    assert "unscorable, last: " in said
+    for row in rows:
         assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))
         assert row["ratio/max_abs_log_first"] < 1e-3
     assert KEY not in (tmp_path / "run" / "config.yaml").read_text()

@@ -52,3 +52,20 @@ def test_a_phase_that_fails_is_counted_too(now: list[float]) -> None:
     with pytest.raises(RuntimeError, match="a reward"):
         fail()
     assert clock.drain()["time/score"] == 2.0
+
+
+def test_a_phase_waits_for_the_callers_stream_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewards that work in another stream go on; no GPU is needed to see what is waited for."""
+    waited: list[torch.device] = []
+
+    class Stream:
+        def __init__(self, device: torch.device) -> None:
+            self.device = device
+
+        def synchronize(self) -> None:
+            waited.append(self.device)
+
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    with Clock(torch.device("cuda:1")).phase("rollout"):
+        assert not waited
+    assert waited == [torch.device("cuda:1")]

@@ -219,7 +219,9 @@ def test_shipped_recipes_are_found_by_name_and_are_valid() -> None:
         "mini_sars_only",
         "mini_tdw_only",
         "mini",
+        "hpsv3",
     } <= set(names)
+    assert {path.parent.name for path in names.values()} == {"train", "eval", "serve"}
     assert (
         find_recipe("mini_naive_1to1.5")
         == find_recipe("mini_naive_1to1.5.yaml")

@@ -31,6 +31,9 @@ def refusing(example, images):
     if example.key == "b":
         raise ValueError("no b")
     return [0.5] * len(images)
+
+async def down(example, images):
+    raise OSError("connection refused")
 """
 
 
@@ -85,6 +88,8 @@ def test_each_image_is_judged_against_its_own_example(folder: Path, manifest: Pa
     for row in rows:
         assert row["bright"] == pytest.approx(np.asarray(Image.open(folder / row["image"])).mean(), rel=1e-5)
     assert [row["picky"] for row in rows] == [1, 1, 1, 1, None]
+    assert [row["error"] for row in rows] == [*[""] * 4, "picky: the score was nan"]
+    assert "b/y.png: picky: the score was nan" in done.stderr
     assert "4 of 5" in done.output
     assert "a-1.png" in done.output
 
@@ -123,6 +128,27 @@ def test_a_broken_image_does_not_lose_the_rest(folder: Path, tmp_path: Path) -> 
     assert "truncated" in rows["a-1.png"]["error"]
     assert all(row["bright"] for name, row in rows.items() if name != "a-1.png")
     assert "truncated" in done.stderr
+
+
+def test_a_reward_that_scores_nothing_says_why_and_fails_the_command(folder: Path, tmp_path: Path) -> None:
+    done = run(folder, *of("bright"), *of("down"), "--out", tmp_path / "t.jsonl")
+    assert done.exit_code == 1
+    assert "0 of 5" in done.output
+    assert "a-0.png: down: OSError: connection refused" in done.stderr
+    assert "scored no image: down" in done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    assert {row["error"] for row in rows} == {"down: OSError: connection refused"}
+    assert all(row["bright"] is not None for row in rows)
+
+
+def test_a_judge_says_what_it_will_cost_before_it_is_asked(folder: Path, tmp_path: Path) -> None:
+    """Its key is not set, so it can't even be opened."""
+    Image.new("RGB", (9, 9)).save(tmp_path / "ref.png")
+    judge = ["--reward", "cp=vlm", "cp.rubric=concept_preservation", "cp.key_env=NO_SUCH_KEY"]
+    done = run(folder, *judge, "--reference", tmp_path / "ref.png")
+    assert done.exit_code == 2
+    assert "cp: 5 requests to gpt-4o" in done.stderr
+    assert done.stderr.index("5 requests") < done.stderr.index("NO_SUCH_KEY is not set")
 
 
 def test_what_was_scored_before_a_failure_is_kept(folder: Path, manifest: Path, tmp_path: Path) -> None:

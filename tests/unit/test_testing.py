@@ -190,12 +190,22 @@ def draw_on_reference(scores: Tensor, images: Tensor, example: Example) -> Tenso
     "alter",
     [
         lambda s, i, e: s,
-        lambda s, i, e: s - s.mean(),  # pairwise
-        lambda s, i, e: torch.where(s > s.median(), torch.nan, s),
+        lambda s, i, e: torch.where(s > 127, torch.nan, s),
     ],
 )
 def test_good_rewards_pass(alter: Callable[[Tensor, Tensor, Example], Tensor]) -> None:
     check_reward(fake(alter), EXAMPLE, IMAGES.clone())
+
+
+@pytest.mark.parametrize(
+    "alter", [lambda s, i, e: s - s.mean(), lambda s, i, e: torch.where(s > s.median(), torch.nan, s)]
+)
+def test_a_reward_that_compares_images_has_to_say_so(
+    alter: Callable[[Tensor, Tensor, Example], Tensor],
+) -> None:
+    check_reward(fake(alter), EXAMPLE, IMAGES.clone(), pairwise=True)
+    with pytest.raises(AssertionError, match="depend on what else is in the group"):
+        check_reward(fake(alter), EXAMPLE, IMAGES.clone())
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ done right here. What each kind of file becomes is tabled in docs/image-files.md
 
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, final
+from typing import Final, Literal, final
 
 import numpy as np
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
@@ -22,6 +22,9 @@ MAX_PIXELS = 64_000_000
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".mpo"))
 """What importers take for an image when they look through a folder, in lower case."""
+
+_MASK: Final = "_seg.png"
+"""What the name of a mask beside its picture ends in."""
 
 _HEAD = 512
 _GREY = 16
@@ -58,12 +61,32 @@ class ImageError(ValueError):
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The image files of a folder by name, hidden ones aside."""
-    return sorted(
+    """The image files of a folder by name; without hidden ones, and without the masks of its other pictures."""
+    found = sorted(
         path
         for path in folder.iterdir()
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
     )
+    masks = {f"{name}{_MASK}" for path in found for name in (path.name, path.stem)}
+    return [path for path in found if path.name not in masks]
+
+
+def mask_beside(image: Path) -> Path | None:
+    """The picture's mask where one lies beside it: ``<name>_seg.png``, else ``masks/<stem>.jpg`` or ``.png``."""
+    folder, stem = image.parent, image.stem
+    candidates = (
+        folder / f"{image.name}{_MASK}",  # where two pictures differ in nothing but their suffix
+        folder / f"{stem}{_MASK}",
+        folder / "masks" / f"{stem}.jpg",
+        folder / "masks" / f"{stem}.png",
+    )
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def masks_beside(images: Sequence[Path]) -> tuple[Path | None, ...]:
+    """``mask_beside`` of each; empty where none has one."""
+    masks = tuple(mask_beside(image) for image in images)
+    return masks if any(masks) else ()
 
 
 def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:

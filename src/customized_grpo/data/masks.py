@@ -96,6 +96,26 @@ def make_masks(
     return report
 
 
+def is_any_missing(manifest: Path, folder: str | None) -> bool:
+    """Whether ``make_masks`` would have to find a subject, so that it is worth loading what finds it.
+
+    Raises:
+        ManifestError: a line is no row of a manifest.
+    """
+    root = manifest.parent
+    wanted = list(dict.fromkeys(one for row in _rows(manifest) for one in _missing(row)))
+    return any(_is_unmade(root, one, name) for one, name in _names(wanted, folder).items())
+
+
+def _is_unmade(root: Path, one: Wanted, name: str) -> bool:
+    if not one.word or not is_inside(one.reference):
+        return False
+    try:
+        return not _is_whole(root / name, load_image(root / one.reference).size)
+    except (ImageError, OSError):
+        return False  # a problem that no model solves
+
+
 def _one(root: Path, one: Wanted, name: str, segment: Segment, report: MaskReport) -> str | None:
     """The mask's path, made or kept; None with the reason in the report."""
     file = root / name

@@ -7,6 +7,7 @@ evaluation goes on where it was.
 
 import hashlib
 import json
+import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,7 @@ Progress = Callable[[str, int, int], None]
 """(label, examples done by this rank, examples of this rank)."""
 
 _REFERENCE_SIDE = 256
+_log = logging.getLogger(__name__)
 
 
 def quiet(label: str, done: int, total: int) -> None:
@@ -87,6 +89,7 @@ def evaluate_images(
     earlier = _complete(folder, [folder / f"{label}.jsonl", *sorted(parts.glob("*.jsonl"))], spec.save_images)
     parts.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
+    said: set[str] = set()
     with (parts / f"{site.rank:05d}.jsonl").open("a", encoding="utf-8") as part:
         part.write("\n")  # ends the line that a killed process may have left half written
         for done, index in enumerate(mine):
@@ -98,6 +101,7 @@ def evaluate_images(
                 if images is None:
                     images = draw(index, example)
                 scores = score(metrics, judged(example), images, runs=spec.runs, products=spec.products)
+                _say_once(scores.errors, example, label, said)
                 files = _save_pictures(folder, label, example, images) if index < spec.save_images else None
                 found = _rows(index, example, scores, files, len(images), drawn, fingerprint)
                 part.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in found))
@@ -111,6 +115,15 @@ def evaluate_images(
         for path in parts.glob("*.jsonl"):
             path.unlink()
     return everything
+
+
+def _say_once(errors: Mapping[str, str], example: Example, label: str, said: set[str]) -> None:
+    """The first reason why a metric left an image out; the summary's n says how many there were."""
+    for name in errors.keys() - said:
+        _log.warning(
+            "%s: %s could not score an image of %r: %s (said once)", label, name, example.key, errors[name]
+        )
+    said.update(errors)
 
 
 def _rows(

@@ -9,12 +9,14 @@ from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
 from pydantic import BaseModel
 from torch import Tensor
 
 from customized_grpo import registry
-from customized_grpo.rewards.base import AsyncGroupReward, AsyncReward, Reward, RewardFailure
+from customized_grpo.rewards import network
+from customized_grpo.rewards.base import AsyncGroupReward, AsyncReward, Reward
+from customized_grpo.rewards.features import to_pil
+from customized_grpo.rewards.network import Outcome
 from customized_grpo.types import Example
 
 
@@ -72,10 +74,12 @@ class Scores:
     Attributes:
         values: column to g values, NaN where not measurable; of several runs their mean over those that succeeded.
         runs: column to g lists of one value a run, for the metrics that ran several times.
+        errors: metric to the first reason why a reward gave no value, for those that left some out.
     """
 
     values: Mapping[str, Sequence[float]]
     runs: Mapping[str, Sequence[Sequence[float]]]
+    errors: Mapping[str, str]
 
 
 def score(
@@ -99,8 +103,10 @@ def score(
         ValueError: two metrics give a column of the same name, or a product is of columns that aren't there.
     """
     columns: dict[str, list[list[float]]] = {}
+    errors: dict[str, str] = {}
     for name, metric in metrics.items():
-        for column, values in _all_runs(name, metric, example, images, (runs or {}).get(name, 1)).items():
+        count = (runs or {}).get(name, 1)
+        for column, values in _all_runs(name, metric, example, images, count, errors).items():
             if column in columns:
                 raise ValueError(
                     f"evaluate.metrics.{name}: the column {column!r} is already given by another metric"
@@ -111,21 +117,26 @@ def score(
     return Scores(
         values={column: [_mean(one) for one in values] for column, values in columns.items()},
         runs={column: values for column, values in columns.items() if values and len(values[0]) > 1},
+        errors=errors,
     )
 
 
 def _all_runs(
-    name: str, metric: Scorer, example: Example, images: Tensor, count: int
+    name: str, metric: Scorer, example: Example, images: Tensor, count: int, errors: dict[str, str]
 ) -> dict[str, list[list[float]]]:
     """Column to one list of runs an image."""
     if isinstance(metric, AsyncReward):
-        return {name: asyncio.run(_judge(metric, _numbered(example, count), images))}
+        # All questions about an example are under way together, as many at a time as the judge allows.
+        questions = [(one, picture) for picture in to_pil(images) for one in _numbered(example, count)]
+        outcome = asyncio.run(network.ask_singly(metric, questions, network.limit(metric)))
+        values = _values(name, outcome, errors)
+        return {name: [values[at : at + count] for at in range(0, len(values), count)]}
     if count == 1:
         return {
             column: [[value] for value in values]
-            for column, values in _columns(name, metric, example, images).items()
+            for column, values in _columns(name, metric, example, images, errors).items()
         }
-    answers = [_columns(name, metric, one, images) for one in _numbered(example, count)]
+    answers = [_columns(name, metric, one, images, errors) for one in _numbered(example, count)]
     return {
         column: [list(one) for one in zip(*(answer[column] for answer in answers), strict=True)]
         for column in answers[0]
@@ -161,42 +172,29 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _columns(
-    name: str, metric: Metric | Reward | AsyncGroupReward, example: Example, images: Tensor
+    name: str,
+    metric: Metric | Reward | AsyncGroupReward,
+    example: Example,
+    images: Tensor,
+    errors: dict[str, str],
 ) -> dict[str, list[float]]:
     if isinstance(metric, AsyncGroupReward):
-        found = {name: asyncio.run(_group(metric, example, images))}
+        outcome = asyncio.run(network.ask_together(metric, example, to_pil(images), network.limit(metric)))
+        found = {name: _values(name, outcome, errors)}
     elif isinstance(metric, Metric):
         found = {
             column: [float(v) for v in values.tolist()] for column, values in metric(example, images).items()
         }
     else:
-        found = {name: [float(v) for v in metric(example, images).tolist()]}
+        metric.reason = ""
+        scores = metric(example, images).tolist()
+        found = {name: _values(name, Outcome.of(scores, metric.reason), errors)}
     assert all(len(values) == len(images) for values in found.values())
     return found
 
 
-async def _group(server: AsyncGroupReward, example: Example, images: Tensor) -> list[float]:
-    try:
-        return [float(answer) for answer in await server(example, _pictures(images))]
-    except RewardFailure:
-        raise
-    except Exception:
-        return [math.nan] * len(images)
-
-
-def _pictures(images: Tensor) -> list[Image.Image]:
-    return [Image.fromarray(image.numpy()) for image in images.cpu()]
-
-
-async def _judge(judge: AsyncReward, examples: Sequence[Example], images: Tensor) -> list[list[float]]:
-    """One list of runs an image. All questions about an example are under way together; the judge limits how many."""
-    answers = await asyncio.gather(
-        *(judge(example, picture) for picture in _pictures(images) for example in examples),
-        return_exceptions=True,
-    )
-    for answer in answers:
-        if isinstance(answer, RewardFailure):  # a wrong key, say: it would refuse all the others too
-            raise answer
-    # Another failed call is not measurable; it lowers the n that the summary shows, never the mean.
-    values = [math.nan if isinstance(answer, BaseException) else float(answer) for answer in answers]
-    return [values[at : at + len(examples)] for at in range(0, len(values), len(examples))]
+def _values(name: str, outcome: Outcome, errors: dict[str, str]) -> list[float]:
+    """What isn't measurable lowers the n that the summary shows, never the mean; the first reason is kept."""
+    if reasons := [reason for reason in outcome.reasons() if reason]:
+        errors.setdefault(name, reasons[0])
+    return [float(score) for score in outcome.scores]

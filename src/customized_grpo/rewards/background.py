@@ -3,8 +3,10 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, TypeVar, final
+
+import torch
 
 T = TypeVar("T")
 
@@ -18,6 +20,15 @@ class Inline(Executor):
         done: Future[T] = Future()
         done.set_result(fn(*args, **kwargs))
         return done
+
+
+def worker(device: torch.device) -> ThreadPoolExecutor:
+    """One thread. On a GPU it has a stream of its own: in the default one its work would queue behind sampling's."""
+    if device.type != "cuda":
+        return ThreadPoolExecutor(1, "local-rewards")
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))  # which the models were loaded in
+    return ThreadPoolExecutor(1, "local-rewards", torch.cuda.set_stream, (stream,))
 
 
 @final

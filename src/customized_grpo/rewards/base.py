@@ -48,9 +48,14 @@ def costs(specs: Mapping[str, BaseModel], images: Mapping[str, int]) -> dict[str
 
 
 class Reward(ABC):
-    """A local model that scores a whole group at once, so that pairwise rewards need no second class."""
+    """A local model that scores a whole group at once, so that pairwise rewards need no second class.
+
+    Attributes:
+        reason: why a call gave NaN, for people; the reward may set it, and its caller empties it before the next call.
+    """
 
     Config: ClassVar[type[RewardConfig]]
+    reason: str = ""
 
     @abstractmethod
     def __init__(self, config: Any, *, device: torch.device) -> None:

@@ -17,6 +17,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from customized_grpo.rewards.base import Reward, RewardConfig
+from customized_grpo.rewards.boxes import with_crops
 from customized_grpo.rewards.cutout import cut_out, is_empty
 from customized_grpo.rewards.features import (
     DtypeName,
@@ -64,6 +65,15 @@ class Dino(Reward):
             default="error", description="a reference without mask stops the run, or its group is unscorable"
         )
         segmenter: SegmenterConfig | None = Field(default=None, description="for segment: both")
+        not_found: Literal["skip", "lowest"] = Field(
+            default="skip",
+            description="a generated image that the segmenter finds no subject in is unscorable, or gets -100",
+        )
+        boxes: bool = Field(
+            default=False,
+            description="compare with one crop a box of the example's extra.boxes, where it has some, and not with "
+            "whole references",
+        )
         copy_penalty: float = Field(
             default=0.0,
             ge=0.0,
@@ -85,6 +95,8 @@ class Dino(Reward):
                 "padding": not self.crop and self.padding != 0.1,
                 "missing_mask": not cutting and not self.copy_penalty and self.missing_mask != "error",
             }
+            if self.segment != "both" and self.not_found != "skip":
+                raise ValueError("not_found: has no effect here; it takes segment: both")
             if unused := [name for name, is_unused in idle.items() if is_unused]:
                 raise ValueError(
                     f"{unused[0]}: has no effect here; it takes segment: reference or both"
@@ -102,13 +114,16 @@ class Dino(Reward):
     def __call__(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Float[Tensor, " g"]:
         """Mean similarity of each image to the example's references.
 
-        NaN where the segmenter finds no subject in an image, and for the whole group where a mask is missing and
+        A subject that the segmenter doesn't find in an image is as unlike as can be: -100, before the mean over the
+        references; with ``not_found: skip`` the image gets NaN. So does the whole group where a mask is missing and
         ``missing_mask`` is ``skip``.
 
         Raises:
             ValueError: the example has no reference, or lacks a mask that the reward needs.
         """
         require_references(example)
+        if self._config.boxes:
+            example = with_crops(example)
         masks = self._masks(example)
         if masks is None:
             return torch.full((len(images),), torch.nan)
@@ -137,11 +152,13 @@ class Dino(Reward):
                 )
         if len(masks) == len(given):
             return masks
+        lacks = f"has {len(masks)} usable masks for {len(given)} references"
         if self._config.missing_mask == "skip":
+            self.reason = f"it {lacks} (missing_mask: skip); make them with 'customized-grpo data masks'"
             return None
         raise ValueError(
-            f"example {example.key!r} has {len(masks)} usable masks for {len(given)} references; make them "
-            "with 'customized-grpo data masks', or set missing_mask: skip, which leaves its images unscored"
+            f"example {example.key!r} {lacks}; make them with 'customized-grpo data masks', or set "
+            "missing_mask: skip, which leaves its images unscored"
         )
 
     def _identity(
@@ -168,11 +185,14 @@ class Dino(Reward):
                 "a 'subject'"
             )
         found = {word: self._found(self._segmenter, pictures, word) for word in set(words)}
-        each = torch.full((len(words), len(pictures)), torch.nan)
+        absent = -100.0 if self._config.not_found == "lowest" else torch.nan
+        each = torch.full((len(words), len(pictures)), absent)
         for row, word, reference in zip(each, words, references, strict=True):
             seen, features = found[word]
             if features is not None:
                 row[seen] = mean_cosine(features, reference[None]).cpu()
+            if not bool(seen.all()):
+                self.reason = f"the segmenter finds no {word!r} in it (not_found: skip)"
         return each.mean(dim=0)
 
     def _found(

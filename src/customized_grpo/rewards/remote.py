@@ -51,11 +51,14 @@ class RequestFailed(Exception):
 
 def _server(url: str) -> str:
     parts = urlsplit(url)
-    if parts.username or parts.password:
+    if (
+        parts.username or parts.password or parts.query or parts.fragment
+    ):  # none is repeated: it may be a secret
         raise ValueError(
-            f"a URL must hold no password; put a token into the environment variable {TOKEN_ENV}"
+            "a URL must hold no user, password, query or fragment; write it as http://host:8000, and put a token into "
+            f"the environment variable {TOKEN_ENV}"
         )
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"given {url!r}; write it as http://host:8000")
     return url.rstrip("/")
 

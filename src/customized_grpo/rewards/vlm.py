@@ -185,6 +185,7 @@ class Vlm(AsyncReward):
         config = self._config
         asked = {
             "rubric": [self._rubric.name, self._rubric.version],
+            "endpoint": config.base_url,
             "text": text,
             "system": SYSTEM,
             "fixed": self._fixed,
@@ -216,10 +217,12 @@ def _fixed(config: Vlm.Config) -> dict[str, Any]:
 
 
 def _tokens(config: Vlm.Config) -> int:
-    """A question's tokens, roughly: four letters each, one reference, and what such answers are long."""
+    """A question's tokens, roughly: four letters each, the most references that are shown (one where nothing says how
+    many), and what such answers are long."""
     rubric = RUBRICS[config.rubric]
     area = min(1.0, (config.image_side / 512) ** 2)
-    images = (2 if rubric.shows_references else 1) * config.image_tokens * area
+    shown = 1 + (config.max_references or 1) if rubric.shows_references else 1
+    images = shown * config.image_tokens * area
     return round((len(SYSTEM) + len(rubric.text) + 300) / 4 + images + (120 if config.reasoning else 10))
 
 

@@ -24,6 +24,9 @@ _REST: Final = re.compile(
     re.IGNORECASE,
 )
 _MEMBER: Final = re.compile(r'(?<!\\)"score"\s*:\s*"?(\d)')
+_SPECIAL: Final = re.compile(rb"<[^<>\s]+>|\[[A-Z_]+\]")
+"""A token that ends a turn: ``<|im_end|>``, ``</s>``, ``[EOS]``."""
+_BLANK: Final = b" \t\r\n"
 _MIN_MASS: Final = 0.5
 """Below it the model was not choosing between scores where the digit stands."""
 
@@ -146,16 +149,30 @@ def expected_score(text: str, answer: Answer, tokens: Sequence[Any] | None) -> f
         raise Unscorable(
             "the endpoint gave no log-probabilities; set expected: false, or logprobs for another"
         )
-    at = 0
-    for token in tokens:
-        if at <= answer.at < at + len(token.token):
-            weights = _weights({entry.token: entry.logprob for entry in token.top_logprobs or ()})
-            mass = sum(weights.values())
-            if token.token.strip() != str(answer.score) or answer.score not in weights or mass < _MIN_MASS:
-                break
+    token = _token_at(text[answer.at :], tokens)
+    if token is not None and token.token.strip() == str(answer.score):
+        weights = _weights({entry.token: entry.logprob for entry in token.top_logprobs or ()})
+        mass = sum(weights.values())
+        if answer.score in weights and mass >= _MIN_MASS:
             return sum(score * weight for score, weight in weights.items()) / mass
-        at += len(token.token)
     raise Unscorable(f"the log-probabilities don't cover the score: {_shown(text)}")
+
+
+def _token_at(tail: str, tokens: Sequence[Any]) -> Any:
+    """The token that the first sign of ``tail`` lies in, where ``tail`` is how the tokens end; else None.
+
+    From the end, in bytes: before the answer tokens may hold thoughts that its text lacks, and a sign may take several
+    tokens. After it may stand what ends a turn, and white space that the endpoint took off.
+    """
+    wanted, seen = tail.rstrip(_BLANK.decode()).encode(), b""
+    for token in reversed(tokens):
+        piece = token.token.encode() if token.bytes is None else bytes(token.bytes)
+        if not seen and _SPECIAL.fullmatch(piece) and not wanted.endswith(piece):
+            continue
+        seen = (piece + seen).rstrip(_BLANK)
+        if len(seen) >= len(wanted):
+            return token if seen.endswith(wanted) else None
+    return None
 
 
 def _weights(alternatives: Mapping[str, float]) -> dict[int, float]:

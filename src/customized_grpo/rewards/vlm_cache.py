@@ -1,16 +1,19 @@
 """What a judge has answered and spent, in one SQLite file that several processes and runs may share.
 
 A commit is all or nothing, so a killed process leaves a good file; an answer that was paid for is asked once. The
-budget is counted in the same file, hence over all processes and restarts, and before a request is sent.
+budget is counted in the same file, hence over all processes and restarts, and before a request is sent. A file that
+can't be written any more costs no score that was paid for; but a budget that can't be counted stops the run.
 """
 
+import logging
 import sqlite3
 import time
 from pathlib import Path
-from typing import Final, final
+from typing import Any, Final, final
 
 from customized_grpo.rewards.base import RewardFailure
 
+_log = logging.getLogger(__name__)
 _VERSION: Final = 1
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -43,6 +46,7 @@ class Cache:
     ) -> None:
         self._path, self._judge = path, judge
         self._budget_requests, self._budget_tokens = budget_requests, budget_tokens
+        self._warned = False
         try:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,23 +87,37 @@ class Cache:
         return None if row is None else float(row[0])
 
     def put(self, key: str, score: float, reply: str, *, prompt_tokens: int, answer_tokens: int) -> None:
-        """Keep a score with the words that gave it, for people to read."""
-        self._db.execute(
-            "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (key, self._judge, score, reply, prompt_tokens, answer_tokens, time.time()),
-        )
+        """Keep a score with the words that gave it, for people to read; if it can't be kept, say so once."""
+        try:
+            self._db.execute(
+                "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (key, self._judge, score, reply, prompt_tokens, answer_tokens, time.time()),
+            )
+        except sqlite3.Error as error:
+            if not self._warned:
+                self._warned = True
+                _log.warning(
+                    "%s: answers can't be kept in %s (%s); they count, but will be asked for again",
+                    self._judge,
+                    self._path or "memory",
+                    error,
+                )
 
     def spend(self, tokens: int) -> None:
-        """Count tokens that were used, whatever the answer was worth."""
-        self._db.execute("UPDATE spent SET tokens = tokens + ? WHERE judge = ?", (tokens, self._judge))
+        """Count tokens that were used, whatever the answer was worth.
+
+        Raises:
+            RewardFailure: they can't be counted.
+        """
+        self._count("UPDATE spent SET tokens = tokens + ? WHERE judge = ?", (tokens, self._judge))
 
     def reserve(self) -> None:
         """Count one request, before it is sent.
 
         Raises:
-            RewardFailure: the budget has no more.
+            RewardFailure: the budget has no more, or can't be counted.
         """
-        taken = self._db.execute(
+        taken = self._count(
             "UPDATE spent SET requests = requests + 1 WHERE judge = ?"
             " AND (? IS NULL OR requests < ?) AND (? IS NULL OR tokens < ?)",
             (self._judge, *[self._budget_requests] * 2, *[self._budget_tokens] * 2),
@@ -111,6 +129,15 @@ class Cache:
                 f"the budget of {self._judge} is spent: {requests} requests and {tokens} tokens ({limits}), counted "
                 f"in {self._path or 'this process'}; raise the limit and go on (answers are kept), or stop here"
             )
+
+    def _count(self, statement: str, values: tuple[Any, ...]) -> sqlite3.Cursor:
+        try:
+            return self._db.execute(statement, values)
+        except sqlite3.Error as error:
+            raise RewardFailure(
+                f"what {self._judge} spends can't be counted in {self._path or 'memory'} ({error}); make the file "
+                "writable (is its disk full?) or give another cache, and go on: the answers in it are kept"
+            ) from error
 
     def spent(self) -> tuple[int, int]:
         """Requests and tokens of this judge so far."""

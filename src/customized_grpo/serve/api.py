@@ -152,7 +152,8 @@ class RewardAPI(LitAPI):
         example = jobs[0].example
         assert example is not None
         try:
-            scores = self._scorer.submit(example, images).result()[:, 0].tolist()
+            pending = self._scorer.submit(example, images)
+            scores = pending.result()[:, 0].tolist()
         except RewardFailure as error:
             # What a reward says about its input is the client's to mend; the rest is a fault of the server.
             status = 422 if isinstance(error.__cause__, ValueError) else 500
@@ -167,6 +168,15 @@ class RewardAPI(LitAPI):
             len(jobs),
             time.perf_counter() - start,
         )
+        if why := [reason for reason in pending.reasons[self.name] if reason]:
+            log.warning(
+                "%s: %d of %d images unscorable, last: %s (example %r)",
+                self.name,
+                len(why),
+                len(images),
+                why[-1],
+                example.key,
+            )
         at = 0
         for job in jobs:
             mine = scores[at : at + len(job.request.images)]

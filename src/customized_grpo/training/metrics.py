@@ -30,7 +30,9 @@ def groups(
         finite = [value[value.isfinite()] for value in values]
         metrics[f"reward/{name}/mean"] = _mean([float(value.mean()) for value in finite if len(value)])
         metrics[f"reward/{name}/std"] = _mean([float(value.std()) for value in finite if len(value) > 1])
-        metrics[f"reward/{name}/zero_variance_share"] = _mean([float(_constant(value)) for value in finite])
+        metrics[f"reward/{name}/zero_variance_share"] = _mean(
+            [float(_constant(value)) for value in finite if len(value) > 1]
+        )
     for axis, axis_name in enumerate(AXES):
         mine = [metrics[f"reward/{name}/mean"] for name, of in zip(names, axis_of, strict=True) if of == axis]
         metrics[f"reward/{axis_name}/mean"] = _mean(mine)
@@ -108,7 +110,7 @@ def headline(metrics: Mapping[str, float]) -> str:
 
 
 def _constant(values: Float[Tensor, " g"]) -> bool:
-    return len(values) < 2 or bool(values.std() <= 1e-6 * values.mean().abs())
+    return bool(values.std() <= 1e-6 * values.mean().abs())
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -202,7 +202,8 @@ def build(recipe: Recipe) -> Parts:
         scorer=Scorer(
             rewards,
             max_failed_share=recipe.advantage.max_failed_share,
-            background=device.type == "cuda",  # a CPU has no time to hide: sampling takes all of its threads
+            # A CPU has no time to hide: sampling takes all of its threads.
+            background=device if device.type == "cuda" else None,
         ),
         reward_axes=[AXES.index(spec.axis) for spec in recipe.rewards.values()],
         sigmas=sigmas.to(device),

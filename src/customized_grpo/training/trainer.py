@@ -98,7 +98,8 @@ class Trainer:
             if evaluating:
                 metrics |= heldout.evaluate(parts, done)
             log.write(done, metrics, explain.headline(metrics))
-            for text in [*parts.progress.drain_news(), *self.watch.warnings(metrics)]:
+            news = parts.progress.drain_news() + parts.scorer.drain_news()
+            for text in news + self.watch.warnings(metrics):
                 log.say(f"step {done}: {text}")
             if evaluating and parts.accelerator.is_main_process:
                 for warning in heldout.warnings(parts.folder, done):

@@ -47,6 +47,9 @@ def test_syncd_uses_every_view_as_reference_and_as_target(tmp_path: Path) -> Non
     assert first["subject"] == "a red bag"
     assert first["extra"] == {"subject_id": "syncd-17", "category": "rigid"}
     assert "masks" not in rows[6]
+    draw(tmp_path / "syncd/17/1_seg.png", 255, mode="L")
+    run("syncd", tmp_path / "syncd", tmp_path / "own")
+    assert read(tmp_path / "own")[0]["masks"] == ["source/17/1_seg.png"]
     data = ManifestDataset(ManifestDataset.Config(type="manifest", path=str(tmp_path / "out/manifest.jsonl")))
     mask = data[0].masks[0]
     assert mask is not None
@@ -234,6 +237,14 @@ def test_dreambooth_folders(tmp_path: Path) -> None:
     assert rows[2]["views"] == ["source/red_bag2/00.jpg", "source/red_bag2/01.jpg"]
     assert rows[2]["extra"] == {"subject_id": "red_bag2"}
     assert report.rejected == 1
+    assert "masks" not in rows[2]
+    draw(tmp_path / "set/red_bag2/00_seg.png", 255, mode="L")
+    run("dreambooth-folder", tmp_path / "set", tmp_path / "out2", prompts=str(tmp_path / "prompts.txt"))
+    masked = read(tmp_path / "out2")
+    assert len(masked) == len(rows), "a mask is no picture of the subject"
+    assert masked[2]["masks"] == ["source/red_bag2/00_seg.png"]
+    assert masked[2]["views"] == rows[2]["views"]
+    assert "masks" not in masked[4]
     one = run("dreambooth-folder", tmp_path / "set/red_bag2", tmp_path / "one", references="first")
     assert one.rows == 10
     (tmp_path / "prompts.txt").write_text("a bag\n")
@@ -261,12 +272,24 @@ def test_imagefolder(tmp_path: Path, form: str) -> None:
     assert rows[0]["masks"] == ["source/m.png"]
     assert rows[1]["references"] == ["source/sub/b.png"]
     assert rows[0]["extra"] == {"subject_id": "x"}
+    assert "masks" not in rows[1]
     assert report.rejected == (3 if form == "jsonl" else 1)
     run("imagefolder", tmp_path / "set", tmp_path / "paired", pairs="subject", **options | {"mask": None})
     assert [(row["references"], row["target"]) for row in read(tmp_path / "paired")] == [
         (["source/sub/b.png"], "source/a.png"),
         (["source/a.png"], "source/sub/b.png"),
     ]
+    draw(tmp_path / "set/sub/b_seg.png", 255, mode="L")
+    run("imagefolder", tmp_path / "set", tmp_path / "beside", **options)
+    assert [row["masks"] for row in read(tmp_path / "beside")] == [
+        ["source/m.png"],
+        ["source/sub/b_seg.png"],
+    ]
+    run("imagefolder", tmp_path / "set", tmp_path / "pairs", pairs="subject", **options)
+    first, second = read(tmp_path / "pairs")
+    assert first["masks"] == ["source/sub/b_seg.png"]
+    assert (first["target_mask"], second["target_mask"]) == ("source/m.png", "source/sub/b_seg.png")
+    assert "masks" not in second, "the line's mask is of the line's picture, which is the target here"
 
 
 # --- DreamBench

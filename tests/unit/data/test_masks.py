@@ -194,3 +194,22 @@ def test_the_command_makes_masks_by_grounding_dino_and_sam(
     mask = np.asarray(Image.open(tmp_path / "masks/bag/0_seg.png"))
     assert set(np.unique(mask)) == {0, 255}
     assert json.loads((tmp_path / "train-masks.settings.json").read_text())["threshold"] == 0.05
+
+
+def test_masks_that_are_all_there_need_no_models(save: Callable[[list[Row]], Path], tmp_path: Path) -> None:
+    """The models named don't exist: loading them would be an error."""
+    manifest = save(
+        [
+            {"id": "a", "references": ["bag/0.png", "bag/1.png"], "subject": "bag"},
+            {"id": "b", "references": ["broken.png"], "subject": "bag"},
+        ]
+    )
+    app = typer.Typer()
+    app.command()(masks)
+    command = [str(manifest), "--beside", "--detector", str(tmp_path / "none"), "--device", "cpu"]
+    for name in ("0", "1"):
+        assert isinstance(CliRunner().invoke(app, command).exception, ValueError), "one is still missing"
+        Image.new("L", (30, 20), 255).save(tmp_path / f"bag/{name}_seg.png")
+    done = CliRunner().invoke(app, command)
+    assert "0 masks made, 2 kept, 1 missing" in done.output
+    assert rows_of(tmp_path / "train-masks.jsonl")[0]["masks"] == ["bag/0_seg.png", "bag/1_seg.png"]

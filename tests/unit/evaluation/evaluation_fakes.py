@@ -121,6 +121,19 @@ class Flaky(AsyncReward):
 
 
 @final
+class Down(AsyncReward):
+    """A judge that is away."""
+
+    Config = RewardConfig
+
+    def __init__(self, config: Any, *, device: torch.device) -> None:
+        self.device = device
+
+    async def __call__(self, example: Example, image: Image.Image) -> float:
+        raise ConnectionError("refused")
+
+
+@final
 class Moody(Metric):
     """A judge whose answer depends on the run, and which fails on red images in its second one."""
 

@@ -69,6 +69,19 @@ def test_rows_and_pictures_are_on_disk(run: Run, tmp_path: Path) -> None:
     assert {row["values"]["blue"] is None for row in rows} == {True, False}
 
 
+def test_why_a_metric_leaves_images_out_is_logged_once(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    metrics = {
+        "channels": {"type": "evaluation_fakes:Channels"},
+        "down": {"type": "evaluation_fakes:Down", "axis": "prompt"},
+    }
+    rows = run(spec={"metrics": metrics})
+    assert {row["values"]["down"] for row in rows} == {None}
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said == [
+        "base: down could not score an image of 'example-0': ConnectionError: refused (said once)"
+    ]
+
+
 def test_every_image_has_its_own_noise(run: Run) -> None:
     assert len({row["values"]["red"] for row in run()}) > 18
 

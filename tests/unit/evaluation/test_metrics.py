@@ -1,5 +1,8 @@
+import asyncio
+import contextlib
 import math
 from collections.abc import Sequence
+from typing import final
 
 import pytest
 import torch
@@ -8,7 +11,8 @@ from PIL.Image import Image
 
 from customized_grpo.config import Evaluate
 from customized_grpo.evaluation.metrics import build_metrics, score
-from customized_grpo.rewards.base import AsyncGroupReward, RewardFailure
+from customized_grpo.rewards import network
+from customized_grpo.rewards.base import AsyncGroupReward, AsyncReward, RewardFailure
 from customized_grpo.types import Example
 
 CPU = torch.device("cpu")
@@ -129,3 +133,56 @@ def test_a_server_is_asked_for_a_whole_group(error: Exception | None) -> None:
         assert all(math.isnan(value) for value in found())
     else:
         assert found() == [float(at) for at in range(len(IMAGES))]
+
+
+@final
+class Slow(AsyncReward):
+    """A function of five lines that never answers about black images, and counts who is asked at a time."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    async def __call__(self, example: Example, image: Image) -> float:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(60 if image.getpixel((0, 0)) == (0, 0, 0) else 0.01)
+        self.now -= 1
+        return 1.0
+
+
+def test_a_judge_that_hangs_costs_its_image_and_no_more_are_asked_than_allowed() -> None:
+    judge = Slow()
+    judge.timeout_s, judge.max_concurrent = 0.1, 3
+    images = torch.cat([IMAGES, IMAGES[1:].expand(6, -1, -1, -1)])
+    scores = score({"judge": judge}, TinyData(None)[0], images)
+    assert math.isnan(scores.values["judge"][0])
+    assert scores.values["judge"][1:] == [1.0] * 7
+    assert judge.most == 3
+    assert scores.errors == {"judge": "no answer in 0.1 s"}
+
+
+def test_a_judges_limits_are_the_scorers(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr(asyncio, "timeout", lambda s: asked.append(s) or contextlib.AsyncExitStack())
+    judge = Slow()
+    score({"judge": judge}, TinyData(None)[0], IMAGES[1:].expand(20, -1, -1, -1))
+    assert set(asked) == {network.TIMEOUT_S}
+    assert judge.most == network.MAX_CONCURRENT
+
+
+def test_the_first_reason_is_kept() -> None:
+    class Silent(Bright):  # type: ignore[misc]
+        def __call__(self, example: Example, images: torch.Tensor) -> torch.Tensor:
+            self.reason = f"no mask of {example.key}"
+            return torch.full((len(images),), math.nan)
+
+    class Down(AsyncGroupReward):
+        def __init__(self) -> None:
+            """Nothing to open."""
+
+        async def __call__(self, example: Example, images: Sequence[Image]) -> list[float]:
+            raise OSError("reset")
+
+    metrics = {"light": Bright(None, device=CPU), "silent": Silent(None, device=CPU), "server": Down()}
+    scores = score(metrics, TinyData(None)[0], IMAGES)
+    assert scores.errors == {"silent": "no mask of example-0", "server": "OSError: reset"}

@@ -10,13 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
+from customized_grpo.rewards.base import RewardFailure
 from customized_grpo.rewards.cutout import cut_out
 from customized_grpo.rewards.dino import Dino
+from customized_grpo.rewards.scorer import Scorer
 from customized_grpo.rewards.segmenter import Segmenter, SegmenterConfig
 from customized_grpo.testing import check_reward
 from customized_grpo.types import Example
 from golden import save_golden_dino, save_golden_dinov2
-from tiny_rewards import example, pictures
+from tiny_rewards import check_batch, example, pictures
 
 CPU = torch.device("cpu")
 
@@ -71,9 +73,15 @@ MISSING: Mapping[str, Example] = {
 def test_a_missing_mask_is_an_error_or_a_skip(folder: Path, one: Example, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"'dog-1' has [01] usable masks for 2 references.*data masks"):
         build(folder, **options)(one, pictures(2))
-    scores = build(folder, **options, missing_mask="skip")(one, pictures(2))
+    reward = build(folder, **options, missing_mask="skip")
+    scores = reward(one, pictures(2))
     assert scores.isnan().all()
     assert scores.shape == (2,)
+    with (
+        Scorer({"dino": reward}, max_failed_share=0.0) as scorer,
+        pytest.raises(RewardFailure, match=r"it has [01] usable masks for 2 references.*data masks"),
+    ):
+        scorer.submit(one, pictures(2)).result()
 
 
 @pytest.mark.parametrize(
@@ -94,6 +102,7 @@ def test_masks_of_other_pictures_are_refused(folder: Path, masks: Any, message: 
         ({"missing_mask": "skip"}, "missing_mask: has no effect.*copy_penalty"),
         ({"segment": "both"}, "needs a segmenter"),
         ({"segment": "reference", "segmenter": {}}, "needs a segmenter"),
+        ({"segment": "reference", "not_found": "lowest"}, "not_found: has no effect.*segment: both"),
         ({"segment": "image"}, "segment"),
         ({"segment": "reference", "background": [0, 0, 256]}, "background"),
         ({"segment": "reference", "background": [0, 0]}, "background"),
@@ -151,6 +160,29 @@ def test_it_conforms(folder: Path, options: dict[str, Any]) -> None:
     check_reward(build(folder, **options), masked(), pictures(4))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"segment": "reference"},
+        {"segment": "reference", "crop": True},
+        {"copy_penalty": 0.5},
+        {"segment": "reference", "copy_penalty": 0.5},
+    ],
+)
+def test_twelve_images_in_one_batch_are_twelve_alone(folder: Path, options: dict[str, Any]) -> None:
+    check_batch(build(folder, batch_size=12, **options), masked(), pictures(12))
+
+
+def test_twelve_cut_out_images_in_one_batch_are_twelve_alone(
+    folder: Path, segmenter_folders: tuple[Path, Path]
+) -> None:
+    detector, sam = map(str, segmenter_folders)
+    options = {"detector": detector, "sam": sam, "threshold": 0.05}
+    reward = build(folder, batch_size=12, segment="both", segmenter=options)
+    check_batch(reward, replace(masked(), subject="bag and dog"), pictures(12, height=60, width=60))
+
+
 def test_both_cuts_each_subject_out_of_each_image(folder: Path, segmenter_folders: tuple[Path, Path]) -> None:
     detector, sam = map(str, segmenter_folders)
     options = {"detector": detector, "sam": sam, "threshold": 0.05}
@@ -173,16 +205,75 @@ def test_both_cuts_each_subject_out_of_each_image(folder: Path, segmenter_folder
     check_reward(reward, one, images)
 
 
-def test_both_leaves_an_image_without_subject_unscored(
+def test_an_image_without_the_subject_is_as_unlike_as_can_be_or_unscored(
     folder: Path, segmenter_folders: tuple[Path, Path]
 ) -> None:
     detector, sam = map(str, segmenter_folders)
     never = {"detector": detector, "sam": sam, "threshold": 0.999}
-    scores = build(folder, segment="both", segmenter=never)(replace(masked(), subject="dog"), pictures(2))
-    assert scores.isnan().all()
+    one = replace(masked(), subject="dog")
+    lowest = build(folder, segment="both", segmenter=never, not_found="lowest")
+    assert lowest(one, pictures(2)).tolist() == [-100.0, -100.0]
+    skipping = build(folder, segment="both", segmenter=never)
+    assert skipping(one, pictures(2)).isnan().all()
+    assert "finds no 'dog'" in skipping.reason
+
+
+def test_one_subject_of_two_that_is_lost_costs_its_half(
+    folder: Path, segmenter_folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector, sam = map(str, segmenter_folders)
+    options = {"detector": detector, "sam": sam, "threshold": 0.05}
+    one, images = replace(masked(), subject="bag and dog"), pictures(2, height=60, width=60)
+    reward = build(folder, segment="both", segmenter=options, not_found="lowest")
+    both = reward(one, images)
+    find = Segmenter.__call__
+    monkeypatch.setattr(
+        Segmenter,
+        "__call__",
+        lambda self, image, subject: None if subject == "dog" else find(self, image, subject),
+    )
+    lost = reward(one, images)
+    bag = replace(one, references=one.references[:1], masks=one.masks[:1], subject="bag")
+    torch.testing.assert_close(lost, (reward(bag, images) - 100.0) / 2)
+    assert bool((lost < both).all())
 
 
 def test_both_needs_a_word_to_look_for(folder: Path, segmenter_folders: tuple[Path, Path]) -> None:
     detector, sam = map(str, segmenter_folders)
     with pytest.raises(ValueError, match="give the example a 'subject'"):
         build(folder, segment="both", segmenter={"detector": detector, "sam": sam})(masked(), pictures(1))
+
+
+BOXES = {"boxes": [[[0, 0, 15, 20], [10, 5, 30, 36]], None]}
+
+
+@pytest.mark.parametrize("options", [{}, {"segment": "reference", "crop": True}, {"copy_penalty": 0.5}])
+def test_boxes_make_a_reference_of_each_subject(folder: Path, options: dict[str, Any]) -> None:
+    one, images = masked(), pictures(3)
+    cut: dict[str, tuple[Image.Image, ...]] = {
+        name: (first.crop((0, 0, 15, 20)), first.crop((10, 5, 30, 36)), second)
+        for name, (first, second) in {"references": one.references, "masks": one.masks}.items()  # type: ignore[dict-item, union-attr]
+    }
+    boxed = replace(one, extra=BOXES)
+    scores = build(folder, boxes=True, **options)(boxed, images)
+    assert torch.equal(scores, build(folder, **options)(replace(one, **cut), images))
+    plain = build(folder, **options)(one, images)
+    assert not torch.allclose(scores, plain, atol=1e-2)
+    assert torch.equal(build(folder, **options)(boxed, images), plain), "nobody asked for them"
+    assert torch.equal(build(folder, boxes=True, **options)(one, images), plain), "there are none"
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [None],
+        "0 0 5 5",
+        [[[0, 0, 31, 5]], None],
+        [[[5, 0, 5, 5]], None],
+        [[[0.0, 0, 5, 5]], None],
+        [[0, 0, 5, 5], None],
+    ],
+)
+def test_boxes_that_do_not_fit_are_refused(folder: Path, boxes: object) -> None:
+    with pytest.raises(ValueError, match=r"example 'dog-1'.*give .*\[x0, y0, x1, y1\]"):
+        build(folder, boxes=True)(replace(masked(), extra={"boxes": boxes}), pictures(2))

@@ -23,7 +23,7 @@ from customized_grpo import registry
 from customized_grpo.rewards.base import Reward
 from customized_grpo.testing import check_reward
 from golden import refill
-from tiny_rewards import example, pictures
+from tiny_rewards import check_batch, example, pictures
 
 CPU = torch.device("cpu")
 LENGTH = 6
@@ -144,6 +144,17 @@ def test_no_prompt_is_an_error(siglip_folder: Path, clip_folder: Path, name: str
     options = {"processor": folder} if name == "pickscore" else {}
     with pytest.raises(ValueError, match="'dog-1' has no prompt"):
         build(name, model=folder, **options)(example(prompt=" "), pictures(2))
+
+
+@pytest.mark.parametrize("name", ["clip_t", "clip_i", "pickscore", "siglip", "aesthetic"])
+def test_twelve_images_in_one_batch_are_twelve_alone(
+    name: str, siglip_folder: Path, clip_folder: Path, tmp_path: Path
+) -> None:
+    save_file(head_weights(), tmp_path / "head.safetensors")
+    folder = str(siglip_folder if name == "siglip" else clip_folder)
+    own = {"pickscore": {"processor": folder}, "aesthetic": {"head": str(tmp_path / "head.safetensors")}}
+    reward = build(name, model=folder, batch_size=12, **own.get(name, {}))
+    check_batch(reward, example(), pictures(12))
 
 
 RECORDED = {

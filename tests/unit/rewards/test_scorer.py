@@ -463,7 +463,9 @@ def test_local_rewards_in_the_background_work_while_the_next_group_is_sampled() 
         order.append(float(ids_of(images)[0]))
         return ids_of(images)
 
-    with Scorer({"a": Local(score), "b": Local(score)}, max_failed_share=0.0, background=True) as scorer:
+    with Scorer(
+        {"a": Local(score), "b": Local(score)}, max_failed_share=0.0, background=torch.device("cpu")
+    ) as scorer:
         pending = [scorer.submit(example(1), group(1, 2)), scorer.submit(example(1), group(3, 4))]
         submitted.set()
         second, first = pending[1].result(), pending[0].result()
@@ -476,7 +478,82 @@ def test_a_failure_in_the_background_is_raised_by_the_result() -> None:
     def score(example: Example, images: Tensor) -> Tensor:
         raise KeyError("lost")
 
-    with Scorer({"a": Local(score)}, max_failed_share=0.0, background=True) as scorer:
+    with Scorer({"a": Local(score)}, max_failed_share=0.0, background=torch.device("cpu")) as scorer:
         pending = scorer.submit(example(1), group(1, 2))
         with pytest.raises(RewardFailure, match=r"reward 'a' failed on example .*lost"):
             pending.result()
+
+
+def test_a_step_says_how_many_were_unscorable_and_why() -> None:
+    async def score(image: int) -> float:
+        if image % 2:
+            raise OSError(f"no route to {image}")
+        return image
+
+    def local(example: Example, images: Tensor) -> Tensor:
+        return torch.where(ids_of(images) < 2, math.nan, 1.0)
+
+    silent = Local(local)
+    with scorer(cp=Remote(score), fine=LOCAL, dino=silent) as under_test:
+        first = under_test.submit(example(), group(0, 1, 2, 3))
+        first.result()
+        under_test.submit(example(key="dog-2"), group(4, 5)).result()
+        assert under_test.drain_news() == [], "one line a step, when it is over"
+        under_test.drain()
+        assert under_test.drain_news() == [
+            "reward cp: 3 of 6 unscorable, last: OSError: no route to 5 (example 'dog-2')",
+            "reward dino: 2 of 6 unscorable, last: the score was nan (example 'dog-1')",
+        ]
+        assert under_test.drain_news() == []
+        under_test.drain()
+        assert under_test.drain_news() == []
+    assert first.reasons == {
+        "cp": ["", "OSError: no route to 1", "", "OSError: no route to 3"],
+        "fine": [""] * 4,
+        "dino": ["the score was nan", "the score was nan", "", ""],
+    }
+
+
+def test_a_local_rewards_own_reason_is_told_and_does_not_outlive_its_call() -> None:
+    def score(example: Example, images: Tensor) -> Tensor:
+        if example.key == "dog-1":
+            reward.reason = "a mask is missing"
+        return torch.full((len(images),), math.nan)
+
+    reward = Local(score)
+    with scorer(a=reward) as under_test:
+        pending = [under_test.submit(example(key=key), group(0)) for key in ("dog-1", "dog-2")]
+        for one in pending:
+            one.result()
+    assert [one.reasons["a"] for one in pending] == [["a mask is missing"], ["the score was nan"]]
+    with scorer(0.0, a=reward) as under_test, pytest.raises(RewardFailure, match="a mask is missing"):
+        under_test.submit(example(), group(0)).result()
+
+
+def test_on_a_gpu_local_rewards_have_a_stream_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: which stream is set in which thread, after it has waited for the one that loaded the models."""
+    seen: list[object] = []
+
+    class Stream:
+        def __init__(self, device: torch.device) -> None:
+            assert device == torch.device("cuda:1")
+
+        def wait_stream(self, other: object) -> None:
+            seen.append(("waits for", other))
+
+    def set_stream(stream: object) -> None:
+        assert isinstance(stream, Stream)
+        seen.append(threading.current_thread())
+
+    def score(example: Example, images: Tensor) -> Tensor:
+        seen.append(threading.current_thread())
+        return ids_of(images)
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the stream of {device}")
+    monkeypatch.setattr(torch.cuda, "set_stream", set_stream)
+    with Scorer({"a": Local(score)}, max_failed_share=0.0, background=torch.device("cuda:1")) as under_test:
+        under_test.submit(example(), group(1)).result()
+    waits, thread, worker = seen
+    assert waits == ("waits for", "the stream of cuda:1")
+    assert thread is worker is not threading.current_thread()

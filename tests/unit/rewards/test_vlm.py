@@ -186,16 +186,16 @@ def test_an_answer_is_paid_for_once_by_whoever_shares_the_file(tmp_path: Path) -
     white = Image.new("RGB", (8, 8), "white")
 
     def ask(example: Any = EXAMPLE, image: Image.Image = white, **options: Any) -> float:
-        reward = judge(server.url, cache=str(cache), **options)
+        reward = judge(options.pop("at", server).url, cache=str(cache), **options)
         try:
             return asyncio.run(reward(example, image))
         finally:
             reward.close()
 
-    with JudgeServer(brightness) as server:
+    with JudgeServer(brightness) as server, JudgeServer(lambda request: score(1)) as elsewhere:
         others = {
             "again": (0, {}),
-            "another address": (0, {"timeout_s": 9.0}),
+            "another patience": (0, {"timeout_s": 9.0}),
             "another image": (1, {"image": Image.new("RGB", (8, 8), "black")}),
             "another subject": (1, {"example": replace(EXAMPLE, subject="dog")}),
             "another reference": (1, {"example": replace(EXAMPLE, references=(white,))}),
@@ -213,6 +213,9 @@ def test_an_answer_is_paid_for_once_by_whoever_shares_the_file(tmp_path: Path) -
             before = len(server.requests)
             ask(**changes)
             assert len(server.requests) - before == wanted, what
+        # The same name of a model may mean another one elsewhere.
+        assert (ask(), ask(at=elsewhere), ask(at=elsewhere), ask()) == (4.0, 1.0, 1.0, 4.0)
+        assert len(elsewhere.requests) == 1
         before = len(server.requests)
         assert ask(best=1.0) == 1.0, "the scale is applied to what is kept"
         assert len(server.requests) == before
@@ -262,6 +265,38 @@ def test_a_spent_budget_stops_before_the_request_and_counts_retries(tmp_path: Pa
     db.close()
 
 
+def failing(cache: Path, when: str) -> None:
+    """Let the file refuse one kind of write, as a full disk does."""
+    with sqlite3.connect(cache) as db:
+        db.execute(f"CREATE TRIGGER full BEFORE {when} BEGIN SELECT RAISE(FAIL, 'disk is full'); END")
+    db.close()
+
+
+def test_an_answer_that_cant_be_kept_still_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = tmp_path / "judge.sqlite"
+    with JudgeServer(brightness) as server:
+        reward = judge(server.url, cache=str(cache))
+        failing(cache, "INSERT ON answers")
+        with Scorer({"cp": reward}, max_failed_share=0.0) as scorer:
+            assert scorer.submit(EXAMPLE, images(255, 0)).result().tolist() == [[4.0], [0.0]]
+        reward.close()
+    (said,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "can't be kept" in said.message
+    assert "disk is full" in said.message
+
+
+@pytest.mark.parametrize("column", ["tokens", "requests"])
+def test_a_budget_that_cant_be_counted_stops(tmp_path: Path, column: str) -> None:
+    cache = tmp_path / "judge.sqlite"
+    with JudgeServer(brightness) as server:
+        reward = judge(server.url, cache=str(cache))
+        failing(cache, f"UPDATE OF {column} ON spent")
+        said = r"stopped the run .* can't be counted in .*judge.sqlite \(disk is full\)"
+        with Scorer({"cp": reward}, max_failed_share=1.0) as scorer, pytest.raises(RewardFailure, match=said):
+            scorer.submit(EXAMPLE, images(255)).result()
+        reward.close()
+
+
 def test_an_outage_stops_by_the_failed_share_with_the_last_error() -> None:
     with JudgeServer(lambda request: completion("no idea")) as server:
         reward = judge(server.url)
@@ -306,6 +341,19 @@ def test_presets_fill_what_the_recipe_leaves_open() -> None:
     gemini = Vlm.Config.model_validate(section(preset="gemini-2.5-pro", answer_tokens=99))
     assert (gemini.answer_tokens, gemini.key_env) == (99, "GEMINI_API_KEY")
     assert registry.resolve("rewards", "vlm") is Vlm
+
+
+def test_the_estimate_counts_the_references_that_are_shown() -> None:
+    def tokens(**options: Any) -> float:
+        config = Vlm.Config.model_validate(section(**options))
+        return float(config.cost(1_000_000).split("about ")[1].split()[0]) / 1e6
+
+    one, four = tokens(), tokens(max_references=4)
+    assert tokens(max_references=1) == one
+    image = Vlm.Config.model_validate(section()).image_tokens
+    assert four - one == pytest.approx(3 * image, rel=0.1)
+    prompt = {"rubric": "prompt_following"}
+    assert tokens(**prompt) == tokens(**prompt, max_references=4), "it shows none"
 
 
 @pytest.mark.parametrize(

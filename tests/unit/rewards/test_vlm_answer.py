@@ -105,6 +105,7 @@ def tokens(*pieces: str, digit: dict[str, float]) -> list[Any]:
     return [
         SimpleNamespace(
             token=piece,
+            bytes=None,
             top_logprobs=[SimpleNamespace(token=t, logprob=math.log(p)) for t, p in digit.items()]
             if piece.strip().isdigit()
             else [],
@@ -162,3 +163,43 @@ def test_without_log_probabilities_of_the_score_there_is_none(logprobs: Any) -> 
     text = "".join(PIECES)
     with pytest.raises(Unscorable, match="log-probabilities"):
         expected_score(text, read(text), logprobs)
+
+
+def in_bytes(*pieces: bytes) -> list[Any]:
+    """Tokens of text as OpenAI gives it where a token is no whole character: escapes in words, and the bytes."""
+    return [SimpleNamespace(token=str(piece)[2:-1], bytes=list(piece), top_logprobs=[]) for piece in pieces]
+
+
+SMILE = "😀".encode()
+DIGIT = tokens(" 3", digit={" 3": 0.5, " 4": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        ("\U0001f600\nScore: 3", [*in_bytes(SMILE[:2], SMILE[2:], b"\nScore:"), *DIGIT]),
+        ("Score: 3", [*tokens("Hm, Score", ": 1", "</think>", "\n\n", "Score", ":", digit={}), *DIGIT]),
+        ("Score: 3", [*tokens("Score", ":", digit={}), *DIGIT, *tokens("<|im_end|>", digit={})]),
+        ("Score: 3", [*tokens("Score", ":", digit={}), *DIGIT, *tokens("</s>", "", digit={})]),
+        ("Score: 3", [*tokens("Score", ":", digit={}), *DIGIT, *tokens("\n", digit={})]),
+        ("Score: 3\n\n", [*tokens("Score", ":", digit={}), *DIGIT, *tokens("\n\n", "<end_of_turn>", digit={})]),
+        ("Score: 3\nIt is \U0001f600", [*DIGIT, *in_bytes(b"\nIt is ", SMILE[:1], SMILE[1:])]),
+        ("Score: 3\n</s>", [*DIGIT, *tokens("\n", "</s>", digit={})]),
+    ],
+)  # fmt: skip
+def test_the_digits_token_is_found_from_the_end(text: str, given: list[Any]) -> None:
+    assert expected_score(text, read(text), given) == pytest.approx(3.5)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [*DIGIT, *tokens(" and more", digit={})],
+        [*DIGIT, *tokens("<|im_end|>", "x", digit={})],
+        tokens("}", digit={}),
+        tokens("<|im_end|>", digit={}),
+    ],
+)
+def test_log_probabilities_of_another_text_are_none(given: list[Any]) -> None:
+    with pytest.raises(Unscorable, match="don't cover the score"):
+        expected_score("Score: 3", Answer(3, 7), given)

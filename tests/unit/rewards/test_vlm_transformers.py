@@ -161,9 +161,10 @@ def test_what_the_server_lacks_is_said(server: tuple[str, str]) -> None:
     unsure = judge(url, model, expected=True)  # this server ignores logprobs
     short = judge(url, model, answer_tokens=1)
     with Scorer({"unsure": unsure, "short": short}, max_failed_share=1.0) as scorer:
-        assert scorer.submit(EXAMPLE, images).result().isnan().all()
-        assert "gave no log-probabilities" in scorer._last_error["unsure"]
-        assert "raise answer_tokens" in scorer._last_error["short"]
+        pending = scorer.submit(EXAMPLE, images)
+        assert pending.result().isnan().all()
+        assert "gave no log-probabilities" in pending.reasons["unsure"][0]
+        assert "raise answer_tokens" in pending.reasons["short"][0]
     for reward in (unsure, short):
         reward.close()
     lost = judge(url, "another/model")

@@ -117,8 +117,10 @@ def test_sizes_are_not_mixed(red: RewardAPI) -> None:
     assert [answer["scores"] for _, answer in answers] == [[1], [2]]
 
 
-def test_what_cant_be_scored_is_null(red: RewardAPI) -> None:
-    assert ask(red, request(1, 13))[0][1]["scores"] == [1.0, None]
+def test_what_cant_be_scored_is_null_and_logged(red: RewardAPI, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert ask(red, request(1, 13))[0][1]["scores"] == [1.0, None]
+    assert "mine: 1 of 2 images unscorable, last: the score was nan (example 'a')" in caplog.text
 
 
 def test_a_bad_request_spoils_no_other(red: RewardAPI) -> None:

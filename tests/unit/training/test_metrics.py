@@ -17,6 +17,7 @@ from customized_grpo.sampling.dynamics import DanceSDE
 from customized_grpo.sampling.schedule import shifted_sigmas
 from customized_grpo.training import distributed
 from customized_grpo.training import metrics as explain
+from customized_grpo.training.faults import Watch
 from customized_grpo.training.objective import sensitivity
 
 NAMES, AXIS_OF = ["clip", "dino"], [0, 1]
@@ -104,6 +105,16 @@ def test_a_constant_reward_has_no_correlation_and_no_variance() -> None:
     assert metrics["reward/dino/zero_variance_share"] == 0
     assert groups(rewards, AGREE)["reward/clip/zero_variance_share"] == 0.5
     assert groups(rewards, AGREE)["advantage/correlation"] == pytest.approx(1)
+
+
+def test_an_outage_is_no_tie() -> None:
+    """A group with fewer than two scores says nothing about the reward's spread."""
+    out = AGREE.clone()
+    out[1:, 0] = math.nan
+    assert groups(AGREE, out)["reward/clip/zero_variance_share"] == 0.0
+    everything = groups(out, out)
+    assert math.isnan(everything["reward/clip/zero_variance_share"])
+    assert Watch(NAMES).warnings(everything) == []
 
 
 def test_clipped_advantages_are_counted() -> None:

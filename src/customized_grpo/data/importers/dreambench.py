@@ -18,6 +18,7 @@ from customized_grpo.data.dreambench import (
     single_list,
     subject_photos,
 )
+from customized_grpo.data.images import masks_beside
 from customized_grpo.data.importers.base import (
     Draft,
     Importer,
@@ -55,11 +56,13 @@ class DreamBench(Importer):
                 yield Rejected(prompt.id, f"no such folder: {root / missing[0]}")
                 continue
             kinds = ("live" if templates.is_live(subject) else "object" for subject in prompt.subjects)
+            references = tuple(root / path for path in prompt.references)
             yield Draft(
                 id=prompt.id,
                 prompt=prompt.prompt,
-                references=tuple(root / path for path in prompt.references),
+                references=references,
                 subject=" and ".join(prompt.classes),
+                masks=masks_beside(references),
                 views=tuple(photo for subject in prompt.subjects for photo in subject_photos(root, subject)),
                 extra={
                     "subject_id": prompt.subjects[0] if len(prompt.subjects) == 1 else list(prompt.subjects),

@@ -1,4 +1,7 @@
-"""Folders of pictures: one folder a subject as for DreamBooth, and Hugging Face's imagefolder with its metadata."""
+"""Folders of pictures: one folder a subject as for DreamBooth, and Hugging Face's imagefolder with its metadata.
+
+Masks that lie beside pictures (``03_seg.png`` beside ``03.jpg``) come along.
+"""
 
 import csv
 import json
@@ -9,7 +12,7 @@ from typing import Any, Final, Literal, final
 
 from pydantic import Field
 
-from customized_grpo.data.images import images_in
+from customized_grpo.data.images import images_in, mask_beside, masks_beside
 from customized_grpo.data.importers.base import (
     Draft,
     Importer,
@@ -70,6 +73,7 @@ class DreamBoothFolder(Importer):
                         prompt=template.replace("{}", word or folder.name),
                         references=(picture,),
                         subject=word,
+                        masks=masks_beside([picture]),
                         views=tuple(pictures),
                         extra={"subject_id": folder.name},
                     )
@@ -137,20 +141,25 @@ class ImageFolder(Importer):
         target = None if self.target is None else folder / text_of(entry, self.target)
         references = _paths(entry, self.reference)
         name = Path(references[0]).with_suffix("").as_posix().replace("/", "-")
+        mask = None if self.mask is None or not entry.get(self.mask) else folder / text_of(entry, self.mask)
+        target_mask = None if target is None else mask_beside(target)
         if self.pairs == "subject":
             group = others.get(identity, [])
             if len(group) < 2:
                 raise ValueError(f"there is no other picture of {self.subject_id}={identity!r}")
             target = folder / references[0]
+            target_mask, mask = mask or mask_beside(target), None  # the line's mask is of the line's picture
             references = [group[(group.index(references[0]) + 1) % len(group)]]
-        mask = None if self.mask is None or not entry.get(self.mask) else folder / text_of(entry, self.mask)
+        pictures = [folder / path for path in references]
+        beside = masks_beside(pictures)
         return Draft(
             id=name,
             prompt=text_of(entry, prompt),
-            references=tuple(folder / path for path in references),
+            references=tuple(pictures),
             subject="" if self.subject is None else str(entry.get(self.subject) or ""),
-            masks=(mask, *[None] * (len(references) - 1)) if mask is not None else (),
+            masks=beside if mask is None else (mask, *(beside[1:] or [None] * (len(references) - 1))),
             target=target,
+            target_mask=target_mask,
             extra={"subject_id": identity} if identity else {},
         )
 

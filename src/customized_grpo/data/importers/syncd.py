@@ -2,8 +2,9 @@
 
 ``metadata.json`` is a list of ``{"filenames": ["17/0.png", ...], "prompts": [...], "category": "rigid", ...}``; the
 views of one object show it in different places, so any of them can be the reference for another's prompt. Masks lie
-beside the images as ``masks/<stem>.jpg``. ``metadata_with_scores.json`` adds ``dino_scores`` and ``aesthetics_scores``.
-The published code of Customized-GRPO has a list of pairs of its own, which ``syncd-json`` reads.
+beside the images as ``masks/<stem>.jpg``, one's own as ``<stem>_seg.png``. ``metadata_with_scores.json`` adds
+``dino_scores`` and ``aesthetics_scores``. The published code of Customized-GRPO has a list of pairs of its own, which
+``syncd-json`` reads.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from typing import Any, Literal, final
 from pydantic import Field, PositiveInt
 
 from customized_grpo.data.archive import unpack
+from customized_grpo.data.images import mask_beside
 from customized_grpo.data.importers.base import (
     Draft,
     Importer,
@@ -167,12 +169,6 @@ class SynCDJson(Importer):
         )
 
 
-def mask_beside(image: Path) -> Path | None:
-    """``masks/<stem>.jpg`` or ``.png`` in the image's folder, where there is one."""
-    candidates = (image.parent / "masks" / f"{image.stem}{suffix}" for suffix in (".jpg", ".png"))
-    return next((path for path in candidates if path.is_file()), None)
-
-
 def _views(entry: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     names, prompts = entry.get("filenames"), entry.get("prompts")
     for key, value in (("filenames", names), ("prompts", prompts)):
@@ -204,9 +200,9 @@ def _unpack(folder: Path, metadata: Path, out: Path) -> Path:
     if not archives:
         return folder
     wanted = {name for entry in json_objects(metadata) for name in entry.get("filenames", [])}
-    wanted |= {
-        str(PurePosixPath(name).parent / "masks" / f"{PurePosixPath(name).stem}.jpg") for name in wanted
-    }
+    named = [PurePosixPath(name) for name in wanted]
+    wanted |= {str(name.parent / "masks" / f"{name.stem}.jpg") for name in named}
+    wanted |= {str(name.parent / f"{name.stem}_seg.png") for name in named}
 
     def place(member: str) -> str | None:
         parts = PurePosixPath(member).parts

@@ -1,0 +1,106 @@
+"""How a reward over the network is asked, by a training and by an evaluation alike: so many at a time, for so long.
+
+What fails costs the image, or the group, that was asked for, and leaves a reason; a ``RewardFailure`` goes through.
+"""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, final
+
+from PIL.Image import Image
+
+from customized_grpo.rewards.base import AsyncGroupReward, AsyncReward, RewardFailure
+from customized_grpo.types import Example
+
+MAX_CONCURRENT: Final = 8
+"""Requests in flight at a time, for a reward that doesn't set its own."""
+TIMEOUT_S: Final = 60.0
+"""For one image of an ``AsyncReward`` that doesn't set its own, from the moment it is sent."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Scores, and for each why it is none (empty where nothing went wrong)."""
+
+    scores: Sequence[float]
+    errors: Sequence[str]
+
+    @classmethod
+    def of(cls, scores: Sequence[float], error: str = "") -> "Outcome":
+        """Scores that came together, and what was said with them."""
+        return cls(scores, [error] * len(scores))
+
+    def reasons(self) -> list[str]:
+        """Why each score can't be used; empty where it can."""
+        pairs = zip(self.scores, self.errors, strict=True)
+        return ["" if math.isfinite(score) else error or f"the score was {score:g}" for score, error in pairs]
+
+
+def limit(reward: AsyncReward | AsyncGroupReward, default: int = MAX_CONCURRENT) -> asyncio.Semaphore:
+    """How many requests of the reward may be in flight; for one event loop."""
+    return asyncio.Semaphore(reward.max_concurrent or default)
+
+
+async def ask_singly(
+    reward: AsyncReward,
+    questions: Sequence[tuple[Example, Image]],
+    limit: asyncio.Semaphore,
+    timeout_s: float = TIMEOUT_S,
+) -> Outcome:
+    """Scores in the order of the questions, which are under way together. Waiting for ``limit`` is no part of the time.
+
+    Raises:
+        RewardFailure: the reward asks to stop; what is still in flight is called back.
+    """
+    errors = [""] * len(questions)
+    time_s = reward.timeout_s or timeout_s
+
+    async def score(index: int) -> float:
+        try:
+            async with limit, asyncio.timeout(time_s):
+                return float(await reward(*questions[index]))
+        except RewardFailure:
+            raise
+        except TimeoutError as error:
+            errors[index] = str(error) or f"no answer in {time_s:g} s"
+        except Exception as error:
+            errors[index] = describe(error)
+        return math.nan
+
+    stop: BaseException | None = None
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(score(index)) for index in range(len(questions))]
+    except* RewardFailure as stops:
+        stop = stops.exceptions[0]
+    if stop is not None:
+        raise stop
+    return Outcome([task.result() for task in tasks], errors)
+
+
+async def ask_together(
+    reward: AsyncGroupReward, example: Example, images: Sequence[Image], limit: asyncio.Semaphore
+) -> Outcome:
+    """Scores of a group that is asked for in one call.
+
+    Raises:
+        RewardFailure: the reward asks to stop, or gives another number of scores.
+    """
+    try:
+        async with limit:
+            scores = [float(score) for score in await reward(example, images)]
+    except RewardFailure:
+        raise
+    except Exception as error:
+        return Outcome.of([math.nan] * len(images), describe(error))
+    if len(scores) != len(images):
+        raise RewardFailure(f"it returned {len(scores)} scores for {len(images)} images")
+    return Outcome.of(scores)
+
+
+def describe(error: Exception) -> str:
+    """An error in words, with its type."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
