@@ -7,6 +7,7 @@ The published code of Customized-GRPO has a list of pairs of its own, which ``sy
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, final
@@ -203,7 +204,10 @@ def _unpack(folder: Path, metadata: Path, out: Path) -> Path:
     archives = sorted(folder.glob("*.zip"))
     if not archives:
         return folder
-    wanted = {name for entry in json_objects(metadata) for name in entry.get("filenames", [])}
+    wanted: set[str] = set()
+    for entry in json_objects(metadata):
+        with suppress(ValueError):  # the object's own rejection says it
+            wanted.update(_views(entry)[0])
     wanted |= {
         str(PurePosixPath(name).parent / "masks" / f"{PurePosixPath(name).stem}.jpg") for name in wanted
     }
