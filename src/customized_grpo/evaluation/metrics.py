@@ -85,6 +85,7 @@ def score(
     *,
     runs: Mapping[str, int] | None = None,
     products: Mapping[str, tuple[str, str]] | None = None,
+    known: Mapping[str, list[list[float]]] | None = None,
 ) -> Scores:
     """Every column of every metric on the g images of one example.
 
@@ -94,12 +95,16 @@ def score(
         runs: how often a stochastic metric is asked. It finds the run's number in ``example.extra["run"]``, so that one
             that keeps its answers can tell the runs apart.
         products: name of a further column to the two columns whose product it is, image by image and run by run.
+        known: metrics of one column that aren't asked, with their answers: one list of runs an image.
 
     Raises:
         ValueError: two metrics give a column of the same name, or a product is of columns that aren't there.
     """
     columns: dict[str, list[list[float]]] = {}
     for name, metric in metrics.items():
+        if known is not None and name in known:
+            columns[name] = known[name]
+            continue
         for column, values in _all_runs(name, metric, example, images, (runs or {}).get(name, 1)).items():
             if column in columns:
                 raise ValueError(
