@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 from customized_grpo import registry
 from customized_grpo.data.importers.base import Draft, SourceError
 from customized_grpo.data.importers.dreambench import DreamBench
-from customized_grpo.data.importers.hub import Subjects200K, halves
+from customized_grpo.data.importers.hub import Subjects200K, _read, halves
 from customized_grpo.data.importers.json_array import json_objects
 from customized_grpo.data.importers.writer import Options, Report, import_data
 from customized_grpo.data.manifest import ManifestDataset
@@ -430,6 +431,21 @@ def test_a_hub_set_needs_the_library_or_a_real_source(
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(SourceError, match=r"pip install 'customized-grpo\[hub\]'"):
         run("hub", Path("some/set"), tmp_path)
+
+
+def test_a_hub_set_that_breaks_off_is_the_source_s_error() -> None:
+    """Whatever of a dozen types the libraries beneath it raise while records are fetched."""
+
+    def table() -> Iterator[dict[str, Any]]:
+        yield {"prompt": "a"}
+        raise ConnectionResetError("by peer")
+
+    records = _read("some/set", table())
+    assert next(records) == {"prompt": "a"}
+    with pytest.raises(
+        SourceError, match=r"some/set: reading broke off after record 1: ConnectionResetError: by"
+    ):
+        next(records)
 
 
 # --- JSON
