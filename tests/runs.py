@@ -108,6 +108,28 @@ class Patchy(_Pixels):
         return scores
 
 
+@final
+class Rising(_Pixels):
+    """``Brightness`` of at most 1, and 1 more with every call: what training is rewarded for grows."""
+
+    Config = RewardConfig
+
+    def __call__(self, example: Example, images: Tensor) -> Tensor:
+        self.calls += 1
+        return self.calls + images.float().mean((1, 2, 3)) / 255.0
+
+
+@final
+class Falling(_Pixels):
+    """1 less with every call, whatever the images are."""
+
+    Config = RewardConfig
+
+    def __call__(self, example: Example, images: Tensor) -> Tensor:
+        self.calls += 1
+        return torch.full((len(images),), -float(self.calls))
+
+
 def make_tiny_world(folder: Path) -> Path:
     """``flux/`` of random weights and ``train.jsonl`` with references."""
     make_tiny_flux(folder / "flux")

@@ -186,6 +186,11 @@ class Evaluate(Section):
         default={}, description="further columns, each the product of two: {cp_x_pf: [cp, pf]}"
     )
     save_images: NonNegativeInt = Field(default=64, description="examples whose images are kept on disk")
+    retry_failed: bool = Field(
+        default=True,
+        description="a command that goes on asks judges and servers again for what they failed to answer; "
+        "false: a failed answer is final",
+    )
 
     @model_validator(mode="after")
     def _runs_are_of_metrics(self) -> Self:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import final
+from typing import Final, final
 
 import numpy as np
 import torch
@@ -32,21 +32,29 @@ def identity_metrics(metrics: Mapping[str, Scorer], specs: Mapping[str, BaseMode
     }
 
 
+NO_IDENTITY: Final = "no metric has 'axis: identity', and a photo has no prompt to be measured by"
+
+
 @final
 class RealPhotos:
     """The oracle: each photo of a subject as if it had been drawn, judged against that subject's *other* photos.
 
     Under a protocol that compares with the input reference, against that one. An example is a photo.
+
+    Attributes:
+        absent: why there is none; empty where there are some.
     """
 
     def __init__(self, dataset: Dataset, total: int, protocol: Protocol) -> None:
         examples = (dataset[index] for index in range(total))
-        # Only prompts of one subject: no photo shows two subjects together.
-        by_subject = {
-            group_of(example): example
-            for example in examples
-            if len(example.references) == 1 and len(example.extra.get("views", ())) > 1
-        }
+        alone = 0
+        by_subject: dict[str, Example] = {}
+        for example in examples:
+            # Only prompts of one subject: no photo shows two subjects together.
+            if len(example.references) == 1:
+                alone += 1
+                if len(example.extra.get("views", ())) > 1:
+                    by_subject[group_of(example)] = example
         self._protocol = protocol
         self._photos = [
             (example, number)
@@ -54,6 +62,13 @@ class RealPhotos:
             for number in range(len(example.extra["views"]))
             if protocol.references == "subject" or subject_photos(example)[number] not in example.references
         ]
+        self.absent = ""
+        if not self._photos:
+            self.absent = (
+                "no example has two photos of its subject ('views' in a manifest) to be compared with each other"
+                if alone
+                else "every prompt has several references, and no photo shows their subjects together"
+            )
 
     def __len__(self) -> int:
         return len(self._photos)

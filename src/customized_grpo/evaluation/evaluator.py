@@ -17,16 +17,16 @@ from accelerate.utils import gather_object
 from jaxtyping import Float
 from torch import Tensor
 
-from customized_grpo import registry
 from customized_grpo.config import Evaluate, EvaluateRecipe, EvaluateSampling, Sampling
 from customized_grpo.console import err
 from customized_grpo.data.base import Dataset, load_dataset
-from customized_grpo.evaluation.baselines import RealPhotos, identity_metrics, reference_copy
+from customized_grpo.evaluation.baselines import NO_IDENTITY, RealPhotos, identity_metrics, reference_copy
 from customized_grpo.evaluation.costs import of_evaluation
 from customized_grpo.evaluation.items import Progress, Site, evaluate_images, quiet
 from customized_grpo.evaluation.metrics import Scorer, build_metrics
 from customized_grpo.evaluation.protocols import find_protocol
 from customized_grpo.evaluation.report import write_report
+from customized_grpo.evaluation.settings import settings_of
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.evaluation.tables import summarize
 from customized_grpo.loading import save_recipe
@@ -130,36 +130,6 @@ def noise_levels(
         num_tokens: of an image.
     """
     return sigma_grid(policy, sampling.shift, spec.steps or sampling.steps, num_tokens)
-
-
-def settings_of(
-    policy: Any, sampling: EvaluateSampling | Sampling, spec: Evaluate, examples: int
-) -> dict[str, Any]:
-    """How images are made, for the record and for ``Protocol.departures``: a summary's ``settings``.
-
-    Args:
-        policy: the recipe's policy section; of it only what decides the pixels of a given model is kept.
-    """
-    drawn = policy.model_dump(
-        mode="json",
-        include={"type", "model", "height", "width", "guidance", "negative_prompt", "reference_size"},
-    )
-    base = policy.model_dump(mode="json", include={"transformer", "base_lora"}, exclude_none=True)
-    shape, steps = policy.latent_shape(), spec.steps or sampling.steps
-    shift = policy.shift(sampling.shift, tokens=shape[0], steps=steps) if shape else None
-    return {
-        **drawn,
-        **base,
-        "steps": steps,
-        "shift": round(shift.value, 3) if shift else sampling.shift,
-        "seed": spec.seed,
-        "images_per_prompt": spec.images_per_prompt,
-        "examples": examples,
-        "metrics": {
-            name: one.model_dump(mode="json", include={"model"}).get("model", registry.type_of(one))
-            for name, one in spec.metrics.items()
-        },
-    }
 
 
 def _noise(policy: Policy, spec: Evaluate, index: int) -> Float[Tensor, "n s c"]:
@@ -273,7 +243,9 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
     if tuned is not None:
         rows["tuned"] = measured("tuned", base + tuning.apply(policy, tuned))
     if state.is_main_process:
-        summarize(site.folder, spec.protocol, rows, settings_of(settings, recipe.sampling, spec, total))
+        made = settings_of(settings, recipe.sampling, spec, total)
+        absent = {} if "real_photos" in rows else {"real_photos": photos.absent if identity else NO_IDENTITY}
+        summarize(site.folder, spec.protocol, rows, made, absent)
         write_report([folder])
     state.wait_for_everyone()
     return folder

@@ -55,11 +55,11 @@ _WEIGHTS: Final = (
 def all_figures(
     runs: Sequence[RunFolder], summaries: Sequence[Mapping[str, Any] | None], axes: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Figures by section; a section without data is an empty list (or None for the plane)."""
+    """Figures by section; a section without data is an empty list."""
     return {
         "heldout": _heldout(runs, axes),
         "rewards": _rewards(runs),
-        "plane": plane_figure(runs, summaries, axes),
+        "planes": _planes(runs, summaries, axes),
         "conflict": _conflict(runs),
         "weights": _weights(runs),
         "health": [
@@ -68,6 +68,20 @@ def all_figures(
             if (view := _over_steps(runs, key, title, note, log=key == "ratio/max_abs_log")) is not None
         ],
     }
+
+
+def _planes(
+    runs: Sequence[RunFolder], summaries: Sequence[Mapping[str, Any] | None], axes: Mapping[str, str]
+) -> list[FigureView]:
+    """Identity against every metric of the prompt: the paper's figure has HPSv3 there, UNO's table CLIP-T."""
+    if not {"identity", "prompt"} <= axes.keys():
+        return []
+    prompts = [axes["prompt"], *(column for run in runs for column in run.axis_columns("prompt"))]
+    views = [
+        plane_figure(runs, summaries, (axes["identity"], column), f"plane{number or ''}")
+        for number, column in enumerate(dict.fromkeys(prompts))
+    ]
+    return [view for view in views if view is not None]
 
 
 def _heldout(runs: Sequence[RunFolder], axes: Mapping[str, str]) -> list[FigureView]:

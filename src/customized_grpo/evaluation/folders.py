@@ -115,17 +115,21 @@ class RunFolder:
 
     def axis_column(self, axis: str) -> str | None:
         """The held-out column that stands for an axis: ``<axis>_accuracy``, or the first that is named or set so."""
-        evaluate = self.config.get("evaluate")
-        metrics = evaluate.get("metrics") if isinstance(evaluate, dict) else None
-        specs: dict[str, Any] = metrics if isinstance(metrics, dict) else {}
-        configured = [
-            str(name) for name, spec in specs.items() if isinstance(spec, dict) and spec.get("axis") == axis
-        ]
         named = [column for column in self.columns if column.startswith(axis)]
-        for column in (f"{axis}_accuracy", *configured, *named):
+        for column in (f"{axis}_accuracy", *self.axis_columns(axis), *named):
             if column in self.columns:
                 return column
         return None
+
+    def axis_columns(self, axis: str) -> list[str]:
+        """Every held-out column of a metric whose section says this axis, in the recipe's order."""
+        evaluate = self.config.get("evaluate")
+        metrics = evaluate.get("metrics") if isinstance(evaluate, dict) else None
+        specs: dict[str, Any] = metrics if isinstance(metrics, dict) else {}
+        configured = (
+            str(name) for name, spec in specs.items() if isinstance(spec, dict) and spec.get("axis") == axis
+        )
+        return [name for name in configured if name in self.columns]
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Steps and values of one key of ``metrics.jsonl``, where it is a number."""

@@ -28,6 +28,7 @@ from customized_grpo.data.images import load_image
 from customized_grpo.evaluation.metrics import Scorer, Scores, score
 from customized_grpo.evaluation.protocols import group_of
 from customized_grpo.evaluation.summary import Row, write_atomically
+from customized_grpo.rewards.base import AsyncGroupReward, AsyncReward, transport_of
 from customized_grpo.types import Example
 
 Draw = Callable[[int, Example], UInt8[Tensor, "g h w 3"]]
@@ -95,12 +96,15 @@ def evaluate_images(
         for done, index in enumerate(mine):
             site.progress(label, done, len(mine))
             found = earlier.get((index, fingerprint))
-            if found is None:
+            known = _answered(found, metrics) if found is not None and spec.retry_failed else None
+            if found is None or known is not None:
                 example = dataset[index]
                 images = _pictures(folder, [rows for (i, _), rows in earlier.items() if i == index], drawn)
                 if images is None:
                     images = draw(index, example)
-                scores = score(metrics, judged(example), images, runs=spec.runs, products=spec.products)
+                scores = score(
+                    metrics, judged(example), images, runs=spec.runs, products=spec.products, known=known
+                )
                 _say_once(scores.errors, example, label, said)
                 files = _save_pictures(folder, label, example, images) if index < spec.save_images else None
                 found = _rows(index, example, scores, files, len(images), drawn, fingerprint)
@@ -164,7 +168,10 @@ def _finite(value: float) -> float | None:
 def _fingerprints(spec: Evaluate, made_by: Mapping[str, Any]) -> tuple[str, str]:
     """Of what decides the pixels, and of what decides the scores too."""
     # How many examples and pictures are kept changes no row, so a larger limit goes on from the rows that are there.
-    scored = spec.model_dump(mode="json", exclude={"limit", "save_images", "steps"})
+    scored = spec.model_dump(mode="json", exclude={"limit", "save_images", "steps", "retry_failed"})
+    for name, section in spec.metrics.items():
+        for field in transport_of(section):
+            scored["metrics"][name].pop(field, None)
     pixels = {name: scored[name] for name in ("data", "images_per_prompt", "batch", "seed")}
     texts = (
         json.dumps({"recipe": one, "made_by": dict(made_by)}, sort_keys=True) for one in (pixels, scored)
@@ -197,6 +204,22 @@ def _complete(folder: Path, files: Sequence[Path], save_images: int) -> dict[tup
         if len(rows) == rows[0]["of"] and pictures:
             complete[index, fingerprint] = rows
     return complete
+
+
+def _answered(rows: Sequence[Row], metrics: Mapping[str, Scorer]) -> dict[str, list[list[float]]] | None:
+    """Of judges and servers the answers that needn't be asked for again, where others of them failed.
+
+    Returns:
+        Name of the metric to one list of runs an image; None where nothing failed. What a local model can't measure it
+        will not measure the next time either, so that is no failure.
+    """
+    answers = {
+        name: [row.get("runs", {}).get(name, [row["values"].get(name)]) for row in rows]
+        for name, metric in metrics.items()
+        if isinstance(metric, AsyncReward | AsyncGroupReward)
+    }
+    whole = {name: runs for name, runs in answers.items() if not any(None in one for one in runs)}
+    return whole if len(whole) < len(answers) else None
 
 
 def _pictures(folder: Path, earlier: Sequence[Sequence[Row]], drawn: str) -> UInt8[Tensor, "g h w 3"] | None:

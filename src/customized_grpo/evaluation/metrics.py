@@ -89,6 +89,7 @@ def score(
     *,
     runs: Mapping[str, int] | None = None,
     products: Mapping[str, tuple[str, str]] | None = None,
+    known: Mapping[str, list[list[float]]] | None = None,
 ) -> Scores:
     """Every column of every metric on the g images of one example.
 
@@ -98,6 +99,7 @@ def score(
         runs: how often a stochastic metric is asked. It finds the run's number in ``example.extra["run"]``, so that one
             that keeps its answers can tell the runs apart.
         products: name of a further column to the two columns whose product it is, image by image and run by run.
+        known: metrics of one column that aren't asked, with their answers: one list of runs an image.
 
     Raises:
         ValueError: two metrics give a column of the same name, or a product is of columns that aren't there.
@@ -105,6 +107,9 @@ def score(
     columns: dict[str, list[list[float]]] = {}
     errors: dict[str, str] = {}
     for name, metric in metrics.items():
+        if known is not None and name in known:
+            columns[name] = known[name]
+            continue
         count = (runs or {}).get(name, 1)
         for column, values in _all_runs(name, metric, example, images, count, errors).items():
             if column in columns:

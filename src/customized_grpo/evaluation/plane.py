@@ -9,15 +9,19 @@ from customized_grpo.evaluation.statistics import Interval
 
 
 def plane_figure(
-    runs: Sequence[RunFolder], summaries: Sequence[Mapping[str, Any] | None], axes: Mapping[str, str]
+    runs: Sequence[RunFolder],
+    summaries: Sequence[Mapping[str, Any] | None],
+    columns: tuple[str, str],
+    name: str,
 ) -> FigureView | None:
-    """The figure, or None where a run has no held-out column for one of the axes.
+    """The figure, or None where no run has both columns.
 
     A run's path is that of its evaluations during training, or base to tuned of its summary.
+
+    Args:
+        columns: held-out columns of identity and prompt.
+        name: of the figure, unique on the page.
     """
-    if set(axes) != {"identity", "prompt"}:
-        return None
-    columns = (axes["identity"], axes["prompt"])
     paths: list[Path2D] = []
     points: list[Point2D] = []
     for colour, (run, summary) in enumerate(zip(runs, summaries, strict=True)):
@@ -34,18 +38,17 @@ def plane_figure(
                     colour=colour,
                 )
             )
-        for name, metrics in rows.items():
-            label = name.replace("_", " ")
-            if name not in ("base", "tuned") and label not in {p.label for p in points}:
+        for row, metrics in rows.items():
+            label = row.replace("_", " ")
+            if row not in ("base", "tuned") and label not in {p.label for p in points}:
                 found = [metrics.get(column) for column in columns]
                 if found[0] and found[0]["mean"] is not None:
                     points.append(_baseline(label, found[0], found[1]))
         points += _published(summary or {}, columns, {point.label for point in points})
     if not paths:
         return None
-    svg = plane(
-        "plane", paths, points, x=f"{columns[0].replace('_', ' ')} →", y=f"↑ {columns[1].replace('_', ' ')}"
-    )
+    first, second = (column.replace("_", " ") for column in columns)
+    svg = plane(name, paths, points, x=f"{first} →", y=f"↑ {second}")
     ends = "; ".join(
         f"{p.label}: from ({p.x[0]:.3f}, {p.y[0]:.3f}) to ({p.x[-1]:.3f}, {p.y[-1]:.3f})" for p in paths
     )
@@ -59,7 +62,7 @@ def plane_figure(
     if any(point.published for point in points):
         caption += " Squares are published numbers, not measured here."
     return FigureView(
-        "identity against prompt", svg, caption, f"Path of each run as (identity, prompt). {ends}."
+        f"{first} against {second}", svg, caption, f"Path of each run as ({first}, {second}). {ends}."
     )
 
 

@@ -13,7 +13,8 @@ from typing import Any, Final, Literal, final
 from PIL.Image import Image
 
 from customized_grpo.data.images import load_image
-from customized_grpo.evaluation.published import CUSTOMIZED_GRPO_FIGURE, MODELS, UNO_TABLE_1, Published
+from customized_grpo.data.originals import ORIGINAL
+from customized_grpo.evaluation.published import CUSTOMIZED_GRPO_FIGURE, STANDARD, UNO_TABLE_1, Published
 from customized_grpo.registry import did_you_mean
 from customized_grpo.types import Example
 
@@ -79,11 +80,14 @@ class Protocol:
             if settings.get(name) != value
         ]
         metrics: Mapping[str, Any] = settings.get("metrics", {})
-        return differ + [
-            f"{name} is measured by {metrics[name]}, not {model}"
-            for name, model in MODELS.items()
-            if metrics.get(name, model) != model
-        ]
+        for name, (kind, model) in STANDARD.items():
+            if metrics.get(name, model) != model:
+                differ.append(f"{name} is measured by {metrics[name]}, not {model}")
+            options = {"type": kind} | settings.get("metric_options", {}).get(name, {})
+            if options.pop("type") != kind:
+                differ.append(f"{name} is not of type {kind}")
+            differ += [f"{name} has {option} {value}" for option, value in options.items()]
+        return differ
 
 
 def subject_photos(example: Example) -> list[Image]:
@@ -103,6 +107,7 @@ def group_of(example: Example) -> str:
     return str(subject) if not isinstance(subject, list) else "+".join(map(str, subject))
 
 
+_DATA: Final = {"data": "dreambench", "photos": ORIGINAL}
 _CANONICAL: Final = {
     "examples": 750,
     "images_per_prompt": 1,
@@ -111,6 +116,7 @@ _CANONICAL: Final = {
     "steps": 25,
     "guidance": 4.0,
     "shift": 1.583,
+    **_DATA,
 }
 """Of UNO's and Customized-GRPO's released evaluation, whose schedule has the shift exp(mu), with mu of 16 tokens."""
 
@@ -133,9 +139,13 @@ PROTOCOLS: Final = {
             published=CUSTOMIZED_GRPO_FIGURE,
         ),
         Protocol(
-            name="dreambench-multi/uno-all-references", references="subject", unit="subject", num_subjects=2
+            name="dreambench-multi/uno-all-references",
+            references="subject",
+            unit="subject",
+            num_subjects=2,
+            canonical=_DATA,
         ),
-        Protocol(name="dreambench-multi/input-reference", unit="subject", num_subjects=2),
+        Protocol(name="dreambench-multi/input-reference", unit="subject", num_subjects=2, canonical=_DATA),
         Protocol(name="dreambench++", num_subjects=1),
     )
 }

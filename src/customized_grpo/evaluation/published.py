@@ -24,15 +24,15 @@ class Published:
     main: bool = False
 
 
-MODELS: Final[Mapping[str, str]] = {
-    "dino_vits16": "facebook/dino-vits16",
-    "dinov2_base": "facebook/dinov2-base",
-    "clip_i_vitb32": "openai/clip-vit-base-patch32",
-    "clip_t_vitb32": "openai/clip-vit-base-patch32",
-    "hpsv3": "MizzenAI/HPSv3",
-    "pickscore": "yuvalkirstain/PickScore_v1",
+STANDARD: Final[Mapping[str, tuple[str, str]]] = {
+    "dino_vits16": ("dino", "facebook/dino-vits16"),
+    "dinov2_base": ("dino", "facebook/dinov2-base"),
+    "clip_i_vitb32": ("clip_i", "openai/clip-vit-base-patch32"),
+    "clip_t_vitb32": ("clip_t", "openai/clip-vit-base-patch32"),
+    "hpsv3": ("hpsv3", "MizzenAI/HPSv3"),
+    "pickscore": ("pickscore", "yuvalkirstain/PickScore_v1"),
 }
-"""What a metric of a standard name is measured by; another model's numbers are not comparable."""
+"""The type and the model of a metric of a standard name; another's numbers, or with options, are not comparable."""
 
 _UNO_TABLE_1: Final = "UNO, Table 1 (arXiv 2504.02160v1)"
 _CUSTOMIZED_GRPO_FIGURE: Final = (

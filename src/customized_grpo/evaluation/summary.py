@@ -100,7 +100,10 @@ def _over_runs(rows: Sequence[Row], column: str, unit: Unit, count: int) -> dict
 
 
 def build_summary(
-    protocol: str, rows: Mapping[str, Sequence[Row]], settings: Mapping[str, Any] | None = None
+    protocol: str,
+    rows: Mapping[str, Sequence[Row]],
+    settings: Mapping[str, Any] | None = None,
+    absent: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """What ``summary.json`` holds; see ``tables.summarize``."""
     rules = find_protocol(protocol)
@@ -112,6 +115,7 @@ def build_summary(
         "settings": dict(settings or {}),
         "departures": rules.departures(settings or {}),
         "rows": [{"name": name, "metrics": measured} for name, measured in metrics.items()],
+        "absent": dict(absent or {}),
         "differences": [],
         "published": [
             {

@@ -13,7 +13,11 @@ _UNITS: Final = {
 
 
 def summarize(
-    folder: Path, protocol: str, rows: Mapping[str, Sequence[Row]], settings: Mapping[str, Any] | None = None
+    folder: Path,
+    protocol: str,
+    rows: Mapping[str, Sequence[Row]],
+    settings: Mapping[str, Any] | None = None,
+    absent: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Write ``summary.json``, ``summary.md`` and ``summary.tex`` into ``folder``.
 
@@ -22,14 +26,16 @@ def summarize(
         protocol: name under which these numbers may be compared with others.
         rows: per-image rows by name. Where ``tuned`` is among them, it is compared with every other, ``base`` first.
         settings: how the images were made, by name; see ``Protocol.departures``.
+        absent: rows that one would look for in vain, and why.
 
     Returns:
         What ``summary.json`` holds: ``{"protocol", "unit", "settings", "departures", "rows": [{"name", "metrics"}],
-        "differences": [{"of", "to", "metrics"}], "published"}``, each metric ``{"mean", "low", "high", "n"}`` with 95 %
-        intervals over ``n`` units; that of a difference also has ``win_rate`` (over prompts). A metric that could not
-        be measured everywhere has ``excluded`` (a share), and one of several runs ``runs`` (their means) and ``std``.
+        "absent": {name: why}, "differences": [{"of", "to", "metrics"}], "published"}``, each metric
+        ``{"mean", "low", "high", "n"}`` with 95 % intervals over ``n`` units; that of a difference also has
+        ``win_rate`` (over prompts). A metric that could not be measured everywhere has ``excluded`` (a share), and one
+        of several runs ``runs`` (their means) and ``std``.
     """
-    summary = build_summary(protocol, rows, settings)
+    summary = build_summary(protocol, rows, settings, absent)
     write_json(folder / "summary.json", summary)
     write_atomically(folder / "summary.md", markdown(summary))
     write_atomically(folder / "summary.tex", latex(summary))
@@ -57,6 +63,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
         )
     if departures:
         found.append(f"Not comparable with published numbers: {', '.join(departures)}.")
+    found += [f"There is no row {name}: {reason}." for name, reason in summary.get("absent", {}).items()]
     for row in summary["rows"]:
         for column, value in row["metrics"].items():
             if "runs" in value:
@@ -105,7 +112,11 @@ def markdown(summary: Mapping[str, Any]) -> str:
         lines += [
             "",
             "Made with "
-            + _cell(", ".join(f"{name} {value}" for name, value in settings.items() if name != "metrics"))
+            + _cell(
+                ", ".join(
+                    f"{name} {value}" for name, value in settings.items() if not name.startswith("metric")
+                )
+            )
             + ".",
         ]
     return "\n".join(lines) + "\n"

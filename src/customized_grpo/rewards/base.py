@@ -29,6 +29,9 @@ class RewardConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    transport: ClassVar[frozenset[str]] = frozenset()
+    """Fields that say how it is computed or reached and not what it is: an answer stays one whatever they are."""
+
     type: str
     axis: str = Field(default="", description="which axis it feeds: prompt or identity")
     weight: float = Field(default=1.0, gt=0.0, description="share inside its axis")
@@ -45,6 +48,11 @@ def costs(specs: Mapping[str, BaseModel], images: Mapping[str, int]) -> dict[str
         for name, spec in specs.items()
         if isinstance(spec, RewardConfig) and (said := spec.cost(images[name]))
     }
+
+
+def transport_of(spec: BaseModel) -> frozenset[str]:
+    """The fields of a reward's or metric's section that change none of its values."""
+    return spec.transport if isinstance(spec, RewardConfig) else frozenset()
 
 
 class Reward(ABC):

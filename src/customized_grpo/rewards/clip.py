@@ -5,7 +5,7 @@ for subject-driven generation: no prefix before the prompt, no factor of 2.5, no
 """
 
 from collections.abc import Sequence
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float, UInt8
@@ -34,6 +34,7 @@ from customized_grpo.types import Example
 class ClipConfig(RewardConfig):
     """What both CLIP rewards are told."""
 
+    transport: ClassVar[frozenset[str]] = frozenset({"batch_size"})
     model: str = Field(
         default="openai/clip-vit-large-patch14", description="hub id, folder, 'mini' or 'mini-judge'"
     )

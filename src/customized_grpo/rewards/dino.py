@@ -8,7 +8,7 @@ compares subjects cut out of their pictures, and ``copy_penalty`` takes points o
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self, final
+from typing import Annotated, ClassVar, Literal, Self, final
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -45,6 +45,7 @@ class Dino(Reward):
     class Config(RewardConfig):
         """A reward's section with ``type: dino``."""
 
+        transport: ClassVar[frozenset[str]] = frozenset({"batch_size"})
         model: str = Field(
             default="facebook/dinov2-base",
             description="DINOv2, DINOv3 or the original DINO: hub id, folder, 'mini' or 'mini-judge'",

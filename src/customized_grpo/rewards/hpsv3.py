@@ -10,7 +10,7 @@ reward token; every weight must be found.
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, ClassVar, Final, final
 
 import torch
 from accelerate import init_empty_weights
@@ -46,6 +46,7 @@ class HPSv3(Reward):
     class Config(RewardConfig):
         """A reward's section with ``type: hpsv3``."""
 
+        transport: ClassVar[frozenset[str]] = frozenset({"batch_size"})
         model: str = Field(
             default="Qwen/Qwen2-VL-7B-Instruct",
             description="hub id or folder of configuration, tokenizer and image processor; its weights aren't read",

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
-from typing import Annotated, Any, Final, TypeVar, final
+from typing import Annotated, Any, ClassVar, Final, TypeVar, final
 from urllib.parse import urlsplit
 
 import httpx2
@@ -70,6 +70,10 @@ class Remote(AsyncGroupReward):
     @final
     class Config(RewardConfig):
         """A reward's section with ``type: remote``."""
+
+        transport: ClassVar[frozenset[str]] = frozenset(
+            ("urls", "token_env", "timeout_s", "retries", "wait_s")
+        )
 
         urls: tuple[Annotated[str, AfterValidator(_server)], ...] = Field(
             min_length=1,

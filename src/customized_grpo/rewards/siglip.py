@@ -6,7 +6,7 @@ that changes nothing.
 """
 
 from collections.abc import Sequence
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float, UInt8
@@ -38,6 +38,7 @@ class Siglip(Reward):
     class Config(RewardConfig):
         """A reward's section with ``type: siglip``."""
 
+        transport: ClassVar[frozenset[str]] = frozenset({"batch_size"})
         model: str = Field(default="google/siglip2-base-patch16-224", description="hub id or folder")
         batch_size: PositiveInt = Field(default=32, description="images in one forward")
         dtype: DtypeName = "float32"

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 from pathlib import Path
-from typing import Any, Final, Self, final
+from typing import Any, ClassVar, Final, Self, final
 
 import torch
 from PIL import Image as PILImage
@@ -36,6 +36,11 @@ class Vlm(AsyncReward):
     @final
     class Config(RewardConfig, Endpoint):
         """A reward's section with ``type: vlm``."""
+
+        transport: ClassVar[frozenset[str]] = frozenset(
+            {"base_url", "key_env", "concurrency", "timeout_s", "deadline_s", "retries"}
+            | {"cache", "budget_requests", "budget_tokens", "image_tokens"}
+        )
 
         preset: Preset = Field(default="gpt-4o", description="where the defaults of the endpoint come from")
         rubric: RubricName = Field(description="what is judged; several are several rewards")

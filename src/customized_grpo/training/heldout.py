@@ -1,21 +1,22 @@
 """Evaluation during training: held-out data, at fixed seeds, by metrics that are not the training rewards."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel
 
-from customized_grpo.config import Recipe
+from customized_grpo.config import AXES, Recipe
 from customized_grpo.evaluation.costs import evaluations, of_evaluation, of_training
 from customized_grpo.evaluation.evaluator import (
     evaluate_policy,
     noise_levels,
     num_examples,
-    settings_of,
 )
 from customized_grpo.evaluation.folders import read_runs
 from customized_grpo.evaluation.items import Site
+from customized_grpo.evaluation.settings import settings_of
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.evaluation.tables import summarize
 from customized_grpo.training import engine
@@ -66,10 +67,25 @@ def _idle(parts: Parts, held: Evaluation) -> None:
     parts.policy.velocity(x, parts.sigmas[0], held.encode(held.dataset[0]))
 
 
+def warn(parts: Parts, done: int, say: Callable[[str], None]) -> None:
+    """Say, on the main process, what the evaluation after ``done`` steps gives to worry about."""
+    if parts.accelerator.is_main_process:
+        for warning in warnings(parts.folder, done):
+            say(warning)
+
+
 def warnings(folder: Path, done: int) -> list[str]:
-    """What the evaluation after ``done`` steps of a run, just logged, gives to worry about."""
+    """What the evaluation after ``done`` steps of a run, just logged, gives to worry about.
+
+    After the first one also which axes no held-out column stands for: only now are a metric's columns known.
+    """
     (run,) = read_runs([folder], metrics="reward/")
-    return [str(suspicion) for suspicion in run.suspicions(until=done)]
+    unwatched = [axis for axis in AXES if done == 0 and run.axis_column(axis) is None]
+    return [str(suspicion) for suspicion in run.suspicions(until=done)] + [
+        f"no held-out metric stands for the axis {axis}, so reward hacking on it can't show; "
+        f"give one of evaluate.metrics 'axis: {axis}'"
+        for axis in unwatched
+    ]
 
 
 def notices(parts: Parts) -> list[str]:
@@ -83,12 +99,12 @@ def notices(parts: Parts) -> list[str]:
 
 
 def blind_spots(recipe: Recipe) -> list[str]:
-    """Held-out metrics that are training rewards themselves: they can't show that these rewards are gamed."""
+    """Held-out metrics by a model that training is rewarded by: they can't show that this model is gamed."""
     if recipe.evaluate is None or not recipe.train.evaluate_every:
         return []
     rewards = [_scored_by(spec) for spec in recipe.rewards.values()]
     return [
-        f"evaluate.metrics.{name} is a training reward too, so it can't show reward hacking; "
+        f"evaluate.metrics.{name} is scored by the model of a training reward, so it can't show reward hacking; "
         "add a judge that training never sees"
         for name, spec in recipe.evaluate.metrics.items()
         if _scored_by(spec) in rewards
@@ -96,7 +112,8 @@ def blind_spots(recipe: Recipe) -> list[str]:
 
 
 def _scored_by(spec: BaseModel) -> dict[str, Any]:
-    return spec.model_dump(exclude={"axis", "weight", "batch_size"})
+    """The model behind a metric, whatever its precision, crops or rubric; of a server the reward that it is asked."""
+    return spec.model_dump(include={"type", "model", "reward"})
 
 
 def is_due(parts: Parts, done: int) -> bool:

@@ -86,6 +86,7 @@ class Trainer:
             log.say(notice)
         if heldout.is_owed(parts, start):
             log.write(start, heldout.evaluate(parts, start), f"evaluated after step {start}")
+            heldout.warn(parts, start, log.say)
         for step in range(start, settings.steps):
             metrics = self.step(step)
             done = step + 1
@@ -101,9 +102,8 @@ class Trainer:
             news = parts.progress.drain_news() + parts.scorer.drain_news()
             for text in news + self.watch.warnings(metrics):
                 log.say(f"step {done}: {text}")
-            if evaluating and parts.accelerator.is_main_process:
-                for warning in heldout.warnings(parts.folder, done):
-                    log.say(warning)
+            if evaluating:
+                heldout.warn(parts, done, log.say)
             if saving:
                 save(parts, done)
             if stopping:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from customized_grpo.data import archive
 from customized_grpo.data.archive import ArchiveError, names, unpack
@@ -133,6 +134,17 @@ def test_unpacks_what_is_placed_and_goes_on_where_it_stopped(tmp_path: Path) -> 
     assert unpack(path, tmp_path / "out", place) == 1
     assert (tmp_path / "out/1/1.png").read_bytes() == b"one"
     assert unpack(path, tmp_path / "out", place) == 0
+
+
+def test_what_an_archive_holds_stays_as_it_is_with_its_exif(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0110] = "a camera"
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
+    content = (tmp_path / "a.jpg").read_bytes()
+    unpack(write(tmp_path / "x.zip", ("a.jpg", content)), tmp_path / "out", same)
+    assert (tmp_path / "out/a.jpg").read_bytes() == content
+    with Image.open(tmp_path / "out/a.jpg") as image:
+        assert image.getexif()[0x0110] == "a camera"
 
 
 def test_a_file_that_is_no_archive(tmp_path: Path) -> None:

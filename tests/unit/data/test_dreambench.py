@@ -1,13 +1,23 @@
 """DreamBench's lists: against the public lists where the data are, and the rules of their making on a small copy."""
 
+import hashlib
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from customized_grpo.data.base import Dataset
-from customized_grpo.data.dreambench import DreamBench, multi_list, read_templates, single_list
+from customized_grpo.data.dreambench import (
+    _REFERENCE,
+    DreamBench,
+    Prompt,
+    Templates,
+    multi_list,
+    read_templates,
+    single_list,
+)
 from dreambench_folder import CHOSEN, CLASSES, SHARED, make_dreambench, prompts_and_classes
 
 real = pytest.mark.skipif(not SHARED.is_dir(), reason="DreamBench is not at ../shared/data/dreambench")
@@ -35,6 +45,55 @@ def test_the_lists_are_the_public_ones(name: str, key: str) -> None:
     assert [[f"dataset/{path}" for path in one.references] for one in ours] == references
     classes = [[row["class_name"]] if "class_name" in row else row["class_names"] for row in public]
     assert [list(one.classes) for one in ours] == classes
+
+
+def digest(prompts: Sequence[Prompt]) -> str:
+    lines = [[one.id, one.prompt, one.subjects, one.classes, one.references] for one in prompts]
+    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+
+
+def templates_of_all() -> Templates:
+    """30 subjects with 25 prompts in words of our own, for the public ones are in the data set alone."""
+    subjects = sorted(_REFERENCE)
+    classes = {name: name.rstrip("0123456789").replace("_", " ") for name in subjects}
+    scenes = [f"a {{}} in place {number}" for number in range(10)]
+    attributes = [f"a {word} {{}}" for word in ("red", "old", "big", "wet", "new")]
+    return Templates(
+        classes,
+        *(
+            [*scenes, *(f"a {{}} {more} {n}" for n in range(10)), *attributes]
+            for more in ("floating", "wearing hat")
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "sha256"),
+    [
+        (single_list, "51321e6d6f53f89388e831b3420260a67b83054a6140f019e231e1889220e22c"),
+        (multi_list, "23413aaadc7f42778318b2d31b1cf8c22ad7d9b361dc6f1d04274998943cef45"),
+    ],
+)
+def test_order_references_pairs_and_wording_of_both_lists_are_pinned(
+    make: Callable[[Templates], list[Prompt]], sha256: str
+) -> None:
+    """Held to the public lists above, where these are; here wherever the tests run."""
+    prompts = make(templates_of_all())
+    assert len(prompts) == 750
+    assert digest(prompts) == sha256
+
+
+@real
+@pytest.mark.parametrize(
+    ("make", "sha256"),
+    [
+        (single_list, "2ca497a1c926019e349f2aceec35cde17915d3f7bcc7a7c58dc966975214cebd"),
+        (multi_list, "700347bac6b5fdaf069745dc26fbd61dc2fc3ba3cad1dd0586feb8e67d10de6d"),
+    ],
+)
+def test_the_public_lists_are_pinned(make: Callable[[Templates], list[Prompt]], sha256: str) -> None:
+    text = (SHARED / "dataset" / "prompts_and_classes.txt").read_text(encoding="utf-8")
+    assert digest(make(read_templates(text))) == sha256
 
 
 @real

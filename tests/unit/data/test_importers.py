@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 from customized_grpo import registry
 from customized_grpo.data.importers.base import Draft, SourceError
 from customized_grpo.data.importers.dreambench import DreamBench
-from customized_grpo.data.importers.hub import Subjects200K, halves
+from customized_grpo.data.importers.hub import Subjects200K, _read, halves
 from customized_grpo.data.importers.json_array import json_objects
 from customized_grpo.data.importers.writer import Options, Report, import_data
 from customized_grpo.data.manifest import ManifestDataset
@@ -85,17 +86,22 @@ def test_syncd_scores_are_needed_and_looked_at(tmp_path: Path) -> None:
     assert "scores can't be read" in rejected(tmp_path / "out")[0]["reason"]
 
 
-def test_syncd_from_its_archives(tmp_path: Path) -> None:
-    syncd(tmp_path / "made")
-    source = tmp_path / "syncd"
+def archived(made: Path, source: Path) -> Path:
+    """The same set as its download has it: an archive for each object, the second one wrapped in a folder."""
     source.mkdir()
-    (source / "metadata.json").write_bytes((tmp_path / "made/metadata.json").read_bytes())
+    (source / "metadata.json").write_bytes((made / "metadata.json").read_bytes())
     for number, name in enumerate(("17", "18"), start=1):
         with zipfile.ZipFile(source / f"archive_{number}.zip", "w") as file:
-            for path in sorted((tmp_path / "made" / name).rglob("*.*")):
+            for path in sorted((made / name).rglob("*.*")):
                 wrap = "archive_2/" if number == 2 else ""
-                file.write(path, wrap + path.relative_to(tmp_path / "made").as_posix())
+                file.write(path, wrap + path.relative_to(made).as_posix())
             file.writestr("readme.txt", "not wanted")
+    return source
+
+
+def test_syncd_from_its_archives(tmp_path: Path) -> None:
+    syncd(tmp_path / "made")
+    source = archived(tmp_path / "made", tmp_path / "syncd")
     report = run("syncd", source, tmp_path / "out")
     assert (report.rows, report.images) == (12, 6)
     rows = read(tmp_path / "out")
@@ -121,16 +127,26 @@ def test_syncd_with_an_unsafe_archive_writes_nothing(tmp_path: Path) -> None:
         ({"filenames": ["17/0.png"], "prompts": ["one"]}, "has 1 views"),
         ({"prompts": ["one"]}, "3 filenames but 1 prompts"),
         ({"filenames": "17/0.png"}, "filenames: given '17/0.png'; it must be a list"),
+        ({"filenames": None}, "filenames: given None; it must be a list"),
+        ({"filenames": 5}, "filenames: given 5; it must be a list"),
+        ({"filenames": ["17/0.png", None, "17/2.png"]}, "filenames: given ['17/0.png', None, '17/2.png']"),
+        ({"filenames": [["17/0.png"], {}, "17/2.png"]}, "filenames: given [['17/0.png'], {}, '17/2.png']"),
         ({"prompts": ["a", None, "b"]}, "prompts: given"),
         ({"filenames": ["../../../etc/passwd", "17/1.png", "17/2.png"]}, "is outside"),
         ({"filenames": ["17/0.png", "17/1.png", "17/9.png"]}, "no such file"),
     ],
 )
-def test_a_bad_object_costs_itself_alone(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
-    entries = syncd(tmp_path / "syncd")
+@pytest.mark.parametrize("form", ["folder", "archives"])
+def test_a_bad_object_costs_itself_alone(
+    tmp_path: Path, change: dict[str, Any], reason: str, form: str
+) -> None:
+    source = tmp_path / "made"
+    entries = syncd(source)
     entries[0] |= change
-    (tmp_path / "syncd/metadata.json").write_text(json.dumps(entries))
-    report = run("syncd", tmp_path / "syncd", tmp_path / "out")
+    (source / "metadata.json").write_text(json.dumps(entries))
+    if form == "archives":
+        source = archived(source, tmp_path / "syncd")
+    report = run("syncd", source, tmp_path / "out")
     assert reason in rejected(tmp_path / "out")[0]["reason"]
     assert sum("syncd-18" in row["id"] for row in read(tmp_path / "out")) == 6
     assert report.rows + report.rejected >= 7
@@ -438,6 +454,21 @@ def test_a_hub_set_needs_the_library_or_a_real_source(
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(SourceError, match=r"pip install 'customized-grpo\[hub\]'"):
         run("hub", Path("some/set"), tmp_path)
+
+
+def test_a_hub_set_that_breaks_off_is_the_source_s_error() -> None:
+    """Whatever of a dozen types the libraries beneath it raise while records are fetched."""
+
+    def table() -> Iterator[dict[str, Any]]:
+        yield {"prompt": "a"}
+        raise ConnectionResetError("by peer")
+
+    records = _read("some/set", table())
+    assert next(records) == {"prompt": "a"}
+    with pytest.raises(
+        SourceError, match=r"some/set: reading broke off after record 1: ConnectionResetError: by"
+    ):
+        next(records)
 
 
 # --- JSON

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from layouts import draw, read, rejected
 from PIL import Image
 
 from customized_grpo.data import inspection
-from customized_grpo.data.importers.base import Draft, Importer, Item, Rejected, Skipped
+from customized_grpo.data.importers.base import Draft, Importer, Item, Rejected, Skipped, SourceError
 from customized_grpo.data.importers.writer import Options, _Writer, import_data
 from customized_grpo.data.manifest import ManifestDataset, Row
 
 ITEMS: list[Any] = []
+ITEMS_OF: list[Iterator[Any]] = []
+"""What comes after them."""
 
 
 class Fixed(Importer):
@@ -24,7 +27,7 @@ class Fixed(Importer):
 
     def __call__(self, source: str, out: Path) -> Iterator[Item]:
         root = Path(source)
-        for item in ITEMS:
+        for item in chain(ITEMS, *ITEMS_OF):
             yield draft(root, **item) if isinstance(item, dict) else item
 
 
@@ -44,6 +47,7 @@ def draft(root: Path, **fields: Any) -> Draft:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
+    ITEMS_OF.clear()
     folder = tmp_path / "source"
     for name, colour in (("a.png", "red"), ("sub/b.png", "blue"), ("t.png", "green")):
         draw(folder / name, colour)
@@ -143,6 +147,39 @@ def test_noisy_prompts_can_be_dropped(source: Path, tmp_path: Path) -> None:
     assert (report.rows, report.prompts.noisy, dict(report.prompts.problems)) == (2, 1, {"lost-word": 1})
     assert run(source, tmp_path / "dropped", *items, noisy="drop").rows == 1
     assert rejected(tmp_path / "dropped")[0]["reason"] == "prompt: lost-word: a -out bag"
+
+
+def test_a_limit_takes_no_item_that_can_not_become_a_row(source: Path, tmp_path: Path) -> None:
+    """An item of a streamed set is a download."""
+    taken = []
+
+    def endless() -> Iterator[Any]:
+        for number in range(10_000):
+            taken.append(number)
+            yield Skipped("odd") if number % 2 else {"id": f"{number}"}
+
+    ITEMS_OF[:] = [endless()]
+    report = run(source, tmp_path / "out", limit=4)
+    assert (report.rows, report.skipped) == (4, {"odd": 3})
+    assert taken == list(range(7))
+
+
+def test_a_source_that_breaks_off_says_what_came_before(source: Path, tmp_path: Path) -> None:
+    def breaking() -> Iterator[Any]:
+        yield {"id": "a"}
+        yield Rejected("b", "no prompt")
+        yield {"id": "c"}
+        raise SourceError("the hub: ConnectionError: gone")
+
+    ITEMS_OF[:] = [breaking()]
+    with pytest.raises(
+        SourceError, match=r"^the hub: .*: gone; 2 rows came before, '--limit 2' imports them$"
+    ):
+        run(source, tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.jsonl").exists(), "it is whole or absent"
+    ITEMS_OF[:] = [breaking()]
+    assert run(source, tmp_path / "out", limit=2).rows == 2
+    assert [row["id"] for row in read(tmp_path / "out")] == ["a", "c"]
 
 
 def test_a_limit_counts_rows(source: Path, tmp_path: Path) -> None:

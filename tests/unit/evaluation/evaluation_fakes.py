@@ -134,6 +134,31 @@ class Down(AsyncReward):
 
 
 @final
+class Unsure(AsyncReward):
+    """A judge that fails so often about some examples, and then answers 0.5."""
+
+    @final
+    class Config(RewardConfig):
+        transport: ClassVar[frozenset[str]] = frozenset(("url", "patience_s"))
+        url: str = ""
+        patience_s: int = 0
+        rubric: str = "likeness"
+
+    asked: ClassVar[list[str]] = []
+    failing: ClassVar[dict[str, int]] = {}
+
+    def __init__(self, config: Any, *, device: torch.device) -> None:
+        self.device = device
+
+    async def __call__(self, example: Example, image: Image.Image) -> float:
+        Unsure.asked.append(example.key)
+        if Unsure.failing.get(example.key, 0) > 0:
+            Unsure.failing[example.key] -= 1
+            raise TimeoutError
+        return 0.5
+
+
+@final
 class Moody(Metric):
     """A judge whose answer depends on the run, and which fails on red images in its second one."""
 

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from evaluation_fakes import Channels, TinyData, TinyPolicy
+from evaluation_fakes import Channels, TinyData, TinyPolicy, Unsure
 from PIL import Image
 
+from customized_grpo import registry
 from customized_grpo.config import Evaluate, EvaluateRecipe, EvaluateSampling
 from customized_grpo.evaluation.baselines import reference_copy
 from customized_grpo.evaluation.evaluator import evaluate, evaluate_policy, noise_levels
@@ -266,6 +267,7 @@ def test_command_writes_summary_and_recipe(tmp_path: Path) -> None:
     assert values["low"] < values["mean"] < values["high"]
     assert values["n"] == 7
     assert "evaluation_fakes:TinyPolicy" in (folder / "config.yaml").read_text()
+    assert "'axis: identity'" in summary["absent"]["real_photos"]
     copies = summary["rows"][0]["metrics"]["red"]["mean"]
     assert "red" in (folder / "report.html").read_text()
     assert math.isclose(copies, np.mean([30 * i for i in range(7)]) / 255, abs_tol=1e-6)
@@ -294,6 +296,64 @@ def test_new_metrics_score_the_images_that_are_there(run: Run, tmp_path: Path) -
     assert [row["values"]["red"] for row in again] == [row["values"]["red"] for row in first]
     fresh = run(folder=tmp_path / "fresh", spec={"save_images": 7, "metrics": more})
     assert [row["values"] for row in again] == [row["values"] for row in fresh]
+
+
+def test_a_judge_s_failed_answers_are_asked_for_again_and_no_others(run: Run) -> None:
+    metrics = {"unsure": {"type": "evaluation_fakes:Unsure"}, "sure": {"type": "evaluation_fakes:Unsure"}}
+    spec = {
+        "metrics": metrics | {"channels": {"type": "evaluation_fakes:Channels"}},
+        "runs": {"unsure": 2},
+        "products": {"square": ["unsure", "unsure"]},
+        "images_per_prompt": 1,
+        "save_images": 7,
+    }
+    Unsure.failing = {"example-1": 1}  # the first question about it, by either of the two
+    Unsure.asked.clear()
+    first = run(spec=spec)
+    assert len(Unsure.asked) == 7 * 3
+    assert first[1]["runs"]["unsure"] == [None, 0.5]
+    final = run(spec=spec | {"retry_failed": False})
+    assert plain(final) == plain(first), "asked for once, and it counts for no other row"
+    Unsure.asked.clear()
+    policy = TinyPolicy()
+    again = run(spec=spec, policy=policy)
+    assert Unsure.asked == ["example-1"] * 2, "both runs of the metric that failed, and nothing else"
+    assert policy.velocities == 0
+    assert again[1]["values"] == first[1]["values"] | {"unsure": 0.5, "square": 0.25}
+    assert [row for row in again if row["index"] != 1] == [row for row in first if row["index"] != 1]
+    assert {row["values"]["blue"] is None for row in again} == {True, False}, "a local model's null is final"
+    Unsure.asked.clear()
+    assert plain(run(spec=spec)) == plain(again)
+    assert Unsure.asked == []
+
+
+def test_how_a_judge_is_reached_changes_no_row(run: Run) -> None:
+    def spec(**options: Any) -> dict[str, Any]:
+        return {"metrics": {"unsure": {"type": "evaluation_fakes:Unsure"} | options}}
+
+    Unsure.failing = {}
+    first = run(spec=spec())
+    Unsure.asked.clear()
+    assert plain(run(spec=spec(url="http://elsewhere", patience_s=9))) == plain(first)
+    assert Unsure.asked == []
+    run(spec=spec(rubric="another"))
+    assert len(Unsure.asked) == 7 * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        (
+            "vlm",
+            {"base_url", "budget_requests", "cache", "concurrency", "timeout_s", "deadline_s", "retries"},
+        ),
+        ("remote", {"urls", "timeout_s", "wait_s"}),
+        *((name, {"batch_size"}) for name in ("dino", "clip_t", "clip_i", "siglip", "pickscore", "hpsv3")),
+    ],
+)
+def test_what_is_named_as_transport_is_a_field(name: str, fields: set[str]) -> None:
+    config: Any = registry.config_model(registry.resolve("rewards", name))
+    assert fields <= config.transport <= config.model_fields.keys()
 
 
 def test_new_weights_are_not_scored_by_old_images(run: Run) -> None:

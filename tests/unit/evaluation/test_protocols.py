@@ -1,5 +1,6 @@
 """What a protocol's name promises, the baselines that stand beside, and that a photo is encoded once."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,16 +11,20 @@ import pytest
 import torch
 from PIL import Image
 
-from customized_grpo.config import Evaluate
+from customized_grpo.config import Evaluate, EvaluateRecipe
+from customized_grpo.data import originals
 from customized_grpo.data.dreambench import DreamBench
 from customized_grpo.evaluation.baselines import RealPhotos, identity_metrics, reference_copy
 from customized_grpo.evaluation.metrics import build_metrics, score
 from customized_grpo.evaluation.protocols import PROTOCOLS, find_protocol
+from customized_grpo.evaluation.settings import settings_of
 from customized_grpo.evaluation.summary import build_summary, column_means, groups_of
+from customized_grpo.evaluation.tables import markdown, notes
 from customized_grpo.rewards.clip import ClipI, ClipT
 from customized_grpo.rewards.dino import Dino
 from customized_grpo.rewards.vision import VisionEncoder
 from customized_grpo.types import Example
+from dreambench_evaluation import evaluation
 from dreambench_folder import SHARED, make_dreambench
 from tiny_rewards import save_clip, save_dino
 
@@ -127,6 +132,22 @@ def test_real_photos_are_of_the_subjects_evaluated_and_of_one_subject(root: Path
     assert len(RealPhotos(pairs, len(pairs), find_protocol("dreambench-multi/uno-all-references"))) == 0
 
 
+def test_it_is_said_why_there_are_no_real_photos(root: Path) -> None:
+    def absent(data: Any, name: str = ALL) -> str:
+        return RealPhotos(data, len(data), find_protocol(name)).absent
+
+    assert absent(load(root)) == absent(load(root), INPUT) == ""
+    assert "no photo shows their subjects together" in absent(load(root, prompts="multi"))
+    without = [replace(load(root)[0], extra={"subject_id": "backpack"})]
+    assert "no example has two photos of its subject" in absent(without)
+    reason = {"real_photos": absent(without)}
+    summary = build_summary("heldout", {"base": [row("a", "a", 1.0)]}, {}, reason)
+    assert summary["absent"] == reason
+    assert f"There is no row real_photos: {reason['real_photos']}." in notes(summary)
+    assert "There is no row" in markdown(summary)
+    assert not [one for one in notes(build_summary("heldout", {})) if "no row" in one]
+
+
 def test_real_photos_get_the_identity_metrics_alone(root: Path) -> None:
     sections = specs(root)
     assert list(identity_metrics(build_metrics(sections, CPU), sections)) == ["dino", "clip_i"]
@@ -220,3 +241,60 @@ def test_published_numbers_stand_beside_their_own_protocol_and_what_departs_is_s
         "examples is 64, not 750",
         "dino_vits16 is measured by mini, not facebook/dino-vits16",
     ]
+
+
+@pytest.mark.parametrize(
+    ("change", "departures"),
+    [
+        ({}, []),
+        ({"axis": "prompt", "weight": 2.0, "batch_size": 7}, []),
+        ({"dtype": "bfloat16"}, ["dino_vits16 has dtype bfloat16"]),
+        (
+            {"segment": "reference", "missing_mask": "skip"},
+            ["dino_vits16 has segment reference", "dino_vits16 has missing_mask skip"],
+        ),
+        ({"type": "clip_i", "model": "facebook/dino-vits16"}, ["dino_vits16 is not of type dino"]),
+    ],
+)
+def test_options_of_a_metric_are_a_departure(
+    root: Path, change: dict[str, Any], departures: list[str]
+) -> None:
+    metric = {"type": "dino", "axis": "identity", "model": "facebook/dino-vits16"} | change
+    found = PROTOCOLS[ALL].departures(settings_of_metrics(root, {"dino_vits16": metric}))
+    assert [one for one in found if one.startswith("dino")] == departures
+
+
+def settings_of_metrics(root: Path, metrics: dict[str, Any], **data: Any) -> dict[str, Any]:
+    recipe = EvaluateRecipe.model_validate(evaluation(root, root, root))
+    section = {"data": {"type": "dreambench", "path": str(root)} | data, "metrics": metrics}
+    return settings_of(recipe.policy, recipe.sampling, Evaluate.model_validate(section), 750)
+
+
+def test_other_photos_and_other_data_are_a_departure(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = {"dino": {"type": "dino", "model": "x"}}
+    for name in PROTOCOLS:
+        said = PROTOCOLS[name].departures(settings_of_metrics(root, metrics))
+        scaled = [one for one in said if one.startswith("photos is other files (158 of 158), not original")]
+        assert len(scaled) == name.startswith(("dreambench/", "dreambench-multi/"))
+    with monkeypatch.context() as patch:
+        patch.setattr(originals, "_has_size", lambda file, size: True)
+        said = PROTOCOLS[ALL].departures(settings_of_metrics(root, metrics))
+        assert not [one for one in said if one.startswith(("photos", "data"))]
+    mini = Evaluate.model_validate({"data": {"type": "mini"}, "metrics": metrics})
+    recipe = EvaluateRecipe.model_validate(evaluation(root, root, root))
+    said = PROTOCOLS[ALL].departures(settings_of(recipe.policy, recipe.sampling, mini, 750))
+    assert "data is mini, not dreambench" in said
+
+
+def test_the_size_in_bytes_tells_a_photo_from_a_scaled_one(root: Path) -> None:
+    facts = json.loads((Path(originals.__file__).parent / "facts" / "dreambench.json").read_text())["files"]
+    name = "dataset/backpack/00.jpg"
+    size, _ = facts[name]
+    photo = root / name
+    before = photo.read_bytes()
+    try:
+        photo.write_bytes(before + bytes(size - len(before)))
+        assert originals.photos(str(root)) == "other files (157 of 158)"
+        assert originals.photos(str(root / "dataset")) == "other files (157 of 158)"
+    finally:
+        photo.write_bytes(before)

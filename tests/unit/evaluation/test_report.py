@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from run_folder import evaluation_rows, make_run, write_rows
 
 from customized_grpo.evaluation.report import write_report
@@ -200,6 +201,35 @@ def test_an_evaluation_without_training_is_a_report(tmp_path: Path) -> None:
     assert "No metrics.jsonl" in text
     assert '<section id="plane"' in text
     assert "Random" in text
+
+
+def test_there_is_a_plane_for_every_metric_of_the_prompt(tmp_path: Path) -> None:
+    """The paper's own points are of identity by DINO and HPSv3, which stands last in the recipe."""
+    from customized_grpo.evaluation.protocols import PROTOCOLS
+    from customized_grpo.evaluation.tables import summarize
+
+    protocol, folder = "dreambench/uno-all-references", tmp_path / "eval" / "evaluation"
+    axes = {"dino_vits16": "identity", "clip_t_vitb32": "prompt", "hpsv3": "prompt"}
+    rows = {}
+    for name, quality in (("base", 0.0), ("tuned", 1.0)):
+        rows[name] = [
+            row | {"values": {column: row["values"]["prompt_accuracy"] for column in axes}}
+            for row in evaluation_rows(folder, name, quality, 6, save=False)
+        ]
+        write_rows(folder, name, rows[name])
+    metrics = {column: {"type": column, "axis": axis} for column, axis in axes.items()}
+    recipe = {"evaluate": {"protocol": protocol, "metrics": metrics}}
+    (tmp_path / "eval" / "config.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    summarize(folder, protocol, rows, dict(PROTOCOLS[protocol].canonical))
+    text = write_report([tmp_path / "eval"]).read_text()
+    section = text[text.index('<section id="plane"') :]
+    first, second = section[: section.index("</section>")].split("<figure")[1:]
+    assert "Path of each run as (dino vits16, clip t vitb32)" in first
+    assert "Path of each run as (dino vits16, hpsv3)" in second
+    assert "Customized-GRPO" in second
+    assert "Customized-GRPO" not in first
+    parsed = Page(text)
+    assert len(parsed.ids) == len(set(parsed.ids))
 
 
 @pytest.mark.parametrize("damage", ["[1, 2", "[]", '{"rows": 3}', '{"rows": [1], "differences": []}', "null"])

@@ -17,7 +17,7 @@ def test_summary_has_the_documented_form(tmp_path: Path) -> None:
     summary = summarize(tmp_path, "heldout", rows)
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert summary.keys() == {
-        "protocol", "unit", "settings", "departures", "rows", "differences", "published"
+        "protocol", "unit", "settings", "departures", "rows", "absent", "differences", "published"
     }  # fmt: skip
     assert summary["protocol"] == "heldout"
     assert [row["name"] for row in summary["rows"]] == ["copy_reference", "base", "tuned"]

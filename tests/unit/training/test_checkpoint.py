@@ -1,5 +1,6 @@
 """A checkpoint is complete or absent: atomic writing, verification, fallback, retention, optimizer state."""
 
+import errno
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from customized_grpo.training import checkpoint
 from customized_grpo.training.checkpoint import (
     CheckpointError,
     SaveError,
@@ -201,6 +203,50 @@ def test_a_full_disk_leaves_what_was_there_and_no_half(tmp_path: Path) -> None:
         assert check(save_checkpoint(disk / "checkpoints", 2, writer(), keep=2)) == 2  # there is room again
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("failing", ["tensors", "json", "manifest", "sync"])
+def test_a_disk_that_fills_up_anywhere_leaves_what_was_there_and_no_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """As a disk of 64 KiB does, for those who may mount none."""
+    folder = tmp_path / "checkpoints"
+
+    def write(aside: Path) -> None:
+        write_tensors(aside / "a.safetensors", {"a": torch.ones(4)})
+        write_json(aside / "a.json", {"a": 1})
+
+    first = save_checkpoint(folder, 1, write, keep=2)
+    write_text, save_file = Path.write_text, checkpoint.save_file
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def half_a_text(self: Path, text: str, *given: object) -> int:
+        if self.name == {"json": "a.json", "manifest": "manifest.json"}[failing]:
+            write_text(self, text[: len(text) // 2])
+            raise full
+        return write_text(self, text)
+
+    def half_a_file(tensors: object, path: Path) -> None:
+        save_file(tensors, path)
+        path.write_bytes(path.read_bytes()[:-4])
+        raise full
+
+    def no_sync(path: Path) -> None:
+        raise full
+
+    with monkeypatch.context() as patch:
+        match failing:
+            case "tensors":
+                patch.setattr(checkpoint, "save_file", half_a_file)
+            case "sync":
+                patch.setattr(checkpoint, "_sync", no_sync)
+            case _:
+                patch.setattr(Path, "write_text", half_a_text)
+        with pytest.raises(SaveError, match=r"No space left on device.*run\.resume=latest"):
+            save_checkpoint(folder, 2, write, keep=2)
+    assert [path.name for path in folder.iterdir()] == ["step-000001"]
+    assert check(first) == 1
+    assert check(save_checkpoint(folder, 2, write, keep=2)) == 2  # there is room again
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b"])

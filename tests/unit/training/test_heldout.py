@@ -9,6 +9,8 @@ import pytest
 
 from customized_grpo.config import Recipe
 from customized_grpo.training import heldout
+from customized_grpo.training.trainer import train
+from runs import make_tiny_world, tiny_recipe, with_evaluation
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))
 from run_folder import make_run
@@ -43,6 +45,9 @@ def test_it_looks_no_further_than_its_step(hacked: Path) -> None:
         ({"type": "runs:Brightness"}, True),
         ({"type": "runs:Brightness", "axis": "prompt", "weight": 0.5}, True),
         ({"type": "runs:Constant"}, False),
+        ({"type": "dino", "model": "some/dino"}, True),
+        ({"type": "dino", "model": "some/dino", "dtype": "bfloat16", "segment": "reference"}, True),
+        ({"type": "dino", "model": "another/dino"}, False),
     ],
 )
 def test_a_metric_that_is_the_reward_itself_is_pointed_at(metric: dict[str, Any], blind: bool) -> None:
@@ -54,6 +59,7 @@ def test_a_metric_that_is_the_reward_itself_is_pointed_at(metric: dict[str, Any]
             "rewards": {
                 "bright": {"type": "runs:Brightness", "axis": "prompt"},
                 "warm": {"type": "runs:Warmth", "axis": "identity"},
+                "dino": {"type": "dino", "model": "some/dino", "axis": "identity"},
             },
             "evaluate": {"data": {"type": "mini"}, "metrics": {"judge": metric}},
         }
@@ -61,3 +67,24 @@ def test_a_metric_that_is_the_reward_itself_is_pointed_at(metric: dict[str, Any]
     found = heldout.blind_spots(recipe)
     assert ["evaluate.metrics.judge" in one for one in found] == [True] * blind
     assert heldout.blind_spots(recipe.model_copy(update={"evaluate": None})) == []
+
+
+def test_training_says_what_an_evaluation_gives_to_worry_about(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A reward that grows with every call, its held-out twin that falls with every call, and an axis without one."""
+    world = make_tiny_world(tmp_path)
+    changes: dict[str, Any] = {
+        "rewards__bright": {"type": "runs:Rising", "axis": "prompt"},
+        **with_evaluation(world, 4),
+    }
+    changes["evaluate"]["metrics"] = {"judge": {"type": "runs:Falling", "axis": "prompt"}}
+    train(tiny_recipe(world, tmp_path / "run", train__group_size=2, sampling__steps=2, **changes))
+    said = capsys.readouterr().err
+    (first,) = [line for line in said.splitlines() if "no held-out metric stands for" in line]
+    assert "the axis identity, so reward hacking on it can't show" in first
+    assert "'axis: identity'" in first
+    (hacking,) = [line for line in said.splitlines() if "reward hacking?" in line]
+    assert "training reward 'bright' rose" in hacking
+    assert "'judge' fell by 2" in hacking
+    assert said.index(first) < said.index(hacking)

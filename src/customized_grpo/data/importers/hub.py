@@ -50,8 +50,7 @@ class _Hub(Importer):
                     table = table.cast_column(name, datasets.Image(decode=False))
         except Exception as error:  # of a dozen types; whatever it is, the set can't be read
             raise SourceError(f"{source}: can't be opened: {type(error).__name__}: {error}") from error
-        rows: Iterable[dict[str, Any]] = table
-        return rows
+        return _read(source, table)
 
 
 @final
@@ -154,6 +153,18 @@ class Hub(_Hub):
             target=files.get("target"),
             extra={} if self.subject_id is None else {"subject_id": str(record.get(self.subject_id))},
         )
+
+
+def _read(source: str, table: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The records of a set, which may be fetched while they are read."""
+    number = 0
+    try:
+        for number, record in enumerate(table, start=1):  # noqa: B007 - for the message
+            yield record
+    except Exception as error:  # a lost connection, a damaged file: of a dozen types
+        raise SourceError(
+            f"{source}: reading broke off after record {number}: {type(error).__name__}: {error}; try again"
+        ) from error
 
 
 def halves(size: tuple[int, int]) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:

@@ -8,6 +8,7 @@ beside the images as ``masks/<stem>.jpg``, one's own as ``<stem>_seg.png``. ``me
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, final
@@ -199,7 +200,10 @@ def _unpack(folder: Path, metadata: Path, out: Path) -> Path:
     archives = sorted(folder.glob("*.zip"))
     if not archives:
         return folder
-    wanted = {name for entry in json_objects(metadata) for name in entry.get("filenames", [])}
+    wanted: set[str] = set()
+    for entry in json_objects(metadata):
+        with suppress(ValueError):  # the object's own rejection says it
+            wanted.update(_views(entry)[0])
     named = [PurePosixPath(name) for name in wanted]
     wanted |= {str(name.parent / "masks" / f"{name.stem}.jpg") for name in named}
     wanted |= {str(name.parent / f"{name.stem}_seg.png") for name in named}

@@ -86,12 +86,9 @@ def import_data(
         writer = _Writer(
             Places(importer.root(source), out, options.images), options, look_all, manifest, rejected, report
         )
-        items = importer(source, out)
-        while batch := list(islice(items, _BATCH)):
+        for batch in _batches(importer(source, out), report, options.limit):
             writer.take(batch)
             progress(report)
-            if report.rows == options.limit:
-                break
         report.prompts = survey(writer.prompts)
         if not report.rows:
             first = "" if not writer.first_reason else f"; the first reason: {writer.first_reason}"
@@ -105,6 +102,32 @@ def import_data(
             json.dumps(facts | asdict(report), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
     return report
+
+
+def _batches(items: Iterator[Item], report: Report, limit: int | None) -> Iterator[list[Item]]:
+    """Items by the hundred, and never one more than can still become rows: a streamed item is a download.
+
+    Raises:
+        SourceError: the source broke off; it says what had come before.
+    """
+    while limit is None or report.rows < limit:
+        batch: list[Item] = []
+        broken: SourceError | None = None
+        try:
+            batch.extend(islice(items, _BATCH if limit is None else min(_BATCH, limit - report.rows)))
+        except SourceError as error:
+            broken = error
+        if batch:
+            yield batch
+        if broken is not None:
+            before = (
+                f"; {report.rows} rows came before, '--limit {report.rows}' imports them"
+                if report.rows
+                else ""
+            )
+            raise SourceError(f"{broken}{before}") from broken
+        if not batch:
+            return
 
 
 @final

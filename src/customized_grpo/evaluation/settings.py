@@ -1,0 +1,57 @@
+"""How an evaluation's images were made and measured, for the record: what a summary keeps as its ``settings``."""
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from customized_grpo import registry
+from customized_grpo.config import Evaluate, EvaluateSampling, Sampling
+from customized_grpo.data.dreambench import DreamBench
+from customized_grpo.data.originals import photos
+from customized_grpo.rewards.base import transport_of
+
+
+def settings_of(
+    policy: Any, sampling: EvaluateSampling | Sampling, spec: Evaluate, examples: int
+) -> dict[str, Any]:
+    """How images are made, for the record and for ``Protocol.departures``: a summary's ``settings``.
+
+    Args:
+        policy: the recipe's policy section; of it only what decides the pixels of a given model is kept.
+    """
+    drawn = policy.model_dump(
+        mode="json",
+        include={"type", "model", "height", "width", "guidance", "negative_prompt", "reference_size"},
+    )
+    base = policy.model_dump(mode="json", include={"transformer", "base_lora"}, exclude_none=True)
+    shape, steps = policy.latent_shape(), spec.steps or sampling.steps
+    shift = policy.shift(sampling.shift, tokens=shape[0], steps=steps) if shape else None
+    return {
+        **drawn,
+        **base,
+        "steps": steps,
+        "shift": round(shift.value, 3) if shift else sampling.shift,
+        "seed": spec.seed,
+        "images_per_prompt": spec.images_per_prompt,
+        "examples": examples,
+        "data": registry.type_of(spec.data),
+        **_photos(spec.data),
+        "metrics": {
+            name: one.model_dump(mode="json", include={"model"}).get("model", registry.type_of(one))
+            for name, one in spec.metrics.items()
+        },
+        "metric_options": {name: options for name, one in spec.metrics.items() if (options := _options(one))},
+    }
+
+
+def _photos(data: BaseModel) -> dict[str, str]:
+    """Whether DreamBench's photos are the repository's own."""
+    return {"photos": photos(data.path)} if isinstance(data, DreamBench.Config) else {}
+
+
+def _options(spec: BaseModel) -> dict[str, Any]:
+    """A metric's type, and its options that are not the default and change its values."""
+    shown = {"axis", "weight", "model", *transport_of(spec)}
+    return spec.model_dump(mode="json", exclude=shown, exclude_defaults=True) | {
+        "type": registry.type_of(spec)
+    }
