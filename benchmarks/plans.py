@@ -54,10 +54,10 @@ HEAD = [
     f"updates to {QUALITY}",
     f"seconds to {QUALITY}",
     f"seconds to {LOWER}",
-    "times sooner (95 %)",
+    f"times sooner than `{RIVAL}` to {LOWER} (95 % over seeds)",
     "identity accuracy at the end",
 ]
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+T95 = {3: 4.303, 4: 3.182, 5: 2.776}
 """Student's t at 97.5 %, by the number of values."""
 
 
@@ -128,9 +128,16 @@ def reached(curve: dict[str, dict[str, float]], quality: float) -> float | None:
 def over_seeds(ratios: Sequence[float]) -> dict[str, float]:
     """Geometric mean of ratios that are paired by seed, with Student's 95 % interval of their logarithms."""
     logs = [math.log(ratio) for ratio in ratios]
-    half = T95[len(logs)] * statistics.stdev(logs) / math.sqrt(len(logs))
     mean = statistics.fmean(logs)
-    return {"mean": math.exp(mean), "low": math.exp(mean - half), "high": math.exp(mean + half)}
+    if len(logs) < 3:  # two would give an interval of orders of magnitude
+        return {"mean": math.exp(mean), "seeds": len(logs)}
+    half = T95[len(logs)] * statistics.stdev(logs) / math.sqrt(len(logs))
+    return {
+        "mean": math.exp(mean),
+        "low": math.exp(mean - half),
+        "high": math.exp(mean + half),
+        "seeds": len(logs),
+    }
 
 
 def collect() -> dict[str, Any]:
@@ -153,11 +160,21 @@ def collect() -> dict[str, Any]:
     for found in plans.values():
         pairs = [(rival.get(seed), mine) for seed, mine in found["seconds"][str(LOWER)].items()]
         ratios = [theirs / mine for theirs, mine in pairs if theirs is not None and mine is not None]
-        if len(ratios) > 1 and all(mine is not None for _, mine in pairs):
+        if ratios and all(mine is not None for _, mine in pairs):
             found["sooner"] = over_seeds(ratios)
     result = {"metric": METRIC, "quality": QUALITY, "lower": LOWER, "seconds": seconds, "plans": plans}
     RESULT.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
     return result
+
+
+def times(sooner: dict[str, float] | None) -> str:
+    """A ratio with its interval, or with its number of seeds where that is too small for one."""
+    if sooner is None:
+        return "-"
+    known = (
+        f"{sooner['low']:.1f} to {sooner['high']:.1f}" if "low" in sooner else f"{sooner['seeds']} seed(s)"
+    )
+    return f"{sooner['mean']:.1f} ({known})"
 
 
 def rows(result: dict[str, Any]) -> list[list[str]]:
@@ -168,7 +185,6 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
 
     lines = []
     for name, found in result["plans"].items():
-        sooner = found.get("sooner")
         ends = [curve[max(curve, key=int)] for curve in found["curves"].values()]
         lines.append(
             [
@@ -177,7 +193,7 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
                 each(found["updates"][str(QUALITY)]),
                 each(found["seconds"][str(QUALITY)]),
                 each(found["seconds"][str(LOWER)]),
-                f"{sooner['mean']:.1f} ({sooner['low']:.1f} to {sooner['high']:.1f})" if sooner else "-",
+                times(found.get("sooner")),
                 ", ".join(f"{end['identity_accuracy']:.3f}" for end in ends),
             ]
         )
