@@ -26,6 +26,7 @@ def curves(result: dict[str, Any], file: Path) -> None:
         for axis, scale in zip(axes, (1.0, each), strict=True):
             for number, curve in enumerate(found["curves"].values()):
                 line = sorted((int(step) * scale, values[result["metric"]]) for step, values in curve.items())
+                line = line[axis is axes[1] :]  # a logarithmic axis has no 0
                 axis.plot(
                     *zip(*line, strict=True), lw=1.2, color=colour, marker=".", label="" if number else name
                 )
@@ -33,7 +34,7 @@ def curves(result: dict[str, Any], file: Path) -> None:
         axis.axhline(QUALITY, color="black", lw=0.8, ls=":")
         axis.set_xlabel(label)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[1].set_xscale("log")  # the base, at 0 seconds, is on the left
+    axes[1].set_xscale("log")
     axes[0].set_ylabel(f"held-out {result['metric']}")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     figure.savefig(file, dpi=160)
