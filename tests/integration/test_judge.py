@@ -67,7 +67,9 @@ def test_dreambench_plus_on_the_miniature(tmp_path: Path, capsys: pytest.Capture
         folder = evaluate(recipe)
         asked = len(server.requests)
         assert asked == 2 * 2 * 3 * EXAMPLES, "base and copied reference, two rubrics, three runs"
-        evaluate(recipe)
+        evaluate(
+            recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"retry_failed": False})})
+        )
         assert len(server.requests) == asked, "finished prompts are kept"
     assert f"evaluate.metrics.cp: {2 * 3 * EXAMPLES} requests to gpt-4o-2024-05-13" in capsys.readouterr().err
 
