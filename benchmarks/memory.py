@@ -10,13 +10,14 @@ torch's own count, against stored and working activations together.
 import argparse
 import json
 import platform
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from customized_grpo import registry
 from customized_grpo.loading import load_recipe
@@ -29,6 +30,7 @@ from customized_grpo.training.setup import Parts, build
 from customized_grpo.training.trainer import Trainer
 from customized_grpo.types import Trajectory
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 SIZES = (1, 4, 12, 60)
 SHARES = (0.0, 0.5, 1.0)
 
@@ -55,22 +57,6 @@ def estimated(parts: Parts, tokens: Tokens, n: int, share: float) -> Activations
     return activations(bare, layers, rank, tokens, n=n, b=b, checkpointing=share)
 
 
-def kept_bytes(parts: Parts, pairs: Pairs) -> int:
-    """Bytes of all storages that one forward keeps for its backward pass, weights left out."""
-    weights = {one.untyped_storage().data_ptr() for one in parts.policy.transformer.parameters()}
-    kept: dict[int, tuple[int, Tensor]] = {}  # tensors stay alive, so that no address is used twice
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        replay(parts.policy, parts.transition, pairs)
-    return sum(size for size, _ in kept.values())
-
-
 def peak_bytes(parts: Parts, pairs: Pairs) -> int:
     """Of a GPU, in a forward and backward, above what was there before."""
     torch.cuda.synchronize()
@@ -86,6 +72,8 @@ def peak_bytes(parts: Parts, pairs: Pairs) -> int:
 
 def measure(recipe: str, overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
     """A row a micro-batch and share."""
+    from autograd_memory import kept_bytes
+
     with tempfile.TemporaryDirectory() as folder:
         quiet = [f"run.dir={folder}/run", "train.evaluate_every=0", "train.groups_per_step=1"]
         trainer = Trainer(build(load_recipe(recipe, [*quiet, *overrides])))
@@ -103,7 +91,9 @@ def measure(recipe: str, overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
                     "checkpointed": share,
                     "estimated": found.stored,
                 }
-                row["kept"] = kept_bytes(parts, pairs)
+                row["kept"] = kept_bytes(
+                    parts.policy.transformer, partial(replay, parts.policy, parts.transition, pairs)
+                )
                 row["ratio"] = found.stored / row["kept"]
                 if torch.cuda.is_available():
                     row["peak"] = peak_bytes(parts, pairs)

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -29,6 +29,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+from autograd_memory import kept_bytes
 from customized_grpo.loading import load_recipe
 from customized_grpo.policies import lora, tuning
 from customized_grpo.policies.base import FullSettings, LoraSettings, load_policy
@@ -74,21 +75,9 @@ def policy_of(flux: Path, precision: Any, checkpointing: float = False) -> UNO:
 
 def saved_bytes(policy: Any, n: int, reference: Image.Image | None = None) -> int:
     """Bytes of all storages that a forward of n samples keeps for its backward pass, weights left out."""
-    weights = {one.untyped_storage().data_ptr() for one in policy.transformer.parameters()}
-    kept: dict[int, tuple[int, Tensor]] = {}  # tensors stay alive, so that no address is used twice
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
-        return tensor
-
     cond = policy.encode("a dog", [reference or Image.linear_gradient("L").convert("RGB")])
     x = torch.randn(n, *policy.latent_shape, generator=torch.Generator().manual_seed(0)).to(policy.dtype)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = policy.velocity(x, torch.tensor(0.7), cond)
-    assert output.requires_grad
-    return sum(size for size, _ in kept.values())
+    return kept_bytes(policy.transformer, lambda: policy.velocity(x, torch.tensor(0.7), cond))
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
