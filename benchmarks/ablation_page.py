@@ -79,12 +79,14 @@ def plane(result: dict[str, Any], file: Path) -> None:
             yerr=[[y["mean"] - y["low"]], [y["high"] - y["mean"]]],
             fmt="o" if weighting == "equal" else "^", ms=6, lw=0.8, color=COLOURS.get(family or "", "#bbbbbb"),
         )  # fmt: skip
-        axis.annotate(name, (x["mean"], y["mean"]), fontsize=6.5, xytext=(4, 4), textcoords="offset points")
+        if weighting == "equal":  # a triangle is told by its colour
+            place = (x["mean"], y["mean"])
+            axis.annotate(kind, place, fontsize=6.5, xytext=(4, 4), textcoords="offset points")
     for prefix, colour in (("naive", "#777777"), ("sars_tdw", "#3b5bdb")):
         front = sorted(
             (cell["prompt_accuracy"]["mean"], cell["identity_accuracy"]["mean"])
             for name, cell in cells.items()
-            if name.startswith(prefix) and name.endswith("-equal")
+            if name.startswith(prefix) and name.endswith("-equal") and "fitted" not in name
         )
         axis.plot(*zip(*front, strict=True), lw=1, ls="--", color=colour) if front else None
     axis.plot(
