@@ -14,7 +14,7 @@ CORES := $(shell n=$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null
 OMP_NUM_THREADS ?= $(CORES)
 export OMP_NUM_THREADS
 
-# Two processes of one thread train the miniature 1.4 times as fast as one of two threads (docs/benchmarks.md). A GPU is not shared.
+# Two processes of one thread train the miniature 1.2 times as fast as one of two threads (docs/benchmarks.md). A GPU is not shared.
 PROCESSES := $(shell command -v nvidia-smi >/dev/null 2>&1 || [ "$(CORES)" -lt 2 ] && echo 1 || echo 2)
 
 .PHONY: help setup demo test test-deepspeed lint docs ablation assets clean

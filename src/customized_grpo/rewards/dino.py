@@ -93,15 +93,19 @@ class Dino(Reward):
             idle = {
                 "background": not cutting and self.background != (255, 255, 255),
                 "crop": not cutting and self.crop,
+                "not_found": self.segment != "both" and self.not_found != "skip",
                 "padding": not self.crop and self.padding != 0.1,
                 "missing_mask": not cutting and not self.copy_penalty and self.missing_mask != "error",
             }
-            if self.segment != "both" and self.not_found != "skip":
-                raise ValueError("not_found: has no effect here; it takes segment: both")
             if unused := [name for name, is_unused in idle.items() if is_unused]:
+                takes = {
+                    "not_found": "both",
+                    "padding": "reference or both and crop: true",
+                    "missing_mask": "reference or both, or a copy_penalty",
+                }
                 raise ValueError(
-                    f"{unused[0]}: has no effect here; it takes segment: reference or both"
-                    + {"padding": " and crop: true", "missing_mask": ", or a copy_penalty"}.get(unused[0], "")
+                    f"{unused[0]}: has no effect here; it takes segment: "
+                    + takes.get(unused[0], "reference or both")
                 )
             return self
 
@@ -115,9 +119,8 @@ class Dino(Reward):
     def __call__(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Float[Tensor, " g"]:
         """Mean similarity of each image to the example's references.
 
-        A subject that the segmenter doesn't find in an image is as unlike as can be: -100, before the mean over the
-        references; with ``not_found: skip`` the image gets NaN. So does the whole group where a mask is missing and
-        ``missing_mask`` is ``skip``.
+        NaN where the segmenter finds no subject in an image (with ``not_found: lowest`` -100 for that reference, before
+        the mean), and for the whole group where a mask is missing and ``missing_mask`` is ``skip``.
 
         Raises:
             ValueError: the example has no reference, or lacks a mask that the reward needs.
