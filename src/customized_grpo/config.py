@@ -135,7 +135,7 @@ class Train(Section):
     old_log_probs: Literal["rollout", "replay", "auto"] = Field(
         default="rollout",
         description="whose log-probabilities an update compares with; auto: the rollout's if its first is within "
-        "ratio_guard, else the replay's",
+        "ratio_guard and a tenth of objective.clip, else the replay's",
     )
     max_skipped: NonNegativeInt = Field(
         default=0, description="updates with a non-finite gradient before the run stops"

@@ -28,7 +28,7 @@ def show_memory(recipe: "Recipe", memory_gb: float | None) -> bool:
     Returns:
         Whether it fits; True where there is no device to judge by, or where the model's shapes are not known.
     """
-    from customized_grpo.training.fitting import changes, fits, least_checkpointing
+    from customized_grpo.training.fitting import changes, faster, fits
     from customized_grpo.training.footprint import UnknownModelError, of_recipe
 
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -57,8 +57,8 @@ def show_memory(recipe: "Recipe", memory_gb: float | None) -> bool:
         return True
     if fits(found, limit):
         out.print(f"it fits a device of {_gib(limit)}", style="green", highlight=False)
-        if (less := least_checkpointing(recipe, limit, world=world)) is not None:
-            out.print(f"{less} would fit too, and compute less again", highlight=False)
+        if less := faster(recipe, limit, world=world):
+            out.print(f"{' '.join(less)} would fit too, and compute less again", highlight=False)
         return True
     overrides, after = changes(recipe, limit, world=world)
     told = f"it does not fit a device of {_gib(limit)} with a twentieth left free"

@@ -258,6 +258,20 @@ def test_recomputed_log_probabilities_make_the_first_ratio_exactly_one(
     assert trainer_state(tmp_path / "run", 1)["old_log_probs"] == ("replay" if asked == "auto" else None)
 
 
+@pytest.mark.parametrize(("clip", "taken"), [(1e-4, "replay"), (10.0, "rollout")])
+def test_a_rollout_outside_the_clip_range_is_not_trusted_whatever_the_guard(
+    tiny_world: Path,
+    tmp_path: Path,
+    other_rollout: None,
+    capsys: pytest.CaptureFixture[str],
+    clip: float,
+    taken: str,
+) -> None:
+    changes = SMALL | {"train__ratio_guard": 1.0, "train__old_log_probs": "auto", "objective__clip": clip}
+    train(tiny_recipe(tiny_world, tmp_path / "run", **changes))
+    assert f"auto took the {taken}'s" in capsys.readouterr().err
+
+
 def test_a_rollout_within_the_guard_is_trusted_and_nothing_else_changes(
     tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

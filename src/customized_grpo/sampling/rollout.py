@@ -97,8 +97,8 @@ def sample_group(
         batch: samples in one forward; None is the whole group.
     """
     with clock.phase("rollout"):
-        sigmas, draws = sigmas.to(policy.device), draws.to(policy.device)
-        x = noise.to(policy.device, policy.dtype)
+        sigmas, draws = sigmas.to(policy.device), draws.to(policy.device, non_blocking=True)
+        x = noise.to(policy.device, policy.dtype, non_blocking=True)
         velocity = partial(_in_batches, policy, cond, batch)
         k = plan.first_stochastic if shared_noise else 0
         x = ode_steps(velocity, x[:1] if k else x, _at(sigmas, plan.path(0, k)), plan.solver).expand_as(x)

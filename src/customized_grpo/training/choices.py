@@ -18,6 +18,9 @@ from customized_grpo.training.replay import micro_batches, replay
 from customized_grpo.training.setup import Parts
 from customized_grpo.types import Conditioning, Trajectory
 
+_OF_CLIP = 0.1
+"""Of the range ``objective.clip``: what two log-probabilities may differ by, so that rounding hardly clips anything."""
+
 
 def rollout_batch(parts: Parts, cond: Conditioning) -> int | None:
     """Samples in one forward of a rollout; None is the whole group. ``auto`` is found at its first call, by all ranks.
@@ -98,12 +101,12 @@ def settle(parts: Parts, groups: Sequence[Trajectory], shares: Sequence[range]) 
 
 
 def _decide(parts: Parts, differ: float) -> None:
-    guard = parts.recipe.train.ratio_guard
-    trusted = differ <= guard
+    allowed = min(parts.recipe.train.ratio_guard, _OF_CLIP * parts.recipe.objective.clip)
+    trusted = differ <= allowed
     parts.progress.old_log_probs = "rollout" if trusted else "replay"
     parts.progress.news.append(
         f"train.old_log_probs: auto took the {parts.progress.old_log_probs}'s: the two differ by at most {differ:.3g} "
-        f"(train.ratio_guard={guard:g}); the run keeps it"
+        f"(allowed: {allowed:g}); the run keeps it"
     )
 
 

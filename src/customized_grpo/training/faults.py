@@ -1,4 +1,4 @@
-"""Faults of the machine in words: which knob to turn, and what is safe. And a watch over rewards that teach nothing."""
+"""Faults of the machine in words: which knob to turn, and what is safe. And a watch over what teaches nothing."""
 
 import errno
 from collections.abc import Iterator, Mapping
@@ -80,20 +80,29 @@ def _rest(folder: Path) -> str:
 
 @final
 class Watch:
-    """Looks at a step's metrics for rewards that can't teach, and says so once for each."""
+    """Looks at a step's metrics for rewards that can't teach and for clipping by rounding; says each once."""
 
     FLAT: Final = 0.5
     """Share of groups in which a reward gave all samples the same score."""
     THIN: Final = 1e-4
     """Spread inside a group relative to the reward's size: below it advantages are mostly rounding."""
 
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, names: list[str], clip: float) -> None:
+        """Args: ``names`` of the rewards, and ``objective.clip``."""
         self._names = names
+        self._clip = clip
         self._said: set[tuple[str, str]] = set()
 
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:
         """What this step gives to worry about, and no earlier one did."""
         found = {}
+        differs = metrics.get("ratio/max_abs_log_first", 0.0)
+        if differs > self._clip:
+            found["ratio", "clipped"] = (
+                f"the first replay's largest |log-ratio| is {differs:.3g}, more than objective.clip={self._clip:g}: "
+                "terms are clipped though nothing was updated yet; use the rollout's batch in the replay "
+                "(sampling.batch and train.microbatch), or train.old_log_probs=replay"
+            )
         for name in self._names:
             flat = metrics[f"reward/{name}/zero_variance_share"]
             mean, std = metrics[f"reward/{name}/mean"], metrics[f"reward/{name}/std"]

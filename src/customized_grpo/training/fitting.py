@@ -12,6 +12,8 @@ _MARGIN = 0.95
 """Share of a device that an estimate may fill: activations are estimated, and a card shows less than its name says."""
 _SHARES = tuple(tenths / 10 for tenths in range(1, 11))
 """Of the blocks that are computed again."""
+_BATCHES = (4, 2)
+"""On an H200 samples of FLUX.1 in a forward of 4 take 3 % longer than in one of 12, and all blocks again 38 %."""
 
 Change = tuple[dict[str, str], Mapping[str, Any]]
 """Overrides, and what they change by section."""
@@ -59,13 +61,15 @@ def _ladder(recipe: Recipe) -> Iterator[Change]:
     policy: Any = recipe.policy
     if recipe.run.cache is None:
         yield {"run.cache": "cache"}, {"run": {"cache": "cache"}}
+    pairs = recipe.train.pairs_per_backward
+    for size in _BATCHES:
+        if size < pairs:
+            yield _batch(size)
     for share in _SHARES:  # the smallest that fits is what a recipe keeps: it costs the least
         if share > policy.gradient_checkpointing:
             yield _checkpointing(share)
-    pairs = recipe.train.pairs_per_backward
-    for size in (4, 2, 1):
-        if size < pairs:
-            yield {"train.microbatch": str(size)}, {"train": {"microbatch": size}}
+    if pairs > 1:
+        yield _batch(1)
     if recipe.run.precision == "bf16":
         yield {"train.optimizer": "adamw_8bit"}, {"train": {"optimizer": "adamw_8bit"}}
         for bits in _fewer_bits(policy):
@@ -89,16 +93,21 @@ def _fewer_bits(policy: Any) -> tuple[str, ...]:
     return {"none": ("8bit", "4bit"), "8bit": ("4bit",), "4bit": ()}[policy.quantization]
 
 
-def least_checkpointing(recipe: Recipe, limit: int, *, world: int = 1) -> str | None:
-    """The override of a recipe that fits ``limit`` bytes under which least is computed again; None if it is its own."""
-    for share in (0.0, *_SHARES):
-        if share >= recipe.policy.gradient_checkpointing:
-            return None
-        override, changed = _checkpointing(share)
-        if fits(of_recipe(_merged(recipe, changed), world=world), limit):
-            ((key, value),) = override.items()
-            return f"{key}={value}"
-    return None
+def faster(recipe: Recipe, limit: int, *, world: int = 1) -> list[str]:
+    """Overrides under which a recipe that fits ``limit`` bytes still does and computes less again, if there are any.
+
+    Nothing again in smaller batches goes before a smaller share in the same ones.
+    """
+    start = float(recipe.policy.gradient_checkpointing)
+    if not start:
+        return []
+    nothing, pairs = _checkpointing(0.0), recipe.train.pairs_per_backward
+    smaller = [[nothing, _batch(size)] for size in _BATCHES if size < pairs]
+    shares = [[_checkpointing(share)] for share in _SHARES if share < start]
+    for taken in ([nothing], *smaller, *shares):
+        if fits(of_recipe(reduce(_merged, (changed for _, changed in taken), recipe), world=world), limit):
+            return [f"{key}={value}" for named, _ in taken for key, value in named.items()]
+    return []
 
 
 def _checkpointing(share: float) -> Change:
@@ -108,9 +117,17 @@ def _checkpointing(share: float) -> Change:
     }
 
 
+def _batch(size: int) -> Change:
+    """The same in rollout and replay, which then compute the same bits."""
+    return {"sampling.batch": str(size), "train.microbatch": str(size)}, {
+        "sampling": {"batch": size},
+        "train": {"microbatch": size},
+    }
+
+
 def _merged(recipe: Recipe, changed: Mapping[str, Any]) -> Recipe:
     sections = {}
     for name, update in changed.items():
-        section: Any = {"run": recipe.run, "policy": recipe.policy, "train": recipe.train}[name]
+        section: Any = getattr(recipe, name)
         sections[name] = section.model_copy(update=update)
     return recipe.model_copy(update=sections)

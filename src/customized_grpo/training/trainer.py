@@ -63,7 +63,7 @@ class Trainer:
         self.parts = parts
         self.recipe = parts.recipe
         self.stop = StopRequest()
-        self.watch = Watch(list(parts.recipe.rewards))
+        self.watch = Watch(list(parts.recipe.rewards), parts.recipe.objective.clip)
 
     def run(self) -> Path:
         """Train to the last step, or to the end of the step in which a signal came."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from customized_grpo.config import EvaluateRecipe, Recipe, Train
 from customized_grpo.policies import acceleration
@@ -128,3 +128,33 @@ def test_repeated_blocks_are_compiled(tiny_flux: Path, monkeypatch: pytest.Monke
     assert sorted(compiled) == [("FluxSingleTransformerBlock", False), ("FluxTransformerBlock", False)]
     with pytest.raises(ValueError, match=r"policy.compile: Linear names no repeated blocks"):
         apply(nn.Linear(2, 2), CPU, quantization="none", attention=None, compile_blocks=True)
+
+
+def test_a_gradient_that_is_wrong_behind_a_slice_alone_is_refused(
+    tiny_flux: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind the attention of single-stream blocks, whose output is a part of a wider tensor."""
+    real = acceleration.dispatch_attention_fn
+
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, out: Tensor) -> Tensor:
+            return out.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+            return gradient if gradient.is_contiguous() else gradient * torch.nan
+
+    def given_back(*tensors: Any, backend: Any) -> Any:
+        out = real(*tensors, backend=backend)
+        return Wrong.apply(out) if backend.value == "_native_math" else out
+
+    monkeypatch.setattr(acceleration, "dispatch_attention_fn", given_back)
+    with pytest.raises(ValueError, match=r"differ from torch's own by more than rounding"):
+        load_policy(spec_of(tiny_flux, attention="_native_math"), device=CPU, precision="no")
+
+
+def test_cudnn_attention_is_off(tiny_flux: Path) -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    load_policy(spec_of(tiny_flux), device=CPU, precision="no")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()

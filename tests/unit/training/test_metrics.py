@@ -114,7 +114,15 @@ def test_an_outage_is_no_tie() -> None:
     assert groups(AGREE, out)["reward/clip/zero_variance_share"] == 0.0
     everything = groups(out, out)
     assert math.isnan(everything["reward/clip/zero_variance_share"])
-    assert Watch(NAMES).warnings(everything) == []
+    assert Watch(NAMES, clip=1e-4).warnings(everything) == []
+
+
+def test_a_first_replay_outside_the_clip_range_is_said_once() -> None:
+    watch, metrics = Watch(NAMES, clip=1e-4), groups(AGREE)
+    assert watch.warnings(metrics | {"ratio/max_abs_log_first": 1e-4}) == []
+    (said,) = watch.warnings(metrics | {"ratio/max_abs_log_first": 3.85e-4})
+    assert "largest |log-ratio| is 0.000385, more than objective.clip=0.0001: terms are clipped" in said
+    assert watch.warnings(metrics | {"ratio/max_abs_log_first": 5e-4}) == []
 
 
 def test_clipped_advantages_are_counted() -> None:

@@ -1,0 +1,348 @@
+"""FLUX.1-dev at its full size, with UNO's geometry and random weights, on one GPU: nothing is downloaded.
+
+    PYTHONPATH=src:tests python benchmarks/flux.py [--json FILE] [--stages peak forward ...] [--seconds 500] [--tiny]
+
+Stages, in this order; one that fails is reported and the next goes on. ``peak``: what the card does in bfloat16.
+``forward`` and ``replay``: seconds, share of that peak and memory of the transformer's two uses, by batch and
+checkpointing. ``kernels``: what they consist of. ``update``: whole GRPO updates, the published schedule against ours,
+paired, in one process. ``overhead``: what of an update is not inside a model. ``compile``: the two uses and an update
+with compiled blocks; last, because it changes the model. ``--tiny`` runs all of it on a CPU.
+
+Rewards are random DINOv2-base and CLIP ViT-B/32; HPSv3, 16 GB, is not in it.
+"""
+
+import argparse
+import copy
+import gc
+import json
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import diffusers
+import torch
+from diffusers import FluxTransformer2DModel
+from random_flux import random_flux
+from rewards import clip_b32, dinov2_base
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+from update import SERIAL, breakdown, make_trainer, matmul_share, one_at_a_time
+
+from customized_grpo.policies import flux_base, tuning
+from customized_grpo.policies.acceleration import settle
+from customized_grpo.policies.base import Policy
+from customized_grpo.policies.checkpointing import checkpoint_blocks
+from customized_grpo.training import setup
+from customized_grpo.training.replay import Pairs, replay
+from customized_grpo.training.trainer import Trainer
+from tiny_rewards import save_clip, save_dino
+
+GIB = 2**30
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+SCHEDULES = {
+    "published": ("uno_customized_grpo", SERIAL),
+    "batched": ("uno_customized_grpo", ()),
+    "fast": ("uno_customized_grpo_fast", ()),
+}
+"""Recipe and overrides; all compute every block's activations again, as the recipes say."""
+SIZES, SHARES = (1, 4, 12), (1.0, 0.5, 0.0)
+
+
+class Bench:
+    """One policy, attached once, and as many trainers on it as there are schedules."""
+
+    def __init__(self, folder: Path, tiny: bool) -> None:
+        self.folder, self.found = folder, dict[str, Any]()
+        self.size = 4 if tiny else 12
+        pipeline = random_flux(DEVICE, tiny=tiny)
+
+        def load_flux(config: Any, *_: Any, device: torch.device, **__: Any) -> Any:
+            settle(pipeline, config, device, FluxTransformer2DModel)
+            return pipeline
+
+        patch.object(flux_base, "load_flux", load_flux).start()
+        build_dino, build_clip = (save_dino, save_clip) if tiny else (dinov2_base, clip_b32)
+        for name in ("dino", "clip"):
+            (folder / name).mkdir()
+        # overrides of a recipe may not hold a reward anew: it is a whole section
+        self.keys = (
+            "policy.base_lora=null",
+            "data={type: mini, split: train}",
+            f"rewards={{clip_t: {{type: clip_t, axis: prompt, model: {build_clip(folder / 'clip')}}}, "
+            f"dino: {{type: dino, axis: identity, model: {build_dino(folder / 'dino')}}}}}",
+            "train.ratio_guard=100",  # what it would judge is printed
+            f"train.group_size={self.size}",
+            *(("policy.height=64", "policy.width=64", "policy.reference_size=64") if tiny else ()),
+            *(("policy.max_sequence_length=16",) if tiny else ()),
+        )
+        self.trainers: dict[str, Trainer] = {}
+        for name, (recipe, overrides) in SCHEDULES.items():
+            self.trainers[name] = make_trainer(recipe, [*self.keys, *overrides], folder / name)
+            if len(self.trainers) == 1:
+                self._share(self.trainers[name].parts.policy)
+        serial = self.trainers["published"]
+        serial.parts = replace(serial.parts, policy=copy.copy(serial.parts.policy))
+        one_at_a_time(serial)
+
+    @staticmethod
+    def _share(policy: Policy) -> None:
+        """Every later trainer gets the policy of the first, with its adapter."""
+        opened = policy, lambda one: policy.encode(one.prompt, one.references)
+        patch.object(setup, "open_policy", lambda *_: opened).start()
+        patch.object(tuning, "attach", lambda *_, **__: None).start()
+
+    @property
+    def parts(self) -> Any:
+        return self.trainers["batched"].parts
+
+    @property
+    def transformer(self) -> Any:
+        return self.parts.accelerator.unwrap_model(self.parts.policy.transformer)
+
+    def pairs(self, n: int) -> Pairs:
+        """n transitions of one step, of random states."""
+        parts = self.parts
+        example = parts.dataset[0]
+        cond = parts.encode(example)
+        draw = torch.Generator(DEVICE).manual_seed(0)
+        x = torch.randn(n, *parts.policy.latent_shape, generator=draw, device=DEVICE).to(parts.policy.dtype)
+        at = parts.sigmas[2].expand(n)
+        return Pairs(
+            cond=cond, x=x, x_next=x, sigma=at, sigma_next=parts.sigmas[3].expand(n), sigma_max=parts.sigmas[1],
+            log_prob=torch.zeros(n, device=DEVICE), advantage=torch.ones(n, device=DEVICE),
+        )  # fmt: skip
+
+    def forward(self, pairs: Pairs) -> None:
+        """As the rollout runs it."""
+        with torch.no_grad():
+            self.parts.policy.velocity(pairs.x, pairs.sigma[0], pairs.cond)
+
+    def backward(self, pairs: Pairs) -> None:
+        """As the replay runs it."""
+        replay(self.parts.policy, self.parts.transition, pairs)[0].sum().backward()
+        for one in self.parts.parameters.values():
+            one.grad = None
+
+
+def synchronize() -> None:
+    if CUDA:
+        torch.cuda.synchronize()
+
+
+def timed(work: Callable[[], object], repeats: int = 3) -> dict[str, float]:
+    """Median seconds after one warm-up, spread, and the peak of memory above what was there."""
+    work()
+    synchronize()
+    if CUDA:
+        torch.cuda.reset_peak_memory_stats()
+    before, seconds = torch.cuda.memory_allocated() if CUDA else 0, []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        synchronize()
+        seconds.append(time.perf_counter() - began)
+    peak = (torch.cuda.max_memory_allocated() - before) / GIB if CUDA else 0.0
+    return {
+        "seconds": statistics.median(seconds),
+        "spread": max(seconds) - min(seconds),
+        "peak_gib": peak,
+    }
+
+
+def flops(work: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+@contextmanager
+def possible_or_not(row: dict[str, Any]) -> Iterator[None]:
+    """That a size doesn't fit, or a backend isn't there, is a result."""
+    try:
+        yield
+    except RuntimeError as error:  # which torch.OutOfMemoryError is one of
+        row["failed"] = str(error).splitlines()[0][:100]
+    gc.collect()  # a graph that was cut off holds itself
+    if CUDA:
+        torch.cuda.empty_cache()
+
+
+def peak(bench: Bench) -> dict[str, float]:
+    """A large matrix product of random numbers in bfloat16."""
+    n = 8192 if CUDA else 256
+    a, b = (torch.randn(n, n, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
+    seconds = timed(lambda: a @ b, repeats=20)["seconds"]
+    return {"tflops": 2 * n**3 / seconds / 1e12}
+
+
+def rate(bench: Bench, row: dict[str, Any], work: float) -> dict[str, Any]:
+    """With TFLOP/s and the share of the peak."""
+    if row.get("seconds"):
+        row["tflops"] = work / row["seconds"] / 1e12
+        row["share_of_peak"] = row["tflops"] / bench.found["peak"]["tflops"]
+    return row
+
+
+def forward(bench: Bench) -> list[dict[str, Any]]:
+    """By batch."""
+    rows = []
+    one = flops(partial(bench.forward, bench.pairs(1)))
+    bench.found["flops_of_a_forward"] = one
+    for n in SIZES:
+        row: dict[str, Any] = {"n": n}
+        with possible_or_not(row):
+            row |= timed(partial(bench.forward, bench.pairs(n)))
+        rows.append(rate(bench, row, n * one))
+    return rows
+
+
+def kernels(bench: Bench) -> dict[str, list[tuple[str, float, int]]]:
+    """What a forward and a replay of the group consist of: operators by their own time, in milliseconds, and calls."""
+    found = {}
+    for name, work in (("forward", bench.forward), ("replay", bench.backward)):
+        with profile(
+            activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if CUDA else [])]
+        ) as profiler:
+            work(bench.pairs(bench.size))
+            synchronize()
+        own = {
+            event.key: (event.self_device_time_total if CUDA else event.self_cpu_time_total, event.count)
+            for event in profiler.key_averages()
+        }
+        largest = sorted(own.items(), key=lambda item: -item[1][0])[:30]
+        found[name] = [(key[:80], time / 1000, count) for key, (time, count) in largest]
+    return found
+
+
+def replays(bench: Bench) -> list[dict[str, Any]]:
+    """By batch and share of the blocks that are computed again. Its work is counted without what is computed again."""
+    rows = []
+    checkpoint_blocks(bench.transformer, 0.0)
+    one = flops(partial(bench.backward, bench.pairs(1)))
+    bench.found["flops_of_a_replay"] = one
+    for share in SHARES:
+        checkpoint_blocks(bench.transformer, share)
+        for n in SIZES:
+            row: dict[str, Any] = {"n": n, "checkpointed": share}
+            with possible_or_not(row):
+                row |= timed(partial(bench.backward, bench.pairs(n)), repeats=2)
+            rows.append(rate(bench, row, n * one))
+    checkpoint_blocks(bench.transformer, 1.0)
+    return rows
+
+
+def update(bench: Bench, name: str, step: int) -> dict[str, float]:
+    """One update's seconds by phase, its first ratio and its peak of memory."""
+    trainer = bench.trainers[name]
+    if CUDA:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    trainer.parts.clock.drain()
+    found = trainer.step(step)
+    row = {key: value for key, value in found.items() if key.startswith(("time/", "ratio/", "grad/"))}
+    return row | {"peak_gib": torch.cuda.max_memory_allocated() / GIB if CUDA else 0.0}
+
+
+def updates(bench: Bench) -> dict[str, Any]:
+    """Ours, the published schedule, ours, and the published one's work in batches."""
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in SCHEDULES}
+    for name in ("fast", "published", "fast", "batched"):
+        rows[name].append(update(bench, name, 1 + len(rows[name])))
+        bench.found["update"] = rows
+        say({name: rows[name][-1]})
+    return rows
+
+
+def overhead(bench: Bench) -> dict[str, float]:
+    """Of the fast recipe's update: what is not inside a model, and matrix products' share of the GPU's time."""
+    trainer = bench.trainers["fast"]
+    found = breakdown(trainer, [10])
+    return found | {"matmul_share": matmul_share(trainer, 11)}
+
+
+def compiled(bench: Bench) -> dict[str, Any]:
+    """Forward, replay and whole update of the fast recipe with compiled blocks."""
+    pairs = bench.pairs(bench.size)
+    one, both = bench.found["flops_of_a_forward"], bench.found["flops_of_a_replay"]
+    bench.transformer.compile_repeated_blocks(dynamic=False)
+    rows: dict[str, Any] = {}
+    for name, work, count in (("forward", bench.forward, one), ("replay", bench.backward, both)):
+        began = time.perf_counter()
+        work(pairs)
+        synchronize()
+        first = time.perf_counter() - began
+        rows[name] = rate(bench, {"first_s": first, **timed(partial(work, pairs))}, bench.size * count)
+        say({name: rows[name]})
+    rows["update"] = update(bench, "fast", 20)
+    return rows
+
+
+STAGES = {
+    "peak": peak,
+    "forward": forward,
+    "replay": replays,
+    "kernels": kernels,
+    "update": updates,
+    "overhead": overhead,
+    "compile": compiled,
+}
+
+
+def say(what: Any) -> None:
+    print(json.dumps(what, default=lambda value: round(float(value), 4)), flush=True)
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--stages", nargs="*", choices=list(STAGES), default=list(STAGES))
+    parser.add_argument("--seconds", type=float, default=3600, help="no stage begins later than this")
+    parser.add_argument("--tiny", action="store_true")
+    given = parser.parse_args(arguments)
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), given.tiny)
+        bench.found["machine"] = {
+            "device": torch.cuda.get_device_name() if CUDA else "CPU",
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "tokens": [bench.parts.policy.latent_shape[0], *_tokens(bench)],
+            "resident_gib": torch.cuda.memory_allocated() / GIB if CUDA else 0.0,
+            "setup_s": time.perf_counter() - began,
+        }
+        say(bench.found["machine"])
+        for name in given.stages:
+            if time.perf_counter() - began > given.seconds:
+                say({name: "left out: no time"})
+                continue
+            started = time.perf_counter()
+            try:
+                bench.found[name] = STAGES[name](bench)
+                say({name: bench.found[name]})
+            except Exception:
+                traceback.print_exc()
+            say({f"stage {name}, seconds": time.perf_counter() - started})
+            if given.json is not None:
+                given.json.write_text(json.dumps(bench.found, indent=2) + "\n")
+
+
+def _tokens(bench: Bench) -> tuple[int, int]:
+    """Of the reference and of the text."""
+    tensors = bench.pairs(1).cond.tensors
+    return tensors["references"].shape[1], tensors["text"].shape[1]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
