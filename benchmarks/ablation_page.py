@@ -24,6 +24,10 @@ COLOURS = {
     "sars_tdw": "#3b5bdb",
 }
 
+STATIC = tuple(f"naive_1to{ratio}" for ratio in ("0.75", "1", "1.5", "2", "3"))
+GAMMAS = ("sars_tdw_gamma0.2", "sars_tdw", "sars_tdw_gamma0.8", "sars_tdw_gamma1.6")
+ORIGIN = "naive_1to1"
+
 
 def number(of: dict[str, float], *, signed: bool = False) -> str:
     """A mean with its interval."""
@@ -64,41 +68,54 @@ def front_table(result: dict[str, Any]) -> str:
     return table(["over the static front", "seeds", *shown, "draws beyond its end"], rows)
 
 
+def styles(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Marker and colour of every cell with equal step weighting, in the legend's order."""
+    found: dict[str, dict[str, Any]] = {}
+    for colours, names in (("Greys", STATIC), ("Blues", GAMMAS)):
+        for i, name in enumerate(names):
+            shade = plt.get_cmap(colours)(0.35 + 0.65 * i / (len(names) - 1))
+            found[name] = {"color": shade, "marker": "o"}
+    found["tdw_only"] = {"color": COLOURS["tdw_only"], "marker": "s"}
+    found["sars_only"] = {"color": COLOURS["sars_only"], "marker": "s"}
+    found["sars_tdw_fitted"] = {"color": "#c2185b", "marker": "D"}
+    for name, marker in zip(("minimum", "maximum", "harmonic", "product"), "v^<>", strict=True):
+        found[name] = {"color": "#b08d57", "marker": marker}
+    return {name: style for name, style in found.items() if f"{name}-equal" in result["cells"]}
+
+
 def plane(result: dict[str, Any], file: Path) -> None:
-    """Identity against prompt accuracy after the last step, and the two fronts."""
-    figure, axis = plt.subplots(figsize=(7, 5.2), layout="constrained")
-    cells = result["cells"]
-    for name, cell in cells.items():
-        kind, _, weighting = name.rpartition("-")
-        family = next((key for key in sorted(COLOURS, key=len, reverse=True) if kind.startswith(key)), None)
-        family = "naive_1to1" if kind.startswith("naive") and family is None else family
-        x, y = cell["prompt_accuracy"], cell["identity_accuracy"]
-        axis.errorbar(
-            x["mean"], y["mean"],
-            xerr=[[x["mean"] - x["low"]], [x["high"] - x["mean"]]],
-            yerr=[[y["mean"] - y["low"]], [y["high"] - y["mean"]]],
-            fmt="o" if weighting == "equal" else "^", ms=6, lw=0.8, color=COLOURS.get(family or "", "#bbbbbb"),
-        )  # fmt: skip
-        if weighting == "equal":  # a triangle is told by its colour
-            place = (x["mean"], y["mean"])
-            axis.annotate(kind, place, fontsize=6.5, xytext=(4, 4), textcoords="offset points")
-    for prefix, colour in (("naive", "#777777"), ("sars_tdw", "#3b5bdb")):
-        front = sorted(
-            (cell["prompt_accuracy"]["mean"], cell["identity_accuracy"]["mean"])
-            for name, cell in cells.items()
-            if name.startswith(prefix) and name.endswith("-equal") and "fitted" not in name
-        )
-        axis.plot(*zip(*front, strict=True), lw=1, ls="--", color=colour) if front else None
-    axis.plot(
-        result["base"]["prompt_accuracy"], result["base"]["identity_accuracy"], "*", ms=13, color="black"
+    """Differences to naive 1:1, paired by seed and example: identity and leaks against prompt, and the two fronts."""
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    origin = {"mean": 0.0, "low": 0.0, "high": 0.0}
+    naive, shown = result["cells"][f"{ORIGIN}-equal"], styles(result)
+    for axis, metric in zip(axes, ("identity_accuracy", "copy"), strict=True):
+        places: dict[str, tuple[float, float]] = {}
+        for name, style in shown.items():
+            of = result["differences"].get(f"{name}-equal - {ORIGIN}-equal", {})
+            x, y = of.get("prompt_accuracy", origin), of.get(metric, origin)
+            places[name], seeds = (x["mean"], y["mean"]), len(of.get("seeds", naive["seeds"]))
+            axis.errorbar(
+                *places[name],
+                xerr=[[x["mean"] - x["low"]], [x["high"] - x["mean"]]],
+                yerr=[[y["mean"] - y["low"]], [y["high"] - y["mean"]]],
+                **style, ls="none", ms=8, mec="white", mew=0.7, lw=0.9, label=f"{name} ({seeds})",
+            )  # fmt: skip
+        for names, colour in ((STATIC, "#777777"), (GAMMAS, COLOURS["sars_tdw"])):
+            front = sorted(places[name] for name in names if name in places)
+            axis.plot(*zip(*front, strict=True), lw=1.2, ls="--", color=colour, zorder=0)
+        base = [result["base"][one] - naive[one]["mean"] for one in ("prompt_accuracy", metric)]
+        axis.plot(*base, "*", ms=14, color="black", ls="none", label="base")
+        axis.axhline(0, lw=0.5, color="#999999", zorder=0)
+        axis.axvline(0, lw=0.5, color="#999999", zorder=0)
+        axis.set(xlabel="prompt accuracy over naive 1 : 1", ylabel=f"{metric} over naive 1 : 1")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(
+        "Equal step weighting, after the last step. Paired differences, 95 % intervals over seeds and examples; "
+        "in brackets: seeds. Dashed: static weights, and SARS + TDW over gamma.",
+        fontsize=9,
     )
-    axis.set(xlabel="held-out prompt accuracy", ylabel="held-out identity accuracy")
-    axis.set_title(
-        "Star: base. Circle: equal step weighting, triangle: none. 95 % intervals over seeds and examples.",
-        fontsize=8,
-    )
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=160)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside center right", fontsize=9, frameon=False)
+    figure.savefig(file, dpi=130)
     plt.close(figure)
 
 
