@@ -24,6 +24,12 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
     assert not [target for target in local if not (page.parent / target).exists()]
 
 
+def test_every_picture_is_shown() -> None:
+    pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    pictures = {file.name for file in (ROOT / "docs" / "images").iterdir()}
+    assert {name for name in pictures if f"images/{name})" not in pages} == set()
+
+
 def test_recipe_of_the_readme_is_valid(tmp_path: Path) -> None:
     (recipe,) = blocks("README.md", "yaml")
     file = tmp_path / "readme.yaml"
