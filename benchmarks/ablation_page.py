@@ -114,7 +114,7 @@ def plane(result: dict[str, Any], file: Path) -> None:
         "in brackets: seeds. Dashed: static weights, and SARS + TDW over gamma.",
         fontsize=9,
     )
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside center right", fontsize=9, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=9, frameon=False)
     figure.savefig(file, dpi=130)
     plt.close(figure)
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 from accelerate.utils import extract_model_from_parallel
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from customized_grpo.policies.base import LoraSettings, Policy
@@ -137,6 +138,11 @@ def _inject(transformer: Any, config: LoraConfig, name: str, device: torch.devic
     ):
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two adapters are meant
         transformer.add_adapter(config, name)
+    for module in transformer.modules():
+        if isinstance(
+            module, BaseTunerLayer
+        ):  # autocast takes half what peft would make float32 first: the same bits
+            module.cast_input_dtype_enabled = False
     _activate(transformer, [one for one in (_FROZEN, ADAPTER) if one in transformer.peft_config])
 
 
