@@ -138,11 +138,8 @@ def _inject(transformer: Any, config: LoraConfig, name: str, device: torch.devic
     ):
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two adapters are meant
         transformer.add_adapter(config, name)
-    for module in transformer.modules():
-        if isinstance(
-            module, BaseTunerLayer
-        ):  # autocast takes half what peft would make float32 first: the same bits
-            module.cast_input_dtype_enabled = False
+    for layer in (one for one in transformer.modules() if isinstance(one, BaseTunerLayer)):
+        layer.cast_input_dtype_enabled = False  # autocast needs no float32 on its way to half: the same bits
     _activate(transformer, [one for one in (_FROZEN, ADAPTER) if one in transformer.peft_config])
 
 

@@ -53,7 +53,8 @@ def test_velocity_is_unos(files: dict[str, str], mode: str) -> None:
         given = velocity(policy, case)
         expected = GOLDEN[f"{case}/{'plain' if lora is None else 'lora'}"]
         sample = given.flatten()[:: given.numel() // 16][:16]
-        torch.testing.assert_close(sample, torch.tensor(expected["sample"]), rtol=0, atol=1e-5)
+        # 1e-5 on the machine that made the golden values; other processors' kernels add in another order
+        torch.testing.assert_close(sample, torch.tensor(expected["sample"]), rtol=0, atol=3e-5)
         assert float(given.mean()) == pytest.approx(expected["mean"], abs=1e-5)
         assert float(given.std()) == pytest.approx(expected["std"], abs=1e-5)
 

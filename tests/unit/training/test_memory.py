@@ -50,8 +50,11 @@ from pipeline_cases import CASES, pictures, shrink_constants
 from tiny import make_tiny_flux
 
 DEV = "black-forest-labs/FLUX.1-dev"
-STORED_ERROR = 0.15
-"""Of stored activations, relative to what is measured; of FLUX.1's adapters the estimate is hardly ever below."""
+STORED_ERROR = 0.17
+"""Of stored activations, relative to what is measured; of FLUX.1's adapters the estimate is hardly ever below.
+
+It is the largest in bf16, because a CPU's norms stay in bf16 and adapters share what they give; a GPU's are float32.
+"""
 
 
 def count(module: nn.Module) -> int:
