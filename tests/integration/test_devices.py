@@ -5,12 +5,16 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
+from PIL import Image
 
 from customized_grpo.clock import Clock
+from customized_grpo.policies import lora
+from customized_grpo.policies.base import LoraSettings, load_policy
+from customized_grpo.policies.flux import UNOConfig
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer, train
 from runs import metrics_of, tiny_recipe
@@ -39,6 +43,28 @@ def test_checkpointing_gives_the_same_gradient(device: str, tiny_world: Path, tm
         rows = metrics_of(train(tiny_recipe(tiny_world, tmp_path / str(share), **changes, train__steps=1)))
         gradients.append(rows[-1]["grad/norm"])
     assert gradients[0] == pytest.approx(gradients[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradients_in_bfloat16_are_those_of_float32(device: str, tiny_world: Path) -> None:
+    """Finite is not enough: attention's backward pass has been wrong on a GPU."""
+    spec = {"type": "uno", "model": str(tiny_world / "flux"), "height": 64, "width": 64, "reference_size": 64}
+    config = UNOConfig.model_validate(spec | {"max_sequence_length": 16})
+    precisions: tuple[tuple[str, Literal["no", "bf16"]], ...] = (("cpu", "no"), (device, "bf16"))
+    gradients = []
+    for place, precision in precisions:
+        policy = load_policy(config, device=torch.device(place), precision=precision)
+        lora.attach(policy, LoraSettings(rank=4), seed=0)
+        draw = torch.Generator().manual_seed(0)
+        parameters = list(lora.trainable_parameters(policy).values())
+        for one in parameters:
+            one.data = (0.1 * torch.randn(one.shape, generator=draw)).to(place)
+        x = torch.randn(4, *policy.latent_shape, generator=draw).to(place, policy.dtype)
+        cond = policy.encode("a dog", [Image.new("RGB", (64, 64), "red")])
+        policy.velocity(x, torch.tensor([0.9, 0.7, 0.4, 0.1], device=place), cond).square().mean().backward()
+        gradients.append(torch.cat([one.grad.cpu().flatten() for one in parameters if one.grad is not None]))
+    exact, half = gradients
+    assert float((half - exact).norm() / exact.norm()) < 0.05
 
 
 @gpu
