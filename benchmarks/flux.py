@@ -1,12 +1,12 @@
 """FLUX.1-dev at its full size, with UNO's geometry and random weights, on one GPU: nothing is downloaded.
 
-    PYTHONPATH=src:tests python benchmarks/flux.py [--json FILE] [--stages peak forward ...] [--seconds 500] [--tiny]
+    PYTHONPATH=src:tests python benchmarks/flux.py [--json FILE] [--stages forward replay ...] [--seconds 500] [--tiny]
 
-Stages, in this order; one that fails is reported and the next goes on. ``peak``: what the card does in bfloat16.
-``forward`` and ``replay``: seconds, share of that peak and memory of the transformer's two uses, by batch and
-checkpointing. ``kernels``: what they consist of. ``update``: whole GRPO updates, the published schedule against ours,
-paired, in one process. ``overhead``: what of an update is not inside a model. ``compile``: the two uses and an update
-with compiled blocks; last, because it changes the model. ``--tiny`` runs all of it on a CPU.
+Stages, in this order; one that fails is reported and the next goes on. ``forward`` and ``replay``: seconds, share of
+the card's peak in bfloat16 and memory of the transformer's two uses, by batch and checkpointing. ``kernels``: what they
+consist of. ``update``: whole GRPO updates, the published schedule against ours, paired, in one process. ``overhead``:
+what of an update is not inside a model. ``compile``: the two uses and an update with compiled blocks; last, because it
+changes the model. ``--tiny`` runs all of it on a CPU.
 
 Rewards are random DINOv2-base and CLIP ViT-B/32; HPSv3, 16 GB, is not in it.
 """
@@ -44,6 +44,7 @@ from customized_grpo.policies.checkpointing import checkpoint_blocks
 from customized_grpo.training import setup
 from customized_grpo.training.replay import Pairs, replay
 from customized_grpo.training.trainer import Trainer
+from tiny import make_tiny_flux
 from tiny_rewards import save_clip, save_dino
 
 GIB = 2**30
@@ -62,37 +63,39 @@ class Bench:
     """One policy, attached once, and as many trainers on it as there are schedules."""
 
     def __init__(self, folder: Path, tiny: bool) -> None:
-        self.folder, self.found = folder, dict[str, Any]()
+        self.found = dict[str, Any]()
         self.size = 4 if tiny else 12
-        pipeline = random_flux(DEVICE, tiny=tiny)
-
-        def load_flux(config: Any, *_: Any, device: torch.device, **__: Any) -> Any:
-            settle(pipeline, config, device, FluxTransformer2DModel)
-            return pipeline
-
-        patch.object(flux_base, "load_flux", load_flux).start()
+        if not tiny:
+            patch.object(flux_base, "load_flux", self._load_flux).start()
         build_dino, build_clip = (save_dino, save_clip) if tiny else (dinov2_base, clip_b32)
         for name in ("dino", "clip"):
             (folder / name).mkdir()
-        # overrides of a recipe may not hold a reward anew: it is a whole section
-        self.keys = (
+        keys = [
             "policy.base_lora=null",
             "data={type: mini, split: train}",
             f"rewards={{clip_t: {{type: clip_t, axis: prompt, model: {build_clip(folder / 'clip')}}}, "
             f"dino: {{type: dino, axis: identity, model: {build_dino(folder / 'dino')}}}}}",
             "train.ratio_guard=100",  # what it would judge is printed
             f"train.group_size={self.size}",
-            *(("policy.height=64", "policy.width=64", "policy.reference_size=64") if tiny else ()),
-            *(("policy.max_sequence_length=16",) if tiny else ()),
-        )
+        ]
+        if tiny:
+            small = ("height=64", "width=64", "reference_size=64", "max_sequence_length=16")
+            keys += [f"policy.model={make_tiny_flux(folder / 'flux')}", *(f"policy.{one}" for one in small)]
         self.trainers: dict[str, Trainer] = {}
         for name, (recipe, overrides) in SCHEDULES.items():
-            self.trainers[name] = make_trainer(recipe, [*self.keys, *overrides], folder / name)
+            self.trainers[name] = make_trainer(recipe, [*keys, *overrides], folder / name)
             if len(self.trainers) == 1:
                 self._share(self.trainers[name].parts.policy)
         serial = self.trainers["published"]
         serial.parts = replace(serial.parts, policy=copy.copy(serial.parts.policy))
         one_at_a_time(serial)
+
+    @staticmethod
+    def _load_flux(config: Any, *_: Any, device: torch.device, **__: Any) -> Any:
+        """In the place of files."""
+        pipeline = random_flux(device)
+        settle(pipeline, config, device, FluxTransformer2DModel)
+        return pipeline
 
     @staticmethod
     def _share(policy: Policy) -> None:
@@ -121,6 +124,14 @@ class Bench:
             cond=cond, x=x, x_next=x, sigma=at, sigma_next=parts.sigmas[3].expand(n), sigma_max=parts.sigmas[1],
             log_prob=torch.zeros(n, device=DEVICE), advantage=torch.ones(n, device=DEVICE),
         )  # fmt: skip
+
+    def measure_scale(self) -> None:
+        """What seconds are held against: the card's peak, and the arithmetic of one sample, nothing computed again."""
+        self.found["peak"] = {"tflops": peak_tflops()}
+        self.found["flops_of_a_forward"] = flops(partial(self.forward, self.pairs(1)))
+        checkpoint_blocks(self.transformer, 0.0)
+        self.found["flops_of_a_replay"] = flops(partial(self.backward, self.pairs(1)))
+        checkpoint_blocks(self.transformer, 1.0)
 
     def forward(self, pairs: Pairs) -> None:
         """As the rollout runs it."""
@@ -167,7 +178,7 @@ def flops(work: Callable[[], object]) -> float:
 
 @contextmanager
 def possible_or_not(row: dict[str, Any]) -> Iterator[None]:
-    """That a size doesn't fit, or a backend isn't there, is a result."""
+    """That a size doesn't fit is a result."""
     try:
         yield
     except RuntimeError as error:  # which torch.OutOfMemoryError is one of
@@ -177,12 +188,11 @@ def possible_or_not(row: dict[str, Any]) -> Iterator[None]:
         torch.cuda.empty_cache()
 
 
-def peak(bench: Bench) -> dict[str, float]:
-    """A large matrix product of random numbers in bfloat16."""
+def peak_tflops() -> float:
+    """Of a large matrix product of random numbers in bfloat16."""
     n = 8192 if CUDA else 256
     a, b = (torch.randn(n, n, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
-    seconds = timed(lambda: a @ b, repeats=20)["seconds"]
-    return {"tflops": 2 * n**3 / seconds / 1e12}
+    return 2 * n**3 / timed(lambda: a @ b, repeats=20)["seconds"] / 1e12
 
 
 def rate(bench: Bench, row: dict[str, Any], work: float) -> dict[str, Any]:
@@ -196,8 +206,7 @@ def rate(bench: Bench, row: dict[str, Any], work: float) -> dict[str, Any]:
 def forward(bench: Bench) -> list[dict[str, Any]]:
     """By batch."""
     rows = []
-    one = flops(partial(bench.forward, bench.pairs(1)))
-    bench.found["flops_of_a_forward"] = one
+    one = bench.found["flops_of_a_forward"]
     for n in SIZES:
         row: dict[str, Any] = {"n": n}
         with possible_or_not(row):
@@ -227,9 +236,7 @@ def kernels(bench: Bench) -> dict[str, list[tuple[str, float, int]]]:
 def replays(bench: Bench) -> list[dict[str, Any]]:
     """By batch and share of the blocks that are computed again. Its work is counted without what is computed again."""
     rows = []
-    checkpoint_blocks(bench.transformer, 0.0)
-    one = flops(partial(bench.backward, bench.pairs(1)))
-    bench.found["flops_of_a_replay"] = one
+    one = bench.found["flops_of_a_replay"]
     for share in SHARES:
         checkpoint_blocks(bench.transformer, share)
         for n in SIZES:
@@ -288,7 +295,6 @@ def compiled(bench: Bench) -> dict[str, Any]:
 
 
 STAGES = {
-    "peak": peak,
     "forward": forward,
     "replay": replays,
     "kernels": kernels,
@@ -299,7 +305,7 @@ STAGES = {
 
 
 def say(what: Any) -> None:
-    print(json.dumps(what, default=lambda value: round(float(value), 4)), flush=True)
+    print(json.dumps(what), flush=True)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -322,7 +328,8 @@ def main(arguments: Sequence[str]) -> None:
             "resident_gib": torch.cuda.memory_allocated() / GIB if CUDA else 0.0,
             "setup_s": time.perf_counter() - began,
         }
-        say(bench.found["machine"])
+        bench.measure_scale()
+        say(bench.found)
         for name in given.stages:
             if time.perf_counter() - began > given.seconds:
                 say({name: "left out: no time"})

@@ -1,4 +1,4 @@
-"""A FluxPipeline of FLUX.1-dev's shapes, or of tiny ones, with random weights that are drawn where they stay."""
+"""A FluxPipeline of FLUX.1-dev's shapes with random weights that are drawn where they stay."""
 
 from typing import Any
 
@@ -8,47 +8,36 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config,
 
 from customized_grpo.paths import ASSETS
 
-TRANSFORMER = {"guidance_embeds": True}  # diffusers' defaults are FLUX.1's other settings
 T5_XXL = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
 CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-VAE_CHANNELS = (128, 256, 512, 512)
-TINY_TRANSFORMER = {
-    "num_layers": 1, "num_single_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2,
-    "joint_attention_dim": 32, "pooled_projection_dim": 32, "axes_dims_rope": (4, 6, 6),
-}  # fmt: skip
-TINY_T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4}
-TINY_CLIP = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
 
 
-def random_flux(device: torch.device, *, tiny: bool) -> Any:
+def random_flux(device: torch.device) -> Any:
     """The pipeline, its weights drawn where they stay; the tokenizers are the miniature's."""
     assets = ASSETS / "flux"
     clip_tokenizer = CLIPTokenizer.from_pretrained(assets / "tokenizer", model_max_length=77)
     t5_tokenizer = T5Tokenizer.from_pretrained(assets / "tokenizer_2", model_max_length=512)
-    channels = (8, 16, 16, 16) if tiny else VAE_CHANNELS
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
         with device:
-            transformer = FluxTransformer2DModel(**TRANSFORMER | (TINY_TRANSFORMER if tiny else {}))
-            t5 = T5EncoderModel(
-                T5Config(vocab_size=32128, feed_forward_proj="gated-gelu", **TINY_T5 if tiny else T5_XXL)
-            )
+            transformer = FluxTransformer2DModel(guidance_embeds=True)  # all else is FLUX.1's by default
+            t5 = T5EncoderModel(T5Config(vocab_size=32128, feed_forward_proj="gated-gelu", **T5_XXL))
             clip = CLIPTextModel(
                 CLIPTextConfig(
                     eos_token_id=clip_tokenizer.eos_token_id,
                     bos_token_id=clip_tokenizer.bos_token_id,
-                    **TINY_CLIP if tiny else CLIP_L,
+                    **CLIP_L,
                 )
             )
             torch.set_default_dtype(torch.float32)
             vae = AutoencoderKL(
                 down_block_types=("DownEncoderBlock2D",) * 4,
                 up_block_types=("UpDecoderBlock2D",) * 4,
-                block_out_channels=channels,
+                block_out_channels=(128, 256, 512, 512),
                 layers_per_block=2,
                 latent_channels=16,
-                norm_num_groups=4 if tiny else 32,
+                norm_num_groups=32,
                 scaling_factor=0.3611,
                 shift_factor=0.1159,
                 use_quant_conv=False,

@@ -97,6 +97,7 @@ def sample_group(
         batch: samples in one forward; None is the whole group.
     """
     with clock.phase("rollout"):
+        # non_blocking: a copy out of ordinary memory is staged before the call returns, so nothing needs to wait
         sigmas, draws = sigmas.to(policy.device), draws.to(policy.device, non_blocking=True)
         x = noise.to(policy.device, policy.dtype, non_blocking=True)
         velocity = partial(_in_batches, policy, cond, batch)

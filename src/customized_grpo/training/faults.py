@@ -80,7 +80,12 @@ def _rest(folder: Path) -> str:
 
 @final
 class Watch:
-    """Looks at a step's metrics for rewards that can't teach and for clipping by rounding; says each once."""
+    """Looks at a step's metrics for rewards that can't teach and for clipping by rounding; says each once.
+
+    Args:
+        names: of the rewards.
+        clip: ``objective.clip``.
+    """
 
     FLAT: Final = 0.5
     """Share of groups in which a reward gave all samples the same score."""
@@ -88,7 +93,6 @@ class Watch:
     """Spread inside a group relative to the reward's size: below it advantages are mostly rounding."""
 
     def __init__(self, names: list[str], clip: float) -> None:
-        """Args: ``names`` of the rewards, and ``objective.clip``."""
         self._names = names
         self._clip = clip
         self._said: set[tuple[str, str]] = set()

@@ -402,6 +402,13 @@ def test_nothing_is_computed_again_where_smaller_batches_fit(limit: int, size: i
     assert changes(none, limit * GIB)[0] == batches
 
 
+@pytest.mark.parametrize(("group", "advised"), [(12, 4), (9, 3), (10, 2)])
+def test_advised_batches_divide_the_group(group: int, advised: int) -> None:
+    """Else the replay's would straddle two steps, and be none of the rollout's."""
+    recipe = load_recipe("uno_customized_grpo", ["run.cache=c", f"train.group_size={group}"])
+    assert f"train.microbatch={advised}" in faster(recipe, 141 * GIB)
+
+
 def test_the_rollout_is_estimated_at_its_batch() -> None:
     def rollout(*overrides: str) -> int:
         found = of_recipe(load_recipe("uno_customized_grpo", overrides)).moments
