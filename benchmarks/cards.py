@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from customized_grpo.loading import load_recipe
-from customized_grpo.training.fitting import changes, fits
-from customized_grpo.training.footprint import GIB, UnknownModelError
+from customized_grpo.memory.fitting import changes, fits
+from customized_grpo.memory.footprint import GIB, UnknownModelError
+from customized_grpo.recipe.loading import load_recipe
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 RECIPES = (

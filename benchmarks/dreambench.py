@@ -29,7 +29,7 @@ import yaml
 from pages import table
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests" / "support")]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 RESULT = ROOT / "benchmarks" / "results" / "dreambench.json"

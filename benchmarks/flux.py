@@ -37,8 +37,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from update import SERIAL, breakdown, make_trainer, matmul_share, one_at_a_time
 
-from customized_grpo.policies import flux_base, tuning
+from customized_grpo.policies import flux_base
 from customized_grpo.policies.acceleration import settle
+from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.checkpointing import checkpoint_blocks
 from customized_grpo.training import setup

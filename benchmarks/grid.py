@@ -59,8 +59,8 @@ class Grid:
     def fingerprint(self) -> str:
         """Of what all runs have in common: the embedded models and what the recipe sets. Other records are of another
         world."""
-        from customized_grpo.loading import load_recipe
         from customized_grpo.paths import ASSETS
+        from customized_grpo.recipe.loading import load_recipe
 
         recipe = load_recipe(RECIPE, self.common)
         digest = hashlib.sha256(
@@ -103,7 +103,7 @@ class Grid:
 
     def run_one(self, cell: Cell, seed: int) -> str:
         """Train one cell at one seed, in a worker that has its libraries loaded already, and write its record."""
-        from customized_grpo.loading import load_recipe
+        from customized_grpo.recipe.loading import load_recipe
         from customized_grpo.training.setup import build
         from customized_grpo.training.trainer import Trainer
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from customized_grpo.loading import load_recipe
+from customized_grpo.recipe.loading import load_recipe
 from customized_grpo.training.trainer import train
 from judge_server import JudgeServer, Reply, Request, completion, error
 

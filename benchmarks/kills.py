@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests" / "support")]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 RESULT = ROOT / "benchmarks" / "results" / "kills.json"
@@ -79,7 +79,7 @@ def recipe(world: Path, run: Path, **changes: Any) -> Any:
 
 def watched(stage: Stage) -> None:
     """Have the clock's phases and the saving of a checkpoint noted."""
-    from customized_grpo.clock import Clock
+    from customized_grpo.sampling.clock import Clock
     from customized_grpo.training import state, trainer
 
     phase, save = Clock.phase, state.save

@@ -20,17 +20,17 @@ from typing import Any
 import torch
 
 from customized_grpo import registry
-from customized_grpo.loading import load_recipe
+from customized_grpo.memory.estimate import Activations, Tokens, activations
+from customized_grpo.memory.footprint import shapes
+from customized_grpo.memory.parameters import adapted
 from customized_grpo.policies.checkpointing import checkpoint_blocks
-from customized_grpo.training.footprint import shapes
-from customized_grpo.training.memory import Activations, Tokens, activations
-from customized_grpo.training.parameters import adapted
+from customized_grpo.recipe.loading import load_recipe
 from customized_grpo.training.replay import Pairs, micro_batches, replay
 from customized_grpo.training.setup import Parts, build
 from customized_grpo.training.trainer import Trainer
 from customized_grpo.types import Trajectory
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 SIZES = (1, 4, 12, 60)
 SHARES = (0.0, 0.5, 1.0)
 

@@ -20,11 +20,11 @@ from typing import Any
 import httpx2
 import torch
 
+from customized_grpo.recipe.server import TOKEN_ENV
 from customized_grpo.rewards.dino import Dino
 from customized_grpo.rewards.features import to_pil
 from customized_grpo.rewards.remote import Remote
 from customized_grpo.rewards.wire import request_body
-from customized_grpo.server_config import TOKEN_ENV
 from customized_grpo.types import Example
 from reward_server import DINO, STARTS_IN_S, TOKEN, Server
 from tiny_rewards import example, pictures

@@ -25,8 +25,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from customized_grpo.loading import load_recipe
-from customized_grpo.rewards.scorer import Pending
+from customized_grpo.recipe.loading import load_recipe
+from customized_grpo.scoring.scorer import Pending
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
 from customized_grpo.types import Example

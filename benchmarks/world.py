@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from customized_grpo.loading import load_recipe
 from customized_grpo.mini.oracle import IDENTITY, PROMPT, Oracle, judge
 from customized_grpo.paths import model_path
+from customized_grpo.recipe.loading import load_recipe
 from customized_grpo.sampling.rollout import initial_noise, sample_group, transition_noise
 from customized_grpo.sampling.schedule import AllPlan, StepPlan
 from customized_grpo.training.metrics import correlation

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from customized_grpo.loading import load_recipe
+from customized_grpo.recipe.loading import load_recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -43,7 +43,7 @@ def test_recipe_of_the_readme_is_valid(tmp_path: Path) -> None:
 def test_commands_of_the_readme_exist(command: str) -> None:
     from typer.main import get_command
 
-    from customized_grpo.cli import app
+    from customized_grpo.commands.app import app
 
     assert command in get_command(app).commands  # type: ignore[attr-defined]
 

@@ -11,13 +11,13 @@ from typing import Any, final
 import pytest
 import torch
 from pydantic import SecretStr
+from test_imports import TREES
 from torch import Tensor
 
 from customized_grpo.rewards.base import Reward, RewardConfig
 from customized_grpo.training.trainer import train
 from customized_grpo.types import Example
 from runs import make_tiny_world, tiny_recipe
-from test_imports import TREES
 
 SECRET = "sk-do-not-write-this-down-0123456789"
 
@@ -69,7 +69,7 @@ def test_no_code_of_a_model_is_run() -> None:
 def test_weights_are_read_from_safetensors() -> None:
     """Every loader of a model says so, rather than falling back to a pickled file of the same name."""
     quiet = ("Tokenizer", "Processor", "Config")
-    own = "customized_grpo.mini.build"  # reads what it has written itself
+    own = "build_mini"  # reads what it has written itself
     loaders = [
         (module, node)
         for module, node in CALLS

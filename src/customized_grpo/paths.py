@@ -22,7 +22,7 @@ def model_path(name: str, kind: str) -> str:
         if not folder.is_dir():
             raise ValueError(
                 f"model {name!r}: the embedded {kind} model is missing ({folder} is no folder); "
-                "reinstall customized-grpo, or rebuild it by 'python -m customized_grpo.mini.build'"
+                "reinstall customized-grpo, or rebuild it by 'python -m build_mini'"
             )
         return str(folder)
     path = Path(name).expanduser()

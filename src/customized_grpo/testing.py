@@ -15,9 +15,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image as PILImage
 from torch import Tensor
 
+from customized_grpo.policies.adapters.lora import base_transformer
+from customized_grpo.policies.adapters.tuning import reference
 from customized_grpo.policies.base import Policy
-from customized_grpo.policies.lora import base_transformer
-from customized_grpo.policies.tuning import reference
 from customized_grpo.rewards.base import AnyReward, AsyncGroupReward, AsyncReward, Reward
 from customized_grpo.rewards.function import FunctionConfig, reward_class
 from customized_grpo.types import Example

@@ -14,7 +14,7 @@ from accelerate import FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
-from customized_grpo.sharding import whole
+from customized_grpo.policies.adapters.sharding import whole
 from customized_grpo.training import setup
 from customized_grpo.training.checkpoint import write_tensors
 from customized_grpo.training.trainer import Trainer

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from customized_grpo.policies.lora import adapter_state, frozen_hash
+from customized_grpo.policies.adapters.lora import adapter_state, frozen_hash
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
 from runs import make_tiny_world, tiny_recipe, with_evaluation

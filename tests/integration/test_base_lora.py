@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from customized_grpo.data.images import load_image
-from customized_grpo.generating import draw
+from customized_grpo.sampling.draw import draw
 from customized_grpo.training.trainer import train
 from runs import checkpoint_bytes, metrics_of, tiny_recipe
 from uno_tiny import uno_file

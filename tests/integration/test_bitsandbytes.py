@@ -11,12 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from customized_grpo.policies import acceleration, lora
+from customized_grpo.memory.footprint import shapes
+from customized_grpo.memory.parameters import optimizer_bytes, weight_bytes
+from customized_grpo.policies import acceleration
+from customized_grpo.policies.adapters import lora
 from customized_grpo.policies.base import LoraSettings, load_policy
 from customized_grpo.policies.flux import UNO
 from customized_grpo.testing import check_policy
-from customized_grpo.training.footprint import shapes
-from customized_grpo.training.parameters import optimizer_bytes, weight_bytes
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
 from customized_grpo.types import Example

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from customized_grpo.cli import app
-from customized_grpo.loading import save_recipe
+from customized_grpo.commands.app import app
 from customized_grpo.policies.flux import UNO
+from customized_grpo.recipe.loading import save_recipe
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
 from runs import checkpoint_bytes, metrics_of, tiny_recipe, with_evaluation

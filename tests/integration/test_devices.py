@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from customized_grpo.clock import Clock
-from customized_grpo.policies import lora
+from customized_grpo.policies.adapters import lora
 from customized_grpo.policies.base import LoraSettings, load_policy
 from customized_grpo.policies.flux import UNOConfig
+from customized_grpo.sampling.clock import Clock
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer, train
 from runs import metrics_of, tiny_recipe

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from customized_grpo.clock import Clock
 from customized_grpo.policies.checkpointing import checkpoint_blocks
 from customized_grpo.policies.flux import UNO
+from customized_grpo.sampling.clock import Clock
 from customized_grpo.sampling.dynamics import CPS, DanceSDE, FlowSDE
 from customized_grpo.training.setup import Parts, build
 from customized_grpo.training.trainer import Trainer

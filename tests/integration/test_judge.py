@@ -8,11 +8,11 @@ from statistics import fmean, stdev
 import pytest
 from typer.testing import CliRunner
 
-from customized_grpo.cli import app
-from customized_grpo.config import EvaluateRecipe
+from customized_grpo.commands.app import app
 from customized_grpo.evaluation.costs import announced
 from customized_grpo.evaluation.evaluator import evaluate
-from customized_grpo.loading import load_any, load_recipe
+from customized_grpo.recipe.config import EvaluateRecipe
+from customized_grpo.recipe.loading import load_any, load_recipe
 from customized_grpo.training.trainer import train
 from judge_cases import KEY, KEY_ENV
 from judge_server import JudgeServer, Reply, Request, completion, score

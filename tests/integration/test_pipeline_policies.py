@@ -16,11 +16,11 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageChops
 from typer.testing import CliRunner
 
-from customized_grpo import generating
-from customized_grpo.cli import app
+from customized_grpo.commands.app import app
 from customized_grpo.data.images import load_image
-from customized_grpo.loading import load_recipe, save_recipe
-from customized_grpo.policies.lora import adapter_state, frozen_hash, read_adapter
+from customized_grpo.policies.adapters.lora import adapter_state, frozen_hash, read_adapter
+from customized_grpo.recipe.loading import load_recipe, save_recipe
+from customized_grpo.sampling import draw
 from customized_grpo.sampling.rollout import generate
 from customized_grpo.sampling.schedule import sigma_grid
 from customized_grpo.seeding import generator
@@ -151,7 +151,7 @@ def test_generate_never_holds_encoders_and_transformer_together(
     """And draws the bytes that a policy with all of its parts draws."""
     held: list[tuple[bool, bool]] = []
     alive: list[weakref.ref[Any]] = []
-    real = generating.load_policy
+    real = draw.load_policy
 
     def spy(section: Any, **given: Any) -> Any:
         assert not [one for one in alive if one() is not None], "the encoders are still there"
@@ -162,10 +162,10 @@ def test_generate_never_holds_encoders_and_transformer_together(
         alive.extend([weakref.ref(encoder)] if encoder is not None else [])
         return policy
 
-    monkeypatch.setattr(generating, "load_policy", spy)
+    monkeypatch.setattr(draw, "load_policy", spy)
     recipe = load_recipe(run.world / "recipe.yaml")
     references = [load_image(run.world / "0.png")]
-    (file,) = generating.draw(
+    (file,) = draw.draw(
         recipe, None, references, "a red dog", tmp_path / "a.png", steps=2, seed=3, num=1, grid=None
     )
     assert held == [(True, False), (False, True)]

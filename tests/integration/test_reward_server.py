@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
+from customized_grpo.recipe.server import TOKEN_ENV
 from customized_grpo.rewards.base import Reward, RewardConfig
 from customized_grpo.rewards.remote import Remote
-from customized_grpo.server_config import TOKEN_ENV
 from customized_grpo.testing import check_reward
 from customized_grpo.training.trainer import train
 from customized_grpo.types import Example

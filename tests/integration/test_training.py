@@ -14,8 +14,8 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
+from customized_grpo.policies.adapters.lora import adapter_state, frozen_hash
 from customized_grpo.policies.flux import UNO
-from customized_grpo.policies.lora import adapter_state, frozen_hash
 from customized_grpo.rewards.base import RewardFailure
 from customized_grpo.training import trainer as module
 from customized_grpo.training.checkpoint import check, read_tensors

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from customized_grpo.cli import app
+from customized_grpo.commands.app import app
 
 TESTS = Path(__file__).parents[1]
 
@@ -418,6 +418,6 @@ def write_table() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(TESTS))
+    sys.path.insert(0, str(TESTS / "support"))
     os.environ["HF_HUB_OFFLINE"] = "1"
     write_table()

@@ -12,7 +12,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel, QwenImageTransformer2DModel
 
-from customized_grpo.loading import shipped_recipes
+from customized_grpo.recipe.loading import shipped_recipes
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "config" / "accelerate"

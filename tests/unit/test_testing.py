@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from customized_grpo.policies.adapters.lora import attach, trainable_parameters
 from customized_grpo.policies.base import LoraSettings, Policy, PolicyConfig
-from customized_grpo.policies.lora import attach, trainable_parameters
 from customized_grpo.rewards.base import AsyncGroupReward, AsyncReward, Reward, RewardConfig
 from customized_grpo.testing import check_aggregator, check_policy, check_reward
 from customized_grpo.types import Conditioning, Example

@@ -3,7 +3,7 @@
 ``{"id": "bag-03", "prompt": "a bag in the snow", "references": ["bag/03.jpg"], "subject": "bag"}``,
 and optionally ``masks`` (one path or null a reference), ``target`` and ``target_mask`` (the picture that the prompt
 describes; reinforcement learning doesn't read it), ``views`` (further pictures of the subject, for evaluation only) and
-``extra`` (an object that only plug-ins read; ``extra.subject_id`` names the individual, see ``data.split``).
+``extra`` (an object that only plug-ins read; ``extra.subject_id`` names the individual, see ``prepare.split``).
 """
 
 import json

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from customized_grpo.config import Evaluate, EvaluateRecipe, Recipe
+from customized_grpo.recipe.config import Evaluate, EvaluateRecipe, Recipe
 from customized_grpo.rewards.base import costs
 
 

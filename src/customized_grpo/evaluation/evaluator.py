@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from jaxtyping import Float
 from torch import Tensor
 
-from customized_grpo.config import Evaluate, EvaluateRecipe, EvaluateSampling, Sampling
+from customized_grpo.conditioning.cache import Place, open_policy
 from customized_grpo.console import err
 from customized_grpo.data.base import Dataset, load_dataset
 from customized_grpo.evaluation.baselines import NO_IDENTITY, RealPhotos, identity_metrics, reference_copy
@@ -25,14 +25,13 @@ from customized_grpo.evaluation.costs import of_evaluation
 from customized_grpo.evaluation.items import Progress, Site, evaluate_images, quiet
 from customized_grpo.evaluation.metrics import Scorer, build_metrics
 from customized_grpo.evaluation.protocols import find_protocol
-from customized_grpo.evaluation.report import write_report
 from customized_grpo.evaluation.settings import settings_of
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.evaluation.tables import summarize
-from customized_grpo.loading import save_recipe
-from customized_grpo.policies import tuning
+from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.base import Policy, runs_on_cpu, stack
-from customized_grpo.policies.cache import Place, open_policy
+from customized_grpo.recipe.config import Evaluate, EvaluateRecipe, EvaluateSampling, Sampling
+from customized_grpo.recipe.loading import save_recipe
 from customized_grpo.sampling.rollout import generate
 from customized_grpo.sampling.schedule import sigma_grid
 from customized_grpo.seeding import generator
@@ -149,7 +148,7 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
     The folder may hold an earlier, unfinished evaluation: rows that the same weights and recipe made are kept.
 
     Returns:
-        The run's folder, with ``config.yaml``, ``report.html`` and ``evaluation/`` (summaries, rows, pictures).
+        The run's folder, with ``config.yaml`` and ``evaluation/`` (summaries, rows, pictures).
 
     Raises:
         ValueError: ``run.dir`` is a file or a training run, the adapter does not fit, or the device is not there.
@@ -246,7 +245,6 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
         made = settings_of(settings, recipe.sampling, spec, total)
         absent = {} if "real_photos" in rows else {"real_photos": photos.absent if identity else NO_IDENTITY}
         summarize(site.folder, spec.protocol, rows, made, absent)
-        write_report([folder])
     state.wait_for_everyone()
     return folder
 

@@ -22,12 +22,12 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.atomic import replacing
-from customized_grpo.config import Evaluate
 from customized_grpo.data.base import Dataset
 from customized_grpo.data.images import load_image
 from customized_grpo.evaluation.metrics import Scorer, Scores, score
 from customized_grpo.evaluation.protocols import group_of
 from customized_grpo.evaluation.summary import Row, write_atomically
+from customized_grpo.recipe.config import Evaluate
 from customized_grpo.rewards.base import AsyncGroupReward, AsyncReward, transport_of
 from customized_grpo.types import Example
 

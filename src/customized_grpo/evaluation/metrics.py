@@ -13,10 +13,10 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from customized_grpo import registry
-from customized_grpo.rewards import network
 from customized_grpo.rewards.base import AsyncGroupReward, AsyncReward, Reward
 from customized_grpo.rewards.features import to_pil
-from customized_grpo.rewards.network import Outcome
+from customized_grpo.scoring import requests
+from customized_grpo.scoring.requests import Outcome
 from customized_grpo.types import Example
 
 
@@ -133,7 +133,7 @@ def _all_runs(
     if isinstance(metric, AsyncReward):
         # All questions about an example are under way together, as many at a time as the judge allows.
         questions = [(one, picture) for picture in to_pil(images) for one in _numbered(example, count)]
-        outcome = asyncio.run(network.ask_singly(metric, questions, network.limit(metric)))
+        outcome = asyncio.run(requests.ask_singly(metric, questions, requests.limit(metric)))
         values = _values(name, outcome, errors)
         return {name: [values[at : at + count] for at in range(0, len(values), count)]}
     if count == 1:
@@ -184,7 +184,7 @@ def _columns(
     errors: dict[str, str],
 ) -> dict[str, list[float]]:
     if isinstance(metric, AsyncGroupReward):
-        outcome = asyncio.run(network.ask_together(metric, example, to_pil(images), network.limit(metric)))
+        outcome = asyncio.run(requests.ask_together(metric, example, to_pil(images), requests.limit(metric)))
         found = {name: _values(name, outcome, errors)}
     elif isinstance(metric, Metric):
         found = {

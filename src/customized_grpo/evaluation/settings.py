@@ -5,9 +5,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from customized_grpo import registry
-from customized_grpo.config import Evaluate, EvaluateSampling, Sampling
 from customized_grpo.data.dreambench import DreamBench
 from customized_grpo.data.originals import photos
+from customized_grpo.recipe.config import Evaluate, EvaluateSampling, Sampling
 from customized_grpo.rewards.base import transport_of
 
 

@@ -55,7 +55,7 @@ class LoraSettings(BaseModel):
 
 
 class FullSettings(BaseModel):
-    """Full fine-tuning: the transformer's own weights are trained, in float32; see ``policies.full``."""
+    """Full fine-tuning: the transformer's own weights are trained, in float32; see ``policies.adapters.full``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -207,7 +207,7 @@ class Policy(ABC):
     @classmethod
     @abstractmethod
     def load(cls, config: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
-        """Load frozen weights; what is trained is attached or unfrozen afterwards by ``policies.tuning.attach``."""
+        """Load frozen weights; what is trained is attached or unfrozen afterwards (``adapters.tuning.attach``)."""
 
     @classmethod
     def idle(cls, transformer: Any) -> tuple[str, ...]:

@@ -10,11 +10,11 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 
 from customized_grpo.policies import shifts
 from customized_grpo.policies.acceleration import quantization_of, settle
-from customized_grpo.policies.base_lora import BaseLora, apply_base_lora
-from customized_grpo.policies.flux_keys import from_original, key_map
+from customized_grpo.policies.adapters.base_lora import BaseLora, apply_base_lora
+from customized_grpo.policies.adapters.flux_keys import from_original, key_map
+from customized_grpo.policies.adapters.lora_files import read_tensors
 from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN
 from customized_grpo.policies.hub_files import hub_problem, weights_file
-from customized_grpo.policies.lora_files import read_tensors
 from customized_grpo.policies.pipelines import PipelineConfig
 from customized_grpo.policies.shifts import ShiftRule
 

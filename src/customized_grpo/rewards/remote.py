@@ -22,10 +22,10 @@ from PIL.Image import Image
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, ValidationError
 
 from customized_grpo.console import RANK
+from customized_grpo.recipe.server import NAME, TOKEN_ENV, VARIABLE
 from customized_grpo.registry import did_you_mean
 from customized_grpo.rewards.base import AsyncGroupReward, RewardConfig, RewardFailure
 from customized_grpo.rewards.wire import ScoreResponse, read_token, request_body
-from customized_grpo.server_config import NAME, TOKEN_ENV, VARIABLE
 from customized_grpo.types import Example
 
 FIRST_PAUSE_S = 0.25

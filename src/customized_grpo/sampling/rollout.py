@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from customized_grpo.clock import Clock
 from customized_grpo.policies.base import Policy
+from customized_grpo.sampling.clock import Clock
 from customized_grpo.sampling.dynamics import Gaussian, log_prob
 from customized_grpo.sampling.schedule import StepPlan
 from customized_grpo.sampling.solver import ode_steps

@@ -31,10 +31,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from customized_grpo import registry
 from customized_grpo.data.images import ImageError, read_image
+from customized_grpo.recipe.server import ServerConfig
 from customized_grpo.rewards.base import RewardFailure
-from customized_grpo.rewards.scorer import Scorer
 from customized_grpo.rewards.wire import ExampleMessage, ScoreRequest, ScoreResponse, fingerprint
-from customized_grpo.server_config import ServerConfig
+from customized_grpo.scoring.scorer import Scorer
 from customized_grpo.types import Example
 
 log: Final = logging.getLogger(__name__)

@@ -20,10 +20,10 @@ from litserve import LitAPI, LitServer
 from litserve.utils import LitAPIStatus, WorkerSetupStatus
 
 from customized_grpo import __version__, registry
+from customized_grpo.recipe.server import ServerConfig
 from customized_grpo.rewards.wire import fingerprint, read_token
 from customized_grpo.serve.api import IDLE_S, RewardAPI, refusal
 from customized_grpo.serve.gate import Gate
-from customized_grpo.server_config import ServerConfig
 
 MAX_DEATHS: Final = 5
 """Of workers within ``PERIOD_S``; then something is wrong that another start won't mend."""

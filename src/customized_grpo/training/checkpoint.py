@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from customized_grpo.data.manifest import is_inside
-from customized_grpo.sharding import cut_like, whole
+from customized_grpo.policies.adapters.sharding import cut_like, whole
 
 MANIFEST = "manifest.json"
 PREFIX = "step-"

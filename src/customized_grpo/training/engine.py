@@ -16,10 +16,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
-from customized_grpo.config import Recipe
+from customized_grpo.policies.adapters.hashes import adapter_hash
+from customized_grpo.policies.adapters.sharding import cut_like, whole
 from customized_grpo.policies.base import Policy
-from customized_grpo.policies.hashes import adapter_hash
-from customized_grpo.sharding import cut_like, whole
+from customized_grpo.recipe.config import Recipe
 from customized_grpo.training import checkpoint
 from customized_grpo.training.distributed import largest
 

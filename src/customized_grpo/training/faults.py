@@ -8,7 +8,7 @@ from typing import Final, final
 
 import torch
 
-from customized_grpo.config import Recipe
+from customized_grpo.recipe.config import Recipe
 from customized_grpo.training import checkpoint
 
 

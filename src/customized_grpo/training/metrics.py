@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from customized_grpo.advantages.shaping import Shaped
-from customized_grpo.config import AXES
 from customized_grpo.evaluation.protocols import find_protocol
 from customized_grpo.evaluation.summary import Row, column_means, columns_of
-from customized_grpo.training.objective import ratio_stats
+from customized_grpo.objectives.clipped_surrogate import ratio_stats
+from customized_grpo.recipe.config import AXES
 
 
 def groups(

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from customized_grpo.config import Train
 from customized_grpo.policies.acceleration import need_bitsandbytes
+from customized_grpo.recipe.config import Train
 
 
 def build_optimizer(parameters: Sequence[nn.Parameter], train: Train) -> torch.optim.Optimizer:

@@ -18,27 +18,27 @@ from torch import Tensor, nn
 
 from customized_grpo import registry
 from customized_grpo.advantages.shaping import Aggregator
-from customized_grpo.clock import Clock
-from customized_grpo.config import AXES, Recipe
+from customized_grpo.conditioning.cache import Place, open_policy
 from customized_grpo.data.base import Dataset, load_dataset
 from customized_grpo.data.order import groups_a_rank
 from customized_grpo.evaluation.metrics import Scorer as MetricScorer
 from customized_grpo.evaluation.metrics import build_metrics
 from customized_grpo.evaluation.summary import Row
-from customized_grpo.policies import tuning
+from customized_grpo.objectives.clipped_surrogate import sensitivity, step_weights
+from customized_grpo.policies.adapters import tuning
+from customized_grpo.policies.adapters.sharding import reshard
 from customized_grpo.policies.base import Policy, runs_on_cpu
-from customized_grpo.policies.cache import Place, open_policy
+from customized_grpo.recipe.config import AXES, Recipe
 from customized_grpo.rewards.base import AnyReward
-from customized_grpo.rewards.scorer import Scorer
+from customized_grpo.sampling.clock import Clock
 from customized_grpo.sampling.rollout import Transition
 from customized_grpo.sampling.schedule import sigma_grid
-from customized_grpo.sharding import reshard
-from customized_grpo.tracking import prepare_folder
+from customized_grpo.scoring.scorer import Scorer
 from customized_grpo.training import engine
-from customized_grpo.training.conditioning import bars, needed
 from customized_grpo.training.distributed import together
-from customized_grpo.training.objective import sensitivity, step_weights
+from customized_grpo.training.encoded import bars, needed
 from customized_grpo.training.optimizers import build_optimizer
+from customized_grpo.training.tracking import prepare_folder
 from customized_grpo.types import Conditioning, Example
 
 Encode = Callable[[Example], Conditioning]

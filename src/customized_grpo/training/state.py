@@ -12,15 +12,15 @@ from typing import Any
 
 from torch import Tensor
 
-from customized_grpo.config import Recipe
 from customized_grpo.evaluation.summary import Row
-from customized_grpo.loading import load_recipe, save_recipe
-from customized_grpo.policies import tuning
-from customized_grpo.sharding import cut_like
-from customized_grpo.tracking import METRICS, cut_metrics
+from customized_grpo.policies.adapters import tuning
+from customized_grpo.policies.adapters.sharding import cut_like
+from customized_grpo.recipe.config import Recipe
+from customized_grpo.recipe.loading import load_recipe, save_recipe
 from customized_grpo.training import checkpoint, engine
 from customized_grpo.training.distributed import gather_rows, together
 from customized_grpo.training.setup import Parts
+from customized_grpo.training.tracking import METRICS, cut_metrics
 
 HARMLESS = (
     "run.",

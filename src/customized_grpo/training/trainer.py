@@ -12,23 +12,23 @@ import torch
 from torch import Tensor
 
 from customized_grpo.advantages.shaping import Shaped, shape
-from customized_grpo.config import AXES, Recipe
 from customized_grpo.data import order
-from customized_grpo.policies import tuning
+from customized_grpo.objectives.clipped_surrogate import clipped_surrogate
+from customized_grpo.policies.adapters import tuning
+from customized_grpo.recipe.config import AXES, Recipe
 from customized_grpo.sampling.dynamics import kl
 from customized_grpo.sampling.rollout import initial_noise, sample_group, transition_noise
 from customized_grpo.sampling.schedule import StepPlan
-from customized_grpo.tracking import RunLog, save_group
-from customized_grpo.training import choices, engine, heldout
+from customized_grpo.training import autotune, engine, validation
 from customized_grpo.training import metrics as explain
 from customized_grpo.training.distributed import any_rank, check_ranks, largest, mean_metrics
 from customized_grpo.training.engine import clip_and_step, micro_batch
 from customized_grpo.training.faults import Watch, explained
 from customized_grpo.training.interrupt import StopRequest
-from customized_grpo.training.objective import clipped_surrogate
 from customized_grpo.training.replay import Pairs, micro_batches, num_micro_batches, replay
 from customized_grpo.training.setup import Parts, build
 from customized_grpo.training.state import restore, save
+from customized_grpo.training.tracking import RunLog, save_group
 from customized_grpo.types import Trajectory
 
 
@@ -82,11 +82,11 @@ class Trainer:
     def loop(self, start: int, log: RunLog) -> None:
         """Step, look, evaluate, log, save - until the last step or a signal."""
         parts, settings = self.parts, self.recipe.train
-        for notice in heldout.notices(parts):
+        for notice in validation.notices(parts):
             log.say(notice)
-        if heldout.is_owed(parts, start):
-            log.write(start, heldout.evaluate(parts, start), f"evaluated after step {start}")
-            heldout.warn(parts, start, log.say)
+        if validation.is_owed(parts, start):
+            log.write(start, validation.evaluate(parts, start), f"evaluated after step {start}")
+            validation.warn(parts, start, log.say)
         for step in range(start, settings.steps):
             metrics = self.step(step)
             done = step + 1
@@ -95,21 +95,21 @@ class Trainer:
             saving = last or stopping or is_every(settings.checkpoint_every, done)
             if settings.check_ranks_every and (saving or is_every(settings.check_ranks_every, done)):
                 check_ranks(parts.accelerator, parts.parameters, done)
-            evaluating = heldout.is_due(parts, done) and not stopping
+            evaluating = validation.is_due(parts, done) and not stopping
             if evaluating:
-                metrics |= heldout.evaluate(parts, done)
+                metrics |= validation.evaluate(parts, done)
             log.write(done, metrics, explain.headline(metrics))
             news = parts.progress.drain_news() + parts.scorer.drain_news()
             for text in news + self.watch.warnings(metrics):
                 log.say(f"step {done}: {text}")
             if evaluating:
-                heldout.warn(parts, done, log.say)
+                validation.warn(parts, done, log.say)
             if saving:
                 save(parts, done)
             if stopping:
                 log.say(f"stopped after step {done} and saved; go on with run.resume=latest")
                 return
-        heldout.write_summary(parts)
+        validation.write_summary(parts)
 
     def step(self, step: int) -> dict[str, float]:
         """One GRPO step: sample this rank's groups, score and shape them, and update the adapter."""
@@ -127,7 +127,7 @@ class Trainer:
             sorted({k for group in groups for k in group.steps.tolist()}), parts.time_weights, parts.pull
         )
         shares = self.shares()
-        groups = choices.settle(parts, groups, shares)
+        groups = autotune.settle(parts, groups, shares)
         for update, samples in enumerate(shares):
             metrics |= self.update(groups, shaped, samples, first=update == 0)
         metrics |= parts.scorer.drain() | clock.drain()
@@ -162,7 +162,7 @@ class Trainer:
         with parts.clock.phase("rollout"):
             noise = initial_noise(shape_of, size, shared=sampling.shared_noise, **where)
             draws = transition_noise(shape_of, size, len(plan.stochastic), **where)
-            batch = choices.rollout_batch(parts, cond)
+            batch = autotune.rollout_batch(parts, cond)
         return sample_group(
             parts.policy,
             example,
@@ -206,7 +206,7 @@ class Trainer:
         ]
         count = settings.groups_per_step * len(samples) * groups[0].x.shape[1]
         remaining = num_micro_batches(groups, len(samples), settings.pairs_per_backward)
-        on_policy = first and choices.is_recomputed(parts)
+        on_policy = first and autotune.is_recomputed(parts)
         ratios: list[Tensor] = []
         differences: list[Tensor] = []
         signs: list[Tensor] = []

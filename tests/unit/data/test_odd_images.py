@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from customized_grpo.data.check import check_manifest
 from customized_grpo.data.images import image_size, load_image
-from customized_grpo.data.importers.folders import ImageFolder
-from customized_grpo.data.importers.writer import Options, import_data
-from customized_grpo.data.inspection import Look, look
 from customized_grpo.data.manifest import ManifestDataset
+from customized_grpo.prepare.check import check_manifest
+from customized_grpo.prepare.importers.folders import ImageFolder
+from customized_grpo.prepare.importers.writer import Options, import_data
+from customized_grpo.prepare.inspection import Look, look
 from odd_images import BLUE, KINDS, RED, outcome, page, write_all
 
 PAGE = Path(__file__).parents[3] / "docs" / "image-files.md"

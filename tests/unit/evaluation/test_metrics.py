@@ -6,14 +6,14 @@ from typing import final
 
 import pytest
 import torch
-from evaluation_fakes import Bright, Channels, Flaky, TinyData
 from PIL.Image import Image
 
-from customized_grpo.config import Evaluate
 from customized_grpo.evaluation.metrics import build_metrics, score
-from customized_grpo.rewards import network
+from customized_grpo.recipe.config import Evaluate
 from customized_grpo.rewards.base import AsyncGroupReward, AsyncReward, RewardFailure
+from customized_grpo.scoring import requests
 from customized_grpo.types import Example
+from evaluation_fakes import Bright, Channels, Flaky, TinyData
 
 CPU = torch.device("cpu")
 IMAGES = torch.stack([torch.zeros(2, 2, 3, dtype=torch.uint8), torch.full((2, 2, 3), 255, dtype=torch.uint8)])
@@ -166,8 +166,8 @@ def test_a_judges_limits_are_the_scorers(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(asyncio, "timeout", lambda s: asked.append(s) or contextlib.AsyncExitStack())
     judge = Slow()
     score({"judge": judge}, TinyData(None)[0], IMAGES[1:].expand(20, -1, -1, -1))
-    assert set(asked) == {network.TIMEOUT_S}
-    assert judge.most == network.MAX_CONCURRENT
+    assert set(asked) == {requests.TIMEOUT_S}
+    assert judge.most == requests.MAX_CONCURRENT
 
 
 def test_the_first_reason_is_kept() -> None:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from customized_grpo.config import Evaluate, EvaluateRecipe
 from customized_grpo.data import originals
 from customized_grpo.data.dreambench import DreamBench
 from customized_grpo.evaluation.baselines import RealPhotos, identity_metrics, reference_copy
@@ -20,6 +19,7 @@ from customized_grpo.evaluation.protocols import PROTOCOLS, find_protocol
 from customized_grpo.evaluation.settings import settings_of
 from customized_grpo.evaluation.summary import build_summary, column_means, groups_of
 from customized_grpo.evaluation.tables import markdown, notes
+from customized_grpo.recipe.config import Evaluate, EvaluateRecipe
 from customized_grpo.rewards.clip import ClipI, ClipT
 from customized_grpo.rewards.dino import Dino
 from customized_grpo.rewards.vision import VisionEncoder

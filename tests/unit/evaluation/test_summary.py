@@ -2,11 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
-from run_folder import evaluation_rows
 
 from customized_grpo.evaluation.statistics import Interval, paired_difference
 from customized_grpo.evaluation.summary import column_means, write_atomically
 from customized_grpo.evaluation.tables import summarize
+from run_folder import evaluation_rows
 
 
 def test_summary_has_the_documented_form(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from customized_grpo.config import EvaluateRecipe, Recipe, Train
 from customized_grpo.policies import acceleration
 from customized_grpo.policies.acceleration import apply, quantization_of
 from customized_grpo.policies.base import load_policy
 from customized_grpo.policies.flux import UNOConfig
+from customized_grpo.recipe.config import EvaluateRecipe, Recipe, Train
 from customized_grpo.training.optimizers import build_optimizer
 from runs import tiny_dict
 

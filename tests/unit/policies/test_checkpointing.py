@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from customized_grpo.clock import Clock
 from customized_grpo.policies.checkpointing import checkpoint_blocks, num_checkpointed, repeated_blocks
 from customized_grpo.policies.flux import UNOConfig
+from customized_grpo.sampling.clock import Clock
 from customized_grpo.sampling.dynamics import DanceSDE
 from customized_grpo.sampling.rollout import initial_noise, sample_group, transition_noise
 from customized_grpo.sampling.schedule import StepPlan, shifted_sigmas

@@ -11,10 +11,10 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
+from customized_grpo.policies.adapters.lora import attach, trainable_parameters
 from customized_grpo.policies.base import LoraSettings
 from customized_grpo.policies.flux import UNO, UNOConfig
 from customized_grpo.policies.flux_tokens import diagonal_ids, fit_to_long_side, pack, unpack
-from customized_grpo.policies.lora import attach, trainable_parameters
 from customized_grpo.sampling.rollout import generate
 from customized_grpo.sampling.solver import ode_steps
 from customized_grpo.testing import check_policy

@@ -12,11 +12,11 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
-from customized_grpo.clock import Clock
+from customized_grpo.policies.adapters.lora import attach, load_adapter, save_adapter, trainable_parameters
 from customized_grpo.policies.base import LoraSettings
 from customized_grpo.policies.flux import Kontext, KontextConfig
 from customized_grpo.policies.flux_tokens import fit_to_kontext
-from customized_grpo.policies.lora import attach, load_adapter, save_adapter, trainable_parameters
+from customized_grpo.sampling.clock import Clock
 from customized_grpo.sampling.dynamics import DanceSDE
 from customized_grpo.sampling.rollout import generate, sample_group
 from customized_grpo.sampling.schedule import AllPlan, shifted_sigmas, sigma_grid

@@ -15,10 +15,10 @@ from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate
 from PIL import Image
 from torch import nn
 
-from customized_grpo.loading import load_recipe
+from customized_grpo.policies.adapters.lora import _target_regex
 from customized_grpo.policies.flux2 import Flux2, Flux2Klein, Flux2KleinConfig, fit_reference
-from customized_grpo.policies.lora import _target_regex
 from customized_grpo.policies.qwen_image import QwenImageEditPlus, QwenImageEditPlusConfig, area_size
+from customized_grpo.recipe.loading import load_recipe
 from tiny_flux2 import make_tokenizer
 
 # FLUX.2: scripts/convert_flux2_to_diffusers.py of huggingface/diffusers at 207bae7. Qwen: the defaults of diffusers'

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from customized_grpo.clock import Clock
-from customized_grpo.policies import tuning
+from customized_grpo.policies.adapters import tuning
+from customized_grpo.policies.adapters.lora import attach, save_adapter, trainable_parameters
 from customized_grpo.policies.base import FullSettings, LoraSettings, load_policy, stack
-from customized_grpo.policies.lora import attach, save_adapter, trainable_parameters
+from customized_grpo.sampling.clock import Clock
 from customized_grpo.sampling.dynamics import DanceSDE
 from customized_grpo.sampling.rollout import generate, initial_noise, sample_group, transition_noise
 from customized_grpo.sampling.schedule import StepPlan, shifted_sigmas, sigma_grid

@@ -13,10 +13,10 @@ from diffusers.pipelines.flux import pipeline_flux, pipeline_flux_kontext
 from diffusers.pipelines.flux2 import pipeline_flux2, pipeline_flux2_klein
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
 
-from customized_grpo.loading import RecipeError, load_recipe
 from customized_grpo.policies.flux import KontextConfig, UNOConfig
 from customized_grpo.policies.flux2 import Flux2Config, Flux2KleinConfig
 from customized_grpo.policies.qwen_image import QwenImageEditPlusConfig
+from customized_grpo.recipe.loading import RecipeError, load_recipe
 from customized_grpo.sampling.schedule import sigma_grid
 from tiny_qwen_image import SCHEDULER
 

@@ -13,8 +13,8 @@ from PIL import Image
 from customized_grpo.rewards.base import RewardFailure
 from customized_grpo.rewards.cutout import cut_out
 from customized_grpo.rewards.dino import Dino
-from customized_grpo.rewards.scorer import Scorer
 from customized_grpo.rewards.segmenter import Segmenter, SegmenterConfig
+from customized_grpo.scoring.scorer import Scorer
 from customized_grpo.testing import check_reward
 from customized_grpo.types import Example
 from golden import save_golden_dino, save_golden_dinov2

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from customized_grpo import registry
-from customized_grpo.loading import RecipeError, recipe_of
+from customized_grpo.recipe.loading import RecipeError, recipe_of
 from customized_grpo.rewards.base import AsyncReward, Reward, RewardFailure
 from customized_grpo.rewards.function import FunctionConfig, reward_class
-from customized_grpo.rewards.scorer import Scorer
-from customized_grpo.scoring import Scoring
+from customized_grpo.scoring.folder import Scoring
+from customized_grpo.scoring.scorer import Scorer
 from customized_grpo.testing import check_reward
 from customized_grpo.types import Example
 from tiny_rewards import example, pictures

@@ -10,12 +10,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from customized_grpo.recipe.server import TOKEN_ENV
 from customized_grpo.rewards.base import RewardFailure
 from customized_grpo.rewards.features import to_pil
 from customized_grpo.rewards.remote import Remote
-from customized_grpo.rewards.scorer import Scorer
 from customized_grpo.rewards.wire import ScoreRequest
-from customized_grpo.server_config import TOKEN_ENV
+from customized_grpo.scoring.scorer import Scorer
 from reward_faults import (
     FAULTS,
     GOOD,

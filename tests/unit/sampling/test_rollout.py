@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from customized_grpo.clock import Clock
+from customized_grpo.sampling.clock import Clock
 from customized_grpo.sampling.dynamics import DanceSDE, log_prob, ode
 from customized_grpo.sampling.rollout import (
     generate,

@@ -16,12 +16,12 @@ from PIL import Image
 
 import tiny_hpsv3
 from customized_grpo import registry
+from customized_grpo.recipe.server import ServerConfig
 from customized_grpo.rewards.features import to_pil
-from customized_grpo.rewards.scorer import Scorer
 from customized_grpo.rewards.wire import ScoreRequest, fingerprint, png, request_body
+from customized_grpo.scoring.scorer import Scorer
 from customized_grpo.serve import api
 from customized_grpo.serve.api import RewardAPI, WaitingLoop
-from customized_grpo.server_config import ServerConfig
 from customized_grpo.types import Example
 from tiny_rewards import example, pictures, save_dino
 

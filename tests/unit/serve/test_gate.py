@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from customized_grpo.loading import RecipeError, load_recipe
+from customized_grpo.recipe.loading import RecipeError, load_recipe
+from customized_grpo.recipe.server import TOKEN_ENV, ServerConfig
 from customized_grpo.serve.gate import Gate
 from customized_grpo.serve.server import RewardServer, serve
-from customized_grpo.server_config import TOKEN_ENV, ServerConfig
 
 TOKEN = "0123-secret"
 

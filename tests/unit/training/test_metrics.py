@@ -13,12 +13,12 @@ from torch import Tensor
 from customized_grpo.advantages.aggregators import SARS
 from customized_grpo.advantages.shaping import Shaped, shape
 from customized_grpo.advantages.time_weights import constant, tdw
+from customized_grpo.objectives.clipped_surrogate import sensitivity
 from customized_grpo.sampling.dynamics import DanceSDE
 from customized_grpo.sampling.schedule import shifted_sigmas
 from customized_grpo.training import distributed
 from customized_grpo.training import metrics as explain
 from customized_grpo.training.faults import Watch
-from customized_grpo.training.objective import sensitivity
 
 NAMES, AXIS_OF = ["clip", "dino"], [0, 1]
 

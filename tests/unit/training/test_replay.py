@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from customized_grpo.clock import Clock
+from customized_grpo.sampling.clock import Clock
 from customized_grpo.sampling.dynamics import DanceSDE
 from customized_grpo.sampling.rollout import initial_noise, sample_group, transition_noise
 from customized_grpo.sampling.schedule import StepPlan, shifted_sigmas

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from customized_grpo.config import Recipe
+from customized_grpo.recipe.config import Recipe
 from customized_grpo.training.state import compare_recipes, scorer_share
 from runs import tiny_recipe, with_evaluation
 

@@ -1,0 +1,50 @@
+"""``customized-grpo data cache``: the command around ``conditioning.cache``. Heavy imports are inside."""
+
+from typing import Annotated
+
+import typer
+
+from customized_grpo.console import hush_libraries, say
+
+
+def cache(
+    config: Annotated[str, typer.Argument(metavar="RECIPE", help="a recipe's file or name, of either kind")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[key.sub=value]", help="change any key of the recipe")
+    ] = None,
+) -> None:
+    """Encode what a recipe's prompts and references need into run.cache; may be stopped, repeated, and shared.
+
+    Under torchrun or accelerate launch the processes share the work. Only the encoders are loaded, and only where
+    something is missing.
+    """
+    from customized_grpo.recipe.loading import load_any
+
+    recipe = load_any(config, overrides or [])
+    if recipe.run.cache is None:
+        raise ValueError("run.cache: it says where the cache is; add it to the recipe, or run.cache=FOLDER")
+    hush_libraries()
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    from customized_grpo.conditioning.cache import ConditioningCache, Place, complete
+    from customized_grpo.policies.base import runs_on_cpu
+    from customized_grpo.training.encoded import bars, needed
+
+    if recipe.run.threads:
+        torch.set_num_threads(recipe.run.threads)
+    state = PartialState(cpu=runs_on_cpu(recipe.run.device))
+    store = ConditioningCache(recipe.run.cache, recipe.policy, recipe.run.precision)
+    jobs = needed(recipe)
+    with bars() as progress:
+        place = Place(
+            device=state.device,
+            precision=recipe.run.precision,
+            rank=state.process_index,
+            world=state.num_processes,
+            wait=state.wait_for_everyone,
+            progress=progress,
+        )
+        made: int = sum(gather_object([complete(recipe.policy, store, jobs, place)]))
+    say(f"{store.folder}\n{made:,} conditionings made; the recipe uses {len(jobs):,} examples")

@@ -1,0 +1,128 @@
+"""What ``customized-grpo doctor`` looks at: Python, libraries, devices, memory, disk, the embedded models, extras."""
+
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+
+from customized_grpo import __version__
+from customized_grpo.mini.integrity import check_assets
+
+_FLOORS = {
+    "torch": (2, 7),
+    "diffusers": (0, 42),
+    "transformers": (5, 0),
+    "peft": (0, 21),
+    "accelerate": (1, 15),
+    "pydantic": (2, 10),
+    "safetensors": (0, 5),
+}
+"""The floors of pyproject.toml."""
+_EXTRAS = ("wandb", "tensorboard", "trackio", "swanlab")
+_GIB = 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the doctor's table; ``advice`` is empty where nothing needs to be done."""
+
+    name: str
+    value: str
+    advice: str = ""
+
+
+def examine(folder: Path) -> list[Finding]:
+    """Everything about this machine and installation that a run depends on; ``folder`` is where runs would go."""
+    return [*_system(), *_libraries(), *_devices(), *_room(folder), *_assets(), _extras()]
+
+
+def _system() -> list[Finding]:
+    fits = (3, 11) <= sys.version_info[:2] < (3, 14)
+    return [
+        Finding("customized-grpo", __version__),
+        Finding("python", platform.python_version(), "" if fits else "use Python 3.11, 3.12 or 3.13"),
+        Finding("system", f"{platform.system()} {platform.release()}, {platform.machine()}"),
+    ]
+
+
+def _libraries() -> list[Finding]:
+    findings = []
+    for name, floor in _FLOORS.items():
+        needed = ".".join(map(str, floor))
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            findings.append(Finding(name, "missing", f"pip install '{name}>={needed}'"))
+            continue
+        old = tuple(int(part) for part in found.split("+")[0].split(".")[:2] if part.isdigit()) < floor
+        findings.append(Finding(name, found, f"pip install -U '{name}>={needed}'" if old else ""))
+    return findings
+
+
+def _devices() -> list[Finding]:
+    try:
+        import torch
+    except ImportError as error:
+        return [Finding("devices", "unknown", f"torch can't be imported ({error}); install it again")]
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    threads = torch.get_num_threads()
+    findings = [
+        Finding(
+            "CPU",
+            f"{cores} cores, {threads} threads",
+            "more threads than cores: set OMP_NUM_THREADS" if threads > cores else "",
+        )
+    ]
+    if not torch.cuda.is_available():
+        built = (
+            "this torch is built without CUDA" if torch.version.cuda is None else "no usable driver or device"
+        )
+        advice = "a GPU driver is there: install a CUDA build of torch" if shutil.which("nvidia-smi") else ""
+        return [*findings, Finding("GPU", f"none ({built}); the miniature needs none", advice)]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        bf16 = properties.major >= 8
+        value = f"{properties.name}, {properties.total_memory / _GIB:.0f} GiB, CUDA {torch.version.cuda}"
+        findings.append(Finding(f"GPU {index}", value, "" if bf16 else "slow in bf16: use run.precision=no"))
+    return findings
+
+
+def _room(folder: Path) -> list[Finding]:
+    memory, free = psutil.virtual_memory().available / _GIB, shutil.disk_usage(folder).free / _GIB
+    return [
+        Finding(
+            "memory",
+            f"{memory:.1f} GiB available",
+            "" if memory >= 3 else "the embedded run needs up to 3 GiB",
+        ),
+        Finding(
+            "disk",
+            f"{free:.1f} GiB free at {folder}",
+            "" if free >= 1 else "free some: a run needs about 1 GiB",
+        ),
+    ]
+
+
+def _assets() -> list[Finding]:
+    problems = check_assets()
+    if not problems:
+        return [Finding("embedded models", "whole")]
+    advice = "reinstall customized-grpo, or rebuild them: python -m build_mini"
+    return [Finding("embedded models", problem, advice) for problem in problems]
+
+
+def _extras() -> Finding:
+    # Only the name is looked up: importing a tracker may open files and connections.
+    found = [name for name in _EXTRAS if find_spec(name) is not None]
+    others = [name for name in _EXTRAS if name not in found]
+    value = f"installed: {', '.join(found) or 'none'}"
+    return Finding(
+        "trackers",
+        value + (f"; pip install 'customized-grpo[{','.join(others)}]' for others" if others else ""),
+    )

@@ -1,0 +1,55 @@
+"""``customized-grpo generate``: images of one reference set and one prompt."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from customized_grpo.console import hush_libraries, say
+
+_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def generate(
+    prompt: Annotated[str, typer.Option(help="what to draw")],
+    out_file: Annotated[
+        Path, typer.Option("--out", help="the PNG to write; several get -0, -1, ... before the suffix")
+    ],
+    reference: Annotated[
+        list[Path] | None, typer.Option(help="an image of the subject; may be given several times")
+    ] = None,
+    lora: Annotated[
+        str | None,
+        typer.Option(help="a run, a checkpoint, or an adapter's folder or file; without it, --config's base"),
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(help="recipe that says the policy; by default the run's own config.yaml")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="sampler steps; by default the recipe's")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    num: Annotated[int, typer.Option(min=1, help="images, each of its own noise")] = 1,
+    grid: Annotated[
+        Path | None, typer.Option(help="write this picture too: references, base and tuned, side by side")
+    ] = None,
+) -> None:
+    """Draw images with a trained adapter, or with a recipe's base alone."""
+    from customized_grpo.data.images import load_image
+    from customized_grpo.recipe.loading import load_any, run_config
+
+    references = [load_image(path) for path in reference or ()]
+    for option, path in {"--out": out_file, "--grid": grid}.items():
+        if path is not None and path.suffix.lower() not in _ENDINGS:
+            raise ValueError(f"{option}: given {str(path)!r}; end it in .png, .jpg or .webp")
+    if config is not None:
+        recipe = load_any(config)
+    elif lora is not None:
+        recipe = load_any(run_config(lora))
+    else:
+        raise ValueError(
+            "--lora: missing; give a run or an adapter, or --config RECIPE to draw with its base"
+        )
+    from customized_grpo.sampling.draw import draw
+
+    hush_libraries()
+    for file in draw(recipe, lora, references, prompt, out_file, steps=steps, seed=seed, num=num, grid=grid):
+        say(str(file))

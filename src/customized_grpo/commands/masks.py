@@ -1,0 +1,60 @@
+"""``customized-grpo data masks``: the command around ``prepare.masks``. Heavy imports are inside."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from customized_grpo.console import err, hush_libraries, say
+
+
+def masks(
+    manifest: Annotated[Path, typer.Argument(help="the .jsonl file whose references lack masks")],
+    detector: Annotated[
+        str, typer.Option(help="GroundingDINO: hub id or folder")
+    ] = "IDEA-Research/grounding-dino-base",
+    sam: Annotated[str, typer.Option(help="SAM: hub id or folder")] = "facebook/sam-vit-base",
+    threshold: Annotated[float, typer.Option(help="least confidence of a box")] = 0.35,
+    folder: Annotated[str, typer.Option(help="where masks go, inside the manifest's folder")] = "masks",
+    beside: Annotated[bool, typer.Option("--beside", help="put them beside their pictures instead")] = False,
+    target: Annotated[
+        Path | None, typer.Option("--out", help="the new manifest; by default <name>-masks.jsonl")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cuda or cpu; by default the GPU if there is one")] = "",
+) -> None:
+    """Make the masks that a manifest's references lack, by GroundingDINO and SAM; may be stopped and started again."""
+    from pydantic import ValidationError
+
+    from customized_grpo.prepare.masks import Segment, is_any_missing, make_masks
+    from customized_grpo.recipe.loading import RecipeError
+    from customized_grpo.rewards.segmenter import Segmenter, SegmenterConfig
+    from customized_grpo.scoring.folder import device_of
+
+    try:
+        config = SegmenterConfig(detector=detector, sam=sam, threshold=threshold)
+    except ValidationError as error:
+        raise RecipeError(f"--threshold: given {threshold}; give a number between 0 and 1") from error
+    if not manifest.is_file():
+        raise ValueError(f"{manifest}: no such manifest; give the path of a .jsonl file")
+    hush_libraries()
+    where, on = (None if beside else folder), device_of(device)
+    segment: Segment = lambda image, word: None  # noqa: E731 - never asked where every reference has its mask
+    if is_any_missing(manifest, where):
+        segment = Segmenter(config, device=on)
+    from rich.progress import Progress
+
+    with Progress(console=err, disable=not err.is_terminal) as bar:
+        task = bar.add_task("masks", total=None)
+        report = make_masks(
+            manifest,
+            segment,
+            settings=config.model_dump(),
+            folder=where,
+            target=target,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    for one, reason in report.problems.items():
+        say(f"{one.reference}: {reason}", style="yellow", on=err)
+    say(f"{report.manifest}\n{report.made} masks made, {report.kept} kept, {len(report.problems)} missing")
+    if report.problems:
+        raise typer.Exit(1)

@@ -1,0 +1,88 @@
+"""The estimated memory of a recipe, as ``validate`` and ``doctor`` print it. Heavy imports are inside."""
+
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from customized_grpo.console import out, say
+
+if TYPE_CHECKING:
+    from customized_grpo.recipe.config import Recipe
+
+MemoryGb = Annotated[
+    float | None,
+    typer.Option("--memory-gb", min=0.1, help="GiB of the device to judge by; else the GPU here"),
+]
+_GIB = 2**30
+
+
+def show_memory(recipe: "Recipe", memory_gb: float | None) -> bool:
+    """Print what a process of a training needs, and what to change where the device at hand is too small.
+
+    Args:
+        recipe: a whole recipe.
+        memory_gb: GiB of a device to judge by; None: the GPU at hand, if there is one.
+
+    Returns:
+        Whether it fits; True where there is no device to judge by, or where the model's shapes are not known.
+    """
+    from customized_grpo.memory.fitting import changes, faster, fits
+    from customized_grpo.memory.footprint import UnknownModelError, of_recipe
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        found = of_recipe(recipe, world=world)
+    except UnknownModelError as error:
+        say(f"estimated memory: unknown; {error}")
+        return True
+    table = Table(title="Estimated memory of a process", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(overflow="fold")
+    for line in found.resident:
+        table.add_row(line.name, _gib(line.bytes), line.note)
+    largest = max(found.moments, key=lambda line: line.bytes)
+    for line in found.moments:
+        table.add_row(
+            line.name, _gib(line.bytes), line.note if line is largest else f"{line.note} (not at once)"
+        )
+    table.add_row("at most", _gib(found.total), "computed from shapes, not measured", style="bold")
+    out.print(table)
+    if found.unknown:
+        say(f"not counted: {', '.join(found.unknown)}")
+    limit = int(memory_gb * _GIB) if memory_gb is not None else _device_bytes(recipe.run.device)
+    if limit is None:
+        return True
+    if fits(found, limit):
+        out.print(f"it fits a device of {_gib(limit)}", style="green", highlight=False)
+        if less := faster(recipe, limit, world=world):
+            out.print(f"{' '.join(less)} would fit too, and compute less again", highlight=False)
+        return True
+    overrides, after = changes(recipe, limit, world=world)
+    told = f"it does not fit a device of {_gib(limit)} with a twentieth left free"
+    if fits(after, limit):
+        told += f"; with these it takes {_gib(after.total)}: {' '.join(overrides)}"
+    else:
+        told += f"; even with {' '.join(overrides) or 'all that is known'} it takes {_gib(after.total)}: "
+        told += "use smaller images, or a larger device"
+        if recipe.policy.full is not None:
+            told += ", cut it over several by FSDP2, or train an adapter (policy.full=null policy.lora={})"
+    say(told, style="yellow")
+    return False
+
+
+def _gib(size: int) -> str:
+    return f"{size / _GIB:.1f} GiB" if size >= _GIB / 10 else f"{size / 2**20:.1f} MiB"
+
+
+def _device_bytes(device: str) -> int | None:
+    """Memory of the smallest GPU at hand."""
+    import torch
+
+    if device == "cpu" or not torch.cuda.is_available():
+        return None
+    return min(
+        torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())
+    )

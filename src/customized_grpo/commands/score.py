@@ -1,0 +1,96 @@
+"""``customized-grpo score``: the command around ``scoring``. Heavy imports are inside."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from customized_grpo.console import err, hush_libraries, out, say
+
+_SHOWN = 50
+"""More images than these are summarised on screen; the table that is written has them all."""
+
+
+def score(
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="a folder of images, or one image")],
+    reward: Annotated[
+        list[str],
+        typer.Option(help="a type, such as dino or my_module:f, or name=type; may come several times"),
+    ],
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="[name.key=value]", help="options: dino.model=mini")
+    ] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="prompts and references by id: files are called <id> or <id>-<number>")
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="one prompt for all, without a manifest")] = "",
+    reference: Annotated[
+        list[Path] | None, typer.Option(help="one subject for all; several images may be given")
+    ] = None,
+    subject: Annotated[str, typer.Option(help="its class word, for segmentation and judges")] = "",
+    table: Annotated[
+        Path | None, typer.Option("--out", help="a .csv or .jsonl file with a row an image")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cuda or cpu; by default the GPU if there is one")] = "",
+) -> None:
+    """Score a folder of images with any rewards: against a manifest, or one prompt and one reference for all."""
+    from customized_grpo.data.images import load_image
+    from customized_grpo.rewards.base import costs
+    from customized_grpo.scoring import folder
+    from customized_grpo.types import Example
+
+    folder.check_table(table)
+    specs = folder.read_rewards(reward, options or [])
+    if manifest is None:
+        references = tuple(load_image(path) for path in reference or [])
+        one = Example(key="all", prompt=prompt, references=references, subject=subject)
+        jobs = folder.with_one_example(images, one)
+    elif prompt or reference or subject:
+        raise ValueError(
+            "--manifest holds prompts and references; give either it, or --prompt and --reference"
+        )
+    else:
+        jobs = folder.with_manifest(images, manifest)
+    for name, said in costs(specs, dict.fromkeys(specs, len(jobs))).items():
+        say(f"{name}: {said}", on=err)
+    hush_libraries()
+    from rich.progress import Progress
+
+    with Progress(console=err, disable=not err.is_terminal) as bar:
+        task = bar.add_task("images", total=len(jobs))
+        rows, failure = folder.run(
+            jobs, specs, folder.device_of(device), lambda done, _: bar.update(task, completed=done)
+        )
+    names = tuple(specs)
+    if 0 < len(rows) <= _SHOWN:
+        lines = [(row.image, *(folder.shown(row.scores[name]) for name in names)) for row in rows]
+        _print(("image", *names), lines)
+    if rows:
+        _print(("reward", "scored", "mean", "std", "lowest", "highest"), folder.summary(rows, names))
+        if table is not None:
+            folder.write_table(table, rows, names)
+            say(str(table))
+    wrong = [row for row in rows if row.error]
+    for row in wrong[:_SHOWN]:
+        say(row.error if row.broken else f"{row.image}: {row.error}", style="yellow", on=err)
+    if len(wrong) > _SHOWN:
+        say(f"and {len(wrong) - _SHOWN} more; the table of --out has all", style="yellow", on=err)
+    if failure is not None:
+        err.print(f"stopped after {len(rows)} of {len(jobs)} images", style="red", highlight=False)
+        raise failure
+    silent = folder.silent(rows, names)
+    if silent:
+        say(f"scored no image: {', '.join(silent)}", style="red", on=err)
+    if silent or any(row.broken for row in rows):
+        raise typer.Exit(1)
+
+
+def _print(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    table = Table()
+    for column in columns:
+        table.add_column(column.replace("[", "\\["), overflow="fold")
+    for row in rows:
+        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+    out.print(table)

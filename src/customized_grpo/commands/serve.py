@@ -1,0 +1,28 @@
+"""``customized-grpo serve``: the command around ``serve``. Heavy imports are inside."""
+
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from customized_grpo.console import say
+
+
+def serve(
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="a server's YAML file, or the name of a shipped one")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[key.sub=value]", help="change any key of it")
+    ] = None,
+) -> None:
+    """Serve rewards over HTTP from a GPU or machine of their own; recipes use them by type: remote."""
+    from customized_grpo.recipe.loading import load_recipe
+    from customized_grpo.recipe.server import ServerConfig
+
+    settings = load_recipe(config, overrides or [], ServerConfig)
+    if find_spec("litserve") is None:
+        raise ValueError("serving needs LitServe: pip install 'customized-grpo[serve]'")
+    from customized_grpo.serve.server import serve as run
+
+    run(settings, say)

@@ -1,0 +1,1 @@
+"""Conditioning: the cache of encoded prompts and references."""

@@ -1,0 +1,246 @@
+"""Memory of a training step, from shapes alone: no weight is loaded, nothing is fetched, nothing is measured.
+
+What is resident (weights, adapter, optimizer, trajectories) is counted exactly. What is alive for a moment is
+estimated: a linear layer keeps its input for its adapter and its output for what follows, and attention keeps queries,
+keys, values and its result. Dimensions: n samples in a forward, G group size, K trained steps, P ranks, D a block's
+width, b bytes.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from customized_grpo.memory.parameters import (
+    LinearShape,
+    Optimizer,
+    Quantization,
+    Trained,
+    linears,
+    optimizer_bytes,
+    weight_bytes,
+)
+from customized_grpo.policies.checkpointing import num_checkpointed, repeated_blocks
+
+_TEXT_PART = re.compile(r"(^|\.)(add_|to_add|ff_context|txt_)")
+"""Layers of a two-stream block that see the text tokens."""
+_QUERY_OR_KEY = re.compile(r"(^|\.)(to|add)_[qk](_proj)?$")
+_VALUE = re.compile(r"(^|\.)(to|add)_v(_proj)?$")
+_TEXT_NORM = re.compile(r"context|txt_")
+_MODULATION = re.compile(r"norm|(^|\.)(img|txt)_mod\b|modulation")
+"""Layers that see one vector a sample, not its tokens."""
+_OF_TIME = re.compile(r"time|guidance|text_embedder")
+"""Further layers of that sort, outside the blocks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """Tokens of one sample: of the image with its references, and of the text."""
+
+    image: int
+    text: int
+
+
+def block_activations(
+    block: nn.Module,
+    tuned: frozenset[str],
+    rank: int,
+    tokens: Tokens,
+    n: int,
+    b: int,
+    *,
+    modulated: bool = False,
+) -> int:
+    """Bytes that autograd keeps of one transformer block.
+
+    Args:
+        block: a block; one without layers for text sees image and text tokens together.
+        tuned: names, inside the block, of the layers with an adapter.
+        rank: of the adapters.
+        tokens: of a sample.
+        n: samples.
+        b: bytes of the compute dtype. At 2 bytes each adapter casts its own copy of its input, and what norms see is
+            kept in float32.
+        modulated: whether what scales the norms' outputs is trained, so that these are kept, too.
+    """
+    layers = [layer for layer in linears(block) if not _MODULATION.search(layer.name)]
+    two_streams = any(_TEXT_PART.search(layer.name) for layer in layers)
+    joint = tokens.image + tokens.text
+    total, seen = 0, set[tuple[str, int, int]]()
+    width = next((layer.outputs for layer in layers if _QUERY_OR_KEY.search(layer.name)), layers[0].inputs)
+    for layer in layers:
+        of_text = bool(_TEXT_PART.search(layer.name))
+        here = (tokens.text if of_text else tokens.image) if two_streams else joint
+        source = (layer.name.rpartition(".")[0], layer.inputs, here)
+        if layer.name in tuned:
+            if b < 4 or source not in seen:
+                total += here * layer.inputs * b
+            total += here * rank * b
+        seen.add(source)
+        if _VALUE.search(layer.name):
+            continue  # only as part of all values, below
+        feeds_norm = bool(_QUERY_OR_KEY.search(layer.name)) or layer.outputs == width
+        total += here * layer.outputs * (4 if feeds_norm else b)
+        if modulated and _QUERY_OR_KEY.search(layer.name):
+            total += here * layer.outputs * 4  # once more, normed, for the norm's own weight
+    for name, part in block.named_modules() if modulated else ():
+        if isinstance(part, nn.LayerNorm):
+            of_text = bool(_TEXT_NORM.search(name))
+            total += ((tokens.text if of_text else tokens.image) if two_streams else joint) * width * 4
+    return n * (total + 4 * joint * width * b)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activations:
+    """Bytes of one forward with gradient."""
+
+    stored: int
+    """Kept until the backward pass."""
+    working: int
+    """More, while a block's backward pass is computed."""
+
+
+def activations(
+    transformer: nn.Module,
+    layers: Sequence[LinearShape],
+    rank: int,
+    tokens: Tokens,
+    *,
+    n: int,
+    b: int,
+    checkpointing: float,
+) -> Activations:
+    """What a forward of n samples stores, and what its backward pass needs besides.
+
+    A share of the blocks, the first ones, keeps inputs alone, and is computed again one at a time, when what the others
+    kept is free. The backward pass is taken to need as much as one block stores, for gradients of activations.
+    """
+    names = {layer.name for layer in layers}
+    modulated = any(_MODULATION.search(name) for name in names)
+    blocks = repeated_blocks(transformer)
+    sizes, inputs = [], list[int]()
+    for name, block in blocks:
+        tuned = frozenset(one.removeprefix(f"{name}.") for one in names if one.startswith(f"{name}."))
+        sizes.append(block_activations(block, tuned, rank, tokens, n, b, modulated=modulated))
+        inputs.append(n * (tokens.image + tokens.text) * next(linears(block)).inputs * b)
+    outside = sum(inputs) // len(sizes)  # the final norm's input
+    inside = tuple(f"{name}." for name, _ in blocks)
+    for layer in layers:
+        if not layer.name.startswith(inside) and not _OF_TIME.search(layer.name):
+            of_norm = bool(_MODULATION.search(layer.name))  # it scales the final norm's float32 output
+            here = tokens.text if _TEXT_NORM.search(layer.name) else tokens.image
+            outside += n * here * (4 * layer.inputs if of_norm else b * layer.inputs)
+    again = num_checkpointed(checkpointing, len(sizes))
+    kept = sum(sizes[again:])
+    working = max([2 * size - kept for size in sizes[:again]] + sizes[again:])
+    return Activations(stored=sum(inputs[:again]) + kept + outside, working=working)
+
+
+def decode_bytes(n: int, height: int, width: int, channels: Sequence[int]) -> int:
+    """The VAE's decoder in float32: three maps at full resolution of the second-finest level's channels."""
+    return 3 * n * height * width * channels[min(1, len(channels) - 1)] * 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One entry of an estimate."""
+
+    name: str
+    bytes: int
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What one process needs on its device."""
+
+    resident: tuple[Line, ...]
+    moments: tuple[Line, ...]
+    """Never at the same time: the largest counts."""
+    unknown: tuple[str, ...] = ()
+    """What is not counted."""
+
+    @property
+    def total(self) -> int:
+        """Bytes."""
+        return sum(line.bytes for line in self.resident) + max(
+            (line.bytes for line in self.moments), default=0
+        )
+
+
+def estimate(
+    transformer: nn.Module,
+    *,
+    trained: Trained,
+    reference: bool,
+    num_forwards: int,
+    tokens: Tokens,
+    b: int,
+    quantization: Quantization,
+    optimizer: Optimizer,
+    ema: bool,
+    checkpointing: float,
+    microbatch: int,
+    group_size: int,
+    world: int,
+    trajectories: int,
+    parts: Mapping[str, int],
+    moments: Mapping[str, int],
+    reserve: int,
+    unknown: Sequence[str] = (),
+) -> Estimate:
+    """All of it; see the functions above for each formula.
+
+    Args:
+        transformer: on the meta device, or any.
+        trained: see there.
+        reference: the trained weights' first values are kept, for a KL; an adapter's are 0.
+        num_forwards: of the transformer in one velocity, whose activations are all stored.
+        tokens: of a sample.
+        b: bytes of ``run.precision``.
+        parts: bytes of further resident parts (VAE, encoders, rewards) by name.
+        moments: bytes of further moments (decoding) by name.
+        reserve: CUDA's context and the allocator's loss.
+    """
+    layers, rank, values = trained.layers, trained.rank, sum(trained.sizes)
+    acts = activations(transformer, layers, rank, tokens, n=microbatch, b=b, checkpointing=checkpointing)
+    widest = activations(transformer, layers, rank, tokens, n=group_size, b=b, checkpointing=1.0).working // 2
+    copies = [("weights", 4), ("gradients", 4)]
+    copies += [("running average (ema)", 4)] if ema else []
+    copies += [("autocast's copy", b)] if b < 4 else []
+    copies += [("buckets of data-parallel", 4)] if world > 1 else []
+    copies += [("the base's, for the KL", 4)] if reference and trained.own else []
+    resident = [
+        Line(
+            name="frozen weights of the transformer" if trained.own else "transformer",
+            bytes=weight_bytes(transformer, quantization, b, trained.own),
+            note=quantization,
+        ),
+        Line(
+            name="trained weights" if trained.own else "adapter",
+            bytes=sum(each for _, each in copies) * values,
+            note=f"{values / 1e6:,.1f} M parameters: " + ", ".join(name for name, _ in copies),
+        ),
+        Line(name="optimizer", bytes=optimizer_bytes(trained.sizes, optimizer), note=optimizer),
+        *(Line(name=name, bytes=size) for name, size in parts.items()),
+        Line(name="trajectories", bytes=trajectories),
+        Line(name="reserve", bytes=reserve, note="context, workspaces, fragments: an assumption"),
+    ]
+    found = [
+        Line(
+            name="replay",
+            bytes=num_forwards * acts.stored + acts.working,
+            note=f"{microbatch} pairs, {_checkpointed(checkpointing)} gradient checkpointing",
+        ),
+        Line(name="rollout", bytes=widest, note=f"{group_size} samples"),
+        Line(
+            name="update", bytes=4 * values if optimizer == "adamw" else 0, note="roots of the second moments"
+        ),
+        *(Line(name=name, bytes=size) for name, size in moments.items()),
+    ]
+    return Estimate(resident=tuple(resident), moments=tuple(found), unknown=tuple(unknown))
+
+
+def _checkpointed(share: float) -> str:
+    return {0.0: "without", 1.0: "with"}.get(float(share), f"{share:.0%} of the blocks with")

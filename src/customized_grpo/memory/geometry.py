@@ -1,0 +1,114 @@
+"""What one GRPO step of a recipe amounts to, counted without loading a model.
+
+Dimensions: G group size, T sampler steps, K trained steps, S latent tokens, C latent channels, P ranks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from customized_grpo import registry
+from customized_grpo.recipe.config import AXES, Recipe
+from customized_grpo.sampling.schedule import StepPlan, sigma_grid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepGeometry:
+    """Counts of one GRPO step over all ranks; those of ``rank`` are one rank's share."""
+
+    groups: int
+    groups_rank: int
+    samples: int
+    steps: int
+    """T."""
+    stochastic: tuple[int, ...]
+    trained: tuple[int, ...]
+    """Of the first group of the first GRPO step."""
+    rollout_forwards: int
+    """Forwards of one sample at one step."""
+    replay_forwards: int
+    """With gradient."""
+    reference_forwards: int
+    """For the KL, without gradient."""
+    backwards_rank: int
+    """Micro-batches."""
+    updates: int
+    total_updates: int
+    trajectory_bytes: int | None
+    """Stored states of one rank's groups; None where the policy doesn't say its latent shape."""
+    sigmas: tuple[float, ...] | None
+    """T + 1 noise levels; None where they depend on a latent shape that the policy doesn't say."""
+    weights: tuple[tuple[str, tuple[float, ...]], ...]
+    """(range of sampler steps, weight of each axis)."""
+
+
+def step_geometry(recipe: Recipe, *, world: int, latent_shape: tuple[int, int] | None) -> StepGeometry:
+    """The geometry of a recipe's first step.
+
+    Args:
+        recipe: a whole recipe.
+        world: P.
+        latent_shape: (S, C) where it is known.
+
+    Raises:
+        ValueError: the plan doesn't fit the number of steps, or the groups can't be shared by the ranks.
+    """
+    train, sampling = recipe.train, recipe.sampling
+    if train.groups_per_step % world:
+        raise ValueError(
+            f"train.groups_per_step: given {train.groups_per_step}, which {world} processes can't share equally; "
+            f"use a multiple of {world}"
+        )
+    scheduler: Any = sampling.plan
+    plan: StepPlan = scheduler.steps(num_steps=sampling.steps, seed=recipe.run.seed, step=0, group=0)
+    groups, size, trained = train.groups_per_step, train.group_size, len(plan.trained)
+    shared = min(plan.stochastic) if sampling.shared_noise else 0
+    share = train.samples_per_update
+    replay = groups * size * trained
+    states = None
+    if latent_shape is not None:
+        bytes_each = 2 if recipe.run.precision == "bf16" else 4
+        states = 2 * (groups // world) * size * trained * latent_shape[0] * latent_shape[1] * bytes_each
+    return StepGeometry(
+        groups=groups,
+        groups_rank=groups // world,
+        samples=groups * size,
+        steps=sampling.steps,
+        stochastic=plan.stochastic,
+        trained=plan.trained,
+        rollout_forwards=groups
+        * (plan.num_forwards(0, shared) + plan.num_forwards(shared, sampling.steps) * size),
+        replay_forwards=replay,
+        reference_forwards=replay if recipe.objective.kl else 0,
+        backwards_rank=groups
+        // world
+        * train.updates_per_rollout
+        * -(-share * trained // train.pairs_per_backward),
+        updates=train.updates_per_rollout,
+        total_updates=train.steps * train.updates_per_rollout,
+        trajectory_bytes=states,
+        sigmas=_sigmas(recipe, latent_shape),
+        weights=_weight_ranges(recipe),
+    )
+
+
+def _sigmas(recipe: Recipe, latent_shape: tuple[int, int] | None) -> tuple[float, ...] | None:
+    shift, steps = recipe.sampling.shift, recipe.sampling.steps
+    if latent_shape is None and isinstance(shift, str):
+        return None
+    return tuple(sigma_grid(recipe.policy, shift, steps, latent_shape[0] if latent_shape else 1).tolist())
+
+
+def _weight_ranges(recipe: Recipe) -> tuple[tuple[str, tuple[float, ...]], ...]:
+    """Consecutive sampler steps of equal weights (to two digits), joined."""
+    table = registry.build_function("time_weights", recipe.advantage.time_weights)(recipe.sampling.steps)
+    rows: Sequence[Sequence[float]] = table.tolist()
+    assert all(len(row) == len(AXES) for row in rows)
+    ranges: list[tuple[int, int, tuple[float, ...]]] = []
+    for k, row in enumerate(rows):
+        rounded = tuple(round(value, 2) for value in row)
+        if ranges and ranges[-1][2] == rounded:
+            ranges[-1] = (ranges[-1][0], k, rounded)
+        else:
+            ranges.append((k, k, rounded))
+    return tuple((str(first) if first == last else f"{first}-{last}", row) for first, last, row in ranges)

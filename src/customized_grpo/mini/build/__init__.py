@@ -1,1 +1,0 @@
-"""Builds every model of the miniature world from nothing: `python -m customized_grpo.mini.build`."""

@@ -1,0 +1,1 @@
+"""Objectives: from log-probabilities and advantages to a loss, one per file."""

@@ -1,0 +1,1 @@
+"""Adapters: LoRA and full fine-tuning, their file formats, hashes and shards."""

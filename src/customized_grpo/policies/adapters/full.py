@@ -1,0 +1,214 @@
+"""Full fine-tuning: the transformer's own weights are trained, and saved as diffusers saves a model.
+
+Trained weights are float32 whatever the model's dtype is, because an update is often smaller than a bfloat16 weight's
+last bit; autocast rounds them again in every forward. What is saved for others has the model's dtype.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from diffusers import ModelMixin
+from diffusers.models.normalization import RMSNorm
+from huggingface_hub import save_torch_state_dict
+from torch import Tensor, nn
+
+from customized_grpo.policies.acceleration import is_quantized
+from customized_grpo.policies.adapters.hashes import base_hash
+from customized_grpo.policies.adapters.lora_files import newest_complete, read_tensors
+from customized_grpo.policies.adapters.low_rank import mismatch, shown
+from customized_grpo.policies.adapters.sharding import reshard
+from customized_grpo.policies.base import FullSettings, Policy
+
+FOLDER: Final = "transformer"
+"""Of a checkpoint, as in a pipeline's layout."""
+_CONFIG: Final = "config.json"
+_WEIGHTS: Final = "diffusion_pytorch_model{suffix}.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerFolder:
+    """A transformer on disk in diffusers' layout."""
+
+    path: Path
+
+    @property
+    def files(self) -> list[Path]:
+        """Its safetensors files."""
+        return sorted(self.path.glob("*.safetensors"))
+
+    def fingerprint(self) -> str:
+        """A hash of its weights' files."""
+        digest = sha256()
+        for file in self.files:
+            with file.open("rb") as opened:
+                digest.update(file_digest(opened, "sha256").digest())
+        return digest.hexdigest()[:16]
+
+
+def find(path: str | Path) -> TransformerFolder | None:
+    """The transformer that a folder of one, a checkpoint, a pipeline or a run (its newest checkpoint) stands for.
+
+    Returns:
+        None where there is none, as in a run that trained an adapter.
+    """
+    given = Path(path).expanduser()
+    for folder in (given, given / FOLDER):
+        if (folder / _CONFIG).is_file() and any(folder.glob("*.safetensors")):
+            return TransformerFolder(folder)
+    newest = newest_complete(given, f"{FOLDER}/{_CONFIG}")
+    return None if newest is None else TransformerFolder(newest.parent)
+
+
+def attach(policy: Policy, settings: FullSettings, *, keep_base: bool) -> None:
+    """Unfreeze the targets, in float32, and load ``settings.path`` into the model where it is given.
+
+    Args:
+        policy: without an adapter, and not yet wrapped for several processes.
+        settings: what is trained, and from where it starts.
+        keep_base: remember what the trained weights were before, for ``exchanged``.
+
+    Raises:
+        ValueError: a target that nothing matches, a transformer that diffusers can't save, or a file that doesn't fit.
+    """
+    transformer = policy.transformer
+    if not isinstance(transformer, ModelMixin):
+        raise ValueError(
+            f"policy.full: it is saved as diffusers saves a model, and a {type(transformer).__name__} is none; train "
+            "an adapter (policy.lora)"
+        )
+    policy.base_hash = base_hash(transformer)
+    transformer.requires_grad_(False)
+    named = dict(transformer.named_parameters())
+    for name in trained_names(transformer, settings, policy.idle(transformer)):
+        named[name].data = named[name].data.float()
+        named[name].requires_grad_(True)
+    if policy.dtype != torch.float32:
+        _norm_in_float32(transformer, policy.dtype)
+    if keep_base:
+        policy.base_weights = {n: p.detach().clone() for n, p in named.items() if p.requires_grad}
+    if settings.path is not None:
+        folder = find(settings.path)
+        if folder is None:
+            raise ValueError(
+                f"policy.full.path: there is no transformer in diffusers' layout at {settings.path!r}; give a run or a "
+                f"checkpoint of full fine-tuning, or a folder with {_CONFIG} and safetensors files"
+            )
+        load(policy, folder)
+
+
+def trained_names(transformer: nn.Module, settings: FullSettings, idle: Sequence[str]) -> set[str]:
+    """Names of the parameters that are trained: the targets without what is idle.
+
+    Raises:
+        ValueError: a target that nothing matches.
+    """
+    names = [name for name, one in transformer.named_parameters() if one.is_floating_point()]
+    chosen = {name for target in settings.targets or (".*",) for name in _matching(names, target)}
+    return chosen - {name for pattern in idle for name in _find(names, pattern)}
+
+
+def _norm_in_float32(transformer: nn.Module, dtype: torch.dtype) -> None:
+    """Give norms with trained weights an input of these weights' dtype, and the next layer one of its own.
+
+    autocast doesn't look at them: torch would warn and leave its fused kernel, and diffusers' would hand float32
+    queries on to an attention that has bfloat16 values.
+    """
+    for module in transformer.modules():
+        if (
+            isinstance(module, nn.RMSNorm | RMSNorm)
+            and module.weight is not None
+            and module.weight.requires_grad
+        ):
+            module.register_forward_pre_hook(lambda _, args: (args[0].float(), *args[1:]))
+            module.register_forward_hook(lambda _, __, output: output.to(dtype))
+
+
+def _find(names: Sequence[str], pattern: str) -> list[str]:
+    """Names of parameters that a pattern matches: all of a name, its end after a dot, or a module that it is in."""
+    compiled = re.compile(rf"(.*\.)?({pattern})(\..*)?")
+    return [name for name in names if compiled.fullmatch(name)]
+
+
+def _matching(names: Sequence[str], target: str) -> list[str]:
+    try:
+        found = _find(names, target)
+    except re.error as error:
+        raise ValueError(f"policy.full.targets: {target!r} is no regular expression ({error})") from error
+    if not found:
+        modules = sorted({part for name in names for part in name.split(".") if not part.isdigit()})
+        raise ValueError(
+            f"policy.full.targets: no parameter matches {target!r}; among the names' parts are: {', '.join(modules)}"
+        )
+    return found
+
+
+def save(model: Any, folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Write ``folder/transformer``, which ``from_pretrained`` of the model's class opens; equal weights, equal bytes.
+
+    Args:
+        model: says the configuration.
+        folder: of the checkpoint.
+        weights: every parameter, on the CPU.
+        dtype: of what is written.
+    """
+    target = folder / FOLDER
+    target.mkdir()
+    own = next(one for one in type(model).__mro__ if one.__module__.startswith("diffusers."))
+    config = json.loads(model.to_json_string()) | {"_class_name": own.__name__}  # FSDP2 gives it another
+    (target / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    buffers = {name: value for name, value in model.state_dict().items() if name not in weights}
+    state = {name: tensor.to("cpu", dtype) for name, tensor in sorted((buffers | {**weights}).items())}
+    save_torch_state_dict(state, target, filename_pattern=_WEIGHTS, max_shard_size="10GB")
+
+
+@torch.no_grad()
+def load(policy: Policy, folder: TransformerFolder) -> None:
+    """Put a transformer's weights into the policy's, in the dtypes that it has.
+
+    Raises:
+        ValueError: names or shapes are others than the model's, or its weights are quantised.
+    """
+    if is_quantized(policy.transformer):
+        raise ValueError(
+            f"{folder.path} holds whole weights, and policy.quantization has made bits of the model's; set it to none"
+        )
+    state = policy.transformer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    for file in folder.files:
+        tensors |= read_tensors(file, "transformer")[0]
+    if wrong := mismatch(tensors.keys(), state.keys()):
+        raise ValueError(
+            f"the transformer in {folder.path} does not fit this policy's; {wrong}. Is it of this model, and is there "
+            "no LoRA beneath (policy.base_lora.mode=adapter)?"
+        )
+    if unlike := sorted(name for name, one in state.items() if one.shape != tensors[name].shape):
+        raise ValueError(f"the transformer in {folder.path} is of a model of another width: {shown(unlike)}")
+    for name, one in state.items():
+        one.copy_(tensors[name])
+
+
+@contextmanager
+def exchanged(model: nn.Module, base: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, the trained parameters hold the base's values, and ``base``, by their names, holds theirs."""
+    _exchange(model, base)
+    try:
+        yield
+    finally:
+        _exchange(model, base)
+
+
+def _exchange(model: nn.Module, base: Mapping[str, Tensor]) -> None:
+    reshard(model)  # what FSDP2 keeps whole after a forward is no longer what its shards say
+    parameters = dict(model.named_parameters())
+    for name, first in base.items():
+        held = parameters[name].detach().clone()
+        # By .data: a running graph has saved the weights, and they will be back before its backward pass.
+        parameters[name].data.copy_(first)
+        first.copy_(held)

@@ -1,0 +1,60 @@
+"""Hashes of a model's frozen weights, and what tells these from the trained adapter's."""
+
+import re
+from hashlib import sha256
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from customized_grpo.policies.adapters.sharding import whole
+
+ADAPTER: Final = "default"
+"""peft's name of the trained adapter."""
+OURS: Final = re.compile(rf"\.lora_[AB]\.{ADAPTER}\.")
+"""Is found in the names of its parameters, and in no other."""
+
+
+def base_hash(transformer: nn.Module) -> str:
+    """What tells one base from another: a hash of its biases and norms, rounded to bfloat16.
+
+    Neither quantisation nor a LoRA that was fused in changes those, and another dtype does not change the hash.
+    """
+    digest = sha256()
+    for name, weight in _frozen(transformer):
+        if weight.ndim == 1 and weight.is_floating_point() and not weight.is_meta:
+            digest.update(f"{name} {tuple(weight.shape)}\n".encode())
+            rounded = weight.to("cpu", torch.bfloat16).contiguous()
+            digest.update(rounded.view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def frozen_hash(transformer: nn.Module) -> str:
+    """sha256 of every weight but the trained adapter's; the same before and after it is attached."""
+    digest = sha256()
+    for name, weight in _frozen(transformer):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+        digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def adapter_hash(module: nn.Module) -> str:
+    """Of the module's LoRA weights, by name; the same for every module without any. All ranks gather shards."""
+    digest = sha256()
+    for name, parameter in sorted(module.named_parameters()):
+        if "lora_" in name:
+            digest.update(name.encode())
+            digest.update(whole(parameter.detach()).cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _frozen(transformer: nn.Module) -> list[tuple[str, Tensor]]:
+    """By the names that they have without any adapter, sorted."""
+    return sorted(
+        (
+            (name.replace(".base_layer.", "."), weight.detach())
+            for name, weight in transformer.named_parameters()
+            if not OURS.search(name)
+        ),
+        key=lambda item: item[0],
+    )

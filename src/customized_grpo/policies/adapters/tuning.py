@@ -1,0 +1,114 @@
+"""What is trained of a policy - an adapter (``lora``) or the transformer (``full``) - behind one set of functions."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from customized_grpo.policies.adapters import full, lora
+from customized_grpo.policies.adapters.full import TransformerFolder
+from customized_grpo.policies.adapters.hashes import adapter_hash
+from customized_grpo.policies.adapters.lora_files import AdapterFile
+from customized_grpo.policies.adapters.sharding import cut_like
+from customized_grpo.policies.base import Policy
+
+Tuned = AdapterFile | TransformerFolder
+"""What training made, on disk."""
+
+
+def attach(policy: Policy, section: Any, seed: int, *, keep_base: bool = False) -> None:
+    """Make trainable what a recipe's section ``policy`` says, and freeze all else; see ``attach`` of the two modules.
+
+    Args:
+        policy: not yet wrapped for several processes.
+        section: with ``lora`` or ``full``.
+        seed: the run's seed.
+        keep_base: ``reference`` will be used; an adapter needs nothing for it.
+    """
+    if section.full is not None:
+        full.attach(policy, section.full, keep_base=keep_base)
+    else:
+        lora.attach(policy, section.lora, seed)
+
+
+def trainable_parameters(policy: Policy) -> dict[str, nn.Parameter]:
+    """Name -> trained parameter, in the same order on every rank; shared ones once.
+
+    A transformer's are in its own order: accelerate compares the list with the model's when it clips FSDP2's gradients.
+    """
+    named = lora.base_transformer(policy).named_parameters()
+    return lora.trainable_parameters(policy) or {name: one for name, one in named if one.requires_grad}
+
+
+def untrained_parameters(policy: Policy) -> dict[str, nn.Parameter]:
+    """What else a checkpoint holds: the frozen rest of a transformer that is saved whole; nothing beside an adapter."""
+    if lora.trainable_parameters(policy):
+        return {}
+    named = lora.base_transformer(policy).named_parameters()
+    return dict(sorted((n, p) for n, p in named if not p.requires_grad))
+
+
+def follow_shards(policy: Policy) -> None:
+    """Cut the base's weights as the trained ones have been cut meanwhile."""
+    if policy.base_weights is not None:
+        named = trainable_parameters(policy)
+        policy.base_weights = {name: cut_like(one, named[name]) for name, one in policy.base_weights.items()}
+
+
+def reference(policy: Policy) -> AbstractContextManager[None]:
+    """Inside, the policy computes without training, for the KL: an adapter is off, or the first weights are back."""
+    if policy.base_weights is not None:
+        return full.exchanged(lora.base_transformer(policy), policy.base_weights)
+    assert lora.trainable_parameters(policy), (
+        "full fine-tuning has a reference where it was attached with keep_base"
+    )
+    return lora.reference(policy)
+
+
+def save(
+    policy: Policy,
+    folder: Path,
+    metadata: Mapping[str, str],
+    trained: Mapping[str, Tensor],
+    untrained: Mapping[str, Tensor],
+) -> None:
+    """Write what others open: ``pytorch_lora_weights.safetensors``, or ``transformer/``.
+
+    Args:
+        policy: whose weights they are.
+        folder: a checkpoint's.
+        metadata: of an adapter's header.
+        trained: weights by the names of ``trainable_parameters``, on the CPU.
+        untrained: those of ``untrained_parameters``.
+    """
+    if lora.trainable_parameters(policy):
+        lora.save_adapter(policy, folder, metadata, trained)
+    else:
+        full.save(lora.base_transformer(policy), folder, {**untrained, **trained}, policy.dtype)
+
+
+def read(path: str | Path) -> Tuned:
+    """An adapter, or a transformer that was trained in full, by its file, folder, checkpoint or run.
+
+    Raises:
+        ValueError: neither is there, or an adapter's file can't be used.
+    """
+    return full.find(path) or lora.read_adapter(path)
+
+
+def apply(policy: Policy, tuned: Tuned) -> str:
+    """Make a loaded policy compute with what was trained.
+
+    Returns:
+        What names its weights.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    if isinstance(tuned, TransformerFolder):
+        full.load(policy, tuned)
+        return tuned.fingerprint()
+    lora.attach(policy, tuned.settings(), seed=0)
+    return adapter_hash(policy.transformer)

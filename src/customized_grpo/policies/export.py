@@ -1,0 +1,109 @@
+"""A trained adapter in the forms that other code reads: what ``customized-grpo export`` does.
+
+A file without the base's own LoRA (``policy.base_lora``) belongs on a base that has it; ``with_base`` makes one file of
+both, for the stock model.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+
+from customized_grpo.policies.adapters import tuning, uno_lora
+from customized_grpo.policies.adapters.base_lora import read_base_lora
+from customized_grpo.policies.adapters.flux_keys import to_original
+from customized_grpo.policies.adapters.full import TransformerFolder
+from customized_grpo.policies.adapters.hashes import base_hash
+from customized_grpo.policies.adapters.lora_files import (
+    HEADER,
+    WEIGHTS_NAME,
+    update_of_adapter,
+    write_tensors,
+    write_update,
+)
+from customized_grpo.policies.adapters.low_rank import Factors, fuse, joined
+from customized_grpo.policies.base import load_policy
+from customized_grpo.policies.flux_loading import FluxConfig, empty_transformer, original_keys
+from customized_grpo.recipe.config import EvaluateRecipe, Recipe
+
+Format = Literal["diffusers", "uno", "model", "original"]
+ORIGINAL_NAME = "transformer.safetensors"
+
+
+def export(
+    adapter: str, out: Path, form: Format, *, with_base: bool, recipe: Recipe | EvaluateRecipe | None
+) -> Path:
+    """Write an adapter, or its model, into a new folder.
+
+    Args:
+        adapter: a run, a checkpoint, an adapter's folder or file, or a transformer's folder.
+        out: the folder, new or empty.
+        form: ``diffusers`` and ``uno`` are LoRA files; ``model`` is a whole pipeline in diffusers' layout and
+            ``original`` one file in Black Forest Labs' format, both with every LoRA fused in.
+        with_base: join the recipe's base LoRA and the adapter into one file, their ranks one after another.
+        recipe: what the adapter was trained by; only ``diffusers`` and ``uno`` without the base do without it.
+
+    Returns:
+        The file or folder that was written.
+
+    Raises:
+        ValueError: no such adapter, it has no such form, it is of another base, or ``out`` is taken.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise ValueError(f"--out: {out} is taken; give a new or empty folder")
+    file = tuning.read(adapter)
+    if form in ("model", "original"):
+        return _write_model(file, out, form, _flux_recipe(recipe, form))
+    if isinstance(file, TransformerFolder):
+        raise ValueError(
+            f"{file.path} is a transformer that was trained in full, and no LoRA; use --format model or original, or "
+            "open the folder by diffusers as it is"
+        )
+    update = update_of_adapter(file)
+    about = {name: text for name, text in file.metadata.items() if name != HEADER}
+    about["exported_from"] = str(file.path)
+    if with_base:
+        update = joined(_base_update(_flux_recipe(recipe, "--with-base").policy), update)
+        about["holds"] = "policy.base_lora and the adapter, for the stock base"
+    if form == "uno":
+        target = out / uno_lora.FILE_NAME
+        write_tensors(target, uno_lora.to_uno(update), about)
+        return target
+    return write_update(out / WEIGHTS_NAME, update, about)
+
+
+def _flux_recipe(recipe: Recipe | EvaluateRecipe | None, what: str) -> Recipe | EvaluateRecipe:
+    assert recipe is not None
+    if not isinstance(recipe.policy, FluxConfig):
+        raise ValueError(
+            f"{what}: it is for policies on FLUX.1 (uno, flux-kontext), and the recipe's is {recipe.policy.type!r}"
+        )
+    return recipe
+
+
+def _base_update(config: FluxConfig) -> dict[str, Factors]:
+    if config.base_lora is None:
+        raise ValueError("--with-base: the recipe has no policy.base_lora, so the adapter is all there is")
+    return read_base_lora(empty_transformer(config), config.base_lora, offline=config.offline)
+
+
+def _write_model(file: tuning.Tuned, out: Path, form: str, recipe: Recipe | EvaluateRecipe) -> Path:
+    """Both LoRAs go in at once, so that the weights are rounded once; a transformer of full training has the base's."""
+    config = recipe.policy
+    bare = config.model_copy(update={"base_lora": None, "quantization": "none"})  # nothing fuses into bits
+    policy: Any = load_policy(bare, device=torch.device("cpu"), precision=recipe.run.precision)
+    if isinstance(file, TransformerFolder):
+        tuning.apply(policy, file)
+    else:
+        file.check_base(base_hash(policy.transformer))
+        beneath = {} if config.base_lora is None else _base_update(config)
+        fuse(policy.transformer, joined(beneath, update_of_adapter(file)))
+    if form == "model":
+        policy.pipeline.save_pretrained(out)
+        return out
+    out.mkdir(parents=True, exist_ok=True)
+    state = to_original(policy.transformer.state_dict(), original_keys(policy.transformer))
+    about = {"format": "pt", "base_model": config.model, "fused": str(file.path)}
+    save_file(state, out / ORIGINAL_NAME, metadata=about)
+    return out / ORIGINAL_NAME

@@ -1,0 +1,194 @@
+"""A whole manifest looked through at once: what is broken, doubtful or twice. Nothing stops at the first finding."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import final
+
+from customized_grpo.atomic import replacing
+from customized_grpo.data.manifest import ManifestError, Row, read_rows, same_shape
+from customized_grpo.data.prompts import PromptSurvey, survey
+from customized_grpo.prepare.inspection import Look, Seen, lookers
+from customized_grpo.prepare.split import identities
+
+File = tuple[str, bool]
+"""A path in the manifest, and whether it is a mask."""
+
+SMALL = 256
+"""A shorter side below this (pixels) is worth a look: UNO reads a reference at 512, or 320 beside others."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A file that can't be used."""
+
+    path: str
+    problem: str
+    reason: str
+    rows: int
+    """How many rows use it."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Of the distinct images that can be read, in pixels."""
+
+    smallest: tuple[int, int]
+    median: tuple[int, int]
+    largest: tuple[int, int]
+    square: int
+    small: int
+    """With a shorter side below ``SMALL``."""
+
+
+@final
+@dataclass(slots=True)
+class Check:
+    """Everything that was found; ``ok`` says whether a run can use every row."""
+
+    manifest: str
+    rows: int = 0
+    subjects: int = 0
+    references: Mapping[int, int] = field(default_factory=dict)
+    """Rows by their number of references."""
+    targets: int = 0
+    images: int = 0
+    bad_lines: list[str] = field(default_factory=list)
+    broken: list[Broken] = field(default_factory=list)
+    sizes: Sizes | None = None
+    masks: int = 0
+    mask_problems: list[str] = field(default_factory=list)
+    masks_doubtful: Mapping[str, int] = field(default_factory=dict)
+    """Empty masks, and those that cover nearly everything."""
+    same_pictures: list[list[str]] = field(default_factory=list)
+    """Files with equal pixels."""
+    same_rows: list[list[str]] = field(default_factory=list)
+    """Ids of rows with equal prompt and images."""
+    copies: list[str] = field(default_factory=list)
+    """Ids of rows whose target is one of their references: copying is right there, so nothing is learnt."""
+    prompts: PromptSurvey | None = None
+    usable: frozenset[int] = frozenset()
+    """Numbers of the lines that a run can use."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every line can be used."""
+        return not (self.bad_lines or self.broken or self.mask_problems)
+
+
+def check_manifest(
+    path: Path,
+    *,
+    workers: int = 1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Check, list[Row], dict[File, Seen]]:
+    """Look through a manifest and every image and mask that it names, each once.
+
+    Returns:
+        What was found, the rows, and what was seen of each file.
+
+    Raises:
+        ManifestError: no such file.
+    """
+    report = Check(str(path))
+    rows: list[Row] = []
+    lines: list[int] = []
+    for number, row in read_rows(path):
+        if isinstance(row, ManifestError):
+            report.bad_lines.append(str(row))
+        else:
+            rows.append(row)
+            lines.append(number)
+    seen = _look(path.parent, rows, workers, progress)
+    images = {name: one for (name, mask), one in seen.items() if not mask}
+    report.rows = len(rows)
+    report.subjects = len({name for row in rows for name in identities(row)})
+    report.references = dict(sorted(Counter(len(row.references) for row in rows).items()))
+    report.targets = sum(row.target is not None for row in rows)
+    report.images = len(images)
+    report.sizes = _sizes([one.size for one in images.values() if not one.problem])
+    used = Counter(file for row in rows for file in row.files())
+    report.broken = [
+        Broken(file[0], one.problem, one.reason, used[file]) for file, one in seen.items() if one.problem
+    ]
+    report.mask_problems = sorted(set(_misfits(rows, seen)))
+    masks = [one for (_, mask), one in seen.items() if mask and not one.problem]
+    report.masks = len(seen) - len(images)
+    report.masks_doubtful = {
+        "empty": sum(one.coverage == 0 for one in masks),
+        "nearly everything": sum(one.coverage > 0.95 for one in masks),
+    }
+    report.same_pictures = _same((one.digest, name) for name, one in images.items() if one.digest)
+    report.same_rows = _same(((row.prompt, *row.references, row.target), row.id) for row in rows)
+    digest = {name: one.digest for name, one in images.items() if one.digest}
+    report.copies = [
+        row.id
+        for row in rows
+        if row.target in digest and digest[row.target] in {digest.get(name) for name in row.references}
+    ]
+    report.prompts = survey(row.prompt for row in rows)
+    report.usable = frozenset(
+        number for number, row in zip(lines, rows, strict=True) if not _unusable(row, seen)
+    )
+    return report, rows, seen
+
+
+def write_usable(path: Path, usable: frozenset[int], to: Path) -> None:
+    """Copy the lines with these numbers, as they are, to another file of the same folder."""
+    if to.resolve().parent != path.resolve().parent:
+        raise ValueError(
+            f"{to}: must be in the manifest's folder {path.parent}: image paths are relative to it"
+        )
+    with replacing(to) as aside, path.open("rb") as source, aside.open("wb") as target:
+        for number, line in enumerate(source, start=1):
+            if number in usable:
+                target.write(line.rstrip(b"\r\n") + b"\n")
+
+
+def _look(
+    root: Path, rows: Sequence[Row], workers: int, progress: Callable[[int, int], None]
+) -> dict[File, Seen]:
+    files = list(dict.fromkeys(file for row in rows for file in row.files()))
+    seen: dict[File, Seen] = {}
+    with lookers(workers) as look_all:
+        wanted = (Look(root / name, mask) for name, mask in files)
+        for file, one in zip(files, look_all(wanted), strict=True):
+            seen[file] = one
+            progress(len(seen), len(files))
+    return seen
+
+
+def _sizes(sizes: list[tuple[int, int]]) -> Sizes | None:
+    if not sizes:
+        return None
+    by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+    return Sizes(
+        by_area[0],
+        (int(median(size[0] for size in sizes)), int(median(size[1] for size in sizes))),
+        by_area[-1],
+        sum(width == height for width, height in sizes),
+        sum(min(size) < SMALL for size in sizes),
+    )
+
+
+def _misfits(rows: Iterable[Row], seen: Mapping[File, Seen]) -> Iterator[str]:
+    for row in rows:
+        for image, mask in row.pairs():
+            one, of = seen[mask, True], seen[image, False]
+            if not one.problem and not of.problem and not same_shape(one.size, of.size):
+                yield f"mask {mask} is {one.size[0]} x {one.size[1]}, its image {of.size[0]} x {of.size[1]}"
+
+
+def _unusable(row: Row, seen: Mapping[File, Seen]) -> bool:
+    return any(seen[file].problem for file in row.files()) or any(True for _ in _misfits([row], seen))
+
+
+def _same(keyed: Iterable[tuple[object, str]]) -> list[list[str]]:
+    groups: defaultdict[object, list[str]] = defaultdict(list)
+    for key, name in keyed:
+        groups[key].append(name)
+    return [names for names in groups.values() if len(names) > 1]

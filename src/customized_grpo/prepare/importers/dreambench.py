@@ -1,0 +1,117 @@
+"""DreamBench (the data set of DreamBooth, arXiv 2208.12242) and DreamBench++ (arXiv 2406.16855).
+
+DreamBench's lists of prompts are ``data.dreambench``'s; the data set there reads the folder without an import.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, final
+
+from pydantic import Field
+
+from customized_grpo.data.dreambench import (
+    PROMPTS_FILE,
+    find_root,
+    multi_list,
+    read_templates,
+    single_list,
+    subject_photos,
+)
+from customized_grpo.data.images import masks_beside
+from customized_grpo.prepare.archive import names, unpack
+from customized_grpo.prepare.importers.base import Draft, Importer, Item, Rejected, SourceError, folder_of
+
+
+@final
+class DreamBench(Importer):
+    """DreamBench: 750 prompts of one subject, or UNO's 750 of two, in the order of the public lists."""
+
+    subjects: Literal["single", "multi"] = Field(default="single", description="one subject a prompt, or two")
+
+    def root(self, source: str) -> Path:
+        """The folder of the subjects."""
+        try:
+            return find_root(folder_of(source, "DreamBench's subjects and prompts_and_classes.txt"))
+        except ValueError as error:
+            raise SourceError(str(error)) from error
+
+    def __call__(self, source: str, out: Path) -> Iterator[Item]:
+        """Rows in the order of the public lists; ``views`` are all pictures of the subject."""
+        root = self.root(source)
+        try:
+            templates = read_templates((root / PROMPTS_FILE).read_text(encoding="utf-8"))
+            prompts = single_list(templates) if self.subjects == "single" else multi_list(templates)
+        except ValueError as error:
+            raise SourceError(f"{root / PROMPTS_FILE}: {error}") from error
+        for prompt in prompts:
+            missing = [subject for subject in prompt.subjects if not (root / subject).is_dir()]
+            if missing:
+                yield Rejected(prompt.id, f"no such folder: {root / missing[0]}")
+                continue
+            kinds = ("live" if templates.is_live(subject) else "object" for subject in prompt.subjects)
+            references = tuple(root / path for path in prompt.references)
+            yield Draft(
+                id=prompt.id,
+                prompt=prompt.prompt,
+                references=references,
+                subject=" and ".join(prompt.classes),
+                masks=masks_beside(references),
+                views=tuple(photo for subject in prompt.subjects for photo in subject_photos(root, subject)),
+                extra={
+                    "subject_id": prompt.subjects[0] if len(prompt.subjects) == 1 else list(prompt.subjects),
+                    "kind": "+".join(kinds),
+                },
+            )
+
+
+@final
+class DreamBenchPlus(Importer):
+    """DreamBench++: 150 pictures with nine prompts each; a folder, or its data.zip."""
+
+    def root(self, source: str) -> Path:
+        """The folder that holds images/ and captions/."""
+        folder = super().root(source)
+        return next((at for at in (folder, folder / "data") if (at / "captions").is_dir()), folder)
+
+    def __call__(self, source: str, out: Path) -> Iterator[Item]:
+        """Rows by the path of the picture, then by the number of the prompt."""
+        root = _unpacked(Path(source).expanduser(), out) or self.root(source)
+        captions = sorted((root / "captions").rglob("*.txt"))
+        if not captions:
+            raise SourceError(f"{source}: there is no captions/**/*.txt; is this the folder of DreamBench++?")
+        for caption in captions:
+            inner = caption.relative_to(root / "captions").with_suffix("")
+            name = "-".join(inner.parts)
+            subject, *prompts = [line.strip() for line in caption.read_text(encoding="utf-8").splitlines()]
+            prompts = [prompt for prompt in prompts if prompt]
+            if len(prompts) != 9:
+                yield Rejected(name, f"{caption}: {len(prompts)} prompts after the subject; there must be 9")
+                continue
+            for number, prompt in enumerate(prompts):
+                yield Draft(
+                    id=f"{name}-{number}",
+                    prompt=prompt,
+                    references=((root / "images" / inner).with_suffix(".jpg"),),
+                    subject=subject,
+                    extra={
+                        "subject_id": name,
+                        "category": inner.parent.name,
+                        "style": ("photorealistic", "stylized", "imaginative")[(number > 3) + (number > 6)],
+                    },
+                )
+
+
+def _unpacked(source: Path, out: Path) -> Path | None:
+    """The folder in ``out`` that a zip archive is unpacked to; None where the source is none."""
+    if source.suffix.lower() != ".zip":
+        return None
+    inside = next((name for name in names(source) if "captions/" in name), "captions/")
+    prefix = inside[: inside.index("captions/")]
+
+    def place(member: str) -> str | None:
+        tail = member.removeprefix(prefix)
+        wanted = member.startswith(prefix) and tail.startswith(("images/", "captions/"))
+        return tail if wanted else None
+
+    unpack(source, out, place)
+    return out

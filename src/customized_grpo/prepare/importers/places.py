@@ -1,0 +1,59 @@
+"""Where an import's images are: under the source, reached by a link, or copied to the output folder."""
+
+import os
+from pathlib import Path
+from typing import Literal, final
+
+from customized_grpo.prepare.importers.base import SourceError
+
+LINK = "source"
+"""Name of the link in the output folder to images that stay where they are."""
+
+
+@final
+class Places:
+    """From files of the source to paths in the output folder."""
+
+    def __init__(self, root: Path, out: Path, images: Literal["link", "copy"]) -> None:
+        self._root = Path(os.path.abspath(root))
+        self._out = Path(os.path.abspath(out))
+        self._copy = images == "copy"
+
+    def __call__(self, path: Path) -> tuple[Path, str, Path | None]:
+        """The file itself, its path in the manifest, and where to copy it.
+
+        Raises:
+            ValueError: it is outside the source's folder.
+        """
+        # Not resolved: links inside the source are its owner's business, '..' in a list is not.
+        file = Path(os.path.abspath(path))
+        if "\0" in str(file):
+            raise ValueError(f"{path!s:.80}: has a zero byte in its name")
+        if file.is_relative_to(self._out) and not self._copy:
+            return file, file.relative_to(self._out).as_posix(), None
+        if file.is_relative_to(self._out / "images"):  # written there by the importer
+            return file, file.relative_to(self._out).as_posix(), None
+        if not file.is_relative_to(self._root):
+            raise ValueError(f"{path}: is outside {self._root}")
+        inner = file.relative_to(self._root)
+        if self._copy:
+            # The suffix stays in the name: a.jpg and a.webp are two pictures.
+            copy = self._out / "images" / inner.with_name(f"{inner.name.replace('.', '-')}.png")
+            return file, copy.relative_to(self._out).as_posix(), copy
+        self._link()
+        return file, f"{LINK}/{inner.as_posix()}", None
+
+    def _link(self) -> None:
+        link = self._out / LINK
+        if link.is_symlink() and Path(os.readlink(link)) == self._root:
+            return
+        if link.exists() or link.is_symlink():
+            raise SourceError(
+                f"{link}: is in the way of a link to {self._root}; give a new folder with --out"
+            )
+        try:
+            link.symlink_to(self._root, target_is_directory=True)
+        except OSError as error:
+            raise SourceError(
+                f"{link}: a link to {self._root} can't be made ({error.strerror}); use --images copy"
+            ) from error

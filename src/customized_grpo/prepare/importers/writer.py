@@ -1,0 +1,290 @@
+"""The one way from drafts to a manifest: complete or absent, unique ids, relative paths, and nothing lost.
+
+The output folder gets ``manifest.jsonl``, ``rejected.jsonl`` (what did not become a row, or lost its mask, and why) and
+``import.json`` (counts, options, prompts that look noisy). Every distinct image is looked at once.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, Literal, final
+
+from customized_grpo.atomic import replacing
+from customized_grpo.data.manifest import Row, same_shape
+from customized_grpo.data.prompts import PromptSurvey, prompt_problems, survey
+from customized_grpo.prepare.importers.base import Draft, Importer, Item, Rejected, Skipped, SourceError
+from customized_grpo.prepare.importers.places import Places
+from customized_grpo.prepare.inspection import Look, LookAll, Seen, lookers
+
+MANIFEST, REJECTED, REPORT = "manifest.jsonl", "rejected.jsonl", "import.json"
+_BATCH = 512
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to import, whatever the source."""
+
+    images: Literal["link", "copy"] = "link"
+    """``link``: use images where they are; ``copy``: write plain PNG files, without metadata, to the output folder."""
+    decode: bool = True
+    """Read every pixel; otherwise heads alone, and truncated files are found by ``data check``."""
+    noisy: Literal["keep", "drop"] = "keep"
+    """What to do with prompts that have a problem (``prompts.prompt_problems``)."""
+    limit: int | None = None
+    """Stop after so many rows."""
+    workers: int = 1
+    overwrite: bool = False
+
+
+@final
+@dataclass(slots=True)
+class Report:
+    """What an import did."""
+
+    rows: int = 0
+    rejected: int = 0
+    masks_dropped: int = 0
+    images: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Entries that an option left out, by its name."""
+    problems: dict[str, int] = field(default_factory=dict)
+    """Rejected rows by kind."""
+    prompts: PromptSurvey | None = None
+
+
+def import_data(
+    importer: Importer,
+    source: str,
+    out: Path,
+    options: Options,
+    progress: Callable[[Report], None] = lambda report: None,
+) -> Report:
+    """Write the manifest of ``source`` to the folder ``out``.
+
+    Raises:
+        ValueError: the source can't be read, ``out`` holds a manifest already, or nothing became a row.
+    """
+    if (out / MANIFEST).exists() and not options.overwrite:
+        raise ValueError(
+            f"{out / MANIFEST}: is there already; give another folder with --out, or --overwrite"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    report = Report()
+    with ExitStack() as stack:
+        manifest, rejected = (
+            stack.enter_context(
+                stack.enter_context(replacing(out / name)).open("w", encoding="utf-8", newline="\n")
+            )
+            for name in (MANIFEST, REJECTED)
+        )
+        look_all = stack.enter_context(lookers(options.workers))
+        writer = _Writer(
+            Places(importer.root(source), out, options.images), options, look_all, manifest, rejected, report
+        )
+        for batch in _batches(importer(source, out), report, options.limit):
+            writer.take(batch)
+            progress(report)
+        report.prompts = survey(writer.prompts)
+        if not report.rows:
+            first = "" if not writer.first_reason else f"; the first reason: {writer.first_reason}"
+            raise SourceError(
+                f"{source}: none of {report.rejected} entries became a row "
+                f"({sum(report.skipped.values())} left out by options){first}"
+            )
+    with replacing(out / REPORT) as aside:
+        facts = {"importer": importer.model_dump(), "source": source, "options": asdict(options)}
+        aside.write_text(
+            json.dumps(facts | asdict(report), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+    return report
+
+
+def _batches(items: Iterator[Item], report: Report, limit: int | None) -> Iterator[list[Item]]:
+    """Items by the hundred, and never one more than can still become rows: a streamed item is a download.
+
+    Raises:
+        SourceError: the source broke off; it says what had come before.
+    """
+    while limit is None or report.rows < limit:
+        batch: list[Item] = []
+        broken: SourceError | None = None
+        try:
+            batch.extend(islice(items, _BATCH if limit is None else min(_BATCH, limit - report.rows)))
+        except SourceError as error:
+            broken = error
+        if batch:
+            yield batch
+        if broken is not None:
+            before = (
+                f"; {report.rows} rows came before, '--limit {report.rows}' imports them"
+                if report.rows
+                else ""
+            )
+            raise SourceError(f"{broken}{before}") from broken
+        if not batch:
+            return
+
+
+@final
+class _Writer:
+    def __init__(
+        self,
+        places: Places,
+        options: Options,
+        look_all: LookAll,
+        manifest: IO[str],
+        rejected: IO[str],
+        report: Report,
+    ) -> None:
+        self._places, self._options, self._look_all = places, options, look_all
+        self._manifest, self._rejected, self._report = manifest, rejected, report
+        self._ids: dict[str, int] = {}
+        self._seen: dict[tuple[Path, bool], Seen] = {}
+        self.prompts: list[str] = []
+        self.first_reason = ""
+
+    def take(self, items: list[Item]) -> None:
+        """Write a batch of rows, in order."""
+        self._look([item for item in items if isinstance(item, Draft)])
+        for item in items:
+            if self._report.rows == self._options.limit:
+                return
+            if isinstance(item, Skipped):
+                self._report.skipped[item.reason] = self._report.skipped.get(item.reason, 0) + 1
+            elif isinstance(item, Rejected):
+                self._reject(item.id, "entry", item.reason)
+            else:
+                self._row(item)
+
+    def _look(self, drafts: Iterable[Draft]) -> None:
+        wanted: dict[tuple[Path, bool], Look] = {}
+        for draft in drafts:
+            for path, mask in _files(draft):
+                try:
+                    file, _, copy = self._places(path)
+                except ValueError as error:
+                    if isinstance(error, SourceError):
+                        raise
+                    continue  # said by the row itself
+                if (file, mask) not in self._seen:
+                    wanted[file, mask] = Look(file, mask, self._options.decode or copy is not None, copy)
+        for key, seen in zip(wanted, self._look_all(wanted.values()), strict=True):
+            self._seen[key] = seen
+        self._report.images = sum(not mask for _, mask in self._seen)
+
+    def _row(self, draft: Draft) -> None:
+        if self._options.noisy == "drop" and (problems := prompt_problems(draft.prompt)):
+            self._reject(draft.id, "noisy-prompt", f"prompt: {', '.join(problems)}: {draft.prompt}")
+            return
+        try:
+            names = [self._image(path) for path in (*draft.references, *_one(draft.target), *draft.views)]
+        except _Unusable as error:
+            self._reject(draft.id, error.kind, str(error))
+            return
+        kept = len(draft.references)
+        references, rest = names[:kept], names[kept:]
+        target = rest.pop(0) if draft.target is not None else None
+        masks = [
+            self._mask(draft, mask, image)
+            for mask, image in zip(draft.masks, draft.references, strict=bool(draft.masks))
+        ]
+        target_mask = None if draft.target is None else self._mask(draft, draft.target_mask, draft.target)
+        fields: Mapping[str, Any] = {
+            "id": self._free_id(draft.id),
+            "prompt": draft.prompt,
+            "references": references,
+            "subject": draft.subject,
+            "masks": masks if any(mask is not None for mask in masks) else [],
+            "target": target,
+            "target_mask": target_mask,
+            "views": rest,
+            "extra": dict(draft.extra),
+        }
+        try:
+            Row.model_validate(fields)
+            line = json.dumps({key: value for key, value in fields.items() if value}, ensure_ascii=False)
+            line.encode()
+        except (ValueError, TypeError) as error:  # an importer's slip, or half a surrogate pair
+            self._reject(draft.id, "entry", f"is no valid row: {error}")
+            return
+        self._manifest.write(line + "\n")
+        self._report.rows += 1
+        self.prompts.append(draft.prompt)
+
+    def _image(self, path: Path) -> str:
+        try:
+            file, name, _ = self._places(path)
+        except ValueError as error:
+            raise _Unusable("outside", str(error)) from error
+        seen = self._seen[file, False]
+        if seen.problem:
+            raise _Unusable(seen.problem, f"{file}: {seen.reason}")
+        return name
+
+    def _mask(self, draft: Draft, mask: Path | None, image: Path) -> str | None:
+        """A mask's path; None where there is none, or where it is broken, which is written down."""
+        if mask is None:
+            return None
+        try:
+            file, name, _ = self._places(mask)
+        except ValueError as error:
+            self._drop_mask(draft, str(error))
+            return None
+        seen, of = self._seen[file, True], self._seen[self._places(image)[0], False]
+        if seen.problem:
+            self._drop_mask(draft, f"{file}: {seen.reason}")
+        elif not same_shape(seen.size, of.size):
+            self._drop_mask(draft, f"{file}: is {seen.size} but its image is {of.size}")
+        else:
+            return name
+        return None
+
+    def _drop_mask(self, draft: Draft, reason: str) -> None:
+        self._report.masks_dropped += 1
+        self._write_rejected({"what": "mask", "id": draft.id, "problem": "mask", "reason": reason})
+
+    def _reject(self, name: str, kind: str, reason: str) -> None:
+        self.first_reason = self.first_reason or reason
+        self._report.rejected += 1
+        self._report.problems[kind] = self._report.problems.get(kind, 0) + 1
+        self._write_rejected({"what": "row", "id": name, "problem": kind, "reason": reason})
+
+    def _write_rejected(self, line: Mapping[str, str]) -> None:
+        self._rejected.write(json.dumps(line) + "\n")
+
+    def _free_id(self, wish: str) -> str:
+        """The wish made safe as a file name, with a number behind it if it is taken (cases aside, as for files)."""
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", wish).strip(".-")[:112] or "row"
+        name, number = plain, self._ids.get(plain.casefold(), 1)
+        while name.casefold() in self._ids:
+            number += 1
+            name = f"{plain}-{number}"
+        self._ids[plain.casefold()] = number
+        self._ids.setdefault(name.casefold(), 1)
+        return name
+
+
+class _Unusable(Exception):
+    """A row that can't be, with the kind of its reason."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        self.kind = kind
+        super().__init__(reason)
+
+
+def _one(path: Path | None) -> tuple[Path, ...]:
+    return () if path is None else (path,)
+
+
+def _files(draft: Draft) -> Iterator[tuple[Path, bool]]:
+    """Every file of a draft, and whether it is a mask."""
+    for path in (*draft.references, *_one(draft.target), *draft.views):
+        yield path, False
+    for mask in (*draft.masks, draft.target_mask):
+        if mask is not None:
+            yield mask, True

@@ -1,0 +1,206 @@
+"""A contact sheet: what the rows of a manifest look like, on one picture.
+
+Each card is a row: its references (with the mask, where there is one: the background is dimmed), its target, id, class
+word and prompt. Rows that can't be used come first, in red.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import zip_longest
+from pathlib import Path
+from typing import Final, TypeVar
+
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
+
+from customized_grpo.data.images import load_image, load_mask, save_image
+from customized_grpo.data.manifest import Row, fit_mask, same_shape
+from customized_grpo.prepare.check import File
+from customized_grpo.prepare.inspection import Seen
+from customized_grpo.prepare.split import groups_of
+
+T = TypeVar("T")
+
+_WIDTH: Final = 1760
+_TILE: Final = 208
+_GAP: Final = 8
+_MARGIN: Final = 28
+_LINE: Final = 20
+_TEXT_LINES: Final = 3
+_HEADER: Final = 84
+
+_PAPER, _CARD, _INK, _GREY, _RED, _EMPTY = "#eceef1", "#ffffff", "#16181d", "#6b7280", "#b3261e", "#f4f5f7"
+
+
+def contact_sheet(
+    path: Path,
+    rows: Sequence[Row],
+    seen: Mapping[File, Seen],
+    root: Path,
+    *,
+    title: str,
+    subtitle: str,
+    num: int = 24,
+) -> None:
+    """Write the sheet (by the suffix: PNG, JPEG, ...) with at most ``num`` rows, spread over subjects and the set.
+
+    Args:
+        path: where to.
+        rows: of the manifest; may be empty.
+        seen: what was seen of each file (``check.check_manifest``).
+        root: the manifest's folder.
+        title: first line.
+        subtitle: second line.
+        num: cards.
+    """
+    chosen = choose(rows, seen, num)
+    tiles = 2 if any(row.target is not None for row in chosen) else 1
+    card_width = tiles * (_TILE + _GAP) + _GAP
+    most = (_WIDTH - 2 * _MARGIN + _GAP) // (card_width + _GAP)
+    columns = -(-len(chosen) // max(1, -(-len(chosen) // most))) or most  # lines as equal as can be
+    cards = [_card(row, seen, root, card_width) for row in chosen]
+    heights = [max(card.height for card in cards[at : at + columns]) for at in range(0, len(cards), columns)]
+    size = (
+        2 * _MARGIN + columns * (card_width + _GAP) - _GAP,
+        _HEADER + sum(height + _GAP for height in heights or [60]) + _MARGIN,
+    )
+    sheet = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((_MARGIN, 20), _cut(title, 24, size[0] - 2 * _MARGIN), _INK, _font(24))
+    draw.text((_MARGIN, 54), subtitle, _GREY, _font(14))
+    for at, card in enumerate(cards):
+        line, column = divmod(at, columns)
+        corner = (
+            _MARGIN + column * (card_width + _GAP),
+            _HEADER + sum(height + _GAP for height in heights[:line]),
+        )
+        draw.rectangle((*corner, corner[0] + card_width - 1, corner[1] + heights[line] - 1), _CARD)
+        sheet.paste(card, corner)
+        if _problem(chosen[at], seen):
+            draw.rectangle(
+                (*corner, corner[0] + card_width - 1, corner[1] + heights[line] - 1), None, _RED, 2
+            )
+    if not cards:
+        draw.text((_MARGIN, _HEADER + 20), "no rows", _GREY, _font(16))
+    save_image(sheet, path)
+
+
+def choose(rows: Sequence[Row], seen: Mapping[File, Seen], num: int) -> list[Row]:
+    """Unusable rows first (a third of the sheet at most), then rows of as many subjects as there is room for."""
+    bad = [row for row in rows if _problem(row, seen)]
+    shown = _spread(bad, max(1, num // 3)) if bad else []
+    fine = [row for row in rows if not _problem(row, seen)]
+    room = num - len(shown)
+    # One row of every subject, then another of every subject, ...; each begins elsewhere among its prompts.
+    groups = _spread(groups_of(fine, "individual"), room)
+    turned = [group[at % len(group) :] + group[: at % len(group)] for at, group in enumerate(groups)]
+    turns = [index for turn in zip_longest(*(_spread(group, room) for group in turned)) for index in turn]
+    picked = sorted([index for index in turns if index is not None][:room])
+    return shown + [fine[index] for index in picked]
+
+
+def _spread(items: Sequence[T], num: int) -> list[T]:
+    """At most ``num`` of them, evenly spaced, the first among them."""
+    if len(items) <= num:
+        return list(items)
+    return [items[at * len(items) // num] for at in range(num)]
+
+
+def _problem(row: Row, seen: Mapping[File, Seen]) -> str:
+    for file in row.files():
+        if seen[file].problem:
+            return f"{file[0]} {seen[file].reason}"
+    return next(
+        (
+            f"mask {mask} has another shape than its image"
+            for image, mask in row.pairs()
+            if not same_shape(seen[mask, True].size, seen[image, False].size)
+        ),
+        "",
+    )
+
+
+def _card(row: Row, seen: Mapping[File, Seen], root: Path, width: int) -> Image.Image:
+    problem = _problem(row, seen)
+    colour, text = (_RED, problem) if problem else (_INK, row.prompt)
+    lines = _fold(text, 15, width - 2 * _GAP)
+    card = Image.new("RGB", (width, _TILE + 2 * _GAP + _LINE * (len(lines) + 1) + _GAP), _CARD)
+    draw = ImageDraw.Draw(card)
+    masks = dict(row.pairs())
+    card.paste(_references(row, seen, root, masks), (_GAP, _GAP))
+    _label(draw, _GAP, "reference" if len(row.references) == 1 else f"{len(row.references)} references")
+    if row.target is not None:
+        card.paste(_tile(row.target, masks.get(row.target), seen, root, _TILE), (2 * _GAP + _TILE, _GAP))
+        _label(draw, 2 * _GAP + _TILE, "target")
+    top = _TILE + 2 * _GAP
+    head = row.id if not row.subject else f"{row.id}  ·  {row.subject}"
+    draw.text((_GAP, top), _cut(head, 13, width - 2 * _GAP), _GREY, _font(13))
+    for number, line in enumerate(lines, start=1):
+        draw.text((_GAP, top + _LINE * number), line, colour, _font(15))
+    return card
+
+
+def _references(row: Row, seen: Mapping[File, Seen], root: Path, masks: Mapping[str, str]) -> Image.Image:
+    """One reference fills the tile, up to four share it."""
+    side = _TILE if len(row.references) == 1 else _TILE // 2
+    tile = Image.new("RGB", (_TILE, _TILE), _EMPTY)
+    for at, name in enumerate(row.references[:4]):
+        tile.paste(_tile(name, masks.get(name), seen, root, side), (at % 2 * side, at // 2 * side))
+    return tile
+
+
+def _tile(name: str, mask: str | None, seen: Mapping[File, Seen], root: Path, side: int) -> Image.Image:
+    """A picture in a square, whole, the background dimmed where a mask says what that is."""
+    tile = Image.new("RGB", (side, side), _EMPTY)
+    if seen[name, False].problem:
+        draw = ImageDraw.Draw(tile)
+        draw.line((0, 0, side, side), _RED, 2)
+        draw.line((0, side, side, 0), _RED, 2)
+        return tile
+    image = load_image(root / name)
+    if mask is not None and not seen[mask, True].problem and same_shape(seen[mask, True].size, image.size):
+        image = _dimmed(image, fit_mask(load_mask(root / mask), image.size))
+    small = ImageOps.contain(image, (side, side), Image.Resampling.LANCZOS)
+    tile.paste(small, ((side - small.width) // 2, (side - small.height) // 2))
+    return tile
+
+
+def _dimmed(image: Image.Image, mask: Image.Image) -> Image.Image:
+    faded = Image.blend(ImageOps.grayscale(image).convert("RGB"), Image.new("RGB", image.size, "white"), 0.6)
+    inside = mask.point(lambda value: 255 if value > 127 else 0)
+    reach = max(3, 2 * (max(image.size) // 200) + 1)
+    edge = ImageChops.subtract(inside.filter(ImageFilter.MaxFilter(reach)), inside)
+    shown = Image.composite(image, faded, inside)
+    shown.paste("#e0218a", mask=edge)
+    return shown
+
+
+def _label(draw: ImageDraw.ImageDraw, left: int, text: str) -> None:
+    at = (left + 6, _GAP + 5)
+    box = draw.textbbox(at, text, _font(11))
+    draw.rectangle((left, _GAP, box[2] + 6, _GAP + 20), _INK)
+    draw.text(at, text, _CARD, _font(11))
+
+
+def _fold(text: str, size: int, width: int) -> list[str]:
+    """Lines of the card's width, and not too many; a word that is wider than the card is cut."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and _font(size).getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    if len(lines) > _TEXT_LINES:
+        lines = [*lines[: _TEXT_LINES - 1], f"{lines[_TEXT_LINES - 1]} ..."]
+    return [_cut(line, size, width) for line in lines]
+
+
+def _cut(text: str, size: int, width: int) -> str:
+    while _font(size).getlength(text) > width and len(text) > 4:
+        text = f"{text[:-4]}..."
+    return text
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)

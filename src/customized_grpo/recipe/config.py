@@ -1,0 +1,280 @@
+"""Recipes: YAML plus ``key.sub=value`` overrides, read into frozen pydantic models. Unknown keys are errors.
+
+The key names are part of the public surface. A plug-in's section is read by the plug-in's own ``Config``.
+"""
+
+from typing import Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from customized_grpo import registry
+from customized_grpo.recipe.sections import (
+    AggregatorSpec,
+    DataSpec,
+    DynamicsSpec,
+    MetricSpec,
+    PlanSpec,
+    PolicySpec,
+    RewardSpec,
+    Section,
+    Shift,
+    TimeWeightsSpec,
+)
+
+AXES = ("prompt", "identity")
+"""Columns of every axis tensor, in this order."""
+
+
+class Run(Section):
+    """Where results go and what makes them reproducible."""
+
+    dir: str = Field(min_length=1, description="the run's folder; must be new or empty unless resuming")
+    seed: NonNegativeInt = 42
+    resume: str | None = Field(default=None, description="'latest', or a checkpoint folder")
+    trackers: tuple[Literal["wandb", "tensorboard", "trackio", "swanlab"], ...] = ()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["no", "bf16"] = Field(
+        default="bf16", description="compute and storage dtype of the frozen model"
+    )
+    threads: NonNegativeInt = Field(default=0, description="CPU threads a process; 0 leaves torch's choice")
+    cache: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder of encoded prompts and references; completed first, after which no text encoder is loaded",
+    )
+    timeout_s: PositiveInt = Field(
+        default=1800, description="seconds that a process waits for the others before the job ends"
+    )
+
+
+class Sampling(Section):
+    """How groups are sampled in training."""
+
+    steps: int = Field(default=25, ge=2, description="T; the last step is deterministic, so at least 2")
+    shift: Shift = Field(
+        default=3.0,
+        description="of the noise levels; dynamic: the model's own rule by the image's size; uno: as UNO's code has "
+        "FLUX.1's",
+    )
+    dynamics: DynamicsSpec = Field(default={"type": "dance_sde", "eta": 0.4}, validate_default=True)
+    plan: PlanSpec = Field(default={"type": "fraction", "fraction": 0.6}, validate_default=True)
+    shared_noise: bool = Field(default=True, description="one initial noise for all samples of a group")
+    batch: PositiveInt | Literal["auto"] | None = Field(
+        default=None,
+        description="samples in one forward of a rollout; null: the whole group; auto: the group, halved until it fits",
+    )
+
+
+class Advantage(Section):
+    """From rewards (G, R) to advantages (G, K)."""
+
+    aggregator: AggregatorSpec = Field(default={"type": "sars", "gamma": 0.4}, validate_default=True)
+    time_weights: TimeWeightsSpec = Field(default={"type": "tdw"}, validate_default=True)
+    clip: PositiveFloat = 5.0
+    min_valid: float = Field(
+        default=0.5,
+        ge=0.0,
+        le=1.0,
+        description="share of a group's samples that must be scorable on every axis; a group below it teaches nothing",
+    )
+    max_failed_share: float = Field(
+        default=0.25,
+        ge=0.0,
+        le=1.0,
+        description="of a reward's recent samples; more unscorable ones stop the run",
+    )
+
+
+class Objective(Section):
+    """The clipped surrogate."""
+
+    clip: PositiveFloat = 1.0e-4
+    kl: NonNegativeFloat = Field(default=0.0, description="weight of the KL to the frozen base (adapter off)")
+    step_weighting: Literal["none", "equal"] = "none"
+
+
+class Schedule(Section):
+    """Learning-rate schedule, by ``diffusers.optimization.get_scheduler``; counted in optimizer updates."""
+
+    name: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
+    warmup_steps: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _warmup_is_used(self) -> Self:
+        if self.warmup_steps and self.name == "constant":
+            raise ValueError("warmup_steps has no effect with 'constant'; use name: constant_with_warmup")
+        return self
+
+
+class Train(Section):
+    """The loop."""
+
+    steps: PositiveInt = 1000
+    group_size: int = Field(default=12, ge=2, description="G; a group of one has no advantage")
+    groups_per_step: PositiveInt = Field(default=8, description="over all processes")
+    microbatch: PositiveInt | None = Field(
+        default=None,
+        description="(sample, step) pairs of one group in one backward; null: one step of the group's samples, which "
+        "replays bit for bit what the rollout scored",
+    )
+    updates_per_rollout: PositiveInt = 1
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        default="adamw", description="adamw_8bit keeps its two moments in 8 bits, by bitsandbytes"
+    )
+    lr: PositiveFloat = 2.0e-5
+    weight_decay: NonNegativeFloat = 1.0e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: PositiveFloat = 1.0
+    schedule: Schedule = Schedule()
+    ema: float | None = Field(
+        default=None, gt=0.0, lt=1.0, description="decay of the averaged adapter; null: none"
+    )
+    ratio_guard: PositiveFloat = Field(
+        default=1.0e-3, description="largest |log-ratio| allowed in a first replay, where it should be 0"
+    )
+    old_log_probs: Literal["rollout", "replay", "auto"] = Field(
+        default="rollout",
+        description="whose log-probabilities an update compares with; auto: the rollout's if its first is within "
+        "ratio_guard and a tenth of objective.clip, else the replay's",
+    )
+    max_skipped: NonNegativeInt = Field(
+        default=0, description="updates with a non-finite gradient before the run stops"
+    )
+    check_ranks_every: NonNegativeInt = Field(
+        default=10, description="steps between comparisons of the processes' adapters; 0: never"
+    )
+    checkpoint_every: NonNegativeInt = Field(default=50, description="0: only at the end")
+    keep_checkpoints: PositiveInt = 3
+    evaluate_every: NonNegativeInt = Field(
+        default=50, description="0: never; else also before the first step and at the end"
+    )
+    save_samples_every: NonNegativeInt = Field(
+        default=10, description="0: never; else after the first step too"
+    )
+
+    @property
+    def samples_per_update(self) -> int:
+        """Samples of each group that one optimizer update takes."""
+        return self.group_size // self.updates_per_rollout
+
+    @property
+    def pairs_per_backward(self) -> int:
+        """The micro-batch, ``null`` resolved."""
+        return self.microbatch or self.samples_per_update
+
+
+class Evaluate(Section):
+    """Generation at fixed seeds on held-out data, scored by metrics that are not the training rewards."""
+
+    data: DataSpec
+    metrics: dict[str, MetricSpec] = Field(min_length=1)
+    limit: PositiveInt | None = Field(default=None, description="examples; null: all")
+    images_per_prompt: PositiveInt = 1
+    batch: PositiveInt = Field(
+        default=4, description="images in one forward; of several prompts where they can share it"
+    )
+    steps: PositiveInt | None = Field(default=None, description="sampler steps; null: the training sampler's")
+    seed: NonNegativeInt = 0
+    protocol: str = Field(
+        default="heldout",
+        description="what is comparable: dreambench/uno-all-references, dreambench/input-reference, or your own name",
+    )
+    runs: dict[str, PositiveInt] = Field(
+        default={}, description="how often a metric is asked, for judges that answer differently each time"
+    )
+    products: dict[str, tuple[str, str]] = Field(
+        default={}, description="further columns, each the product of two: {cp_x_pf: [cp, pf]}"
+    )
+    save_images: NonNegativeInt = Field(default=64, description="examples whose images are kept on disk")
+    retry_failed: bool = Field(
+        default=True,
+        description="a command that goes on asks judges and servers again for what they failed to answer; "
+        "false: a failed answer is final",
+    )
+
+    @model_validator(mode="after")
+    def _runs_are_of_metrics(self) -> Self:
+        if lost := [name for name in self.runs if name not in self.metrics]:
+            hint = registry.did_you_mean(lost[0], list(self.metrics))
+            raise ValueError(
+                f"runs: there is no metric {lost[0]!r};{hint} allowed: {', '.join(self.metrics)}"
+            )
+        return self
+
+
+class Recipe(Section):
+    """A whole training run."""
+
+    run: Run
+    policy: PolicySpec
+    data: DataSpec
+    sampling: Sampling = Field(default={}, validate_default=True)
+    rewards: dict[str, RewardSpec] = Field(min_length=1)
+    advantage: Advantage = Field(default={}, validate_default=True)
+    objective: Objective = Objective()
+    train: Train = Train()
+    evaluate: Evaluate | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        fed = set()
+        for name, reward in self.rewards.items():
+            axis = reward.model_dump(include={"axis"}).get("axis", "")
+            if axis not in AXES:
+                hint = registry.did_you_mean(str(axis), list(AXES))
+                raise ValueError(f"rewards.{name}.axis: given {axis!r};{hint} allowed: {', '.join(AXES)}")
+            fed.add(axis)
+        if missing := [axis for axis in AXES if axis not in fed]:
+            raise ValueError(
+                f"rewards: no reward feeds the axis {missing[0]!r}; add one with axis: {missing[0]}"
+            )
+        if self.train.group_size % self.train.updates_per_rollout:
+            raise ValueError(
+                f"train.updates_per_rollout: {self.train.updates_per_rollout} does not divide "
+                f"train.group_size {self.train.group_size}; every update takes an equal share of each group"
+            )
+        if self.train.evaluate_every and self.evaluate is None:
+            raise ValueError(
+                "train.evaluate_every: it is set but there is no 'evaluate' section; add one, or set it to 0"
+            )
+        _quantized_in_bf16(self.run, self.policy)
+        self.policy.shift(self.sampling.shift, tokens=1, steps=2)  # refuses a rule of other policies
+        return self
+
+
+class EvaluateSampling(Section):
+    """The deterministic sampler of an evaluation."""
+
+    steps: PositiveInt = 25
+    shift: Shift = Field(
+        default=3.0,
+        description="of the noise levels; dynamic: the model's own rule by the image's size; uno: as UNO's code has "
+        "FLUX.1's",
+    )
+
+
+class EvaluateRecipe(Section):
+    """A whole evaluation: one base, optionally one adapter on it."""
+
+    run: Run
+    policy: PolicySpec
+    lora: str | None = Field(
+        default=None, description="a run, a checkpoint, or an adapter's folder or file; null: base only"
+    )
+    sampling: EvaluateSampling = EvaluateSampling()
+    evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        _quantized_in_bf16(self.run, self.policy)
+        self.policy.shift(self.sampling.shift, tokens=1, steps=2)  # refuses a rule of other policies
+        return self
+
+
+def _quantized_in_bf16(run: Run, policy: PolicySpec) -> None:
+    quantization = policy.model_dump(include={"quantization"}).get("quantization", "none")
+    if quantization != "none" and run.precision == "no":
+        raise ValueError(
+            f"policy.quantization: {quantization} weights are computed with in half precision, and run.precision=no "
+            "asks for float32; use run.precision=bf16, or policy.quantization=none"
+        )

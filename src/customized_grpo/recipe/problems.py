@@ -1,0 +1,102 @@
+"""What is wrong with a recipe, in plain words: pydantic's errors with what is allowed, what is near, what to do."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from customized_grpo import registry
+from customized_grpo.recipe.schema import Location, Place, shown
+
+_PRIVATE = re.compile(r"key|token|secret|password", re.IGNORECASE)
+_LOGIN = re.compile(r"://[^/\s]*@")
+
+
+def repeated(override: str) -> str:
+    """An override as an error may repeat it: without the value where that may be a secret in the wrong place."""
+    if _PRIVATE.search(override) or _LOGIN.search(override):
+        return f"{override.partition('=')[0]}=…"
+    return override
+
+
+class RecipeError(ValueError):
+    """A recipe that can't be used; one line a problem, each with its place and what is allowed there."""
+
+
+def explain(error: Mapping[str, Any], model: type[BaseModel], data: Any) -> tuple[Location, str]:
+    """Place and plain words of one of pydantic's errors."""
+    location: Location = tuple(part for part in error["loc"] if part != "[key]")
+    given = error["input"]
+    if error["type"] == "extra_forbidden":
+        return location, _unknown_key(location, model, data)
+    place = Place.find(model, data, location)
+    if error["type"] in ("value_error", "assertion_error"):
+        cause = error["ctx"]["error"]
+        if isinstance(cause, registry.UnknownPluginError):
+            location = (*location, "type")
+        return _named(location, str(cause), model, data)
+    if error["type"] == "missing":
+        return location, f"is missing; give {place.words() or 'a value'}{_about(place)}"
+    seen = "a value" if location and _PRIVATE.search(str(location[-1])) else shown(given)
+    texts = [value for value in place.values if isinstance(value, str)]
+    near = registry.did_you_mean(given, texts) if isinstance(given, str) else ""
+    return location, f"given {seen};{near} {what_is_allowed(place) or error['msg']}"
+
+
+def _named(location: Location, text: str, model: type[BaseModel], data: Any) -> tuple[Location, str]:
+    """A check across sections names the key that it is about, as ``train.group_size: ...``: that is the place."""
+    key, colon, rest = text.partition(": ")
+    parts: Location = tuple(key.split("."))
+    place = parts if parts[: len(location)] == location else (*location, *parts)
+    if colon and Place.find(model, data, place).node:
+        return place, rest
+    return location, text
+
+
+def _unknown_key(location: Location, model: type[BaseModel], data: Any) -> str:
+    key = str(location[-1])
+    section = Place.find(model, data, location[:-1])
+    near = registry.did_you_mean(key, section.keys)
+    if not near:
+        sections = Place.find(model, data, ()).keys
+        others = [name for name in sections if key in Place.find(model, data, (name,)).keys]
+        near = f" did you mean '{others[0]}.{key}'?" if others else ""
+    allowed = f" allowed: {', '.join(section.keys)}" if section.keys else ""
+    above = dotted(location[:-1]).removesuffix(": ")
+    # Where an override changed a plug-in's type, the options of the type before are still in the file.
+    hint = (
+        f"; to change the type, give the whole section: {above}={{type: ...}}"
+        if "type" in section.keys and not near
+        else ""
+    )
+    return f"unknown key;{near}{allowed}{hint}"
+
+
+def converted(given: Any, read: Any, location: Location) -> Iterator[tuple[Location, str]]:
+    """What pydantic takes without a word but nobody means: true for 1, and infinite numbers."""
+    if isinstance(given, dict) and isinstance(read, dict):
+        for key in given.keys() & read.keys():
+            yield from converted(given[key], read[key], (*location, key))
+    elif isinstance(given, list) and isinstance(read, list | tuple):
+        for index, (one, other) in enumerate(zip(given, read, strict=False)):
+            yield from converted(one, other, (*location, index))
+    elif isinstance(read, float) and not math.isfinite(read):
+        yield location, f"given {shown(given)}, which is not finite"
+    elif isinstance(given, bool) and isinstance(read, int | float) and not isinstance(read, bool):
+        yield location, f"given {shown(given)}"
+
+
+def what_is_allowed(place: Place) -> str:
+    """``allowed: a whole number, at least 1 (what it is for)``, or an empty string where the schema doesn't say."""
+    return f"allowed: {place.words()}{_about(place)}" if place.words() else ""
+
+
+def _about(place: Place) -> str:
+    return f" ({place.description})" if place.description else ""
+
+
+def dotted(location: Location) -> str:
+    """``train.steps: ``; empty for the whole recipe."""
+    return ".".join(map(str, location)) + ": " if location else ""

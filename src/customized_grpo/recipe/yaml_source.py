@@ -1,0 +1,117 @@
+"""YAML with the line of every value: safe-loaded, duplicate keys refused, mistakes by line and column.
+
+Booleans are YAML 1.2's (``true`` and ``false`` only), ``1e-4`` is a number and dates stay text: by PyYAML's own
+rules ``precision: no`` would be false, ``lr: 1e-4`` a text and ``dir: 2026-01-01`` a date.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from customized_grpo.recipe.problems import RecipeError, dotted
+from customized_grpo.recipe.schema import Location, shown
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with YAML 1.2's booleans and exponents (``1e-4`` is a number), and without dates."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":timestamp"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_yaml(file: Path) -> tuple[dict[str, Any], dict[Location, int]]:
+    """A file that holds one mapping, and the line of each of its values.
+
+    Raises:
+        RecipeError: unreadable, empty, no YAML, no mapping, or with keys that are doubled or no text.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"{file}: is no UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from error
+    except OSError as error:
+        raise RecipeError(f"{file}: can't be read ({error.strerror})") from error
+    try:
+        node, data = construct(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{file}{yaml_problem(error)}") from error
+    if node is None or data is None:
+        raise RecipeError(f"{file}: is empty; a recipe has the sections run, policy, data, rewards, ...")
+    if not isinstance(data, dict):
+        raise RecipeError(
+            f"{file}:1: given {shown(data)}; a recipe is a mapping of sections, as in 'run: {{dir: runs/mine}}'"
+        )
+    lines: dict[Location, int] = {}
+    problems = list(_walk(node, (), lines))
+    if problems:
+        raise RecipeError("\n".join(f"{file}:{line}: {text}" for line, text in problems))
+    return data, lines
+
+
+def construct(text: str) -> tuple[yaml.Node | None, Any]:
+    """The nodes of a document and its data; ``None, None`` for an empty one.
+
+    Raises:
+        yaml.YAMLError: it is no YAML.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        return node, None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _walk(
+    node: yaml.Node, location: Location, lines: dict[Location, int], above: frozenset[int] = frozenset()
+) -> Iterator[tuple[int, str]]:
+    """Note the line of every value, and find keys that are given twice or are no text."""
+    if id(node) in above:
+        yield (
+            node.start_mark.line + 1,
+            f"{dotted(location)}holds itself (an alias into what it is part of); write it out",
+        )
+        return
+    above |= {id(node)}
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            lines[(*location, index)] = item.start_mark.line + 1
+            yield from _walk(item, (*location, index), lines, above)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: dict[str, int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if key.tag.endswith(":merge"):
+            continue
+        if not key.tag.endswith(":str"):
+            yield line, f"{dotted(location)}the key {key.value!r} is no text; write it in quotes"
+            continue
+        where = (*location, key.value)
+        if key.value in seen:
+            yield line, f"{dotted(where)}is given twice, first in line {seen[key.value]}; keep one"
+        seen[key.value] = lines[where] = line
+        yield from _walk(value, where, lines, above)
+
+
+def yaml_problem(error: yaml.YAMLError) -> str:
+    """``:3:7: is no YAML: ...``, to be put after a file's name."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return f": is no YAML: {' '.join(str(error).split())}"
+    mark, problem = error.problem_mark, error.problem or error.context or "can't be read"
+    hint = "; indent by spaces, not tabs" if "\\t" in problem else ""
+    return f":{mark.line + 1}:{mark.column + 1}: is no YAML: {problem}{hint}"

@@ -1,0 +1,95 @@
+"""One run against another: paired differences over the same prompts and noise, and how many prompts each wins."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from customized_grpo.evaluation.summary import Row, differences
+from customized_grpo.report.folders import RunFolder, read_runs
+
+_DECIDES: Final = ("protocol", "data", "seed", "images_per_prompt")
+"""Settings of an evaluation that must agree, or the pairs are no pairs."""
+
+
+def compare_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Every later run against the first, by its adapter (or its base, where it has none).
+
+    Returns:
+        A summary's ``differences``: ``{"of", "to", "metrics", "notes"}``; ``notes`` says what else the two differ in.
+
+    Raises:
+        ValueError: fewer than two runs, a run without an evaluation, or two that are not comparable.
+    """
+    if len(paths) < 2:
+        raise ValueError(f"--compare: given {len(paths)} run; give the folders of two or more")
+    return compare(read_runs(paths))
+
+
+def compare(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
+    """``compare_runs`` of runs that are read already."""
+    first = runs[0]
+    return [_pair(run, first) for run in runs[1:]]
+
+
+def _pair(run: RunFolder, first: RunFolder) -> dict[str, Any]:
+    ours, theirs = _newest(run), _newest(first)
+    if problem := _incomparable(run, first, ours, theirs):
+        raise ValueError(f"{run.name} and {first.name} can't be compared: {problem}")
+    return {
+        "of": run.name,
+        "to": first.name,
+        "metrics": differences(ours, theirs, unit=run.protocol.unit),
+        "notes": _notes(run, first, ours, theirs),
+    }
+
+
+def _newest(run: RunFolder) -> Sequence[Row]:
+    base, tuned = run.ends
+    return tuned or base
+
+
+def _incomparable(run: RunFolder, first: RunFolder, ours: Sequence[Row], theirs: Sequence[Row]) -> str:
+    for one, rows in ((run, ours), (first, theirs)):
+        if not rows:
+            return f"{one.name} has no evaluation; run 'customized-grpo evaluate' on it first"
+    for key in _DECIDES:
+        a, b = (_without_path(_section(one, "evaluate").get(key)) for one in (run, first))
+        if a != b:
+            return f"evaluate.{key} is {a!r} in {run.name} and {b!r} in {first.name}"
+    metrics = [_section(one, "evaluate").get("metrics") or {} for one in (run, first)]
+    for name in metrics[0]:
+        if name in metrics[1] and metrics[0][name] != metrics[1][name]:
+            return f"evaluate.metrics.{name} is not the same in both"
+    if not {row["key"] for row in ours} & {row["key"] for row in theirs}:
+        return "they have no prompt in common"
+    return ""
+
+
+def _notes(run: RunFolder, first: RunFolder, ours: Sequence[Row], theirs: Sequence[Row]) -> list[str]:
+    found = [
+        f"{one.name} is its base, as no adapter was evaluated there"
+        for one in (run, first)
+        if not one.ends[1]
+    ]
+    keys = [{row["key"] for row in rows} for rows in (ours, theirs)]
+    if keys[0] != keys[1]:
+        found.append(f"over the {len(keys[0] & keys[1])} prompts that both have, of {len(keys[0] | keys[1])}")
+    settings = [(one.summary or {}).get("settings", {}) for one in (run, first)]
+    for name in settings[0].keys() & settings[1].keys() - {"examples", "metrics", "metric_options"}:
+        if settings[0][name] != settings[1][name]:
+            found.append(
+                f"{name} is {settings[0][name]} in {run.name} and {settings[1][name]} in {first.name}"
+            )
+    return sorted(found)
+
+
+def _without_path(value: Any) -> Any:
+    """DreamBench is the same wherever a machine keeps it; any other data are what their path says."""
+    if isinstance(value, dict) and value.get("type") == "dreambench":
+        return {key: one for key, one in value.items() if key != "path"}
+    return value
+
+
+def _section(run: RunFolder, name: str) -> Mapping[str, Any]:
+    section = run.config.get(name)
+    return section if isinstance(section, dict) else {}

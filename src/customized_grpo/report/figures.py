@@ -1,0 +1,240 @@
+"""Which figures the report has, from the data of the runs: each with title, caption and a text alternative."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from customized_grpo.evaluation.statistics import Interval
+from customized_grpo.recipe.config import AXES
+from customized_grpo.report.folders import RunFolder
+from customized_grpo.report.plane import plane_figure
+from customized_grpo.report.plots import FigureView, Line, LineStyle, lines, smooth
+
+_SHARES: Final = (
+    ("advantage/share_synergy", "both up"),
+    ("advantage/share_conflict", "in conflict"),
+    ("advantage/share_both_down", "both down"),
+)
+_HEALTH: Final = (
+    (
+        "ratio/max_abs_log",
+        "Largest |log-ratio|",
+        "How far an update moves from the policy that sampled, at most.",
+    ),
+    ("ratio/clip_share", "Share of clipped ratios", "Samples that the clip keeps out of the gradient."),
+    ("grad/norm", "Gradient norm", "Before clipping."),
+)
+_CONFLICT: Final = (
+    (
+        "advantage/correlation",
+        "Correlation of the two advantages",
+        "Prompt against identity inside a group. Below zero the goals pull apart.",
+    ),
+    (
+        "advantage/bonus_mean",
+        "Mean synergy bonus",
+        "What SARS adds to the weighted sum; below zero it mostly penalises.",
+    ),
+)
+_AXIS_STYLES: Final[tuple[tuple[str, LineStyle], ...]] = (("prompt", "-"), ("identity", "--"))
+_WEIGHTS: Final = (
+    (
+        "weight",
+        "Time weights",
+        "How much each goal counts at each trained step. TDW weights the prompt early, while the layout "
+        "forms, and identity after.",
+    ),
+    (
+        "weight_effective",
+        "Effective weights",
+        "The same times the step's pull on the gradient: what the update really follows. Scaled so that both "
+        "together have mean 1.",
+    ),
+)
+
+
+def all_figures(
+    runs: Sequence[RunFolder], summaries: Sequence[Mapping[str, Any] | None], axes: Mapping[str, str]
+) -> dict[str, Any]:
+    """Figures by section; a section without data is an empty list."""
+    return {
+        "heldout": _heldout(runs, axes),
+        "rewards": _rewards(runs),
+        "planes": _planes(runs, summaries, axes),
+        "conflict": _conflict(runs),
+        "weights": _weights(runs),
+        "health": [
+            view
+            for key, title, note in _HEALTH
+            if (view := _over_steps(runs, key, title, note, log=key == "ratio/max_abs_log")) is not None
+        ],
+    }
+
+
+def _planes(
+    runs: Sequence[RunFolder], summaries: Sequence[Mapping[str, Any] | None], axes: Mapping[str, str]
+) -> list[FigureView]:
+    """Identity against every metric of the prompt: the paper's figure has HPSv3 there, UNO's table CLIP-T."""
+    if not {"identity", "prompt"} <= axes.keys():
+        return []
+    prompts = [axes["prompt"], *(column for run in runs for column in run.axis_columns("prompt"))]
+    views = [
+        plane_figure(runs, summaries, (axes["identity"], column), f"plane{number or ''}")
+        for number, column in enumerate(dict.fromkeys(prompts))
+    ]
+    return [view for view in views if view is not None]
+
+
+def _heldout(runs: Sequence[RunFolder], axes: Mapping[str, str]) -> list[FigureView]:
+    columns = list(dict.fromkeys(column for run in runs for _, values in run.curve for column in values))
+    columns.sort(key=lambda column: [*axes.values(), column].index(column))
+    views = []
+    for i, column in enumerate(columns):
+        curves = []
+        for colour, run in enumerate(runs):
+            points = [(step, values[column]) for step, values in run.curve if column in values]
+            if points:
+                curves.append(_interval_line(run.name, points, colour))
+        title = column.replace("_", " ").capitalize()
+        ends = "; ".join(
+            f"{line.label}: {line.y[0]:.3f} at step {line.x[0]}, {line.y[-1]:.3f} at step {line.x[-1]}"
+            for line in curves
+        )
+        svg = lines(f"heldout{i}", curves, x="GRPO step", y="mean, band: 95 % interval")
+        views.append(FigureView(title, svg, "", f"Held-out {title} over the steps. {ends}."))
+    return views
+
+
+def _interval_line(name: str, points: Sequence[tuple[int, Interval]], colour: int) -> Line:
+    values = [value for _, value in points]
+    return Line(
+        label=name,
+        x=[step for step, _ in points],
+        y=[value.mean for value in values],
+        colour=colour,
+        low=[value.low for value in values],
+        high=[value.high for value in values],
+        markers=True,
+    )
+
+
+def _rewards(runs: Sequence[RunFolder]) -> list[FigureView]:
+    # An axis' mean repeats its reward's where it has one; what is optimised is the reward.
+    axes = {f"reward/{axis}/mean" for axis in AXES}
+    keys = [key for run in runs for key in run.keys("reward/") if key.endswith("/mean") and key not in axes]
+    found = [
+        _over_steps(runs, key, _reward_title(runs, key), "", unit="mean of the step")
+        for key in dict.fromkeys(keys)
+    ]
+    return [view for view in found if view is not None]
+
+
+def _reward_title(runs: Sequence[RunFolder], key: str) -> str:
+    """A reward's key in the recipe and the axis that it feeds."""
+    name = key.split("/")[1]
+    for run in runs:
+        rewards = run.config.get("rewards")
+        spec = rewards.get(name) if isinstance(rewards, dict) else None
+        if isinstance(spec, dict) and "axis" in spec:
+            return f"{name} ({spec['axis']})"
+    return name
+
+
+def _over_steps(
+    runs: Sequence[RunFolder],
+    key: str,
+    title: str,
+    caption: str,
+    *,
+    log: bool = False,
+    zero: bool = False,
+    unit: str = "",
+) -> FigureView | None:
+    """One key of ``metrics.jsonl`` over the steps, raw and smoothed, a colour a run."""
+    curves = []
+    for colour, run in enumerate(runs):
+        x, y = run.series(key)
+        if x and (not log or max(y) > 0.0):
+            shown = [value if value > 0.0 else float("nan") for value in y] if log else y
+            curves.append(Line(label=run.name, x=x, y=smooth(shown), faint=shown, colour=colour))
+    if not curves:
+        return None
+    name = "".join(letter for letter in key if letter.isalnum())
+    ends = "; ".join(f"{line.label}: from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in curves)
+    svg = lines(name, curves, x="GRPO step", y=unit, log=log, zero=zero)
+    return FigureView(title, svg, caption, f"{title} over the steps. {ends}.")
+
+
+def _conflict(runs: Sequence[RunFolder]) -> list[FigureView]:
+    views = [_over_steps(runs, key, title, note, zero=True) for key, title, note in _CONFLICT]
+    if len(runs) == 1:
+        curves = []
+        styles: tuple[LineStyle, ...] = ("-", "--", ":")
+        for i, (key, name) in enumerate(_SHARES):
+            x, y = runs[0].series(key)
+            if x:
+                curves.append(Line(label=name, x=x, y=smooth(y), colour=i, style=styles[i]))
+        if curves:
+            svg = lines("shares", curves, x="GRPO step", y="share of the samples", legend=True)
+            last = ", ".join(f"{line.label} {line.y[-1]:.0%}" for line in curves)
+            note = "Samples that are above their group's mean on both axes, on one, or on none."
+            views.append(
+                FigureView("Synergy and conflict", svg, note, f"Shares of the samples; at the end {last}.")
+            )
+    else:
+        views += [_over_steps(runs, key, f"Share {name}", "") for key, name in _SHARES]
+    note = "Groups in which this reward is constant, so that it teaches nothing."
+    rewards = dict.fromkeys(key for run in runs for key in run.keys("reward/"))
+    for key in (key for key in rewards if key.endswith("/zero_variance_share")):
+        if any(value > 0.0 for run in runs for value in run.series(key)[1]):
+            views.append(_over_steps(runs, key, f"Groups without variance: {key.split('/')[1]}", note))
+    return [view for view in views if view is not None]
+
+
+def _weights(runs: Sequence[RunFolder]) -> list[FigureView]:
+    """Weight and effective weight of each axis at each trained sampler step, as last seen."""
+    views = []
+    for name, title, caption in _WEIGHTS:
+        curves = [
+            line
+            for i, run in enumerate(runs)
+            for j, (axis, style) in enumerate(_AXIS_STYLES)
+            if (line := _weight_line(run, f"{name}/{axis}/step_", axis, style, i, j, alone=len(runs) == 1))
+            is not None
+        ]
+        if curves:
+            alone = len(runs) == 1
+            svg = lines(
+                name, curves, x="sampler step, from noise to image", y="weight in the advantage", legend=alone
+            )
+            caption += "" if alone else " Solid: prompt, dashed: identity."
+            ends = "; ".join(f"{line.label}: from {line.y[0]:.2f} to {line.y[-1]:.2f}" for line in curves)
+            views.append(FigureView(title, svg, caption, f"{title} over the sampler's steps. {ends}."))
+    return views
+
+
+def _weight_line(
+    run: RunFolder,
+    prefix: str,
+    axis: str,
+    style: LineStyle,
+    run_colour: int,
+    axis_colour: int,
+    *,
+    alone: bool,
+) -> Line | None:
+    last = {
+        int(key.removeprefix(prefix)): run.series(key)[1][-1:]
+        for key in run.keys(prefix)
+        if key.removeprefix(prefix).isdecimal()
+    }
+    points = sorted((step, values[0]) for step, values in last.items() if values)
+    if not points:
+        return None
+    return Line(
+        label=axis if alone else f"{run.name}, {axis}",
+        x=[step for step, _ in points],
+        y=[weight for _, weight in points],
+        colour=axis_colour if alone else run_colour,
+        style=style,
+        markers=True,
+    )

@@ -1,0 +1,279 @@
+"""A run's folder as data for the report. Only files of the folder are read, and what is missing or damaged is named."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, final
+
+import yaml
+
+from customized_grpo.evaluation.protocols import PROTOCOLS, Protocol
+from customized_grpo.evaluation.statistics import Interval
+from customized_grpo.evaluation.summary import Row, columns_of, intervals
+from customized_grpo.recipe.config import AXES
+from customized_grpo.report.hacking import Suspicion, suspicions
+
+_RESAMPLES: Final = 4_000
+
+
+@final
+@dataclass(frozen=True)
+class RunFolder:
+    """What the report knows of one run.
+
+    Attributes:
+        name: shown for the run; unique among the runs of one report.
+        config: the resolved recipe, or an empty mapping.
+        steps: one mapping a training step, in order, the last one where a step was written twice (a resumed run).
+        evaluations: rows of ``evaluation/<label>.jsonl`` by label.
+        summary: ``evaluation/summary.json`` or None.
+        missing: what isn't there, as sentences for a person.
+    """
+
+    path: Path
+    name: str
+    config: Mapping[str, Any]
+    config_text: str
+    steps: Sequence[Mapping[str, Any]]
+    evaluations: Mapping[str, Sequence[Row]]
+    summary: Mapping[str, Any] | None
+    missing: Sequence[str]
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether the folder is that of ``evaluate``, with no training to report."""
+        return "train" not in self.config and not self.steps
+
+    @property
+    def protocol(self) -> Protocol:
+        """Of its evaluation; a plain one where the recipe names none that is known."""
+        evaluate = self.config.get("evaluate")
+        name = evaluate.get("protocol") if isinstance(evaluate, dict) else None
+        return PROTOCOLS.get(str(name), Protocol(name=str(name or "heldout")))
+
+    def at_steps(self) -> dict[int, Sequence[Row]]:
+        """Rows of the evaluations during training, by step."""
+        names = {
+            label: label.removeprefix("step-") for label in self.evaluations if label.startswith("step-")
+        }
+        return {int(step): self.evaluations[label] for label, step in names.items() if step.isdecimal()}
+
+    def suspicions(self, until: int | None = None) -> list[Suspicion]:
+        """Training rewards that rose while their held-out twin fell, as of an evaluation: by default the last."""
+        specs = self.config.get("rewards")
+        axes = {
+            str(name): str(spec.get("axis"))
+            for name, spec in (specs.items() if isinstance(specs, dict) else ())
+            if isinstance(spec, dict)
+        }
+        twins = {axis: column for axis in AXES if (column := self.axis_column(axis)) is not None}
+        evaluations = {s: rows for s, rows in self.at_steps().items() if until is None or s <= until}
+        return suspicions(self.steps, evaluations, axes, twins, self.protocol.unit)
+
+    @cached_property
+    def curve(self) -> list[tuple[int, dict[str, Interval]]]:
+        """Held-out (step, column to interval) by step; means without interval where only those were logged."""
+        found = {
+            step: intervals(rows, unit=self.protocol.unit, resamples=_RESAMPLES)
+            for step, rows in self.at_steps().items()
+            if rows
+        }
+        for line in self.steps:
+            logged = {
+                key.removeprefix("evaluation/").removesuffix("/mean"): value
+                for key, value in line.items()
+                if key.startswith("evaluation/") and key.endswith("/mean") and isinstance(value, int | float)
+            }
+            if logged and line["step"] not in found:
+                nan = float("nan")
+                found[line["step"]] = {
+                    column: Interval(value, nan, nan, 0) for column, value in logged.items()
+                }
+        return sorted(found.items())
+
+    @cached_property
+    def ends(self) -> tuple[Sequence[Row], Sequence[Row]]:
+        """Rows of the base and of the last adapter; empty where there are none."""
+        labels = sorted(label for label in self.evaluations if label.startswith("step-"))
+        base = self.evaluations.get("base") or (self.evaluations[labels[0]] if len(labels) > 1 else [])
+        tuned = self.evaluations.get("tuned") or (self.evaluations[labels[-1]] if len(labels) > 1 else [])
+        return base, tuned
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """Every held-out column, in order of first appearance."""
+        measured = [column for rows in self.evaluations.values() for column in columns_of(rows)]
+        logged = [
+            key.removeprefix("evaluation/").removesuffix("/mean")
+            for key in self.keys("evaluation/")
+            if key.endswith("/mean")
+        ]
+        summarised = [column for row in (self.summary or {"rows": []})["rows"] for column in row["metrics"]]
+        return list(dict.fromkeys(measured + logged + summarised))
+
+    def axis_column(self, axis: str) -> str | None:
+        """The held-out column that stands for an axis: ``<axis>_accuracy``, or the first that is named or set so."""
+        named = [column for column in self.columns if column.startswith(axis)]
+        for column in (f"{axis}_accuracy", *self.axis_columns(axis), *named):
+            if column in self.columns:
+                return column
+        return None
+
+    def axis_columns(self, axis: str) -> list[str]:
+        """Every held-out column of a metric whose section says this axis, in the recipe's order."""
+        evaluate = self.config.get("evaluate")
+        metrics = evaluate.get("metrics") if isinstance(evaluate, dict) else None
+        specs: dict[str, Any] = metrics if isinstance(metrics, dict) else {}
+        configured = (
+            str(name) for name, spec in specs.items() if isinstance(spec, dict) and spec.get("axis") == axis
+        )
+        return [name for name in configured if name in self.columns]
+
+    def series(self, key: str) -> tuple[list[int], list[float]]:
+        """Steps and values of one key of ``metrics.jsonl``, where it is a number."""
+        pairs = [
+            (line["step"], float(line[key])) for line in self.steps if isinstance(line.get(key), int | float)
+        ]
+        return [step for step, _ in pairs], [value for _, value in pairs]
+
+    def keys(self, prefix: str) -> list[str]:
+        """The keys of ``metrics.jsonl`` that begin so, in order of first appearance."""
+        return list(dict.fromkeys(key for line in self.steps for key in line if key.startswith(prefix)))
+
+    @property
+    def planned_steps(self) -> int | None:
+        """Steps that the recipe asks for."""
+        train = self.config.get("train")
+        steps = train.get("steps") if isinstance(train, dict) else None
+        return steps if isinstance(steps, int) else None
+
+    @property
+    def last_step(self) -> int:
+        """The last step in ``metrics.jsonl``; 0 where there is none."""
+        return int(self.steps[-1]["step"]) if self.steps else 0
+
+
+def read_runs(paths: Sequence[Path], *, metrics: str = "") -> list[RunFolder]:
+    """Read every folder, each under a name of its own.
+
+    Args:
+        paths: the folders.
+        metrics: of ``metrics.jsonl`` keep only the names that begin so; a long run has many lines.
+
+    Raises:
+        ValueError: no path, a path that is no folder, or a folder without anything measured.
+    """
+    if not paths:
+        raise ValueError("no run was given; give the folder of at least one run")
+    names = [path.resolve().name for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{path.resolve().parent.name}/{path.resolve().name}" for path in paths]
+    if len(set(names)) < len(names):
+        raise ValueError(f"the same run was given twice: {', '.join(map(str, paths))}")
+    return [_read(path, name, metrics) for path, name in zip(paths, names, strict=True)]
+
+
+def _read(path: Path, name: str, metrics: str) -> RunFolder:
+    if not path.is_dir():
+        raise ValueError(f"{path} is not a folder; give a run's folder, the run.dir of its recipe")
+    missing: list[str] = []
+    config_text, config = _config(path / "config.yaml", missing)
+    expected = "train" in config or not config
+    steps = _metrics(path / "metrics.jsonl", missing, prefix=metrics, expected=expected)
+    evaluations = {file.stem: _rows(file, missing) for file in sorted((path / "evaluation").glob("*.jsonl"))}
+    summary = _summary(path / "evaluation" / "summary.json", missing)
+    if not steps and summary is None and not any(evaluations.values()):
+        raise ValueError(
+            f"{path} holds no metrics.jsonl with a step in it and no evaluation; "
+            "give the folder of a run that has done at least one step"
+        )
+    if not any(evaluations.values()):
+        missing.append(
+            "No held-out evaluation yet, so there are no held-out curves and no pictures to compare."
+        )
+    _note_progress(missing, steps, config)
+    return RunFolder(path, name, config, config_text, steps, evaluations, summary, missing)
+
+
+def _note_progress(missing: list[str], steps: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> None:
+    train = config.get("train")
+    planned = train.get("steps") if isinstance(train, dict) else None
+    if steps and isinstance(planned, int) and steps[-1]["step"] < planned:
+        missing.insert(
+            0, f"The run is in progress or was stopped: {steps[-1]['step']} of {planned} steps are done."
+        )
+
+
+def _lines(
+    path: Path, missing: list[str], wanted: Callable[[str], bool] = lambda _: True
+) -> list[dict[str, Any]]:
+    good, bad = [], 0
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                bad += bool(line.strip())
+                continue
+            if isinstance(row, dict):
+                good.append({name: row[name] for name in row if wanted(name)})
+    if bad:
+        missing.append(f"{path.name}: {bad} unfinished or damaged line{'s' if bad > 1 else ''} left out.")
+    return good
+
+
+def _metrics(path: Path, missing: list[str], *, prefix: str, expected: bool) -> list[dict[str, Any]]:
+    if not path.is_file():
+        if expected:
+            missing.append("No metrics.jsonl, so there is nothing about the training itself.")
+        return []
+    lines = _lines(path, missing, lambda name: name == "step" or name.startswith(prefix))
+    by_step = {row["step"]: row for row in lines if isinstance(row.get("step"), int)}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _rows(path: Path, missing: list[str]) -> list[Row]:
+    needed = {"key", "prompt", "values", "index", "image"}
+    return [row for row in _lines(path, missing) if needed <= row.keys() and isinstance(row["values"], dict)]
+
+
+def _summary(path: Path, missing: list[str]) -> dict[str, Any] | None:
+    if not path.is_file():
+        missing.append(
+            "No evaluation/summary.json: the final comparison of base and tuned has not been made."
+        )
+        return None
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        well_formed = all("metrics" in row and "name" in row for row in summary["rows"])
+        assert well_formed and all(
+            {"of", "to", "metrics"} <= entry.keys() for entry in summary["differences"]
+        )
+    except (ValueError, KeyError, TypeError, AssertionError, AttributeError):
+        missing.append("evaluation/summary.json can't be read.")
+        return None
+    found: dict[str, Any] = summary
+    return found
+
+
+def _config(path: Path, missing: list[str]) -> tuple[str, dict[str, Any]]:
+    if not path.is_file():
+        missing.append("No config.yaml, so the recipe is unknown.")
+        return "", {}
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError:
+        config = None
+    if not isinstance(config, dict):
+        missing.append("config.yaml can't be read.")
+        return text, {}
+    return text, config
+
+
+def short_axis(axis: str) -> str:
+    """The word for an axis in a figure."""
+    assert axis in AXES
+    return {"prompt": "prompt following", "identity": "identity"}[axis]

@@ -1,0 +1,164 @@
+"""Examples that the report shows, chosen by rules that it states, with pictures as data URIs."""
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, final
+
+import numpy as np
+from PIL import Image
+
+from customized_grpo.data.images import ImageError, load_image
+from customized_grpo.evaluation.summary import Row
+from customized_grpo.report.folders import RunFolder
+
+_SIDE: Final = 256
+_EXTREMES: Final = 6
+_RANDOM: Final = 9
+
+
+Pair = tuple[Row | None, Row]
+"""The base's row and that of the last system, which is the base itself where no adapter was evaluated."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One example: pictures as data URIs, None where the file is gone.
+
+    Attributes:
+        images: (system, picture), ``base`` and ``tuned`` or what there is of them.
+        values: (axis, base, last system); None where not measurable, and for a base that stands alone.
+    """
+
+    prompt: str
+    reference: str | None
+    images: Sequence[tuple[str, str | None]]
+    values: Sequence[tuple[str, float | None, float | None]]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Cards under one rule of selection."""
+
+    title: str
+    rule: str
+    cards: Sequence[Card]
+
+
+def gallery(run: RunFolder, axes: Mapping[str, str]) -> list[Group]:
+    """Random examples, the best and the worst images, and the largest gains and losses of tuned against base.
+
+    Args:
+        axes: axis to the held-out column that stands for it.
+
+    Returns:
+        Groups with at least one card; empty without saved pictures.
+    """
+    base, tuned = (
+        {row["key"]: row for row in rows if row["image"] == 0 and row.get("file")} for rows in run.ends
+    )
+    # Without an adapter the base alone is shown, and as it is what was evaluated it stands in both places.
+    pairs: list[Pair] = [
+        (base.get(key), row) for key, row in (tuned or base).items() if not tuned or key in base
+    ]
+    if not pairs:
+        return []
+    chosen = np.random.default_rng(0).permutation(len(pairs))[:_RANDOM]
+    count = f"among the {len(pairs)} examples with saved pictures"
+    drawn = [pairs[i] for i in sorted(chosen)]
+    groups = [Group("Random", f"Drawn by a fixed seed {count}, before looking.", _cards(run, drawn, axes))]
+    names = " and ".join(axes)
+    scale = {column: _spread([row for _, row in pairs], column) for column in axes.values()}
+    mean = f"the mean of {names}, each in units of its standard deviation, {count}"
+    ranked = _ranked(pairs, lambda pair: _level(pair[1], scale))
+    if len(ranked) > 1:
+        half = min(_EXTREMES, len(ranked) // 2)
+        best, worst = [pair for _, pair in ranked[:half]], [pair for _, pair in ranked[::-1][:half]]
+        groups.append(Group("Best", f"Highest in {mean}: not the typical ones.", _cards(run, best, axes)))
+        groups.append(Group("Worst", f"Lowest in {mean}: not the typical ones.", _cards(run, worst, axes)))
+    if tuned:
+        changes = _ranked(pairs, lambda pair: _change(pair, scale))
+        gains = [pair for change, pair in changes if change > 0][:_EXTREMES]
+        losses = [pair for change, pair in reversed(changes) if change < 0][:_EXTREMES]
+        rule = f"The largest {{}} in {mean}: the {{}} cases, not the typical ones."
+        for title, cases, found in (("gains", "best", gains), ("losses", "worst", losses)):
+            if found:
+                groups.append(Group(f"Largest {title}", rule.format(title, cases), _cards(run, found, axes)))
+    return groups
+
+
+def _ranked(pairs: Sequence[Pair], value: Callable[[Pair], float | None]) -> list[tuple[float, Pair]]:
+    """Largest first, without those that have no value; equals stay in order."""
+    scored = [(found, pair) for pair in pairs if (found := value(pair)) is not None]
+    return sorted(scored, key=lambda item: -item[0])
+
+
+def _spread(rows: Sequence[Row], column: str) -> float:
+    """Standard deviation of a column, so that two of different units can be added; 1 where it is constant."""
+    values = [value for row in rows if (value := row["values"].get(column)) is not None]
+    return float(np.std(values)) or 1.0 if values else 1.0
+
+
+def _level(row: Row, scale: Mapping[str, float]) -> float | None:
+    values = [row["values"].get(column) for column in scale]
+    if not values or None in values:
+        return None
+    return float(np.mean([value / unit for value, unit in zip(values, scale.values(), strict=True)]))
+
+
+def _change(pair: Pair, scale: Mapping[str, float]) -> float | None:
+    """Mean over the axes of tuned minus base; None where one was not measurable."""
+    before = _level(pair[0], scale) if pair[0] is not None else None
+    after = _level(pair[1], scale)
+    return None if before is None or after is None else after - before
+
+
+def _cards(run: RunFolder, pairs: Sequence[Pair], axes: Mapping[str, str]) -> list[Card]:
+    folder = run.path / "evaluation"
+    alone = not run.ends[1]
+    return [
+        Card(
+            prompt=str(after["prompt"]),
+            reference=_data_uri(folder, after.get("reference") or (before or {}).get("reference")),
+            images=[
+                (name, _data_uri(folder, row["file"]))
+                for name, row in ([("base", after)] if alone else [("base", before), ("tuned", after)])
+                if row is not None
+            ],
+            values=[
+                (
+                    axis,
+                    None if alone or before is None else before["values"].get(column),
+                    after["values"].get(column),
+                )
+                for axis, column in axes.items()
+            ],
+        )
+        for before, after in pairs
+    ]
+
+
+def _data_uri(folder: Path, name: str | None) -> str | None:
+    """A picture inside the folder, small; None where it is gone, damaged, or named outside of the folder."""
+    if not isinstance(name, str):
+        return None
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        return None
+    try:
+        image = load_image(path)
+    except ImageError:
+        return None
+    buffer = io.BytesIO()
+    if max(image.size) <= _SIDE:
+        image.save(buffer, format="PNG", optimize=True)
+        kind = "png"
+    else:
+        image.thumbnail((2 * _SIDE, _SIDE), Image.Resampling.LANCZOS)
+        image.save(buffer, format="JPEG", quality=88)
+        kind = "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,200 @@
+"""What the report's page shows of each run, as plain values for the template."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from customized_grpo.evaluation.summary import build_summary
+from customized_grpo.evaluation.tables import notes, unit_sentence
+from customized_grpo.recipe.config import AXES
+from customized_grpo.report.compare import compare
+from customized_grpo.report.folders import RunFolder
+from customized_grpo.report.gallery import gallery
+
+_AXIS_ORDER: Final = ("identity", "prompt")
+MEANINGS: Final = {
+    "identity_accuracy": "share of the subject's attributes that are right",
+    "prompt_accuracy": "share of the prompt's attributes that are right",
+    "identity_all": "share of images with all of the subject right",
+    "prompt_all": "share of images with all of the prompt right",
+    "both": "share of images with everything right",
+    "copy": "share of images that copy the reference's scene; lower is better",
+}
+"""What the columns of the miniature world's oracle say."""
+
+
+def axes_of(runs: Sequence[RunFolder]) -> dict[str, str]:
+    """Axis to the held-out column that stands for it in every run, identity first as in the paper's plane."""
+    found: dict[str, str] = {}
+    for axis in _AXIS_ORDER:
+        assert axis in AXES
+        columns = [column for run in runs if (column := run.axis_column(axis))]
+        if columns:
+            found[axis] = columns[0]
+    return found
+
+
+def summary_of(run: RunFolder) -> Mapping[str, Any] | None:
+    """The run's own summary, or the same made from its rows, as for a run in progress."""
+    if run.summary is not None:
+        return run.summary
+    base, tuned = run.ends
+    if not (base and tuned):
+        return None
+    return build_summary(run.protocol.name, {"base": base, "tuned": tuned})
+
+
+def view(run: RunFolder, summary: Mapping[str, Any] | None, axes: Mapping[str, str]) -> dict[str, Any]:
+    """One run's part of the page."""
+    differences = (summary or {"differences": []})["differences"]
+    change: Mapping[str, Any] = next((entry["metrics"] for entry in differences if entry["to"] == "base"), {})
+    rows = {row["name"]: row["metrics"] for row in (summary or {"rows": []})["rows"]}
+    columns = list(dict.fromkeys(column for metrics in rows.values() for column in metrics))
+    # The two that the work is about come first, wherever the metric put them.
+    columns.sort(key=lambda column: [*axes.values(), column].index(column))
+    units = {column: _unit(rows, column) for column in change}
+    bounds = [
+        abs(value[end]) / units[column]
+        for column, value in change.items()
+        for end in ("low", "high")
+        if value[end] is not None
+    ]
+    return {
+        "name": run.name,
+        "facts": _facts(run, summary),
+        "is_evaluation": run.is_evaluation,
+        "warnings": [str(suspicion) for suspicion in run.suspicions()],
+        "published": (summary or {}).get("published", []),
+        "unit": unit_sentence(summary or {}),
+        "units": f"{(summary or {}).get('unit', 'example')}s",
+        "notes": notes(summary or {"rows": []}),
+        "headline": _headline(rows, change, axes),
+        "missing": list(run.missing),
+        "protocol": (summary or {}).get("protocol"),
+        "rows": rows,
+        "columns": columns,
+        "axes": axes,
+        "differences": differences,
+        "change": change,
+        "forest": {
+            column: _forest(value, units[column] * max(bounds, default=0.0))
+            for column, value in change.items()
+        },
+        "gallery": gallery(run, axes),
+        "config": run.config_text,
+    }
+
+
+def _unit(rows: Mapping[str, Mapping[str, Any]], column: str) -> float:
+    """1 for shares and 100 for scores out of 100, so that the intervals of both fit on one track."""
+    means = [metrics[column]["mean"] for metrics in rows.values() if column in metrics]
+    return 100.0 if any(mean is not None and abs(mean) > 1.5 for mean in means) else 1.0
+
+
+def _forest(value: Mapping[str, Any], scale: float) -> dict[str, float] | None:
+    """Percent positions of an interval on a track from -scale to +scale."""
+    if value["low"] is None or value["mean"] is None or scale <= 0.0:
+        return None
+
+    def at(x: float) -> float:
+        return round(50.0 + 48.0 * x / scale, 2)
+
+    return {
+        "low": at(value["low"]),
+        "width": round(at(value["high"]) - at(value["low"]), 2),
+        "mean": at(value["mean"]),
+    }
+
+
+def _facts(run: RunFolder, summary: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    def get(*keys: str) -> Any:
+        found: Any = run.config
+        for key in keys:
+            found = found.get(key) if isinstance(found, dict) else None
+        return found
+
+    rewards, group = get("rewards"), get("train", "group_size")
+    fed = (
+        [f"{name} ({get('rewards', name, 'axis')})" for name in rewards] if isinstance(rewards, dict) else []
+    )
+    parts = [get("advantage", part, "type") for part in ("aggregator", "time_weights")]
+    steps = f"{run.last_step} of {run.planned_steps}" if run.planned_steps else str(run.last_step or "")
+    facts = {
+        "Policy": f"{get('policy', 'type')}, {get('policy', 'model')}" if get("policy", "type") else None,
+        "Rewards": ", ".join(fed),
+        "Advantage": " + ".join(str(part) for part in parts if part),
+        "GRPO steps": steps if run.steps else None,
+        "Group": f"{group} images, {get('train', 'groups_per_step')} prompts a step" if group else None,
+        "Seed": get("run", "seed"),
+    }
+    if run.is_evaluation:
+        made = (summary or {}).get("settings", {})
+        size = f"{made['width']} x {made['height']}" if {"width", "height"} <= made.keys() else None
+        facts |= {
+            "Adapter": get("lora"),
+            "Examples": f"{made.get('examples')} (images each: {made.get('images_per_prompt')})"
+            if made
+            else None,
+            "Size": size,
+            "Sampler": f"{made.get('steps')} steps, shift {made.get('shift')}" if made else None,
+            "Guidance": made.get("guidance"),
+            "Seed": made.get("seed"),
+        }
+    return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
+
+
+def _headline(
+    rows: Mapping[str, Any], change: Mapping[str, Any], axes: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """What happened to each axis, as the parts of a sentence; the verb follows the interval, not the mean."""
+    found = []
+    for axis, column in axes.items():
+        base, tuned = (rows.get(name, {}).get(column, {}).get("mean") for name in ("base", "tuned"))
+        difference = change.get(column)
+        if base is None or tuned is None or difference is None or difference["mean"] is None:
+            continue
+        verdict = "unclear"
+        if difference["low"] is not None:
+            verdict = "up" if difference["low"] > 0 else "down" if difference["high"] < 0 else "unclear"
+        found.append(
+            {"axis": axis, "base": base, "tuned": tuned, "difference": difference, "verdict": verdict}
+        )
+    return found
+
+
+def comparison(runs: Sequence[RunFolder], summaries: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
+    """One line a run: its last numbers and their change from its own base; and the runs against the first."""
+    lines: list[dict[str, Any]] = []
+    for run, summary in zip(runs, summaries, strict=True):
+        if summary is None:
+            lines.append({"name": run.name, "tuned": {}, "change": {}})
+            continue
+        rows = {row["name"]: row["metrics"] for row in summary["rows"]}
+        change: Mapping[str, Any] = next(
+            (entry["metrics"] for entry in summary["differences"] if entry["to"] == "base"), {}
+        )
+        lines.append({"name": run.name, "tuned": rows.get("tuned", {}), "change": change})
+    columns = list(dict.fromkeys(column for line in lines for column in line["tuned"]))
+    try:
+        pairs, refused = compare(runs), ""
+    except ValueError as error:  # the page still shows each run by itself
+        pairs, refused = [], str(error)
+    return {"columns": columns, "lines": lines, "pairs": pairs, "refused": refused}
+
+
+def time(run: RunFolder) -> dict[str, Any] | None:
+    """Mean seconds a step by phase, largest first."""
+    phases = []
+    count = len(run.series("time/step")[0])
+    for key in run.keys("time/") if count else []:
+        # A phase that only some steps have (an evaluation, a checkpoint) is spread over all of them.
+        if key != "time/step":
+            phases.append((key.removeprefix("time/"), sum(run.series(key)[1]) / count))
+    total = sum(seconds for _, seconds in phases)
+    if total <= 0.0:
+        return None
+    phases.sort(key=lambda phase: -phase[1])
+    shown = [
+        {"name": name, "seconds": seconds, "share": seconds / total, "colour": i % 8}
+        for i, (name, seconds) in enumerate(phases)
+    ]
+    return {"total": total, "phases": shown}

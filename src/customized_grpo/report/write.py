@@ -1,0 +1,87 @@
+"""The report: one HTML page read from run folders alone, self-contained, for a phone or a desk, in light or dark."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import jinja2
+
+from customized_grpo import __version__
+from customized_grpo.evaluation.summary import write_atomically
+from customized_grpo.report import figures, page
+from customized_grpo.report.folders import read_runs
+
+_MINUS: Final = "\u2212"
+
+
+def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the report of one run, or of several against each other.
+
+    Args:
+        runs: folders of runs; nothing outside them is read.
+        out: the page; by default ``report.html`` in the run's folder, and for several runs in that of its parent.
+
+    Raises:
+        ValueError: a folder is missing or holds nothing measured, or ``out`` can't be written.
+    """
+    read = read_runs(runs)
+    if out is None:
+        out = (runs[0] if len(runs) == 1 else runs[0].resolve().parent) / "report.html"
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("customized_grpo.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "signed": signed, "percent": percent, "label": label}
+    summaries = [page.summary_of(run) for run in read]
+    axes = page.axes_of(read)
+    html = environment.get_template("report.html.j2").render(
+        version=__version__,
+        title=" · ".join(run.name for run in read),
+        kind="evaluation" if all(run.is_evaluation for run in read) else "training",
+        runs=[page.view(run, summary, axes) for run, summary in zip(read, summaries, strict=True)],
+        comparison=page.comparison(read, summaries) if len(read) > 1 else None,
+        figures=figures.all_figures(read, summaries, axes),
+        times=[(run.name, time) for run in read if (time := page.time(run))],
+        names=[run.name for run in read],
+        lower_is_better=("copy",),
+        explained={
+            name: text for name, text in page.MEANINGS.items() if any(name in run.columns for run in read)
+        },
+    )
+    try:
+        write_atomically(out, html)
+    except OSError as error:
+        raise ValueError(
+            f"{out}: the report can't be written ({error.strerror}); give another file"
+        ) from error
+    return out
+
+
+def number(value: float | None) -> str:
+    """Three digits after the point, two from 10 on; a dash for what is unknown."""
+    return _shown(value, "")
+
+
+def signed(value: float | None) -> str:
+    """With its sign, which is a true minus."""
+    return _shown(value, "+")
+
+
+def _shown(value: float | None, sign: str) -> str:
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:{sign}.{3 if abs(value) < 10 else 2}f}".replace("-", _MINUS)
+
+
+def percent(value: float | None) -> str:
+    """A share as whole percents."""
+    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.0f} %"
+
+
+def label(column: str) -> str:
+    """A column's name for people."""
+    return column.replace("_", " ")

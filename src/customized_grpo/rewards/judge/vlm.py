@@ -1,0 +1,257 @@
+"""A vision-language model as a judge: one rubric, one image a question, by any OpenAI-compatible endpoint.
+
+A failed question is no score (NaN), never 0: a false 0 in a group of twelve moves every other sample's advantage.
+Several rubrics are several rewards. Dimensions: H x W pixels.
+"""
+
+import base64
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Final, Self, final
+
+import torch
+from PIL import Image as PILImage
+from PIL.Image import Image
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from customized_grpo.rewards.base import AsyncReward, RewardConfig
+from customized_grpo.rewards.judge.answer import Unscorable, expected_score, read_choice
+from customized_grpo.rewards.judge.cache import Cache
+from customized_grpo.rewards.judge.client import Client
+from customized_grpo.rewards.judge.presets import PRESETS, Endpoint, Preset
+from customized_grpo.rewards.judge.rubrics import (
+    BEST,
+    RUBRICS,
+    SYSTEM,
+    RubricName,
+    pictures,
+    question,
+    schema,
+)
+from customized_grpo.types import Example
+
+_ALTERNATIVES: Final = 20
+"""Most alternatives a token that endpoints give."""
+_GRACE_S: Final = 5.0
+
+
+@final
+class Vlm(AsyncReward):
+    """A judge's score of each image by one rubric, 0 to 4."""
+
+    @final
+    class Config(RewardConfig, Endpoint):
+        """A reward's section with ``type: vlm``."""
+
+        transport: ClassVar[frozenset[str]] = frozenset(
+            {"base_url", "key_env", "concurrency", "timeout_s", "deadline_s", "retries"}
+            | {"cache", "budget_requests", "budget_tokens", "image_tokens"}
+        )
+
+        preset: Preset = Field(default="gpt-4o", description="where the defaults of the endpoint come from")
+        rubric: RubricName = Field(description="what is judged; several are several rewards")
+        reasoning: bool = Field(default=False, description="whether the judge writes an analysis first")
+        expected: bool = Field(
+            default=False, description="the expectation over the digit's log-probabilities, not the digit"
+        )
+        best: PositiveFloat = Field(
+            default=float(BEST), description="what the best answer counts: 4, or 1 as DreamBench++ reports it"
+        )
+        max_references: PositiveInt | None = Field(default=None, description="that are shown; null: all")
+        concurrency: PositiveInt = Field(default=8, description="questions under way at a time, a process")
+        timeout_s: PositiveFloat = Field(default=60.0, description="silence after which it is asked again")
+        deadline_s: PositiveFloat = Field(
+            default=300.0, description="for a question with all its retries and waits"
+        )
+        retries: NonNegativeInt = Field(
+            default=4, description="after 408, 409, 429, 5xx and lost connections"
+        )
+        cache: str | None = Field(
+            default=None, description="file of answers and of what was spent; null: this process's memory"
+        )
+        budget_requests: PositiveInt | None = Field(
+            default=None, description="that may be sent, counted in the cache; more stop the run"
+        )
+        budget_tokens: PositiveInt | None = Field(
+            default=None, description="that may be used, counted in the cache; more stop the run"
+        )
+
+        @model_validator(mode="before")
+        @classmethod
+        def _preset_first(cls, data: Any) -> Any:
+            if not isinstance(data, dict):
+                return data
+            preset = data.get("preset", "gpt-4o")
+            return {**PRESETS[preset], **data} if isinstance(preset, str) and preset in PRESETS else data
+
+        @model_validator(mode="after")
+        def _is_possible(self) -> Self:
+            if self.expected and not self.logprobs:
+                raise ValueError(
+                    "expected: true needs an endpoint that gives log-probabilities, and here logprobs is false; "
+                    "set logprobs: true if it does, or expected: false"
+                )
+            if self.deadline_s < self.timeout_s:
+                raise ValueError(
+                    f"deadline_s: {self.deadline_s:g} is below timeout_s {self.timeout_s:g}; one attempt must fit in it"
+                )
+            return self
+
+        def cost(self, samples: int) -> str:
+            """Requests and tokens of judging so many images, and whether the budget has room for them."""
+            tokens = samples * _tokens(self)
+            text = f"{samples} requests to {self.model} at {self.base_url}, about {tokens:.2g} tokens"
+            limits = (
+                (samples, "budget_requests", self.budget_requests),
+                (tokens, "budget_tokens", self.budget_tokens),
+            )
+            for needed, name, limit in limits:
+                if limit is not None and needed > limit:
+                    text += f"; more than {name} ({limit}): the run will stop there"
+            return text
+
+    def __init__(self, config: Config, *, device: torch.device) -> None:
+        self._config = config
+        self._rubric = RUBRICS[config.rubric]
+        self._fixed = _fixed(config)
+        self.max_concurrent = config.concurrency
+        self.timeout_s = config.deadline_s + _GRACE_S  # the judge's own deadline gives the better message
+        self._cache = Cache(
+            Path(config.cache).expanduser() if config.cache else None,
+            f"{config.model} for {config.rubric}",
+            budget_requests=config.budget_requests,
+            budget_tokens=config.budget_tokens,
+        )
+        try:
+            self._client = Client(
+                config,
+                timeout_s=config.timeout_s,
+                deadline_s=config.deadline_s,
+                retries=config.retries,
+                concurrency=config.concurrency,
+                before_request=self._cache.reserve,
+                on_close=self._cache.close,
+            )
+        except ValueError:
+            self._cache.close()
+            raise
+
+    def close(self) -> None:
+        """Drop connections and close the cache. It happens by itself when the judge is no longer used."""
+        self._client.close()
+
+    async def __call__(self, example: Example, image: Image) -> float:
+        """The score of one image; of the same question once and for all, unless ``extra["run"]`` differs.
+
+        Raises:
+            Unscorable: the judge gave no score that can be read.
+            RewardFailure: it refuses for good, or the budget is spent.
+            ValueError: concept preservation of an example without references.
+        """
+        config = self._config
+        text = question(self._rubric, example, reasoning=config.reasoning, output=config.output)
+        shown = [
+            (label, _reduced(one, config.image_side))
+            for label, one in pictures(self._rubric, example, image, max_references=config.max_references)
+        ]
+        key = self._key(text, [one for _, one in shown], example.extra.get("run"))
+        return await self._client.run(self._score(key, text, shown)) * config.best / BEST
+
+    async def _score(self, key: str, text: str, shown: list[tuple[str, Image]]) -> float:
+        kept = self._cache.get(key)
+        if kept is not None:
+            return kept
+        messages = [
+            {"role": "system", "content": SYSTEM},
+            {"role": "user", "content": self._content(text, shown)},
+        ]
+        answer = await self._client.ask({"messages": messages, **self._fixed})
+        used = answer.usage
+        counts = (
+            (used.prompt_tokens or 0, used.completion_tokens or 0) if used else (_tokens(self._config), 0)
+        )
+        self._cache.spend(sum(counts))
+        if not answer.choices:
+            raise Unscorable(self._client.complaint(answer))
+        choice = answer.choices[0]
+        reply, read = read_choice(choice)
+        score = float(read.score)
+        if self._config.expected:
+            score = expected_score(reply, read, choice.logprobs.content if choice.logprobs else None)
+        self._cache.put(key, score, reply, prompt_tokens=counts[0], answer_tokens=counts[1])
+        return score
+
+    def _content(self, text: str, shown: list[tuple[str, Image]]) -> list[dict[str, Any]]:
+        words = {"type": "text", "text": text}
+        images: list[dict[str, Any]] = []
+        for label, image in shown:
+            url: dict[str, Any] = {"url": _data_url(image, self._config.image_format)}
+            if self._config.detail is not None:
+                url["detail"] = self._config.detail
+            images += [{"type": "text", "text": label}, {"type": "image_url", "image_url": url}]
+        return [words, *images] if self._config.image_order == "text_first" else [*images, words]
+
+    def _key(self, text: str, images: list[Image], run: object) -> str:
+        """Of all that decides the answer: pixels, not files, which another version of Pillow may write otherwise."""
+        config = self._config
+        asked = {
+            "rubric": [self._rubric.name, self._rubric.version],
+            "endpoint": config.base_url,
+            "text": text,
+            "system": SYSTEM,
+            "fixed": self._fixed,
+            "images": [config.image_format, config.image_order, config.detail],
+            "expected": config.expected,
+            "run": run,
+        }
+        digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode())
+        for image in images:
+            digest.update(f"{image.width} {image.height} ".encode() + image.tobytes())
+        return digest.hexdigest()
+
+
+def _fixed(config: Vlm.Config) -> dict[str, Any]:
+    """What every request of a judge has in common."""
+    fixed: dict[str, Any] = {"model": config.model, config.token_limit: config.answer_tokens}
+    if config.temperature is not None:
+        fixed["temperature"] = config.temperature
+    if config.output == "json_schema":
+        form = {"name": "judgement", "strict": True, "schema": schema(reasoning=config.reasoning)}
+        fixed["response_format"] = {"type": "json_schema", "json_schema": form}
+    elif config.output == "json_object":
+        fixed["response_format"] = {"type": "json_object"}
+    if config.expected:
+        fixed |= {"logprobs": True, "top_logprobs": _ALTERNATIVES}
+    if config.extra_body:
+        fixed["extra_body"] = config.extra_body
+    return fixed
+
+
+def _tokens(config: Vlm.Config) -> int:
+    """A question's tokens, roughly: four letters each, the most references that are shown (one where nothing says how
+    many), and what such answers are long."""
+    rubric = RUBRICS[config.rubric]
+    area = min(1.0, (config.image_side / 512) ** 2)
+    shown = 1 + (config.max_references or 1) if rubric.shows_references else 1
+    images = shown * config.image_tokens * area
+    return round((len(SYSTEM) + len(rubric.text) + 300) / 4 + images + (120 if config.reasoning else 10))
+
+
+def _reduced(image: Image, side: int) -> Image:
+    """RGB without metadata, at most ``side`` long."""
+    plain = image.convert("RGB")
+    plain.info = {}
+    if max(plain.size) > side:
+        plain.thumbnail((side, side), PILImage.Resampling.LANCZOS)
+    return plain
+
+
+def _data_url(image: Image, form: str) -> str:
+    file = io.BytesIO()
+    if form == "png":
+        image.save(file, format="PNG")
+    else:
+        image.save(file, format="JPEG", quality=95, subsampling=0)
+    return f"data:image/{form};base64,{base64.b64encode(file.getvalue()).decode()}"

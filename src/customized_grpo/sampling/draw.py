@@ -1,0 +1,138 @@
+"""Images of one reference set and one prompt, by a base or an adapter on it: what ``customized-grpo generate`` does.
+
+Dimensions: n images, S latent tokens, C latent channels, H x W pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
+
+from customized_grpo import registry
+from customized_grpo.conditioning.cache import release
+from customized_grpo.policies.adapters import tuning
+from customized_grpo.policies.base import Policy, load_policy
+from customized_grpo.recipe.config import EvaluateRecipe, Recipe
+from customized_grpo.sampling.rollout import generate
+from customized_grpo.sampling.schedule import sigma_grid
+from customized_grpo.seeding import generator
+from customized_grpo.types import Conditioning
+
+_BATCH = 4
+_LABEL = 28
+"""Height of a row's name in a grid, in pixels."""
+
+
+def draw(
+    recipe: Recipe | EvaluateRecipe,
+    adapter: str | None,
+    references: Sequence[Image.Image],
+    prompt: str,
+    file: Path,
+    *,
+    steps: int | None,
+    seed: int,
+    num: int,
+    grid: Path | None,
+) -> list[Path]:
+    """Write ``num`` images; image i depends on (seed, i) alone.
+
+    Args:
+        recipe: says the policy, the device, and the sampler.
+        adapter: a run, a checkpoint, an adapter's folder or file, or a transformer's folder; None: the base alone.
+        references: images of the subject.
+        prompt: what to draw.
+        file: the image to write; several get -0, -1, ... before the suffix.
+        steps: of the sampler; None: the recipe's.
+        seed: of the initial noise.
+        num: number of images.
+        grid: another picture to write: references, the base's images, and the adapter's of the same noise below them.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: the adapter is missing or doesn't fit, the policy can't be loaded, or it can't take the references.
+    """
+    tuned = None if adapter is None else tuning.read(adapter)
+    use_gpu = recipe.run.device != "cpu" and torch.cuda.is_available()
+    if recipe.run.device == "cuda" and not use_gpu:
+        raise ValueError(
+            "run.device is cuda, but this machine has no usable GPU; give --config with run.device: auto"
+        )
+    device = torch.device("cuda" if use_gpu else "cpu")
+    cond, policy = _encode_then_load(recipe, device, prompt, references)
+    sampling = recipe.sampling
+    sigmas = sigma_grid(recipe.policy, sampling.shift, steps or sampling.steps, policy.latent_shape[0])
+    noise = torch.stack(
+        [torch.randn(policy.latent_shape, generator=generator(seed, "generate", 0, i)) for i in range(num)]
+    )
+    rows: dict[str, UInt8[Tensor, "n h w 3"]] = {}
+    if tuned is None or grid is not None:
+        rows["base"] = _images(policy, cond, noise, sigmas)
+    if tuned is not None:
+        tuning.apply(policy, tuned)
+        rows["tuned"] = _images(policy, cond, noise, sigmas)
+    files = [file] if num == 1 else [file.with_stem(f"{file.stem}-{i}") for i in range(num)]
+    for path, image in zip(files, next(reversed(rows.values())), strict=True):
+        _save(Image.fromarray(image.numpy()), path)
+    if grid is not None:
+        _save(side_by_side(references, rows), grid)
+        files.append(grid)
+    return files
+
+
+def _encode_then_load(
+    recipe: Recipe | EvaluateRecipe, device: torch.device, prompt: str, references: Sequence[Image.Image]
+) -> tuple[Conditioning, Policy]:
+    """The conditioning, and a policy without its text encoders, which were gone before the transformer was read."""
+    section, precision = recipe.policy, recipe.run.precision
+    if not registry.resolve("policies", registry.type_of(section)).encoders:
+        policy = load_policy(section, device=device, precision=precision)
+        return policy.encode(prompt, references), policy
+    encoder = load_policy(section, device=device, precision=precision, parts="encoders")
+    cond = encoder.encode(prompt, references)
+    del encoder
+    release(device)
+    return cond, load_policy(section, device=device, precision=precision, parts="all but encoders")
+
+
+def _images(
+    policy: Policy,
+    cond: Conditioning,
+    noise: Float[Tensor, "n s c"],
+    sigmas: Float[Tensor, " t_plus_1"],
+) -> UInt8[Tensor, "n h w 3"]:
+    return torch.cat([generate(policy, cond, batch, sigmas) for batch in noise.split(_BATCH)])
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def side_by_side(
+    references: Sequence[Image.Image], rows: Mapping[str, UInt8[Tensor, "n h w 3"]]
+) -> Image.Image:
+    """A picture of named rows: the references, whole and as high as the images, then each of ``rows``."""
+    height, width = next(iter(rows.values())).shape[1:3]
+    tiles = {"references": [ImageOps.pad(one, (width, height), color="white") for one in references]}
+    tiles |= {name: [Image.fromarray(np.asarray(one)) for one in images] for name, images in rows.items()}
+    shown = {name: row for name, row in tiles.items() if row}
+    gap = max(4, width // 32)
+    size = (
+        gap + (width + gap) * max(len(row) for row in shown.values()),
+        (_LABEL + height + gap) * len(shown),
+    )
+    sheet = Image.new("RGB", size, "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
+    for at, (name, row) in enumerate(shown.items()):
+        top = (_LABEL + height + gap) * at
+        pen.text((gap, top + 4), name, "black", font)
+        for column, tile in enumerate(row):
+            sheet.paste(tile, (gap + (width + gap) * column, top + _LABEL))
+    return sheet

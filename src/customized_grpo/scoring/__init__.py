@@ -1,0 +1,1 @@
+"""Scoring: all rewards of a recipe over a group, locally, concurrently and over the network."""

@@ -1,0 +1,261 @@
+"""Scores of the images in a folder by any rewards: one row an image, as a table on screen and as CSV or JSON lines.
+
+Each image is judged against an example: its own one of a manifest, found by the file's name, or one for all.
+"""
+
+import csv
+import json
+import math
+import re
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from PIL import Image
+
+from customized_grpo import registry
+from customized_grpo.atomic import replacing
+from customized_grpo.data.images import SUFFIXES, ImageError, load_image
+from customized_grpo.data.manifest import ManifestDataset
+from customized_grpo.recipe.loading import RecipeError, recipe_of
+from customized_grpo.recipe.sections import RewardSpec, Section
+from customized_grpo.rewards.base import RewardFailure
+from customized_grpo.scoring.scorer import Scorer
+from customized_grpo.types import Example
+
+TABLES: Final = (".csv", ".jsonl")
+_CHUNK: Final = 32
+"""Images of one example and size that are in memory at a time."""
+
+
+class Scoring(Section):
+    """The rewards of a command line."""
+
+    rewards: dict[str, RewardSpec]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """An image's scores, NaN where a reward can't score it, and why; or why the file is no image."""
+
+    image: str
+    example: str
+    scores: Mapping[str, float]
+    error: str = ""
+    broken: bool = False
+    """Whether the file is no image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An image and the example that it is judged against."""
+
+    path: Path
+    name: str
+    key: str
+    example: Callable[[], Example]
+
+
+def read_rewards(types: Sequence[str], options: Sequence[str]) -> Mapping[str, Any]:
+    """Sections of rewards from ``--reward`` and ``name.key=value``.
+
+    Args:
+        types: ``dino``, ``my_module:f``, or ``name=type`` where a type comes twice; without a name it is the type's
+            last part.
+        options: ``dino.model=mini``.
+
+    Raises:
+        RecipeError: an unknown type or option, or one name twice.
+    """
+    chosen: list[str] = []
+    names: set[str] = set()
+    for text in types:
+        name, equals, kind = text.rpartition("=")
+        name = name if equals else re.split(r"[:.]", kind)[-1]
+        if name in names:
+            raise RecipeError(
+                f"--reward {text}: the name {name!r} comes twice; name one: --reward other={kind}"
+            )
+        names.add(name)
+        chosen.append(f"rewards.{name}.type={kind}")
+    for option in options:
+        if option.lstrip("-").split(".")[0] not in names:
+            hint = registry.did_you_mean(option.split(".")[0], sorted(names))
+            raise RecipeError(
+                f"{option!r}: write an option of a reward as name.key=value;{hint} names: {', '.join(sorted(names))}"
+            )
+    scoring = recipe_of({"rewards": {}}, [*chosen, *(f"rewards.{one}" for one in options)], Scoring)
+    return scoring.rewards
+
+
+def find_images(folder: Path) -> list[Path]:
+    """The images under a folder, or the one file given, in order of their names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if folder.is_file():
+        return [folder]
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: there is no such folder or image")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not found:
+        raise ValueError(f"{folder}: there is no image in it; looked for {', '.join(sorted(SUFFIXES))}")
+    return found
+
+
+def with_one_example(folder: Path, example: Example) -> list[Job]:
+    """Every image against the same example."""
+    return [Job(path, _shown(path, folder), example.key, lambda: example) for path in find_images(folder)]
+
+
+def with_manifest(folder: Path, manifest: Path) -> list[Job]:
+    """Each image against its own example: a file is called ``<id>`` or ``<id>-<number>``, or lies in a folder ``<id>``.
+
+    Raises:
+        ValueError: an image is of no example, or the manifest can't be used.
+    """
+    dataset = ManifestDataset(ManifestDataset.Config(type="manifest", path=str(manifest)))
+    index = {key: at for at, key in enumerate(dataset.keys())}
+    jobs, strange = [], []
+    for path in find_images(folder):
+        candidates = (path.stem, re.sub(r"[-_.]\d+$", "", path.stem), path.parent.name)
+        key = next((name for name in candidates if name in index), None)
+        if key is None:
+            strange.append(_shown(path, folder))
+        else:
+            jobs.append(Job(path, _shown(path, folder), key, lambda at=index[key]: dataset[at]))  # type: ignore[misc]
+    if strange:
+        raise ValueError(
+            f"{len(strange)} of {len(strange) + len(jobs)} images are of no example of {manifest}, such as "
+            f"{', '.join(strange[:3])}; call a file by its example's id ({next(iter(index))}.png), by id and number "
+            f"({next(iter(index))}-0.png), or put it in a folder of that name"
+        )
+    return sorted(jobs, key=lambda job: (index[job.key], job.name))
+
+
+def score(jobs: Sequence[Job], scorer: Scorer) -> Iterator[Scored]:
+    """Rows in the order of ``jobs``, as they are done. A broken image gets a row that says why.
+
+    Raises:
+        RewardFailure: a reward can't go on; what was yielded before stays good.
+    """
+    for _, same in groupby(jobs, key=lambda job: job.key):
+        group = list(same)
+        example = group[0].example()
+        for at in range(0, len(group), _CHUNK):
+            yield from _chunk(group[at : at + _CHUNK], example, scorer)
+
+
+def _chunk(jobs: Sequence[Job], example: Example, scorer: Scorer) -> list[Scored]:
+    rows: dict[str, Scored] = {}
+    by_size: dict[tuple[int, int], list[tuple[Job, Image.Image]]] = {}
+    for job in jobs:
+        try:
+            image = load_image(job.path)
+        except ImageError as error:
+            rows[job.name] = Scored(
+                job.name, job.key, dict.fromkeys(scorer.names, math.nan), str(error), True
+            )
+        else:
+            by_size.setdefault(image.size, []).append((job, image))
+    for pairs in by_size.values():
+        images = torch.from_numpy(np.stack([np.asarray(image) for _, image in pairs]))
+        pending = scorer.submit(example, images)
+        for at, ((job, _), row) in enumerate(zip(pairs, pending.result().tolist(), strict=True)):
+            why = "; ".join(f"{name}: {said[at]}" for name, said in pending.reasons.items() if said[at])
+            rows[job.name] = Scored(job.name, job.key, dict(zip(scorer.names, row, strict=True)), why)
+    return [rows[job.name] for job in jobs]
+
+
+def run(
+    jobs: Sequence[Job],
+    specs: Mapping[str, Any],
+    device: torch.device,
+    progress: Callable[[int, int], None],
+) -> tuple[list[Scored], RewardFailure | None]:
+    """Score everything; with a failure the rows are those that were done before it."""
+    rewards = {}
+    for name, spec in specs.items():
+        try:
+            rewards[name] = registry.resolve("rewards", registry.type_of(spec))(spec, device=device)
+        except ValueError as error:
+            raise ValueError(f"--reward {name}: {error}") from error
+    rows: list[Scored] = []
+    # A folder may hold nothing that can be scored; it is the user who judges that here.
+    with Scorer(rewards, max_failed_share=1.0) as scorer:
+        try:
+            for row in score(jobs, scorer):
+                rows.append(row)
+                progress(len(rows), len(jobs))
+        except RewardFailure as error:
+            return rows, error
+    return rows, None
+
+
+def check_table(path: Path | None) -> None:
+    """Refuse a table of unknown form before anything is scored."""
+    if path is not None and path.suffix.lower() not in TABLES:
+        raise ValueError(f"--out: given {str(path)!r}; end it in {' or '.join(TABLES)}")
+
+
+def write_table(path: Path, rows: Sequence[Scored], names: Sequence[str]) -> None:
+    """CSV or JSON lines by the suffix, complete or not at all. What has no value is empty, or null."""
+    records = [_record(row, names) for row in rows]
+    with replacing(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        if path.suffix.lower() == ".csv":
+            table = csv.DictWriter(file, ["image", "example", *names, "error"])
+            table.writeheader()
+            table.writerows(records)
+        else:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def summary(rows: Sequence[Scored], names: Sequence[str]) -> list[tuple[str, ...]]:
+    """(reward, n, mean, standard deviation, lowest, highest) of each reward over the images that it scored."""
+    lines = []
+    for name in names:
+        values = [row.scores[name] for row in rows if not math.isnan(row.scores[name])]
+        numbers = ["-"] * 4
+        if values:
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            numbers = [shown(v) for v in (statistics.fmean(values), spread, min(values), max(values))]
+        lines.append((name, f"{len(values)} of {len(rows)}", *numbers))
+    return lines
+
+
+def silent(rows: Sequence[Scored], names: Sequence[str]) -> list[str]:
+    """The rewards that scored no image at all."""
+    return [name for name in names if all(math.isnan(row.scores[name]) for row in rows)]
+
+
+def device_of(name: str) -> torch.device:
+    """The device called so; with an empty name the GPU if there is one.
+
+    Raises:
+        ValueError: another name, or there is no GPU.
+    """
+    if name not in ("", "cpu", "cuda"):
+        raise ValueError(f"--device: given {name!r}; allowed: cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device: 'cuda' was asked for but torch finds no GPU; leave it out, or give cpu")
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def shown(value: float) -> str:
+    """A score for people."""
+    return "-" if math.isnan(value) else f"{value:.4f}"
+
+
+def _record(row: Scored, names: Sequence[str]) -> dict[str, Any]:
+    values = {name: None if math.isnan(row.scores[name]) else row.scores[name] for name in names}
+    return {"image": row.image, "example": row.example, **values, "error": row.error}
+
+
+def _shown(path: Path, folder: Path) -> str:
+    return path.name if path == folder else path.relative_to(folder).as_posix()

@@ -1,0 +1,228 @@
+"""All rewards on a group: concurrency, order, failures. The result depends on nothing but the scores.
+
+Network rewards are put in flight first, on one background event loop, and stay there while the next group is sampled.
+Local ones run in the caller's thread or, on a GPU, in a thread and a stream of their own, which sampling overlaps too.
+What can't be scored is NaN, is counted with its reason, and past a share of the recent samples stops the run.
+Dimensions: G group size, R rewards, H x W pixels.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Self, final
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from customized_grpo.rewards.base import AnyReward, AsyncGroupReward, AsyncReward, Reward, RewardFailure
+from customized_grpo.rewards.features import to_pil
+from customized_grpo.scoring import requests
+from customized_grpo.scoring.requests import Outcome
+from customized_grpo.scoring.tally import WINDOW, Tally
+from customized_grpo.scoring.workers import Inline, LoopThread, worker
+from customized_grpo.types import Example
+
+
+@final
+class Pending:
+    """Scores on their way. ``result`` waits for them.
+
+    Attributes:
+        reasons: reward to why each image has no score, empty where it has one; filled by ``result``.
+    """
+
+    def __init__(
+        self, collect: Callable[[], Float[Tensor, "g r"]], reasons: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        self._collect = collect
+        self.reasons = {} if reasons is None else reasons
+        self._scores: Float[Tensor, "g r"] | None = None
+
+    def result(self) -> Float[Tensor, "g r"]:
+        """float32 scores on the CPU, columns in the order of the scorer's rewards, NaN where unscorable.
+
+        Raises:
+            RewardFailure: a reward asked to stop, or failed on more than the allowed share of recent samples.
+        """
+        if self._scores is None:
+            self._scores = self._collect()
+        return self._scores
+
+
+@final
+class Scorer:
+    """Scores groups with every reward of a recipe.
+
+    Args:
+        rewards: by name; the order is that of the score columns.
+        max_failed_share: largest allowed share of unscorable samples among a reward's last ``window``.
+        window: samples over which that share is taken.
+        max_concurrent: requests in flight at a time, for each network reward that doesn't set its own.
+        timeout_s: for one image of an ``AsyncReward``, from the moment it's sent; then the sample is unscorable. A
+            reward may set its own.
+        background: where local rewards compute, if they are to work in a thread (and stream) of their own, one group
+            after the other, while the next group is sampled; else they are done when ``submit`` returns.
+
+    Attributes:
+        names: the reward of each column.
+    """
+
+    def __init__(
+        self,
+        rewards: Mapping[str, AnyReward],
+        *,
+        max_failed_share: float,
+        window: int = WINDOW,
+        max_concurrent: int = requests.MAX_CONCURRENT,
+        timeout_s: float = requests.TIMEOUT_S,
+        background: torch.device | None = None,
+    ) -> None:
+        if not rewards:
+            raise ValueError("a scorer needs at least one reward")
+        self.names = tuple(rewards)
+        self._local = {name: reward for name, reward in rewards.items() if isinstance(reward, Reward)}
+        self._remote = {
+            name: reward
+            for name, reward in rewards.items()
+            if isinstance(reward, AsyncReward | AsyncGroupReward)
+        }
+        if strange := [name for name in rewards if name not in self._local and name not in self._remote]:
+            raise ValueError(
+                f"reward {strange[0]!r} is no Reward, AsyncReward or AsyncGroupReward; subclass one of them"
+            )
+        self._tally = Tally(self.names, max_failed_share=max_failed_share, window=window)
+        self._seconds = dict.fromkeys(rewards, 0.0)
+        self._limits = {name: requests.limit(reward, max_concurrent) for name, reward in self._remote.items()}
+        self._timeout_s = timeout_s
+        self._loop = LoopThread() if self._remote else None
+        self._workers = worker(background) if background is not None and self._local else Inline()
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        """Samples that each reward could not score, over the whole run."""
+        return self._tally.failures
+
+    def submit(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Pending:
+        """Start scoring a group. Network rewards are in flight on return; local ones are done, or in their thread.
+
+        Raises:
+            RewardFailure: a local reward raised (chained) or returned another shape than (g,) float32. That
+                is a bug or a broken example, so it isn't masked. In the background ``result`` raises it.
+        """
+        flights: dict[str, Future[Outcome]] = {}
+        if self._loop is not None:
+            pictures = to_pil(images)
+            for name, reward in self._remote.items():
+                flights[name] = self._loop.start(self._ask(name, reward, example, pictures))
+        local: dict[str, Future[Outcome]] = {}
+        try:
+            for name, model in self._local.items():
+                start = time.perf_counter()
+                local[name] = self._workers.submit(self._score_local, name, model, example, images)
+                self._seconds[name] += time.perf_counter() - start
+        except BaseException:
+            for flight in flights.values():
+                flight.cancel()
+            raise
+        reasons: dict[str, Sequence[str]] = {}
+        return Pending(lambda: self._collect(example, local, flights, reasons), reasons)
+
+    def drain(self) -> dict[str, float]:
+        """Metrics since the last drain: ``time/reward/<name>`` and ``reward/<name>/failed_share``.
+
+        The seconds are those that a reward cost the caller: where it has a thread, the wait that sampling did not hide.
+        """
+        metrics = {f"time/reward/{name}": seconds for name, seconds in self._seconds.items()}
+        self._seconds.update(dict.fromkeys(self.names, 0.0))
+        return metrics | self._tally.drain()
+
+    def drain_news(self) -> list[str]:
+        """What the drained metrics leave unsaid: how many samples a reward could not score, and why the last one."""
+        return self._tally.drain_news()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to stop where the uninterrupted one would: plain JSON values."""
+        return self._tally.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict``.
+
+        Raises:
+            ValueError: the state is that of other rewards.
+        """
+        self._tally.load_state_dict(state)
+
+    def close(self) -> None:
+        """Cancel what is in flight and end the threads. May be called twice."""
+        self._workers.shutdown(cancel_futures=True)
+        if self._loop is not None:
+            self._loop.close()
+            self._loop = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _score_local(
+        self, name: str, reward: Reward, example: Example, images: UInt8[Tensor, "g h w 3"]
+    ) -> Outcome:
+        reward.reason = ""
+        try:
+            with torch.no_grad():
+                scores = reward(example, images)
+        except Exception as error:
+            raise RewardFailure(
+                f"reward {name!r} failed on example {example.key!r}: {requests.describe(error)}"
+            ) from error
+        if not isinstance(scores, Tensor):
+            what = type(scores).__name__
+            raise RewardFailure(f"reward {name!r} returned {what}; it must return a float32 tensor (g,)")
+        if scores.dtype != torch.float32 or scores.shape != (len(images),):
+            raise RewardFailure(
+                f"reward {name!r} returned {scores.dtype} of shape {tuple(scores.shape)} for "
+                f"{len(images)} images; it must return torch.float32 of shape ({len(images)},)"
+            )
+        return Outcome.of(scores.tolist(), reward.reason)
+
+    async def _ask(
+        self,
+        name: str,
+        reward: AsyncReward | AsyncGroupReward,
+        example: Example,
+        images: Sequence[Image.Image],
+    ) -> Outcome:
+        if isinstance(reward, AsyncReward):
+            questions = [(example, image) for image in images]
+            return await requests.ask_singly(reward, questions, self._limits[name], self._timeout_s)
+        return await requests.ask_together(reward, example, images, self._limits[name])
+
+    def _collect(
+        self,
+        example: Example,
+        local: Mapping[str, Future[Outcome]],
+        flights: Mapping[str, Future[Outcome]],
+        reasons: dict[str, Sequence[str]],
+    ) -> Float[Tensor, "g r"]:
+        columns = []
+        for name in self.names:
+            start = time.perf_counter()
+            outcome = local[name].result() if name in local else _landed(name, example, flights[name])
+            self._seconds[name] += time.perf_counter() - start
+            scores = torch.tensor(outcome.scores, dtype=torch.float32)  # which may make infinity of a number
+            reasons[name] = Outcome(scores.tolist(), outcome.errors).reasons()
+            self._tally.count(name, example.key, reasons[name])
+            columns.append(torch.where(scores.isfinite(), scores, torch.nan))
+        self._tally.check()
+        return torch.stack(columns, dim=1)
+
+
+def _landed(name: str, example: Example, flight: "Future[Outcome]") -> Outcome:
+    """The outcome of a network reward; a stop that it asked for is raised with its name."""
+    try:
+        return flight.result()
+    except RewardFailure as error:
+        raise RewardFailure(f"reward {name!r} stopped the run on example {example.key!r}: {error}") from error

@@ -1,0 +1,140 @@
+"""Evaluation during training: held-out data, at fixed seeds, by metrics that are not the training rewards."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+
+from customized_grpo.evaluation.costs import evaluations, of_evaluation, of_training
+from customized_grpo.evaluation.evaluator import (
+    evaluate_policy,
+    noise_levels,
+    num_examples,
+)
+from customized_grpo.evaluation.items import Site
+from customized_grpo.evaluation.settings import settings_of
+from customized_grpo.evaluation.summary import Row
+from customized_grpo.evaluation.tables import summarize
+from customized_grpo.recipe.config import AXES, Recipe
+from customized_grpo.report.folders import read_runs
+from customized_grpo.training import engine
+from customized_grpo.training import metrics as explain
+from customized_grpo.training.distributed import Lockstep, gather_rows
+from customized_grpo.training.setup import Evaluation, Parts
+
+
+def evaluate(parts: Parts, done: int) -> dict[str, float]:
+    """Held-out metrics of the adapter as it would be saved now, after ``done`` GRPO steps."""
+    recipe, spec = parts.recipe, parts.recipe.evaluate
+    held, accelerator = parts.evaluation, parts.accelerator
+    assert spec is not None
+    assert held is not None
+    meets = engine.needs_all_ranks(accelerator, parts.policy.transformer)
+    lockstep = Lockstep(accelerator, parts.policy.transformer) if meets else None
+
+    def gather(rows: list[Row]) -> list[Row]:
+        if lockstep is not None:
+            lockstep.finish(lambda: _idle(parts, held))
+        return gather_rows(rows)
+
+    with parts.clock.phase("evaluate"), parts.averaged():
+        rows = evaluate_policy(
+            parts.policy,
+            held.dataset,
+            held.metrics,
+            spec,
+            Site(
+                folder=_rows_file(parts, done).parent,
+                rank=accelerator.process_index,
+                world=accelerator.num_processes,
+                gather=gather,
+            ),
+            _rows_file(parts, done).stem,
+            sigmas=noise_levels(recipe.policy, recipe.sampling, spec, parts.policy.latent_shape[0]),
+            weights=engine.fingerprint(accelerator, parts.policy.transformer, done),
+            encode=held.encode,
+        )
+    held.rows["base" if done == 0 else "tuned"] = rows
+    return explain.evaluation(rows, spec.protocol) | {"time/evaluate": parts.clock.drain()["time/evaluate"]}
+
+
+@torch.no_grad()
+def _idle(parts: Parts, held: Evaluation) -> None:
+    """A forward whose result nobody needs."""
+    x = torch.zeros(1, *parts.policy.latent_shape, device=parts.policy.device, dtype=parts.policy.dtype)
+    parts.policy.velocity(x, parts.sigmas[0], held.encode(held.dataset[0]))
+
+
+def warn(parts: Parts, done: int, say: Callable[[str], None]) -> None:
+    """Say, on the main process, what the evaluation after ``done`` steps gives to worry about."""
+    if parts.accelerator.is_main_process:
+        for warning in warnings(parts.folder, done):
+            say(warning)
+
+
+def warnings(folder: Path, done: int) -> list[str]:
+    """What the evaluation after ``done`` steps of a run, just logged, gives to worry about.
+
+    After the first one also which axes no held-out column stands for: only now are a metric's columns known.
+    """
+    (run,) = read_runs([folder], metrics="reward/")
+    unwatched = [axis for axis in AXES if done == 0 and run.axis_column(axis) is None]
+    return [str(suspicion) for suspicion in run.suspicions(until=done)] + [
+        f"no held-out metric stands for the axis {axis}, so reward hacking on it can't show; "
+        f"give one of evaluate.metrics 'axis: {axis}'"
+        for axis in unwatched
+    ]
+
+
+def notices(parts: Parts) -> list[str]:
+    """What to know before the first step: what the run will ask of judges, and blind spots of its evaluation."""
+    recipe, held = parts.recipe, parts.evaluation
+    found = of_training(recipe)
+    if recipe.evaluate is not None and held is not None:
+        examples = num_examples(held.dataset, recipe.evaluate)
+        found += of_evaluation(recipe.evaluate, examples, rows=evaluations(recipe))
+    return found + blind_spots(recipe)
+
+
+def blind_spots(recipe: Recipe) -> list[str]:
+    """Held-out metrics by a model that training is rewarded by: they can't show that this model is gamed."""
+    if recipe.evaluate is None or not recipe.train.evaluate_every:
+        return []
+    rewards = [_scored_by(spec) for spec in recipe.rewards.values()]
+    return [
+        f"evaluate.metrics.{name} is scored by the model of a training reward, so it can't show reward hacking; "
+        "add a judge that training never sees"
+        for name, spec in recipe.evaluate.metrics.items()
+        if _scored_by(spec) in rewards
+    ]
+
+
+def _scored_by(spec: BaseModel) -> dict[str, Any]:
+    """The model behind a metric, whatever its precision, crops or rubric; of a server the reward that it is asked."""
+    return spec.model_dump(include={"type", "model", "reward"})
+
+
+def is_due(parts: Parts, done: int) -> bool:
+    """Whether an evaluation belongs after ``done`` steps: every N, and the last."""
+    every = parts.recipe.train.evaluate_every
+    return every > 0 and (done % every == 0 or done == parts.recipe.train.steps)
+
+
+def is_owed(parts: Parts, start: int) -> bool:
+    """Whether a run that begins at ``start`` lacks the evaluation there: the base's, or one that a signal put off."""
+    return is_due(parts, start) and not (start > 0 and _rows_file(parts, start).is_file())
+
+
+def write_summary(parts: Parts) -> None:
+    """``evaluation/summary.json``: the base, and the adapter after the last step."""
+    recipe, held = parts.recipe, parts.evaluation
+    if recipe.evaluate is not None and held is not None and parts.accelerator.is_main_process:
+        total = num_examples(held.dataset, recipe.evaluate)
+        made = settings_of(recipe.policy, recipe.sampling, recipe.evaluate, total)
+        summarize(parts.folder / "evaluation", recipe.evaluate.protocol, held.rows, made)
+
+
+def _rows_file(parts: Parts, done: int) -> Path:
+    return parts.folder / "evaluation" / f"step-{done:06d}.jsonl"

@@ -1,0 +1,205 @@
+"""Broken and odd image files of every kind that a data set may hold.
+
+``PYTHONPATH=src python tests/support/odd_images.py > docs/image-files.md`` writes the table of what the loader makes
+of each.
+"""
+
+import io
+import struct
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from customized_grpo.data.images import ImageError, load_image
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file: what it is called, its suffix, its bytes (None: no file; a folder makes itself), a remark."""
+
+    title: str
+    suffix: str
+    content: Callable[[], bytes | None]
+    remark: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its file name in a data set that holds all kinds."""
+        return "".join(char if char.isalnum() else "-" for char in self.title.lower()) + f".{self.suffix}"
+
+
+def picture() -> Image.Image:
+    """Upright: red above, blue below, with noise that no decoder can leave out."""
+    noise = np.random.default_rng(0).integers(-20, 20, (48, 32, 3))
+    halves = np.concatenate([np.full((24, 32, 3), RED), np.full((24, 32, 3), BLUE)])
+    return Image.fromarray(np.clip(halves + noise, 0, 255).astype(np.uint8))
+
+
+def saved(image: Image.Image, form: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    tags[0x010F] = "SecretCamera"
+    tags.get_ifd(0x8825)[1] = "N"
+    return tags
+
+
+def broken_exif() -> bytes:
+    content = bytearray(saved(picture(), "JPEG", exif=exif(6)))
+    at = content.find(b"Exif\0\0")
+    content[at + 6 : at + 14] = b"XXXXXXXX"
+    return bytes(content)
+
+
+def palette() -> bytes:
+    image = Image.new("P", (32, 48), 0)
+    image.putpalette([10, 200, 30, *BLUE])
+    image.paste(1, (0, 24, 32, 48))
+    return saved(image, "PNG", transparency=0)
+
+
+def animated(form: str, **options: object) -> bytes:
+    return saved(
+        picture(), form, save_all=True, append_images=[Image.new("RGB", (32, 48), "green")], **options
+    )
+
+
+def png(width: int, height: int, bits: int, colour: int, raw: bytes) -> bytes:
+    """A PNG file of any header: Pillow can't write all of them."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(raw))
+        + chunk(b"IEND", b"")
+    )
+
+
+def grey16() -> bytes:
+    return saved(Image.fromarray(np.array([[0, 257, 128 * 257, 65535]], dtype=np.uint16)), "PNG")
+
+
+def rgb16() -> bytes:
+    return png(1, 2, 16, 2, b"\0" + struct.pack(">3H", 65535, 0, 0) + b"\0" + struct.pack(">3H", 0, 0, 65535))
+
+
+def cut(content: bytes, share: float) -> bytes:
+    return content[: int(len(content) * share)]
+
+
+def flipped() -> bytes:
+    content = bytearray(saved(picture(), "PNG"))
+    for at in range(len(content) // 2, len(content) // 2 + 40):
+        content[at] ^= 0xFF
+    return bytes(content)
+
+
+def with_profile() -> bytes:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ"))
+    return saved(picture(), "JPEG", icc_profile=profile.tobytes())
+
+
+KINDS = [
+    Kind("Phone photo, turned by EXIF", "jpg", lambda: saved(picture().rotate(90, expand=True), "JPEG", exif=exif(6)),
+         "upright; camera and place are not passed on"),
+    Kind("JPEG with a broken EXIF block", "jpg", broken_exif, "as stored: nothing says how to turn it"),
+    Kind("PNG with an alpha channel", "png", lambda: saved(Image.new("RGBA", (32, 48), (10, 200, 30, 0)), "PNG"),
+         "on white; the hidden colour stays hidden"),
+    Kind("Grey PNG with an alpha channel", "png", lambda: saved(Image.new("LA", (32, 48), (40, 0)), "PNG"), "on white"),
+    Kind("PNG palette with a transparent colour", "png", palette, "on white"),
+    Kind("Grey PNG of 16 bits", "png", grey16, "scaled to 8 bits, not clipped"),
+    Kind("Colour PNG of 16 bits", "png", rgb16, "the upper 8 bits"),
+    Kind("Black and white PNG of 1 bit", "png", lambda: saved(picture().convert("1"), "PNG"), "0 and 255"),
+    Kind("CMYK JPEG", "jpg", lambda: saved(picture().convert("CMYK"), "JPEG"), "converted without a colour profile"),
+    Kind("JPEG with a foreign colour profile", "jpg", with_profile, "numbers as stored, the profile is dropped"),
+    Kind("Progressive JPEG", "jpg", lambda: saved(picture(), "JPEG", progressive=True)),
+    Kind("MPO of a phone with two pictures", "jpg", lambda: animated("MPO"), "the first"),
+    Kind("Animated GIF", "gif", lambda: animated("GIF"), "the first frame"),
+    Kind("Animated WebP", "webp", lambda: animated("WEBP"), "the first frame"),
+    Kind("TIFF of two pages", "tiff", lambda: animated("TIFF"), "the first page"),
+    Kind("AVIF", "avif", lambda: saved(picture(), "AVIF")),
+    Kind("PNG called .jpg", "jpg", lambda: saved(picture(), "PNG"), "the content decides"),
+    Kind("Truncated JPEG", "jpg", lambda: cut(saved(picture(), "JPEG"), 0.9)),
+    Kind("Truncated PNG", "png", lambda: cut(saved(picture(), "PNG"), 0.7)),
+    Kind("PNG with flipped bytes", "png", flipped),
+    Kind("Empty file", "png", lambda: b""),
+    Kind("HTML page of a failed download", "jpg", lambda: b"<!DOCTYPE html><html><body>404</body></html>"),
+    Kind("Git LFS pointer", "png",
+         lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"),
+    Kind("Text called .png", "png", lambda: b'{"error": "rate limited"}'),
+    Kind("SVG drawing", "png", lambda: b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>'),
+    Kind("HEIC photo", "jpg", lambda: b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic"),
+    Kind("100 million pixels", "png", lambda: png(10_000, 10_000, 1, 0, b"\0")),
+    Kind("400 million pixels", "png", lambda: png(20_000, 20_000, 1, 0, b"\0"), "refused before decoding"),
+    Kind("TIFF of 32-bit floats", "tiff", lambda: saved(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF")),
+    Kind("Folder called .png", "png", lambda: None),
+    Kind("File that isn't there", "png", lambda: None),
+]  # fmt: skip
+
+
+def write_all(folder: Path) -> None:
+    """One file of each kind."""
+    for kind in KINDS:
+        content = kind.content()
+        if content is not None:
+            (folder / kind.name).write_bytes(content)
+        elif "Folder" in kind.title:
+            (folder / kind.name).mkdir()
+
+
+def outcome(folder: Path, kind: Kind) -> tuple[str, str]:
+    """``loaded``, or the error's kind; and a sentence."""
+    try:
+        image = load_image(folder / kind.name)
+    except ImageError as error:
+        return f"`{error.problem}`", error.reason
+    size = f"{image.width} x {image.height} {image.mode}"
+    return "loaded", f"{size}; {kind.remark}" if kind.remark else size
+
+
+def page() -> str:
+    """docs/image-files.md."""
+    lines = [
+        "# Image files",
+        "",
+        "One loader reads every image: references in training, rewards, evaluation, `data import` and `data check`. It",
+        "gives 8-bit RGB without metadata, or an `ImageError` with the path and a `problem` for programs. A file that",
+        "can't be used costs its rows and nothing else: `data import` lists them in `rejected.jsonl`, `data check` in",
+        "its report.",
+        "",
+        "No image that this package makes carries EXIF: copies of references, masks, contact sheets, pictures of an",
+        "evaluation. What an archive or a download holds is another's file and stays as it is, byte for byte, with its",
+        "EXIF; a manifest names it where it lies, and nothing but the orientation is read from its EXIF.",
+        "",
+        "This page is the output of `python tests/support/odd_images.py`; a test holds it to the loader.",
+        "",
+        "| File | Outcome | |",
+        "|---|---|---|",
+    ]
+    with tempfile.TemporaryDirectory() as name:
+        write_all(Path(name))
+        for kind in KINDS:
+            word, sentence = outcome(Path(name), kind)
+            lines.append(f"| {kind.title} | {word} | {sentence} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())

@@ -1,0 +1,149 @@
+"""The policies that are whole diffusers pipelines: tiny models, stock pipelines, and how these are called."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import Flux2KleinPipeline, Flux2Pipeline
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
+from PIL import Image
+from torch import Tensor
+
+from customized_grpo.policies import qwen_image
+from customized_grpo.policies.adapters.lora import attach, trainable_parameters
+from customized_grpo.policies.base import LoraSettings
+from tiny_flux2 import make_tiny_flux2, tiny_flux2
+from tiny_qwen_image import make_tiny_qwen, stock_pipeline, tiny_qwen
+
+PROMPT = "a red dog"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One model."""
+
+    make: Callable[..., Path]
+    load: Callable[..., Any]
+    stock: Callable[[Path], Any]
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of ``make``."""
+    call: dict[str, Any] = field(default_factory=dict)
+    """What the pipeline is called with to do as the policy does by default."""
+    least: int = 0
+    """References that it needs."""
+    packed: bool = True
+    """Whether the pipeline takes latents as tokens; else as a grid of them."""
+
+
+def _stock(pipeline_class: Any) -> Callable[[Path], Any]:
+    def make(folder: Path) -> Any:
+        pipeline = pipeline_class.from_pretrained(folder)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    return make
+
+
+CASES = {
+    "flux2": Case(make_tiny_flux2, tiny_flux2, _stock(Flux2Pipeline), {}, {"guidance_scale": 4.0}, 0, False),
+    "klein-base": Case(
+        make_tiny_flux2,
+        tiny_flux2,
+        _stock(Flux2KleinPipeline),
+        {"klein": True},
+        {"guidance_scale": 4.0},
+        0,
+        False,
+    ),
+    "klein": Case(
+        make_tiny_flux2,
+        tiny_flux2,
+        _stock(Flux2KleinPipeline),
+        {"klein": True, "distilled": True},
+        {"guidance_scale": 1.0},
+        0,
+        False,
+    ),
+    "qwen-2509": Case(
+        make_tiny_qwen, tiny_qwen, stock_pipeline, {}, {"true_cfg_scale": 4.0, "negative_prompt": " "}, 1
+    ),
+    "qwen-2511": Case(
+        make_tiny_qwen,
+        tiny_qwen,
+        stock_pipeline,
+        {"zero_cond_t": True},
+        {"true_cfg_scale": 4.0, "negative_prompt": " "},
+        1,
+    ),
+}
+
+
+def shrink_constants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Areas of references that are constants of diffusers and of Qwen's policy, small enough for tests."""
+    monkeypatch.setattr(pipeline_qwenimage_edit_plus, "VAE_IMAGE_SIZE", 64 * 64)
+    monkeypatch.setattr(pipeline_qwenimage_edit_plus, "CONDITION_IMAGE_SIZE", 96 * 96)
+    monkeypatch.setattr(qwen_image, "_SEEN_SIZE", 96)
+
+
+def pictures() -> tuple[Image.Image, ...]:
+    """Three references of different shapes, none of them whole tokens but the first."""
+    square = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
+    wide = Image.radial_gradient("L").resize((130, 66)).convert("RGB")
+    tall = Image.linear_gradient("L").rotate(90).resize((70, 100)).convert("RGB")
+    return square, wide, tall
+
+
+def noise(policy: Any, n: int, seed: int = 0) -> Tensor:
+    """Tokens of noise."""
+    return torch.randn(n, *policy.latent_shape, generator=torch.Generator().manual_seed(seed))
+
+
+def adapted(policy: Any, seed: int = 1) -> Any:
+    """The policy with an adapter that is not zero, so that its low-rank path counts."""
+    attach(policy, LoraSettings(rank=2), seed=0)
+    draw = torch.Generator().manual_seed(seed)
+    for parameter in trainable_parameters(policy).values():
+        parameter.data = torch.randn(parameter.shape, generator=draw) * 0.1
+    return policy
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What a stock pipeline did."""
+
+    sigmas: Tensor
+    latents: Tensor
+    """Tokens after the last step."""
+    images: Any
+    """(n, h, w, 3) in [0, 1]."""
+
+
+def draw(case: Case, pipeline: Any, start: Tensor, references: Sequence[Image.Image]) -> Drawn:
+    """``pipeline(...)`` from the noise ``start`` in three steps of its own schedule, at 64 x 48 pixels."""
+    n, s, c = start.shape
+    seen: list[Tensor] = []
+
+    def keep(_: Any, step: int, time: Tensor, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        seen.append(given["latents"])
+        return {}
+
+    extra = {} if case.packed else {"max_sequence_length": 40}
+    images = pipeline(
+        prompt=PROMPT,
+        image=list(references) or None,
+        latents=start if case.packed else start.transpose(1, 2).reshape(n, c, 4, 3),
+        height=64,
+        width=48,
+        num_inference_steps=3,
+        num_images_per_prompt=n,
+        callback_on_step_end=keep,
+        output_type="np",
+        **case.call,
+        **extra,
+    ).images
+    assert len(seen) == 3
+    assert seen[-1].shape == (n, s, c)
+    return Drawn(pipeline.scheduler.sigmas.clone(), seen[-1], images)

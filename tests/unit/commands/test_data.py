@@ -1,0 +1,113 @@
+"""``customized-grpo data``: what a person sees."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from customized_grpo.commands.app import app
+from customized_grpo.data.manifest import ManifestDataset
+from customized_grpo.registry import BUILTIN
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["data", *arguments], env={"COLUMNS": "160", "TERM": "dumb"})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    lines = []
+    for name in ("cat", "dog", "cow"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (300, 300), (40 * len(lines), 9, 9)).save(
+                tmp_path / "set" / name / f"{number}.png"
+            )
+            lines.append(name)
+    (tmp_path / "set/dog/1.png").write_bytes(b"")
+    return tmp_path
+
+
+def test_import_check_split_train(folder: Path) -> None:
+    out = folder / "out"
+    done = run(
+        "import",
+        "dreambooth-folder",
+        str(folder / "set"),
+        "--out",
+        str(out),
+        "--workers",
+        "1",
+        "references=first",
+    )
+    assert done.exit_code == 0, done.output
+    assert "rows" in done.output
+    assert str(out / "manifest.jsonl") in done.output
+    assert "rejected" in done.output  # the views of the dog are broken
+    done = run("check", str(out), "--workers", "1", "--json", str(folder / "found.json"))
+    assert done.exit_code == 0, done.output
+    assert "20 of 20 rows can be used" in done.output
+    assert json.loads((folder / "found.json").read_text())["usable"] == 20
+    with Image.open(out / "contact_sheet.jpg") as sheet:
+        assert sheet.width > 400
+        assert not sheet.getexif()
+    done = run("split", str(out), "--hold-out", "cow")
+    assert "manifest.train.jsonl: 10 rows of 1 subjects" in done.output.replace("\n", "")
+    data = ManifestDataset(ManifestDataset.Config(type="manifest", path=str(out / "manifest.test.jsonl")))
+    assert {data[index].subject for index in range(len(data))} == {"cow"}
+
+
+def test_check_says_what_is_broken_and_keeps_the_rest(folder: Path) -> None:
+    rows = [{"id": str(n), "prompt": "a dog", "references": [f"set/dog/{n}.png"]} for n in range(2)]
+    (folder / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    done = run("check", str(folder / "mine.jsonl"), "--workers", "1", "--usable", str(folder / "good.jsonl"))
+    assert done.exit_code == 1
+    assert "set/dog/1.png: is empty (0 bytes) (1 rows)" in done.output
+    assert json.loads((folder / "good.jsonl").read_text())["id"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("dreambnech", "set"), "did you mean 'dreambench'?"),
+        (("syncd", "nowhere"), "nowhere: is no such folder; give the folder that holds metadata.json"),
+        (("syncd", "set"), "there is no *metadata*.json in it"),
+        (("syncd", "set", "pair=one"), "syncd: pair: unknown key; did you mean 'pairs'?"),
+        (("syncd", "set", "pairs=some"), "syncd: pairs: given 'some'; allowed: 'all', 'one'"),
+        (("syncd", "set", "references=0"), "syncd: references: given 0; allowed: a whole number, at least 1"),
+        (("syncd", "set", "pairs"), "write it as key=value"),
+        (("uno", "lost.json"), "lost.json: can't be read (No such file or directory)"),
+    ],
+)
+def test_mistakes_are_one_clean_message(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(folder)
+    done = run("import", *arguments, "--workers", "1")
+    assert done.exit_code == 2, done.output
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_manifest_that_is_not_there(tmp_path: Path) -> None:
+    for command in ("check", "split"):
+        done = run(command, str(tmp_path))
+        assert done.exit_code == 2
+        assert "no such manifest" in done.stderr
+
+
+def test_downloads_say_what_they_are_about() -> None:
+    done = run("download", "dreambench", "--out", "x", "--dry-run", "--include", "*/cat/*")
+    assert "dataset/cat/00.jpg" in done.stdout
+    assert "5 files" in done.stderr
+    assert "allowed: dreambench, dreambench++, or a hub id" in run("download", "coco", "--out", "x").stderr
+
+
+def test_every_importer_of_the_documents_is_there() -> None:
+    page = (Path(__file__).parents[3] / "docs/how-to/data.md").read_text(encoding="utf-8")
+    for name in BUILTIN["importers"]:
+        assert f"`{name}`" in page

@@ -1,0 +1,439 @@
+"""The estimate of memory: counts are exact, and what is alive for a moment is held to what autograd really keeps.
+
+Measured on a CPU by ``torch.autograd.graph.saved_tensors_hooks``; the error that is allowed here is the one that the
+documents state.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch import nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5EncoderModel,
+)
+
+from autograd_memory import kept_bytes
+from customized_grpo.memory import footprint
+from customized_grpo.memory.estimate import Tokens, activations
+from customized_grpo.memory.fitting import changes, faster
+from customized_grpo.memory.footprint import GIB, UnknownModelError, of_recipe, shapes
+from customized_grpo.memory.known_models import MODELS, UNO_LORA
+from customized_grpo.memory.parameters import (
+    adapted,
+    adapter_parameters,
+    linears,
+    optimizer_bytes,
+    weight_bytes,
+)
+from customized_grpo.policies.adapters import lora, tuning
+from customized_grpo.policies.base import FullSettings, LoraSettings, load_policy
+from customized_grpo.policies.flux import UNO, UNOConfig
+from customized_grpo.recipe.loading import load_recipe
+from pipeline_cases import CASES, pictures, shrink_constants
+from tiny import make_tiny_flux
+
+DEV = "black-forest-labs/FLUX.1-dev"
+STORED_ERROR = 0.17
+"""Of stored activations, relative to what is measured; of FLUX.1's adapters the estimate is hardly ever below.
+
+It is the largest in bf16, because a CPU's norms stay in bf16 and adapters share what they give; a GPU's are float32.
+"""
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.fixture(scope="module")
+def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_flux(tmp_path_factory.mktemp("flux"))
+
+
+def policy_of(flux: Path, precision: Any, checkpointing: float = False) -> UNO:
+    config = UNOConfig(
+        model=str(flux), height=128, width=128, max_sequence_length=16, reference_size=128,
+        gradient_checkpointing=checkpointing,
+    )  # fmt: skip
+    policy = load_policy(config, device=torch.device("cpu"), precision=precision)
+    assert isinstance(policy, UNO)
+    return policy
+
+
+def saved_bytes(policy: Any, n: int, reference: Image.Image | None = None) -> int:
+    """Bytes of all storages that a forward of n samples keeps for its backward pass, weights left out."""
+    cond = policy.encode("a dog", [reference or Image.linear_gradient("L").convert("RGB")])
+    x = torch.randn(n, *policy.latent_shape, generator=torch.Generator().manual_seed(0)).to(policy.dtype)
+    return kept_bytes(policy.transformer, lambda: policy.velocity(x, torch.tensor(0.7), cond))
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("checkpointing", [False, 0.5, True])
+@pytest.mark.parametrize(("rank", "n"), [(4, 2), (16, 3)])
+def test_stored_activations_are_what_autograd_keeps(
+    flux: Path, precision: Any, checkpointing: float, rank: int, n: int
+) -> None:
+    policy = policy_of(flux, precision, checkpointing)
+    b = 2 if precision == "bf16" else 4
+    lora.attach(policy, LoraSettings(rank=rank), seed=0)
+    measured = saved_bytes(policy, n)
+    bare = shapes(str(flux), UNO.encoders).transformer
+    tokens = Tokens(image=64 + 64, text=16)
+    found = activations(
+        bare, adapted(bare, UNO.lora_targets), rank, tokens, n=n, b=b, checkpointing=float(checkpointing)
+    )
+    assert -0.02 < found.stored / measured - 1 < STORED_ERROR, (found.stored, measured)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_stored_activations_of_full_fine_tuning(flux: Path, precision: Any, checkpointing: bool) -> None:
+    policy = policy_of(flux, precision, checkpointing)
+    b = 2 if precision == "bf16" else 4
+    tuning.attach(policy, SimpleNamespace(full=FullSettings(), lora=None), seed=0)
+    # What autocast makes of the weights is counted as theirs; their sum is exact there.
+    copies = sum(one.numel() * b for one in policy.transformer.parameters() if one.ndim == 2) if b == 2 else 0
+    measured = saved_bytes(policy, 2) - (0 if checkpointing else copies)
+    bare = shapes(str(flux), UNO.encoders).transformer
+    tokens = Tokens(image=64 + 64, text=16)
+    found = activations(bare, list(linears(bare)), 0, tokens, n=2, b=b, checkpointing=float(checkpointing))
+    assert -0.1 < found.stored / measured - 1 < 0.2, (found.stored, measured)
+
+
+def test_full_fine_tuning_is_counted_exactly() -> None:
+    """Weights, gradients, two moments, and what else is asked for, of every parameter; nothing stays frozen."""
+    count_of = count(shapes(DEV, UNO.encoders).transformer)
+    given = ["policy.lora=null", "policy.full={}", "policy.base_lora=null", "run.cache=c"]
+    lines = {line.name: line.bytes for line in estimate_of(*given).resident}
+    assert lines["frozen weights of the transformer"] == 0
+    assert lines["trained weights"] == count_of * (4 + 4 + 2)
+    assert lines["optimizer"] == count_of * 8
+    kept = {
+        line.name: line.bytes for line in estimate_of(*given, "objective.kl=0.1", "train.ema=0.9").resident
+    }
+    assert kept["trained weights"] == count_of * (4 + 4 + 2 + 4 + 4)
+    assert {line.name: line.bytes for line in estimate_of(*given).moments}["update"] == count_of * 4
+    part = [*given, r'policy.full.targets=["attn"]']
+    held = {line.name: line.bytes for line in estimate_of(*part).resident}
+    assert held["frozen weights of the transformer"] / 2 + held["trained weights"] / 10 == count_of
+    advice, _ = changes(load_recipe("uno_customized_grpo", given), 24 * GIB)
+    assert not [one for one in advice if "quantization" in one or "rank" in one]
+
+
+def estimate_of(*overrides: str) -> Any:
+    return of_recipe(load_recipe("uno_customized_grpo", list(overrides)))
+
+
+def test_fewer_targets_store_less(flux: Path) -> None:
+    """With an adapter on the queries alone, inputs of other layers aren't kept: on both sides of the comparison."""
+    bare = shapes(str(flux), UNO.encoders).transformer
+    targets = (r"attn\.to_q",)
+    policy = policy_of(flux, "no")
+    lora.attach(policy, LoraSettings(rank=4, targets=targets), seed=0)
+    measured = saved_bytes(policy, 2)
+    found = activations(
+        bare, adapted(bare, targets), 4, Tokens(image=128, text=16), n=2, b=4, checkpointing=0.0
+    )
+    whole = activations(
+        bare, adapted(bare, UNO.lora_targets), 4, Tokens(image=128, text=16), n=2, b=4, checkpointing=0.0
+    )
+    assert measured <= found.stored < whole.stored
+
+
+@pytest.mark.parametrize("source", ["flux", DEV])
+def test_parameters_are_counted_exactly(flux: Path, source: str) -> None:
+    bare = shapes(str(flux) if source == "flux" else source, UNO.encoders).transformer
+    assert {parameter.device.type for parameter in bare.parameters()} == {"meta"}
+    assert weight_bytes(bare, "none", 2) == 2 * count(bare)
+    assert weight_bytes(bare, "8bit", 2) < weight_bytes(bare, "none", 2)
+    assert weight_bytes(bare, "4bit", 2) < weight_bytes(bare, "8bit", 2)
+
+
+def test_parts_of_a_folder_are_counted_exactly(flux: Path) -> None:
+    policy = policy_of(flux, "no")
+    found = shapes(str(flux), UNO.encoders)
+    assert found.encoders == {name: count(policy.pipeline.components[name]) for name in UNO.encoders}
+    assert found.vae == count(policy._vae)
+    assert found.vae_channels == (8, 8, 8, 8)
+    assert count(found.transformer) == count(policy.transformer)
+
+
+def test_adapter_is_counted_exactly(flux: Path) -> None:
+    policy = policy_of(flux, "no")
+    bare = shapes(str(flux), UNO.encoders).transformer
+    lora.attach(policy, LoraSettings(rank=5), seed=0)
+    sizes = adapter_parameters(adapted(bare, UNO.lora_targets), 5)
+    assert sorted(sizes) == sorted(one.numel() for one in lora.trainable_parameters(policy).values())
+    parameters = list(lora.trainable_parameters(policy).values())
+    optimizer = torch.optim.AdamW(parameters)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    moments = sum(
+        value.nbytes for state in optimizer.state.values() for name, value in state.items() if name != "step"
+    )
+    assert optimizer_bytes(sizes, "adamw") == moments
+
+
+def test_a_shared_adapter_is_counted_exactly(flux: Path) -> None:
+    policy = policy_of(flux, "no")
+    bare = shapes(str(flux), UNO.encoders).transformer
+    lora.attach(policy, LoraSettings(rank=5, targets=("uno",), qkv="shared"), seed=0)
+    sizes = adapter_parameters(adapted(bare, UNO.lora_presets["uno"]), 5, shared=True)
+    assert sorted(sizes) == sorted(one.numel() for one in lora.trainable_parameters(policy).values())
+
+
+def test_unos_lora_is_counted_exactly() -> None:
+    bare = shapes(DEV, UNO.encoders).transformer
+    assert sum(adapter_parameters(adapted(bare, UNO.lora_presets["uno"]), 512, shared=True)) == UNO_LORA
+
+
+def text_models() -> dict[str, nn.Module]:
+    """The published configurations on the meta device; generation is none of their business here."""
+    qwen = {"vocab_size": 151936, "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8,
+            "head_dim": 128}  # fmt: skip
+    mistral = {
+        "model_type": "mistral", "vocab_size": 131072, "hidden_size": 5120, "intermediate_size": 32768,
+        "num_hidden_layers": 40, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+    }  # fmt: skip
+    pixtral = {
+        "model_type": "pixtral", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+        "num_attention_heads": 16, "head_dim": 64, "patch_size": 14, "image_size": 1540,
+    }  # fmt: skip
+    text = {
+        "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+        "num_attention_heads": 28, "num_key_value_heads": 4,
+    }  # fmt: skip
+    vision = {
+        "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584,
+        "patch_size": 14,
+    }  # fmt: skip
+    with torch.device("meta"):
+        return {
+            "t5": T5EncoderModel(
+                T5Config(
+                    vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64,
+                    feed_forward_proj="gated-gelu",
+                )
+            ),
+            "clip": CLIPTextModel(
+                CLIPTextConfig(
+                    hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+                    max_position_embeddings=77,
+                )
+            ),
+            "mistral": Mistral3ForConditionalGeneration(
+                Mistral3Config(text_config=mistral, vision_config=pixtral, tie_word_embeddings=False)
+            ),
+            "qwen3-4b": Qwen3ForCausalLM(
+                Qwen3Config(hidden_size=2560, intermediate_size=9728, tie_word_embeddings=True, **qwen)
+            ),
+            "qwen3-8b": Qwen3ForCausalLM(
+                Qwen3Config(hidden_size=4096, intermediate_size=12288, tie_word_embeddings=False, **qwen)
+            ),
+            "qwen2.5-vl": Qwen2_5_VLForConditionalGeneration(
+                Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
+            ),
+        }  # fmt: skip
+
+
+BFL = "black-forest-labs"
+PUBLISHED: dict[str, tuple[float, tuple[str, ...], str]] = {
+    f"{BFL}/FLUX.1-dev": (11.9, ("clip", "t5"), "flux"),
+    f"{BFL}/FLUX.1-Kontext-dev": (11.9, ("clip", "t5"), "flux"),
+    f"{BFL}/FLUX.1-Krea-dev": (11.9, ("clip", "t5"), "flux"),
+    f"{BFL}/FLUX.1-schnell": (11.9, ("clip", "t5"), "flux"),
+    f"{BFL}/FLUX.2-dev": (32.2, ("mistral",), "flux2"),
+    f"{BFL}/FLUX.2-klein-4B": (3.9, ("qwen3-4b",), "flux2"),
+    f"{BFL}/FLUX.2-klein-base-4B": (3.9, ("qwen3-4b",), "flux2"),
+    f"{BFL}/FLUX.2-klein-9B": (9.1, ("qwen3-8b",), "flux2"),
+    f"{BFL}/FLUX.2-klein-base-9B": (9.1, ("qwen3-8b",), "flux2"),
+    "Qwen/Qwen-Image-Edit-2509": (20.4, ("qwen2.5-vl",), "qwen"),
+    "Qwen/Qwen-Image-Edit-2511": (20.4, ("qwen2.5-vl",), "qwen"),
+}
+"""Billions of weights of the transformer, and what else each is made of."""
+
+
+def test_known_models_are_the_published_ones() -> None:
+    with torch.device("meta"):
+        vaes: dict[str, Any] = {
+            "flux": AutoencoderKL(
+                down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+                block_out_channels=MODELS[DEV].vae_channels, layers_per_block=2, latent_channels=16,
+                use_quant_conv=False, use_post_quant_conv=False,
+            ),
+            "flux2": AutoencoderKLFlux2(),
+            "qwen": AutoencoderKLQwenImage(),
+        }  # fmt: skip
+    texts = text_models()
+    # Which the headers of the published files count, as others have read them.
+    counted = {"mistral": 24_011_361_280, "qwen3-8b": 8_190_735_360, "qwen2.5-vl": 8_292_166_656}
+    assert {name: count(texts[name]) for name in counted} == counted
+    assert MODELS.keys() == PUBLISHED.keys()
+    for name, (billions, encoders, vae) in PUBLISHED.items():
+        known = MODELS[name]
+        assert list(known.encoders.values()) == [count(texts[one]) for one in encoders], name
+        assert known.vae == count(vaes[vae]), name
+        found = count(shapes(name, tuple(known.encoders)).transformer)
+        assert round(found / 1e9, 1) == billions, name
+        if vae == "qwen":
+            assert found == 20_430_401_088
+            config = vaes[vae].config
+            assert known.vae_channels == tuple(config.base_dim * factor for factor in config.dim_mult)
+        else:
+            assert known.vae_channels == tuple(vaes[vae].config.block_out_channels)
+
+
+@pytest.mark.parametrize("recipe", ["flux2_klein_customized_grpo", "qwen_edit_customized_grpo"])
+def test_the_newer_models_have_an_estimate(recipe: str) -> None:
+    """Of weights exactly; with classifier-free guidance a replay stores two forwards."""
+    guided, alone = (of_recipe(load_recipe(recipe, [f"policy.guidance={g}"])) for g in (4.0, 1.0))
+    known = MODELS[load_recipe(recipe).policy.model]
+    resident = {line.name: line.bytes for line in guided.resident}
+    assert resident["transformer"] == 2 * count(shapes(load_recipe(recipe).policy.model, ()).transformer)
+    assert resident["text encoders"] == 2 * sum(known.encoders.values())
+    replays = [next(line.bytes for line in one.moments if line.name == "replay") for one in (guided, alone)]
+    assert alone.total < guided.total
+    assert 1 < replays[0] / replays[1] < 2
+
+
+@pytest.mark.parametrize("name", ["flux2", "klein", "qwen-2509"])
+def test_stored_activations_of_the_newer_models(name: str, tmp_path: Path, monkeypatch: Any) -> None:
+    shrink_constants(monkeypatch)
+    case = CASES[name]
+    folder = case.make(tmp_path / "model", **case.options)
+    policy = case.load(folder, torch.float32, **({"guidance": 1.0} if name == "qwen-2509" else {}))
+    lora.attach(policy, LoraSettings(rank=4), seed=0)
+    measured = saved_bytes(policy, 2, pictures()[0])
+    bare = shapes(str(folder), type(policy).encoders).transformer
+    cond = policy.encode("a dog", pictures()[:1])
+    tokens = Tokens(
+        image=policy.latent_shape[0] + cond.tensors["references"].shape[1], text=cond.tensors["text"].shape[1]
+    )
+    found = activations(bare, adapted(bare, policy.lora_targets), 4, tokens, n=2, b=4, checkpointing=0.0)
+    assert -0.2 < found.stored / measured - 1 < STORED_ERROR, (found.stored, measured)
+
+
+@given(sizes=st.lists(st.integers(1, 100_000), min_size=1, max_size=8))
+def test_eight_bits_never_take_more(sizes: list[int]) -> None:
+    large = [4096 * 3 + size for size in sizes]
+    assert optimizer_bytes(sizes, "adamw_8bit") <= optimizer_bytes(sizes, "adamw") + 2 * 4 * 256 * len(sizes)
+    assert optimizer_bytes(large, "adamw_8bit") < optimizer_bytes(large, "adamw") / 2.5
+
+
+def total(*overrides: str) -> float:
+    return of_recipe(load_recipe("uno_customized_grpo", overrides)).total / GIB
+
+
+def test_each_saving_saves() -> None:
+    """One by one, in the order in which they are advised; the last is the recipe of a card of 24 GB."""
+    apart = "policy.base_lora.mode=adapter"
+    steps = ("run.cache=c", "train.microbatch=4", "train.optimizer=adamw_8bit", f"{apart} policy.quantization=8bit",
+             "policy.quantization=4bit", "policy.lora.rank=16")  # fmt: skip
+    sizes = [total(*" ".join(steps[:n]).split()) for n in range(len(steps) + 1)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == len(sizes)
+    assert total("policy.gradient_checkpointing=false") > 2 * total()
+
+
+def test_the_goal_of_48_and_24_gb() -> None:
+    assert total("run.cache=c", "train.microbatch=4") < 45
+    small = ("policy.base_lora.mode=adapter", "policy.quantization=4bit", "train.optimizer=adamw_8bit")
+    assert total("run.cache=c", "train.microbatch=4", *small) < 22
+
+
+@pytest.mark.parametrize(
+    ("limit", "needs"), [(80, []), (48, ["run.cache"]), (24, ["run.cache", "policy.quantization"])]
+)
+def test_advice_makes_a_recipe_fit(limit: int, needs: Sequence[str]) -> None:
+    recipe = load_recipe("uno_customized_grpo")
+    overrides, after = changes(recipe, limit * GIB)
+    assert after.total <= 0.95 * limit * GIB
+    assert set(needs) <= {one.split("=")[0] for one in overrides}
+    assert (overrides == []) == (limit == 80)
+    assert of_recipe(load_recipe("uno_customized_grpo", overrides)).total == after.total
+
+
+def test_a_share_of_the_blocks_stores_less_the_larger_it_is() -> None:
+    shares = ("false", "0.25", "0.5", "0.75", "true")
+    sizes = [total(f"policy.gradient_checkpointing={share}", "train.microbatch=1") for share in shares]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == len(sizes)
+
+
+@pytest.mark.parametrize("limit", [36, 48, 60])
+def test_no_more_is_computed_again_than_a_budget_needs(limit: int) -> None:
+    """Both ways: from all blocks down, and from none up, to the same share."""
+    small = ("train.microbatch=2", "sampling.batch=2", "run.cache=c")
+    (override,) = faster(load_recipe("uno_customized_grpo", small), limit * GIB)
+    share = float(override.split("=")[1])
+    assert 0 < share < 1
+    assert (
+        total(*small, override) < 0.95 * limit < total(*small, f"policy.gradient_checkpointing={share - 0.1}")
+    )
+    none = load_recipe("uno_customized_grpo", (*small, "policy.gradient_checkpointing=false"))
+    assert override in changes(none, limit * GIB)[0]
+    assert faster(load_recipe("uno_customized_grpo", (*small, override)), limit * GIB) == []
+
+
+@pytest.mark.parametrize(("limit", "size"), [(80, 2), (141, 4)])
+def test_nothing_is_computed_again_where_smaller_batches_fit(limit: int, size: int) -> None:
+    """What was measured on an H200: 4 at a time without checkpointing take three quarters of 12 with it."""
+    batches = [f"sampling.batch={size}", f"train.microbatch={size}"]
+    recipe = load_recipe("uno_customized_grpo", ["run.cache=c"])
+    assert faster(recipe, limit * GIB) == ["policy.gradient_checkpointing=false", *batches]
+    none = load_recipe("uno_customized_grpo", ["run.cache=c", "policy.gradient_checkpointing=false"])
+    assert changes(none, limit * GIB)[0] == batches
+
+
+@pytest.mark.parametrize(("group", "advised"), [(12, 4), (9, 3), (10, 2)])
+def test_advised_batches_divide_the_group(group: int, advised: int) -> None:
+    """Else the replay's would straddle two steps, and be none of the rollout's."""
+    recipe = load_recipe("uno_customized_grpo", ["run.cache=c", f"train.group_size={group}"])
+    assert f"train.microbatch={advised}" in faster(recipe, 141 * GIB)
+
+
+def test_the_rollout_is_estimated_at_its_batch() -> None:
+    def rollout(*overrides: str) -> int:
+        found = of_recipe(load_recipe("uno_customized_grpo", overrides)).moments
+        return next(line.bytes for line in found if line.name == "rollout")
+
+    whole = rollout()
+    assert rollout("sampling.batch=6") * 2 == whole == rollout("sampling.batch=99")
+    assert rollout("sampling.batch=auto") * 12 == whole
+
+
+def test_advice_gives_up_where_nothing_helps() -> None:
+    recipe = load_recipe("uno_customized_grpo")
+    overrides, after = changes(recipe, GIB)
+    assert after.total > GIB
+    assert "policy.quantization=4bit" in overrides
+    assert "policy.quantization=8bit" not in overrides, "one key, one value"
+
+
+def test_unknown_models_say_so(tmp_path: Path) -> None:
+    for source in ("org/unknown", str(tmp_path)):
+        with pytest.raises(UnknownModelError, match=r"known offline|no pipeline"):
+            shapes(source, ())
+    assert footprint.of_recipe(load_recipe("mini_customized")).total < 3 * GIB
+    recipe = load_recipe("uno_customized_grpo", ["rewards.dino.model=org/other"])
+    assert of_recipe(recipe).unknown == (
+        "rewards.hpsv3 (Qwen/Qwen2-VL-7B-Instruct)",
+        "rewards.dino (org/other)",
+    )

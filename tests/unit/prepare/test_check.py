@@ -1,0 +1,248 @@
+"""The check of a manifest, its contact sheet, and subjects held out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from customized_grpo.data.manifest import Row
+from customized_grpo.data.prompts import prompt_problems, survey
+from customized_grpo.prepare.check import check_manifest, write_usable
+from customized_grpo.prepare.sheet import choose, contact_sheet
+from customized_grpo.prepare.split import groups_of, split_manifest
+from layouts import draw
+
+
+def row(name: str, **fields: Any) -> dict[str, Any]:
+    return {"id": name, "prompt": f"a bag {name}", "references": ["a.png"]} | fields
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name, colour, size in (
+        ("a.png", "red", (300, 300)),
+        ("b.png", "blue", (400, 280)),
+        ("small.png", "red", (9, 300)),
+    ):
+        draw(tmp_path / name, colour, size)
+    (tmp_path / "twin.png").write_bytes((tmp_path / "a.png").read_bytes())
+    for name, value, size in (
+        ("m.png", 255, (300, 300)),
+        ("empty.png", 0, (30, 30)),
+        ("misfit.png", 200, (30, 20)),
+    ):
+        draw(tmp_path / name, value, size, "L")
+    (tmp_path / "broken.png").write_bytes(b"")
+    return tmp_path
+
+
+def write(root: Path, *rows: Any) -> Path:
+    path = root / "manifest.jsonl"
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in rows))
+    return path
+
+
+def test_everything_is_found_at_once(root: Path) -> None:
+    path = write(
+        root,
+        row("1", extra={"subject_id": "x"}, masks=["m.png"], target="b.png", target_mask="broken.png"),
+        row(
+            "2",
+            extra={"subject_id": ["x", "y"]},
+            references=["a.png", "small.png"],
+            masks=["empty.png", None],
+        ),
+        "{",
+        row("3", references=["broken.png"]),
+        row("4", target="twin.png"),
+        row("5", prompt="a bag 4", target="twin.png"),
+        row("6", masks=["misfit.png"]),
+        row("1"),
+        row("7", views=["gone.png"], prompt="a -out bag"),
+    )
+    check, rows, seen = check_manifest(path)
+    assert (check.rows, check.subjects, check.images, check.targets, check.masks) == (7, 2, 6, 3, 4)
+    assert check.references == {1: 6, 2: 1}
+    assert [line.split(": ", 1)[0][-2:] for line in check.bad_lines] == [":3", ":8"]
+    assert {(one.path, one.problem, one.rows) for one in check.broken} == {
+        ("broken.png", "empty", 1), ("gone.png", "missing", 1),
+    } | {("broken.png", "empty", 1)}  # fmt: skip
+    assert len(check.broken) == 3  # once as a picture, once as a mask
+    assert check.sizes is not None
+    assert (check.sizes.smallest, check.sizes.largest, check.sizes.square, check.sizes.small) == (
+        (9, 300),
+        (400, 280),
+        2,
+        1,
+    )
+    assert check.masks_doubtful == {"empty": 1, "nearly everything": 2}
+    assert check.mask_problems == ["mask misfit.png is 30 x 20, its image 300 x 300"]
+    assert check.same_pictures == [["a.png", "twin.png"]]
+    assert check.same_rows == [["4", "5"]]
+    assert check.copies == ["4", "5"]
+    assert check.prompts is not None
+    assert check.prompts.problems == {"lost-word": 1}
+    assert check.usable == {2, 5, 6}
+    assert not check.ok
+    write_usable(path, check.usable, root / "good.jsonl")
+    assert check_manifest(root / "good.jsonl")[0].ok
+    with pytest.raises(ValueError, match="must be in the manifest's folder"):
+        write_usable(path, check.usable, root.parent / "good.jsonl")
+    contact_sheet(root / "s.png", rows, seen, root, title="t", subtitle="s", num=4)
+    with Image.open(root / "s.png") as sheet:
+        assert sheet.info == {}
+        colours = {colour for _, colour in sheet.convert("RGB").getcolors(1 << 20)}
+    assert (255, 0, 0) in colours  # a picture
+    assert (0xB3, 0x26, 0x1E) in colours  # the frame of a row that can't be used
+
+
+def test_workers_see_the_same(root: Path) -> None:
+    path = write(
+        root, *(row(str(n), references=[name]) for n, name in enumerate(("a.png", "b.png", "broken.png")))
+    )
+    counts: list[tuple[int, int]] = []
+    one = check_manifest(path)
+    two = check_manifest(path, workers=2, progress=lambda done, total: counts.append((done, total)))
+    assert one == two
+    assert counts == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_an_empty_manifest_still_gives_a_sheet(root: Path) -> None:
+    check, rows, seen = check_manifest(write(root, "{"))
+    contact_sheet(root / "s.jpg", rows, seen, root, title="t" * 300, subtitle="s")
+    assert (check.rows, check.ok) == (0, False)
+    assert (root / "s.jpg").is_file()
+
+
+def test_a_sheet_shows_many_subjects_and_prompts(root: Path) -> None:
+    rows = [
+        row(f"{subject}-{n}", references=[f"{subject}.png"], extra={"subject_id": subject})
+        for subject in "abcdef"
+        for n in range(25)
+    ]
+    for subject in "abcdef":
+        draw(root / f"{subject}.png")
+    _, read, seen = check_manifest(write(root, *rows))
+    shown = choose(read, seen, 8)
+    assert len(shown) == len({one.id for one in shown}) == 8
+    assert {one.extra["subject_id"] for one in shown} == set("abcdef")
+    assert len({one.id[2:] for one in shown}) > 4  # not everyone's first prompt
+
+
+# --- splits
+
+
+def made(*rows: dict[str, Any]) -> list[Row]:
+    return [Row.model_validate(one) for one in rows]
+
+
+def test_rows_that_share_an_individual_or_a_picture_stay_together() -> None:
+    rows = made(
+        row("0", references=["a"], extra={"subject_id": "x"}),
+        row("1", references=["b"], subject="bag"),
+        row("2", references=["c"], extra={"subject_id": ["x", "y"]}, subject="bag"),
+        row("3", references=["d"], target="b"),
+        row("4", references=["e"], extra={"subject_id": "y"}),
+        row("5", references=["f"], views=["z"]),
+    )
+    assert groups_of(rows, "individual") == [[0, 2, 4], [1, 3], [5]]
+    assert groups_of(rows, "class") == [[0, 1, 2, 3, 4], [5]]
+
+
+@settings(deadline=None)  # of a busy machine
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9)), min_size=1, max_size=20))
+def test_groups_are_a_partition_without_anything_shared(pairs: list[tuple[int, int]]) -> None:
+    rows = made(
+        *(
+            row(str(n), references=[f"{r}.png"], extra={"subject_id": f"s{s}"})
+            for n, (s, r) in enumerate(pairs)
+        )
+    )
+    groups = groups_of(rows, "individual")
+    assert sorted(index for group in groups for index in group) == list(range(len(rows)))
+    keys = [
+        {key for index in group for key in (("s", pairs[index][0]), ("r", pairs[index][1]))}
+        for group in groups
+    ]
+    assert sum(map(len, keys)) == len(set().union(*keys))
+
+
+def test_a_split_holds_whole_subjects_out(tmp_path: Path) -> None:
+    rows = [
+        row(f"{s}-{n}", references=[f"{s}.png"], extra={"subject_id": f"s{s}"})
+        for s in range(10)
+        for n in range(3)
+    ]
+    path = write(tmp_path, *rows[:15], "", *rows[15:])
+    done = split_manifest(path, share=0.2, seed=1)
+    assert (done.train_rows, done.test_rows, done.train_groups, done.test_groups) == (24, 6, 8, 2)
+    parts = [[json.loads(line) for line in part.read_text().splitlines()] for part in (done.train, done.test)]
+    subjects = [{one["extra"]["subject_id"] for one in part} for part in parts]
+    assert not subjects[0] & subjects[1]
+    assert sorted(one["id"] for part in parts for one in part) == sorted(one["id"] for one in rows)
+    before = done.test.read_bytes()
+    assert split_manifest(path, share=0.2, seed=1) == done
+    assert done.test.read_bytes() == before
+    split_manifest(path, share=0.2, seed=2)
+    assert done.test.read_bytes() != before
+
+
+def test_named_subjects(tmp_path: Path) -> None:
+    rows = [
+        row(f"{s}", references=[f"{s}.png"], extra={"subject_id": f"s{s}"}, subject="bag") for s in range(4)
+    ]
+    path = write(tmp_path, *rows)
+    done = split_manifest(path, share=0.1, names=["s1", "s3"])
+    assert [json.loads(line)["id"] for line in done.test.read_text().splitlines()] == ["1", "3"]
+    with pytest.raises(ValueError, match="no row is about 's9'; there are 4: s0, s1"):
+        split_manifest(path, share=0.1, names=["s9"])
+    with pytest.raises(ValueError, match="all would be held out"):
+        split_manifest(path, share=0.1, names=["bag"], by="class")
+    with pytest.raises(ValueError, match=r"given 1\.5; allowed: above 0 and below 1"):
+        split_manifest(path, share=1.5)
+    with pytest.raises(ValueError, match=r"manifest\.jsonl:5: is no JSON"):
+        split_manifest(write(tmp_path, *rows, "{"), share=0.5)
+
+
+# --- prompts
+
+
+@pytest.mark.parametrize(
+    ("prompt", "problems"),
+    [
+        ("a bag in the snow", []),
+        ("a unicorn on a user's desk for an hour with one European", []),
+        ("a t-shirt and a half-open box (old), \"new\" and 'worn'", []),
+        ("a toaster next to a -out mug", ["lost-word"]),
+        ("t- tank in a street", ["lost-word"]),
+        ("a of a rabbit", ["lost-word"]),
+        ("let me know if you need more!", ["remark"]),
+        ("a bag with the number , on it", ["loose-punctuation"]),
+        ("a bag on a  floor", ["double-space"]),
+        ("A fox\n\nIn a forest", ["line-break"]),
+        ("a bag on on a floor", ["repeated-word"]),
+        ("a royalty-free lamp", ["listing-words"]),
+        ("a bag in a outdoor place", ["wrong-article"]),
+        ("an gold cup", ["wrong-article"]),
+        ("a bag <b>on</b> a floor", ["markup"]),
+        ("a bag \ufffd on a floor", ["broken-text"]),
+        ("a bag adding to the", ["cut-off"]),
+        ('A frog," perched', ["unpaired-quote"]),
+        ("bag", ["one-word"]),
+        (" ".join(f"word{n}" for n in range(61)), ["too-long"]),
+    ],
+)
+def test_noise_in_prompts_is_named(prompt: str, problems: list[str]) -> None:
+    assert prompt_problems(prompt) == problems
+
+
+def test_a_survey_counts_prompts_once() -> None:
+    found = survey(["a bag", "a  bag  in a outdoor", "an  gold cup"])
+    assert (found.noisy, found.max_words) == (2, 5)
+    assert found.problems == {"double-space": 2, "wrong-article": 2}
+    assert found.examples["wrong-article"] == ["a  bag  in a outdoor", "an  gold cup"]
+    assert survey([]).mean_words == 0

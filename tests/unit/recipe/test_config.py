@@ -1,0 +1,89 @@
+"""The recipe's schema: frozen, closed, and coherent across its sections."""
+
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from customized_grpo.recipe import config
+from customized_grpo.recipe.config import AXES, Evaluate, Recipe, Schedule
+from customized_grpo.recipe.loading import load_recipe
+
+
+def minimal(**changes: Any) -> dict[str, Any]:
+    recipe: dict[str, Any] = {
+        "run": {"dir": "runs/x"},
+        "policy": {"type": "uno", "model": "mini"},
+        "data": {"type": "mini"},
+        "rewards": {
+            "clip": {"type": "clip_t", "axis": "prompt"},
+            "dino": {"type": "dino", "axis": "identity"},
+        },
+        "train": {"evaluate_every": 0},
+    }
+    return recipe | changes
+
+
+def sections(model: type[BaseModel]) -> list[type[BaseModel]]:
+    return [value for value in vars(config).values() if isinstance(value, type) and issubclass(value, model)]
+
+
+@pytest.mark.parametrize("section", sections(config.Section))
+def test_every_section_is_closed_and_frozen(section: type[BaseModel]) -> None:
+    assert section.model_config.get("extra") == "forbid"
+    assert section.model_config.get("frozen")
+
+
+def test_the_defaults_are_the_papers() -> None:
+    recipe = Recipe.model_validate(minimal())
+    assert recipe.advantage.aggregator.model_dump() == {"type": "sars", "gamma": 0.4}
+    assert recipe.sampling.dynamics.model_dump() == {"type": "dance_sde", "eta": 0.4}
+    assert recipe.sampling.plan.model_dump() == {"type": "fraction", "fraction": 0.6}
+    assert (recipe.sampling.steps, recipe.train.group_size, recipe.objective.clip) == (25, 12, 1e-4)
+    assert AXES == ("prompt", "identity")
+
+
+def test_plugin_sections_are_dumped_whole() -> None:
+    dumped = Recipe.model_validate(minimal()).model_dump()
+    assert dumped["policy"]["max_sequence_length"] == 512
+    assert Recipe.model_validate(dumped) == Recipe.model_validate(minimal())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rewards": {}}, "at least 1"),
+        ({"rewards": {"clip": {"type": "clip_t", "axis": "prompt"}}}, "no reward feeds the axis 'identity'"),
+        ({"rewards": {"clip": {"type": "clip_t", "axis": "promt"}}}, "did you mean 'prompt'"),
+        ({"rewards": {"clip": {"type": "clip_t"}}}, "allowed: prompt, identity"),
+        ({"rewards": {"clip": {"axis": "prompt"}}}, "needs a 'type'"),
+        ({"rewards": {"clip": "clip_t"}}, "needs a 'type'"),
+        ({"train": {}}, "there is no 'evaluate' section"),
+        ({"train": {"evaluate_every": 0, "group_size": 12, "updates_per_rollout": 5}}, "does not divide"),
+        ({"advantage": {"max_failed_share": 2}}, "less than or equal to 1"),
+    ],
+)
+def test_what_does_not_fit_together(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Recipe.model_validate(minimal(**changes))
+    assert message in str(caught.value)
+
+
+def test_warmup_needs_a_schedule_that_uses_it() -> None:
+    with pytest.raises(ValidationError, match="constant_with_warmup"):
+        Schedule(warmup_steps=3)
+    assert Schedule(name="cosine", warmup_steps=3).warmup_steps == 3
+
+
+def test_rewards_are_metrics_and_need_no_axis_there() -> None:
+    spec = Evaluate.model_validate(
+        {"data": {"type": "mini"}, "metrics": {"a": {"type": "dino"}, "b": {"type": "mini_oracle"}}}
+    )
+    assert [metric.model_dump()["type"] for metric in spec.metrics.values()] == ["dino", "mini_oracle"]
+
+
+def test_a_recipe_is_a_value() -> None:
+    recipe = load_recipe("mini_customized")
+    with pytest.raises(ValidationError):
+        recipe.train.steps = 3  # type: ignore[misc]
+    assert recipe == load_recipe("mini_customized")

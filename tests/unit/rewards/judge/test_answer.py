@@ -1,0 +1,205 @@
+"""Answers of judges as numbers: no text gives a number that it doesn't clearly state. Whole replies: judge_cases."""
+
+import contextlib
+import json
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from customized_grpo.rewards.judge.answer import Answer, Unscorable, expected_score, read
+
+SCORES = st.integers(0, 4)
+WORDS = st.text(st.characters(blacklist_characters="{}", blacklist_categories=("Cs",)), max_size=60)
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("Score: 0", 0),
+        ("score: [3]", 3),
+        ("**Score:** 3", 3),
+        ("Score: **3**", 3),
+        ("**Score: 3**", 3),
+        ("- Score = 2.", 2),
+        ("## Final score: 4", 4),
+        ("Overall score: 3 out of 4", 3),
+        ("Score: Excellent (4)", 4),
+        ("Score: Very poor (0)", 0),
+        ("The score follows.\nScore is 2\n", 2),
+        ("Score: 1 would be too low for this.\nScore: 4", 4),
+        ("Score: 2\nThis is because the strap is missing.", 2),
+        ('<think>Score: 1</think>\n\nScore: 3', 3),
+        ('{"analysis": "the \\"score\\": 1 of others", "score": 3}', 3),
+        ('{"score": 3, "analysis": "Score: 1"}', 3),
+        ('{"wrapped": 1} {"score": 2}', 2),
+        ('first {"score": 2}, again {"score": 2}', 2),
+    ],
+)  # fmt: skip
+def test_what_is_clear_is_read(text: str, score: int) -> None:
+    answer = read(text)
+    assert answer.score == score
+    assert text[answer.at] == str(score)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "3",  # of what?
+        "The score would be 3.",
+        "Score: 3\nScore: n/a",
+        "Score: three",
+        "Score: not 3",
+        "Score: less than 3",
+        "Score: at most a 3",
+        "Score: better (4)",
+        "Score:" + " " * 20_000 + "x",
+        "Score: -1",
+        "Score: 3.0.1",
+        "Score: 3, or rather 4",
+        "Score: 1 or 2",
+        "Score: 3/10",
+        "Score: 3 out of 5",
+        "Score: 0-4",
+        "Scores: 3",
+        '{"score": 3.5}',
+        '{"score": 3.0}',
+        '{"score": "good"}',
+        '{"score": [3]}',
+        '{"score": 99999999999999999999}',
+        '{"Score": 3}',
+        '{"score": 3',
+        "[" * 10_000,
+        '{"a":' * 10_000,
+    ],
+)  # fmt: skip
+def test_what_is_not_clear_is_no_score(text: str) -> None:
+    with pytest.raises(Unscorable):
+        read(text)
+
+
+@given(SCORES, WORDS, WORDS)
+def test_a_json_object_is_found_among_any_words(score: int, before: str, after: str) -> None:
+    assert read(f'{before}{{"analysis": {json.dumps(after)}, "score": {score}}}{after}').score == score
+
+
+@given(st.integers().filter(lambda value: not 0 <= value <= 4))
+def test_no_number_outside_the_scale_is_a_score(value: int) -> None:
+    for text in (f"Score: {value}", f'{{"score": {value}}}', f'{{"score": "{value}"}}'):
+        with pytest.raises(Unscorable):
+            read(text)
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_a_score_of_the_scale_or_none(text: str) -> None:
+    with contextlib.suppress(Unscorable):
+        assert read(text).score in range(5)
+
+
+def tokens(*pieces: str, digit: dict[str, float]) -> list[Any]:
+    """Tokens as the SDK gives them; those that are a digit have these alternatives."""
+    return [
+        SimpleNamespace(
+            token=piece,
+            bytes=None,
+            top_logprobs=[SimpleNamespace(token=t, logprob=math.log(p)) for t, p in digit.items()]
+            if piece.strip().isdigit()
+            else [],
+        )
+        for piece in pieces
+    ]
+
+
+PIECES = ('{"', "score", '":', " 3", "}")
+
+
+@pytest.mark.parametrize(
+    ("digit", "expected"),
+    [
+        ({" 3": 1.0}, 3.0),
+        ({" 3": 0.5, " 4": 0.5}, 3.5),
+        ({" 3": 0.4, "3": 0.2, " 2": 0.2, " 1": 0.2}, 2.4),
+        ({" 3": 0.6, " 9": 0.2, "x": 0.2}, 3.0),  # what is no score has no say
+        ({" 3": 0.3, " 0": 0.3, "!": 0.4}, 1.5),
+    ],
+)
+def test_the_expectation_is_over_scores_alone(digit: dict[str, float], expected: float) -> None:
+    text = "".join(PIECES)
+    assert expected_score(text, read(text), tokens(*PIECES, digit=digit)) == pytest.approx(expected)
+
+
+@given(st.lists(st.floats(0.01, 1.0), min_size=5, max_size=5), SCORES)
+def test_the_expectation_lies_on_the_scale_and_is_the_score_where_sure(
+    weights: list[float], score: int
+) -> None:
+    pieces = ("Score", ": ", str(score))
+    mass = sum(weights)
+    spread = tokens(*pieces, digit={str(s): weight / mass for s, weight in enumerate(weights)})
+    value = expected_score("".join(pieces), Answer(score, 7), spread)
+    assert value == pytest.approx(sum(s * weight for s, weight in enumerate(weights)) / mass)
+    assert 0.0 <= value <= 4.0
+    assert (
+        expected_score("".join(pieces), Answer(score, 7), tokens(*pieces, digit={str(score): 1.0})) == score
+    )
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        None,
+        [],
+        tokens('{"', "score", '":', digit={}),  # the answer goes on without log-probabilities
+        tokens('{"score":', " 3}", digit={}),
+        tokens(*PIECES, digit={}),
+        tokens(*PIECES, digit={" 2": 0.9}),  # not of the digit that was written
+        tokens(*PIECES, digit={" 3": 0.2, "x": 0.8}),
+    ],
+)
+def test_without_log_probabilities_of_the_score_there_is_none(logprobs: Any) -> None:
+    text = "".join(PIECES)
+    with pytest.raises(Unscorable, match="log-probabilities"):
+        expected_score(text, read(text), logprobs)
+
+
+def in_bytes(*pieces: bytes) -> list[Any]:
+    """Tokens of text as OpenAI gives it where a token is no whole character: escapes in words, and the bytes."""
+    return [SimpleNamespace(token=str(piece)[2:-1], bytes=list(piece), top_logprobs=[]) for piece in pieces]
+
+
+SMILE = "😀".encode()
+DIGIT = tokens(" 3", digit={" 3": 0.5, " 4": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        ("\U0001f600\nScore: 3", [*in_bytes(SMILE[:2], SMILE[2:], b"\nScore:"), *DIGIT]),
+        ("Score: 3", [*tokens("Hm, Score", ": 1", "</think>", "\n\n", "Score", ":", digit={}), *DIGIT]),
+        ("Score: 3", [*tokens("Score", ":", digit={}), *DIGIT, *tokens("<|im_end|>", digit={})]),
+        ("Score: 3", [*tokens("Score", ":", digit={}), *DIGIT, *tokens("</s>", "", digit={})]),
+        ("Score: 3", [*tokens("Score", ":", digit={}), *DIGIT, *tokens("\n", digit={})]),
+        ("Score: 3\n\n", [*tokens("Score", ":", digit={}), *DIGIT, *tokens("\n\n", "<end_of_turn>", digit={})]),
+        ("Score: 3\nIt is \U0001f600", [*DIGIT, *in_bytes(b"\nIt is ", SMILE[:1], SMILE[1:])]),
+        ("Score: 3\n</s>", [*DIGIT, *tokens("\n", "</s>", digit={})]),
+    ],
+)  # fmt: skip
+def test_the_digits_token_is_found_from_the_end(text: str, given: list[Any]) -> None:
+    assert expected_score(text, read(text), given) == pytest.approx(3.5)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [*DIGIT, *tokens(" and more", digit={})],
+        [*DIGIT, *tokens("<|im_end|>", "x", digit={})],
+        tokens("}", digit={}),
+        tokens("<|im_end|>", digit={}),
+    ],
+)
+def test_log_probabilities_of_another_text_are_none(given: list[Any]) -> None:
+    with pytest.raises(Unscorable, match="don't cover the score"):
+        expected_score("Score: 3", Answer(3, 7), given)

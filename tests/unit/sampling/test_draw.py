@@ -1,0 +1,89 @@
+"""What ``generate`` writes for FLUX.1 with UNO's references: base, adapter, and both side by side."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, ImageChops
+
+from customized_grpo.data.images import load_image
+from customized_grpo.policies.adapters.lora import attach, save_adapter, trainable_parameters
+from customized_grpo.policies.base import LoraSettings, load_policy
+from customized_grpo.sampling.draw import draw, side_by_side
+from runs import make_tiny_world, tiny_recipe
+
+PROMPT = "a red dog"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With ``adapter/`` in it, whose weights are not zero."""
+    folder = make_tiny_world(tmp_path_factory.mktemp("world"))
+    policy = load_policy(tiny_recipe(folder, folder).policy, device=torch.device("cpu"), precision="no")
+    attach(policy, LoraSettings(rank=2), seed=0)
+    for parameter in trainable_parameters(policy).values():
+        parameter.data = torch.full_like(parameter, 0.05)
+    save_adapter(policy, folder / "adapter", {})
+    return folder
+
+
+def drawn(
+    world: Path, file: Path, adapter: str | None, references: int = 1, **changes: Any
+) -> list[Image.Image]:
+    settings: dict[str, Any] = {"steps": 2, "seed": 0, "num": 1, "grid": None, **changes}
+    pictures = [load_image(world / f"{i}.png") for i in range(references)]
+    recipe = tiny_recipe(world, world / "run", policy__min_references=0)
+    files = draw(recipe, adapter, pictures, PROMPT, file, **settings)
+    return [load_image(path) for path in files]
+
+
+def same(one: Image.Image, other: Image.Image) -> bool:
+    return ImageChops.difference(one, other).getbbox() is None
+
+
+def test_base_adapter_and_grid(world: Path, tmp_path: Path) -> None:
+    adapter, grid = str(world / "adapter"), tmp_path / "grid.png"
+    *tuned, sheet = drawn(world, tmp_path / "new" / "t.png", adapter, num=2, grid=grid)
+    base = drawn(world, tmp_path / "b.png", None, num=2)
+    assert [path.name for path in sorted(tmp_path.rglob("*.png"))] == [
+        "b-0.png", "b-1.png", "grid.png", "t-0.png", "t-1.png",
+    ]  # fmt: skip
+    assert not same(tuned[0], base[0])
+    assert not same(base[0], base[1])
+    tiles = [
+        sheet.crop((4 + 36 * k, 64 * row + 28, 36 + 36 * k, 64 * row + 60)) for row in (1, 2) for k in (0, 1)
+    ]
+    assert all(same(tile, image) for tile, image in zip(tiles, (*base, *tuned), strict=True))
+
+
+def test_an_image_depends_on_its_seed_and_number_alone(world: Path, tmp_path: Path) -> None:
+    one = drawn(world, tmp_path / "a.png", None, seed=3)
+    several = drawn(world, tmp_path / "b.png", None, seed=3, num=5)  # more than a batch
+    assert len(several) == 5
+    close = ImageChops.difference(one[0], several[0]).getextrema()
+    assert max(high for _, high in close) <= 1  # a batch of another size, so the last bits may differ
+    assert not same(drawn(world, tmp_path / "c.png", None, seed=4)[0], one[0])
+
+
+def test_without_references_the_grid_has_no_row_of_them(world: Path, tmp_path: Path) -> None:
+    _, sheet = drawn(world, tmp_path / "a.png", None, references=0, grid=tmp_path / "g.png")
+    assert sheet.size == (4 + 36, 28 + 32 + 4)
+
+
+def test_references_in_a_grid_are_whole() -> None:
+    """A reference of another shape is padded with white, not cropped or stretched."""
+    sheet = side_by_side(
+        [Image.new("RGB", (64, 32), "red")], {"base": torch.zeros(1, 32, 32, 3, dtype=torch.uint8)}
+    )
+    tile = sheet.crop((4, 28, 36, 60))
+    assert [tile.getpixel((16, y)) for y in (2, 16, 29)] == [(255, 255, 255), (255, 0, 0), (255, 255, 255)]
+    assert [tile.getpixel((x, 16)) for x in (0, 31)] == [(255, 0, 0)] * 2
+    assert sheet.crop((4, 92, 36, 124)).getextrema() == ((0, 0),) * 3
+
+
+def test_a_gpu_that_is_not_there(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    recipe = tiny_recipe(world, world / "run", run__device="cuda")
+    with pytest.raises(ValueError, match="no usable GPU"):
+        draw(recipe, None, [], PROMPT, tmp_path / "a.png", steps=1, seed=0, num=1, grid=None)

@@ -1,0 +1,87 @@
+"""What an evaluation during training warns of, from what the run has on disk."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from customized_grpo.recipe.config import Recipe
+from customized_grpo.training import validation
+from customized_grpo.training.trainer import train
+from run_folder import make_run
+from runs import make_tiny_world, tiny_recipe, with_evaluation
+
+
+@pytest.fixture(scope="module")
+def hacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose identity reward rises to its end while the held-out identity falls from step 20 on."""
+    folder = make_run(tmp_path_factory.mktemp("runs") / "hacked", steps=60, planned=60, n=30, gain=-1.5)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rising = [line | {"reward/dino/mean": 0.5 + 0.01 * line["step"]} for line in lines]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rising))
+    return folder
+
+
+def test_an_evaluation_warns(hacked: Path) -> None:
+    (warning,) = validation.warnings(hacked, 60)
+    assert "training reward 'dino' rose" in warning
+    assert "'identity_accuracy' fell" in warning
+
+
+def test_it_looks_no_further_than_its_step(hacked: Path) -> None:
+    """A resumed run may find evaluations of steps that it has yet to repeat."""
+    assert validation.warnings(hacked, 0) == []
+    (warning,) = validation.warnings(hacked, 40)
+    assert "step 40" in warning
+
+
+@pytest.mark.parametrize(
+    ("metric", "blind"),
+    [
+        ({"type": "runs:Brightness"}, True),
+        ({"type": "runs:Brightness", "axis": "prompt", "weight": 0.5}, True),
+        ({"type": "runs:Constant"}, False),
+        ({"type": "dino", "model": "some/dino"}, True),
+        ({"type": "dino", "model": "some/dino", "dtype": "bfloat16", "segment": "reference"}, True),
+        ({"type": "dino", "model": "another/dino"}, False),
+    ],
+)
+def test_a_metric_that_is_the_reward_itself_is_pointed_at(metric: dict[str, Any], blind: bool) -> None:
+    recipe = Recipe.model_validate(
+        {
+            "run": {"dir": "x"},
+            "policy": {"type": "uno", "model": "mini", "height": 32, "width": 32},
+            "data": {"type": "mini"},
+            "rewards": {
+                "bright": {"type": "runs:Brightness", "axis": "prompt"},
+                "warm": {"type": "runs:Warmth", "axis": "identity"},
+                "dino": {"type": "dino", "model": "some/dino", "axis": "identity"},
+            },
+            "evaluate": {"data": {"type": "mini"}, "metrics": {"judge": metric}},
+        }
+    )
+    found = validation.blind_spots(recipe)
+    assert ["evaluate.metrics.judge" in one for one in found] == [True] * blind
+    assert validation.blind_spots(recipe.model_copy(update={"evaluate": None})) == []
+
+
+def test_training_says_what_an_evaluation_gives_to_worry_about(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A reward that grows with every call, its held-out twin that falls with every call, and an axis without one."""
+    world = make_tiny_world(tmp_path)
+    changes: dict[str, Any] = {
+        "rewards__bright": {"type": "runs:Rising", "axis": "prompt"},
+        **with_evaluation(world, 4),
+    }
+    changes["evaluate"]["metrics"] = {"judge": {"type": "runs:Falling", "axis": "prompt"}}
+    train(tiny_recipe(world, tmp_path / "run", train__group_size=2, sampling__steps=2, **changes))
+    said = capsys.readouterr().err
+    (first,) = [line for line in said.splitlines() if "no held-out metric stands for" in line]
+    assert "the axis identity, so reward hacking on it can't show" in first
+    assert "'axis: identity'" in first
+    (hacking,) = [line for line in said.splitlines() if "reward hacking?" in line]
+    assert "training reward 'bright' rose" in hacking
+    assert "'judge' fell by 2" in hacking
+    assert said.index(first) < said.index(hacking)

@@ -1,0 +1,1 @@
+"""Builds every model of the miniature world from nothing: `python -m build_mini`."""

@@ -1,0 +1,58 @@
+"""Stage `export`: a complete FLUX.1 folder in diffusers' layout from the parts in the work folder."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+
+from build_mini.common import LOG, Context, replace_folder
+from build_mini.policy import PHASES, SHIFT, new_transformer, weights_after
+from customized_grpo.mini.integrity import write_manifest
+
+
+def newest_weights(context: Context) -> Path:
+    """The furthest state of the policy that exists."""
+    for phase in reversed(PHASES):
+        done = weights_after(context, phase)
+        for path in (done, done.with_stem(f"{done.stem}-snapshot")):
+            if path.exists():
+                return path
+    raise ValueError(f"there is no policy in {context.work} yet: run --stage policy first")
+
+
+def newest_vae(context: Context) -> Path:
+    """The autoencoder, with the decoder's own training where that is done."""
+    final = context.work / "vae-final"
+    return final if final.exists() else context.work / "vae"
+
+
+def export_flux(context: Context) -> None:
+    """Writes `out/flux`, which `FluxPipeline.from_pretrained` opens; float16."""
+    work, half = context.work, torch.float16
+    weights = newest_weights(context)
+    transformer = new_transformer()
+    transformer.load_state_dict(load_file(weights))
+    pipeline = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        vae=AutoencoderKL.from_pretrained(newest_vae(context), dtype=half),
+        text_encoder=CLIPTextModel.from_pretrained(work / "text/text_encoder", dtype=half),
+        tokenizer=CLIPTokenizer.from_pretrained(work / "text/tokenizer"),
+        text_encoder_2=T5EncoderModel.from_pretrained(work / "text/text_encoder_2", dtype=half),
+        tokenizer_2=T5Tokenizer.from_pretrained(work / "text/tokenizer_2"),
+        transformer=transformer.to(half),
+    )
+    pipeline.vae.register_to_config(_name_or_path="")  # else the config names a folder of this machine
+    with replace_folder(context.out / "flux") as aside:
+        pipeline.save_pretrained(aside)
+        shutil.copy(newest_vae(context) / "README.md", aside / "vae" / "README.md")
+        shutil.copy(work / "text" / "README.md", aside / "text_encoder" / "README.md")
+        card = work / "policy-card"
+        if card.exists():
+            shutil.copytree(card, aside, dirs_exist_ok=True)
+    write_manifest(context.out)
+    with safe_open(weights, "pt") as file:
+        LOG.info("export: %s from %s %s", context.out / "flux", weights.name, file.metadata() or "")
