@@ -6,18 +6,14 @@ Imports are read from the source (also those inside functions), so a forbidden o
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
-PACKAGE = "customized_grpo"
-ROOT = Path(__file__).parent.parent
-SOURCE = ROOT / "src" / PACKAGE
+from source import FILES, GRAPH, PACKAGE, ROOT, SOURCE, TREES, imported_names
 
 # Floors of the house: a room imports from lower floors only. docs/design.md shows this very table.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("types", "seeding", "registry", "paths", "atomic", "advantages"),
-    ("recipe", "console", "data"),
-    ("policies", "rewards"),
+    ("recipe", "console"),
+    ("data", "policies", "rewards"),
     ("conditioning", "scoring", "prepare", "testing"),
     ("sampling", "serve"),
     ("objectives", "memory", "evaluation"),
@@ -27,38 +23,6 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-
-
-def module_name(path: Path) -> str:
-    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-FILES = {module_name(path): path for path in sorted(SOURCE.rglob("*.py"))}
-
-
-def imported_names(tree: ast.AST) -> Iterator[str]:
-    """Full dotted names of all imports: ``from a import b`` gives ``a.b``."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "relative imports hide the layer; write the full name"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def inner_imports(tree: ast.AST, known: set[str]) -> set[str]:
-    """Modules among ``known`` that the source imports, by the longest matching prefix."""
-    found = set()
-    for name in imported_names(tree):
-        parts = name.split(".")
-        prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
-        found.update(next(([prefix] for prefix in prefixes if prefix in known), []))
-    return found
-
-
-TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
-GRAPH = {name: inner_imports(tree, set(FILES)) - {name} for name, tree in TREES.items()}
 
 
 def part(module: str) -> str:

@@ -4,22 +4,15 @@ See tests/test_imports.py for forbidden imports, and the tests of archives, mani
 """
 
 import ast
-import logging
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import pytest
-import torch
-from pydantic import SecretStr
-from test_imports import TREES
-from torch import Tensor
 
-from customized_grpo.rewards.base import Reward, RewardConfig
 from customized_grpo.training.trainer import train
-from customized_grpo.types import Example
+from keyed_reward import SECRET
 from runs import make_tiny_world, tiny_recipe
-
-SECRET = "sk-do-not-write-this-down-0123456789"
+from source import TREES
 
 
 def called(node: ast.Call) -> str:
@@ -84,27 +77,6 @@ def test_weights_are_read_from_safetensors() -> None:
     assert not wrong
 
 
-class KeyedConfig(RewardConfig):
-    """A reward that needs a key."""
-
-    api_key: SecretStr
-
-
-@final
-class Keyed(Reward):
-    """Fails in its second step, as a judge whose server is gone does."""
-
-    Config = KeyedConfig
-
-    def __init__(self, config: KeyedConfig, *, device: torch.device) -> None:
-        assert config.api_key.get_secret_value() == SECRET
-        self.config = config
-
-    def __call__(self, example: Example, images: Tensor) -> Tensor:
-        logging.getLogger("keyed").warning("asking with %s", self.config)
-        return images.float().mean((1, 2, 3))
-
-
 def test_a_secret_reaches_no_file_no_log_and_no_tracker(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -121,7 +93,7 @@ def test_a_secret_reaches_no_file_no_log_and_no_tracker(
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     world = make_tiny_world(tmp_path)
     rewards = {
-        "keyed": {"type": "test_security:Keyed", "axis": "prompt", "api_key": SECRET},
+        "keyed": {"type": "keyed_reward:Keyed", "axis": "prompt", "api_key": SECRET},
         "warm": {"type": "runs:Warmth", "axis": "identity"},
     }
     recipe = tiny_recipe(

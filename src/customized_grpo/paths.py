@@ -22,7 +22,7 @@ def model_path(name: str, kind: str) -> str:
         if not folder.is_dir():
             raise ValueError(
                 f"model {name!r}: the embedded {kind} model is missing ({folder} is no folder); "
-                "reinstall customized-grpo, or rebuild it by 'python -m build_mini'"
+                "reinstall customized-grpo, or rebuild it by 'make assets' in a checkout"
             )
         return str(folder)
     path = Path(name).expanduser()

@@ -1,18 +1,19 @@
 """One resolver for every plug-in: built-in table, then entry points, then ``module:attr``.
 
-A plug-in is a class with a nested pydantic ``Config`` (policies, rewards, metrics, data sets), a pydantic model that
-can be called (importers, aggregators, time weights, dynamics, plans), or a plain function without options. None
-registers itself.
+A plug-in is a class with a nested pydantic ``Config`` (policies, rewards, metrics, data sets), a pydantic model
+(importers, plans), or a plain function (aggregators, time weights, dynamics, rewards), whose keyword-only parameters
+are its section of a recipe. None registers itself.
 """
 
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from functools import lru_cache, partial
 from importlib.metadata import entry_points
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_type_hints
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PydanticUserError, create_model
 
 Kind = Literal[
     "policies",
@@ -63,22 +64,24 @@ BUILTIN: Mapping[Kind, Mapping[str, str]] = {
         "hub": "customized_grpo.prepare.importers.hub:Hub",
     },
     "aggregators": {
-        "sars": "customized_grpo.advantages.aggregators:SARS",
-        "weighted_sum": "customized_grpo.advantages.aggregators:WeightedSum",
-        "minimum": "customized_grpo.advantages.aggregators:Minimum",
-        "maximum": "customized_grpo.advantages.aggregators:Maximum",
-        "harmonic": "customized_grpo.advantages.aggregators:Harmonic",
-        "product": "customized_grpo.advantages.aggregators:Product",
+        "sars": "customized_grpo.advantages.aggregators:sars",
+        "weighted_sum": "customized_grpo.advantages.aggregators:weighted_sum",
+        "minimum": "customized_grpo.advantages.aggregators:minimum",
+        "maximum": "customized_grpo.advantages.aggregators:maximum",
+        "weighted_minimum": "customized_grpo.advantages.aggregators:weighted_minimum",
+        "weighted_maximum": "customized_grpo.advantages.aggregators:weighted_maximum",
+        "harmonic": "customized_grpo.advantages.aggregators:harmonic",
+        "product": "customized_grpo.advantages.aggregators:product",
     },
     "time_weights": {
-        "tdw": "customized_grpo.advantages.time_weights:TDW",
-        "constant": "customized_grpo.advantages.time_weights:Constant",
-        "table": "customized_grpo.advantages.time_weights:Table",
+        "tdw": "customized_grpo.advantages.time_weights:tdw",
+        "constant": "customized_grpo.advantages.time_weights:constant",
+        "table": "customized_grpo.advantages.time_weights:table",
     },
     "dynamics": {
-        "dance_sde": "customized_grpo.sampling.dynamics:DanceSDE",
-        "flow_sde": "customized_grpo.sampling.dynamics:FlowSDE",
-        "cps": "customized_grpo.sampling.dynamics:CPS",
+        "dance_sde": "customized_grpo.sampling.dynamics:dance_sde",
+        "flow_sde": "customized_grpo.sampling.dynamics:flow_sde",
+        "cps": "customized_grpo.sampling.dynamics:cps",
     },
     "plans": {
         "all": "customized_grpo.sampling.schedule:AllPlan",
@@ -96,12 +99,28 @@ class UnknownPluginError(ValueError):
     """No plug-in of that name; the message lists what there is and the nearest match."""
 
 
-class PlainConfig(BaseModel):
-    """The section of a plug-in that is a plain function: a type and no options."""
+class PluginSection(BaseModel):
+    """A plug-in's section of a recipe: a ``type``, and the plug-in's own options."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: str
+
+
+class _Call(NamedTuple):
+    """The call that a function of some kind has to answer."""
+
+    positional: tuple[str, ...]
+    given: tuple[str, ...] = ()
+    """Keywords that the caller gives, so that they are not options."""
+
+
+_CALLS: Mapping[Kind, _Call] = {
+    "aggregators": _Call(("a", "w")),
+    "time_weights": _Call(("num_steps",)),
+    "dynamics": _Call(("velocity", "x", "sigma", "sigma_next"), ("sigma_max",)),
+    "rewards": _Call(("example", "images")),
+}
 
 
 def did_you_mean(given: str, allowed: list[str]) -> str:
@@ -153,8 +172,12 @@ def _load(target: str) -> Any:
     return found
 
 
-def config_model(plugin: Any) -> type[BaseModel]:
-    """The pydantic model that reads a plug-in's section of a recipe."""
+def config_model(kind: Kind, plugin: Any) -> type[BaseModel]:
+    """The pydantic model that reads a plug-in's section of a recipe.
+
+    Raises:
+        UnknownPluginError: it declares no options in a form that the kind has.
+    """
     if inspect.isclass(plugin) and issubclass(plugin, BaseModel):
         return plugin
     if inspect.isclass(plugin):
@@ -165,13 +188,75 @@ def config_model(plugin: Any) -> type[BaseModel]:
             f"{plugin.__module__}:{plugin.__qualname__} has no nested pydantic class 'Config'; "
             "a plug-in class declares its options there"
         )
-    if inspect.isfunction(plugin):
-        return PlainConfig
-    raise UnknownPluginError(f"{plugin!r} is neither a class nor a function, so it can't be a plug-in")
+    if inspect.isfunction(plugin) and kind in _CALLS:
+        try:
+            return section_of(kind, plugin)
+        except ValueError as error:
+            raise UnknownPluginError(str(error)) from error
+    raise UnknownPluginError(
+        f"{plugin!r} is neither a class nor a function of a kind that takes functions ({', '.join(_CALLS)}), so it "
+        f"can't be a plug-in of {kind}"
+    )
+
+
+@lru_cache
+def section_of(
+    kind: Kind, function: Callable[..., Any], base: type[BaseModel] = PluginSection
+) -> type[BaseModel]:
+    """The section of a plug-in function: its keyword-only parameters with their annotations and defaults.
+
+    ``Annotated[float, Field(ge=0.0, description="...")]`` sets bounds and words, as in any pydantic model.
+
+    Raises:
+        ValueError: it can't be called as its kind is, or a parameter can't be an option.
+    """
+    call, place = _CALLS[kind], f"{function.__module__}:{function.__qualname__}"
+    parameters = inspect.signature(function).parameters.values()
+    options = [one for one in parameters if one.kind is one.KEYWORD_ONLY and one.name not in call.given]
+    form = ", ".join(
+        [*call.positional, *(["*", *(f"{name}=..." for name in call.given)] if call.given else [])]
+    )
+    try:
+        bound = inspect.signature(function).bind(
+            *call.positional, **dict.fromkeys([*call.given, *(one.name for one in options)])
+        )
+    except TypeError as error:
+        raise ValueError(f"{place} can't be called as f({form}): {error}") from error
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    unset = [one.name for one in parameters if one.name not in bound.arguments and one.kind in positional]
+    if unset:
+        raise ValueError(
+            f"{place}: no recipe can set {', '.join(unset)}; make it keyword-only, as in "
+            f"f({', '.join(call.positional)}, *, {unset[0]}: float = ...)"
+        )
+    try:
+        hints = get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise ValueError(f"{place}: its annotations can't be read: {error}") from error
+    for one in options:
+        if one.name not in hints:
+            raise ValueError(
+                f"{place}: the option {one.name} needs an annotation, as in {one.name}: float = ..."
+            )
+        if one.name in base.model_fields:
+            raise ValueError(f"{place}: {one.name} is a key of every section of {kind}; rename the parameter")
+    fields: dict[str, Any] = {
+        one.name: (hints[one.name], ... if one.default is one.empty else one.default) for one in options
+    }
+    try:
+        return create_model(
+            function.__name__,
+            __base__=base,
+            __doc__=inspect.getdoc(function),
+            __module__=function.__module__,
+            **fields,
+        )
+    except (PydanticUserError, NameError) as error:
+        raise ValueError(f"{place}: its parameters can't be options: {error}") from error
 
 
 def build_function(kind: Kind, spec: BaseModel) -> Callable[..., Any]:
-    """The callable behind a function-like section (aggregator, time weights, dynamics)."""
+    """The callable behind a function-like section (aggregator, time weights, dynamics), its options bound."""
     plugin = resolve(kind, type_of(spec))
     if inspect.isclass(plugin) and issubclass(plugin, BaseModel):
         assert callable(spec)
@@ -180,12 +265,11 @@ def build_function(kind: Kind, spec: BaseModel) -> Callable[..., Any]:
         factory: Any = plugin
         made: Callable[..., Any] = factory(spec)
         return made
-    function: Callable[..., Any] = plugin
-    return function
+    return partial(plugin, **{name: value for name, value in spec if name != "type"})
 
 
 def type_of(spec: BaseModel) -> str:
-    """The ``type`` of a plug-in's section."""
-    name = spec.model_dump(include={"type"})["type"]
+    """The ``type`` of a plug-in's section, which may be a model of another package."""
+    name = dict(spec)["type"]
     assert isinstance(name, str)
     return name

@@ -19,7 +19,7 @@ from customized_grpo.policies.adapters.lora import base_transformer
 from customized_grpo.policies.adapters.tuning import reference
 from customized_grpo.policies.base import Policy
 from customized_grpo.rewards.base import AnyReward, AsyncGroupReward, AsyncReward, Reward
-from customized_grpo.rewards.function import FunctionConfig, reward_class
+from customized_grpo.rewards.function import reward_class
 from customized_grpo.types import Example
 
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -135,7 +135,8 @@ def check_reward(
         AssertionError: what does not hold.
     """
     if inspect.isfunction(reward):
-        reward = reward_class(reward)(FunctionConfig(type="function"), device=torch.device("cpu"))
+        kind: Any = reward_class(reward)
+        reward = kind(kind.Config(type="function"), device=torch.device("cpu"))
     assert isinstance(reward, AnyReward), (
         f"{reward!r} is no reward: give a Reward, AsyncReward, AsyncGroupReward or a function f(example, images)"
     )

@@ -13,6 +13,7 @@ from customized_grpo.evaluation.costs import announced
 from customized_grpo.evaluation.evaluator import evaluate
 from customized_grpo.recipe.config import EvaluateRecipe
 from customized_grpo.recipe.loading import load_any, load_recipe
+from customized_grpo.report.write import write_report
 from customized_grpo.training.trainer import train
 from judge_cases import KEY, KEY_ENV
 from judge_server import JudgeServer, Reply, Request, completion, score
@@ -101,7 +102,7 @@ def test_dreambench_plus_on_the_miniature(tmp_path: Path, capsys: pytest.Capture
     page = (folder / "evaluation" / "summary.md").read_text()
     assert "3 runs, standard deviation of their means" in page
     assert "failed and are excluded" in page
-    for file in (folder / "config.yaml", folder / "report.html"):
+    for file in (folder / "config.yaml", write_report([folder])):
         assert KEY not in file.read_text()
 
 

@@ -37,7 +37,7 @@ cpu = torch.device("cpu")
 example = Example(key="1", prompt="a bag", references=(Image.new("RGB", (8, 8), "red"),))
 def read(kind, section):
     plugin = registry.resolve(kind, section["type"])
-    return plugin, registry.config_model(plugin).model_validate(section)
+    return plugin, registry.config_model(kind, plugin).model_validate(section)
 reward, config = read("rewards", {"type": "redness", "axis": "prompt"})
 images = torch.arange(4 * 8 * 8 * 3).reshape(4, 8, 8, 3).remainder(251).to(torch.uint8)
 check_reward(reward(config, device=cpu), example, images)

@@ -23,7 +23,7 @@ def test_mini_and_its_judge_are_inside_the_package(assets: Path) -> None:
 
 @pytest.mark.parametrize("name", ["mini", "mini-judge"])
 def test_a_missing_embedded_model_says_how_to_build_it(assets: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=r"embedded clip model is missing.*customized_grpo\.mini\.build"):
+    with pytest.raises(ValueError, match=r"embedded clip model is missing.*make assets"):
         model_path(name, "clip")
 
 

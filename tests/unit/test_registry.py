@@ -3,13 +3,13 @@
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import get_args
+from typing import Annotated, get_args
 
 import pytest
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from customized_grpo import registry
-from customized_grpo.registry import BUILTIN, PlainConfig, UnknownPluginError
+from customized_grpo.registry import BUILTIN, UnknownPluginError
 
 ALL = [(kind, name) for kind, table in BUILTIN.items() for name in table]
 
@@ -25,8 +25,23 @@ class Doubled(BaseModel):
         return x * self.factor
 
 
-def plain(x: float) -> float:
-    return x + 1
+def softmin(
+    a: float, w: float, *, sharpness: Annotated[float, Field(gt=0.0, description="of it")] = 4.0
+) -> float:
+    """The smaller one, softly."""
+    return -(a * w) * sharpness
+
+
+def positional(a: float, w: float, sharpness: float = 4.0) -> float:
+    return a
+
+
+def untyped(a: float, w: float, *, sharpness=4.0) -> float:  # type: ignore[no-untyped-def]
+    return a
+
+
+def narrow(a: float) -> float:
+    return a
 
 
 class Optionless:
@@ -45,7 +60,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize(("kind", "name"), ALL)
 def test_every_builtin_resolves_and_has_options(kind: registry.Kind, name: str) -> None:
-    model = registry.config_model(registry.resolve(kind, name))
+    model = registry.config_model(kind, registry.resolve(kind, name))
     assert "type" in model.model_fields
     assert model.model_config.get("extra") == "forbid", "a mistyped option would be ignored"
     assert model.model_config.get("frozen")
@@ -77,23 +92,47 @@ def test_a_target_that_is_not_there(target: str) -> None:
 
 
 def test_a_callable_section_is_its_own_function(module: str) -> None:
-    spec = registry.config_model(registry.resolve("aggregators", f"{module}:Doubled"))(
+    spec = registry.config_model("aggregators", registry.resolve("aggregators", f"{module}:Doubled"))(
         type=f"{module}:Doubled", factor=3
     )
     assert registry.build_function("aggregators", spec)(2.0) == 6.0
 
 
-def test_a_plain_function_has_no_options(module: str) -> None:
-    plugin = registry.resolve("time_weights", f"{module}:plain")
-    assert registry.config_model(plugin) is PlainConfig
-    assert registry.build_function("time_weights", PlainConfig(type=f"{module}:plain"))(1.0) == 2.0
+def test_a_functions_keyword_only_parameters_are_its_section(module: str) -> None:
+    name = f"{module}:softmin"
+    section = registry.config_model("aggregators", registry.resolve("aggregators", name))
+    assert section.model_json_schema()["properties"]["sharpness"] == {
+        "default": 4.0,
+        "description": "of it",
+        "exclusiveMinimum": 0.0,
+        "title": "Sharpness",
+        "type": "number",
+    }
+    spec = section.model_validate({"type": name, "sharpness": 2})
+    assert registry.build_function("aggregators", spec)(3.0, 1.0) == -6.0
+    for wrong in ({"sharpness": 0.0}, {"sharpnes": 1.0}):
+        with pytest.raises(ValidationError):
+            section.model_validate({"type": name, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("positional", r"no recipe can set sharpness; make it keyword-only, as in f\(a, w, \*, sharpness"),
+        ("untyped", "the option sharpness needs an annotation"),
+        ("narrow", r"can't be called as f\(a, w\)"),
+    ],
+)
+def test_a_function_that_no_section_can_fill_is_refused(module: str, name: str, said: str) -> None:
+    with pytest.raises(UnknownPluginError, match=said):
+        registry.config_model("aggregators", registry.resolve("aggregators", f"{module}:{name}"))
 
 
 def test_a_class_without_config_is_refused(module: str) -> None:
     with pytest.raises(UnknownPluginError, match="no nested pydantic class 'Config'"):
-        registry.config_model(registry.resolve("rewards", f"{module}:Optionless"))
+        registry.config_model("rewards", registry.resolve("rewards", f"{module}:Optionless"))
     with pytest.raises(UnknownPluginError, match="neither a class nor a function"):
-        registry.config_model(3)
+        registry.config_model("rewards", 3)
 
 
 def test_entry_points_are_found_and_cannot_take_a_builtin_name(monkeypatch: pytest.MonkeyPatch) -> None:

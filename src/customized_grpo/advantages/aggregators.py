@@ -1,15 +1,15 @@
 """Aggregators: the axes' normalised advantages and the trained steps' weights become one advantage.
 
 Dimensions: G group size, Q axes (prompt, identity), K trained steps. Each function is ``(a[G,Q], w[K,Q], *, own
-parameters) -> [G,K]``, and each has a section of a recipe (``advantage.aggregator``) that calls it.
+parameters) -> [G,K]``; its keyword-only parameters are the keys of ``advantage.aggregator`` in a recipe.
 """
 
 from itertools import combinations
-from typing import Literal
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -21,7 +21,9 @@ def weighted_sum(a: Float[Tensor, "g q"], w: Float[Tensor, "k q"]) -> Float[Tens
     return _weighted(a, w).sum(-1)
 
 
-def sars(a: Float[Tensor, "g q"], w: Float[Tensor, "k q"], *, gamma: float = 0.4) -> Float[Tensor, "g k"]:
+def sars(
+    a: Float[Tensor, "g q"], w: Float[Tensor, "k q"], *, gamma: Annotated[float, Field(ge=0.0)] = 0.4
+) -> Float[Tensor, "g k"]:
     """Synergy-aware reward shaping (Customized-GRPO, arXiv 2510.18263): the weighted sum + gamma s[g].
 
     s = tanh(a_p a_i) where either is above 0, and -tanh(a_p a_i) where neither is: a bonus where both are up, a
@@ -34,16 +36,28 @@ def sars(a: Float[Tensor, "g q"], w: Float[Tensor, "k q"], *, gamma: float = 0.4
 
 
 def minimum(a: Float[Tensor, "g q"], w: Float[Tensor, "k q"]) -> Float[Tensor, "g k"]:
-    """The smallest of Q w[k,q] a[g,q]: with equal weights 1 / Q, the worse axis as it is."""
-    return _weighted(a, w).amin(-1) * a.shape[1]
+    """A[g,k] = min_q a[g,q]: the worse axis alone, whatever the weights (as the paper's code has it)."""
+    return a.amin(-1, keepdim=True).expand(-1, len(w))
 
 
 def maximum(a: Float[Tensor, "g q"], w: Float[Tensor, "k q"]) -> Float[Tensor, "g k"]:
-    """The largest of Q w[k,q] a[g,q]: with equal weights 1 / Q, the better axis as it is."""
+    """A[g,k] = max_q a[g,q]: the better axis alone, whatever the weights (as the paper's code has it)."""
+    return a.amax(-1, keepdim=True).expand(-1, len(w))
+
+
+def weighted_minimum(a: Float[Tensor, "g q"], w: Float[Tensor, "k q"]) -> Float[Tensor, "g k"]:
+    """A[g,k] = min_q Q w[k,q] a[g,q]: with equal weights 1 / Q, ``minimum``; ours, to combine it with time weights."""
+    return _weighted(a, w).amin(-1) * a.shape[1]
+
+
+def weighted_maximum(a: Float[Tensor, "g q"], w: Float[Tensor, "k q"]) -> Float[Tensor, "g k"]:
+    """A[g,k] = max_q Q w[k,q] a[g,q]: with equal weights 1 / Q, ``maximum``; ours, to combine it with time weights."""
     return _weighted(a, w).amax(-1) * a.shape[1]
 
 
-def harmonic(a: Float[Tensor, "g q"], w: Float[Tensor, "k q"], *, gamma: float = 0.4) -> Float[Tensor, "g k"]:
+def harmonic(
+    a: Float[Tensor, "g q"], w: Float[Tensor, "k q"], *, gamma: Annotated[float, Field(ge=0.0)] = 0.4
+) -> Float[Tensor, "g k"]:
     """The weighted sum + gamma a_p a_i / (a_p + a_i + 1e-6); with more than two axes the mean over the pairs.
 
     Near a_p = -a_i the quotient has a pole: the denominator is kept at least 1e-6 from 0, so that it stays finite
@@ -60,72 +74,6 @@ def product(a: Float[Tensor, "g q"], w: Float[Tensor, "k q"]) -> Float[Tensor, "
     power = a.shape[1] * w
     value = softplus(a)[:, None].pow(power).prod(-1) - softplus(torch.zeros_like(power)).pow(power).prod(-1)
     return normalize(value)
-
-
-class _Aggregator(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class WeightedSum(_Aggregator):
-    """Naive GRPO: the weighted sum of the axes."""
-
-    type: Literal["weighted_sum"] = "weighted_sum"
-
-    def __call__(self, a: Float[Tensor, "g q"], w: Float[Tensor, "k q"]) -> Float[Tensor, "g k"]:
-        """``weighted_sum``."""
-        return weighted_sum(a, w)
-
-
-class SARS(_Aggregator):
-    """Synergy-aware reward shaping (the paper): the weighted sum, a bonus for synergy, a penalty for conflict."""
-
-    type: Literal["sars"] = "sars"
-    gamma: NonNegativeFloat = 0.4
-
-    def __call__(self, a: Float[Tensor, "g q"], w: Float[Tensor, "k q"]) -> Float[Tensor, "g k"]:
-        """``sars``."""
-        return sars(a, w, gamma=self.gamma)
-
-
-class Harmonic(_Aggregator):
-    """The weighted sum plus the harmonic term of the axes' advantages."""
-
-    type: Literal["harmonic"] = "harmonic"
-    gamma: NonNegativeFloat = 0.4
-
-    def __call__(self, a: Float[Tensor, "g q"], w: Float[Tensor, "k q"]) -> Float[Tensor, "g k"]:
-        """``harmonic``."""
-        return harmonic(a, w, gamma=self.gamma)
-
-
-class Minimum(_Aggregator):
-    """The worse axis alone."""
-
-    type: Literal["minimum"] = "minimum"
-
-    def __call__(self, a: Float[Tensor, "g q"], w: Float[Tensor, "k q"]) -> Float[Tensor, "g k"]:
-        """``minimum``."""
-        return minimum(a, w)
-
-
-class Maximum(_Aggregator):
-    """The better axis alone."""
-
-    type: Literal["maximum"] = "maximum"
-
-    def __call__(self, a: Float[Tensor, "g q"], w: Float[Tensor, "k q"]) -> Float[Tensor, "g k"]:
-        """``maximum``."""
-        return maximum(a, w)
-
-
-class Product(_Aggregator):
-    """The product of the axes' softplus advantages."""
-
-    type: Literal["product"] = "product"
-
-    def __call__(self, a: Float[Tensor, "g q"], w: Float[Tensor, "k q"]) -> Float[Tensor, "g k"]:
-        """``product``."""
-        return product(a, w)
 
 
 def _weighted(a: Tensor, w: Tensor) -> Tensor:

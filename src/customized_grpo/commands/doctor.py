@@ -113,7 +113,7 @@ def _assets() -> list[Finding]:
     problems = check_assets()
     if not problems:
         return [Finding("embedded models", "whole")]
-    advice = "reinstall customized-grpo, or rebuild them: python -m build_mini"
+    advice = "reinstall customized-grpo, or rebuild them in a checkout: make assets"
     return [Finding("embedded models", problem, advice) for problem in problems]
 
 

@@ -37,7 +37,7 @@ def describe(kind: registry.Kind) -> list[Described]:
 def _describe(kind: registry.Kind, name: str, package: str) -> Described:
     try:
         plugin = registry.resolve(kind, name)
-        return Described(name, package, _purpose(plugin), _options(registry.config_model(plugin)))
+        return Described(name, package, _purpose(plugin), _options(registry.config_model(kind, plugin)))
     except registry.UnknownPluginError as error:
         return Described(name, package, f"can't be loaded: {error}", "")
 

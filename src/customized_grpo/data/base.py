@@ -1,19 +1,12 @@
 """What a data set is: a sized sequence of examples, made from its nested ``Config``."""
 
-from typing import Any, Protocol, runtime_checkable
-
-from pydantic import BaseModel, ConfigDict
+from typing import Protocol, runtime_checkable
 
 from customized_grpo import registry
+from customized_grpo.recipe.sections import DataSpec as DatasetConfig
 from customized_grpo.types import Example
 
-
-class DatasetConfig(BaseModel):
-    """What every data set's ``Config`` holds; each data set adds its own fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    type: str
+__all__ = ["Dataset", "DatasetConfig", "load_dataset"]
 
 
 @runtime_checkable
@@ -33,7 +26,7 @@ class Dataset(Protocol):
         ...
 
 
-def load_dataset(spec: Any, place: str) -> Dataset:
+def load_dataset(spec: DatasetConfig, place: str) -> Dataset:
     """The data set of a recipe's section.
 
     Args:
@@ -43,9 +36,7 @@ def load_dataset(spec: Any, place: str) -> Dataset:
     Raises:
         ValueError: it is empty.
     """
-    dataset: Dataset = registry.resolve("datasets", registry.type_of(spec))(spec)
+    dataset: Dataset = registry.resolve("datasets", spec.type)(spec)
     if not len(dataset):
-        raise ValueError(
-            f"{place}: the data set ({registry.type_of(spec)}) is empty; it needs at least one example"
-        )
+        raise ValueError(f"{place}: the data set ({spec.type}) is empty; it needs at least one example")
     return dataset

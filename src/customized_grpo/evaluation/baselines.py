@@ -15,6 +15,7 @@ from torch import Tensor
 from customized_grpo.data.base import Dataset
 from customized_grpo.evaluation.metrics import Scorer
 from customized_grpo.evaluation.protocols import Protocol, group_of, subject_photos
+from customized_grpo.recipe.sections import MetricSpec
 from customized_grpo.types import Example
 
 
@@ -28,7 +29,7 @@ def identity_metrics(metrics: Mapping[str, Scorer], specs: Mapping[str, BaseMode
     return {
         name: metric
         for name, metric in metrics.items()
-        if specs[name].model_dump(include={"axis"}).get("axis") == "identity"
+        if isinstance(spec := specs[name], MetricSpec) and spec.axis == "identity"
     }
 
 

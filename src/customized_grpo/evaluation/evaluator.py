@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -32,6 +31,7 @@ from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.base import Policy, runs_on_cpu, stack
 from customized_grpo.recipe.config import Evaluate, EvaluateRecipe, EvaluateSampling, Sampling
 from customized_grpo.recipe.loading import save_recipe
+from customized_grpo.recipe.sections import PolicySpec
 from customized_grpo.sampling.rollout import generate
 from customized_grpo.sampling.schedule import sigma_grid
 from customized_grpo.seeding import generator
@@ -120,7 +120,7 @@ def block_of(spec: Evaluate) -> int:
 
 
 def noise_levels(
-    policy: Any, sampling: EvaluateSampling | Sampling, spec: Evaluate, num_tokens: int
+    policy: PolicySpec, sampling: EvaluateSampling | Sampling, spec: Evaluate, num_tokens: int
 ) -> Float[Tensor, " t_plus_1"]:
     """Of an evaluation's sampler, whose ``spec.steps`` go before the training's.
 
@@ -162,7 +162,7 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
         raise ValueError(
             "run.device: 'cuda' was asked for but torch finds no GPU; use run.device=auto or cpu"
         )
-    settings: Any = recipe.policy
+    settings = recipe.policy
     tuned = tuning.read(recipe.lora) if recipe.lora is not None else None
     spec = recipe.evaluate
     dataset = load_dataset(spec.data, "evaluate.data")
@@ -250,7 +250,7 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
 
 
 def _folder(recipe: EvaluateRecipe) -> Path:
-    spec: Any = recipe.policy
+    spec = recipe.policy
     for key, section in {"lora": spec.lora, "full": spec.full}.items():
         if section is not None and section.path is not None:
             raise ValueError(

@@ -8,11 +8,12 @@ from customized_grpo import registry
 from customized_grpo.data.dreambench import DreamBench
 from customized_grpo.data.originals import photos
 from customized_grpo.recipe.config import Evaluate, EvaluateSampling, Sampling
+from customized_grpo.recipe.sections import MetricSpec, PolicySpec
 from customized_grpo.rewards.base import transport_of
 
 
 def settings_of(
-    policy: Any, sampling: EvaluateSampling | Sampling, spec: Evaluate, examples: int
+    policy: PolicySpec, sampling: EvaluateSampling | Sampling, spec: Evaluate, examples: int
 ) -> dict[str, Any]:
     """How images are made, for the record and for ``Protocol.departures``: a summary's ``settings``.
 
@@ -37,7 +38,7 @@ def settings_of(
         "data": registry.type_of(spec.data),
         **_photos(spec.data),
         "metrics": {
-            name: one.model_dump(mode="json", include={"model"}).get("model", registry.type_of(one))
+            name: (isinstance(one, MetricSpec) and one.model_name()) or registry.type_of(one)
             for name, one in spec.metrics.items()
         },
         "metric_options": {name: options for name, one in spec.metrics.items() if (options := _options(one))},

@@ -6,7 +6,9 @@ from typing import Any
 
 from customized_grpo.memory.estimate import Estimate
 from customized_grpo.memory.footprint import of_recipe
+from customized_grpo.policies.flux_loading import FluxConfig
 from customized_grpo.recipe.config import Recipe
+from customized_grpo.recipe.sections import PolicySpec
 
 _MARGIN = 0.95
 """Share of a device that an estimate may fill: activations are estimated, and a card shows less than its name says."""
@@ -58,7 +60,7 @@ def changes(recipe: Recipe, limit: int, *, world: int = 1) -> tuple[list[str], E
 
 def _ladder(recipe: Recipe) -> Iterator[Change]:
     """Overrides and what they change, by what they cost: nothing, time, then exactness."""
-    policy: Any = recipe.policy
+    policy = recipe.policy
     if recipe.run.cache is None:
         yield {"run.cache": "cache"}, {"run": {"cache": "cache"}}
     for size in _smaller_batches(recipe):
@@ -73,19 +75,17 @@ def _ladder(recipe: Recipe) -> Iterator[Change]:
         for bits in _fewer_bits(policy):
             overrides: dict[str, str] = {"policy.quantization": bits}
             changed: dict[str, Any] = {"quantization": bits}
-            if (
-                policy.model_dump(include={"base_lora"}).get("base_lora") is not None
-            ):  # nothing fuses into bits
+            if isinstance(policy, FluxConfig) and policy.base_lora is not None:  # nothing fuses into bits
                 overrides["policy.base_lora.mode"] = "adapter"
                 changed["base_lora"] = policy.base_lora.model_copy(update={"mode": "adapter"})
             yield overrides, {"policy": changed}
-    for rank in (32, 16) if policy.full is None else ():
-        if rank < policy.lora.rank and policy.lora.path is None:
+    for rank in (32, 16):
+        if policy.lora is not None and rank < policy.lora.rank and policy.lora.path is None:
             lora = policy.lora.model_copy(update={"rank": rank, "alpha": None})
             yield {"policy.lora.rank": str(rank)}, {"policy": {"lora": lora}}
 
 
-def _fewer_bits(policy: Any) -> tuple[str, ...]:
+def _fewer_bits(policy: PolicySpec) -> tuple[str, ...]:
     if policy.full is not None:
         return ()
     return {"none": ("8bit", "4bit"), "8bit": ("4bit",), "4bit": ()}[policy.quantization]

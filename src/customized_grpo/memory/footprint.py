@@ -10,6 +10,7 @@ from typing import Any
 
 import diffusers
 import torch
+from pydantic import BaseModel
 from torch import nn
 
 from customized_grpo import registry
@@ -18,7 +19,10 @@ from customized_grpo.memory.geometry import step_geometry
 from customized_grpo.memory.known_models import MODELS, REWARD_BYTES, UNO_LORA
 from customized_grpo.memory.parameters import Trained, adapted, adapter_parameters, linears
 from customized_grpo.policies.adapters.full import trained_names
+from customized_grpo.policies.base import Policy
+from customized_grpo.policies.flux_loading import FluxConfig
 from customized_grpo.recipe.config import Recipe
+from customized_grpo.recipe.sections import MetricSpec, PolicySpec
 
 GIB = 2**30
 _RESERVE = GIB
@@ -126,19 +130,18 @@ def of_recipe(recipe: Recipe, *, world: int = 1, num_references: int = 1) -> Est
         UnknownModelError: see ``shapes``.
     """
     policy, train = recipe.policy, recipe.train
-    kind: Any = registry.resolve("policies", registry.type_of(policy))
+    kind: type[Policy] = registry.resolve("policies", policy.type)
     latent_shape = policy.latent_shape()
     if latent_shape is None:
-        raise UnknownModelError(f"the policy {registry.type_of(policy)!r} doesn't say its latent shape")
+        raise UnknownModelError(f"the policy {policy.type!r} doesn't say its latent shape")
     model = shapes(policy.source(), kind.encoders)
     b = 2 if recipe.run.precision == "bf16" else 4
     geometry = step_geometry(recipe, world=world, latent_shape=latent_shape)
     parts = {"VAE": model.vae * 4}
     if recipe.run.cache is None:
         parts["text encoders"] = sum(model.encoders.values()) * b
-    beneath = policy.model_dump(include={"base_lora"}).get("base_lora")
-    if beneath is not None and beneath["mode"] == "adapter":
-        parts["base_lora"] = _values_of_lora(beneath["path"]) * b
+    if isinstance(policy, FluxConfig) and policy.base_lora is not None and policy.base_lora.mode == "adapter":
+        parts["base_lora"] = _values_of_lora(policy.base_lora.path) * b
     rewards, unknown = _rewards(recipe)
     decoded = min(_DECODE_CHUNK, train.group_size)
     return estimate(
@@ -163,7 +166,7 @@ def of_recipe(recipe: Recipe, *, world: int = 1, num_references: int = 1) -> Est
     )
 
 
-def _trained(policy: Any, kind: Any, transformer: nn.Module) -> Trained:
+def _trained(policy: PolicySpec, kind: type[Policy], transformer: nn.Module) -> Trained:
     if policy.full is not None:
         own = trained_names(transformer, policy.full, kind.idle(transformer))
         return Trained(
@@ -173,6 +176,7 @@ def _trained(policy: Any, kind: Any, transformer: nn.Module) -> Trained:
             own=frozenset(own),
         )
     settings = policy.lora
+    assert settings is not None
     targets = settings.targets or kind.lora_targets
     patterns = [pattern for target in targets for pattern in kind.lora_presets.get(target, (target,))]
     layers = adapted(transformer, patterns)
@@ -192,25 +196,24 @@ def _rollout_batch(recipe: Recipe) -> int:
     return 1 if batch == "auto" else min(batch or recipe.train.group_size, recipe.train.group_size)
 
 
-def _tokens(policy: Any, of_image: int, num_references: int) -> Tokens:
+def _tokens(policy: PolicySpec, of_image: int, num_references: int) -> Tokens:
     """Tokens of a sample with square references; what a policy's section doesn't say is FLUX's."""
-    options = policy.model_dump(include={"reference_size", "max_sequence_length"})
     pixels = policy.height * policy.width // of_image
-    side = options.get("reference_size") or _LONG_SIDE
+    side = policy.reference_side() or _LONG_SIDE
     return Tokens(
         image=of_image + num_references * side * side // pixels,
-        text=options.get("max_sequence_length") or _TEXT_TOKENS,
+        text=policy.prompt_tokens() or _TEXT_TOKENS,
     )
 
 
 def _rewards(recipe: Recipe) -> tuple[dict[str, int], list[str]]:
     """Bytes of the models of rewards and of held-out metrics, each model once, and the names of unknown ones."""
-    specs = {f"rewards.{name}": spec for name, spec in recipe.rewards.items()}
+    specs: dict[str, BaseModel] = {f"rewards.{name}": spec for name, spec in recipe.rewards.items()}
     if recipe.evaluate is not None and recipe.train.evaluate_every:
         specs |= {f"evaluate.metrics.{name}": spec for name, spec in recipe.evaluate.metrics.items()}
     sizes, unknown = {}, []
     for name, spec in specs.items():
-        model = spec.model_dump(include={"model"}).get("model")
+        model = spec.model_name() if isinstance(spec, MetricSpec) else None
         if model is None:
             unknown.append(name)
         elif model in REWARD_BYTES:

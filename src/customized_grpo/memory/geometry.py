@@ -5,11 +5,10 @@ Dimensions: G group size, T sampler steps, K trained steps, S latent tokens, C l
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from customized_grpo import registry
 from customized_grpo.recipe.config import AXES, Recipe
-from customized_grpo.sampling.schedule import StepPlan, sigma_grid
+from customized_grpo.sampling.schedule import StepPlan, plan_of, sigma_grid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +58,7 @@ def step_geometry(recipe: Recipe, *, world: int, latent_shape: tuple[int, int] |
             f"train.groups_per_step: given {train.groups_per_step}, which {world} processes can't share equally; "
             f"use a multiple of {world}"
         )
-    scheduler: Any = sampling.plan
+    scheduler = plan_of(sampling.plan)
     plan: StepPlan = scheduler.steps(num_steps=sampling.steps, seed=recipe.run.seed, step=0, group=0)
     groups, size, trained = train.groups_per_step, train.group_size, len(plan.trained)
     shared = min(plan.stochastic) if sampling.shared_noise else 0

@@ -6,12 +6,13 @@ from typing import final
 
 import torch
 from jaxtyping import Float, UInt8
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from customized_grpo.evaluation.metrics import Metric
 from customized_grpo.mini.oracle import Oracle, judge
 from customized_grpo.paths import model_path
+from customized_grpo.recipe.sections import MetricSpec
 from customized_grpo.types import Example
 
 
@@ -20,13 +21,15 @@ class MiniOracle(Metric):
     """Identity and prompt accuracy of pictures of the miniature world, by its held-out attribute oracle."""
 
     @final
-    class Config(BaseModel):
+    class Config(MetricSpec):
         """A metric's section with ``type: mini_oracle``."""
-
-        model_config = ConfigDict(frozen=True, extra="forbid")
 
         type: str = "mini_oracle"
         model: str = Field(default="mini", description="a folder with an oracle, or 'mini'")
+
+        def model_name(self) -> str | None:
+            """Its ``model``."""
+            return self.model
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
         self._oracle = Oracle.load(Path(model_path(config.model, "oracle"))).to(device)

@@ -19,7 +19,6 @@ from diffusers.quantizers import PipelineQuantizationConfig
 from torch import Tensor, nn
 
 from customized_grpo.policies.checkpointing import checkpoint_blocks
-from customized_grpo.registry import did_you_mean
 
 Quantization = Literal["none", "8bit", "4bit"]
 
@@ -95,10 +94,9 @@ def settle(pipeline: Any, config: Any, device: torch.device, transformer: Any) -
     """
     pipeline.to(device)
     if pipeline.transformer is None:
-        extra = config.model_dump(include={"revision"})
         with torch.device("meta"):
             pipeline.transformer = transformer.from_config(
-                transformer.load_config(config.source(), subfolder="transformer", **extra)
+                transformer.load_config(config.source(), subfolder="transformer", revision=config.revision)
             )
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
@@ -154,13 +152,6 @@ def apply(
 def is_quantized(transformer: nn.Module) -> bool:
     """Whether a layer's weights are held by bitsandbytes."""
     return any(type(module).__module__.startswith("bitsandbytes") for module in transformer.modules())
-
-
-def check_backend_name(name: str) -> None:
-    """Raise a ``ValueError`` where diffusers knows no attention backend of that name."""
-    known = [backend.value for backend in AttentionBackendName]
-    if name not in known:
-        raise ValueError(f"given {name!r};{did_you_mean(name, known)} allowed: {', '.join(known)}")
 
 
 def _try_attention(name: str, device: torch.device) -> None:

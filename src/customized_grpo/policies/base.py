@@ -7,168 +7,30 @@ velocity v = noise - data.
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Float, UInt8
 from PIL.Image import Image
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-    model_validator,
-)
 from torch import Tensor, nn
 
 from customized_grpo import registry
-from customized_grpo.paths import model_path
 from customized_grpo.policies import acceleration
-from customized_grpo.policies.shifts import Shift, ShiftRule
+from customized_grpo.recipe.sections import FullSettings as FullSettings
+from customized_grpo.recipe.sections import LoraSettings as LoraSettings
+from customized_grpo.recipe.sections import PolicySpec as PolicyConfig
 from customized_grpo.types import Conditioning
 
-
-class LoraSettings(BaseModel):
-    """The trained adapter: peft's LoRA, by way of diffusers' ``add_adapter``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rank: PositiveInt = 64
-    alpha: PositiveFloat | None = Field(
-        default=None, description="scale is alpha / rank; null means alpha = rank"
-    )
-    init: Literal["gaussian", "kaiming"] = "gaussian"
-    targets: tuple[str, ...] | None = Field(
-        default=None,
-        description="module name suffixes, regular expressions, or names of the policy's presets (FLUX: uno); null: "
-        "the policy's own default",
-    )
-    qkv: Literal["separate", "shared"] = Field(
-        default="separate",
-        description="shared: q, k and v of a layer have one A, as in UNO's LoRA, which it is exported to without loss",
-    )
-    path: str | None = Field(
-        default=None, description="start from this adapter (folder or .safetensors file)"
-    )
-
-
-class FullSettings(BaseModel):
-    """Full fine-tuning: the transformer's own weights are trained, in float32; see ``policies.adapters.full``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    targets: tuple[str, ...] | None = Field(
-        default=None,
-        description="modules (with all beneath them) or parameters, by regular expressions that match a full name or "
-        "its end; null: all",
-    )
-    path: str | None = Field(
-        default=None,
-        description="start from this transformer: a run or checkpoint of full fine-tuning, or a folder of diffusers",
-    )
-
-
-class PolicyConfig(BaseModel):
-    """What every policy's ``Config`` holds; each policy adds its own fields.
-
-    Attributes:
-        not_encoded: fields that ``Policy.encode`` doesn't depend on; all others are in a cached conditioning's key.
-        embedded: which of the package's miniature models ``model: mini`` is.
-        shift_rules: what names mean as ``sampling.shift``; ``dynamic`` is the model's own rule by the image's size.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    not_encoded: ClassVar[frozenset[str]] = frozenset(
-        {"lora", "full", "gradient_checkpointing", "quantization", "attention", "compile"}
-    )
-    embedded: ClassVar[str] = "flux"
-    shift_rules: ClassVar[Mapping[str, ShiftRule]] = {}
-
-    type: str
-    model: str
-    height: PositiveInt = 512
-    width: PositiveInt = 512
-    lora: LoraSettings | None = Field(
-        default=LoraSettings(), description="train an adapter; null where full is given"
-    )
-    full: FullSettings | None = Field(
-        default=None, description="train the transformer itself instead of an adapter; {}: all of its weights"
-    )
-    gradient_checkpointing: bool | Annotated[float, Field(ge=0.0, le=1.0)] = Field(
-        default=False,
-        description="compute activations again in the backward pass, to store less; of all blocks, or of a share",
-    )
-    quantization: Literal["none", "8bit", "4bit"] = Field(
-        default="none",
-        description="weights of the frozen transformer by bitsandbytes: LLM.int8 or NF4; needs a GPU",
-    )
-    attention: str | None = Field(
-        default=None,
-        description="diffusers' attention backend, such as flash or _native_cudnn; null: its own",
-    )
-    compile: bool = Field(default=False, description="torch.compile the transformer's repeated blocks")
-
-    @field_validator("attention")
-    @classmethod
-    def _known_backend(cls, name: str | None) -> str | None:
-        if name is not None:
-            acceleration.check_backend_name(name)
-        return name
-
-    @model_validator(mode="before")
-    @classmethod
-    def _full_takes_the_place_of_lora(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("full") is not None:
-            return {"lora": None, **given}
-        return given
-
-    @model_validator(mode="after")
-    def _one_form_of_training(self) -> Self:
-        if self.lora is None and self.full is None:
-            raise ValueError(
-                "lora: null leaves nothing to train; give full: {} to train the transformer itself"
-            )
-        if self.full is None:
-            return self
-        if self.lora is not None:
-            raise ValueError(
-                "full: it trains the transformer itself, and lora an adapter on it; leave one out (lora: null)"
-            )
-        if self.quantization != "none":
-            raise ValueError(
-                f"full: weights that are held in {self.quantization} can't be trained; use quantization: none, or lora"
-            )
-        return self
-
-    def source(self) -> str:
-        """The folder or hub id that the weights are read from."""
-        return model_path(self.model, self.embedded)
-
-    def shift(self, given: float | str, *, tokens: int, steps: int) -> Shift:
-        """``sampling.shift`` of an image of so many tokens in so many steps.
-
-        Raises:
-            ValueError: the name of a rule that this policy doesn't have.
-        """
-        if not isinstance(given, str):
-            return Shift(float(given))
-        if given not in self.shift_rules:
-            known = ", ".join(self.shift_rules) or "no rule"
-            raise ValueError(
-                f"sampling.shift: {given!r} is no rule of policy.type {self.type}, which has {known}; give a number "
-                "or one that it has"
-            )
-        return self.shift_rules[given](tokens, steps)
-
-    def num_forwards(self) -> int:
-        """Forwards of the transformer in one velocity, at most: 2 with classifier-free guidance."""
-        return 1
-
-    def latent_shape(self) -> tuple[int, int] | None:
-        """(S, C) of one sample where it is known without loading the model, for ``validate``; else None."""
-        return None
+__all__ = [
+    "FullSettings",
+    "LoraSettings",
+    "Policy",
+    "PolicyConfig",
+    "dtype_of",
+    "load_policy",
+    "runs_on_cpu",
+    "stack",
+]
 
 
 class Policy(ABC):

@@ -54,7 +54,8 @@ def export(
         raise ValueError(f"--out: {out} is taken; give a new or empty folder")
     file = tuning.read(adapter)
     if form in ("model", "original"):
-        return _write_model(file, out, form, _flux_recipe(recipe, form))
+        assert recipe is not None
+        return _write_model(file, out, form, _flux_policy(recipe, form), recipe.run.precision)
     if isinstance(file, TransformerFolder):
         raise ValueError(
             f"{file.path} is a transformer that was trained in full, and no LoRA; use --format model or original, or "
@@ -64,7 +65,7 @@ def export(
     about = {name: text for name, text in file.metadata.items() if name != HEADER}
     about["exported_from"] = str(file.path)
     if with_base:
-        update = joined(_base_update(_flux_recipe(recipe, "--with-base").policy), update)
+        update = joined(_base_update(_flux_policy(recipe, "--with-base")), update)
         about["holds"] = "policy.base_lora and the adapter, for the stock base"
     if form == "uno":
         target = out / uno_lora.FILE_NAME
@@ -73,13 +74,13 @@ def export(
     return write_update(out / WEIGHTS_NAME, update, about)
 
 
-def _flux_recipe(recipe: Recipe | EvaluateRecipe | None, what: str) -> Recipe | EvaluateRecipe:
+def _flux_policy(recipe: Recipe | EvaluateRecipe | None, what: str) -> FluxConfig:
     assert recipe is not None
     if not isinstance(recipe.policy, FluxConfig):
         raise ValueError(
             f"{what}: it is for policies on FLUX.1 (uno, flux-kontext), and the recipe's is {recipe.policy.type!r}"
         )
-    return recipe
+    return recipe.policy
 
 
 def _base_update(config: FluxConfig) -> dict[str, Factors]:
@@ -88,11 +89,12 @@ def _base_update(config: FluxConfig) -> dict[str, Factors]:
     return read_base_lora(empty_transformer(config), config.base_lora, offline=config.offline)
 
 
-def _write_model(file: tuning.Tuned, out: Path, form: str, recipe: Recipe | EvaluateRecipe) -> Path:
+def _write_model(
+    file: tuning.Tuned, out: Path, form: str, config: FluxConfig, precision: Literal["no", "bf16"]
+) -> Path:
     """Both LoRAs go in at once, so that the weights are rounded once; a transformer of full training has the base's."""
-    config = recipe.policy
     bare = config.model_copy(update={"base_lora": None, "quantization": "none"})  # nothing fuses into bits
-    policy: Any = load_policy(bare, device=torch.device("cpu"), precision=recipe.run.precision)
+    policy: Any = load_policy(bare, device=torch.device("cpu"), precision=precision)
     if isinstance(file, TransformerFolder):
         tuning.apply(policy, file)
     else:

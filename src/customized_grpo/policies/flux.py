@@ -23,7 +23,7 @@ from customized_grpo.policies.flux_tokens import (
     fit_to_long_side,
     layered_ids,
 )
-from customized_grpo.policies.shifts import ShiftRule
+from customized_grpo.recipe.sections import ShiftRule
 
 _LONG_SIDE_ONE, _LONG_SIDE_SEVERAL = 512, 320
 

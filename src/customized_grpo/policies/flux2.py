@@ -31,7 +31,7 @@ from customized_grpo.policies.pipelines import (
     decode_images,
     open_pipeline,
 )
-from customized_grpo.policies.shifts import ShiftRule
+from customized_grpo.recipe.sections import ShiftRule
 from customized_grpo.types import Conditioning
 
 _CHANNELS = 128
@@ -52,6 +52,10 @@ class _Config(PipelineConfig):
         ge=_SHORTEST,
         description="a reference of more pixels than a square of this side is shrunk to as many; diffusers: 1024",
     )
+
+    def prompt_tokens(self) -> int:
+        """Its ``max_sequence_length``."""
+        return self.max_sequence_length
 
     def latent_shape(self) -> tuple[int, int]:
         """(S, 128): a token is 2 x 2 latents of FLUX.2's 32 channels."""

@@ -16,7 +16,7 @@ from customized_grpo.policies.adapters.lora_files import read_tensors
 from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN
 from customized_grpo.policies.hub_files import hub_problem, weights_file
 from customized_grpo.policies.pipelines import PipelineConfig
-from customized_grpo.policies.shifts import ShiftRule
+from customized_grpo.recipe.sections import ShiftRule
 
 
 class FluxConfig(PipelineConfig):
@@ -74,6 +74,10 @@ class FluxConfig(PipelineConfig):
                 "full: the base's LoRA must be in the weights that are trained; use base_lora.mode=fuse"
             )
         return self
+
+    def prompt_tokens(self) -> int:
+        """Its ``max_sequence_length``."""
+        return self.max_sequence_length
 
     def latent_shape(self) -> tuple[int, int]:
         """(S, 64): a token is 2 x 2 latents of FLUX's 16 channels."""

@@ -32,7 +32,7 @@ from customized_grpo.policies.pipelines import (
     decode_images,
     open_pipeline,
 )
-from customized_grpo.policies.shifts import ShiftRule
+from customized_grpo.recipe.sections import ShiftRule
 from customized_grpo.types import Conditioning
 
 _CHANNELS = 64

@@ -5,21 +5,8 @@ alone, of 16 x 16 pixels each.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class Shift:
-    """What bends an even grid of noise levels; see ``sampling.schedule.shifted_sigmas``."""
-
-    value: float
-    terminal: float | None = None
-    """The last level before 0, which the grid is stretched to."""
-
-
-ShiftRule = Callable[[int, int], Shift]
-"""Of the tokens and the number of steps."""
+from customized_grpo.recipe.sections import Shift
 
 _TOKENS_PER_UNO_TOKEN = 64
 

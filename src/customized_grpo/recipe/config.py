@@ -5,20 +5,29 @@ The key names are part of the public surface. A plug-in's section is read by the
 
 from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from customized_grpo import registry
 from customized_grpo.recipe.sections import (
-    AggregatorSpec,
-    DataSpec,
-    DynamicsSpec,
-    MetricSpec,
-    PlanSpec,
+    AggregatorField,
+    DataField,
+    DynamicsField,
+    MetricField,
+    PlanField,
+    PolicyField,
     PolicySpec,
-    RewardSpec,
+    RewardField,
     Section,
-    Shift,
-    TimeWeightsSpec,
+    ShiftSetting,
+    TimeWeightsField,
 )
 
 AXES = ("prompt", "identity")
@@ -51,13 +60,13 @@ class Sampling(Section):
     """How groups are sampled in training."""
 
     steps: int = Field(default=25, ge=2, description="T; the last step is deterministic, so at least 2")
-    shift: Shift = Field(
+    shift: ShiftSetting = Field(
         default=3.0,
         description="of the noise levels; dynamic: the model's own rule by the image's size; uno: as UNO's code has "
         "FLUX.1's",
     )
-    dynamics: DynamicsSpec = Field(default={"type": "dance_sde", "eta": 0.4}, validate_default=True)
-    plan: PlanSpec = Field(default={"type": "fraction", "fraction": 0.6}, validate_default=True)
+    dynamics: DynamicsField = Field(default={"type": "dance_sde", "eta": 0.4}, validate_default=True)
+    plan: PlanField = Field(default={"type": "fraction", "fraction": 0.6}, validate_default=True)
     shared_noise: bool = Field(default=True, description="one initial noise for all samples of a group")
     batch: PositiveInt | Literal["auto"] | None = Field(
         default=None,
@@ -68,8 +77,8 @@ class Sampling(Section):
 class Advantage(Section):
     """From rewards (G, R) to advantages (G, K)."""
 
-    aggregator: AggregatorSpec = Field(default={"type": "sars", "gamma": 0.4}, validate_default=True)
-    time_weights: TimeWeightsSpec = Field(default={"type": "tdw"}, validate_default=True)
+    aggregator: AggregatorField = Field(default={"type": "sars", "gamma": 0.4}, validate_default=True)
+    time_weights: TimeWeightsField = Field(default={"type": "tdw"}, validate_default=True)
     clip: PositiveFloat = 5.0
     min_valid: float = Field(
         default=0.5,
@@ -166,8 +175,8 @@ class Train(Section):
 class Evaluate(Section):
     """Generation at fixed seeds on held-out data, scored by metrics that are not the training rewards."""
 
-    data: DataSpec
-    metrics: dict[str, MetricSpec] = Field(min_length=1)
+    data: DataField
+    metrics: dict[str, MetricField] = Field(min_length=1)
     limit: PositiveInt | None = Field(default=None, description="examples; null: all")
     images_per_prompt: PositiveInt = 1
     batch: PositiveInt = Field(
@@ -206,10 +215,10 @@ class Recipe(Section):
     """A whole training run."""
 
     run: Run
-    policy: PolicySpec
-    data: DataSpec
+    policy: PolicyField
+    data: DataField
     sampling: Sampling = Field(default={}, validate_default=True)
-    rewards: dict[str, RewardSpec] = Field(min_length=1)
+    rewards: dict[str, RewardField] = Field(min_length=1)
     advantage: Advantage = Field(default={}, validate_default=True)
     objective: Objective = Objective()
     train: Train = Train()
@@ -219,11 +228,12 @@ class Recipe(Section):
     def _fits_together(self) -> Self:
         fed = set()
         for name, reward in self.rewards.items():
-            axis = reward.model_dump(include={"axis"}).get("axis", "")
-            if axis not in AXES:
-                hint = registry.did_you_mean(str(axis), list(AXES))
-                raise ValueError(f"rewards.{name}.axis: given {axis!r};{hint} allowed: {', '.join(AXES)}")
-            fed.add(axis)
+            if reward.axis not in AXES:
+                hint = registry.did_you_mean(reward.axis, list(AXES))
+                raise ValueError(
+                    f"rewards.{name}.axis: given {reward.axis!r};{hint} allowed: {', '.join(AXES)}"
+                )
+            fed.add(reward.axis)
         if missing := [axis for axis in AXES if axis not in fed]:
             raise ValueError(
                 f"rewards: no reward feeds the axis {missing[0]!r}; add one with axis: {missing[0]}"
@@ -237,8 +247,8 @@ class Recipe(Section):
             raise ValueError(
                 "train.evaluate_every: it is set but there is no 'evaluate' section; add one, or set it to 0"
             )
-        _quantized_in_bf16(self.run, self.policy)
-        self.policy.shift(self.sampling.shift, tokens=1, steps=2)  # refuses a rule of other policies
+        _fits_policy(self.run, self.policy, self.sampling.shift)
+        _can_be_made(self.advantage.time_weights, self.sampling.steps)
         return self
 
 
@@ -246,7 +256,7 @@ class EvaluateSampling(Section):
     """The deterministic sampler of an evaluation."""
 
     steps: PositiveInt = 25
-    shift: Shift = Field(
+    shift: ShiftSetting = Field(
         default=3.0,
         description="of the noise levels; dynamic: the model's own rule by the image's size; uno: as UNO's code has "
         "FLUX.1's",
@@ -257,7 +267,7 @@ class EvaluateRecipe(Section):
     """A whole evaluation: one base, optionally one adapter on it."""
 
     run: Run
-    policy: PolicySpec
+    policy: PolicyField
     lora: str | None = Field(
         default=None, description="a run, a checkpoint, or an adapter's folder or file; null: base only"
     )
@@ -266,15 +276,24 @@ class EvaluateRecipe(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        _quantized_in_bf16(self.run, self.policy)
-        self.policy.shift(self.sampling.shift, tokens=1, steps=2)  # refuses a rule of other policies
+        _fits_policy(self.run, self.policy, self.sampling.shift)
         return self
 
 
-def _quantized_in_bf16(run: Run, policy: PolicySpec) -> None:
-    quantization = policy.model_dump(include={"quantization"}).get("quantization", "none")
-    if quantization != "none" and run.precision == "no":
+def _fits_policy(run: Run, policy: PolicySpec, shift: float | str) -> None:
+    policy.shift(shift, tokens=1, steps=2)  # refuses a rule that the policy doesn't have
+    if policy.quantization != "none" and run.precision == "no":
         raise ValueError(
-            f"policy.quantization: {quantization} weights are computed with in half precision, and run.precision=no "
-            "asks for float32; use run.precision=bf16, or policy.quantization=none"
+            f"policy.quantization: {policy.quantization} weights are computed with in half precision, and "
+            "run.precision=no asks for float32; use run.precision=bf16, or policy.quantization=none"
         )
+
+
+def _can_be_made(time_weights: BaseModel, num_steps: int) -> None:
+    """Refuses here, with the place, what the function of the time weights refuses."""
+    try:
+        registry.build_function("time_weights", time_weights)(num_steps)
+    except ValueError as error:
+        key, colon, _ = str(error).partition(": ")
+        joint = "." if colon and key in type(time_weights).model_fields else ": "
+        raise ValueError(f"advantage.time_weights{joint}{error}") from error

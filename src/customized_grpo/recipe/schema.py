@@ -56,7 +56,7 @@ def _builtin(kind: registry.Kind, name: str, definitions: dict[str, Any]) -> dic
     """A reference to the definition of a built-in plug-in's section, which is added where it isn't there yet."""
     prefix = f"{kind}.{name}"
     if prefix not in definitions:
-        options = registry.config_model(registry.resolve(kind, name))
+        options = registry.config_model(kind, registry.resolve(kind, name))
         schema = options.model_json_schema(ref_template=f"#/$defs/{prefix}.{{model}}")
         definitions.update({f"{prefix}.{inner}": value for inner, value in schema.pop("$defs", {}).items()})
         # A default for "type" would let an editor leave it out, and the section would not say what it is.
@@ -200,7 +200,7 @@ def _options(kind: registry.Kind, name: Any) -> dict[str, Any] | None:
         return None
     found = next((kind for kind in _kinds(kind) if name in registry.available(kind)), _kinds(kind)[-1])
     try:
-        return registry.config_model(registry.resolve(found, name)).model_json_schema()
+        return registry.config_model(found, registry.resolve(found, name)).model_json_schema()
     except (
         registry.UnknownPluginError,
         PydanticUserError,

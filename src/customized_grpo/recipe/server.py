@@ -5,7 +5,7 @@ from typing import Final, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from customized_grpo.recipe.sections import RewardSpec, Section
+from customized_grpo.recipe.sections import RewardField, Section
 
 TOKEN_ENV: Final = "CUSTOMIZED_GRPO_TOKEN"
 """Environment variable of the token unless a configuration names another."""
@@ -36,7 +36,7 @@ class Limits(Section):
 class ServerConfig(Section):
     """A server of one or several rewards."""
 
-    rewards: dict[str, RewardSpec] = Field(min_length=1)
+    rewards: dict[str, RewardField] = Field(min_length=1)
     host: Literal["127.0.0.1", "0.0.0.0", "::"] = Field(
         default="127.0.0.1", description="0.0.0.0 and :: let other machines in, and take a token"
     )
@@ -61,12 +61,11 @@ class ServerConfig(Section):
                 raise ValueError(
                     f"rewards: the name {name!r} is part of an address; use letters, digits, '-', '_' and '.'"
                 )
-            given = spec.model_dump(include={"axis", "weight"})
-            if given.get("axis"):
+            if spec.axis:
                 raise ValueError(
                     f"rewards.{name}.axis: has no effect here; the recipe that uses the reward says it"
                 )
-            if given.get("weight", 1.0) != 1.0:
+            if spec.weight != 1.0:
                 raise ValueError(
                     f"rewards.{name}.weight: has no effect here; the recipe that uses the reward says it"
                 )

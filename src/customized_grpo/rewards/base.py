@@ -11,10 +11,22 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float, UInt8
 from PIL.Image import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 from torch import Tensor
 
+from customized_grpo.recipe.sections import RewardSpec as RewardConfig
 from customized_grpo.types import Example
+
+__all__ = [
+    "AnyReward",
+    "AsyncGroupReward",
+    "AsyncReward",
+    "Reward",
+    "RewardConfig",
+    "RewardFailure",
+    "costs",
+    "transport_of",
+]
 
 
 class RewardFailure(RuntimeError):
@@ -22,23 +34,6 @@ class RewardFailure(RuntimeError):
 
     A network reward may raise it to stop the run at once; its other exceptions make what it was asked for unscorable.
     """
-
-
-class RewardConfig(BaseModel):
-    """What every reward's ``Config`` holds; each reward adds its own fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    transport: ClassVar[frozenset[str]] = frozenset()
-    """Fields that say how it is computed or reached and not what it is: an answer stays one whatever they are."""
-
-    type: str
-    axis: str = Field(default="", description="which axis it feeds: prompt or identity")
-    weight: float = Field(default=1.0, gt=0.0, description="share inside its axis")
-
-    def cost(self, samples: int) -> str:
-        """What scoring so many images asks of others, in money or quota, for people; empty where it asks nothing."""
-        return ""
 
 
 def costs(specs: Mapping[str, BaseModel], images: Mapping[str, int]) -> dict[str, str]:

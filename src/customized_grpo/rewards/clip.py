@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from customized_grpo.paths import model_path
-from customized_grpo.rewards.base import Reward, RewardConfig
+from customized_grpo.recipe.sections import ModelRewardSpec
+from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.features import (
     DtypeName,
     FeatureCache,
@@ -31,7 +32,7 @@ from customized_grpo.rewards.features import (
 from customized_grpo.types import Example
 
 
-class ClipConfig(RewardConfig):
+class ClipConfig(ModelRewardSpec):
     """What both CLIP rewards are told."""
 
     transport: ClassVar[frozenset[str]] = frozenset({"batch_size"})

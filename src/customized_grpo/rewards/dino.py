@@ -16,7 +16,8 @@ from PIL.Image import Image
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
-from customized_grpo.rewards.base import Reward, RewardConfig
+from customized_grpo.recipe.sections import ModelRewardSpec
+from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.boxes import with_crops
 from customized_grpo.rewards.cutout import cut_out, is_empty
 from customized_grpo.rewards.features import (
@@ -42,7 +43,7 @@ class Dino(Reward):
     """Similarity of DINO features to the references, in [-100, 100] before ``copy_penalty``."""
 
     @final
-    class Config(RewardConfig):
+    class Config(ModelRewardSpec):
         """A reward's section with ``type: dino``."""
 
         transport: ClassVar[frozenset[str]] = frozenset({"batch_size"})

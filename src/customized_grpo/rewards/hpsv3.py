@@ -26,7 +26,8 @@ from transformers import AutoConfig, AutoTokenizer, Qwen2VLForConditionalGenerat
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from customized_grpo.paths import model_path
-from customized_grpo.rewards.base import Reward, RewardConfig
+from customized_grpo.recipe.sections import ModelRewardSpec
+from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.features import DTYPES, DtypeName, require_prompt, to_pil
 from customized_grpo.rewards.hpsv3_prompt import IMAGE_TOKEN, REWARD_TOKEN, chat
 from customized_grpo.types import Example
@@ -43,7 +44,7 @@ class HPSv3(Reward):
     """Preference score of HPSv3; FLUX makes about 10 on its own benchmark, short prompts get less."""
 
     @final
-    class Config(RewardConfig):
+    class Config(ModelRewardSpec):
         """A reward's section with ``type: hpsv3``."""
 
         transport: ClassVar[frozenset[str]] = frozenset({"batch_size"})

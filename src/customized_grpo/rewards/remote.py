@@ -10,7 +10,7 @@ import logging
 import math
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import Annotated, Any, ClassVar, Final, TypeVar, final
@@ -97,6 +97,10 @@ class Remote(AsyncGroupReward):
         wait_s: NonNegativeFloat = Field(
             default=300.0, description="how long a server that is down is waited for, before the run stops"
         )
+
+        def scored_by(self) -> Mapping[str, str]:
+            """The reward that the server is asked for."""
+            return {"type": self.type, "reward": self.reward}
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
         """Find the server, or wait for it.

@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, SiglipImageProcessorPil, SiglipModel
 
 from customized_grpo.paths import model_path
-from customized_grpo.rewards.base import Reward, RewardConfig
+from customized_grpo.recipe.sections import ModelRewardSpec
+from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.features import (
     DtypeName,
     in_batches,
@@ -35,7 +36,7 @@ class Siglip(Reward):
     """SigLIP similarity of image and prompt, in [-100, 100]. Prompts over the model's limit (64 tokens) are cut."""
 
     @final
-    class Config(RewardConfig):
+    class Config(ModelRewardSpec):
         """A reward's section with ``type: siglip``."""
 
         transport: ClassVar[frozenset[str]] = frozenset({"batch_size"})

@@ -3,14 +3,17 @@
 Dimensions: n batch, ... the dims of one sample. sigma -> sigma' (next, smaller), d = sigma - sigma' > 0.
 Velocity v = noise - data, so x0 = x - sigma v is the predicted data and x1 = x + (1 - sigma) v the predicted noise.
 Sigmas are floats, 0-dim tensors, or tensors that broadcast against x. All is computed in float32 (float64 stays).
+
+A dynamics is ``(velocity, x, sigma, sigma_next, *, sigma_max, own parameters) -> Gaussian``; the sampler gives
+``sigma_max``, and the own parameters are the keys of ``sampling.dynamics`` in a recipe.
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 Scalar = float | int | Float[Tensor, "..."]
@@ -38,9 +41,10 @@ def dance_sde(
     sigma: Scalar,
     sigma_next: Scalar,
     *,
-    eta: float,
+    sigma_max: Scalar | None = None,
+    eta: PositiveFloat = 0.4,
 ) -> Gaussian:
-    """The SDE at a constant noise scale g = eta (DanceGRPO, arXiv 2505.07818)."""
+    """The SDE at a constant noise scale g = eta (DanceGRPO, arXiv 2505.07818); ``sigma_max`` is not used."""
     v, x, s, s_next = _wide(velocity, x, sigma, sigma_next)
     return _sde(v, x, s, s_next, g=torch.full_like(s, eta))
 
@@ -51,8 +55,8 @@ def flow_sde(
     sigma: Scalar,
     sigma_next: Scalar,
     *,
-    noise_level: float,
     sigma_max: Scalar,
+    noise_level: PositiveFloat = 0.7,
 ) -> Gaussian:
     """The SDE at g = noise_level sqrt(sigma / (1 - sigma)) (Flow-GRPO, arXiv 2505.05470).
 
@@ -61,8 +65,8 @@ def flow_sde(
         x: the state at sigma.
         sigma: current noise level.
         sigma_next: next noise level.
-        noise_level: scale of the noise, 0.7 in the paper.
         sigma_max: the grid's second sigma; stands for sigma in the denominator alone where sigma = 1.
+        noise_level: scale of the noise, 0.7 in the paper.
     """
     v, x, s, s_next = _wide(velocity, x, sigma, sigma_next)
     below_one = torch.where(s < 1, s, torch.as_tensor(sigma_max, dtype=s.dtype, device=s.device))
@@ -75,10 +79,12 @@ def cps(
     sigma: Scalar,
     sigma_next: Scalar,
     *,
-    noise_level: float,
+    sigma_max: Scalar | None = None,
+    noise_level: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8,
 ) -> Gaussian:
     """Coefficients-preserving sampling (Flow-CPS, arXiv 2509.05952); the last step (sigma' = 0) has no noise.
 
+    ``sigma_max`` is not used.
     std = sigma' sin(noise_level pi/2), mean = (1 - sigma') x0 + sqrt(sigma'^2 - std^2) x1.
     """
     v, x, s, s_next = _wide(velocity, x, sigma, sigma_next)
@@ -99,67 +105,6 @@ def kl(p: Gaussian, q: Gaussian) -> Float[Tensor, " n"]:
     ratio = p.std / q.std
     z = (p.mean - q.mean) / q.std
     return _sample_mean(0.5 * (z.square() + ratio.square() - 1) - ratio.log())
-
-
-class _Dynamics(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DanceSDE(_Dynamics):
-    """DanceGRPO's SDE: a constant noise scale."""
-
-    type: Literal["dance_sde"] = "dance_sde"
-    eta: PositiveFloat = 0.4
-
-    def __call__(
-        self,
-        velocity: Float[Tensor, "n ..."],
-        x: Float[Tensor, "n ..."],
-        sigma: Scalar,
-        sigma_next: Scalar,
-        *,
-        sigma_max: Scalar,
-    ) -> Gaussian:
-        """``dance_sde``; ``sigma_max`` is of no use here."""
-        return dance_sde(velocity, x, sigma, sigma_next, eta=self.eta)
-
-
-class FlowSDE(_Dynamics):
-    """Flow-GRPO's SDE: a noise scale that grows with sigma."""
-
-    type: Literal["flow_sde"] = "flow_sde"
-    noise_level: PositiveFloat = 0.7
-
-    def __call__(
-        self,
-        velocity: Float[Tensor, "n ..."],
-        x: Float[Tensor, "n ..."],
-        sigma: Scalar,
-        sigma_next: Scalar,
-        *,
-        sigma_max: Scalar,
-    ) -> Gaussian:
-        """``flow_sde``."""
-        return flow_sde(velocity, x, sigma, sigma_next, noise_level=self.noise_level, sigma_max=sigma_max)
-
-
-class CPS(_Dynamics):
-    """Coefficients-preserving sampling: noise levels stay on the grid."""
-
-    type: Literal["cps"] = "cps"
-    noise_level: float = Field(default=0.8, gt=0.0, le=1.0)
-
-    def __call__(
-        self,
-        velocity: Float[Tensor, "n ..."],
-        x: Float[Tensor, "n ..."],
-        sigma: Scalar,
-        sigma_next: Scalar,
-        *,
-        sigma_max: Scalar,
-    ) -> Gaussian:
-        """``cps``; ``sigma_max`` is of no use here."""
-        return cps(velocity, x, sigma, sigma_next, noise_level=self.noise_level)
 
 
 def _sde(v: Tensor, x: Tensor, s: Tensor, s_next: Tensor, *, g: Tensor) -> Gaussian:

@@ -8,7 +8,7 @@ deterministic and never trained. A plan trains equally many steps in every group
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -23,6 +23,7 @@ from pydantic import (
 )
 from torch import Tensor
 
+from customized_grpo.recipe.sections import PolicySpec
 from customized_grpo.sampling.solver import SolverName
 from customized_grpo.seeding import generator
 
@@ -50,7 +51,7 @@ def shifted_sigmas(num_steps: int, shift: float, terminal: float | None = None) 
 
 
 def sigma_grid(
-    section: Any, shift: float | str, num_steps: int, num_tokens: int
+    section: PolicySpec, shift: float | str, num_steps: int, num_tokens: int
 ) -> Float[Tensor, " t_plus_1"]:
     """The noise levels of a recipe.
 
@@ -61,7 +62,7 @@ def sigma_grid(
         num_tokens: of an image.
 
     Raises:
-        ValueError: see ``shifted_sigmas`` and ``PolicyConfig.shift``.
+        ValueError: see ``shifted_sigmas`` and ``PolicySpec.shift``.
     """
     bent = section.shift(shift, tokens=num_tokens, steps=num_steps)
     return shifted_sigmas(num_steps, bent.value, bent.terminal)
@@ -127,6 +128,17 @@ class Plan(BaseModel, ABC):
         Raises:
             ValueError: T is too small for this plan.
         """
+
+
+def plan_of(section: BaseModel) -> Plan:
+    """A recipe's ``sampling.plan``.
+
+    Raises:
+        ValueError: the plug-in's class doesn't derive from ``Plan``.
+    """
+    if not isinstance(section, Plan):
+        raise ValueError(f"sampling.plan: {type(section).__name__} must derive from {Plan.__module__}.Plan")
+    return section
 
 
 class AllPlan(Plan):
@@ -197,7 +209,7 @@ class WindowPlan(_FlowPlan):
     def _keys_are_used(self) -> Self:
         moving = {"progressive", "decay", "exp_decay"}
         own = {"stride": moving, "shortest": {"decay"}, "rate": {"exp_decay"}, "onset": {"exp_decay"}}
-        given = self.model_dump(include=set(own))
+        given = dict(self)
         for key, modes in own.items():
             changed = (
                 given[key] != WindowPlan.model_fields[key].default

@@ -23,7 +23,7 @@ from customized_grpo.atomic import replacing
 from customized_grpo.data.images import SUFFIXES, ImageError, load_image
 from customized_grpo.data.manifest import ManifestDataset
 from customized_grpo.recipe.loading import RecipeError, recipe_of
-from customized_grpo.recipe.sections import RewardSpec, Section
+from customized_grpo.recipe.sections import RewardField, Section
 from customized_grpo.rewards.base import RewardFailure
 from customized_grpo.scoring.scorer import Scorer
 from customized_grpo.types import Example
@@ -36,7 +36,7 @@ _CHUNK: Final = 32
 class Scoring(Section):
     """The rewards of a command line."""
 
-    rewards: dict[str, RewardSpec]
+    rewards: dict[str, RewardField]
 
 
 @dataclass(frozen=True, slots=True)

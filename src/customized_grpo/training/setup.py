@@ -32,7 +32,7 @@ from customized_grpo.recipe.config import AXES, Recipe
 from customized_grpo.rewards.base import AnyReward
 from customized_grpo.sampling.clock import Clock
 from customized_grpo.sampling.rollout import Transition
-from customized_grpo.sampling.schedule import sigma_grid
+from customized_grpo.sampling.schedule import Plan, plan_of, sigma_grid
 from customized_grpo.scoring.scorer import Scorer
 from customized_grpo.training import engine
 from customized_grpo.training.distributed import together
@@ -87,7 +87,7 @@ class Parts:
     reward_axes: Sequence[int]
     """Axis of each reward, in the order of the recipe."""
     sigmas: Float[Tensor, " t_plus_1"]
-    plan: Any
+    plan: Plan
     transition: Transition
     aggregator: Aggregator
     time_weights: Float[Tensor, "t q"]
@@ -207,7 +207,7 @@ def build(recipe: Recipe) -> Parts:
         ),
         reward_axes=[AXES.index(spec.axis) for spec in recipe.rewards.values()],
         sigmas=sigmas.to(device),
-        plan=recipe.sampling.plan,
+        plan=plan_of(recipe.sampling.plan),
         transition=transition,
         aggregator=registry.build_function("aggregators", recipe.advantage.aggregator),
         time_weights=registry.build_function("time_weights", recipe.advantage.time_weights)(

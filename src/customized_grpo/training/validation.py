@@ -2,10 +2,8 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from pydantic import BaseModel
 
 from customized_grpo.evaluation.costs import evaluations, of_evaluation, of_training
 from customized_grpo.evaluation.evaluator import (
@@ -18,6 +16,7 @@ from customized_grpo.evaluation.settings import settings_of
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.evaluation.tables import summarize
 from customized_grpo.recipe.config import AXES, Recipe
+from customized_grpo.recipe.sections import RewardSpec
 from customized_grpo.report.folders import read_runs
 from customized_grpo.training import engine
 from customized_grpo.training import metrics as explain
@@ -102,18 +101,13 @@ def blind_spots(recipe: Recipe) -> list[str]:
     """Held-out metrics by a model that training is rewarded by: they can't show that this model is gamed."""
     if recipe.evaluate is None or not recipe.train.evaluate_every:
         return []
-    rewards = [_scored_by(spec) for spec in recipe.rewards.values()]
+    rewards = [spec.scored_by() for spec in recipe.rewards.values()]
     return [
         f"evaluate.metrics.{name} is scored by the model of a training reward, so it can't show reward hacking; "
         "add a judge that training never sees"
         for name, spec in recipe.evaluate.metrics.items()
-        if _scored_by(spec) in rewards
+        if isinstance(spec, RewardSpec) and spec.scored_by() in rewards
     ]
-
-
-def _scored_by(spec: BaseModel) -> dict[str, Any]:
-    """The model behind a metric, whatever its precision, crops or rubric; of a server the reward that it is asked."""
-    return spec.model_dump(include={"type", "model", "reward"})
 
 
 def is_due(parts: Parts, done: int) -> bool:

@@ -6,6 +6,7 @@ Dimensions: G group size, Q axes (prompt, identity), K trained steps.
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,26 +17,21 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from customized_grpo import registry
-from customized_grpo.advantages import aggregators
 from customized_grpo.advantages.aggregators import (
-    SARS,
-    Harmonic,
-    Maximum,
-    Minimum,
-    Product,
-    WeightedSum,
     harmonic,
     maximum,
     minimum,
     product,
     sars,
+    weighted_maximum,
+    weighted_minimum,
     weighted_sum,
 )
 from customized_grpo.advantages.normalize import normalize
 from customized_grpo.advantages.time_weights import tdw
 from customized_grpo.testing import check_aggregator
 
-ALL = [WeightedSum(), SARS(), Harmonic(), Minimum(), Maximum(), Product()]
+ALL = [weighted_sum, sars, harmonic, minimum, maximum, weighted_minimum, weighted_maximum, product]
 EVEN = torch.tensor([[0.5, 0.5]])
 FINITE = st.floats(-5, 5, width=32)
 GROUPS = st.lists(st.tuples(FINITE, FINITE), min_size=2, max_size=16).map(torch.tensor)
@@ -59,7 +55,7 @@ def slow_sars(a: Tensor, w: Tensor, gamma: float) -> Tensor:
 def test_sars_is_its_formula_at_every_step() -> None:
     a, w = axes(), tdw(25)
     torch.testing.assert_close(sars(a, w, gamma=0.4), slow_sars(a, w, 0.4), atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(SARS(gamma=0.7)(a, w), slow_sars(a, w, 0.7), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(partial(sars, gamma=0.7)(a, w), slow_sars(a, w, 0.7), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +104,7 @@ def test_gamma_zero_is_the_weighted_sum(a: Tensor, w: Tensor) -> None:
     torch.testing.assert_close(weighted_sum(a, w), a @ w.T, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("aggregator", ALL, ids=lambda one: one.type)
+@pytest.mark.parametrize("aggregator", ALL, ids=lambda one: one.__name__)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), a=GROUPS, w=WEIGHTS)
 def test_permuting_samples_permutes_advantages(
@@ -116,13 +112,13 @@ def test_permuting_samples_permutes_advantages(
 ) -> None:
     order = data.draw(st.permutations(range(len(a))))
     given_ = aggregator(a[order], w)
-    if isinstance(aggregator, Product):  # its normalisation sums in another order
+    if aggregator is product:  # its normalisation sums in another order
         torch.testing.assert_close(given_, aggregator(a, w)[order], atol=1e-3, rtol=1e-3)
     else:
         assert torch.equal(given_, aggregator(a, w)[order])
 
 
-@pytest.mark.parametrize("aggregator", ALL, ids=lambda one: one.type)
+@pytest.mark.parametrize("aggregator", ALL, ids=lambda one: one.__name__)
 @settings(max_examples=25, deadline=None)
 @given(a=GROUPS, w=WEIGHTS)
 def test_a_step_depends_on_its_own_weights_alone(
@@ -135,7 +131,7 @@ def test_a_step_depends_on_its_own_weights_alone(
         torch.testing.assert_close(aggregator(a, w[k : k + 1])[:, 0], whole[:, k], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("aggregator", ALL, ids=lambda one: one.type)
+@pytest.mark.parametrize("aggregator", ALL, ids=lambda one: one.__name__)
 @pytest.mark.parametrize("num_axes", [2, 3])
 def test_finite_on_every_pattern_of_signs(
     aggregator: Callable[[Tensor, Tensor], Tensor], num_axes: int
@@ -146,7 +142,7 @@ def test_finite_on_every_pattern_of_signs(
     assert aggregator(a, w).isfinite().all()
 
 
-@pytest.mark.parametrize("aggregator", ALL, ids=lambda one: one.type)
+@pytest.mark.parametrize("aggregator", ALL, ids=lambda one: one.__name__)
 @pytest.mark.parametrize("value", [0.1, 8.37, 61.9])
 def test_constant_rewards_give_exact_zeros(
     aggregator: Callable[[Tensor, Tensor], Tensor], value: float
@@ -163,13 +159,16 @@ def test_with_more_axes_the_synergy_is_the_mean_over_the_pairs() -> None:
     torch.testing.assert_close(sars(a, w, gamma=0.4), expected, atol=1e-6, rtol=0)
 
 
-def test_minimum_and_maximum_are_plain_at_even_weights_and_follow_the_weights_else() -> None:
+def test_minimum_and_maximum_ignore_the_weights_and_their_weighted_forms_follow_them() -> None:
     a = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
-    assert minimum(a, EVEN).flatten().tolist() == [-2.0, 0.5]
-    assert maximum(a, EVEN).flatten().tolist() == [1.0, 3.0]
     uneven = torch.tensor([[0.75, 0.25]])
-    assert minimum(a, uneven).flatten().tolist() == [-1.0, 0.75]
-    assert maximum(a, uneven).flatten().tolist() == [1.5, 1.5]
+    for w in (EVEN, uneven, torch.cat([uneven, EVEN])):
+        assert minimum(a, w).tolist() == [[-2.0] * len(w), [0.5] * len(w)]
+        assert maximum(a, w).tolist() == [[1.0] * len(w), [3.0] * len(w)]
+    assert torch.equal(weighted_minimum(a, EVEN), minimum(a, EVEN))
+    assert torch.equal(weighted_maximum(a, EVEN), maximum(a, EVEN))
+    assert weighted_minimum(a, uneven).flatten().tolist() == [-1.0, 0.75]
+    assert weighted_maximum(a, uneven).flatten().tolist() == [1.5, 1.5]
 
 
 def test_harmonic_is_its_formula_away_from_the_pole() -> None:
@@ -210,15 +209,17 @@ def test_product_is_its_formula_normalised_over_the_group() -> None:
 
 
 def test_sections_are_strict_and_carry_their_own_parameters() -> None:
-    assert SARS().gamma == 0.4
+    section = registry.section_of("aggregators", sars)
+    assert dict(section(type="sars")) == {"type": "sars", "gamma": 0.4}
     with pytest.raises(ValidationError, match="Extra inputs"):
-        WeightedSum.model_validate({"gamma": 0.4})
-    with pytest.raises(ValidationError):
-        SARS.model_validate({"gamma": -1})
-    assert {one.type for one in ALL} <= set(dir(aggregators))
+        registry.section_of("aggregators", weighted_sum).model_validate(
+            {"type": "weighted_sum", "gamma": 0.4}
+        )
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        section.model_validate({"type": "sars", "gamma": -1})
 
 
 @pytest.mark.parametrize("name", sorted(registry.available("aggregators")))
 def test_the_conformance_kit_passes(name: str) -> None:
-    config: Any = registry.config_model(registry.resolve("aggregators", name))
+    config: Any = registry.config_model("aggregators", registry.resolve("aggregators", name))
     check_aggregator(registry.build_function("aggregators", config(type=name)))

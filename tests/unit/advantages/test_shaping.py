@@ -4,13 +4,14 @@ Dimensions: G group size, R rewards, Q = 2 axes (prompt, identity), K trained st
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from customized_grpo.advantages.aggregators import SARS, WeightedSum, sars
+from customized_grpo.advantages.aggregators import sars, weighted_sum
 from customized_grpo.advantages.normalize import normalize
 from customized_grpo.advantages.shaping import Shaped, shape
 
@@ -22,7 +23,7 @@ def shaped(rewards: Tensor = REWARDS, **changes: Any) -> Shaped:
     settings: dict[str, Any] = {
         "axis_of": (0, 1),
         "weight_of": (1.0, 1.0),
-        "aggregator": SARS(gamma=0.4),
+        "aggregator": partial(sars, gamma=0.4),
         "clip": 5.0,
         "min_valid": 0.5,
     }
@@ -38,7 +39,7 @@ def test_it_is_the_aggregator_on_normalised_rewards_and_the_given_rows() -> None
 
 
 def test_the_bonus_is_what_the_aggregator_adds_to_the_weighted_sum() -> None:
-    plain = shaped(aggregator=WeightedSum())
+    plain = shaped(aggregator=weighted_sum)
     assert torch.equal(plain.bonus, torch.zeros(4, 3))
     torch.testing.assert_close(shaped().bonus, shaped().advantage - plain.advantage)
     assert shaped().bonus.abs().max() > 0.01

@@ -177,7 +177,7 @@ def test_doctor_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     done = run("doctor")
     assert done.exit_code == 1
     assert "missing: flux" in done.output
-    assert "build_mini" in done.output
+    assert "make assets" in done.output
     monkeypatch.setattr(doctor, "check_assets", lambda: [])
     assert "whole" in run("doctor").output
 

@@ -351,7 +351,7 @@ def test_how_a_judge_is_reached_changes_no_row(run: Run) -> None:
     ],
 )
 def test_what_is_named_as_transport_is_a_field(name: str, fields: set[str]) -> None:
-    config: Any = registry.config_model(registry.resolve("rewards", name))
+    config: Any = registry.config_model("rewards", registry.resolve("rewards", name))
     assert fields <= config.transport <= config.model_fields.keys()
 
 

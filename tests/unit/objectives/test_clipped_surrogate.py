@@ -4,6 +4,7 @@ Dimensions: n pairs of (sample, trained step), T sampler steps.
 """
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -17,11 +18,11 @@ from customized_grpo.objectives.clipped_surrogate import (
     sensitivity,
     step_weights,
 )
-from customized_grpo.sampling.dynamics import CPS, DanceSDE, FlowSDE, log_prob
+from customized_grpo.sampling.dynamics import cps, dance_sde, flow_sde, log_prob
 from customized_grpo.sampling.rollout import Transition
 from customized_grpo.sampling.schedule import shifted_sigmas
 
-DYNAMICS = [DanceSDE(eta=0.4), FlowSDE(noise_level=0.7), CPS(noise_level=0.8)]
+DYNAMICS = [partial(dance_sde, eta=0.4), partial(flow_sde, noise_level=0.7), partial(cps, noise_level=0.8)]
 
 
 def numbers(seed: int, n: int = 32) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,7 +127,7 @@ def test_a_first_replay_clips_nothing() -> None:
     )
 
 
-@pytest.mark.parametrize("transition", DYNAMICS, ids=lambda one: one.type)
+@pytest.mark.parametrize("transition", DYNAMICS, ids=lambda one: one.func.__name__)
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_sensitivity_is_the_spread_of_the_gradient(transition: Transition, shift: float) -> None:
     # Measured: d log_prob / d v of sampled transitions is noise times m_k over the number of dims.
@@ -145,7 +146,7 @@ def test_sensitivity_is_the_spread_of_the_gradient(transition: Transition, shift
 
 def test_sensitivity_of_the_dance_sde_in_closed_form() -> None:
     sigmas, eta = shifted_sigmas(25, 3.0), 0.4
-    given_ = sensitivity(DanceSDE(eta=eta), sigmas)
+    given_ = sensitivity(partial(dance_sde, eta=eta), sigmas)
     for k in range(24):
         s, d = float(sigmas[k]), float(sigmas[k] - sigmas[k + 1])
         assert float(given_[k]) == pytest.approx(
@@ -153,7 +154,7 @@ def test_sensitivity_of_the_dance_sde_in_closed_form() -> None:
         )
 
 
-@pytest.mark.parametrize("transition", DYNAMICS, ids=lambda one: one.type)
+@pytest.mark.parametrize("transition", DYNAMICS, ids=lambda one: one.func.__name__)
 def test_equal_weights_make_every_step_pull_alike(transition: Transition) -> None:
     sigmas = shifted_sigmas(25, 3.0)
     weights = step_weights("equal", transition, sigmas)
@@ -165,11 +166,11 @@ def test_equal_weights_make_every_step_pull_alike(transition: Transition) -> Non
 
 
 def test_the_paper_weighs_no_step() -> None:
-    assert torch.equal(step_weights("none", DanceSDE(), shifted_sigmas(10, 3.0)), torch.ones(10))
+    assert torch.equal(step_weights("none", dance_sde, shifted_sigmas(10, 3.0)), torch.ones(10))
 
 
 def test_late_steps_of_a_shifted_grid_pull_harder() -> None:
     # the reason for "equal": measured 2 to 5 times
-    for transition, least in ((DanceSDE(eta=0.4), 2.0), (FlowSDE(noise_level=0.7), 4.0)):
+    for transition, least in ((partial(dance_sde, eta=0.4), 2.0), (partial(flow_sde, noise_level=0.7), 4.0)):
         pull = sensitivity(transition, shifted_sigmas(25, 3.0))
         assert float(pull[23] / pull[1]) > least

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from customized_grpo.policies.checkpointing import checkpoint_blocks, num_checkpointed, repeated_blocks
 from customized_grpo.policies.flux import UNOConfig
 from customized_grpo.sampling.clock import Clock
-from customized_grpo.sampling.dynamics import DanceSDE
+from customized_grpo.sampling.dynamics import dance_sde
 from customized_grpo.sampling.rollout import initial_noise, sample_group, transition_noise
 from customized_grpo.sampling.schedule import StepPlan, shifted_sigmas
 from customized_grpo.training.replay import micro_batches, replay
@@ -24,7 +24,7 @@ from pipeline_cases import CASES, PROMPT, adapted, pictures, shrink_constants
 from tiny import make_tiny_flux, tiny_policy
 
 SHARES = (0.0, 0.5, 1.0)
-SDE = DanceSDE()
+SDE = dance_sde
 G = 3
 
 

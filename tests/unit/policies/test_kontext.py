@@ -1,6 +1,7 @@
 """``flux-kontext``: the same numbers as diffusers' own pipeline, exact replays, and what is refused."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from customized_grpo.policies.base import LoraSettings
 from customized_grpo.policies.flux import Kontext, KontextConfig
 from customized_grpo.policies.flux_tokens import fit_to_kontext
 from customized_grpo.sampling.clock import Clock
-from customized_grpo.sampling.dynamics import DanceSDE
+from customized_grpo.sampling.dynamics import dance_sde
 from customized_grpo.sampling.rollout import generate, sample_group
 from customized_grpo.sampling.schedule import AllPlan, shifted_sigmas, sigma_grid
 from customized_grpo.testing import check_policy
@@ -147,7 +148,7 @@ def test_conformance(folder: Path, picture: Image.Image) -> None:
 def test_the_first_replay_is_exact(folder: Path, picture: Image.Image, checkpointing: bool) -> None:
     """At the rollout's batch size to the bit, and in other micro-batches within float32's rounding."""
     policy = adapted(folder, gradient_checkpointing=checkpointing)
-    transition, plan = DanceSDE(eta=0.4), AllPlan().steps(0, 4, 0)
+    transition, plan = partial(dance_sde, eta=0.4), AllPlan().steps(0, 4, 0)
     start = noise(policy, G)
     draws = torch.randn(G, 3, *policy.latent_shape, generator=torch.Generator().manual_seed(2))
     example = Example(key="1", prompt=PROMPT, references=(picture,))

@@ -16,7 +16,7 @@ from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.adapters.lora import attach, save_adapter, trainable_parameters
 from customized_grpo.policies.base import FullSettings, LoraSettings, load_policy, stack
 from customized_grpo.sampling.clock import Clock
-from customized_grpo.sampling.dynamics import DanceSDE
+from customized_grpo.sampling.dynamics import dance_sde
 from customized_grpo.sampling.rollout import generate, initial_noise, sample_group, transition_noise
 from customized_grpo.sampling.schedule import StepPlan, shifted_sigmas, sigma_grid
 from customized_grpo.sampling.solver import ode_steps
@@ -129,7 +129,7 @@ def test_the_first_replay_is_exact(world: World, name: str, checkpointing: bool)
     example = Example(key="1", prompt=PROMPT, references=pictures()[:2])
     plan = StepPlan(4, (0, 1, 2), (0, 2))
     place = {"seed": 0, "step": 0, "group": 0}
-    transition = DanceSDE()
+    transition = dance_sde
     group = sample_group(
         policy,
         example,

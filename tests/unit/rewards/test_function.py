@@ -15,7 +15,7 @@ from PIL import Image
 from customized_grpo import registry
 from customized_grpo.recipe.loading import RecipeError, recipe_of
 from customized_grpo.rewards.base import AsyncReward, Reward, RewardFailure
-from customized_grpo.rewards.function import FunctionConfig, reward_class
+from customized_grpo.rewards.function import reward_class
 from customized_grpo.scoring.folder import Scoring
 from customized_grpo.scoring.scorer import Scorer
 from customized_grpo.testing import check_reward
@@ -30,6 +30,9 @@ import numpy as np
 def redness(example, images):
     """How red an image is."""
     return [float(np.asarray(image)[..., 0].mean()) / len(example.prompt) for image in images]
+
+def colour(example, images, *, channel: int = 0, scale: float = 1.0):
+    return [scale * float(np.asarray(image)[..., channel].mean()) for image in images]
 
 async def judge(example, images):
     await asyncio.sleep(0)
@@ -49,7 +52,18 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def built(function: Callable[..., Any]) -> Any:
-    return reward_class(function)(FunctionConfig(type="x"), device=CPU)
+    kind: Any = reward_class(function)
+    return kind(kind.Config(type="x"), device=CPU)
+
+
+def test_its_keyword_only_parameters_are_options_of_its_section() -> None:
+    section = {"type": "plain_rewards:colour", "axis": "prompt", "channel": 2, "scale": 2}
+    recipe = recipe_of({"rewards": {"blue": section}}, [], Scoring)
+    reward = registry.resolve("rewards", "plain_rewards:colour")(recipe.rewards["blue"], device=CPU)
+    blue = pictures(3)[..., 2].float().mean((1, 2))
+    torch.testing.assert_close(reward(example(), pictures(3)), 2 * blue)
+    with pytest.raises(RecipeError, match=r"chanel.*did you mean 'channel'"):
+        recipe_of({"rewards": {"blue": section | {"chanel": 1}}}, [], Scoring)
 
 
 def mean(example: Example, images: list[Image.Image]) -> list[float | None]:

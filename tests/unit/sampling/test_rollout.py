@@ -3,13 +3,14 @@
 Dimensions: G group size, T sampler steps, K trained steps, S latent tokens, C latent channels.
 """
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 from customized_grpo.sampling.clock import Clock
-from customized_grpo.sampling.dynamics import DanceSDE, log_prob, ode
+from customized_grpo.sampling.dynamics import dance_sde, log_prob, ode
 from customized_grpo.sampling.rollout import (
     generate,
     initial_noise,
@@ -24,7 +25,7 @@ from toy_policy import ToyPolicy
 
 SHAPE = (3, 4)
 SIGMAS = shifted_sigmas(6, 3.0)
-SDE = DanceSDE(eta=0.4)
+SDE = partial(dance_sde, eta=0.4)
 EVERY = StepPlan(6, (0, 1, 2, 3, 4), (0, 1, 2, 3, 4))
 G = 4
 

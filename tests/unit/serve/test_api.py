@@ -87,7 +87,7 @@ def test_scores_through_the_server_are_the_local_ones(
 ) -> None:
     section = reward(tmp_path)
     plugin = registry.resolve("rewards", section["type"])
-    spec = registry.config_model(plugin).model_validate(section)
+    spec = registry.config_model("rewards", plugin).model_validate(section)
     images = pictures(5)
     body = request_body(example(2), to_pil(images))
     ((status, answer),) = ask(worker(section), ScoreRequest.model_validate_json(body))

@@ -4,17 +4,18 @@ Dimensions: G group size, R rewards, Q axes (prompt, identity), K trained steps,
 """
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from customized_grpo.advantages.aggregators import SARS
+from customized_grpo.advantages.aggregators import sars
 from customized_grpo.advantages.shaping import Shaped, shape
 from customized_grpo.advantages.time_weights import constant, tdw
 from customized_grpo.objectives.clipped_surrogate import sensitivity
-from customized_grpo.sampling.dynamics import DanceSDE
+from customized_grpo.sampling.dynamics import dance_sde
 from customized_grpo.sampling.schedule import shifted_sigmas
 from customized_grpo.training import distributed
 from customized_grpo.training import metrics as explain
@@ -30,7 +31,7 @@ def shaped(rewards: Tensor, clip: float = 5.0) -> Shaped:
         weights,
         axis_of=AXIS_OF,
         weight_of=[1.0, 1.0],
-        aggregator=SARS(gamma=0.4),
+        aggregator=partial(sars, gamma=0.4),
         clip=clip,
         min_valid=0.5,
     )
@@ -60,7 +61,7 @@ def test_an_axis_of_several_rewards_is_their_mean() -> None:
         torch.tensor([[0.5, 0.5]]),
         axis_of=[0, 1, 0],
         weight_of=[1.0, 1.0, 1.0],
-        aggregator=SARS(),
+        aggregator=sars,
         clip=5.0,
         min_valid=0.5,
     )
@@ -146,7 +147,7 @@ def test_weights_are_those_of_the_trained_steps() -> None:
 
 
 def test_the_effective_weight_follows_the_pull_of_a_step() -> None:
-    pull = sensitivity(DanceSDE(eta=0.4), shifted_sigmas(25, 3.0))
+    pull = sensitivity(partial(dance_sde, eta=0.4), shifted_sigmas(25, 3.0))
     metrics = explain.weights(range(24), constant(25), pull)
     effective = [metrics[f"weight_effective/prompt/step_{step:02d}"] for step in range(24)]
     assert effective[23] / effective[1] == pytest.approx(float(pull[23] / pull[1]), rel=1e-4)

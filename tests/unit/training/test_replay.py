@@ -3,12 +3,14 @@
 Dimensions: G = 4 samples, K trained steps, n pairs of a micro-batch.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
 from customized_grpo.sampling.clock import Clock
-from customized_grpo.sampling.dynamics import DanceSDE
+from customized_grpo.sampling.dynamics import dance_sde
 from customized_grpo.sampling.rollout import initial_noise, sample_group, transition_noise
 from customized_grpo.sampling.schedule import StepPlan, shifted_sigmas
 from customized_grpo.training.replay import micro_batches, num_micro_batches, replay
@@ -17,7 +19,7 @@ from tiny_rewards import example
 from toy_policy import ToyPolicy
 
 SIGMAS = shifted_sigmas(8, 3.0)
-SDE = DanceSDE(eta=0.4)
+SDE = partial(dance_sde, eta=0.4)
 G = 4
 
 

@@ -99,6 +99,10 @@ class Vlm(AsyncReward):
                 )
             return self
 
+        def model_name(self) -> str:
+            """As the endpoint calls it."""
+            return self.model
+
         def cost(self, samples: int) -> str:
             """Requests and tokens of judging so many images, and whether the budget has room for them."""
             tokens = samples * _tokens(self)
