@@ -9,11 +9,13 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from functools import lru_cache, partial
+from functools import cache, partial
 from importlib.metadata import entry_points
-from typing import Any, Literal, NamedTuple, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, PydanticUserError, create_model
+
+M = TypeVar("M", bound=BaseModel)
 
 Kind = Literal[
     "policies",
@@ -172,6 +174,7 @@ def _load(target: str) -> Any:
     return found
 
 
+@cache
 def config_model(kind: Kind, plugin: Any) -> type[BaseModel]:
     """The pydantic model that reads a plug-in's section of a recipe.
 
@@ -190,7 +193,7 @@ def config_model(kind: Kind, plugin: Any) -> type[BaseModel]:
         )
     if inspect.isfunction(plugin) and kind in _CALLS:
         try:
-            return section_of(kind, plugin)
+            return section_of(kind, plugin, PluginSection)
         except ValueError as error:
             raise UnknownPluginError(str(error)) from error
     raise UnknownPluginError(
@@ -199,10 +202,7 @@ def config_model(kind: Kind, plugin: Any) -> type[BaseModel]:
     )
 
 
-@lru_cache
-def section_of(
-    kind: Kind, function: Callable[..., Any], base: type[BaseModel] = PluginSection
-) -> type[BaseModel]:
+def section_of(kind: Kind, function: Callable[..., Any], base: type[M]) -> type[M]:
     """The section of a plug-in function: its keyword-only parameters with their annotations and defaults.
 
     ``Annotated[float, Field(ge=0.0, description="...")]`` sets bounds and words, as in any pydantic model.

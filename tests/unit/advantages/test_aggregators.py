@@ -209,10 +209,10 @@ def test_product_is_its_formula_normalised_over_the_group() -> None:
 
 
 def test_sections_are_strict_and_carry_their_own_parameters() -> None:
-    section = registry.section_of("aggregators", sars)
+    section = registry.config_model("aggregators", sars)
     assert dict(section(type="sars")) == {"type": "sars", "gamma": 0.4}
     with pytest.raises(ValidationError, match="Extra inputs"):
-        registry.section_of("aggregators", weighted_sum).model_validate(
+        registry.config_model("aggregators", weighted_sum).model_validate(
             {"type": "weighted_sum", "gamma": 0.4}
         )
     with pytest.raises(ValidationError, match="greater than or equal to 0"):

@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from customized_grpo.advantages.time_weights import constant, table, tdw
-from customized_grpo.registry import section_of
+from customized_grpo.registry import config_model
 
 # The paper's schedule of 25 steps, worked out apart from the package and rounded to six places: 0.7 below step 6, then
 # 0.3 + 0.4 (1 - sigmoid(0.8 (t - 10))) (0.684 at step 6, 0.30 at step 21), and 0.5 from step 22 on.
@@ -81,7 +81,7 @@ def test_a_table_has_a_row_a_step() -> None:
 @pytest.mark.parametrize("section", [{"high": 1.2}, {"slope": 0.0}, {"strat": 0.1}])
 def test_impossible_options_are_refused(section: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
-        section_of("time_weights", tdw).model_validate({"type": "tdw", **section})
+        config_model("time_weights", tdw).model_validate({"type": "tdw", **section})
 
 
 @pytest.mark.parametrize("section", [{"start": 0.6}, {"integrate": 0.5}])

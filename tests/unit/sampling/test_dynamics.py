@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from customized_grpo.registry import section_of
+from customized_grpo.registry import config_model
 from customized_grpo.sampling.dynamics import (
     Gaussian,
     cps,
@@ -220,7 +220,7 @@ def test_the_gradient_reaches_the_velocity() -> None:
 def test_sections_refuse_what_has_no_probability(
     function: Callable[..., Gaussian], given: dict[str, float]
 ) -> None:
-    section = section_of("dynamics", function)
+    section = config_model("dynamics", function)
     assert section.model_fields.keys() == {"type", *given}  # sigma_max is the sampler's
     for wrong in (given, {"etta": 1.0}):
         with pytest.raises(ValidationError):
