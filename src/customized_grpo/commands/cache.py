@@ -29,12 +29,12 @@ def cache(
     from accelerate.utils import gather_object
 
     from customized_grpo.conditioning.cache import ConditioningCache, Place, complete
-    from customized_grpo.policies.base import runs_on_cpu
+    from customized_grpo.devices import open_device
     from customized_grpo.training.encoded import bars, needed
 
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
-    state = PartialState(cpu=runs_on_cpu(recipe.run.device))
+    state = PartialState(cpu=open_device(recipe.run.device).type == "cpu")
     store = ConditioningCache(recipe.run.cache, recipe.policy, recipe.run.precision)
     jobs = needed(recipe)
     with bars() as progress:

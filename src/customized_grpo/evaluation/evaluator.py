@@ -20,6 +20,7 @@ from torch import Tensor
 from customized_grpo.conditioning.cache import Place, open_policy
 from customized_grpo.console import err
 from customized_grpo.data.base import Dataset, load_dataset
+from customized_grpo.devices import open_device
 from customized_grpo.evaluation.baselines import NO_IDENTITY, RealPhotos, identity_metrics, reference_copy
 from customized_grpo.evaluation.costs import of_evaluation
 from customized_grpo.evaluation.items import Progress, Site, evaluate_images, quiet
@@ -29,7 +30,7 @@ from customized_grpo.evaluation.settings import settings_of
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.evaluation.tables import summarize
 from customized_grpo.policies.adapters import tuning
-from customized_grpo.policies.base import Policy, runs_on_cpu, stack
+from customized_grpo.policies.base import Policy, stack
 from customized_grpo.recipe.config import Evaluate, EvaluateRecipe, EvaluateSampling, Sampling
 from customized_grpo.recipe.loading import save_recipe
 from customized_grpo.sampling.rollout import generate
@@ -157,11 +158,8 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
     folder = _folder(recipe)
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
-    state = PartialState(cpu=runs_on_cpu(recipe.run.device), timeout=timedelta(seconds=recipe.run.timeout_s))
-    if recipe.run.device == "cuda" and state.device.type != "cuda":
-        raise ValueError(
-            "run.device: 'cuda' was asked for but torch finds no GPU; use run.device=auto or cpu"
-        )
+    on_cpu = open_device(recipe.run.device).type == "cpu"
+    state = PartialState(cpu=on_cpu, timeout=timedelta(seconds=recipe.run.timeout_s))
     settings: Any = recipe.policy
     tuned = tuning.read(recipe.lora) if recipe.lora is not None else None
     spec = recipe.evaluate

@@ -21,13 +21,14 @@ from customized_grpo.advantages.shaping import Aggregator
 from customized_grpo.conditioning.cache import Place, open_policy
 from customized_grpo.data.base import Dataset, load_dataset
 from customized_grpo.data.order import groups_a_rank
+from customized_grpo.devices import open_device
 from customized_grpo.evaluation.metrics import Scorer as MetricScorer
 from customized_grpo.evaluation.metrics import build_metrics
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.objectives.clipped_surrogate import sensitivity, step_weights
 from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.adapters.sharding import reshard
-from customized_grpo.policies.base import Policy, runs_on_cpu
+from customized_grpo.policies.base import Policy
 from customized_grpo.recipe.config import AXES, Recipe
 from customized_grpo.rewards.base import AnyReward
 from customized_grpo.sampling.clock import Clock
@@ -143,7 +144,8 @@ def build(recipe: Recipe) -> Parts:
     folder = Path(run.dir)
     _trackers_are_there(run.trackers)
     accelerator = Accelerator(
-        cpu=runs_on_cpu(run.device),
+        # said also where there is just a CPU: else several processes there are not joined, and each trains alone
+        cpu=open_device(run.device).type == "cpu",
         log_with=list(run.trackers) or None,
         project_config=ProjectConfiguration(project_dir=run.dir),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=run.timeout_s))],
@@ -151,10 +153,6 @@ def build(recipe: Recipe) -> Parts:
     engine.configure(accelerator, recipe)
     groups_a_rank(train.groups_per_step, accelerator.num_processes)
     device = accelerator.device
-    if run.device == "cuda" and device.type != "cuda":
-        raise ValueError(
-            "run.device: 'cuda' was asked for but torch finds no GPU; use run.device=auto or cpu"
-        )
     with together(accelerator, ValueError):
         if accelerator.is_main_process:
             prepare_folder(folder, resuming=run.resume is not None)
