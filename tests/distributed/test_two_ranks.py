@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from customized_grpo.training.checkpoint import check, read_tensors
+from customized_grpo.policies.adapters.tensor_files import read_tensors
+from customized_grpo.training.checkpoint import check
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
 from runs import SLOW, environment, make_tiny_world, metrics_of, tiny_recipe

@@ -15,10 +15,11 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from customized_grpo.policies.adapters.lora import adapter_state, frozen_hash
+from customized_grpo.policies.adapters.tensor_files import read_tensors
 from customized_grpo.policies.flux import UNO
 from customized_grpo.rewards.base import RewardFailure
 from customized_grpo.training import trainer as module
-from customized_grpo.training.checkpoint import check, read_tensors
+from customized_grpo.training.checkpoint import check
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import DivergedError, Trainer
 from runs import metrics_of, tiny_recipe

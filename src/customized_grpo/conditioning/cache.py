@@ -23,7 +23,7 @@ import transformers
 from huggingface_hub.errors import EntryNotFoundError
 from PIL.Image import Image
 
-from customized_grpo.atomic import replacing
+from customized_grpo.atomic import file_hash, replacing
 from customized_grpo.data.base import Dataset
 from customized_grpo.policies.base import Policy, dtype_of, load_policy
 from customized_grpo.types import Conditioning, Example
@@ -265,19 +265,11 @@ def _file_hashes(folder: Path, hashes: Path) -> dict[str, str]:
             continue
         state = file.stat()
         key = f"{file.resolve()}|{state.st_size}|{state.st_mtime_ns}"
-        found[part.as_posix()] = fresh[key] = known.get(key) or _sha256(file)
+        found[part.as_posix()] = fresh[key] = known.get(key) or file_hash(file)
     if not fresh.keys() <= known.keys():
         with replacing(hashes) as aside:
             aside.write_text(json.dumps(known | fresh, indent=1, sort_keys=True), encoding="utf-8")
     return found
-
-
-def _sha256(file: Path) -> str:
-    digest = sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _pixels(image: Image) -> str:

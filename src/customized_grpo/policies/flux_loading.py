@@ -12,7 +12,7 @@ from customized_grpo.policies import shifts
 from customized_grpo.policies.acceleration import quantization_of, settle
 from customized_grpo.policies.adapters.base_lora import BaseLora, apply_base_lora
 from customized_grpo.policies.adapters.flux_keys import from_original, key_map
-from customized_grpo.policies.adapters.lora_files import read_tensors
+from customized_grpo.policies.adapters.tensor_files import read_tensors
 from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN
 from customized_grpo.policies.hub_files import hub_problem, weights_file
 from customized_grpo.policies.pipelines import PipelineConfig
@@ -162,7 +162,7 @@ def _original_transformer(config: FluxConfig, dtype: torch.dtype) -> Any:
     file = weights_file(
         config.transformer, "policy.transformer", default=None, revision=None, offline=config.offline
     )
-    tensors, _ = read_tensors(file, "policy.transformer:")
+    tensors = read_tensors(file, "policy.transformer:")
     try:
         state = from_original(tensors, original_keys(transformer), _shapes(transformer))
     except ValueError as error:

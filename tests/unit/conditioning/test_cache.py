@@ -160,7 +160,7 @@ def test_files_of_a_model_are_hashed_once(
     first = model_identity(str(tiny_flux), None, tmp_path / "hashes.json")
     assert "vae/diffusion_pytorch_model.safetensors" in first
     assert not [name for name in first if name.startswith(("transformer/", "scheduler/"))]
-    monkeypatch.setattr(module, "_sha256", lambda file: pytest.fail(f"{file} is read again"))
+    monkeypatch.setattr(module, "file_hash", lambda file: pytest.fail(f"{file} is read again"))
     assert model_identity(str(tiny_flux), None, tmp_path / "hashes.json") == first
     (tmp_path / "hashes.json").write_text("{")
     monkeypatch.undo()
