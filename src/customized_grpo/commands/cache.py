@@ -28,7 +28,7 @@ def cache(
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    from customized_grpo.conditioning.cache import ConditioningCache, Place, complete
+    from customized_grpo.conditioning.cache import ConditioningCache, Process, complete
     from customized_grpo.devices import open_device
     from customized_grpo.training.encoded import bars, needed
 
@@ -38,7 +38,7 @@ def cache(
     store = ConditioningCache(recipe.run.cache, recipe.policy, recipe.run.precision)
     jobs = needed(recipe)
     with bars() as progress:
-        place = Place(
+        process = Process(
             device=state.device,
             precision=recipe.run.precision,
             rank=state.process_index,
@@ -46,5 +46,5 @@ def cache(
             wait=state.wait_for_everyone,
             progress=progress,
         )
-        made: int = sum(gather_object([complete(recipe.policy, store, jobs, place)]))
+        made: int = sum(gather_object([complete(recipe.policy, store, jobs, process)]))
     say(f"{store.folder}\n{made:,} conditionings made; the recipe uses {len(jobs):,} examples")

@@ -83,7 +83,7 @@ def need_bitsandbytes(key: str) -> None:
         raise ValueError(f"{key} needs bitsandbytes: pip install 'customized-grpo[bitsandbytes]'")
 
 
-def settle(pipeline: Any, config: Any, device: torch.device, transformer: Any) -> None:
+def place_and_freeze(pipeline: Any, config: Any, device: torch.device, transformer: Any) -> None:
     """Move a loaded pipeline to its device, freeze its parts, and turn gradient checkpointing on where asked for.
 
     Args:

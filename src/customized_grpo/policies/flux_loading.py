@@ -9,7 +9,7 @@ from diffusers import FluxTransformer2DModel
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 
 from customized_grpo.policies import shifts
-from customized_grpo.policies.acceleration import quantization_of, settle
+from customized_grpo.policies.acceleration import place_and_freeze, quantization_of
 from customized_grpo.policies.adapters.base_lora import BaseLora, apply_base_lora
 from customized_grpo.policies.adapters.flux_keys import from_original, key_map
 from customized_grpo.policies.adapters.tensor_files import read_tensors
@@ -128,7 +128,7 @@ def load_flux(
             f"policy.model: the VAE of {config.model!r} shrinks by {pipeline.vae_scale_factor}; "
             "this policy needs FLUX.1's, which shrinks by 8"
         )
-    settle(pipeline, config, device, FluxTransformer2DModel)
+    place_and_freeze(pipeline, config, device, FluxTransformer2DModel)
     if whole and config.base_lora is not None:
         apply_base_lora(
             pipeline.transformer, config.base_lora, offline=config.offline, device=device, dtype=dtype

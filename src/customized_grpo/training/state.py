@@ -58,9 +58,9 @@ def save(parts: Parts, done: int) -> None:
         "step": done,
         "updates": parts.schedule.last_epoch,
         "ema_updates": 0 if parts.ema is None else parts.ema.optimization_step,
-        "skipped": parts.progress.skipped,
-        "rollout_batch": parts.progress.rollout_batch,
-        "old_log_probs": parts.progress.old_log_probs,
+        "skipped": parts.state.skipped,
+        "rollout_batch": parts.state.rollout_batch,
+        "old_log_probs": parts.state.old_log_probs,
         "scorers": gather_rows([parts.scorer.state_dict()]),
     }
 
@@ -181,9 +181,9 @@ def _put_back(parts: Parts, held: _Held) -> None:
             cut_like(held.average[name].to(accelerator.device), one) for name, one in parts.parameters.items()
         ]
         parts.ema.optimization_step = saved["ema_updates"]
-    parts.progress.skipped = saved["skipped"]
-    parts.progress.rollout_batch = saved.get("rollout_batch")  # older checkpoints have neither
-    parts.progress.old_log_probs = saved.get("old_log_probs")
+    parts.state.skipped = saved["skipped"]
+    parts.state.rollout_batch = saved.get("rollout_batch")  # older checkpoints have neither
+    parts.state.old_log_probs = saved.get("old_log_probs")
     share = scorer_share(saved["scorers"], accelerator.process_index, accelerator.num_processes)
     parts.scorer.load_state_dict(share)
 

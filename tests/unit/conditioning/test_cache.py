@@ -13,7 +13,7 @@ from customized_grpo.conditioning import cache as module
 from customized_grpo.conditioning.cache import (
     CacheError,
     ConditioningCache,
-    Place,
+    Process,
     fill,
     model_identity,
     open_policy,
@@ -65,8 +65,8 @@ def same(one: Conditioning, other: Conditioning) -> bool:
 def quiet(_phase: str, _done: int, _total: int) -> None: ...
 
 
-def place(rank: int = 0, world: int = 1) -> Place:
-    return Place(device=CPU, precision="no", rank=rank, world=world, wait=lambda: None, progress=quiet)
+def place(rank: int = 0, world: int = 1) -> Process:
+    return Process(device=CPU, precision="no", rank=rank, world=world, wait=lambda: None, progress=quiet)
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
