@@ -38,7 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from update import SERIAL, breakdown, make_trainer, matmul_share, one_at_a_time
 
 from customized_grpo.policies import flux_base
-from customized_grpo.policies.acceleration import settle
+from customized_grpo.policies.acceleration import place_and_freeze
 from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.checkpointing import checkpoint_blocks
@@ -95,7 +95,7 @@ class Bench:
     def _load_flux(config: Any, *_: Any, device: torch.device, **__: Any) -> Any:
         """In the place of files."""
         pipeline = random_flux(device)
-        settle(pipeline, config, device, FluxTransformer2DModel)
+        place_and_freeze(pipeline, config, device, FluxTransformer2DModel)
         return pipeline
 
     @staticmethod

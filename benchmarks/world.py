@@ -49,7 +49,7 @@ def gate(parts: Parts, groups: int) -> dict[str, Any]:
         for name, values in judged.items():
             found.setdefault(name, []).append(values)
         rewards = parts.scorer.submit(trajectory.example, trajectory.images).result()
-        correlations.append(correlation(trainer.shape(rewards, trajectory).axes))
+        correlations.append(correlation(trainer.advantages_of(rewards, trajectory).axes))
     every = {name: torch.cat(values) for name, values in found.items()}
     other = every["copy"] == 0
     return {name: float(values.mean()) for name, values in every.items()} | {

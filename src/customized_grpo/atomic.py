@@ -1,5 +1,6 @@
-"""Files that are complete or absent: written beside their place and renamed."""
+"""Files that are complete or absent: written beside their place and renamed; and the hash that tells whether one is."""
 
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -20,3 +21,9 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file in hexadecimal; it isn't read at once, as whole models are hashed, too."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any, Final, final
 
@@ -17,6 +18,9 @@ RANK: Final = int(os.environ.get("RANK", "0"))
 
 out: Final = Console(quiet=RANK != 0)
 err: Final = Console(stderr=True, quiet=RANK != 0)
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is, and of how much."""
 
 _PACKAGE: Final = "customized_grpo"
 

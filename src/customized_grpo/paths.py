@@ -1,6 +1,6 @@
-"""Where models are: a hub id, a folder, or a miniature checkpoint that is shipped inside the package."""
+"""Where models are (a hub id, a folder, or a miniature checkpoint inside the package), and which paths are safe."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 ASSETS = Path(__file__).parent / "mini" / "assets"
 """The embedded checkpoints, one folder a kind; ``judges/`` holds those that training never sees."""
@@ -34,3 +34,10 @@ def model_path(name: str, kind: str) -> str:
     if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1:
         raise ValueError(f"model {name!r}: no such folder; give an existing folder, a hub id, or 'mini'")
     return name
+
+
+def is_inside(path: str) -> bool:
+    """Whether a path that another machine wrote stays in its folder. Links in the folder may lead out."""
+    windows = PureWindowsPath(path)
+    outside = PurePosixPath(path).is_absolute() or windows.drive or windows.root or ".." in windows.parts
+    return bool(path) and "\0" not in path and not outside

@@ -15,8 +15,8 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
 from customized_grpo.policies.adapters.sharding import whole
+from customized_grpo.policies.adapters.tensor_files import write_tensors
 from customized_grpo.training import setup
-from customized_grpo.training.checkpoint import write_tensors
 from customized_grpo.training.trainer import Trainer
 from runs import FULL, tiny_recipe
 

@@ -10,7 +10,8 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from customized_grpo.training.checkpoint import check, read_tensors
+from customized_grpo.policies.adapters.tensor_files import read_tensors
+from customized_grpo.training.checkpoint import check
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
 from runs import FULL, environment, make_tiny_world, metrics_of, tiny_recipe

@@ -23,9 +23,10 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from torch.nn.parallel import DistributedDataParallel
 
-from customized_grpo.training import checkpoint, engine, setup
+from customized_grpo.policies.adapters.tensor_files import write_tensors
+from customized_grpo.training import engine, setup
+from customized_grpo.training import state as saving
 from customized_grpo.training import trainer as module
-from customized_grpo.training.checkpoint import write_tensors
 from customized_grpo.training.state import save
 from customized_grpo.training.trainer import Trainer
 from runs import SIGNAL_AT, tiny_recipe, with_evaluation
@@ -92,7 +93,7 @@ def faults(rank: int, trainer_of: Callable[..., Trainer]) -> dict[str, str]:
     assert all(torch.equal(before[name], one) for name, one in bad.parts.parameters.items())
 
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with mock.patch.object(checkpoint, "write_tensors", side_effect=full):  # rank 0 alone writes
+    with mock.patch.object(saving, "write_tensors", side_effect=full):  # rank 0 alone writes
         said["disk full"] = failure(lambda: save(bad.parts, 1))
     missing = "nowhere" if rank == 1 else "flux"
     world = Path(str(bad.recipe.policy.model)).parent

@@ -18,7 +18,7 @@ from torch import Tensor
 from customized_grpo.policies.flux import UNO
 from customized_grpo.training import autotune
 from customized_grpo.training.faults import MemoryFullError
-from customized_grpo.training.setup import Parts, Progress, build
+from customized_grpo.training.setup import Parts, RunState, build
 from customized_grpo.training.trainer import DivergedError, Trainer, train
 from customized_grpo.types import Conditioning
 from runs import checkpoint_bytes, metrics_of, tiny_recipe
@@ -65,7 +65,7 @@ def parts(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Parts:
 def trainer_of(parts: Parts, **changes: Any) -> Trainer:
     """Another run of the same models."""
     recipe = tiny_recipe(Path(parts.recipe.policy.model).parent, parts.folder, **SMALL, **changes)
-    return Trainer(replace(parts, recipe=recipe, progress=Progress()))
+    return Trainer(replace(parts, recipe=recipe, state=RunState()))
 
 
 @pytest.fixture
@@ -110,13 +110,13 @@ def test_the_batch_is_the_group_halved_until_it_fits(
     tried = [size for size in (6, 3, 2, 1) if size >= found]
     assert forwards[: len(tried)] == tried
     assert max(forwards[len(tried) :]) == found
-    assert trainer.parts.progress.rollout_batch == found
-    (news,) = trainer.parts.progress.drain_news()
+    assert trainer.parts.state.rollout_batch == found
+    (news,) = trainer.parts.state.drain_news()
     assert f"auto found {found} of 6" in news
     forwards.clear()
     trainer.sample(0, group, index)
     assert max(forwards) == found, "it was looked for again"
-    assert not trainer.parts.progress.news
+    assert not trainer.parts.state.news
 
 
 def test_a_batch_that_was_found_is_a_batch_that_was_given_and_is_kept(
@@ -178,9 +178,9 @@ def test_the_smallest_of_all_ranks_counts(parts: Parts, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(autotune, "any_rank", any_rank)
     trainer.sample(0, *trainer.assignments(0)[0])
-    assert trainer.parts.progress.rollout_batch == 2
+    assert trainer.parts.state.rollout_batch == 2
     assert asked == [False] * 3
-    trainer.parts.progress.rollout_batch = None
+    trainer.parts.state.rollout_batch = None
     monkeypatch.setattr(autotune, "any_rank", lambda *_: True)
     with pytest.raises(torch.OutOfMemoryError, match="another process is out of memory"):
         trainer.sample(0, *trainer.assignments(0)[0])
@@ -321,13 +321,13 @@ def test_forwards_that_recomputing_costs(
     monkeypatch.setattr(UNO, "velocity", velocity)
     trainer = trainer_of(parts, train__old_log_probs=asked, train__updates_per_rollout=updates)
     groups = [trainer.sample(0, *trainer.assignments(0)[0])]
-    shaped = [trainer.shape(torch.arange(2.0 * G).view(G, 2).sin(), groups[0])]
+    advantages = [trainer.advantages_of(torch.arange(2.0 * G).view(G, 2).sin(), groups[0])]
     monkeypatch.setattr(Trainer, "optimize", lambda self: {})
     for thirds in (first, later):
         counted.clear()
-        again = autotune.settle(trainer.parts, groups, trainer.shares())
+        again = autotune.with_old_log_probs(trainer.parts, groups, trainer.shares())
         for number, samples in enumerate(trainer.shares()):
-            trainer.update(again, shaped, samples, first=number == 0)
+            trainer.update(again, advantages, samples, first=number == 0)
         assert 3 * sum(counted) == thirds * groups[0].log_prob.numel()
     for one in parts.parameters.values():
         one.grad = None
@@ -356,11 +356,11 @@ def test_recomputed_values_are_the_replays_own_in_their_place(parts: Parts) -> N
     try:
         for one in weights:
             one.data.add_(0.05)
-        (again,) = autotune.settle(trainer.parts, [group], [range(2), range(2, 4), range(4, 6)])
+        (again,) = autotune.with_old_log_probs(trainer.parts, [group], [range(2), range(2, 4), range(4, 6)])
         moved = (again.log_prob != group.log_prob).all(1).tolist()
         assert moved == [False, False, True, True, True, True]
         for g in range(2, G):
-            (alone,) = autotune.settle(trainer.parts, [group], [range(1), range(g, g + 1)])
+            (alone,) = autotune.with_old_log_probs(trainer.parts, [group], [range(1), range(g, g + 1)])
             torch.testing.assert_close(alone.log_prob[g], again.log_prob[g], rtol=1e-5, atol=1e-6)
     finally:
         for one, old in zip(weights, before, strict=True):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from customized_grpo.devices import open_device
 from customized_grpo.policies.adapters import lora
 from customized_grpo.policies.base import LoraSettings, load_policy
 from customized_grpo.policies.flux import UNOConfig
@@ -53,7 +54,7 @@ def test_gradients_in_bfloat16_are_those_of_float32(device: str, tiny_world: Pat
     precisions: tuple[tuple[str, Literal["no", "bf16"]], ...] = (("cpu", "no"), (device, "bf16"))
     gradients = []
     for place, precision in precisions:
-        policy = load_policy(config, device=torch.device(place), precision=precision)
+        policy = load_policy(config, device=open_device(place), precision=precision)
         lora.attach(policy, LoraSettings(rank=4), seed=0)
         draw = torch.Generator().manual_seed(0)
         parameters = list(lora.trainable_parameters(policy).values())

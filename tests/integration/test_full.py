@@ -16,11 +16,12 @@ from typer.testing import CliRunner
 from customized_grpo.commands.app import app
 from customized_grpo.evaluation.evaluator import evaluate
 from customized_grpo.policies.adapters import full, tuning
+from customized_grpo.policies.adapters.tensor_files import read_tensors, write_tensors
 from customized_grpo.policies.base import load_policy
 from customized_grpo.policies.flux import UNO
 from customized_grpo.recipe.config import EvaluateRecipe
 from customized_grpo.report.write import write_report
-from customized_grpo.training.checkpoint import check, read_tensors, write_tensors
+from customized_grpo.training.checkpoint import check
 from customized_grpo.training.setup import build
 from customized_grpo.training.state import restore
 from customized_grpo.training.trainer import Trainer, train

@@ -3,11 +3,13 @@
 Dimensions: G group size, K trained steps.
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -15,10 +17,12 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from customized_grpo.policies.adapters.lora import adapter_state, frozen_hash
+from customized_grpo.policies.adapters.tensor_files import read_tensors
 from customized_grpo.policies.flux import UNO
 from customized_grpo.rewards.base import RewardFailure
+from customized_grpo.scoring.scorer import Scorer
 from customized_grpo.training import trainer as module
-from customized_grpo.training.checkpoint import check, read_tensors
+from customized_grpo.training.checkpoint import check
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import DivergedError, Trainer
 from runs import metrics_of, tiny_recipe
@@ -104,16 +108,18 @@ def gradient(
     """Of one update of two groups, with the optimizer left out; ``advantage`` replaces every one of the real."""
     monkeypatch.setattr(Trainer, "optimize", lambda self: {})
     settings = trainer.recipe.train.model_copy(update={"microbatch": microbatch})
-    monkeypatch.setattr(trainer, "recipe", trainer.recipe.model_copy(update={"train": settings}))
+    recipe = trainer.recipe.model_copy(update={"train": settings})
+    monkeypatch.setattr(trainer, "parts", dataclasses.replace(trainer.parts, recipe=recipe))
     groups = [trainer.sample(7, group, index) for group, index in trainer.assignments(7)]
-    shaped = [
-        trainer.shape(trainer.parts.scorer.submit(one.example, one.images).result(), one) for one in groups
+    advantages = [
+        trainer.advantages_of(trainer.parts.scorer.submit(one.example, one.images).result(), one)
+        for one in groups
     ]
     if advantage is not None:
-        for one in shaped:
+        for one in advantages:
             one.advantage.fill_(advantage)
     parameters = trainer.parts.parameters.values()
-    trainer.update(groups, shaped, range(4), first=True)
+    trainer.update(groups, advantages, range(4), first=True)
     flat = torch.cat([one.grad.flatten() for one in parameters if one.grad is not None])
     for one in parameters:
         one.grad = None
@@ -150,6 +156,22 @@ def test_constant_rewards_move_nothing(trainer_of: MakeTrainer) -> None:
     assert same(before, adapter(trainer))
 
 
+def test_a_run_that_fails_ends_its_threads_and_trackers(
+    trainer_of: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, ended = trainer_of(), []
+
+    def broken(self: Trainer, step: int) -> dict[str, float]:
+        self.parts.accelerator.trackers = [mock.Mock(finish=lambda: ended.append("tracker"))]
+        raise DivergedError("on purpose")
+
+    monkeypatch.setattr(Scorer, "close", lambda self: ended.append("scorer"))
+    monkeypatch.setattr(Trainer, "step", broken)
+    with pytest.raises(DivergedError, match="on purpose"):
+        trainer.run()
+    assert ended == ["scorer", "tracker"]
+
+
 def test_several_updates_take_shares_of_each_group_and_leave_ratio_one(
     trainer_of: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,8 +180,8 @@ def test_several_updates_take_shares_of_each_group_and_leave_ratio_one(
     rows = []
     real = Trainer.update
 
-    def spy(self: Trainer, groups: Any, shaped: Any, samples: Any, *, first: bool) -> dict[str, float]:
-        rows.append(real(self, groups, shaped, samples, first=first))
+    def spy(self: Trainer, groups: Any, advantages: Any, samples: Any, *, first: bool) -> dict[str, float]:
+        rows.append(real(self, groups, advantages, samples, first=first))
         return rows[-1]
 
     monkeypatch.setattr(Trainer, "update", spy)
@@ -209,14 +231,14 @@ def test_an_unscorable_image_is_masked_and_counted(
     }
     trainer = trainer_of(rewards=rewards, advantage__max_failed_share=0.1)
     advantages: list[Tensor] = []
-    real = Trainer.shape
+    real = Trainer.advantages_of
 
     def spy(self: Trainer, *given: Any) -> Any:
-        shaped = real(self, *given)
-        advantages.append(shaped.advantage)
-        return shaped
+        found = real(self, *given)
+        advantages.append(found.advantage)
+        return found
 
-    monkeypatch.setattr(Trainer, "shape", spy)
+    monkeypatch.setattr(Trainer, "advantages_of", spy)
     metrics = trainer.step(0)
     assert metrics["reward/patchy/failed_share"] == 0.25
     assert metrics["reward/warm/failed_share"] == 0

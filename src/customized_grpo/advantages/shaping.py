@@ -16,7 +16,7 @@ Aggregator = Callable[[Float[Tensor, "g q"], Float[Tensor, "k q"]], Float[Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shaped:
+class Advantages:
     """Advantages of one group, with what explains them."""
 
     axes: Float[Tensor, "g q"]
@@ -33,7 +33,7 @@ class Shaped:
     """Of the advantages, before they were clamped."""
 
 
-def shape(
+def advantages_of(
     rewards: Float[Tensor, "g r"],
     weights: Float[Tensor, "k q"],
     *,
@@ -42,7 +42,7 @@ def shape(
     aggregator: Aggregator,
     clip: float,
     min_valid: float,
-) -> Shaped:
+) -> Advantages:
     """Advantages A[g, k] of one group.
 
     Args:
@@ -59,7 +59,7 @@ def shape(
     skipped = float(scored.float().mean()) < min_valid
     used = (scored & (not skipped))[:, None]
     raw = aggregator(axes, weights) * used
-    return Shaped(
+    return Advantages(
         axes=axes,
         advantage=raw.clamp(-clip, clip),
         bonus=raw - weighted_sum(axes, weights) * used,

@@ -28,17 +28,17 @@ def cache(
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    from customized_grpo.conditioning.cache import ConditioningCache, Place, complete
-    from customized_grpo.policies.base import runs_on_cpu
+    from customized_grpo.conditioning.cache import ConditioningCache, Process, complete
+    from customized_grpo.devices import open_device
     from customized_grpo.training.encoded import bars, needed
 
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
-    state = PartialState(cpu=runs_on_cpu(recipe.run.device))
+    state = PartialState(cpu=open_device(recipe.run.device).type == "cpu")
     store = ConditioningCache(recipe.run.cache, recipe.policy, recipe.run.precision)
     jobs = needed(recipe)
     with bars() as progress:
-        place = Place(
+        process = Process(
             device=state.device,
             precision=recipe.run.precision,
             rank=state.process_index,
@@ -46,5 +46,5 @@ def cache(
             wait=state.wait_for_everyone,
             progress=progress,
         )
-        made: int = sum(gather_object([complete(recipe.policy, store, jobs, place)]))
+        made: int = sum(gather_object([complete(recipe.policy, store, jobs, process)]))
     say(f"{store.folder}\n{made:,} conditionings made; the recipe uses {len(jobs):,} examples")

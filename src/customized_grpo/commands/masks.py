@@ -1,7 +1,7 @@
 """``customized-grpo data masks``: the command around ``prepare.masks``. Heavy imports are inside."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,15 +20,17 @@ def masks(
     target: Annotated[
         Path | None, typer.Option("--out", help="the new manifest; by default <name>-masks.jsonl")
     ] = None,
-    device: Annotated[str, typer.Option(help="cuda or cpu; by default the GPU if there is one")] = "",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="auto: the GPU if there is one")
+    ] = "auto",
 ) -> None:
     """Make the masks that a manifest's references lack, by GroundingDINO and SAM; may be stopped and started again."""
     from pydantic import ValidationError
 
+    from customized_grpo.devices import open_device
     from customized_grpo.prepare.masks import Segment, is_any_missing, make_masks
     from customized_grpo.recipe.loading import RecipeError
     from customized_grpo.rewards.segmenter import Segmenter, SegmenterConfig
-    from customized_grpo.scoring.folder import device_of
 
     try:
         config = SegmenterConfig(detector=detector, sam=sam, threshold=threshold)
@@ -37,7 +39,7 @@ def masks(
     if not manifest.is_file():
         raise ValueError(f"{manifest}: no such manifest; give the path of a .jsonl file")
     hush_libraries()
-    where, on = (None if beside else folder), device_of(device)
+    where, on = (None if beside else folder), open_device(device, "--device")
     segment: Segment = lambda image, word: None  # noqa: E731 - never asked where every reference has its mask
     if is_any_missing(manifest, where):
         segment = Segmenter(config, device=on)

@@ -43,8 +43,8 @@ def show_memory(recipe: "Recipe", memory_gb: float | None) -> bool:
     table.add_column(overflow="fold")
     for line in found.resident:
         table.add_row(line.name, _gib(line.bytes), line.note)
-    largest = max(found.moments, key=lambda line: line.bytes)
-    for line in found.moments:
+    largest = max(found.peaks, key=lambda line: line.bytes)
+    for line in found.peaks:
         table.add_row(
             line.name, _gib(line.bytes), line.note if line is largest else f"{line.note} (not at once)"
         )

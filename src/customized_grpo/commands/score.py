@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -33,10 +33,13 @@ def score(
     table: Annotated[
         Path | None, typer.Option("--out", help="a .csv or .jsonl file with a row an image")
     ] = None,
-    device: Annotated[str, typer.Option(help="cuda or cpu; by default the GPU if there is one")] = "",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="auto: the GPU if there is one")
+    ] = "auto",
 ) -> None:
     """Score a folder of images with any rewards: against a manifest, or one prompt and one reference for all."""
     from customized_grpo.data.images import load_image
+    from customized_grpo.devices import open_device
     from customized_grpo.rewards.base import costs
     from customized_grpo.scoring import folder
     from customized_grpo.types import Example
@@ -61,7 +64,7 @@ def score(
     with Progress(console=err, disable=not err.is_terminal) as bar:
         task = bar.add_task("images", total=len(jobs))
         rows, failure = folder.run(
-            jobs, specs, folder.device_of(device), lambda done, _: bar.update(task, completed=done)
+            jobs, specs, open_device(device, "--device"), lambda done, _: bar.update(task, completed=done)
         )
     names = tuple(specs)
     if 0 < len(rows) <= _SHOWN:

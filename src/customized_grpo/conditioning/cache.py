@@ -23,15 +23,14 @@ import transformers
 from huggingface_hub.errors import EntryNotFoundError
 from PIL.Image import Image
 
-from customized_grpo.atomic import replacing
+from customized_grpo.atomic import file_hash, replacing
+from customized_grpo.console import OnProgress
 from customized_grpo.data.base import Dataset
 from customized_grpo.policies.base import Policy, dtype_of, load_policy
 from customized_grpo.types import Conditioning, Example
 
 Jobs = Sequence[tuple[Dataset, int]]
 """Data sets and indices of examples."""
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is, and of how much."""
 
 _FORMAT = 2
 """Raised when what an entry means changes."""
@@ -119,7 +118,7 @@ def fill(
     cache: ConditioningCache,
     jobs: Jobs,
     load: Callable[[], Policy],
-    progress: Progress,
+    progress: OnProgress,
 ) -> int:
     """Make the entries that are missing, and leave those that are there.
 
@@ -150,7 +149,7 @@ def fill(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class Process:
     """Where this process is among its fellows, and how it tells what it does."""
 
     device: torch.device
@@ -159,10 +158,10 @@ class Place:
     world: int
     wait: Callable[[], object]
     """For all processes."""
-    progress: Progress
+    progress: OnProgress
 
 
-def complete(spec: Any, cache: ConditioningCache, jobs: Jobs, place: Place) -> int:
+def complete(spec: Any, cache: ConditioningCache, jobs: Jobs, process: Process) -> int:
     """``fill`` shared by all processes; the encoders are loaded where one is needed, and gone afterwards.
 
     Returns:
@@ -170,13 +169,13 @@ def complete(spec: Any, cache: ConditioningCache, jobs: Jobs, place: Place) -> i
     """
     made = fill(
         cache,
-        jobs[place.rank :: place.world],
-        lambda: load_policy(spec, device=place.device, precision=place.precision, parts="encoders"),
-        place.progress,
+        jobs[process.rank :: process.world],
+        lambda: load_policy(spec, device=process.device, precision=process.precision, parts="encoders"),
+        process.progress,
     )
     if made:
-        release(place.device)
-    place.wait()
+        release(process.device)
+    process.wait()
     return made
 
 
@@ -188,7 +187,7 @@ def release(device: torch.device) -> None:
 
 
 def open_policy(
-    spec: Any, folder: str | None, jobs: Callable[[], Jobs], place: Place
+    spec: Any, folder: str | None, jobs: Callable[[], Jobs], process: Process
 ) -> tuple[Policy, Callable[[Example], Conditioning]]:
     """The policy of a recipe and the conditioning of an example: encoded when it is asked for, or from a cache.
 
@@ -199,18 +198,18 @@ def open_policy(
         spec: the recipe's section ``policy``.
         folder: ``run.cache``; None: no cache.
         jobs: every example that will be encoded; called only where there is a cache.
-        place: of this process.
+        process: of this process.
 
     Raises:
         ValueError: as ``load_policy`` and ``ConditioningCache`` do.
     """
     if folder is None:
-        policy = load_policy(spec, device=place.device, precision=place.precision)
+        policy = load_policy(spec, device=process.device, precision=process.precision)
         return policy, lambda example: policy.encode(example.prompt, example.references)
-    cache = ConditioningCache(folder, spec, place.precision)
-    complete(spec, cache, jobs(), place)
-    policy = load_policy(spec, device=place.device, precision=place.precision, parts="all but encoders")
-    return policy, lambda example: cache.read(example, place.device)
+    cache = ConditioningCache(folder, spec, process.precision)
+    complete(spec, cache, jobs(), process)
+    policy = load_policy(spec, device=process.device, precision=process.precision, parts="all but encoders")
+    return policy, lambda example: cache.read(example, process.device)
 
 
 def model_identity(source: str, revision: str | None, hashes: Path) -> dict[str, str]:
@@ -265,19 +264,11 @@ def _file_hashes(folder: Path, hashes: Path) -> dict[str, str]:
             continue
         state = file.stat()
         key = f"{file.resolve()}|{state.st_size}|{state.st_mtime_ns}"
-        found[part.as_posix()] = fresh[key] = known.get(key) or _sha256(file)
+        found[part.as_posix()] = fresh[key] = known.get(key) or file_hash(file)
     if not fresh.keys() <= known.keys():
         with replacing(hashes) as aside:
             aside.write_text(json.dumps(known | fresh, indent=1, sort_keys=True), encoding="utf-8")
     return found
-
-
-def _sha256(file: Path) -> str:
-    digest = sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _pixels(image: Image) -> str:

@@ -8,7 +8,7 @@ describes; reinforcement learning doesn't read it), ``views`` (further pictures 
 
 import json
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, final
 
 from PIL import Image
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from customized_grpo.data.base import DatasetConfig
 from customized_grpo.data.images import ImageError, load_image, load_mask
+from customized_grpo.paths import is_inside
 from customized_grpo.types import Example
 
 
@@ -201,13 +202,6 @@ def _parse(line: bytes) -> Row:
                 f"path {path!r} is not inside the manifest's folder; use a relative path without '..'"
             )
     return row
-
-
-def is_inside(path: str) -> bool:
-    """Whether a path stays in its folder; a manifest may come from anywhere. Links in the folder may lead out."""
-    windows = PureWindowsPath(path)
-    outside = PurePosixPath(path).is_absolute() or windows.drive or windows.root or ".." in windows.parts
-    return bool(path) and "\0" not in path and not outside
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from customized_grpo.data.base import Dataset
-from customized_grpo.evaluation.metrics import Scorer
+from customized_grpo.evaluation.metrics import AnyMetric
 from customized_grpo.evaluation.protocols import Protocol, group_of, subject_photos
 from customized_grpo.recipe.sections import MetricSpec
 from customized_grpo.types import Example
@@ -24,7 +24,9 @@ def reference_copy(example: Example, height: int, width: int) -> UInt8[Tensor, "
     return _pixels(ImageOps.fit(example.references[0], (width, height), Image.Resampling.BICUBIC))
 
 
-def identity_metrics(metrics: Mapping[str, Scorer], specs: Mapping[str, BaseModel]) -> dict[str, Scorer]:
+def identity_metrics(
+    metrics: Mapping[str, AnyMetric], specs: Mapping[str, BaseModel]
+) -> dict[str, AnyMetric]:
     """The metrics whose section says ``axis: identity``; the others ask for a prompt, which a photo has not."""
     return {
         name: metric

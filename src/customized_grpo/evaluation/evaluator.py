@@ -16,19 +16,20 @@ from accelerate.utils import gather_object
 from jaxtyping import Float
 from torch import Tensor
 
-from customized_grpo.conditioning.cache import Place, open_policy
-from customized_grpo.console import err
+from customized_grpo.conditioning.cache import Process, open_policy
+from customized_grpo.console import OnProgress, err
 from customized_grpo.data.base import Dataset, load_dataset
+from customized_grpo.devices import open_device
 from customized_grpo.evaluation.baselines import NO_IDENTITY, RealPhotos, identity_metrics, reference_copy
 from customized_grpo.evaluation.costs import of_evaluation
-from customized_grpo.evaluation.items import Progress, Site, evaluate_images, quiet
-from customized_grpo.evaluation.metrics import Scorer, build_metrics
+from customized_grpo.evaluation.items import Site, evaluate_images, quiet
+from customized_grpo.evaluation.metrics import AnyMetric, build_metrics
 from customized_grpo.evaluation.protocols import find_protocol
 from customized_grpo.evaluation.settings import settings_of
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.evaluation.tables import summarize
 from customized_grpo.policies.adapters import tuning
-from customized_grpo.policies.base import Policy, runs_on_cpu, stack
+from customized_grpo.policies.base import Policy, stack
 from customized_grpo.recipe.config import Evaluate, EvaluateRecipe, EvaluateSampling, Sampling
 from customized_grpo.recipe.loading import save_recipe
 from customized_grpo.recipe.sections import PolicySpec
@@ -42,7 +43,7 @@ from customized_grpo.types import Conditioning, Example
 def evaluate_policy(
     policy: Policy,
     dataset: Dataset,
-    metrics: Mapping[str, Scorer],
+    metrics: Mapping[str, AnyMetric],
     spec: Evaluate,
     site: Site,
     label: str,
@@ -142,7 +143,7 @@ def _noise(policy: Policy, spec: Evaluate, index: int) -> Float[Tensor, "n s c"]
     )
 
 
-def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
+def evaluate(recipe: EvaluateRecipe, *, progress: OnProgress = quiet) -> Path:
     """Evaluate real photos, the copied reference, the base and the adapter on it if there is one, into ``run.dir``.
 
     The folder may hold an earlier, unfinished evaluation: rows that the same weights and recipe made are kept.
@@ -157,18 +158,15 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
     folder = _folder(recipe)
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
-    state = PartialState(cpu=runs_on_cpu(recipe.run.device), timeout=timedelta(seconds=recipe.run.timeout_s))
-    if recipe.run.device == "cuda" and state.device.type != "cuda":
-        raise ValueError(
-            "run.device: 'cuda' was asked for but torch finds no GPU; use run.device=auto or cpu"
-        )
+    on_cpu = open_device(recipe.run.device).type == "cpu"
+    state = PartialState(cpu=on_cpu, timeout=timedelta(seconds=recipe.run.timeout_s))
     settings = recipe.policy
     tuned = tuning.read(recipe.lora) if recipe.lora is not None else None
     spec = recipe.evaluate
     dataset = load_dataset(spec.data, "evaluate.data")
     total = num_examples(dataset, spec)
     protocol.judged(dataset[0])  # data that don't fit should stop this before models are loaded
-    place = Place(
+    process = Process(
         device=state.device,
         precision=recipe.run.precision,
         rank=state.process_index,
@@ -180,7 +178,7 @@ def evaluate(recipe: EvaluateRecipe, *, progress: Progress = quiet) -> Path:
         recipe.policy,
         recipe.run.cache,
         lambda: [(dataset, index) for index in encoded_examples(dataset, spec)],
-        place,
+        process,
     )
     metrics = build_metrics(spec.metrics, state.device)
     described = json.dumps(settings.model_dump(mode="json"), sort_keys=True)

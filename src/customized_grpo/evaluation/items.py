@@ -22,9 +22,10 @@ from PIL import Image
 from torch import Tensor
 
 from customized_grpo.atomic import replacing
+from customized_grpo.console import OnProgress
 from customized_grpo.data.base import Dataset
 from customized_grpo.data.images import load_image
-from customized_grpo.evaluation.metrics import Scorer, Scores, score
+from customized_grpo.evaluation.metrics import AnyMetric, Scores, score
 from customized_grpo.evaluation.protocols import group_of
 from customized_grpo.evaluation.summary import Row, write_atomically
 from customized_grpo.recipe.config import Evaluate
@@ -35,8 +36,6 @@ Draw = Callable[[int, Example], UInt8[Tensor, "g h w 3"]]
 """(index of the example, example) to its images."""
 Gather = Callable[[list[Row]], list[Row]]
 """This rank's rows to all ranks' rows, on every rank (accelerate's ``gather_object``)."""
-Progress = Callable[[str, int, int], None]
-"""(label, examples done by this rank, examples of this rank)."""
 
 _REFERENCE_SIDE = 256
 _log = logging.getLogger(__name__)
@@ -60,13 +59,13 @@ class Site:
     rank: int = 0
     world: int = 1
     gather: Gather = alone
-    progress: Progress = quiet
+    progress: OnProgress = quiet
 
 
 def evaluate_images(
     draw: Draw,
     dataset: Dataset,
-    metrics: Mapping[str, Scorer],
+    metrics: Mapping[str, AnyMetric],
     spec: Evaluate,
     site: Site,
     label: str,
@@ -206,7 +205,7 @@ def _complete(folder: Path, files: Sequence[Path], save_images: int) -> dict[tup
     return complete
 
 
-def _answered(rows: Sequence[Row], metrics: Mapping[str, Scorer]) -> dict[str, list[list[float]]] | None:
+def _answered(rows: Sequence[Row], metrics: Mapping[str, AnyMetric]) -> dict[str, list[list[float]]] | None:
     """Of judges and servers the answers that needn't be asked for again, where others of them failed.
 
     Returns:

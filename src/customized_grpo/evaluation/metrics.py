@@ -40,16 +40,16 @@ class Metric(ABC):
         """Column name to one float32 value an image, on the CPU; NaN where an image is not measurable."""
 
 
-Scorer = Metric | Reward | AsyncReward | AsyncGroupReward
+AnyMetric = Metric | Reward | AsyncReward | AsyncGroupReward
 
 
-def build_metrics(specs: Mapping[str, BaseModel], device: torch.device) -> dict[str, Scorer]:
+def build_metrics(specs: Mapping[str, BaseModel], device: torch.device) -> dict[str, AnyMetric]:
     """Build what ``evaluate.metrics`` names: a type is looked up among the metrics first, then among the rewards.
 
     Raises:
         ValueError: the plug-in is neither a ``Metric`` nor a reward, or its model is not there.
     """
-    built: dict[str, Scorer] = {}
+    built: dict[str, AnyMetric] = {}
     for name, spec in specs.items():
         given = registry.type_of(spec)
         kind: registry.Kind = "metrics" if given in registry.available("metrics") else "rewards"
@@ -57,7 +57,7 @@ def build_metrics(specs: Mapping[str, BaseModel], device: torch.device) -> dict[
             plugin = registry.resolve(kind, given)(spec, device=device)
         except ValueError as error:
             raise ValueError(f"evaluate.metrics.{name}: {error}") from error
-        if not isinstance(plugin, Scorer):
+        if not isinstance(plugin, AnyMetric):
             raise ValueError(
                 f"evaluate.metrics.{name}: {given!r} is a {type(plugin).__name__}; "
                 "a metric is a subclass of Metric, Reward, AsyncReward or AsyncGroupReward"
@@ -83,7 +83,7 @@ class Scores:
 
 
 def score(
-    metrics: Mapping[str, Scorer],
+    metrics: Mapping[str, AnyMetric],
     example: Example,
     images: UInt8[Tensor, "g h w 3"],
     *,
@@ -127,7 +127,7 @@ def score(
 
 
 def _all_runs(
-    name: str, metric: Scorer, example: Example, images: Tensor, count: int, errors: dict[str, str]
+    name: str, metric: AnyMetric, example: Example, images: Tensor, count: int, errors: dict[str, str]
 ) -> dict[str, list[list[float]]]:
     """Column to one list of runs an image."""
     if isinstance(metric, AsyncReward):

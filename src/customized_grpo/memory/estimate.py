@@ -156,7 +156,7 @@ class Estimate:
     """What one process needs on its device."""
 
     resident: tuple[Line, ...]
-    moments: tuple[Line, ...]
+    peaks: tuple[Line, ...]
     """Never at the same time: the largest counts."""
     unknown: tuple[str, ...] = ()
     """What is not counted."""
@@ -164,9 +164,7 @@ class Estimate:
     @property
     def total(self) -> int:
         """Bytes."""
-        return sum(line.bytes for line in self.resident) + max(
-            (line.bytes for line in self.moments), default=0
-        )
+        return sum(line.bytes for line in self.resident) + max((line.bytes for line in self.peaks), default=0)
 
 
 def estimate(
@@ -186,7 +184,7 @@ def estimate(
     world: int,
     trajectories: int,
     parts: Mapping[str, int],
-    moments: Mapping[str, int],
+    peaks: Mapping[str, int],
     reserve: int,
     unknown: Sequence[str] = (),
 ) -> Estimate:
@@ -200,7 +198,7 @@ def estimate(
         tokens: of a sample.
         b: bytes of ``run.precision``.
         parts: bytes of further resident parts (VAE, encoders, rewards) by name.
-        moments: bytes of further moments (decoding) by name.
+        peaks: bytes of further ones (decoding) by name.
         reserve: CUDA's context and the allocator's loss.
     """
     layers, rank, values = trained.layers, trained.rank, sum(trained.sizes)
@@ -237,9 +235,9 @@ def estimate(
         Line(
             name="update", bytes=4 * values if optimizer == "adamw" else 0, note="roots of the second moments"
         ),
-        *(Line(name=name, bytes=size) for name, size in moments.items()),
+        *(Line(name=name, bytes=size) for name, size in peaks.items()),
     ]
-    return Estimate(resident=tuple(resident), moments=tuple(found), unknown=tuple(unknown))
+    return Estimate(resident=tuple(resident), peaks=tuple(found), unknown=tuple(unknown))
 
 
 def _checkpointed(share: float) -> str:

@@ -160,7 +160,7 @@ def of_recipe(recipe: Recipe, *, world: int = 1, num_references: int = 1) -> Est
         world=world,
         trajectories=geometry.trajectory_bytes or 0,
         parts=parts | rewards,
-        moments={"decode": decode_bytes(decoded, policy.height, policy.width, model.vae_channels)},
+        peaks={"decode": decode_bytes(decoded, policy.height, policy.width, model.vae_channels)},
         reserve=_RESERVE,
         unknown=unknown,
     )

@@ -1,9 +1,9 @@
 """Whether the embedded models are whole: hashes of their files, written by a build and checked by ``doctor``."""
 
-import hashlib
 import json
 from pathlib import Path
 
+from customized_grpo.atomic import file_hash
 from customized_grpo.paths import ASSETS
 
 MANIFEST = "manifest.json"
@@ -14,7 +14,7 @@ EXPECTED = ("flux", "dino", "clip", "judges/dino", "judges/clip")
 def write_manifest(folder: Path = ASSETS) -> Path:
     """Note the sha256 of every file under ``folder``; the last act of a build."""
     target = folder / MANIFEST
-    hashes = {name: _sha256(folder / name) for name in _files(folder)}
+    hashes = {name: file_hash(folder / name) for name in _files(folder)}
     target.write_text(json.dumps(hashes, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return target
 
@@ -29,15 +29,10 @@ def check_assets(folder: Path = ASSETS) -> list[str]:
     except (OSError, ValueError):
         return [f"{MANIFEST} is missing or damaged, so the files can't be checked"]
     gone = sorted(name for name in hashes if not (folder / name).is_file())
-    changed = sorted(name for name in hashes if name not in gone and _sha256(folder / name) != hashes[name])
+    changed = sorted(name for name in hashes if name not in gone and file_hash(folder / name) != hashes[name])
     return [f"missing: {name}" for name in gone] + [f"changed since it was built: {name}" for name in changed]
 
 
 def _files(folder: Path) -> list[str]:
     found = (path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     return sorted(path.relative_to(folder).as_posix() for path in found)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -82,7 +82,7 @@ def need_bitsandbytes(key: str) -> None:
         raise ValueError(f"{key} needs bitsandbytes: pip install 'customized-grpo[bitsandbytes]'")
 
 
-def settle(pipeline: Any, config: Any, device: torch.device, transformer: Any) -> None:
+def place_and_freeze(pipeline: Any, config: Any, device: torch.device, transformer: Any) -> None:
     """Move a loaded pipeline to its device, freeze its parts, and turn gradient checkpointing on where asked for.
 
     Args:
@@ -119,10 +119,6 @@ def apply(
     Raises:
         ValueError: the policy ignored ``quantization``, or the backend or the compiler can't be used here.
     """
-    # torch's own choice on an H100 or H200 from 2.11 on. With it FLUX's gradients in bfloat16 were NaN, infinite or an
-    # illegal access there (docs/log.md; https://github.com/pytorch/pytorch/issues/196678 is one of its kind). It can go
-    # when tests/integration/test_devices.py passes on such a card without it.
-    torch.backends.cuda.enable_cudnn_sdp(False)
     model: Any = transformer
     if quantization != "none" and not is_quantized(transformer):
         raise ValueError(

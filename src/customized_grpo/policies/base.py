@@ -4,7 +4,6 @@ Dimensions: n batch, S latent tokens, C latent channels, H x W pixels. sigma is 
 velocity v = noise - data.
 """
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
@@ -28,7 +27,6 @@ __all__ = [
     "PolicyConfig",
     "dtype_of",
     "load_policy",
-    "runs_on_cpu",
     "stack",
 ]
 
@@ -149,12 +147,3 @@ def load_policy(
 def dtype_of(precision: Literal["no", "bf16"]) -> torch.dtype:
     """The dtype of ``run.precision``."""
     return {"bf16": torch.bfloat16, "no": torch.float32}[precision]
-
-
-def runs_on_cpu(device: str) -> bool:
-    """Whether accelerate must be told to use the CPU, for a recipe's ``run.device``.
-
-    Without it, several processes on a machine without a GPU (torchrun, WORLD_SIZE) are not joined: each trains alone.
-    """
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return device == "cpu" or (device == "auto" and several and not torch.cuda.is_available())

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 
 from customized_grpo.policies.adapters import tuning, uno_lora
 from customized_grpo.policies.adapters.base_lora import read_base_lora
@@ -19,10 +18,10 @@ from customized_grpo.policies.adapters.lora_files import (
     HEADER,
     WEIGHTS_NAME,
     update_of_adapter,
-    write_tensors,
     write_update,
 )
 from customized_grpo.policies.adapters.low_rank import Factors, fuse, joined
+from customized_grpo.policies.adapters.tensor_files import write_tensors
 from customized_grpo.policies.base import load_policy
 from customized_grpo.policies.flux_loading import FluxConfig, empty_transformer, original_keys
 from customized_grpo.recipe.config import EvaluateRecipe, Recipe
@@ -104,8 +103,7 @@ def _write_model(
     if form == "model":
         policy.pipeline.save_pretrained(out)
         return out
-    out.mkdir(parents=True, exist_ok=True)
     state = to_original(policy.transformer.state_dict(), original_keys(policy.transformer))
     about = {"format": "pt", "base_model": config.model, "fused": str(file.path)}
-    save_file(state, out / ORIGINAL_NAME, metadata=about)
+    write_tensors(out / ORIGINAL_NAME, state, about)
     return out / ORIGINAL_NAME

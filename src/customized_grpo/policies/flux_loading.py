@@ -9,10 +9,10 @@ from diffusers import FluxTransformer2DModel
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 
 from customized_grpo.policies import shifts
-from customized_grpo.policies.acceleration import quantization_of, settle
+from customized_grpo.policies.acceleration import place_and_freeze, quantization_of
 from customized_grpo.policies.adapters.base_lora import BaseLora, apply_base_lora
 from customized_grpo.policies.adapters.flux_keys import from_original, key_map
-from customized_grpo.policies.adapters.lora_files import read_tensors
+from customized_grpo.policies.adapters.tensor_files import read_tensors
 from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN
 from customized_grpo.policies.hub_files import hub_problem, weights_file
 from customized_grpo.policies.pipelines import PipelineConfig
@@ -132,7 +132,7 @@ def load_flux(
             f"policy.model: the VAE of {config.model!r} shrinks by {pipeline.vae_scale_factor}; "
             "this policy needs FLUX.1's, which shrinks by 8"
         )
-    settle(pipeline, config, device, FluxTransformer2DModel)
+    place_and_freeze(pipeline, config, device, FluxTransformer2DModel)
     if whole and config.base_lora is not None:
         apply_base_lora(
             pipeline.transformer, config.base_lora, offline=config.offline, device=device, dtype=dtype
@@ -166,7 +166,7 @@ def _original_transformer(config: FluxConfig, dtype: torch.dtype) -> Any:
     file = weights_file(
         config.transformer, "policy.transformer", default=None, revision=None, offline=config.offline
     )
-    tensors, _ = read_tensors(file, "policy.transformer:")
+    tensors = read_tensors(file, "policy.transformer:")
     try:
         state = from_original(tensors, original_keys(transformer), _shapes(transformer))
     except ValueError as error:

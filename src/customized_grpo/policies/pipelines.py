@@ -17,7 +17,7 @@ from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor, nn
 
 from customized_grpo import registry
-from customized_grpo.policies.acceleration import quantization_of, settle
+from customized_grpo.policies.acceleration import place_and_freeze, quantization_of
 from customized_grpo.policies.base import PolicyConfig
 from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN
 from customized_grpo.policies.hub_files import hub_problem
@@ -144,7 +144,7 @@ def open_pipeline(
             f"policy.model: the VAE of {config.model!r} shrinks by {pipeline.vae_scale_factor}; "
             f"policy.type {config.type} needs one that shrinks by 8"
         )
-    settle(pipeline, config, device, transformer_class)
+    place_and_freeze(pipeline, config, device, transformer_class)
     return pipeline
 
 

@@ -17,7 +17,7 @@ from zlib import crc32
 from zlib import error as ZlibError
 
 from customized_grpo.atomic import replacing
-from customized_grpo.data.manifest import is_inside
+from customized_grpo.paths import is_inside
 
 MAX_MEMBERS: Final = 2_000_000
 MAX_MEMBER_BYTES: Final = 1 << 30

@@ -18,7 +18,8 @@ from typing import Final, final
 import requests
 from filelock import FileLock
 
-from customized_grpo.data.manifest import is_inside
+from customized_grpo.atomic import file_hash
+from customized_grpo.paths import is_inside
 
 _TRIES: Final = 6
 _TIMEOUT_S: Final = (15.0, 60.0)
@@ -189,13 +190,15 @@ def _wrong(file: Remote, path: Path) -> str:
     size = path.stat().st_size
     if size != file.size:
         return f"{size:,} of {file.size:,} bytes arrived"
-    sha256, sha1 = hashlib.sha256(), hashlib.sha1(f"blob {size}\0".encode())
-    with path.open("rb") as content:
-        while piece := content.read(_CHUNK):
-            sha256.update(piece)
-            sha1.update(piece)
-    fine = sha256.hexdigest() == file.sha256 if file.sha256 else sha1.hexdigest() == file.git_sha1
+    fine = file_hash(path) == file.sha256 if file.sha256 else _git_hash(path) == file.git_sha1
     return "" if fine else "its checksum is not the one that is listed"
+
+
+def _git_hash(path: Path) -> str:
+    """As git names a file's content."""
+    with path.open("rb") as opened:
+        head = f"blob {path.stat().st_size}\0".encode()
+        return hashlib.file_digest(opened, lambda: hashlib.sha1(head)).hexdigest()
 
 
 def _of_hub(name: str, revision: str | None) -> list[Remote]:

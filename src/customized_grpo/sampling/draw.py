@@ -14,6 +14,7 @@ from torch import Tensor
 
 from customized_grpo import registry
 from customized_grpo.conditioning.cache import release
+from customized_grpo.devices import open_device
 from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.base import Policy, load_policy
 from customized_grpo.recipe.config import EvaluateRecipe, Recipe
@@ -59,12 +60,7 @@ def draw(
         ValueError: the adapter is missing or doesn't fit, the policy can't be loaded, or it can't take the references.
     """
     tuned = None if adapter is None else tuning.read(adapter)
-    use_gpu = recipe.run.device != "cpu" and torch.cuda.is_available()
-    if recipe.run.device == "cuda" and not use_gpu:
-        raise ValueError(
-            "run.device is cuda, but this machine has no usable GPU; give --config with run.device: auto"
-        )
-    device = torch.device("cuda" if use_gpu else "cpu")
+    device = open_device(recipe.run.device)
     cond, policy = _encode_then_load(recipe, device, prompt, references)
     sampling = recipe.sampling
     sigmas = sigma_grid(recipe.policy, sampling.shift, steps or sampling.steps, policy.latent_shape[0])

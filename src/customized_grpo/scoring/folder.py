@@ -234,19 +234,6 @@ def silent(rows: Sequence[Scored], names: Sequence[str]) -> list[str]:
     return [name for name in names if all(math.isnan(row.scores[name]) for row in rows)]
 
 
-def device_of(name: str) -> torch.device:
-    """The device called so; with an empty name the GPU if there is one.
-
-    Raises:
-        ValueError: another name, or there is no GPU.
-    """
-    if name not in ("", "cpu", "cuda"):
-        raise ValueError(f"--device: given {name!r}; allowed: cpu, cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device: 'cuda' was asked for but torch finds no GPU; leave it out, or give cpu")
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
 def shown(value: float) -> str:
     """A score for people."""
     return "-" if math.isnan(value) else f"{value:.4f}"

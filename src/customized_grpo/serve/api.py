@@ -31,6 +31,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from customized_grpo import registry
 from customized_grpo.data.images import ImageError, read_image
+from customized_grpo.devices import open_device
 from customized_grpo.recipe.server import ServerConfig
 from customized_grpo.rewards.base import RewardFailure
 from customized_grpo.rewards.wire import ExampleMessage, ScoreRequest, ScoreResponse, fingerprint
@@ -80,7 +81,7 @@ class RewardAPI(LitAPI):
             disable_progress_bar()
         spec = self._spec_of_reward
         try:
-            reward = registry.resolve("rewards", registry.type_of(spec))(spec, device=torch.device(device))
+            reward = registry.resolve("rewards", registry.type_of(spec))(spec, device=open_device(device))
             self._scorer = Scorer({self.name: reward}, max_failed_share=1.0)
         except (ValueError, RewardFailure) as error:
             log.error("error: rewards.%s: %s", self.name, error)

@@ -1,4 +1,4 @@
-"""The server's main process: LitServe with our gate, plain errors, and workers that are started again when they die."""
+"""The server's main process: LitServe with our admission and plain errors, and workers that come back when they die."""
 
 import contextlib
 import logging
@@ -22,8 +22,8 @@ from litserve.utils import LitAPIStatus, WorkerSetupStatus
 from customized_grpo import __version__, registry
 from customized_grpo.recipe.server import ServerConfig
 from customized_grpo.rewards.wire import fingerprint, read_token
+from customized_grpo.serve.admission import Admission
 from customized_grpo.serve.api import IDLE_S, RewardAPI, refusal
-from customized_grpo.serve.gate import Gate
 
 MAX_DEATHS: Final = 5
 """Of workers within ``PERIOD_S``; then something is wrong that another start won't mend."""
@@ -88,14 +88,14 @@ class RewardServer(LitServer):
     def __init__(self, config: ServerConfig, token: str | None, say: Callable[[str], None]) -> None:
         accelerator, gpus = _devices(config)
         max_bytes = config.limits.body_mb * 1_000_000
-        gate = {"token": token, "max_bytes": max_bytes, "is_ready": self._is_ready}
+        admission = {"token": token, "max_bytes": max_bytes, "is_ready": self._is_ready}
         super().__init__(
             [RewardAPI(name, spec, config) for name, spec in config.rewards.items()],
             accelerator=accelerator,
             devices=gpus,
             timeout=config.limits.queue_s,
-            max_payload_size=max_bytes,  # counts what comes; the gate sees what is announced
-            middlewares=[(Gate, gate)],
+            max_payload_size=max_bytes,  # counts what comes; the admission sees what is announced
+            middlewares=[(Admission, admission)],
             model_metadata={"version": __version__, "rewards": _about(config)},
             disable_openapi_url=True,
             restart_workers=True,
@@ -152,7 +152,7 @@ class RewardServer(LitServer):
             item.event.set()
 
     def _is_ready(self, path: str) -> bool:
-        """Whether the reward of an address has a worker; other addresses are not the gate's business."""
+        """Whether the reward of an address has a worker; other addresses are not its business."""
         prefix = path.split("/")[-1] + "_"
         statuses = [status for name, status in self.workers_setup_status.items() if name.startswith(prefix)]
         return not statuses or WorkerSetupStatus.READY in statuses

@@ -1,6 +1,6 @@
 """What a run finds out once, in its first step, and keeps: the rollout's batch, and whose log-probabilities count.
 
-Both are in every checkpoint (``Progress``), so that a resumed run adds in the same order and compares with the same
+Both are in every checkpoint (``RunState``), so that a resumed run adds in the same order and compares with the same
 numbers. Dimensions: G group size, K trained steps, n samples in a forward, P ranks.
 """
 
@@ -31,13 +31,13 @@ def rollout_batch(parts: Parts, cond: Conditioning) -> int | None:
     asked = parts.recipe.sampling.batch
     if asked != "auto":
         return asked
-    if parts.progress.rollout_batch is None:
-        parts.progress.rollout_batch = _largest_batch(parts, cond)
-        parts.progress.news.append(
-            f"sampling.batch: auto found {parts.progress.rollout_batch} of {parts.recipe.train.group_size} samples in "
+    if parts.state.rollout_batch is None:
+        parts.state.rollout_batch = _largest_batch(parts, cond)
+        parts.state.news.append(
+            f"sampling.batch: auto found {parts.state.rollout_batch} of {parts.recipe.train.group_size} samples in "
             "one forward; the run keeps it"
         )
-    return parts.progress.rollout_batch
+    return parts.state.rollout_batch
 
 
 def _largest_batch(parts: Parts, cond: Conditioning) -> int:
@@ -77,10 +77,12 @@ def _out_of_memory(parts: Parts, cond: Conditioning, size: int) -> str | None:
 def is_recomputed(parts: Parts) -> bool:
     """Whether old log-probabilities are the replay's own: of the weights before the first update of a rollout."""
     asked = parts.recipe.train.old_log_probs
-    return (parts.progress.old_log_probs if asked == "auto" else asked) == "replay"
+    return (parts.state.old_log_probs if asked == "auto" else asked) == "replay"
 
 
-def settle(parts: Parts, groups: Sequence[Trajectory], shares: Sequence[range]) -> list[Trajectory]:
+def with_old_log_probs(
+    parts: Parts, groups: Sequence[Trajectory], shares: Sequence[range]
+) -> list[Trajectory]:
     """The trajectories with the old log-probabilities that the updates after the first are to compare with.
 
     The first update's own forward gives its old values for nothing (``new.detach()``), so only the shares of later
@@ -91,7 +93,7 @@ def settle(parts: Parts, groups: Sequence[Trajectory], shares: Sequence[range]) 
         groups: as the rollout made them.
         shares: the samples that each update takes.
     """
-    if parts.recipe.train.old_log_probs == "auto" and parts.progress.old_log_probs is None:
+    if parts.recipe.train.old_log_probs == "auto" and parts.state.old_log_probs is None:
         again = [_recomputed(parts, group, shares) for group in groups]
         differ = [one.log_prob - group.log_prob for one, group in zip(again, groups, strict=True)]
         _decide(parts, largest(parts.accelerator, float(torch.stack(differ).abs().max())))
@@ -103,9 +105,9 @@ def settle(parts: Parts, groups: Sequence[Trajectory], shares: Sequence[range]) 
 def _decide(parts: Parts, differ: float) -> None:
     allowed = min(parts.recipe.train.ratio_guard, _OF_CLIP * parts.recipe.objective.clip)
     trusted = differ <= allowed
-    parts.progress.old_log_probs = "rollout" if trusted else "replay"
-    parts.progress.news.append(
-        f"train.old_log_probs: auto took the {parts.progress.old_log_probs}'s: the two differ by at most {differ:.3g} "
+    parts.state.old_log_probs = "rollout" if trusted else "replay"
+    parts.state.news.append(
+        f"train.old_log_probs: auto took the {parts.state.old_log_probs}'s: the two differ by at most {differ:.3g} "
         f"(allowed: {allowed:g}); the run keeps it"
     )
 

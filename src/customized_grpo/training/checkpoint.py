@@ -6,7 +6,6 @@ weights, optimizer, everything a resume needs) and ``manifest.json`` with sizes 
 It is written aside, synced, and renamed, and it goes by a renaming, too: whatever is there is complete.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -17,10 +16,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from customized_grpo.data.manifest import is_inside
+from customized_grpo.atomic import file_hash
+from customized_grpo.paths import is_inside
 from customized_grpo.policies.adapters.sharding import cut_like, whole
 
 MANIFEST = "manifest.json"
@@ -174,16 +173,6 @@ def restore_optimizer(
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file with sorted keys, so that equal weights give equal bytes."""
-    save_file({key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}, path)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file, on the CPU."""
-    return load_file(path)
-
-
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """JSON with sorted keys."""
     path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
@@ -215,8 +204,7 @@ def _reason(error: Exception) -> str:
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as opened:  # not read at once: whole models are saved, too
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": file_hash(path)}
 
 
 def _sync(path: Path) -> None:

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from customized_grpo.conditioning.cache import Jobs, Progress
-from customized_grpo.console import err
+from customized_grpo.conditioning.cache import Jobs
+from customized_grpo.console import OnProgress, err
 from customized_grpo.data import order
 from customized_grpo.data.base import Dataset, load_dataset
 from customized_grpo.evaluation.evaluator import encoded_examples
@@ -30,13 +30,12 @@ def needed(recipe: Recipe | EvaluateRecipe) -> Jobs:
 
 
 @contextmanager
-def bars() -> Iterator[Progress]:
+def bars() -> Iterator[OnProgress]:
     """A progress bar a phase, on a terminal; silent elsewhere."""
-    from rich.progress import Progress as Bars
-    from rich.progress import TaskID
+    from rich.progress import Progress, TaskID
 
     tasks: dict[str, TaskID] = {}
-    with Bars(console=err, disable=not err.is_terminal, transient=True) as shown:
+    with Progress(console=err, disable=not err.is_terminal, transient=True) as shown:
 
         def tell(phase: str, done: int, total: int) -> None:
             if phase not in tasks:

@@ -2,7 +2,8 @@
 
 Where they differ: FSDP2 cuts the weights into shards, and DeepSpeed keeps gradients, optimizer and float32 weights to
 itself. What is read here is whole on every rank, what is written is cut again; so a checkpoint knows no engine and no
-number of ranks. Every function is collective.
+number of ranks. Every function is collective, except for ``needs_all_ranks`` and ``configure``, which look at what all
+ranks know.
 """
 
 import gc
@@ -118,12 +119,20 @@ def clip_and_step(accelerator: Accelerator, optimizer: Any, parameters: Paramete
     return norm
 
 
-def finish(accelerator: Accelerator, policy: Policy) -> None:
-    """Finish the trackers and leave the group of processes, with the policy's own transformer in its wrapper's place.
+@contextmanager
+def finishing(accelerator: Accelerator, policy: Policy) -> Iterator[None]:
+    """At the block's end finish the trackers and leave the group of processes.
 
-    The wrapper goes first: DDP's reducer, if it is the last to hold gloo's group, waits for the group's threads without
-    letting go of Python's lock, which one of them may need to free a tensor.
+    The policy's own transformer takes its wrapper's place first: DDP's reducer, if it is the last to hold gloo's group,
+    waits for the group's threads without letting go of Python's lock, which one of them may need to free a tensor.
+    After an error the group is left to the end of the process: leaving it may wait for ranks that know of no error.
     """
+    try:
+        yield
+    except BaseException:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        raise
     policy.transformer = accelerator.unwrap_model(policy.transformer)
     accelerator.free_memory()
     gc.collect()  # free_memory does so before it lets go of its own references

@@ -79,7 +79,7 @@ def _rest(folder: Path) -> str:
 
 
 @final
-class Watch:
+class SignalWarnings:
     """Looks at a step's metrics for rewards that can't teach and for clipping by rounding; says each once.
 
     Args:
@@ -97,7 +97,7 @@ class Watch:
         self._clip = clip
         self._said: set[tuple[str, str]] = set()
 
-    def warnings(self, metrics: Mapping[str, float]) -> list[str]:
+    def of_step(self, metrics: Mapping[str, float]) -> list[str]:
         """What this step gives to worry about, and no earlier one did."""
         found = {}
         differs = metrics.get("ratio/max_abs_log_first", 0.0)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from customized_grpo.advantages.shaping import Shaped
+from customized_grpo.advantages.shaping import Advantages
 from customized_grpo.evaluation.protocols import find_protocol
 from customized_grpo.evaluation.summary import Row, column_means, columns_of
 from customized_grpo.objectives.clipped_surrogate import ratio_stats
@@ -21,7 +21,7 @@ def groups(
     names: Sequence[str],
     axis_of: Sequence[int],
     rewards: Sequence[Float[Tensor, "g r"]],
-    shaped: Sequence[Shaped],
+    advantages: Sequence[Advantages],
 ) -> dict[str, float]:
     """Rewards and advantages of a step's groups, each a mean over the groups."""
     metrics: dict[str, float] = {}
@@ -36,17 +36,17 @@ def groups(
     for axis, axis_name in enumerate(AXES):
         mine = [metrics[f"reward/{name}/mean"] for name, of in zip(names, axis_of, strict=True) if of == axis]
         metrics[f"reward/{axis_name}/mean"] = _mean(mine)
-    metrics["advantage/correlation"] = _mean([correlation(one.axes) for one in shaped])
-    prompt, identity = torch.cat([one.axes for one in shaped]).unbind(1)
+    metrics["advantage/correlation"] = _mean([correlation(one.axes) for one in advantages])
+    prompt, identity = torch.cat([one.axes for one in advantages]).unbind(1)
     metrics["advantage/share_synergy"] = float(((prompt > 0) & (identity > 0)).float().mean())
     metrics["advantage/share_conflict"] = float((prompt * identity < 0).float().mean())
     metrics["advantage/share_both_down"] = float(((prompt < 0) & (identity < 0)).float().mean())
-    metrics["advantage/bonus_mean"] = _mean([float(one.bonus.mean()) for one in shaped])
-    metrics["advantage/bonus_abs_mean"] = _mean([float(one.bonus.abs().mean()) for one in shaped])
-    metrics["advantage/abs_mean"] = _mean([float(one.advantage.abs().mean()) for one in shaped])
-    metrics["advantage/clip_share"] = _mean([one.clipped_share for one in shaped])
-    metrics["advantage/skipped_share"] = _mean([float(one.skipped) for one in shaped])
-    metrics["advantage/masked_share"] = _mean([float((~one.scored).float().mean()) for one in shaped])
+    metrics["advantage/bonus_mean"] = _mean([float(one.bonus.mean()) for one in advantages])
+    metrics["advantage/bonus_abs_mean"] = _mean([float(one.bonus.abs().mean()) for one in advantages])
+    metrics["advantage/abs_mean"] = _mean([float(one.advantage.abs().mean()) for one in advantages])
+    metrics["advantage/clip_share"] = _mean([one.clipped_share for one in advantages])
+    metrics["advantage/skipped_share"] = _mean([float(one.skipped) for one in advantages])
+    metrics["advantage/masked_share"] = _mean([float((~one.scored).float().mean()) for one in advantages])
     return metrics
 
 
@@ -57,19 +57,17 @@ def correlation(axes: Float[Tensor, "g q"]) -> float:
     return float(prompt @ identity) / scale if scale > 0 else math.nan
 
 
-def weights(
-    steps: Sequence[int], time_weights: Float[Tensor, "t q"], pull: Float[Tensor, " t"]
-) -> dict[str, float]:
-    """Time weight of each trained step and axis, and the *effective* one.
+def weights(time_weights: Float[Tensor, "t q"], step_sensitivity: Float[Tensor, " t"]) -> dict[str, float]:
+    """Time weight of each trainable step and axis, and the *effective* one: constants of a run.
 
-    A step's gradient is its weight times ``pull`` (sensitivity of its log-probability times its loss weight), so the
-    effective weight is that product, scaled so that over all trainable steps the mean of both axes' sum is 1. The scale
-    doesn't depend on which steps were trained: groups, and ranks, train different ones.
+    A step's gradient is its time weight times ``Parts.step_sensitivity``, so the effective weight is that product,
+    scaled so that over all trainable steps the mean of both axes' sum is 1.
     """
     metrics = {}
-    effective = time_weights * pull[:, None]
-    effective = effective * (int((pull > 0).sum()) / effective.sum())
-    for step in steps:
+    trainable = step_sensitivity.nonzero().flatten().tolist()
+    effective = time_weights * step_sensitivity[:, None]
+    effective = effective * (len(trainable) / effective.sum())
+    for step in trainable:
         for column, axis in enumerate(AXES):
             metrics[f"weight/{axis}/step_{step:02d}"] = float(time_weights[step, column])
             metrics[f"weight_effective/{axis}/step_{step:02d}"] = float(effective[step, column])

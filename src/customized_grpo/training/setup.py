@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 from customized_grpo import registry
 from customized_grpo.advantages.shaping import Aggregator
-from customized_grpo.conditioning.cache import Place, open_policy
+from customized_grpo.conditioning.cache import Process, open_policy
 from customized_grpo.data.base import Dataset, load_dataset
 from customized_grpo.data.order import groups_a_rank
-from customized_grpo.evaluation.metrics import Scorer as MetricScorer
-from customized_grpo.evaluation.metrics import build_metrics
+from customized_grpo.devices import open_device
+from customized_grpo.evaluation.metrics import AnyMetric, build_metrics
 from customized_grpo.evaluation.summary import Row
-from customized_grpo.objectives.clipped_surrogate import sensitivity, step_weights
+from customized_grpo.objectives.step_weights import step_sensitivity, step_weights
 from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.adapters.sharding import reshard
-from customized_grpo.policies.base import Policy, runs_on_cpu
+from customized_grpo.policies.base import Policy
 from customized_grpo.recipe.config import AXES, Recipe
 from customized_grpo.rewards.base import AnyReward
 from customized_grpo.sampling.clock import Clock
@@ -45,7 +45,7 @@ Encode = Callable[[Example], Conditioning]
 
 
 @dataclass(slots=True)
-class Progress:
+class RunState:
     """What a run has gone through so far; part of every checkpoint."""
 
     skipped: int = 0
@@ -68,7 +68,7 @@ class Evaluation:
     """Held-out data and metrics, with the conditioning and the base's and the adapter's newest rows kept."""
 
     dataset: Dataset
-    metrics: dict[str, MetricScorer]
+    metrics: dict[str, AnyMetric]
     encode: Encode
     rows: dict[str, list[Row]] = field(default_factory=dict)
 
@@ -93,15 +93,15 @@ class Parts:
     time_weights: Float[Tensor, "t q"]
     loss_weights: Float[Tensor, " t"]
     """``objective.step_weighting``: a factor of each step's loss, mean 1 over the stochastic steps."""
-    pull: Float[Tensor, " t"]
-    """Relative size of each step's gradient at equal time weights: sensitivity times loss weight."""
+    step_sensitivity: Float[Tensor, " t"]
+    """Relative size of each step's gradient at equal time weights, ``loss_weights`` included; 0 is never trained."""
     parameters: dict[str, nn.Parameter]
     optimizer: Any
     schedule: Any
     ema: EMAModel | None
     evaluation: Evaluation | None
     clock: Clock
-    progress: Progress = field(default_factory=Progress)
+    state: RunState = field(default_factory=RunState)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -143,7 +143,8 @@ def build(recipe: Recipe) -> Parts:
     folder = Path(run.dir)
     _trackers_are_there(run.trackers)
     accelerator = Accelerator(
-        cpu=runs_on_cpu(run.device),
+        # said also where there is just a CPU: else several processes there are not joined, and each trains alone
+        cpu=open_device(run.device).type == "cpu",
         log_with=list(run.trackers) or None,
         project_config=ProjectConfiguration(project_dir=run.dir),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=run.timeout_s))],
@@ -151,10 +152,6 @@ def build(recipe: Recipe) -> Parts:
     engine.configure(accelerator, recipe)
     groups_a_rank(train.groups_per_step, accelerator.num_processes)
     device = accelerator.device
-    if run.device == "cuda" and device.type != "cuda":
-        raise ValueError(
-            "run.device: 'cuda' was asked for but torch finds no GPU; use run.device=auto or cpu"
-        )
     with together(accelerator, ValueError):
         if accelerator.is_main_process:
             prepare_folder(folder, resuming=run.resume is not None)
@@ -164,7 +161,7 @@ def build(recipe: Recipe) -> Parts:
     # Completing a cache waits for the others on its way, so a rank that fails in it can't tell them: it ends the job.
     agreed = together(accelerator, ValueError) if run.cache is None else contextlib.nullcontext()
     with agreed, bars() as progress:
-        place = Place(
+        process = Process(
             device=device,
             precision=run.precision,
             rank=accelerator.process_index,
@@ -172,7 +169,7 @@ def build(recipe: Recipe) -> Parts:
             wait=accelerator.wait_for_everyone,
             progress=progress,
         )
-        policy, encode = open_policy(recipe.policy, run.cache, lambda: needed(recipe), place)
+        policy, encode = open_policy(recipe.policy, run.cache, lambda: needed(recipe), process)
         tuning.attach(policy, recipe.policy, run.seed, keep_base=recipe.objective.kl > 0)
     parameters = tuning.trainable_parameters(policy)
     optimizer = build_optimizer(list(parameters.values()), train)
@@ -214,7 +211,7 @@ def build(recipe: Recipe) -> Parts:
             recipe.sampling.steps
         ),
         loss_weights=loss_weights.to(device),
-        pull=sensitivity(transition, sigmas) * loss_weights,
+        step_sensitivity=step_sensitivity(transition, sigmas) * loss_weights,
         parameters=parameters,
         optimizer=prepared,
         schedule=schedule,

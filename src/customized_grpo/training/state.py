@@ -15,6 +15,7 @@ from torch import Tensor
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.adapters.sharding import cut_like
+from customized_grpo.policies.adapters.tensor_files import read_tensors, write_tensors
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.recipe.loading import load_recipe, save_recipe
 from customized_grpo.training import checkpoint, engine
@@ -57,9 +58,9 @@ def save(parts: Parts, done: int) -> None:
         "step": done,
         "updates": parts.schedule.last_epoch,
         "ema_updates": 0 if parts.ema is None else parts.ema.optimization_step,
-        "skipped": parts.progress.skipped,
-        "rollout_batch": parts.progress.rollout_batch,
-        "old_log_probs": parts.progress.old_log_probs,
+        "skipped": parts.state.skipped,
+        "rollout_batch": parts.state.rollout_batch,
+        "old_log_probs": parts.state.old_log_probs,
         "scorers": gather_rows([parts.scorer.state_dict()]),
     }
 
@@ -70,10 +71,10 @@ def save(parts: Parts, done: int) -> None:
         save_recipe(parts.recipe, aside / "config.yaml")
         state = aside / "state"
         state.mkdir()
-        checkpoint.write_tensors(state / "adapter.safetensors", trained)
-        checkpoint.write_tensors(state / "optimizer.safetensors", optimizer)
+        write_tensors(state / "adapter.safetensors", trained)
+        write_tensors(state / "optimizer.safetensors", optimizer)
         if average:
-            checkpoint.write_tensors(state / "ema.safetensors", average)
+            write_tensors(state / "ema.safetensors", average)
         checkpoint.write_json(state / "trainer.json", trainer)
 
     with together(accelerator, checkpoint.SaveError):
@@ -154,15 +155,15 @@ class _Held:
 
 
 def _read(parts: Parts, state: Path) -> _Held:
-    adapter = checkpoint.read_tensors(state / "adapter.safetensors")
+    adapter = read_tensors(state / "adapter.safetensors")
     if set(adapter) != set(parts.parameters):
         raise checkpoint.CheckpointError(
             f"{state}: its trained weights are others than those of the recipe's policy.lora or policy.full"
         )
     return _Held(
         adapter=adapter,
-        optimizer=checkpoint.read_tensors(state / "optimizer.safetensors"),
-        average=None if parts.ema is None else checkpoint.read_tensors(state / "ema.safetensors"),
+        optimizer=read_tensors(state / "optimizer.safetensors"),
+        average=None if parts.ema is None else read_tensors(state / "ema.safetensors"),
         trainer=json.loads((state / "trainer.json").read_text()),
     )
 
@@ -180,9 +181,9 @@ def _put_back(parts: Parts, held: _Held) -> None:
             cut_like(held.average[name].to(accelerator.device), one) for name, one in parts.parameters.items()
         ]
         parts.ema.optimization_step = saved["ema_updates"]
-    parts.progress.skipped = saved["skipped"]
-    parts.progress.rollout_batch = saved.get("rollout_batch")  # older checkpoints have neither
-    parts.progress.old_log_probs = saved.get("old_log_probs")
+    parts.state.skipped = saved["skipped"]
+    parts.state.rollout_batch = saved.get("rollout_batch")  # older checkpoints have neither
+    parts.state.old_log_probs = saved.get("old_log_probs")
     share = scorer_share(saved["scorers"], accelerator.process_index, accelerator.num_processes)
     parts.scorer.load_state_dict(share)
 

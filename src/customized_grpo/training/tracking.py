@@ -30,6 +30,11 @@ from customized_grpo.types import Example
 METRICS = "metrics.jsonl"
 
 
+def is_every(every: int, done: int) -> bool:
+    """Whether something that happens every so many steps, 0 for never, is due after ``done``."""
+    return every > 0 and done % every == 0
+
+
 def prepare_folder(folder: Path, *, resuming: bool) -> None:
     """Make a run's folder, or accept an existing one when resuming.
 

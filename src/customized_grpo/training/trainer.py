@@ -1,4 +1,4 @@
-"""The loop: roll out, score, shape, replay, update, evaluate, save. ``Trainer.step`` is one GRPO step on one screen.
+"""The training loop: rollout, rewards, advantages, replay, update. ``Trainer.step`` is one GRPO step on one screen.
 
 Dimensions: G group size, K trained steps, R rewards, Q axes, P ranks.
 """
@@ -11,7 +11,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from customized_grpo.advantages.shaping import Shaped, shape
+from customized_grpo.advantages.shaping import Advantages, advantages_of
 from customized_grpo.data import order
 from customized_grpo.objectives.clipped_surrogate import clipped_surrogate
 from customized_grpo.policies.adapters import tuning
@@ -23,18 +23,13 @@ from customized_grpo.training import autotune, engine, validation
 from customized_grpo.training import metrics as explain
 from customized_grpo.training.distributed import any_rank, check_ranks, largest, mean_metrics
 from customized_grpo.training.engine import clip_and_step, micro_batch
-from customized_grpo.training.faults import Watch, explained
+from customized_grpo.training.faults import SignalWarnings, explained
 from customized_grpo.training.interrupt import StopRequest
 from customized_grpo.training.replay import Pairs, micro_batches, num_micro_batches, replay
 from customized_grpo.training.setup import Parts, build
 from customized_grpo.training.state import restore, save
-from customized_grpo.training.tracking import RunLog, save_group
+from customized_grpo.training.tracking import RunLog, is_every, save_group
 from customized_grpo.types import Trajectory
-
-
-def is_every(every: int, done: int) -> bool:
-    """Whether something that happens every so many steps, 0 for never, is due after ``done``."""
-    return every > 0 and done % every == 0
 
 
 class DivergedError(RuntimeError):
@@ -61,22 +56,23 @@ class Trainer:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self.recipe = parts.recipe
         self.stop = StopRequest()
-        self.watch = Watch(list(parts.recipe.rewards), parts.recipe.objective.clip)
+        self.signal_warnings = SignalWarnings(list(parts.recipe.rewards), parts.recipe.objective.clip)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The run's recipe."""
+        return self.parts.recipe
 
     def run(self) -> Path:
         """Train to the last step, or to the end of the step in which a signal came."""
         parts = self.parts
-        start = restore(parts)
-        check_ranks(parts.accelerator, parts.parameters, start)
-        with (
-            RunLog(parts.accelerator, parts.folder, self.recipe.train.steps, start) as log,
-            self.stop.listening(),
-        ):
-            self.loop(start, log)
-        parts.scorer.close()
-        engine.finish(parts.accelerator, parts.policy)
+        with engine.finishing(parts.accelerator, parts.policy), parts.scorer:
+            start = restore(parts)
+            check_ranks(parts.accelerator, parts.parameters, start)
+            log = RunLog(parts.accelerator, parts.folder, self.recipe.train.steps, start)
+            with log, self.stop.listening():
+                self.loop(start, log)
         return parts.folder
 
     def loop(self, start: int, log: RunLog) -> None:
@@ -98,9 +94,11 @@ class Trainer:
             evaluating = validation.is_due(parts, done) and not stopping
             if evaluating:
                 metrics |= validation.evaluate(parts, done)
+            if done == 1:  # constants, so they are logged once
+                metrics |= explain.weights(parts.time_weights, parts.step_sensitivity)
             log.write(done, metrics, explain.headline(metrics))
-            news = parts.progress.drain_news() + parts.scorer.drain_news()
-            for text in news + self.watch.warnings(metrics):
+            news = parts.state.drain_news() + parts.scorer.drain_news()
+            for text in news + self.signal_warnings.of_step(metrics):
                 log.say(f"step {done}: {text}")
             if evaluating:
                 validation.warn(parts, done, log.say)
@@ -112,7 +110,7 @@ class Trainer:
         validation.write_summary(parts)
 
     def step(self, step: int) -> dict[str, float]:
-        """One GRPO step: sample this rank's groups, score and shape them, and update the adapter."""
+        """One GRPO step: sample this rank's groups, score them, take their advantages, and update the adapter."""
         parts, clock = self.parts, self.parts.clock
         groups, pending = [], []
         for group, index in self.assignments(step):
@@ -121,19 +119,14 @@ class Trainer:
                 pending.append(parts.scorer.submit(groups[-1].example, groups[-1].images))
         with clock.phase("score"):
             rewards = [scores.result() for scores in pending]
-        shaped = [self.shape(scores, group) for scores, group in zip(rewards, groups, strict=True)]
-        metrics = explain.groups(list(self.recipe.rewards), parts.reward_axes, rewards, shaped)
-        metrics |= explain.weights(
-            sorted({k for group in groups for k in group.steps.tolist()}), parts.time_weights, parts.pull
-        )
+        advantages = [self.advantages_of(*pair) for pair in zip(rewards, groups, strict=True)]
+        metrics = explain.groups(list(self.recipe.rewards), parts.reward_axes, rewards, advantages)
         shares = self.shares()
-        groups = autotune.settle(parts, groups, shares)
+        groups = autotune.with_old_log_probs(parts, groups, shares)
         for update, samples in enumerate(shares):
-            metrics |= self.update(groups, shaped, samples, first=update == 0)
+            metrics |= self.update(groups, advantages, samples, first=update == 0)
         metrics |= parts.scorer.drain() | clock.drain()
-        every = self.recipe.train.save_samples_every
-        if every and (step == 0 or (step + 1) % every == 0):
-            self.save_samples(step + 1, groups[0], rewards[0], shaped[0])
+        self.save_samples(step + 1, groups[0], rewards[0], advantages[0])
         return mean_metrics(parts.accelerator, metrics)
 
     def assignments(self, step: int) -> list[tuple[int, int]]:
@@ -177,10 +170,10 @@ class Trainer:
             batch=batch,
         )
 
-    def shape(self, rewards: Tensor, trajectory: Trajectory) -> Shaped:
-        """Advantages (G, K), with the time weights of the very steps that the trajectory recorded."""
+    def advantages_of(self, rewards: Tensor, trajectory: Trajectory) -> Advantages:
+        """A[g, k] of a group, with the time weights of the very steps that the trajectory recorded."""
         specs = self.recipe.rewards.values()
-        return shape(
+        return advantages_of(
             rewards,
             self.parts.time_weights[trajectory.steps.cpu()],
             axis_of=self.parts.reward_axes,
@@ -196,13 +189,13 @@ class Trainer:
         return [range(first, first + size) for first in range(0, self.recipe.train.group_size, size)]
 
     def update(
-        self, groups: Sequence[Trajectory], shaped: Sequence[Shaped], samples: range, *, first: bool
+        self, groups: Sequence[Trajectory], advantages: Sequence[Advantages], samples: range, *, first: bool
     ) -> dict[str, float]:
         """One optimizer update over the given samples of every group; the loss is a mean over all ranks' pairs."""
         parts, settings, accelerator = self.parts, self.recipe.train, self.parts.accelerator
-        advantages = [
+        weighted = [
             one.advantage.to(group.x.device) * parts.loss_weights[group.steps]
-            for one, group in zip(shaped, groups, strict=True)
+            for one, group in zip(advantages, groups, strict=True)
         ]
         count = settings.groups_per_step * len(samples) * groups[0].x.shape[1]
         remaining = num_micro_batches(groups, len(samples), settings.pairs_per_backward)
@@ -212,7 +205,7 @@ class Trainer:
         signs: list[Tensor] = []
         losses: list[Tensor] = []
         with parts.clock.phase("replay"):
-            for pairs in micro_batches(groups, advantages, samples, settings.pairs_per_backward):
+            for pairs in micro_batches(groups, weighted, samples, settings.pairs_per_backward):
                 remaining -= 1
                 with micro_batch(accelerator, parts.policy.transformer, last=not remaining) as backward:
                     loss, penalty, log_ratio, to_rollout = self.loss(pairs, on_policy=on_policy)
@@ -246,8 +239,7 @@ class Trainer:
         new, gaussian = replay(parts.policy, parts.transition, pairs)
         now = new.detach()
         old = now if on_policy else pairs.log_prob
-        # clamped before the steps' loss weights came in
-        loss = clipped_surrogate(new, old, pairs.advantage, objective.clip, max_advantage=math.inf)
+        loss = clipped_surrogate(new, old, pairs.advantage, objective.clip)
         penalty = torch.zeros_like(loss)
         if objective.kl:
             with torch.no_grad(), tuning.reference(parts.policy):
@@ -269,31 +261,35 @@ class Trainer:
         parts, settings = self.parts, self.recipe.train
         norm = clip_and_step(parts.accelerator, parts.optimizer, parts.parameters, settings.max_grad_norm)
         if not math.isfinite(norm):
-            parts.progress.skipped += 1
-            if parts.progress.skipped > settings.max_skipped:
+            parts.state.skipped += 1
+            if parts.state.skipped > settings.max_skipped:
                 raise DivergedError(
-                    f"the gradient's norm is {norm}, {parts.progress.skipped} time(s) so far (train.max_skipped="
+                    f"the gradient's norm is {norm}, {parts.state.skipped} time(s) so far (train.max_skipped="
                     f"{settings.max_skipped}); nothing was updated. Lower train.lr, or look at the last step's rewards"
                 )
-            return {"grad/norm": norm, "grad/max_skipped": float(parts.progress.skipped)}
+            return {"grad/norm": norm, "grad/max_skipped": float(parts.state.skipped)}
         parts.schedule.step()
         if parts.ema is not None:
             parts.ema.step(parts.parameters.values())
         return {
             "grad/norm": norm,
-            "grad/max_skipped": float(parts.progress.skipped),
+            "grad/max_skipped": float(parts.state.skipped),
             "lr": parts.schedule.get_last_lr()[0],
         }
 
-    def save_samples(self, done: int, trajectory: Trajectory, rewards: Tensor, shaped: Shaped) -> None:
-        """A group as a picture, the reference first, and its rewards and advantages beside it."""
-        if not self.parts.accelerator.is_main_process:
+    def save_samples(
+        self, done: int, trajectory: Trajectory, rewards: Tensor, advantages: Advantages
+    ) -> None:
+        """A group as a picture, the reference first, its rewards and advantages beside it: of step 1 and every N."""
+        every = self.recipe.train.save_samples_every
+        is_first = every > 0 and done == 1
+        if not self.parts.accelerator.is_main_process or not (is_first or is_every(every, done)):
             return
         save_group(
             self.parts.folder / "samples" / f"step-{done:06d}.png",
             trajectory.example,
             trajectory.images,
             {name: rewards[:, column].tolist() for column, name in enumerate(self.recipe.rewards)}
-            | {f"advantage/{axis}": shaped.axes[:, column].tolist() for column, axis in enumerate(AXES)}
-            | {"advantage/mean": shaped.advantage.mean(1).tolist()},
+            | {f"advantage/{axis}": advantages.axes[:, column].tolist() for column, axis in enumerate(AXES)}
+            | {"advantage/mean": advantages.advantage.mean(1).tolist()},
         )

@@ -22,6 +22,7 @@ from customized_grpo.training import engine
 from customized_grpo.training import metrics as explain
 from customized_grpo.training.distributed import Lockstep, gather_rows
 from customized_grpo.training.setup import Evaluation, Parts
+from customized_grpo.training.tracking import is_every
 
 
 def evaluate(parts: Parts, done: int) -> dict[str, float]:
@@ -112,8 +113,9 @@ def blind_spots(recipe: Recipe) -> list[str]:
 
 def is_due(parts: Parts, done: int) -> bool:
     """Whether an evaluation belongs after ``done`` steps: every N, and the last."""
-    every = parts.recipe.train.evaluate_every
-    return every > 0 and (done % every == 0 or done == parts.recipe.train.steps)
+    settings = parts.recipe.train
+    is_last = settings.evaluate_every > 0 and done == settings.steps
+    return is_last or is_every(settings.evaluate_every, done)
 
 
 def is_owed(parts: Parts, start: int) -> bool:

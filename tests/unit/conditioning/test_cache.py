@@ -13,7 +13,7 @@ from customized_grpo.conditioning import cache as module
 from customized_grpo.conditioning.cache import (
     CacheError,
     ConditioningCache,
-    Place,
+    Process,
     fill,
     model_identity,
     open_policy,
@@ -65,8 +65,8 @@ def same(one: Conditioning, other: Conditioning) -> bool:
 def quiet(_phase: str, _done: int, _total: int) -> None: ...
 
 
-def place(rank: int = 0, world: int = 1) -> Place:
-    return Place(device=CPU, precision="no", rank=rank, world=world, wait=lambda: None, progress=quiet)
+def place(rank: int = 0, world: int = 1) -> Process:
+    return Process(device=CPU, precision="no", rank=rank, world=world, wait=lambda: None, progress=quiet)
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -160,7 +160,7 @@ def test_files_of_a_model_are_hashed_once(
     first = model_identity(str(tiny_flux), None, tmp_path / "hashes.json")
     assert "vae/diffusion_pytorch_model.safetensors" in first
     assert not [name for name in first if name.startswith(("transformer/", "scheduler/"))]
-    monkeypatch.setattr(module, "_sha256", lambda file: pytest.fail(f"{file} is read again"))
+    monkeypatch.setattr(module, "file_hash", lambda file: pytest.fail(f"{file} is read again"))
     assert model_identity(str(tiny_flux), None, tmp_path / "hashes.json") == first
     (tmp_path / "hashes.json").write_text("{")
     monkeypatch.undo()

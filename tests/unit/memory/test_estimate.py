@@ -128,7 +128,7 @@ def test_full_fine_tuning_is_counted_exactly() -> None:
         line.name: line.bytes for line in estimate_of(*given, "objective.kl=0.1", "train.ema=0.9").resident
     }
     assert kept["trained weights"] == count_of * (4 + 4 + 2 + 4 + 4)
-    assert {line.name: line.bytes for line in estimate_of(*given).moments}["update"] == count_of * 4
+    assert {line.name: line.bytes for line in estimate_of(*given).peaks}["update"] == count_of * 4
     part = [*given, r'policy.full.targets=["attn"]']
     held = {line.name: line.bytes for line in estimate_of(*part).resident}
     assert held["frozen weights of the transformer"] / 2 + held["trained weights"] / 10 == count_of
@@ -308,7 +308,7 @@ def test_the_newer_models_have_an_estimate(recipe: str) -> None:
     resident = {line.name: line.bytes for line in guided.resident}
     assert resident["transformer"] == 2 * count(shapes(load_recipe(recipe).policy.model, ()).transformer)
     assert resident["text encoders"] == 2 * sum(known.encoders.values())
-    replays = [next(line.bytes for line in one.moments if line.name == "replay") for one in (guided, alone)]
+    replays = [next(line.bytes for line in one.peaks if line.name == "replay") for one in (guided, alone)]
     assert alone.total < guided.total
     assert 1 < replays[0] / replays[1] < 2
 
@@ -411,7 +411,7 @@ def test_advised_batches_divide_the_group(group: int, advised: int) -> None:
 
 def test_the_rollout_is_estimated_at_its_batch() -> None:
     def rollout(*overrides: str) -> int:
-        found = of_recipe(load_recipe("uno_customized_grpo", overrides)).moments
+        found = of_recipe(load_recipe("uno_customized_grpo", overrides)).peaks
         return next(line.bytes for line in found if line.name == "rollout")
 
     whole = rollout()

@@ -152,9 +152,3 @@ def test_a_gradient_that_is_wrong_behind_a_slice_alone_is_refused(
     monkeypatch.setattr(acceleration, "dispatch_attention_fn", given_back)
     with pytest.raises(ValueError, match=r"differ from torch's own by more than rounding"):
         load_policy(spec_of(tiny_flux, attention="_native_math"), device=CPU, precision="no")
-
-
-def test_cudnn_attention_is_off(tiny_flux: Path) -> None:
-    torch.backends.cuda.enable_cudnn_sdp(True)
-    load_policy(spec_of(tiny_flux), device=CPU, precision="no")
-    assert not torch.backends.cuda.cudnn_sdp_enabled()

@@ -85,5 +85,5 @@ def test_references_in_a_grid_are_whole() -> None:
 def test_a_gpu_that_is_not_there(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     recipe = tiny_recipe(world, world / "run", run__device="cuda")
-    with pytest.raises(ValueError, match="no usable GPU"):
+    with pytest.raises(ValueError, match="torch finds no GPU"):
         draw(recipe, None, [], PROMPT, tmp_path / "a.png", steps=1, seed=0, num=1, grid=None)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from customized_grpo.policies.adapters import tensor_files
+from customized_grpo.policies.adapters.tensor_files import read_tensors, write_tensors
 from customized_grpo.training import checkpoint
 from customized_grpo.training.checkpoint import (
     CheckpointError,
@@ -19,11 +21,9 @@ from customized_grpo.training.checkpoint import (
     flatten_optimizer,
     has_any,
     latest,
-    read_tensors,
     restore_optimizer,
     save_checkpoint,
     write_json,
-    write_tensors,
 )
 
 
@@ -217,7 +217,7 @@ def test_a_disk_that_fills_up_anywhere_leaves_what_was_there_and_no_half(
         write_json(aside / "a.json", {"a": 1})
 
     first = save_checkpoint(folder, 1, write, keep=2)
-    write_text, save_file = Path.write_text, checkpoint.save_file
+    write_text, save_file = Path.write_text, tensor_files.save_file
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def half_a_text(self: Path, text: str, *given: object) -> int:
@@ -226,8 +226,8 @@ def test_a_disk_that_fills_up_anywhere_leaves_what_was_there_and_no_half(
             raise full
         return write_text(self, text)
 
-    def half_a_file(tensors: object, path: Path) -> None:
-        save_file(tensors, path)
+    def half_a_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None) -> None:
+        save_file(tensors, path, metadata)
         path.write_bytes(path.read_bytes()[:-4])
         raise full
 
@@ -237,7 +237,7 @@ def test_a_disk_that_fills_up_anywhere_leaves_what_was_there_and_no_half(
     with monkeypatch.context() as patch:
         match failing:
             case "tensors":
-                patch.setattr(checkpoint, "save_file", half_a_file)
+                patch.setattr(tensor_files, "save_file", half_a_file)
             case "sync":
                 patch.setattr(checkpoint, "_sync", no_sync)
             case _:

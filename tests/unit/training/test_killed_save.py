@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from customized_grpo.policies.adapters.tensor_files import read_tensors, write_tensors
 from customized_grpo.training.checkpoint import (
     MANIFEST,
     check,
     latest,
-    read_tensors,
     save_checkpoint,
     write_json,
-    write_tensors,
 )
 
 OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")

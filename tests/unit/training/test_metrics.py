@@ -12,21 +12,21 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from customized_grpo.advantages.aggregators import sars
-from customized_grpo.advantages.shaping import Shaped, shape
+from customized_grpo.advantages.shaping import Advantages, advantages_of
 from customized_grpo.advantages.time_weights import constant, tdw
-from customized_grpo.objectives.clipped_surrogate import sensitivity
+from customized_grpo.objectives.step_weights import step_sensitivity
 from customized_grpo.sampling.dynamics import dance_sde
 from customized_grpo.sampling.schedule import shifted_sigmas
 from customized_grpo.training import distributed
 from customized_grpo.training import metrics as explain
-from customized_grpo.training.faults import Watch
+from customized_grpo.training.faults import SignalWarnings
 
 NAMES, AXIS_OF = ["clip", "dino"], [0, 1]
 
 
-def shaped(rewards: Tensor, clip: float = 5.0) -> Shaped:
+def advantages(rewards: Tensor, clip: float = 5.0) -> Advantages:
     weights = torch.tensor([[0.5, 0.5]])
-    return shape(
+    return advantages_of(
         rewards,
         weights,
         axis_of=AXIS_OF,
@@ -38,7 +38,7 @@ def shaped(rewards: Tensor, clip: float = 5.0) -> Shaped:
 
 
 def groups(*rewards: Tensor) -> dict[str, float]:
-    return explain.groups(NAMES, AXIS_OF, rewards, [shaped(one) for one in rewards])
+    return explain.groups(NAMES, AXIS_OF, rewards, [advantages(one) for one in rewards])
 
 
 AGREE = torch.tensor([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]])
@@ -56,7 +56,7 @@ def test_rewards_are_means_over_groups() -> None:
 
 def test_an_axis_of_several_rewards_is_their_mean() -> None:
     rewards = torch.cat([AGREE, AGREE[:, :1] + 4], dim=1)
-    one = shape(
+    one = advantages_of(
         rewards,
         torch.tensor([[0.5, 0.5]]),
         axis_of=[0, 1, 0],
@@ -115,46 +115,42 @@ def test_an_outage_is_no_tie() -> None:
     assert groups(AGREE, out)["reward/clip/zero_variance_share"] == 0.0
     everything = groups(out, out)
     assert math.isnan(everything["reward/clip/zero_variance_share"])
-    assert Watch(NAMES, clip=1e-4).warnings(everything) == []
+    assert SignalWarnings(NAMES, clip=1e-4).of_step(everything) == []
 
 
 def test_a_first_replay_outside_the_clip_range_is_said_once() -> None:
-    watch, metrics = Watch(NAMES, clip=1e-4), groups(AGREE)
-    assert watch.warnings(metrics | {"ratio/max_abs_log_first": 1e-4}) == []
-    (said,) = watch.warnings(metrics | {"ratio/max_abs_log_first": 3.85e-4})
+    watch, metrics = SignalWarnings(NAMES, clip=1e-4), groups(AGREE)
+    assert watch.of_step(metrics | {"ratio/max_abs_log_first": 1e-4}) == []
+    (said,) = watch.of_step(metrics | {"ratio/max_abs_log_first": 3.85e-4})
     assert "largest |log-ratio| is 0.000385, more than objective.clip=0.0001: terms are clipped" in said
-    assert watch.warnings(metrics | {"ratio/max_abs_log_first": 5e-4}) == []
+    assert watch.of_step(metrics | {"ratio/max_abs_log_first": 5e-4}) == []
 
 
 def test_clipped_advantages_are_counted() -> None:
-    metrics = explain.groups(NAMES, AXIS_OF, [AGREE], [shaped(AGREE, clip=0.5)])
+    metrics = explain.groups(NAMES, AXIS_OF, [AGREE], [advantages(AGREE, clip=0.5)])
     assert metrics["advantage/clip_share"] == pytest.approx(2 / 3)
     assert metrics["advantage/abs_mean"] == pytest.approx(1 / 3)
 
 
-def test_weights_are_those_of_the_trained_steps() -> None:
-    table, pull = tdw(25), torch.cat([torch.ones(24), torch.zeros(1)])
-    metrics = explain.weights([0, 10, 23], table, pull)
+def test_weights_are_those_of_the_trainable_steps() -> None:
+    metrics = explain.weights(tdw(25), torch.cat([torch.ones(24), torch.zeros(1)]))
     assert {name for name in metrics if name.startswith("weight/")} == {
-        f"weight/{axis}/step_{step:02d}" for axis in ("prompt", "identity") for step in (0, 10, 23)
+        f"weight/{axis}/step_{step:02d}" for axis in ("prompt", "identity") for step in range(24)
     }
     assert metrics["weight/prompt/step_00"] == pytest.approx(0.7)
     assert metrics["weight/identity/step_00"] == pytest.approx(0.3)
     assert metrics["weight/prompt/step_10"] == pytest.approx(0.5)
-    # where every step pulls alike, the effective weight is the weight
+    # where every step has the same sensitivity, the effective weight is the weight
     for name, value in metrics.items():
         assert metrics[name.replace("weight_effective/", "weight/")] == pytest.approx(value, rel=1e-5)
 
 
-def test_the_effective_weight_follows_the_pull_of_a_step() -> None:
-    pull = sensitivity(partial(dance_sde, eta=0.4), shifted_sigmas(25, 3.0))
-    metrics = explain.weights(range(24), constant(25), pull)
+def test_the_effective_weight_follows_the_sensitivity_of_a_step() -> None:
+    sensitivity = step_sensitivity(partial(dance_sde, eta=0.4), shifted_sigmas(25, 3.0))
+    metrics = explain.weights(constant(25), sensitivity)
     effective = [metrics[f"weight_effective/prompt/step_{step:02d}"] for step in range(24)]
-    assert effective[23] / effective[1] == pytest.approx(float(pull[23] / pull[1]), rel=1e-4)
+    assert effective[23] / effective[1] == pytest.approx(float(sensitivity[23] / sensitivity[1]), rel=1e-4)
     assert sum(effective) / 24 == pytest.approx(0.5, rel=1e-4)
-    # whichever other steps a group trains
-    alone = explain.weights([7], constant(25), pull)
-    assert alone["weight_effective/prompt/step_07"] == effective[7]
 
 
 def test_an_updates_ratios() -> None:

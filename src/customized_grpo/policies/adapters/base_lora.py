@@ -7,8 +7,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from customized_grpo.policies.adapters.lora import attach_frozen
-from customized_grpo.policies.adapters.lora_files import WEIGHTS_NAME, find_adapter, read_tensors, update_of
+from customized_grpo.policies.adapters.lora_files import WEIGHTS_NAME, find_adapter, update_of
 from customized_grpo.policies.adapters.low_rank import Factors, check_fits, fuse, scaled
+from customized_grpo.policies.adapters.tensor_files import read_metadata, read_tensors
 from customized_grpo.policies.adapters.uno_lora import FILE_NAME, REPOSITORY, from_uno, is_uno
 from customized_grpo.policies.hub_files import weights_file
 
@@ -56,13 +57,13 @@ def read_base_lora(transformer: Any, section: BaseLora, *, offline: bool) -> dic
         ValueError: see ``apply_base_lora``.
     """
     file = _find(section, offline)
-    tensors, metadata = read_tensors(file, "policy.base_lora:")
+    tensors = read_tensors(file, "policy.base_lora:")
     try:
         if is_uno(tensors):
             config = transformer.config
             update = from_uno(tensors, config.num_layers, config.num_single_layers)
         else:
-            update = update_of(file, tensors, metadata)
+            update = update_of(file, tensors, read_metadata(file, "policy.base_lora:"))
         check_fits(update, transformer)
     except ValueError as error:
         raise ValueError(f"policy.base_lora: {section.path!r} does not fit: {error}") from error

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,11 +19,13 @@ from diffusers.models.normalization import RMSNorm
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 
+from customized_grpo.atomic import file_hash
 from customized_grpo.policies.acceleration import is_quantized
 from customized_grpo.policies.adapters.hashes import base_hash
-from customized_grpo.policies.adapters.lora_files import newest_complete, read_tensors
+from customized_grpo.policies.adapters.lora_files import newest_complete
 from customized_grpo.policies.adapters.low_rank import mismatch, shown
 from customized_grpo.policies.adapters.sharding import reshard
+from customized_grpo.policies.adapters.tensor_files import read_tensors
 from customized_grpo.policies.base import FullSettings, Policy
 
 FOLDER: Final = "transformer"
@@ -47,8 +49,7 @@ class TransformerFolder:
         """A hash of its weights' files."""
         digest = sha256()
         for file in self.files:
-            with file.open("rb") as opened:
-                digest.update(file_digest(opened, "sha256").digest())
+            digest.update(bytes.fromhex(file_hash(file)))
         return digest.hexdigest()[:16]
 
 
@@ -182,7 +183,7 @@ def load(policy: Policy, folder: TransformerFolder) -> None:
     state = policy.transformer.state_dict()
     tensors: dict[str, Tensor] = {}
     for file in folder.files:
-        tensors |= read_tensors(file, "transformer")[0]
+        tensors |= read_tensors(file, "transformer")
     if wrong := mismatch(tensors.keys(), state.keys()):
         raise ValueError(
             f"the transformer in {folder.path} does not fit this policy's; {wrong}. Is it of this model, and is there "

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import safetensors
-import safetensors.torch
 from torch import Tensor
 
 from customized_grpo.policies.adapters.low_rank import Factors, Update, shown
+from customized_grpo.policies.adapters.tensor_files import read_metadata, read_tensors, write_tensors
 from customized_grpo.policies.adapters.uno_lora import is_uno
 from customized_grpo.policies.base import LoraSettings
 
@@ -74,7 +73,7 @@ def read_adapter(path: str | Path) -> AdapterFile:
         ValueError: nothing there, a damaged file, or no LoRA of one rank in diffusers' format.
     """
     file = find_adapter(path)
-    tensors, metadata = read_tensors(file, "adapter")
+    tensors, metadata = read_tensors(file, "adapter"), read_metadata(file, "adapter")
     if is_uno(tensors):
         raise ValueError(
             f"adapter {str(file)!r} is no LoRA in diffusers' format but in UNO's ({shown(sorted(tensors))}); give it "
@@ -160,35 +159,8 @@ def write_adapter(
         "format": "pt",
         HEADER: json.dumps({PREFIX + key: value for key, value in config.items()}, sort_keys=True),
     }
-    write_tensors(file, {PREFIX + name: tensor for name, tensor in sorted(tensors.items())}, header)
+    write_tensors(file, {PREFIX + name: tensor for name, tensor in tensors.items()}, header)
     return file
-
-
-def read_tensors(file: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file, on the CPU.
-
-    Raises:
-        ValueError: it can't be read, or is damaged or truncated.
-    """
-    try:
-        with safetensors.safe_open(str(file), framework="pt") as opened:
-            metadata: dict[str, str] = opened.metadata() or {}
-            return {name: opened.get_tensor(name) for name in sorted(opened.keys())}, metadata
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{what} {str(file)!r} can't be read ({error}); is it whole, and a safetensors file?"
-        ) from error
-
-
-def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """safetensors with the header's metadata sorted; the library writes it in the order of a random hash."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    blob = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    end = 8 + int.from_bytes(blob[:8], "little")
-    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(blob[8:end])}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    file.write_bytes(len(text).to_bytes(8, "little") + text + blob[end:])
 
 
 def find_adapter(path: str | Path) -> Path:

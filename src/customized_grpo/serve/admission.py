@@ -14,7 +14,7 @@ OPEN: Final = "/health"
 
 
 @final
-class Gate:
+class Admission:
     """ASGI middleware that refuses by the headers alone, before a body is read."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The server's gate by plain ASGI calls, and what a server's configuration refuses."""
+"""The server's admission by plain ASGI calls, and what a server's configuration refuses."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ import torch
 
 from customized_grpo.recipe.loading import RecipeError, load_recipe
 from customized_grpo.recipe.server import TOKEN_ENV, ServerConfig
-from customized_grpo.serve.gate import Gate
+from customized_grpo.serve.admission import Admission
 from customized_grpo.serve.server import RewardServer, serve
 
 TOKEN = "0123-secret"
@@ -20,7 +20,7 @@ TOKEN = "0123-secret"
 def ask(
     path: str, method: str = "GET", *, ready: bool = True, token: str | None = TOKEN, **headers: str
 ) -> tuple[int, str]:
-    """Status and reason of a gate; 0 where it let the request through."""
+    """Status and reason of an answer; 0 where it let the request through."""
     sent: list[Any] = []
 
     async def inner(scope: Any, receive: Any, send: Any) -> None:
@@ -30,12 +30,12 @@ def ask(
         sent.append(message)
 
     async def receive() -> Any:
-        raise AssertionError("a body must not be read by the gate")
+        raise AssertionError("a body must not be read before it is let in")
 
-    gate = Gate(inner, token=token, max_bytes=1000, is_ready=lambda path: ready)
+    admission = Admission(inner, token=token, max_bytes=1000, is_ready=lambda path: ready)
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "path": path, "method": method, "headers": raw}
-    asyncio.run(gate(scope, receive, send))
+    asyncio.run(admission(scope, receive, send))
     detail = json.loads(sent[1]["body"])["detail"] if len(sent) > 1 else ""
     return sent[0]["status"], detail
 
