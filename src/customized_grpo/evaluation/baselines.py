@@ -15,7 +15,7 @@ from torch import Tensor
 from customized_grpo.data.base import Dataset
 from customized_grpo.evaluation.metrics import AnyMetric
 from customized_grpo.evaluation.protocols import Protocol, group_of, subject_photos
-from customized_grpo.recipe.sections import MetricSpec
+from customized_grpo.recipe.sections import RewardSpec
 from customized_grpo.types import Example
 
 
@@ -31,7 +31,7 @@ def identity_metrics(
     return {
         name: metric
         for name, metric in metrics.items()
-        if isinstance(spec := specs[name], MetricSpec) and spec.axis == "identity"
+        if isinstance(spec := specs[name], RewardSpec) and spec.axis == "identity"
     }
 
 

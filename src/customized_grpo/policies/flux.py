@@ -41,6 +41,10 @@ class UNOConfig(FluxConfig):
         description="long side of a reference in pixels; null is UNO's rule: 512 for one, 320 for several",
     )
 
+    def reference_side(self) -> int | None:
+        """Its ``reference_size``."""
+        return self.reference_size
+
 
 @final
 class UNO(Flux):
@@ -71,6 +75,10 @@ class KontextConfig(FluxConfig):
         multiple_of=PIXELS_PER_TOKEN,
         description="side of the square whose area a reference gets; 1024 gives the sizes that Kontext was trained on",
     )
+
+    def reference_side(self) -> int:
+        """Its ``reference_size``."""
+        return self.reference_size
 
 
 @final

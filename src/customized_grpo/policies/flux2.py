@@ -53,6 +53,10 @@ class _Config(PipelineConfig):
         description="a reference of more pixels than a square of this side is shrunk to as many; diffusers: 1024",
     )
 
+    def reference_side(self) -> int:
+        """Its ``reference_size``."""
+        return self.reference_size
+
     def prompt_tokens(self) -> int:
         """Its ``max_sequence_length``."""
         return self.max_sequence_length

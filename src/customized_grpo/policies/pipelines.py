@@ -35,7 +35,6 @@ class PipelineConfig(PolicyConfig):
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
     variant: str | None = Field(default=None, description="weights variant, such as 'fp16'")
     max_references: PositiveInt = 4
-    reference_size: int | None = Field(default=None, description="side of a reference in pixels")
 
     @field_validator("height", "width")
     @classmethod
@@ -50,10 +49,6 @@ class PipelineConfig(PolicyConfig):
     def grid(self) -> tuple[int, int]:
         """(h, w) of an image in tokens."""
         return self.height // PIXELS_PER_TOKEN, self.width // PIXELS_PER_TOKEN
-
-    def reference_side(self) -> int | None:
-        """Its ``reference_size``."""
-        return self.reference_size
 
     def check_references(self, references: Sequence[Image], *, least: int) -> None:
         """Refuse too few or too many references.

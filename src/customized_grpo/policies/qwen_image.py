@@ -60,6 +60,10 @@ class QwenImageEditPlusConfig(PipelineConfig):
     )
     max_references: PositiveInt = 3
 
+    def reference_side(self) -> int:
+        """Its ``reference_size``."""
+        return self.reference_size
+
     @model_validator(mode="after")
     def _negative_is_used(self) -> Self:
         if self.guidance <= 1 and self.negative_prompt != " ":

@@ -189,9 +189,7 @@ class PolicySpec(registry.PluginSection):
 
 
 class MetricSpec(registry.PluginSection):
-    """The typed base of the ``Config`` of a metric that may stand for an axis."""
-
-    axis: str = Field(default="", description="which axis it feeds: prompt or identity")
+    """The typed base of the ``Config`` of what measures images."""
 
     def model_name(self) -> str | None:
         """The model that scores: a hub id, a folder, or what an endpoint calls it; None where there is no model."""
@@ -204,6 +202,7 @@ class RewardSpec(MetricSpec):
     transport: ClassVar[frozenset[str]] = frozenset()
     """Fields that say how it is computed or reached and not what it is: an answer stays one whatever they are."""
 
+    axis: str = Field(default="", description="which axis it feeds: prompt or identity")
     weight: float = Field(default=1.0, gt=0.0, description="share inside its axis")
 
     def cost(self, samples: int) -> str:
