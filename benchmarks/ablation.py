@@ -16,7 +16,7 @@ from records import write_table
 
 RESULT = ROOT / "docs" / "ablation.csv"
 COLUMNS = ("of", "over", "metric", "seeds", "mean", "low", "high", "std_seeds", "beyond")
-"""A row of the result: the mean of a cell (``over`` is empty) or of the base, the paired difference of a cell to another,
+"""A row of the result: the mean of a cell or the base (``over`` is empty), the paired difference of a cell to another,
 or what a cell has over ``STATIC_FRONT``."""
 STATIC_FRONT = "static front"
 
