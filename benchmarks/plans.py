@@ -50,7 +50,7 @@ GROUPS = 4
 SHOWN = (METRIC, "identity_accuracy", "prompt_accuracy", "copy")
 HEAD = [
     "plan",
-    "s an update",
+    "s per update",
     f"updates to {QUALITY}",
     f"seconds to {QUALITY}",
     f"seconds to {LOWER}",
