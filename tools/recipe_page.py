@@ -9,7 +9,7 @@ from typing import Any
 from customized_grpo.recipe.schema import Place, recipe_schema, shown
 
 PAGE = Path(__file__).parents[1] / "docs" / "recipe.md"
-BEGIN, END = "<!-- recipe_page.py -->\n", "<!-- end of recipe_page.py -->\n"
+BEGIN, END = "<!-- made by: make pages -->\n", "<!-- end of what is made -->\n"
 SECTIONS = ("run", "sampling", "advantage", "objective", "train", "evaluate")
 KINDS = {
     "policies": "policy",
@@ -98,7 +98,7 @@ def _allowed(key: str, field: dict[str, Any], defined: dict[str, Any], nested: d
 def page_with(page: str, made: str) -> str:
     """The page with its generated part replaced."""
     before, _, rest = page.partition(BEGIN)
-    return before + BEGIN + "\n" + made + "\n" + END + rest.partition(END)[2]
+    return f"{before}{BEGIN}\n{made.strip()}\n\n{END}{rest.partition(END)[2]}"
 
 
 if __name__ == "__main__":
