@@ -2,19 +2,23 @@
 
 python benchmarks/ablation.py                 # all cells; hours on two cores, one single-threaded worker a core
 python benchmarks/ablation.py --only main     # one part of the grid: main, fitted, front, others
-python benchmarks/ablation.py --collect       # only write docs/ablation.json from the finished runs
+python benchmarks/ablation.py --collect       # only write docs/ablation.csv from the finished runs
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from grid import ROOT, Cell, Grid, interval
+from records import write_table
 
-RESULT = ROOT / "docs" / "ablation.json"
+RESULT = ROOT / "docs" / "ablation.csv"
+COLUMNS = ("of", "over", "metric", "seeds", "mean", "low", "high", "std_seeds", "beyond")
+"""A row of the result: the mean of a cell or the base (``over`` is empty), the paired difference of a cell to another,
+or what a cell has over ``STATIC_FRONT``."""
+STATIC_FRONT = "static front"
 
 COMMON = (
     "train.steps=100",
@@ -67,54 +71,45 @@ def cells() -> Iterator[Cell]:
         yield Cell("front", f"naive_1to{ratio:g}-equal", (SUM, static(ratio), equal), five)
     for gamma in (0.2, 0.8, 1.6):
         yield Cell("front", f"sars_tdw_gamma{gamma:g}-equal", (sars(gamma), TDW, equal), five)
-    for name in ("minimum", "maximum", "harmonic", "product"):
+    for name in ("weighted_minimum", "weighted_maximum", "harmonic", "product"):
         yield Cell("others", f"{name}-equal", (f"advantage.aggregator={{type: {name}}}", TDW, equal), two)
 
 
 GRID = Grid("ablation", COMMON, tuple(cells()), frozenset({"advantage"}))
 
 
-def collect() -> dict[str, Any]:
+def collect() -> list[dict[str, Any]]:
     """Final held-out means of every finished run, and differences between cells paired by seed and example."""
     import numpy as np
 
     rows: Rows = {}
-    curves: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     base: dict[str, float] = {}
     for (name, seed), record in GRID.records().items():
         base = record["curve"]["0"]
-        curves.setdefault(name, {})[str(seed)] = record["curve"]
         rows.setdefault(name, {})[seed] = record["examples"]
     generator = np.random.default_rng(0)
-    result: dict[str, Any] = {"base": base, "cells": {}, "differences": {}, "curves": curves}
+    result = [{"of": "base", "metric": metric, "mean": value} for metric, value in base.items()]
     for name, seeds in rows.items():
-        metrics = next(iter(seeds.values()))
-        result["cells"][name] = {
-            metric: interval(np.array([list(seeds[seed][metric].values()) for seed in seeds]), generator)
-            for metric in metrics
-        } | {"seeds": sorted(seeds)}
+        values = {metric: [list(seeds[seed][metric].values()) for seed in seeds] for metric in base}
+        result += [
+            {"of": name, "metric": metric, "seeds": len(seeds)} | interval(np.array(of), generator)
+            for metric, of in values.items()
+        ]
     pairs = [(name, other) for name in rows for other in rows if other != name and compares(name, other)]
     for name, other in pairs:
         common = sorted(rows[name].keys() & rows[other].keys())
-        if not common:
-            continue
-        result["differences"][f"{name} - {other}"] = {
-            metric: interval(
-                np.array(
-                    [
-                        [
-                            rows[name][seed][metric][key] - rows[other][seed][metric][key]
-                            for key in rows[name][seed][metric]
-                        ]
-                        for seed in common
-                    ]
-                ),
-                generator,
-            )
-            for metric in rows[name][common[0]]
-        } | {"seeds": common}
-    result["fronts"] = {name: over_front(rows, name, generator) for name in rows if above_front(rows, name)}
-    RESULT.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+        for metric in base if common else ():
+            differences = [
+                [value - rows[other][seed][metric][key] for key, value in rows[name][seed][metric].items()]
+                for seed in common
+            ]
+            row = {"of": name, "over": other, "metric": metric, "seeds": len(common)}
+            result.append(row | interval(np.array(differences), generator))
+    for name in rows:
+        result += over_front(rows, name, generator) if above_front(rows, name) else []
+    order = {name: number for number, name in enumerate(["base", *sorted(rows)])}
+    result.sort(key=lambda row: (order[row["of"]], row.get("over", ""), row["metric"]))
+    write_table(RESULT, COLUMNS, result)
     return result
 
 
@@ -127,7 +122,7 @@ def above_front(rows: Rows, name: str) -> bool:
     return "tdw" in name and name.endswith("-equal") and all(cell in rows for cell in STATIC)
 
 
-def over_front(rows: Rows, name: str, generator: Any, resamples: int = 2000) -> dict[str, Any]:
+def over_front(rows: Rows, name: str, generator: Any, resamples: int = 2000) -> list[dict[str, Any]]:
     """What a cell has over the front of static weights *at its own prompt accuracy*: the front is linear between its
     cells and flat beyond its ends. Two-way bootstrap, all cells drawn together; ``beyond``: draws past its end."""
     import numpy as np
@@ -152,11 +147,12 @@ def over_front(rows: Rows, name: str, generator: Any, resamples: int = 2000) -> 
         drawn.append(gap(some[..., generator.integers(values.shape[3], size=values.shape[3])].mean((2, 3))))
     low, high = np.quantile([one for one, _ in drawn], [0.025, 0.975], axis=0)
     mean, _ = gap(values.mean((2, 3)))
-    gaps = {
-        metric: {"mean": float(mean[i]), "low": float(low[i]), "high": float(high[i])}
+    row = {"of": name, "over": STATIC_FRONT, "seeds": len(seeds)}
+    row["beyond"] = float(np.mean([beyond for _, beyond in drawn]))
+    return [
+        row | {"metric": metric, "mean": float(mean[i]), "low": float(low[i]), "high": float(high[i])}
         for i, metric in enumerate(shown[1:])
-    }
-    return gaps | {"seeds": seeds, "beyond": float(np.mean([beyond for _, beyond in drawn]))}
+    ]
 
 
 def compares(name: str, other: str) -> bool:
@@ -177,7 +173,8 @@ def main(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     if not given.collect:
         GRID.run(given.only, given.workers, given.minutes)
-    sys.stdout.write(f"{len(collect()['cells'])} cells -> {RESULT.relative_to(ROOT)}\n")
+    cells = {row["of"] for row in collect()} - {"base"}
+    sys.stdout.write(f"{len(cells)} cells -> {RESULT.relative_to(ROOT)}\n")
 
 
 if __name__ == "__main__":

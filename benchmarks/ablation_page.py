@@ -1,9 +1,8 @@
-"""Tables and plots of ``docs/ablation.json`` into ``docs/ablation.md`` (between its markers) and ``docs/images``.
+"""Tables and plots of ``docs/ablation.csv`` into ``docs/ablation.md`` (between its markers) and ``docs/images``.
 
 python benchmarks/ablation_page.py
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,10 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from ablation import GRID, RESULT, STATIC_FRONT
+from grid import Records
 from pages import put, table
+from records import read_table
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, IMAGES = ROOT / "docs" / "ablation.md", ROOT / "docs" / "images"
@@ -29,6 +31,18 @@ GAMMAS = ("sars_tdw_gamma0.2", "sars_tdw", "sars_tdw_gamma0.8", "sars_tdw_gamma1
 ORIGIN = "naive_1to1"
 
 
+Result = dict[tuple[str, str | None], dict[str, dict[str, Any]]]
+"""Rows of ``docs/ablation.csv`` by (of, over) and metric."""
+
+
+def read_result() -> Result:
+    """The result that ``ablation.py`` wrote."""
+    result: Result = {}
+    for row in read_table(RESULT):
+        result.setdefault((row["of"], row["over"]), {})[row["metric"]] = row
+    return result
+
+
 def number(of: dict[str, float], *, signed: bool = False) -> str:
     """A mean with its interval."""
     form = "+.3f" if signed else ".3f"
@@ -37,38 +51,39 @@ def number(of: dict[str, float], *, signed: bool = False) -> str:
     return f"{of['mean']:{form}} [{of['low']:{form}}, {of['high']:{form}}]"
 
 
-def final_table(result: dict[str, Any]) -> str:
+def final_table(result: Result) -> str:
     """Held-out metrics after the last step."""
-    rows = [["base", "-", *(f"{result['base'][metric]:.3f}" for metric in SHOWN)]]
-    for name, cell in result["cells"].items():
-        rows.append([f"`{name}`", str(len(cell["seeds"])), *(number(cell[metric]) for metric in SHOWN)])
+    rows = [["base", "-", *(f"{result['base', None][metric]['mean']:.3f}" for metric in SHOWN)]]
+    for (name, over), cell in result.items():
+        if over is None and name != "base":
+            seeds = str(cell[SHOWN[0]]["seeds"])
+            rows.append([f"`{name}`", seeds, *(number(cell[metric]) for metric in SHOWN)])
     return table(["cell", "seeds", *SHOWN], rows)
 
 
-def difference_table(result: dict[str, Any], other: str) -> str:
+def difference_table(result: Result, other: str) -> str:
     """Paired differences of every cell to ``other``."""
     shown = ("identity_accuracy", "prompt_accuracy", "both", "copy")
     rows = []
-    for pair, metrics in result["differences"].items():
-        name, _, to = pair.partition(" - ")
-        if to == other:
-            seeds = str(len(metrics["seeds"]))
+    for (name, over), metrics in result.items():
+        if over == other:
+            seeds = str(metrics[shown[0]]["seeds"])
             rows.append([f"`{name}`", seeds, *(number(metrics[metric], signed=True) for metric in shown)])
     return table([f"minus `{other}`", "seeds", *shown], rows)
 
 
-def front_table(result: dict[str, Any]) -> str:
+def front_table(result: Result) -> str:
     """What each cell with TDW has over the front of static weights at its own prompt accuracy."""
     shown = ("identity_accuracy", "both", "copy")
     rows = [
-        [f"`{name}`", str(len(gaps["seeds"])), *(number(gaps[metric], signed=True) for metric in shown),
-         f"{100 * gaps['beyond']:.0f} %"]
-        for name, gaps in result["fronts"].items()
+        [f"`{name}`", str(gaps[shown[0]]["seeds"]), *(number(gaps[metric], signed=True) for metric in shown),
+         f"{100 * gaps[shown[0]]['beyond']:.0f} %"]
+        for (name, over), gaps in result.items() if over == STATIC_FRONT
     ]  # fmt: skip
     return table(["over the static front", "seeds", *shown, "draws beyond its end"], rows)
 
 
-def styles(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def styles(result: Result) -> dict[str, dict[str, Any]]:
     """Marker and colour of every cell with equal step weighting, in the legend's order."""
     found: dict[str, dict[str, Any]] = {}
     for colours, names in (("Greys", STATIC), ("Blues", GAMMAS)):
@@ -78,22 +93,24 @@ def styles(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     found["tdw_only"] = {"color": COLOURS["tdw_only"], "marker": "s"}
     found["sars_only"] = {"color": COLOURS["sars_only"], "marker": "s"}
     found["sars_tdw_fitted"] = {"color": "#c2185b", "marker": "D"}
-    for name, marker in zip(("minimum", "maximum", "harmonic", "product"), "v^<>", strict=True):
+    for name, marker in zip(
+        ("weighted_minimum", "weighted_maximum", "harmonic", "product"), "v^<>", strict=True
+    ):
         found[name] = {"color": "#b08d57", "marker": marker}
-    return {name: style for name, style in found.items() if f"{name}-equal" in result["cells"]}
+    return {name: style for name, style in found.items() if (f"{name}-equal", None) in result}
 
 
-def plane(result: dict[str, Any], file: Path) -> None:
+def plane(result: Result, file: Path) -> None:
     """Differences to naive 1:1, paired by seed and example: identity and leaks against prompt, and the two fronts."""
     figure, axes = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
     origin = {"mean": 0.0, "low": 0.0, "high": 0.0}
-    naive, shown = result["cells"][f"{ORIGIN}-equal"], styles(result)
+    naive, shown = result[f"{ORIGIN}-equal", None], styles(result)
     for axis, metric in zip(axes, ("identity_accuracy", "copy"), strict=True):
         places: dict[str, tuple[float, float]] = {}
         for name, style in shown.items():
-            of = result["differences"].get(f"{name}-equal - {ORIGIN}-equal", {})
+            of = result.get((f"{name}-equal", f"{ORIGIN}-equal"), {})
             x, y = of.get("prompt_accuracy", origin), of.get(metric, origin)
-            places[name], seeds = (x["mean"], y["mean"]), len(of.get("seeds", naive["seeds"]))
+            places[name], seeds = (x["mean"], y["mean"]), of.get(metric, naive[metric])["seeds"]
             axis.errorbar(
                 *places[name],
                 xerr=[[x["mean"] - x["low"]], [x["high"] - x["mean"]]],
@@ -103,7 +120,7 @@ def plane(result: dict[str, Any], file: Path) -> None:
         for names, colour in ((STATIC, "#777777"), (GAMMAS, COLOURS["sars_tdw"])):
             front = sorted(places[name] for name in names if name in places)
             axis.plot(*zip(*front, strict=True), lw=1.2, ls="--", color=colour, zorder=0)
-        base = [result["base"][one] - naive[one]["mean"] for one in ("prompt_accuracy", metric)]
+        base = [result["base", None][one]["mean"] - naive[one]["mean"] for one in ("prompt_accuracy", metric)]
         axis.plot(*base, "*", ms=14, color="black", ls="none", label="base")
         axis.axhline(0, lw=0.5, color="#999999", zorder=0)
         axis.axvline(0, lw=0.5, color="#999999", zorder=0)
@@ -119,18 +136,17 @@ def plane(result: dict[str, Any], file: Path) -> None:
     plt.close(figure)
 
 
-def curves(result: dict[str, Any], file: Path) -> None:
+def curves(records: Records, file: Path) -> None:
     """Means over seeds against GRPO steps, with each seed as a thin line."""
     figure, axes = plt.subplots(2, 4, figsize=(12, 5), sharex=True, layout="constrained")
     for row, weighting in enumerate(("none", "equal")):
         for column, metric in enumerate(("identity_accuracy", "prompt_accuracy", "both", "copy")):
             axis = axes[row][column]
             for family, colour in COLOURS.items():
-                seeds = result["curves"].get(f"{family}-{weighting}", {})
                 lines = [
-                    sorted((int(step), values[metric]) for step, values in of.items())
-                    for of in seeds.values()
-                ]
+                    sorted((int(step), values[metric]) for step, values in record["curve"].items())
+                    for (cell, _), record in records.items() if cell == f"{family}-{weighting}"
+                ]  # fmt: skip
                 for line in lines:
                     axis.plot(*zip(*line, strict=True), lw=0.5, alpha=0.35, color=colour)
                 if lines:
@@ -150,7 +166,7 @@ def curves(result: dict[str, Any], file: Path) -> None:
 
 def main() -> None:
     """Write everything."""
-    result = json.loads((ROOT / "docs" / "ablation.json").read_text())
+    result = read_result()
     text = PAGE.read_text()
     text = put(text, "final", final_table(result))
     text = put(text, "fronts", front_table(result))
@@ -158,7 +174,7 @@ def main() -> None:
         text = put(text, f"difference {other}", difference_table(result, other))
     PAGE.write_text(text)
     plane(result, IMAGES / "ablation-plane.png")
-    curves(result, IMAGES / "ablation-curves.png")
+    curves(GRID.records(), IMAGES / "ablation-curves.png")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """A grid of training runs on the miniature: cells, paired seeds, single-threaded workers, resumable.
 
-A finished run leaves a record in ``benchmarks/results/<name>`` (its curve, every held-out example's final values). It
-is committed: with the same embedded models and recipe it is never made again, on any machine. A run that was killed
-goes on from its last checkpoint in ``runs/<name>``.
+A finished run leaves a record in two tables of ``benchmarks/results``: ``<name>.csv`` has one row per run and evaluated
+step (held-out means), ``<name>_examples.csv`` one row per run and held-out example (values after the last step). They
+are committed: with the same embedded models and recipe a run is never made again, on any machine. A run that was
+killed goes on from its last checkpoint in ``runs/<name>``.
 """
 
 import hashlib
@@ -16,8 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from records import read_table, write_table
+
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "config" / "train" / "mini_customized.yaml"
+
+Records = dict[tuple[str, int], dict[str, Any]]
+"""Finished runs by cell and seed: ``curve`` (step to metric to mean), ``examples`` (metric to example to value)."""
+
+RUN, EXAMPLE = ("fingerprint", "cell", "seed", "step"), ("cell", "seed", "example")
+"""What names a row of the two tables; the other columns are metrics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,31 +65,53 @@ class Grid:
         """The run of a cell at a seed."""
         return ROOT / "runs" / self.name / f"{cell.name}-seed{seed}"
 
-    def fingerprint(self) -> str:
-        """Of what all runs have in common: the embedded models and what the recipe sets. Other records are of another
-        world."""
-        from customized_grpo.paths import ASSETS
-        from customized_grpo.recipe.loading import load_recipe
+    @property
+    def _order(self) -> list[tuple[str, int]]:
+        return [(cell.name, seed) for cell in self.cells for seed in cell.seeds]
 
-        recipe = load_recipe(RECIPE, self.common)
-        digest = hashlib.sha256(
-            recipe.model_dump_json(exclude={"run", *self.varied}, exclude_unset=True).encode()
-        )
+    def fingerprint(self) -> str:
+        """Hash of what all runs have in common: the embedded models, and the recipe's text outside of the sections
+        that cells differ in. Records with another one are of another world."""
+        from customized_grpo.paths import ASSETS
+        from customized_grpo.recipe.yaml_source import read_yaml
+
+        own = {"run", *self.varied}
+        sections = {name: section for name, section in read_yaml(RECIPE)[0].items() if name not in own}
+        overrides = [override for override in self.common if override.split(".")[0] not in own]
+        digest = hashlib.sha256(json.dumps([sections, overrides], sort_keys=True).encode())
         for name, sha256 in sorted(json.loads((ASSETS / "manifest.json").read_text()).items()):
             digest.update(sha256.encode() if name.endswith(".safetensors") else b"")
         return digest.hexdigest()[:16]
 
-    def records(self) -> dict[tuple[str, int], dict[str, Any]]:
+    def records(self) -> Records:
         """Finished runs of this world, by cell and seed, in the grid's order."""
-        fingerprint = self.fingerprint()
-        found = {}
-        for cell in self.cells:
-            for seed in cell.seeds:
-                path = self._record_file(cell, seed)
-                record = json.loads(path.read_text()) if path.is_file() else {}
-                if record.get("fingerprint") == fingerprint:
-                    found[cell.name, seed] = record
-        return found
+        fingerprint, found = self.fingerprint(), Records()
+        for row in read_table(self._table("")):
+            world, cell, seed, step = (row.pop(name) for name in RUN)
+            if world == fingerprint:
+                record = found.setdefault((cell, seed), {"curve": {}, "examples": {}})
+                record["curve"][str(step)] = row
+        for row in read_table(self._table("_examples")):
+            cell, seed, example = (row.pop(name) for name in EXAMPLE)
+            if (cell, seed) in found:
+                for metric, value in row.items():
+                    found[cell, seed]["examples"].setdefault(metric, {})[example] = value
+        return {run: found[run] for run in self._order if run in found}
+
+    def keep(self, records: Records) -> None:
+        """Write finished runs into the two tables, beside those that are there."""
+        fingerprint, means, examples = self.fingerprint(), [], []
+        known = self.records() | records
+        for cell, seed in filter(known.__contains__, self._order):
+            run, record = {"fingerprint": fingerprint, "cell": cell, "seed": seed}, known[cell, seed]
+            means += [run | {"step": step} | values for step, values in record["curve"].items()]
+            columns = record["examples"]
+            for example in next(iter(columns.values())):
+                values = {metric: of[example] for metric, of in columns.items()}
+                examples.append(run | {"example": example} | values)
+        metrics = sorted({key for row in means for key in row} - {*RUN})
+        write_table(self._table(""), [*RUN, *metrics], means)
+        write_table(self._table("_examples"), [*EXAMPLE, *metrics], examples)
 
     def run(self, only: str | None, workers: int, minutes: float) -> None:
         """Train what is missing."""
@@ -97,12 +128,18 @@ class Grid:
                 if time.monotonic() > end:
                     sys.stdout.write(f"time is up; {len(todo) - number} runs are left\n")
                     break
-                running.append(pool.apply_async(self.run_one, job, callback=_say))
+                running.append(pool.apply_async(self.run_one, job, callback=self._finish))
             for one in running:
                 one.get()
 
-    def run_one(self, cell: Cell, seed: int) -> str:
-        """Train one cell at one seed, in a worker that has its libraries loaded already, and write its record."""
+    def _finish(self, made: tuple[str, int, dict[str, Any], str]) -> None:
+        cell, seed, record, message = made
+        self.keep({(cell, seed): record})
+        sys.stdout.write(message + "\n")
+        sys.stdout.flush()
+
+    def run_one(self, cell: Cell, seed: int) -> tuple[str, int, dict[str, Any], str]:
+        """Train one cell at one seed, in a worker that has its libraries loaded: cell, seed, record, message."""
         from customized_grpo.recipe.loading import load_recipe
         from customized_grpo.training.setup import build
         from customized_grpo.training.trainer import Trainer
@@ -124,11 +161,7 @@ class Grid:
             trainer.run()
             if not self._ended(folder):
                 raise RuntimeError(f"{folder} was stopped; run this again to go on")
-        record = {"fingerprint": self.fingerprint(), "cell": cell.name, "seed": seed, **_read(folder)}
-        path = self._record_file(cell, seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, sort_keys=True) + "\n")
-        return f"{folder.name}: {time.monotonic() - began:.0f} s"
+        return cell.name, seed, _read(folder), f"{folder.name}: {time.monotonic() - began:.0f} s"
 
     def _ended(self, folder: Path) -> bool:
         return (folder / "evaluation" / "summary.json").is_file() or self._reached(folder)
@@ -139,8 +172,8 @@ class Grid:
         metric, value = self.until
         return any(values[metric] >= value for values in _curve(folder).values())
 
-    def _record_file(self, cell: Cell, seed: int) -> Path:
-        return ROOT / "benchmarks" / "results" / self.name / f"{self.folder_of(cell, seed).name}.json"
+    def _table(self, kind: str) -> Path:
+        return ROOT / "benchmarks" / "results" / f"{self.name}{kind}.csv"
 
 
 def _curve(folder: Path) -> dict[str, dict[str, float]]:
@@ -194,8 +227,3 @@ def interval(values: Any, generator: Any, resamples: int = 2000) -> dict[str, fl
 def _silence() -> None:
     """A worker's progress lines would mix with those of the others."""
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()

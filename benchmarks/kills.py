@@ -6,11 +6,10 @@ One run after the other, on a tiny policy of random weights, each in a process o
 libraries loaded). A run is killed in one of four phases in turn - rollout, replay, save, evaluation -, at a random
 occurrence of it and a random time into it; where the process really was is noted. Then it is resumed to the end. The
 final adapter, optimizer, trainer's state and metrics must be those of the uninterrupted run. Finished runs are kept in
-benchmarks/results/kills.json, so the command goes on where it was stopped.
+benchmarks/results/kills.csv, so the command goes on where it was stopped.
 """
 
 import argparse
-import json
 import mmap
 import os
 import random
@@ -28,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests" / "support")]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-RESULT = ROOT / "benchmarks" / "results" / "kills.json"
+RESULT = ROOT / "benchmarks" / "results" / "kills.csv"
 STEPS = 6
 KINDS = ("rollout", "replay", "save", "evaluate")
 PHASES = ("other", "encode", "decode", "score", "optimizer", *KINDS)
@@ -221,13 +220,14 @@ def main(arguments: Sequence[str]) -> int:
     end = time.monotonic() + 60 * given.minutes
 
     import torch
+    from records import read_table, write_table
 
     import customized_grpo.policies.flux
     import customized_grpo.training.trainer  # noqa: F401 - loaded once, for all children
     from runs import make_tiny_world
 
     torch.set_num_threads(1)
-    records: list[dict[str, Any]] = json.loads(RESULT.read_text())["runs"] if RESULT.is_file() else []
+    records = read_table(RESULT)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         world = folder / "world"
@@ -238,8 +238,7 @@ def main(arguments: Sequence[str]) -> int:
             if time.monotonic() > end:
                 break
             records.append(one(str(number), folder, world, whole, *moment(number, spans)))
-            RESULT.parent.mkdir(parents=True, exist_ok=True)
-            RESULT.write_text(json.dumps({"steps": STEPS, "runs": records}, indent=1) + "\n")
+            write_table(RESULT, list(records[0]), records)
             sys.stdout.write(f"{records[-1]}\n")
             sys.stdout.flush()
     sys.stdout.write(table(records))

@@ -2,7 +2,7 @@
 
     python benchmarks/plans.py             # train what is missing; hours on two cores, resumable (``grid``)
     python benchmarks/plans.py --time      # seconds of an update of each plan, in turn in one process
-    python benchmarks/plans.py --collect   # only print the table and write docs/plans.json
+    python benchmarks/plans.py --collect   # only print the table
 
 A run's time to quality is the number of updates after which the held-out judge first reaches ``QUALITY``, interpolated
 between evaluations, times the seconds of its plan's update. The published schedule's are those of one image at a time
@@ -12,7 +12,6 @@ there, or after 100 updates. ``plans_page.py`` puts the table and the curves int
 
 import argparse
 import itertools
-import json
 import math
 import os
 import statistics
@@ -25,8 +24,9 @@ from typing import Any
 
 from grid import RECIPE, ROOT, Cell, Grid
 from pages import table
+from records import read_table, write_table
 
-RESULT = ROOT / "docs" / "plans.json"
+SECONDS = ROOT / "benchmarks" / "results" / "plans_seconds.csv"
 METRIC, QUALITY, LOWER = "judge_clip", 82.5, 81.5
 """Fixed before any run: the base is at 79.4, and 100 steps of the default plan reach about 85. A judge that training
 never sees, and the smoothest of the held-out metrics. ``LOWER`` came later: the published schedule stops just short of
@@ -50,7 +50,7 @@ GROUPS = 4
 SHOWN = (METRIC, "identity_accuracy", "prompt_accuracy", "copy")
 HEAD = [
     "plan",
-    "s an update",
+    "s per update",
     f"updates to {QUALITY}",
     f"seconds to {QUALITY}",
     f"seconds to {LOWER}",
@@ -142,8 +142,7 @@ def over_seeds(ratios: Sequence[float]) -> dict[str, float]:
 
 def collect() -> dict[str, Any]:
     """Curves, and by seed the updates and seconds to both qualities; how many times sooner than ``RIVAL``, paired."""
-    kept: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
-    seconds = kept.get("seconds", {})
+    seconds = {row["plan"]: row for row in read_table(SECONDS)}
     plans: dict[str, Any] = {}
     for (name, seed), record in GRID.records().items():
         found = plans.setdefault(name, {"curves": {}, "updates": {}, "seconds": {}})
@@ -162,9 +161,7 @@ def collect() -> dict[str, Any]:
         ratios = [theirs / mine for theirs, mine in pairs if theirs is not None and mine is not None]
         if ratios and all(mine is not None for _, mine in pairs):
             found["sooner"] = over_seeds(ratios)
-    result = {"metric": METRIC, "quality": QUALITY, "lower": LOWER, "seconds": seconds, "plans": plans}
-    RESULT.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
-    return result
+    return {"seconds": seconds, "plans": plans}
 
 
 def times(sooner: dict[str, float] | None) -> str:
@@ -214,8 +211,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--collect", action="store_true")
     given = parser.parse_args(arguments)
     if given.time:
-        kept: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
-        RESULT.write_text(json.dumps(kept | {"seconds": updates(given.repeats)}))
+        measured = updates(given.repeats)
+        timed = [{"plan": name, **seconds} for name, seconds in measured.items()]
+        write_table(SECONDS, ("plan", "n", "median", "low", "high"), timed)
     elif not given.collect:
         GRID.run(None, given.workers, given.minutes)
     sys.stdout.write(table(HEAD, rows(collect())) + "\n")

@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from pages import put, table
-from plans import GROUPS, HEAD, QUALITY, collect, rows
+from plans import GROUPS, HEAD, METRIC, QUALITY, collect, rows
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, IMAGE = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "images" / "plans.png"
@@ -25,7 +25,7 @@ def curves(result: dict[str, Any], file: Path) -> None:
         each = GROUPS * result["seconds"][name]["median"]
         for axis, scale in zip(axes, (1.0, each), strict=True):
             for number, curve in enumerate(found["curves"].values()):
-                line = sorted((int(step) * scale, values[result["metric"]]) for step, values in curve.items())
+                line = sorted((int(step) * scale, values[METRIC]) for step, values in curve.items())
                 line = line[axis is axes[1] :]  # a logarithmic axis has no 0
                 axis.plot(
                     *zip(*line, strict=True), lw=1.2, color=colour, marker=".", label="" if number else name
@@ -35,7 +35,7 @@ def curves(result: dict[str, Any], file: Path) -> None:
         axis.set_xlabel(label)
         axis.spines[["top", "right"]].set_visible(False)
     axes[1].set_xscale("log")
-    axes[0].set_ylabel(f"held-out {result['metric']}")
+    axes[0].set_ylabel(f"held-out {METRIC}")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     figure.savefig(file, dpi=160)
     plt.close(figure)

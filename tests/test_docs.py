@@ -57,3 +57,10 @@ def test_examples_of_the_how_tos_pass_the_conformance_kit(page: str, test: str) 
     for block in blocks(f"docs/how-to/{page}.md", "python"):
         exec(compile(block, f"{page}.md", "exec"), names)
     names[test]()
+
+
+def test_the_page_of_recipe_keys_is_what_the_schema_says() -> None:
+    import recipe_page
+
+    page = recipe_page.PAGE.read_text(encoding="utf-8")
+    assert recipe_page.page_with(page, recipe_page.tables()) == page, "python tools/recipe_page.py"

@@ -1,0 +1,105 @@
+"""Tables of all keys of a recipe, from its schema, into ``docs/recipe.md`` (between its markers).
+
+python tools/recipe_page.py
+"""
+
+from pathlib import Path
+from typing import Any
+
+from customized_grpo.recipe.schema import Place, recipe_schema, shown
+
+PAGE = Path(__file__).parents[1] / "docs" / "recipe.md"
+BEGIN, END = "<!-- made by: make pages -->\n", "<!-- end of what is made -->\n"
+SECTIONS = ("run", "sampling", "advantage", "objective", "train", "evaluate")
+KINDS = {
+    "policies": "policy",
+    "datasets": "data",
+    "rewards": "rewards.<name>",
+    "metrics": "evaluate.metrics.<name>",
+    "aggregators": "advantage.aggregator",
+    "time_weights": "advantage.time_weights",
+    "dynamics": "sampling.dynamics",
+    "plans": "sampling.plan",
+}
+NESTED = {
+    "lora": "LoraSettings",
+    "full": "FullSettings",
+    "base_lora": "BaseLora",
+    "segmenter": "SegmenterConfig",
+}
+HEAD = "| Key | Allowed | Default | Meaning |\n|---|---|---|---|\n"
+
+
+def tables() -> str:
+    """A table per section, then one per kind of plug-in: keys that all built-ins of the kind have come first."""
+    schema = recipe_schema()
+    defined: dict[str, Any] = schema["$defs"]
+    parts = []
+    for name in SECTIONS:
+        nested = {"schedule": defined["Schedule"]} if name == "train" else {}
+        parts.append(f"### `{name}`\n\n{_table(_rows(defined[name.capitalize()], defined, nested))}")
+    for kind, place in KINDS.items():
+        parts.append(f"### `{place}`\n\n{_plugins(kind, defined)}")
+    return "\n".join(parts)
+
+
+def _plugins(kind: str, defined: dict[str, Any]) -> str:
+    plugins = {name: node for name, node in defined.items() if name.rpartition(".")[0] == kind}
+    rows = {}
+    for name, node in plugins.items():
+        nested = {key: defined[f"{name}.{of}"] for key, of in NESTED.items() if f"{name}.{of}" in defined}
+        rows[name] = _rows(node, defined, nested)
+    first, *others = rows.values()
+    common = [row for row in first if others and all(row in other for other in others)]
+    parts = [_table(common)]
+    for name, own in rows.items():
+        purpose = str(plugins[name].get("description", "")).split("\n")[0].replace("``", "`")
+        purpose = "" if "section" in purpose and "type:" in purpose else f": {purpose}"
+        parts.append(f"**`type: {name.partition('.')[2]}`**{purpose}\n")
+        parts.append(_table([row for row in own if row not in common]))
+    return "\n".join(filter(None, parts))
+
+
+def _table(rows: list[str]) -> str:
+    return HEAD + "\n".join(rows) + "\n" if rows else ""
+
+
+def _rows(
+    node: dict[str, Any], defined: dict[str, Any], nested: dict[str, Any], prefix: str = ""
+) -> list[str]:
+    """A row per key; the keys of a nested section follow it as ``section.key``."""
+    rows = []
+    for key, field in node["properties"].items():
+        if key == "type":
+            continue
+        default = f"`{shown(field['default'])}`" if "default" in field else ""
+        if key in nested and field.get("default") is not None:
+            default = "a section"
+        if key in node.get("required", ()):
+            default = "required"
+        meaning = field.get("description", "").split("\n")[0].replace("|", "\\|")
+        rows.append(f"| `{prefix}{key}` | {_allowed(key, field, defined, nested)} | {default} | {meaning} |")
+        if key in nested:
+            rows += _rows(nested[key], defined, {}, f"{prefix}{key}.")
+    return rows
+
+
+def _allowed(key: str, field: dict[str, Any], defined: dict[str, Any], nested: dict[str, Any]) -> str:
+    if key in nested:
+        return "a section"
+    by_name = field.get("additionalProperties")
+    if isinstance(by_name, dict):
+        return "sections by name, below" if "anyOf" in by_name else "values by name"
+    if any("$ref" in choice for choice in field.get("anyOf", ())):
+        return "a section with a `type`, below"
+    return Place(field, defined).words()
+
+
+def page_with(page: str, made: str) -> str:
+    """The page with its generated part replaced."""
+    before, _, rest = page.partition(BEGIN)
+    return f"{before}{BEGIN}\n{made.strip()}\n\n{END}{rest.partition(END)[2]}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), tables()), encoding="utf-8")
