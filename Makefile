@@ -17,7 +17,7 @@ export OMP_NUM_THREADS
 # Two processes of one thread train the miniature 1.2 times as fast as one of two threads (docs/benchmarks.md). A GPU is not shared.
 PROCESSES := $(shell command -v nvidia-smi >/dev/null 2>&1 || [ "$(CORES)" -lt 2 ] && echo 1 || echo 2)
 
-.PHONY: help setup demo test test-deepspeed lint docs ablation assets clean
+.PHONY: help setup demo test test-deepspeed lint docs pages ablation assets clean
 .DEFAULT_GOAL := help
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make test-deepspeed  two processes under ZeRO-2 and ZeRO-3; needs a C++ compiler"
 	@echo "make lint      ruff and mypy alone"
 	@echo "make docs      the documentation, into site/"
+	@echo "make pages     the generated parts of docs/, from what the code does; a few minutes"
 	@echo "make ablation  the comparison of docs/ablation.md; hours, resumable"
 	@echo "make assets    rebuild the miniature checkpoints of src/customized_grpo/mini/assets"
 	@echo "make clean     remove caches and built files; keeps .venv and runs/"
@@ -59,6 +60,9 @@ lint: $(TOOLS)
 
 docs: $(TOOLS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+pages: $(TOOLS)
+	PYTHONPATH=tests/support HF_HUB_OFFLINE=1 $(BIN)/python tools/pages.py $(ARGS)
 
 ablation: $(RUNTIME)
 	$(BIN)/python benchmarks/ablation.py $(ARGS)

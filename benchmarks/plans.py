@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from grid import RECIPE, ROOT, Cell, Grid
-from pages import table
+from page_parts import table
 
 RESULT = ROOT / "docs" / "plans.json"
 METRIC, QUALITY, LOWER = "judge_clip", 82.5, 81.5
