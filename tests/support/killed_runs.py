@@ -12,6 +12,7 @@ from typing import Any
 
 from customized_grpo.sampling.clock import Clock
 from customized_grpo.training import state, trainer
+from forked import exit_code, forked
 from runs import checkpoint_bytes, metrics_of, tiny_recipe, with_evaluation
 
 STEPS = 6
@@ -84,30 +85,19 @@ def watched(stage: Stage) -> None:
 
 def child(log: Path, stage: Stage, world: Path, run: Path, **changes: Any) -> int:
     """Start a training in a process of its own."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        with log.open("ab") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
+
+    def watched_training() -> None:
         watched(stage)
         trainer.train(recipe(world, run, **changes))
-        code = 0
-    except BaseException:
-        import traceback
 
-        traceback.print_exc()
-    finally:
-        os._exit(code)
+    return forked(log, watched_training)
 
 
 def finished(pid: int, log: Path) -> None:
     """Wait for a child that must end well."""
-    _, status = os.waitpid(pid, 0)
-    if status:
-        raise RuntimeError(f"a run failed ({status}):\n{log.read_text(errors='replace')[-3000:]}")
+    code = exit_code(pid)
+    if code:
+        raise RuntimeError(f"a run failed ({code}):\n{log.read_text(errors='replace')[-3000:]}")
 
 
 def kill(pid: int, stage: Stage, kind: str, occurrence: int, delay_s: float) -> str | None:
