@@ -17,15 +17,21 @@ export OMP_NUM_THREADS
 # Two processes of one thread train the miniature 1.2 times as fast as one of two threads (docs/benchmarks.md). A GPU is not shared.
 PROCESSES := $(shell command -v nvidia-smi >/dev/null 2>&1 || [ "$(CORES)" -lt 2 ] && echo 1 || echo 2)
 
-.PHONY: help setup demo test test-deepspeed lint docs ablation assets clean
+# What `make check` tests: the method and the tree, and nothing that starts a process or a model of another library.
+METHOD := $(addprefix tests/unit/,advantages sampling objectives training recipe test_registry.py test_seeding.py test_testing.py) \
+  tests/test_imports.py
+
+.PHONY: help setup demo check method test test-deepspeed lint docs pages ablation assets clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      train, evaluate and report the embedded miniature ($(DEMO)/report.html)"
-	@echo "make test      tests, ruff, mypy, strict docs build"
+	@echo "make check     ruff, mypy and the tests of the method; a minute"
+	@echo "make test      all tests, ruff, mypy, strict docs build"
 	@echo "make test-deepspeed  two processes under ZeRO-2 and ZeRO-3; needs a C++ compiler"
 	@echo "make lint      ruff and mypy alone"
 	@echo "make docs      the documentation, into site/"
+	@echo "make pages     the generated parts of docs/, from what the code does; a few minutes"
 	@echo "make ablation  the comparison of docs/ablation.md; hours, resumable"
 	@echo "make assets    rebuild the miniature checkpoints of src/customized_grpo/mini/assets"
 	@echo "make clean     remove caches and built files; keeps .venv and runs/"
@@ -38,10 +44,19 @@ demo: $(RUNTIME)
 	  $$(test ! -f $(DEMO)/config.yaml || echo run.resume=latest) $(ARGS)
 	$(BIN)/customized-grpo report $(DEMO)
 
-# One process a core, one thread a test: jobs that fight for the same cores take many times longer than one after the other.
-test: export OMP_NUM_THREADS = 1
-test: $(TOOLS) lint docs
-	$(BIN)/pytest -n $(CORES) --dist loadfile $(ARGS)
+# One process per core, one thread per test: jobs that fight for the same cores take many times longer than one after the other.
+PYTEST := $(BIN)/pytest -n $(CORES) --dist worksteal
+check method test: export OMP_NUM_THREADS = 1
+
+check: $(TOOLS)
+	@$(MAKE) --no-print-directory -j 2 lint method
+
+method: $(TOOLS)
+	$(PYTEST) $(METHOD)
+
+test: $(TOOLS)
+	@$(MAKE) --no-print-directory -j 2 lint docs
+	$(PYTEST) $(ARGS)
 
 # Beside the environment, not in it: accelerate imports DeepSpeed in every process where it finds it, which takes seconds.
 test-deepspeed: export OMP_NUM_THREADS = 1
@@ -59,6 +74,9 @@ lint: $(TOOLS)
 
 docs: $(TOOLS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+pages: $(TOOLS)
+	PYTHONPATH=tests/support HF_HUB_OFFLINE=1 $(BIN)/python tools/pages.py $(ARGS)
 
 ablation: $(RUNTIME)
 	$(BIN)/python benchmarks/ablation.py $(ARGS)

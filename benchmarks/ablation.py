@@ -108,7 +108,7 @@ def collect() -> list[dict[str, Any]]:
     for name in rows:
         result += over_front(rows, name, generator) if above_front(rows, name) else []
     order = {name: number for number, name in enumerate(["base", *sorted(rows)])}
-    result.sort(key=lambda row: (order[row["of"]], row.get("over", ""), row["metric"]))
+    result.sort(key=lambda row: (order[str(row["of"])], row.get("over", ""), row["metric"]))
     write_table(RESULT, COLUMNS, result)
     return result
 

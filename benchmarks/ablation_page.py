@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from ablation import GRID, RESULT, STATIC_FRONT
 from grid import Records
-from pages import put, table
+from page_parts import put, table
 from records import read_table
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pages import table
+from page_parts import table
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]

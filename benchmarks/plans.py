@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from grid import RECIPE, ROOT, Cell, Grid
-from pages import table
+from page_parts import table
 from records import read_table, write_table
 
 SECONDS = ROOT / "benchmarks" / "results" / "plans_seconds.csv"

@@ -10,7 +10,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from pages import put, table
+from page_parts import put, table
 from plans import GROUPS, HEAD, METRIC, QUALITY, collect, rows
 
 ROOT = Path(__file__).resolve().parent.parent

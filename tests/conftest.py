@@ -5,6 +5,7 @@ before the first import of the package, hence here and not in a fixture. Nothing
 package is a function of its arguments, and a test that needs a generator makes one.
 """
 
+import gc
 import os
 import sys
 
@@ -19,6 +20,12 @@ from jaxtyping import install_import_hook
 assert not [name for name in sys.modules if name.startswith("customized_grpo")], "the hook comes too late"
 install_import_hook("customized_grpo", "shape_checks.checked")
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the collector, and a fork's copy on write, need not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,6 +6,7 @@ Imports are read from the source (also those inside functions), so a forbidden o
 import ast
 import subprocess
 import sys
+from pathlib import Path
 
 from source import FILES, GRAPH, PACKAGE, ROOT, SOURCE, TREES, imported_names
 
@@ -120,6 +121,19 @@ def test_no_import_circle_of_parts() -> None:
 
 def test_circles_are_found() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": set()}) == [["a", "b", "c"]]
+
+
+def test_tests_stand_on_the_package_and_their_support_alone() -> None:
+    benchmarks = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    wrong = []
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            imported = {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+            imported |= {node.module} if isinstance(node, ast.ImportFrom) else set()
+            named = isinstance(node, ast.Constant) and node.value == "benchmarks" and path != Path(__file__)
+            if named or imported & benchmarks:
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")  # type: ignore[attr-defined]
+    assert not wrong, f"these use benchmarks/; what both need belongs into tests/support: {wrong}"
 
 
 def test_source_files_are_small() -> None:

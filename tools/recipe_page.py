@@ -1,15 +1,9 @@
-"""Tables of all keys of a recipe, from its schema, into ``docs/recipe.md`` (between its markers).
+"""Tables of all keys of a recipe, from its schema: the generated part of ``docs/recipe.md``."""
 
-python tools/recipe_page.py
-"""
-
-from pathlib import Path
 from typing import Any
 
 from customized_grpo.recipe.schema import Place, recipe_schema, shown
 
-PAGE = Path(__file__).parents[1] / "docs" / "recipe.md"
-BEGIN, END = "<!-- made by: make pages -->\n", "<!-- end of what is made -->\n"
 SECTIONS = ("run", "sampling", "advantage", "objective", "train", "evaluate")
 KINDS = {
     "policies": "policy",
@@ -93,13 +87,3 @@ def _allowed(key: str, field: dict[str, Any], defined: dict[str, Any], nested: d
     if any("$ref" in choice for choice in field.get("anyOf", ())):
         return "a section with a `type`, below"
     return Place(field, defined).words()
-
-
-def page_with(page: str, made: str) -> str:
-    """The page with its generated part replaced."""
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n{made.strip()}\n\n{END}{rest.partition(END)[2]}"
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), tables()), encoding="utf-8")

@@ -143,9 +143,10 @@ def resolve(kind: Kind, name: str) -> Any:
     Raises:
         UnknownPluginError: no such name, module or attribute; a broken import is chained.
     """
-    known = available(kind)
-    target = known.get(name, name)
+    # the packages that are installed are searched only for a name that is neither built in nor a place
+    target = BUILTIN[kind].get(name) or (name if ":" in name else available(kind).get(name, name))
     if ":" not in target:
+        known = available(kind)
         hint = did_you_mean(name, list(known))
         raise UnknownPluginError(
             f"unknown type {name!r} of {kind};{hint} known: {', '.join(sorted(known))}; "

@@ -1,10 +1,11 @@
-"""One rank of two that train all of a transformer's weights: ``full_ranks.py WORLD OUT``, under DDP and then FSDP2.
+"""Two ranks that train all of a transformer's weights: ``full_ranks.py WORLD OUT``, under DDP and then FSDP2.
 
 Each writes the weights that it ends with, whole, to ``OUT/<engine>-<rank>.safetensors``.
 """
 
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,6 +19,7 @@ from customized_grpo.policies.adapters.sharding import whole
 from customized_grpo.policies.adapters.tensor_files import write_tensors
 from customized_grpo.training import setup
 from customized_grpo.training.trainer import Trainer
+from forked import two_ranks
 from runs import FULL, tiny_recipe
 
 _REAL = setup.Accelerator
@@ -67,4 +69,4 @@ def train(world: Path, out: Path, name: str, **more: Any) -> Trainer:
 
 if __name__ == "__main__":
     with mock.patch("accelerate.Accelerator.end_training", return_value=None):  # there are several runs
-        main(Path(sys.argv[1]), Path(sys.argv[2]))
+        two_ranks(Path(sys.argv[2]), partial(main, Path(sys.argv[1]), Path(sys.argv[2])))

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from customized_grpo.commands.app import app
 from dreambench_evaluation import ROWS, evaluation, make_models, results
 from dreambench_folder import CLASSES, make_dreambench
+from forked import exit_code, forked
 from runs import SIGNAL_AT, environment, signal_at
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "eval_dreambench.sh"
@@ -20,18 +23,18 @@ COMMAND = (sys.executable, "-m", "customized_grpo", "evaluate")
 PROMPTS = len(CLASSES)
 
 
-def evaluated(command: tuple[str, ...], run: Path, returns: int = 0, **more: str) -> Path:
+def evaluated(command: tuple[str, ...], run: Path) -> Path:
     # The script takes the Python that it finds, as after 'activate'.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     ended = subprocess.run(
         [*command, f"run.dir={run}"],
-        env=environment(CUDA_VISIBLE_DEVICES="", PATH=path, **more),
+        env=environment(CUDA_VISIBLE_DEVICES="", PATH=path),
         capture_output=True,
         text=True,
         timeout=280,
         check=False,
     )
-    assert ended.returncode == returns, ended.stderr
+    assert ended.returncode == 0, ended.stderr
     return run
 
 
@@ -78,12 +81,16 @@ def test_two_processes_find_the_same(recipe: Path, alone: Path) -> None:
     assert results(both) == results(alone)
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of fork beside threads
 def test_a_killed_evaluation_goes_on_to_the_same(recipe: Path, alone: Path) -> None:
-    command, run = (*COMMAND, str(recipe)), recipe.parent / "killed"
+    run, log = recipe.parent / "killed", recipe.parent / "log"
+    arguments = ["evaluate", str(recipe), f"run.dir={run}"]
     at = signal_at(signal.SIGKILL, 2 * PROMPTS - 1)  # in the fourth image of the base
-    evaluated(command, run, -signal.SIGKILL, **{SIGNAL_AT: at})
+    code = exit_code(forked(log, lambda: app(arguments), **{SIGNAL_AT: at}))
+    assert code == -signal.SIGKILL, log.read_text()
     assert not (run / "evaluation" / "summary.json").exists()
     (part,) = (run / "evaluation" / ".parts" / "base").glob("*.jsonl")
     assert len(part.read_text().strip().splitlines()) == 3, "each row is written when it is done"
-    evaluated(command, run)
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
     assert results(run) == results(alone)

@@ -1,6 +1,5 @@
 """Full fine-tuning on two processes is that of one, under DDP and under FSDP2, its KL to the base included."""
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,30 +20,14 @@ from runs import FULL, environment, make_tiny_world, metrics_of, tiny_recipe
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes and one have trained: ``ddp``, ``fsdp``, ``again`` and ``one``."""
     root = make_tiny_world(tmp_path_factory.mktemp("full-ranks"))
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        port = str(opened.getsockname()[1])
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("full_ranks.py")), str(root), str(root)],
-            env=environment(
-                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
-                CUDA_VISIBLE_DEVICES="",
-            ),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        for rank in ranks:
-            said, _ = rank.communicate(timeout=280)
-            assert rank.returncode == 0, said
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.communicate()
+    ended = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("full_ranks.py")), str(root), str(root)],
+        env=environment(CUDA_VISIBLE_DEVICES=""),
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert ended.returncode == 0, ended.stderr
     Trainer(build(tiny_recipe(root, root / "one", **FULL))).run()
     return root
 

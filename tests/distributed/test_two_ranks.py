@@ -7,7 +7,6 @@ on under any number of processes; and what befalls one of the processes is known
 import json
 import math
 import shutil
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from customized_grpo.policies.adapters.tensor_files import read_tensors
 from customized_grpo.training.checkpoint import check
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
-from runs import SLOW, environment, make_tiny_world, metrics_of, tiny_recipe
+from runs import environment, make_tiny_world, metrics_of, tiny_recipe
 
 STEPS = 5
 CHANGES = {
@@ -49,13 +48,6 @@ class Both:
         return read_tensors(self.two / f"{name}.safetensors")
 
 
-def free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        port: int = opened.getsockname()[1]
-        return port
-
-
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     root = tmp_path_factory.mktemp("two-ranks")
@@ -64,44 +56,22 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     start = {name: one.detach().clone() for name, one in trainer.parts.parameters.items()}
     trainer.run()
     cut_short(root / "one", root / "from-one", keep=2)
-    for engine in ("ddp", "fsdp"):
-        run_two_ranks(world, root, engine)
+    run_two_ranks(world, root, "ddp", "fsdp")
     adapter = {name: one.detach().clone() for name, one in trainer.parts.parameters.items()}
     return Both(root, root / "one", adapter, start)
 
 
-def run_two_ranks(world: Path, root: Path, engine: str) -> None:
-    """``two_ranks.py`` as two processes; if one fails, what both wrote is the reason."""
-    port = str(free_port())
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("two_ranks.py")), str(world), str(root), engine],
-            env=environment(
-                RANK=str(rank),
-                LOCAL_RANK=str(rank),
-                WORLD_SIZE="2",
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=port,
-                CUDA_VISIBLE_DEVICES="",
-                # a slow reward on one rank: the other waits, and nothing else changes
-                **{SLOW: str(0.3 * rank)},
-            ),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = []
-    try:
-        for rank in ranks:
-            said.append(rank.communicate(timeout=280)[0])
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.communicate()
-    codes = [rank.returncode for rank in ranks]
-    assert codes == [0, 0], f"{codes}\n" + "\n".join(said)
+def run_two_ranks(world: Path, root: Path, *engines: str) -> None:
+    """``two_ranks.py``; if a rank fails, what both wrote is the reason."""
+    script = Path(__file__).with_name("two_ranks.py")
+    ended = subprocess.run(
+        [sys.executable, str(script), str(world), str(root), *engines],
+        env=environment(CUDA_VISIBLE_DEVICES=""),
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert ended.returncode == 0, ended.stderr
 
 
 def cut_short(run: Path, into: Path, keep: int) -> None:

@@ -1,4 +1,4 @@
-"""One rank of two: ``two_ranks.py WORLD OUT ENGINE``, with the variables that torchrun and accelerate set.
+"""Two ranks: ``two_ranks.py WORLD OUT ENGINE...``, forked with the variables that torchrun and accelerate set.
 
 ``ddp`` writes what it has trained to ``OUT/rank-<r>.safetensors``; to ``OUT/alone-<r>.safetensors`` what comes out
 where gradients are not exchanged; to ``resumed-<r>`` what one process's checkpoint leads to; and to
@@ -13,6 +13,7 @@ import shutil
 import sys
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,7 +30,8 @@ from customized_grpo.training import state as saving
 from customized_grpo.training import trainer as module
 from customized_grpo.training.state import save
 from customized_grpo.training.trainer import Trainer
-from runs import SIGNAL_AT, tiny_recipe, with_evaluation
+from forked import two_ranks
+from runs import SIGNAL_AT, SLOW, tiny_recipe, with_evaluation
 
 STEPS = 5
 # "auto", as users launch it: accelerate joins processes without a GPU only if it is told to use the CPU.
@@ -183,4 +185,8 @@ def without_the_last_step(trainer: Trainer, into: Path) -> None:
 if __name__ == "__main__":
     # the end of a run leaves the group of processes, and there are several runs
     with mock.patch("accelerate.Accelerator.end_training", return_value=None):
-        main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+        for name in sys.argv[3:]:
+            # a slow reward on one rank: the other waits, and nothing else changes
+            two_ranks(
+                Path(sys.argv[2]), partial(main, Path(sys.argv[1]), Path(sys.argv[2]), name), {SLOW: "0.3"}
+            )

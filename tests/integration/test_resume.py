@@ -12,16 +12,17 @@ from typing import Any
 import pytest
 import yaml
 
+from customized_grpo.training import checkpoint
 from customized_grpo.training.checkpoint import CheckpointError
 from customized_grpo.training.setup import build
 from customized_grpo.training.state import restore
 from customized_grpo.training.trainer import train
+from forked import exit_code, forked
 from runs import (
     SIGNAL_AT,
     checkpoint_bytes,
     command,
     environment,
-    killed_while_saving,
     metrics_of,
     signal_at,
     tiny_dict,
@@ -46,25 +47,16 @@ def assert_equal_runs(one: Path, other: Path, step: int) -> None:
     assert metrics_of(one) == metrics_of(other)
 
 
-def write_recipe(path: Path, recipe: dict[str, Any]) -> Path:
-    path.write_text(yaml.safe_dump(recipe))
-    return path
+pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of fork beside threads
 
 
 @pytest.fixture(scope="module")
 def killed(tiny_world: Path, ten: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real command, killed by -9 in its seventh step, two groups in."""
+    """Killed by -9 in its seventh step, two groups in."""
     root = tmp_path_factory.mktemp("killed")
-    recipe = write_recipe(root / "recipe.yaml", tiny_dict(tiny_world, root / "run", **ten))
-    ended = subprocess.run(
-        command(recipe),
-        env=environment(**{SIGNAL_AT: signal_at(signal.SIGKILL, 14)}),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    recipe, at = tiny_recipe(tiny_world, root / "run", **ten), signal_at(signal.SIGKILL, 14)
+    code = exit_code(forked(root / "log", lambda: train(recipe), **{SIGNAL_AT: at}))
+    assert code == -signal.SIGKILL, (root / "log").read_text()
     assert [row["step"] for row in metrics_of(root / "run")] == list(range(7))
     return root / "run"
 
@@ -86,22 +78,18 @@ def test_killed_while_a_checkpoint_is_written(
     killed: Path, finished: Finished, tiny_world: Path, ten: dict[str, Any], tmp_path: Path
 ) -> None:
     shutil.copytree(killed, tmp_path / "run")
-    recipe = write_recipe(
-        tmp_path / "recipe.yaml", tiny_dict(tiny_world, tmp_path / "run", run__resume="latest", **ten)
-    )
-    ended = subprocess.run(
-        killed_while_saving(recipe),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    recipe = tiny_recipe(tiny_world, tmp_path / "run", run__resume="latest", **ten)
+
+    def killed_while_saving() -> None:
+        checkpoint.write_json = lambda path, value: os.kill(os.getpid(), signal.SIGKILL)
+        train(recipe)
+
+    code = exit_code(forked(tmp_path / "log", killed_while_saving))
+    assert code == -signal.SIGKILL, (tmp_path / "log").read_text()
     names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
     assert names == {"step-000005", ".step-000010.tmp"}
     assert [row["step"] for row in metrics_of(tmp_path / "run")] == list(range(11))
-    train(tiny_recipe(tiny_world, tmp_path / "run", run__resume="latest", **ten))
+    train(recipe)
     assert_equal_runs(tmp_path / "run", finished.folder, 10)
 
 
@@ -164,7 +152,8 @@ def test_a_signal_finishes_the_step_saves_and_the_run_goes_on_exactly(
 
 
 def test_the_command_ends_well_on_a_termination_signal(tiny_world: Path, tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path / "recipe.yaml", tiny_dict(tiny_world, tmp_path / "run"))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_dict(tiny_world, tmp_path / "run")))
     ended = subprocess.run(
         command(recipe, "train.steps=50"),
         env=environment(**{SIGNAL_AT: signal_at(signal.SIGTERM, 1)}),

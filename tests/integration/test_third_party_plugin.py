@@ -29,7 +29,7 @@ CHECKS = """
 import torch
 from PIL import Image
 from customized_grpo import registry
-from customized_grpo.policies import lora
+from customized_grpo.policies.adapters import lora
 from customized_grpo.testing import check_aggregator, check_policy, check_reward
 from customized_grpo.types import Example
 
@@ -47,6 +47,20 @@ loaded = policy.load(config, device=cpu, dtype=torch.float32)
 lora.attach(loaded, config.lora, seed=0)
 check_policy(loaded, example)
 """
+COMMANDS = """
+import json, sys
+from typer.testing import CliRunner
+from customized_grpo.commands.app import app
+done = [CliRunner().invoke(app, arguments) for arguments in json.loads(sys.argv[1])]
+json.dump([(one.exit_code, one.stdout, one.stderr) for one in done], sys.stdout)
+"""
+ASKED = {
+    "plugins": ["plugins"],
+    "valid": ["validate", "recipe.yaml"],
+    "wrong": ["validate", "recipe.yaml", "rewards.red.color=blue", "advantage.aggregator.fear=0"],
+    "mistyped": ["validate", "recipe.yaml", "rewards.red.type=rednes"],
+}
+Said = dict[str, tuple[int, str, str]]
 
 
 class Environment:
@@ -91,9 +105,6 @@ class Environment:
             env=self.variables,
         )
 
-    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self.run("-m", "customized_grpo", *arguments)
-
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
@@ -105,36 +116,41 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     return Environment(folder)
 
 
+@pytest.fixture(scope="module")
+def said(environment: Environment) -> Said:
+    """Exit code, output and errors of each command, all in one process of that environment."""
+    done = environment.run("-c", COMMANDS, json.dumps(list(ASKED.values())))
+    assert done.returncode == 0, done.stderr
+    return dict(zip(ASKED, map(tuple, json.loads(done.stdout)), strict=True))
+
+
 def test_it_is_not_installed_here() -> None:
     from customized_grpo.registry import available
 
     assert "redness" not in available("rewards")
 
 
-def test_plugins_are_listed_with_their_package(environment: Environment) -> None:
-    done = environment.command("plugins")
-    assert done.returncode == 0, done.stderr
+def test_plugins_are_listed_with_their_package(said: Said) -> None:
+    code, listed, errors = said["plugins"]
+    assert code == 0, errors
     for name, option in (("redness", "colour (red)"), ("cautious", "fear (2.0)"), ("linear", "model (none)")):
-        (line,) = [line for line in done.stdout.splitlines() if f" {name} " in line]
+        (line,) = [line for line in listed.splitlines() if f" {name} " in line]
         assert "third-party-plugins" in line
-        assert option in done.stdout
+        assert option in listed
 
 
-def test_a_recipe_with_them_is_valid(environment: Environment) -> None:
-    done = environment.command("validate", "recipe.yaml")
-    assert done.returncode == 0, done.stderr
-    assert "8 = 2 groups x 4" in done.stdout
+def test_a_recipe_with_them_is_valid(said: Said) -> None:
+    code, output, errors = said["valid"]
+    assert code == 0, errors
+    assert "8 = 2 groups x 4" in output
 
 
-def test_their_options_are_checked_like_ours(environment: Environment) -> None:
-    done = environment.command(
-        "validate", "recipe.yaml", "rewards.red.color=blue", "advantage.aggregator.fear=0"
-    )
-    assert done.returncode == 2
-    assert "rewards.red.color: unknown key; did you mean 'colour'?" in done.stderr
-    assert "advantage.aggregator.fear: given 0; allowed: a number, at least 1" in done.stderr
-    done = environment.command("validate", "recipe.yaml", "rewards.red.type=rednes")
-    assert "did you mean 'redness'?" in done.stderr
+def test_their_options_are_checked_like_ours(said: Said) -> None:
+    code, _, errors = said["wrong"]
+    assert code == 2
+    assert "rewards.red.color: unknown key; did you mean 'colour'?" in errors
+    assert "advantage.aggregator.fear: given 0; allowed: a number, at least 1" in errors
+    assert "did you mean 'redness'?" in said["mistyped"][2]
 
 
 def test_they_hold_what_plugins_must_hold(environment: Environment) -> None:
@@ -143,7 +159,7 @@ def test_they_hold_what_plugins_must_hold(environment: Environment) -> None:
 
 
 def test_they_train(environment: Environment) -> None:
-    done = environment.command("train", "recipe.yaml")
+    done = environment.run("-m", "customized_grpo", "train", "recipe.yaml")
     assert done.returncode == 0, done.stderr
     rows = [
         json.loads(line) for line in (environment.folder / "run" / "metrics.jsonl").read_text().splitlines()

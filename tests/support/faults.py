@@ -1,7 +1,5 @@
-"""Every fault that a run must survive or refuse, provoked for real on a tiny run, and what comes of it.
-
-``python tests/support/faults.py > docs/reliability.md`` writes the page;
-``tests/integration/test_faults.py`` provokes each and holds the page to the messages.
+"""Every fault that a run must survive or refuse, provoked for real on a tiny run, and what comes of it:
+the table of docs/reliability.md.
 """
 
 import contextlib
@@ -11,7 +9,6 @@ import os
 import re
 import resource
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,11 +19,9 @@ from unittest import mock
 
 import torch
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
-
 from customized_grpo.data.order import groups_a_rank
 from customized_grpo.policies.flux import UNO
+from customized_grpo.training import state
 from customized_grpo.training import trainer as module
 from customized_grpo.training.checkpoint import SaveError, check, has_any, latest
 from customized_grpo.training.tracking import RunLog
@@ -106,7 +101,7 @@ def at_step(number: int, happens: Callable[[Trainer], object]) -> Any:
 
 
 def disk_full_in_checkpoint(site: Site) -> str:
-    real, saves = module.save, []
+    real, saves = state.save, []
 
     def save(parts: Any, done: int) -> None:
         saves.append(done)
@@ -331,72 +326,11 @@ def plain(said: str, site: Site) -> str:
     return re.sub(r"log-ratio\\\| is [\d.e+-]+", r"log-ratio\\| is ...", text)
 
 
-def row(fault: Fault, said: str, site: Site) -> str:
-    """The page's line of a fault."""
-    shown = plain(said, site)
-    return f"| {fault.title} | {fault.outcome} | {shown} |"
-
-
-HEAD = """# What a run survives
-
-Each line is a test that provokes the fault on a small run (`tests/support/faults.py`, whose output this page is;
-`tests/distributed` for those that take several processes). Nothing of a run is lost but the steps after its last
-checkpoint.
-
-## What is guaranteed on resume
-
-- On a CPU, a run that is killed at any moment and resumed with `run.resume=latest` ends with the **same bytes** -
-  adapter, optimizer, trainer's state, metrics - as one that was not. On a GPU the same holds as far as its kernels are
-  deterministic.
-- A checkpoint is complete or absent. It is written aside, synced and renamed; `manifest.json` has every file's size and
-  SHA-256, and a checkpoint that differs from it is passed over with a warning.
-- It holds the adapter, the optimizer, the schedule, the average, the step and each reward's recent failures, and no
-  frozen weight: about four times the adapter's size, five with `train.ema`. There is no random state: every draw is a
-  function of seed, purpose, step and index.
-- It knows no number of processes and no engine: saved by eight under FSDP2, it can be resumed by one. The numbers
-  then agree up to the order of floating-point addition.
-- Keys that would change what a step computes are refused by name; harmless ones (`run.dir`, `train.steps` with a
-  constant schedule, how often to save, evaluate and log) are named and accepted, and so are `train.microbatch` and
-  `policy.gradient_checkpointing`, which change the rounding alone.
-- The log-probabilities of rollout and replay are computed in float32 whatever `run.precision` is; with
-  `run.precision=no` the network is, too.
-
-The proof by force: `python benchmarks/kills.py --runs 50` kills a run by -9 at random moments and compares the resumed
-one's bytes; `python benchmarks/soak.py` looks at memory, open files and step time of a long run.
-
-Of 53 runs (tiny policy, one process, CPU; with average, schedule, KL, two updates a rollout and an evaluation) 51 were
-killed in time, and all ended equal:
-
-| Killed in | Runs | Half-written checkpoint left there | Equal |
-|---|---|---|---|
-| rollout | 15 | 0 | 15 |
-| replay | 12 | 0 | 12 |
-| save | 10 | 10 | 10 |
-| evaluation | 10 | 0 | 10 |
-| encoding, optimizer, or between phases | 4 | 0 | 4 |
-
-One process with two groups against two with one group each (tiny policy, gloo, lr 1e-2): the adapters' largest
-difference is 3e-8 after one update and 7e-4 after five, where the weights have moved by up to 5e-2; by Euclidean
-distance that is 0.05 % of the way. FSDP2 ends where DDP does. Without the exchange of gradients it is 100 %.
-
-Of 2,000 steps (tiny policy, with evaluations and checkpoints) the last quarter against the first: 6 open files, 4
-threads and 0.04 s of CPU time a step in both, and 508.3 against 505.0 MiB of memory (0.7 %), which is the history of
-evaluations; without them a run does not grow by a page after its first 400 steps.
-
-## Faults and outcomes
-
-The disk is filled by the kernel's limit on a file's size, hence its words; a real full disk has a test of its own.
-
-| Fault | Outcome | Message |
-|---|---|---|
-"""
-
-
-def page() -> str:
-    """docs/reliability.md."""
-    lines = []
+def table() -> str:
+    """What came of each fault; an AssertionError where a message lacks what it must say."""
+    lines, complaints = ["| Fault | Outcome | Message |", "|---|---|---|"], []
     with tempfile.TemporaryDirectory() as name:
-        os.chmod(name, 0o755)
+        os.chmod(name, 0o755)  # a test that gives up being root still has to get here
         world = Path(name) / "world"
         world.mkdir()
         make_tiny_world(world)
@@ -404,10 +338,7 @@ def page() -> str:
             (Path(name) / f"{number}").mkdir()
             site = Site(world, Path(name) / f"{number}" / "run")
             said = fault.provoke(site)
-            lines.append(row(fault, said, site))
-    several = [f"| {title} | {outcome} | |" for title, outcome in SEVERAL]
-    return HEAD + "\n".join([*lines, *several]) + "\n"
-
-
-if __name__ == "__main__":
-    sys.stdout.write(page())
+            complaints += [f"{fault.title}: no {part!r} in {said}" for part in fault.says if part not in said]
+            lines.append(f"| {fault.title} | {fault.outcome} | {plain(said, site)} |")
+    assert not complaints, "\n".join(complaints)
+    return "\n".join([*lines, *(f"| {title} | {outcome} | |" for title, outcome in SEVERAL)]) + "\n"

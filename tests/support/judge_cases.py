@@ -1,18 +1,16 @@
-"""What an endpoint can do to a judge, and what comes of it.
-
-``python tests/support/judge_cases.py > docs/judges.md`` writes the table from what happens.
+"""What an endpoint can do to a judge, and what comes of it: the table of docs/judges.md.
 
 Each case is one image of a group of three that meets the trouble, through the real scorer, SDK and sockets; its
 neighbours get good answers at the same time and must keep their scores.
 """
 
+import math
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from PIL import Image
@@ -76,8 +74,8 @@ def _not_before(seconds: float) -> Callable[[Request], Reply]:
 
 
 OK = score(3)
-TWICE = {"requests": 2}  # the judge here has one retry
-IMPATIENT = {"options": {"timeout_s": 1.5}}
+TWICE: dict[str, Any] = {"requests": 2}  # the judge here has one retry
+IMPATIENT: dict[str, Any] = {"options": {"timeout_s": 1.5}}
 CASES = [
     scored("Good JSON", OK),
     scored("JSON with an analysis", _text('{"analysis": "the {strap} is red", "score": 3}')),
@@ -196,39 +194,35 @@ def run(case: Case) -> Result:
     return Result(outcome, scores, asked, message)
 
 
-def results() -> list[Result]:
-    """Of all cases, side by side: most of the time is waiting."""
-    os.environ[KEY_ENV] = KEY
-    with ThreadPoolExecutor(12) as pool:
-        return list(pool.map(run, CASES))
+def _complaints(case: Case, result: Result) -> Iterator[str]:
+    if result.outcome != case.outcome:
+        yield f"it is {result.outcome}"
+    if result.requests != case.requests:
+        yield f"{result.requests} requests"
+    if case.says not in result.message:
+        yield f"it does not say {case.says!r}"
+    if KEY in result.message:
+        yield "it shows the key"
+    if case.outcome != "stopped":
+        first, own, last = result.scores or (math.nan,) * 3
+        if (first, last) != (1.0, 4.0):
+            yield f"its neighbours have {first} and {last}"
+        if own != case.score and not (math.isnan(own) and case.score is None):
+            yield f"its score is {own}"
 
 
-def page() -> str:
-    """docs/judges.md."""
-    lines = [
-        "# Judges and their failures",
-        "",
-        "What an OpenAI-compatible endpoint can answer, and what becomes of the image that was asked about. *Scored*:",
-        "it counts. *Masked*: the image has no score (NaN), is left out of its group's mean and spread, and is counted",
-        "in `reward/<name>/failed_share`. *Stopped*: the run ends with the endpoint's words, because it would refuse",
-        "again. Where the run goes on, the other images of the group keep their scores; no failure is ever a 0.",
-        "",
-        "This page is the output of `python tests/support/judge_cases.py`; a test holds it to the code. The judge",
-        "there has one retry, so 2 requests are the most; `retries` is 4 by default. `deadline_s` cuts a dripping",
-        "connection.",
-        "",
-        "| The endpoint | Outcome | Requests | Message |",
-        "|---|---|---|---|",
-    ]
-    for case, result in zip(CASES, results(), strict=True):
+def table() -> str:
+    """What came of each case; an AssertionError where it is not what must come."""
+    with mock.patch.dict(os.environ, {KEY_ENV: KEY}), ThreadPoolExecutor(12) as pool:
+        results = list(pool.map(run, CASES))  # side by side: most of the time is waiting
+    lines = ["| The endpoint | Outcome | Requests | Message |", "|---|---|---|---|"]
+    complaints = []
+    for case, result in zip(CASES, results, strict=True):
+        complaints += [f"{case.title}: {one}: {result.message}" for one in _complaints(case, result)]
         said = result.message.removeprefix("Unscorable: ")
         said = said.removeprefix(f"reward 'cp' stopped the run on example {EXAMPLE.key!r}: ")
         said = said.replace("|", "\\|").replace("<", "&lt;")
         value = f" {result.scores[1]:g}" if result.outcome == "scored" else ""
         lines.append(f"| {case.title} | {result.outcome}{value} | {result.requests} | {said} |")
+    assert not complaints, "\n".join(complaints)
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
-    sys.stdout.write(page())

@@ -1,12 +1,7 @@
-"""Broken and odd image files of every kind that a data set may hold.
-
-``PYTHONPATH=src python tests/support/odd_images.py > docs/image-files.md`` writes the table of what the loader makes
-of each.
-"""
+"""Broken and odd image files of every kind that a data set may hold, and the table of docs/image-files.md."""
 
 import io
 import struct
-import sys
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -174,32 +169,12 @@ def outcome(folder: Path, kind: Kind) -> tuple[str, str]:
     return "loaded", f"{size}; {kind.remark}" if kind.remark else size
 
 
-def page() -> str:
-    """docs/image-files.md."""
-    lines = [
-        "# Image files",
-        "",
-        "One loader reads every image: references in training, rewards, evaluation, `data import` and `data check`. It",
-        "gives 8-bit RGB without metadata, or an `ImageError` with the path and a `problem` for programs. A file that",
-        "can't be used costs its rows and nothing else: `data import` lists them in `rejected.jsonl`, `data check` in",
-        "its report.",
-        "",
-        "No image that this package makes carries EXIF: copies of references, masks, contact sheets, pictures of an",
-        "evaluation. What an archive or a download holds is another's file and stays as it is, byte for byte, with its",
-        "EXIF; a manifest names it where it lies, and nothing but the orientation is read from its EXIF.",
-        "",
-        "This page is the output of `python tests/support/odd_images.py`; a test holds it to the loader.",
-        "",
-        "| File | Outcome | |",
-        "|---|---|---|",
-    ]
+def table() -> str:
+    """What the loader makes of each."""
+    lines = ["| File | Outcome | |", "|---|---|---|"]
     with tempfile.TemporaryDirectory() as name:
         write_all(Path(name))
         for kind in KINDS:
             word, sentence = outcome(Path(name), kind)
             lines.append(f"| {kind.title} | {word} | {sentence} |")
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    sys.stdout.write(page())

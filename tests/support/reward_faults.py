@@ -1,6 +1,5 @@
-"""A loopback server that misbehaves by script, and what the reward ``remote`` makes of each fault.
-
-``PYTHONPATH=src:tests/support python tests/support/reward_faults.py > docs/reward-faults.md`` writes the table.
+"""A loopback server that misbehaves by script, and what the reward ``remote`` makes of each fault:
+the table of docs/reward-faults.md.
 """
 
 import asyncio
@@ -8,17 +7,17 @@ import json
 import math
 import socket
 import struct
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import torch
 
+from customized_grpo.recipe.server import TOKEN_ENV
 from customized_grpo.rewards import remote
 from customized_grpo.rewards.base import RewardFailure
 from customized_grpo.rewards.features import to_pil
@@ -136,14 +135,16 @@ class Fault:
     outcome: str
     """``scores``, ``unscorable``, or the start of what stops the run."""
     calls: str
-    down_s: float = field(default=0.0)
+    down_s: float = 0.0
     """The server is gone for so long after it has introduced itself."""
+    says: str = ""
 
 
 FAULTS = (
     Fault("None", [GOOD], "scores", "1"),
     Fault("Server down, back in time", [GOOD], "scores", "as soon as it is back", 0.3),
-    Fault("Server down for longer than `wait_s`", [GOOD], "stops the run", "none", 60.0),
+    Fault("Server down for longer than `wait_s`", [GOOD], "stops the run", "none", 60.0,
+          says="run.resume=latest"),
     Fault("Reward being loaded (503)", [refuse(503, "the reward is being loaded; ask again")] * 2 + [GOOD],
           "scores", "3"),
     Fault("Worker died once (500)", [refuse(500, "Internal server error"), GOOD], "scores", "2"),
@@ -161,14 +162,15 @@ FAULTS = (
     Fault("Unscorable image (null)", [scores(1.0, None)], "scores, that image unscorable", "1"),
     Fault("NaN for a score", [scores(1.0, float("nan"))], "scores, that image unscorable", "1"),
     Fault("Token refused (401)", [refuse(401, "send the server's token as 'Authorization: Bearer ...'")],
-          "stops the run", "1"),
+          "stops the run", "1", says=f"environment variable {TOKEN_ENV}"),
     Fault("Reward gone (404)", [refuse(404, "Not Found")], "stops the run", "1"),
     Fault("Body too large (413)", [refuse(413, "the body has 201.0 MB, over the limit of 128 (limits.body_mb)")],
           "stops the run", "1"),
     Fault("Example refused (422)",
           [refuse(422, "reward 'dino' failed on example 'dog-1': ValueError: it has no reference to compare with")],
-          "stops the run", "1"),
-    Fault("Another reward behind the URL", [scores(1.0, 2.0, fingerprint=OTHER)], "stops the run", "1"),
+          "stops the run", "1", says="it has no reference to compare with"),
+    Fault("Another reward behind the URL", [scores(1.0, 2.0, fingerprint=OTHER)], "stops the run", "1",
+          says=OTHER),
 )  # fmt: skip
 
 
@@ -214,31 +216,26 @@ def _ask(reward: Remote, port: int) -> tuple[str, str]:
     return "scores" if all(map(math.isfinite, given)) else "scores, that image unscorable", ""
 
 
-def page(seen: Mapping[str, Seen]) -> str:
-    """docs/reward-faults.md."""
-    rows = []
+def _complaints(fault: Fault, found: Seen) -> Iterator[str]:
+    if found.outcome != fault.outcome:
+        yield f"it ends as {found.outcome!r}"
+    if (found.said == "") != fault.outcome.startswith("scores"):
+        yield "it speaks where it should be silent, or the reverse"
+    calls = {"none": 0, "as soon as it is back": 1}.get(fault.calls)
+    if found.calls != (int(fault.calls) if calls is None else calls):
+        yield f"{found.calls} calls"
+    if fault.says not in found.said:
+        yield f"it does not say {fault.says!r}"
+
+
+def table() -> str:
+    """What came of each fault; an AssertionError where it is not what must come."""
+    seen, complaints = observe_all(), []
+    lines = ["| Fault | Outcome | Calls | What is said |", "|---|---|---|---|"]
     for fault in FAULTS:
         found = seen[fault.name]
+        complaints += [f"{fault.name}: {one}: {found.said}" for one in _complaints(fault, found)]
         said = found.said.replace("|", "\\|").replace("<", "&lt;")
-        rows.append(f"| {fault.name} | {found.outcome} | {fault.calls} | {said} |")
-    limits = ", ".join(f"`{name}: {value:g}`" for name, value in LIMITS.items())
-    return (
-        f"""# Faults of a reward server
-
-What the reward [`remote`](how-to/reward-server.md) makes of each fault, here with
-{limits}. *Unscorable* is NaN for the group: its samples are masked and counted, and past
-`advantage.max_failed_share` they stop the run with the last error. What no further try could help stops it at once;
-nothing is lost, and `run.resume=latest` goes on.
-
-This page is the output of `python tests/support/reward_faults.py`; a test holds it to the client.
-
-| Fault | Outcome | Calls | What is said |
-|---|---|---|---|
-"""
-        + "\n".join(rows)
-        + "\n"
-    )
-
-
-if __name__ == "__main__":
-    sys.stdout.write(page(observe_all()))
+        lines.append(f"| {fault.name} | {found.outcome} | {fault.calls} | {said} |")
+    assert not complaints, "\n".join(complaints)
+    return "\n".join(lines) + "\n"

@@ -240,16 +240,3 @@ def environment(**more: str) -> dict[str, str]:
 def signal_at(number: signal.Signals, call: int) -> str:
     """The value of ``SIGNAL_AT``."""
     return f"{int(number)}:{call}"
-
-
-def killed_while_saving(recipe: Path) -> list[str]:
-    """A process that trains and dies by -9 in the middle of the first checkpoint that it writes."""
-    code = (
-        "import os, signal, sys\n"
-        "from customized_grpo.recipe.loading import load_recipe\n"
-        "from customized_grpo.training import checkpoint\n"
-        "from customized_grpo.training.trainer import train\n"
-        "checkpoint.write_json = lambda path, value: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "train(load_recipe(sys.argv[1]))\n"
-    )
-    return [sys.executable, "-c", code, str(recipe)]

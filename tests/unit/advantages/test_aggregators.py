@@ -143,11 +143,8 @@ def test_finite_on_every_pattern_of_signs(
 
 
 @pytest.mark.parametrize("aggregator", ALL, ids=lambda one: one.__name__)
-@pytest.mark.parametrize("value", [0.1, 8.37, 61.9])
-def test_constant_rewards_give_exact_zeros(
-    aggregator: Callable[[Tensor, Tensor], Tensor], value: float
-) -> None:
-    a = normalize(torch.full((12, 2), value, dtype=torch.float32))
+def test_constant_rewards_give_exact_zeros(aggregator: Callable[[Tensor, Tensor], Tensor]) -> None:
+    a = normalize(torch.full((12, 2), 61.9))
     assert torch.equal(aggregator(a, tdw(25)), torch.zeros(12, 25))
 
 

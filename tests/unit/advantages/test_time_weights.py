@@ -27,28 +27,29 @@ def test_at_25_steps_it_is_the_published_table() -> None:
     torch.testing.assert_close(given.sum(1), torch.ones(25), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 5, 10, 25, 28, 40, 50, 75, 100, 125, 200, 250, 1000])
-def test_stages_begin_at_their_share_of_the_steps(num_steps: int) -> None:
-    prompt = tdw(num_steps)[:, 0].tolist()
-    # in whole numbers, where nothing is rounded: u < 0.24 is 100 k < 24 T
-    for k, given in enumerate(prompt):
-        if 100 * k < 24 * num_steps:
-            assert given == pytest.approx(0.7, abs=1e-7)
-        elif 100 * k >= 88 * num_steps:
-            assert given == pytest.approx(0.5, abs=1e-7)
-        else:
-            inside = 0.3 + 0.4 * (1 - 1 / (1 + math.exp(-20 * (k / num_steps - 0.4))))
-            assert given == pytest.approx(inside, abs=1e-6)
-            assert given < 0.69
+def test_stages_begin_at_their_share_of_the_steps() -> None:
+    for num_steps in (1, 2, 5, 10, 25, 28, 40, 50, 75, 100, 125, 200, 250, 1000):
+        # in whole numbers, where nothing is rounded: u < 0.24 is 100 k < 24 T
+        for k, given in enumerate(tdw(num_steps)[:, 0].tolist()):
+            case = f"step {k} of {num_steps}"
+            if 100 * k < 24 * num_steps:
+                assert given == pytest.approx(0.7, abs=1e-7), case
+            elif 100 * k >= 88 * num_steps:
+                assert given == pytest.approx(0.5, abs=1e-7), case
+            else:
+                inside = 0.3 + 0.4 * (1 - 1 / (1 + math.exp(-20 * (k / num_steps - 0.4))))
+                assert given == pytest.approx(inside, abs=1e-6), case
+                assert given < 0.69, case
 
 
-@pytest.mark.parametrize("percent", range(1, 100))
-def test_a_break_point_on_a_whole_step_belongs_to_the_later_stage(percent: int) -> None:
-    share = percent / 100
-    prompt = tdw(100, start=share, stop=share, integrate=1.0)[:, 0]
-    assert prompt[percent - 1] == pytest.approx(0.7)
-    assert prompt[percent] == pytest.approx(0.5)  # the middle of the sigmoid
-    assert tdw(100, start=0.0, stop=0.0, integrate=share, final=0.9)[:, 0].eq(0.9).sum() == 100 - percent
+def test_a_break_point_on_a_whole_step_belongs_to_the_later_stage() -> None:
+    for percent in range(1, 100):
+        share = percent / 100
+        prompt = tdw(100, start=share, stop=share, integrate=1.0)[:, 0]
+        # 0.7, then the middle of the sigmoid
+        assert prompt[percent - 1 : percent + 1].tolist() == pytest.approx([0.7, 0.5]), percent
+        final = tdw(100, start=0.0, stop=0.0, integrate=share, final=0.9)[:, 0]
+        assert final.eq(0.9).sum() == 100 - percent, percent
 
 
 def test_prompt_first_then_identity() -> None:

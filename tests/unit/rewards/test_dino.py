@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import Dinov2Model
 
+from customized_grpo.rewards.clip import ClipI, ClipT
 from customized_grpo.rewards.dino import Dino
 from customized_grpo.rewards.features import FeatureCache
 from tiny_rewards import SIDE, example, pictures
@@ -136,22 +136,15 @@ def test_the_cache_is_bounded_and_encodes_once() -> None:
 
 
 def test_scoring_does_not_import_torchvision(dino_folder: Path, clip_folder: Path) -> None:
-    program = """
-import sys, torch
-from customized_grpo.rewards.clip import ClipI, ClipT
-from customized_grpo.rewards.dino import Dino
-from customized_grpo.types import Example
-from PIL import Image
-one = Example(key="a", prompt="a dog", references=(Image.new("RGB", (30, 30)),))
-dino, clip = sys.argv[1:]
-for reward, name, model in ((Dino, "dino", dino), (ClipT, "clip_t", clip), (ClipI, "clip_i", clip)):
-    config = reward.Config(type=name, axis="identity", model=model)
-    reward(config, device=torch.device("cpu"))(one, torch.zeros(2, 30, 30, 3, dtype=torch.uint8))
-assert "torchvision" not in sys.modules
-"""
-    arguments = [sys.executable, "-W", "error", "-c", program, str(dino_folder), str(clip_folder)]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    """Its resize is another one, and transformers takes it where it finds it."""
+    for reward, name, model in (
+        (Dino, "dino", dino_folder),
+        (ClipT, "clip_t", clip_folder),
+        (ClipI, "clip_i", clip_folder),
+    ):
+        config = reward.Config(type=name, axis="identity", model=str(model))
+        reward(config, device=CPU)(example(), pictures(2))
+    assert "torchvision" not in sys.modules
 
 
 def test_the_config_refuses_what_it_does_not_know() -> None:

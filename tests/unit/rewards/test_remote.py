@@ -1,9 +1,11 @@
-"""The client of a reward server against a loopback server that misbehaves: outcomes, calls, what is sent and said."""
+"""The client of a reward server against a loopback server that misbehaves: what is sent and said.
+
+The outcome of each fault is a row of ``reward_faults``, which ``tests/test_pages.py`` compares.
+"""
 
 import asyncio
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,12 +23,8 @@ from reward_faults import (
     GOOD,
     MINE,
     OTHER,
-    Fault,
-    Seen,
     client,
     observe,
-    observe_all,
-    page,
     quick_pauses,
     refuse,
     reset,
@@ -34,44 +32,12 @@ from reward_faults import (
 )
 from tiny_rewards import example, pictures
 
-PAGE = Path(__file__).parents[3] / "docs" / "reward-faults.md"
 TOKEN = "s3cret-" + "0" * 20
 
 
 def options(**changes: Any) -> Remote.Config:
     section = {"type": "remote", "axis": "identity", "urls": ["http://host:8000"], "reward": "dino"}
     return Remote.Config.model_validate(section | changes)
-
-
-@pytest.fixture(scope="module")
-def seen() -> dict[str, Seen]:
-    """What each fault led to; the table is made of it once."""
-    return observe_all()
-
-
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_outcome_and_calls_of_each_fault(fault: Fault, seen: dict[str, Seen]) -> None:
-    found = seen[fault.name]
-    assert found.outcome == fault.outcome, found.said
-    assert (found.said == "") == fault.outcome.startswith("scores")
-    expected = {"none": 0, "as soon as it is back": 1}.get(fault.calls)
-    assert found.calls == (int(fault.calls) if expected is None else expected)
-
-
-def test_the_page_is_what_the_client_does(seen: dict[str, Seen]) -> None:
-    assert PAGE.read_text() == page(seen), (
-        "write it anew: PYTHONPATH=src:tests python tests/reward_faults.py > docs/reward-faults.md"
-    )
-
-
-def test_a_stop_says_what_to_do(seen: dict[str, Seen]) -> None:
-    for name, words in {
-        "Token refused (401)": f"environment variable {TOKEN_ENV}",
-        "Server down for longer than `wait_s`": "run.resume=latest",
-        "Another reward behind the URL": OTHER,
-        "Example refused (422)": "it has no reference to compare with",
-    }.items():
-        assert words in seen[name].said
 
 
 def test_a_group_is_one_request_with_its_references_once() -> None:

@@ -33,18 +33,18 @@ PLANS: list[Plan] = [
 ]
 
 
-@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0, 7.3])
-@pytest.mark.parametrize("num_steps", [1, 2, 10, 25, 50])
+@settings(max_examples=50, deadline=None)
+@given(num_steps=st.integers(1, 60), shift=st.floats(0.3, 10))
 def test_grid_is_its_formula(num_steps: int, shift: float) -> None:
-    given = shifted_sigmas(num_steps, shift)
+    grid = shifted_sigmas(num_steps, shift)
     expected = [
         shift * s / (1 + (shift - 1) * s) for s in ((num_steps - k) / num_steps for k in range(num_steps + 1))
     ]
-    torch.testing.assert_close(given, torch.tensor(expected), atol=1e-6, rtol=1e-6)
-    assert given.dtype == torch.float32
-    assert given[0] == 1
-    assert given[-1] == 0
-    assert (given.diff() < 0).all()
+    torch.testing.assert_close(grid, torch.tensor(expected), atol=1e-6, rtol=1e-6)
+    assert grid.dtype == torch.float32
+    assert grid[0] == 1
+    assert grid[-1] == 0
+    assert (grid.diff() < 0).all()
 
 
 def test_shift_one_is_even() -> None:
@@ -78,10 +78,10 @@ def test_every_plan_keeps_the_rules(plan: Plan, step: int, num_steps: int, seed:
     assert len(roles.trained) == len(plan.steps(step, num_steps, seed, group + 1).trained)
 
 
-@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: f"{plan.type}")
-def test_one_sampler_step_is_refused(plan: Plan) -> None:
-    with pytest.raises(ValueError, match="at least 2"):
-        plan.steps(0, 1, 0)
+def test_one_sampler_step_is_refused() -> None:
+    for plan in PLANS:
+        with pytest.raises(ValueError, match="at least 2"):
+            plan.steps(0, 1, 0)
 
 
 def test_all_trains_everything_but_the_last() -> None:

@@ -3,10 +3,10 @@
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 
 from customized_grpo.rewards.base import RewardFailure
 from customized_grpo.rewards.judge.cache import Cache
+from forked import exit_code, forked
 
 
 @contextmanager
@@ -89,51 +90,33 @@ def test_what_is_no_cache_is_refused_and_left_alone(tmp_path: Path, content: Any
     assert before is None or path.read_bytes() == before
 
 
-WRITER = """
-import sys, time
-from pathlib import Path
-from customized_grpo.rewards.base import RewardFailure
-from customized_grpo.rewards.judge.cache import Cache
-path, name, limit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-cache = Cache(path, "judge", budget_requests=limit, budget_tokens=None)
-done = 0
-try:
-    while True:
-        cache.reserve()
-        cache.put(f"{name}-{done}", 1.0, "x" * 2000, prompt_tokens=1, answer_tokens=1)
-        done += 1
-        print(done, flush=True)
-        time.sleep(0.005)  # others have their turn
-except RewardFailure:
-    pass
-"""
+def write_on(path: Path, name: str, limit: int) -> None:
+    """Pay for one answer after the other until the budget is spent, and say how many are written."""
+    cache, done = Cache(path, "judge", budget_requests=limit, budget_tokens=None), 0
+    with suppress(RewardFailure):
+        while True:
+            cache.reserve()
+            cache.put(f"{name}-{done}", 1.0, "x" * 2000, prompt_tokens=1, answer_tokens=1)
+            done += 1
+            os.write(1, f"{done}\n".encode())
+            time.sleep(0.005)  # others have their turn
 
 
-def writer(path: Path, name: str, limit: int) -> "subprocess.Popen[str]":
-    root = Path(__file__).parents[4]
-    return subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path), name, str(limit)],
-        env={**os.environ, "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of fork beside threads
 def test_processes_share_it_and_a_killed_one_costs_nothing_that_was_said(tmp_path: Path) -> None:
     path, limit = tmp_path / "judge.sqlite", 200
-    victim = writer(path, "victim", limit)
-    assert victim.stdout is not None
-    said = [victim.stdout.readline() for _ in range(5)]
+    logs = {name: tmp_path / f"{name}.log" for name in ("victim", "survivor")}
+    victim = forked(logs["victim"], partial(write_on, path, "victim", limit))
+    while not logs["victim"].is_file() or logs["victim"].read_text().count("\n") < 5:
+        time.sleep(0.005)
     with opened(path, budget_requests=limit) as cache:
         for at in range(20):  # beside the victim, which is killed in the middle of its work
             cache.reserve()
             cache.put(f"here-{at}", 1.0, "x", prompt_tokens=1, answer_tokens=1)
-    os.kill(victim.pid, signal.SIGKILL)
-    survivor = writer(path, "survivor", limit)
-    rest, _ = victim.communicate(timeout=120)
-    told, _ = survivor.communicate(timeout=120)
-    assert survivor.returncode == 0
-    counts = {"victim": [*said, *rest.splitlines()], "survivor": told.splitlines()}
+    os.kill(victim, signal.SIGKILL)
+    assert exit_code(victim) == -signal.SIGKILL
+    assert exit_code(forked(logs["survivor"], partial(write_on, path, "survivor", limit))) == 0
+    counts = {name: log.read_text().splitlines() for name, log in logs.items()}
     done = {"here": 20} | {name: int(lines[-1]) if lines else 0 for name, lines in counts.items()}
     with opened(path, budget_requests=limit) as cache:
         assert cache.spent() == (limit, 0), "the budget is neither overdrawn nor lost"

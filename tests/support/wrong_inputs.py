@@ -1,23 +1,19 @@
-"""Wrong inputs and the message that each gives. ``python tests/integration/test_wrong_inputs.py > docs/errors.md``
-writes the table, from the messages as they are.
-"""
+"""Wrong inputs, and the message that each gives: the sections of docs/errors.md."""
 
+import contextlib
 import json
 import logging
-import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 from customized_grpo.commands.app import app
-
-TESTS = Path(__file__).parents[1]
+from tiny import make_tiny_flux
+from tiny_rewards import save_clip, save_dino
 
 RECIPE = """\
 run: {dir: run, device: cpu, precision: no, threads: 1}
@@ -338,10 +334,6 @@ CASES = [
 
 def prepare(folder: Path) -> None:
     """Everything that the commands find, in ``folder``."""
-    # Here, because they are found only after pytest, or the end of this file, has added their folder to the path.
-    from tiny import make_tiny_flux
-    from tiny_rewards import save_clip, save_dino
-
     for name, text in FILES.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
@@ -357,67 +349,37 @@ def message(arguments: list[str]) -> tuple[int, str]:
     return done.exit_code, done.stderr or repr(done.exception)
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("wrong")
-    prepare(folder)
-    before = Path.cwd()
-    os.chdir(folder)
-    yield folder
-    os.chdir(before)
-
-
-@pytest.mark.parametrize("wrong", CASES, ids=lambda wrong: wrong.title)
-def test_wrong_input(workplace: Path, wrong: Case) -> None:
-    code, text = message(wrong.arguments)
-    assert code == 2, text
-    assert text.startswith("error: ")
-    assert "Traceback" not in text
-    for part in wrong.says:
-        assert part in text
-    assert not (workplace / "run" / "metrics.jsonl").exists()
-
-
-def test_there_are_many() -> None:
-    assert len(CASES) >= 20
-    assert len({wrong.title for wrong in CASES}) == len(CASES)
-
-
-def test_the_documented_messages_are_these() -> None:
-    page = (TESTS.parent / "docs" / "errors.md").read_text(encoding="utf-8")
-    sections = dict(section.split("\n", 1) for section in page.split("\n## ")[1:])
-    assert list(sections) == [wrong.title for wrong in CASES], "write the page anew"
-    for wrong in CASES:
-        assert all(part in sections[wrong.title] for part in wrong.says), (
-            f"write the page anew: {wrong.title}"
-        )
-
-
-def write_table() -> None:
-    """The page, to standard output."""
-    logging.disable()  # of libraries, which would name this machine's folders
-    with tempfile.TemporaryDirectory() as name:
-        os.chdir(name)
+@contextlib.contextmanager
+def _workplace() -> Iterator[Path]:
+    """A folder with everything in it, in which the commands run; libraries' logs would name it."""
+    with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
         prepare(Path(name))
-        lines = [
-            "# Wrong inputs",
-            "",
-            "What the command says to common mistakes: one message on stderr and exit code 2, without a traceback",
-            "(`CUSTOMIZED_GRPO_TRACEBACK=1` shows it). This page is the output of",
-            "`python tests/integration/test_wrong_inputs.py`, which is also the test of these messages.",
-            "",
-        ]
+        logging.disable()
+        try:
+            yield Path(name)
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def _complaints(wrong: Case, code: int, text: str) -> Iterator[str]:
+    if code != 2:
+        yield f"exit code {code}"
+    if not text.startswith("error: ") or "Traceback" in text:
+        yield "no message"
+    yield from (f"does not say {part!r}" for part in wrong.says if part not in text)
+
+
+def sections() -> str:
+    """Every case with its command and its message; an AssertionError where one is not as it should be."""
+    lines, complaints = [], []
+    with _workplace() as folder:
         for wrong in CASES:
-            _, text = message(wrong.arguments)
-            words = [
-                "customized-grpo",
-                *(f"'{part}'" if set(part) & set(" {[") else part for part in wrong.arguments),
-            ]
-            lines += [f"## {wrong.title}", "", "```console", f"$ {' '.join(words)}", text.strip(), "```", ""]
-        sys.stdout.write("\n".join(lines))
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(TESTS / "support"))
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    write_table()
+            code, text = message(wrong.arguments)
+            complaints += [f"{wrong.title}: {one}: {text}" for one in _complaints(wrong, code, text)]
+            words = [f"'{part}'" if set(part) & set(" {[") else part for part in wrong.arguments]
+            command = " ".join(["customized-grpo", *words])
+            lines += [f"## {wrong.title}", "", "```console", f"$ {command}", text.strip(), "```", ""]
+        assert not (folder / "run" / "metrics.jsonl").exists(), "a wrong input trained"
+    assert not complaints, "\n".join(complaints)
+    assert len({wrong.title for wrong in CASES}) == len(CASES)
+    return "\n".join(lines)
