@@ -21,7 +21,7 @@ from customized_grpo.data.images import load_image
 from customized_grpo.policies.adapters.lora import adapter_state, frozen_hash, read_adapter
 from customized_grpo.recipe.loading import load_recipe, save_recipe
 from customized_grpo.sampling import draw
-from customized_grpo.sampling.rollout import generate
+from customized_grpo.sampling.rollout import sample_images
 from customized_grpo.sampling.schedule import sigma_grid
 from customized_grpo.seeding import generator
 from customized_grpo.training.setup import build
@@ -172,7 +172,7 @@ def test_generate_never_holds_encoders_and_transformer_together(
     whole = real(recipe.policy, device=torch.device("cpu"), precision="no")
     noise = torch.randn(whole.latent_shape, generator=generator(3, "generate", 0, 0))[None]
     sigmas = sigma_grid(recipe.policy, recipe.sampling.shift, 2, whole.latent_shape[0])
-    image = generate(whole, whole.encode("a red dog", references), noise, sigmas)[0]
+    image = sample_images(whole, whole.encode("a red dog", references), noise, sigmas)[0]
     assert Image.fromarray(image.numpy()).tobytes() == load_image(file).tobytes()
 
 

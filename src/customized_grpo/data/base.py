@@ -26,7 +26,7 @@ class Dataset(Protocol):
         ...
 
 
-def load_dataset(spec: DatasetConfig, place: str) -> Dataset:
+def load_dataset(spec: DatasetConfig, place: str = "data") -> Dataset:
     """The data set of a recipe's section.
 
     Args:

@@ -33,7 +33,7 @@ from customized_grpo.policies.base import Policy, stack
 from customized_grpo.recipe.config import Evaluate, EvaluateRecipe, EvaluateSampling, Sampling
 from customized_grpo.recipe.loading import save_recipe
 from customized_grpo.recipe.sections import PolicySpec
-from customized_grpo.sampling.rollout import generate
+from customized_grpo.sampling.rollout import sample_images
 from customized_grpo.sampling.schedule import sigma_grid
 from customized_grpo.seeding import generator
 from customized_grpo.types import Conditioning, Example
@@ -80,10 +80,12 @@ def evaluate_policy(
             noise = [_noise(policy, spec, i) for i in members]
             together = stack(policy, conds, spec.images_per_prompt) if block > 1 else None
             if together is not None:
-                images = generate(policy, together, torch.cat(noise), sigmas).split(spec.images_per_prompt)
+                images = sample_images(policy, together, torch.cat(noise), sigmas).split(
+                    spec.images_per_prompt
+                )
             else:
                 images = tuple(
-                    torch.cat([generate(policy, cond, batch, sigmas) for batch in one.split(spec.batch)])
+                    torch.cat([sample_images(policy, cond, batch, sigmas) for batch in one.split(spec.batch)])
                     for cond, one in zip(conds, noise, strict=True)
                 )
             drawn.update(zip(members, images, strict=True))

@@ -14,7 +14,9 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from customized_grpo import registry
+from customized_grpo.devices import open_device
 from customized_grpo.policies import acceleration
+from customized_grpo.recipe.config import EvaluateRecipe, Recipe
 from customized_grpo.recipe.sections import FullSettings as FullSettings
 from customized_grpo.recipe.sections import LoraSettings as LoraSettings
 from customized_grpo.recipe.sections import PolicySpec as PolicyConfig
@@ -111,28 +113,34 @@ def stack(policy: Policy, conds: Sequence[Conditioning], repeats: int) -> Condit
 
 
 def load_policy(
-    spec: Any,
+    spec: Recipe | EvaluateRecipe | PolicyConfig,
     *,
-    device: torch.device,
-    precision: Literal["no", "bf16"],
+    device: torch.device | None = None,
+    precision: Literal["no", "bf16"] | None = None,
     parts: Literal["all", "encoders", "all but encoders"] = "all",
 ) -> Policy:
-    """The frozen policy of a recipe's ``policy`` section, with its attention backend set and its blocks compiled.
+    """The frozen policy of a recipe, with its attention backend set and its blocks compiled.
+
+    It computes as the base does; ``adapters.tuning.load_tuned`` puts on it what a run trained.
 
     Args:
-        spec: the section.
-        device: where it runs.
-        precision: of its weights and stored states.
+        spec: a recipe, or its section ``policy``.
+        device: where it runs; None: ``run.device`` of the recipe, or the GPU where there is one.
+        precision: of its weights and stored states; None: ``run.precision`` of the recipe, or bf16.
         parts: with ``encoders`` only ``encode`` will be called, with ``all but encoders`` it never is. A policy that
             can't be loaded in parts is loaded whole.
 
     Raises:
         ValueError: the model is not there, not one that the policy can read, or can't run as the section asks.
     """
+    if isinstance(spec, Recipe | EvaluateRecipe):
+        device = device or open_device(spec.run.device)
+        precision, spec = precision or spec.run.precision, spec.policy
+    device = device or open_device("auto")
     kind: Any = registry.resolve("policies", registry.type_of(spec))
     absent = {"all": (), "encoders": ("transformer",), "all but encoders": kind.encoders}[parts]
     missing = {"absent": absent} if kind.encoders and absent else {}
-    policy: Policy = kind.load(spec, device=device, dtype=dtype_of(precision), **missing)
+    policy: Policy = kind.load(spec, device=device, dtype=dtype_of(precision or "bf16"), **missing)
     if parts != "encoders":
         acceleration.apply(
             policy.transformer,

@@ -1,4 +1,4 @@
-"""Images of one reference set and one prompt, by a base or an adapter on it: what ``customized-grpo generate`` does.
+"""Images of one reference set and one prompt: ``generate`` for a notebook, ``draw`` for the command of that name.
 
 Dimensions: n images, S latent tokens, C latent channels, H x W pixels.
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from customized_grpo.devices import open_device
 from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.base import Policy, load_policy
 from customized_grpo.recipe.config import EvaluateRecipe, Recipe
-from customized_grpo.sampling.rollout import generate
+from customized_grpo.sampling.rollout import sample_images
 from customized_grpo.sampling.schedule import sigma_grid
 from customized_grpo.seeding import generator
 from customized_grpo.types import Conditioning
@@ -26,6 +26,41 @@ from customized_grpo.types import Conditioning
 _BATCH = 4
 _LABEL = 28
 """Height of a row's name in a grid, in pixels."""
+
+
+def generate(
+    policy: Policy,
+    recipe: Recipe | EvaluateRecipe,
+    prompt: str,
+    references: Sequence[Image.Image] = (),
+    *,
+    num: int = 1,
+    seed: int = 0,
+    steps: int | None = None,
+) -> list[Image.Image]:
+    """Draw ``num`` images of one prompt; image i depends on (seed, i) alone, and policies get the same noise.
+
+    Args:
+        policy: from ``load_policy``; with ``load_tuned`` it draws with what a run trained.
+        recipe: the policy's; says the noise levels.
+        prompt: what to draw.
+        references: RGB images of the subject, as ``load_image`` reads them.
+        num: number of images, at least 1.
+        seed: of the initial noise.
+        steps: of the sampler; None: the recipe's.
+
+    Returns:
+        RGB images of the recipe's size.
+
+    Raises:
+        ValueError: the policy can't take these references, or ``num`` or ``steps`` is below 1.
+
+    Example:
+        ``generate(load_policy(recipe), recipe, "a backpack in the snow", [load_image("backpack.jpg")], num=4)``
+    """
+    cond = policy.encode(prompt, references)
+    images = _images(policy, recipe, cond, num=num, seed=seed, steps=steps)
+    return [Image.fromarray(image.numpy()) for image in images]
 
 
 def draw(
@@ -62,17 +97,12 @@ def draw(
     tuned = None if adapter is None else tuning.read(adapter)
     device = open_device(recipe.run.device)
     cond, policy = _encode_then_load(recipe, device, prompt, references)
-    sampling = recipe.sampling
-    sigmas = sigma_grid(recipe.policy, sampling.shift, steps or sampling.steps, policy.latent_shape[0])
-    noise = torch.stack(
-        [torch.randn(policy.latent_shape, generator=generator(seed, "generate", 0, i)) for i in range(num)]
-    )
     rows: dict[str, UInt8[Tensor, "n h w 3"]] = {}
     if tuned is None or grid is not None:
-        rows["base"] = _images(policy, cond, noise, sigmas)
+        rows["base"] = _images(policy, recipe, cond, num=num, seed=seed, steps=steps)
     if tuned is not None:
         tuning.apply(policy, tuned)
-        rows["tuned"] = _images(policy, cond, noise, sigmas)
+        rows["tuned"] = _images(policy, recipe, cond, num=num, seed=seed, steps=steps)
     files = [file] if num == 1 else [file.with_stem(f"{file.stem}-{i}") for i in range(num)]
     for path, image in zip(files, next(reversed(rows.values())), strict=True):
         _save(Image.fromarray(image.numpy()), path)
@@ -99,11 +129,21 @@ def _encode_then_load(
 
 def _images(
     policy: Policy,
+    recipe: Recipe | EvaluateRecipe,
     cond: Conditioning,
-    noise: Float[Tensor, "n s c"],
-    sigmas: Float[Tensor, " t_plus_1"],
+    *,
+    num: int,
+    seed: int,
+    steps: int | None,
 ) -> UInt8[Tensor, "n h w 3"]:
-    return torch.cat([generate(policy, cond, batch, sigmas) for batch in noise.split(_BATCH)])
+    if num < 1:
+        raise ValueError(f"num: given {num}; allowed: at least 1 image")
+    num_steps = recipe.sampling.steps if steps is None else steps
+    sigmas = sigma_grid(recipe.policy, recipe.sampling.shift, num_steps, policy.latent_shape[0])
+    noise = torch.stack(
+        [torch.randn(policy.latent_shape, generator=generator(seed, "generate", 0, i)) for i in range(num)]
+    )
+    return torch.cat([sample_images(policy, cond, batch, sigmas) for batch in noise.split(_BATCH)])
 
 
 def _save(image: Image.Image, path: Path) -> None:

@@ -73,7 +73,7 @@ def sample_group(
     noise: Float[Tensor, "g s c"],
     draws: Float[Tensor, "g j s c"],
     shared_noise: bool,
-    clock: Clock,
+    clock: Clock | None = None,
     batch: int | None = None,
 ) -> Trajectory:
     """Sample G images of one example and record the trained transitions.
@@ -93,9 +93,10 @@ def sample_group(
         noise: state at sigma = 1, see ``initial_noise``.
         draws: noise of the stochastic transitions, see ``transition_noise``.
         shared_noise: ``noise`` is the same for all samples.
-        clock: gets the phases ``rollout`` and ``decode``.
+        clock: gets the phases ``rollout`` and ``decode``, where there is one.
         batch: samples in one forward; None is the whole group.
     """
+    clock = clock or Clock(policy.device)
     with clock.phase("rollout"):
         # non_blocking: a copy out of ordinary memory is staged before the call returns, so nothing needs to wait
         sigmas, draws = sigmas.to(policy.device), draws.to(policy.device, non_blocking=True)
@@ -151,7 +152,7 @@ def _in_batches(
 
 
 @torch.no_grad()
-def generate(
+def sample_images(
     policy: Policy, cond: Conditioning, noise: Float[Tensor, "n s c"], sigmas: Float[Tensor, " t_plus_1"]
 ) -> UInt8[Tensor, "n h w 3"]:
     """Deterministic sampling of n images of one prompt, or of a stack of n, from ``noise`` at sigma = 1."""

@@ -25,6 +25,7 @@ from customized_grpo.data.manifest import ManifestDataset
 from customized_grpo.recipe.loading import RecipeError, recipe_of
 from customized_grpo.recipe.sections import RewardField, Section
 from customized_grpo.rewards.base import RewardFailure
+from customized_grpo.scoring.score import load_rewards
 from customized_grpo.scoring.scorer import Scorer
 from customized_grpo.types import Example
 
@@ -180,12 +181,7 @@ def run(
     progress: Callable[[int, int], None],
 ) -> tuple[list[Scored], RewardFailure | None]:
     """Score everything; with a failure the rows are those that were done before it."""
-    rewards = {}
-    for name, spec in specs.items():
-        try:
-            rewards[name] = registry.resolve("rewards", registry.type_of(spec))(spec, device=device)
-        except ValueError as error:
-            raise ValueError(f"--reward {name}: {error}") from error
+    rewards = load_rewards(specs, device=device, place="--reward ")
     rows: list[Scored] = []
     # A folder may hold nothing that can be scored; it is the user who judges that here.
     with Scorer(rewards, max_failed_share=1.0) as scorer:

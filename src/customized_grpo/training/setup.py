@@ -29,10 +29,10 @@ from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.adapters.sharding import reshard
 from customized_grpo.policies.base import Policy
 from customized_grpo.recipe.config import AXES, Recipe
-from customized_grpo.rewards.base import AnyReward
 from customized_grpo.sampling.clock import Clock
 from customized_grpo.sampling.rollout import Transition
 from customized_grpo.sampling.schedule import Plan, plan_of, sigma_grid
+from customized_grpo.scoring.score import load_rewards
 from customized_grpo.scoring.scorer import Scorer
 from customized_grpo.training import engine
 from customized_grpo.training.distributed import together
@@ -157,7 +157,7 @@ def build(recipe: Recipe) -> Parts:
             prepare_folder(folder, resuming=run.resume is not None)
     with together(accelerator, ValueError):
         dataset = load_dataset(recipe.data, "data")
-        rewards = {name: _reward(name, spec, device) for name, spec in recipe.rewards.items()}
+        rewards = load_rewards(recipe.rewards, device=device)
     # Completing a cache waits for the others on its way, so a rank that fails in it can't tell them: it ends the job.
     agreed = together(accelerator, ValueError) if run.cache is None else contextlib.nullcontext()
     with agreed, bars() as progress:
@@ -219,14 +219,6 @@ def build(recipe: Recipe) -> Parts:
         evaluation=_evaluation(recipe, encode, device),
         clock=Clock(device),
     )
-
-
-def _reward(name: str, spec: Any, device: torch.device) -> AnyReward:
-    try:
-        made: AnyReward = registry.resolve("rewards", registry.type_of(spec))(spec, device=device)
-    except ValueError as error:
-        raise ValueError(f"rewards.{name}: {error}") from error
-    return made
 
 
 def _evaluation(recipe: Recipe, encode: Encode, device: torch.device) -> Evaluation | None:

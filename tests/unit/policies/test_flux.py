@@ -15,7 +15,7 @@ from customized_grpo.policies.adapters.lora import attach, trainable_parameters
 from customized_grpo.policies.base import LoraSettings
 from customized_grpo.policies.flux import UNO, UNOConfig
 from customized_grpo.policies.flux_tokens import diagonal_ids, fit_to_long_side, pack, unpack
-from customized_grpo.sampling.rollout import generate
+from customized_grpo.sampling.rollout import sample_images
 from customized_grpo.sampling.solver import ode_steps
 from customized_grpo.testing import check_policy
 from customized_grpo.types import Conditioning, Example
@@ -190,7 +190,7 @@ def test_without_references_generate_is_flux_pipeline(policy: UNO, tiny_flux: Pa
     grid, cond = torch.tensor([*sigmas, 0.0]), policy.encode(PROMPT, [])
     ours = ode_steps(lambda x, sigma: policy.velocity(x, sigma, cond), start, grid)
     torch.testing.assert_close(ours, latents, rtol=0, atol=1e-5)
-    ours = generate(policy, cond, start, grid).numpy()
+    ours = sample_images(policy, cond, start, grid).numpy()
     assert np.abs(ours.astype(int) - (pictures * 255).round().astype(int)).max() <= 1
     assert (ours == (pictures * 255).round()).mean() > 0.999
 

@@ -19,7 +19,7 @@ from customized_grpo.policies.flux import Kontext, KontextConfig
 from customized_grpo.policies.flux_tokens import fit_to_kontext
 from customized_grpo.sampling.clock import Clock
 from customized_grpo.sampling.dynamics import dance_sde
-from customized_grpo.sampling.rollout import generate, sample_group
+from customized_grpo.sampling.rollout import sample_group, sample_images
 from customized_grpo.sampling.schedule import AllPlan, shifted_sigmas, sigma_grid
 from customized_grpo.testing import check_policy
 from customized_grpo.training.replay import micro_batches, replay
@@ -97,7 +97,7 @@ def test_generate_is_the_pipeline(folder: Path, picture: Image.Image) -> None:
     image = fit_to_kontext(picture, 64)
     expected = pipeline(image=image, num_inference_steps=4, output_type="np", **settings(start)).images
     sigmas = sigma_grid(policy.config, "dynamic", 4, policy.latent_shape[0])
-    ours = generate(policy, policy.encode(PROMPT, [picture]), start, sigmas).numpy()
+    ours = sample_images(policy, policy.encode(PROMPT, [picture]), start, sigmas).numpy()
     assert np.abs(ours.astype(int) - (expected * 255).round().astype(int)).max() <= 1
     assert (ours == (expected * 255).round()).mean() > 0.999
 

@@ -17,7 +17,7 @@ from customized_grpo.policies.adapters.lora import attach, save_adapter, trainab
 from customized_grpo.policies.base import FullSettings, LoraSettings, load_policy, stack
 from customized_grpo.sampling.clock import Clock
 from customized_grpo.sampling.dynamics import dance_sde
-from customized_grpo.sampling.rollout import generate, initial_noise, sample_group, transition_noise
+from customized_grpo.sampling.rollout import initial_noise, sample_group, sample_images, transition_noise
 from customized_grpo.sampling.schedule import StepPlan, shifted_sigmas, sigma_grid
 from customized_grpo.sampling.solver import ode_steps
 from customized_grpo.testing import check_policy
@@ -93,7 +93,7 @@ def test_generate_is_the_pipeline(world: World, name: str, count: int) -> None:
     assert (latents - start).abs().max() > 0.1
     grid = sigma_grid(policy.config, "dynamic", 3, start.shape[1])
     torch.testing.assert_close(grid, drawn.sigmas, rtol=0, atol=2e-6)
-    ours = generate(policy, cond, start, drawn.sigmas).numpy().astype(int)
+    ours = sample_images(policy, cond, start, drawn.sigmas).numpy().astype(int)
     theirs = (drawn.images * 255).round().astype(int)
     assert np.abs(ours - theirs).max() <= 1
     assert (ours == theirs).mean() > 0.999

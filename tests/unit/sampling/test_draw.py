@@ -9,8 +9,9 @@ from PIL import Image, ImageChops
 
 from customized_grpo.data.images import load_image
 from customized_grpo.policies.adapters.lora import attach, save_adapter, trainable_parameters
+from customized_grpo.policies.adapters.tuning import load_tuned
 from customized_grpo.policies.base import LoraSettings, load_policy
-from customized_grpo.sampling.draw import draw, side_by_side
+from customized_grpo.sampling.draw import draw, generate, side_by_side
 from runs import make_tiny_world, tiny_recipe
 
 PROMPT = "a red dog"
@@ -64,6 +65,38 @@ def test_an_image_depends_on_its_seed_and_number_alone(world: Path, tmp_path: Pa
     close = ImageChops.difference(one[0], several[0]).getextrema()
     assert max(high for _, high in close) <= 1  # a batch of another size, so the last bits may differ
     assert not same(drawn(world, tmp_path / "c.png", None, seed=4)[0], one[0])
+
+
+def test_a_notebook_draws_what_the_command_draws(world: Path, tmp_path: Path) -> None:
+    """``generate`` with a policy of ``load_policy``, as it is and with what a run trained."""
+    recipe = tiny_recipe(world, world / "run", policy__min_references=0)
+    references = [load_image(world / "0.png")]
+    policy = load_policy(recipe)
+    for adapter in (None, str(world / "adapter")):
+        if adapter is not None:
+            load_tuned(policy, adapter)
+        images = generate(policy, recipe, PROMPT, references, num=2, seed=1, steps=2)
+        written = drawn(world, tmp_path / "a.png", adapter, num=2, seed=1)
+        assert [image.size for image in images] == [(32, 32)] * 2
+        assert all(same(one, other) for one, other in zip(images, written, strict=True))
+
+
+def test_a_notebook_says_how_many_images_and_steps(world: Path) -> None:
+    recipe = tiny_recipe(world, world / "run", policy__min_references=0)
+    policy = load_policy(recipe)
+    with pytest.raises(ValueError, match="num: given 0; allowed: at least 1"):
+        generate(policy, recipe, PROMPT, num=0)
+    with pytest.raises(ValueError, match="at least 1 step"):
+        generate(policy, recipe, PROMPT, steps=0)
+    assert len(generate(policy, recipe, PROMPT)) == 1
+
+
+def test_a_recipe_says_device_and_precision_of_its_policy(world: Path) -> None:
+    recipe = tiny_recipe(world, world / "run")
+    assert load_policy(recipe).dtype == torch.float32
+    assert load_policy(recipe, precision="bf16").dtype == torch.bfloat16
+    assert load_policy(recipe.policy).dtype == torch.bfloat16
+    assert load_policy(recipe, device=torch.device("cpu")).device.type == "cpu"
 
 
 def test_without_references_the_grid_has_no_row_of_them(world: Path, tmp_path: Path) -> None:

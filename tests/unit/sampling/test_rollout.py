@@ -12,9 +12,9 @@ import torch
 from customized_grpo.sampling.clock import Clock
 from customized_grpo.sampling.dynamics import dance_sde, log_prob, ode
 from customized_grpo.sampling.rollout import (
-    generate,
     initial_noise,
     sample_group,
+    sample_images,
     transition_noise,
 )
 from customized_grpo.sampling.schedule import StepPlan, shifted_sigmas
@@ -169,8 +169,8 @@ def test_generation_is_the_flow_from_noise_to_data() -> None:
     x = noise
     for k in range(6):
         x = x - policy.velocity(x, SIGMAS[k], cond) * (SIGMAS[k] - SIGMAS[k + 1])
-    assert torch.equal(generate(policy, cond, noise, SIGMAS), policy.decode(x))
-    assert torch.equal(generate(policy, cond, noise[1:], SIGMAS), policy.decode(x)[1:])
+    assert torch.equal(sample_images(policy, cond, noise, SIGMAS), policy.decode(x))
+    assert torch.equal(sample_images(policy, cond, noise[1:], SIGMAS), policy.decode(x)[1:])
 
 
 def test_time_is_booked_to_rollout_and_decoding() -> None:

@@ -98,6 +98,19 @@ def read(path: str | Path) -> Tuned:
     return full.find(path) or lora.read_adapter(path)
 
 
+def load_tuned(policy: Policy, path: str | Path) -> None:
+    """Make a loaded policy compute with what a run trained.
+
+    Args:
+        policy: frozen, from ``load_policy``.
+        path: a run, a checkpoint, an adapter's folder or file, or a transformer's folder.
+
+    Raises:
+        ValueError: nothing trained is there, its file can't be used, or it does not fit the policy.
+    """
+    apply(policy, read(path))
+
+
 def apply(policy: Policy, tuned: Tuned) -> str:
     """Make a loaded policy compute with what was trained.
 
