@@ -27,9 +27,11 @@ from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN, pack, unpack
 from customized_grpo.policies.pipelines import (
     ExactInputs,
     PipelineConfig,
-    autocast,
+    checked_source,
     decode_images,
+    explained,
     open_pipeline,
+    run_tokens,
 )
 from customized_grpo.recipe.sections import ShiftRule
 from customized_grpo.types import Conditioning
@@ -118,20 +120,25 @@ class _Flux2(Policy):
         cls, config: Any, *, device: torch.device, dtype: torch.dtype, absent: Sequence[str] = ()
     ) -> Self:
         """See ``pipelines.open_pipeline``."""
+        source = checked_source(cls.pipeline_class, config)
         # FLUX.2's "tokenizer" is a processor that needs torchvision to be made. It is asked for text alone, and for
         # that its own tokenizer and chat template, which are in the same folder, do the same.
         pipeline = open_pipeline(
             cls.pipeline_class,
             config,
+            source,
             device=device,
             dtype=dtype,
             absent=absent,
             transformer_class=Flux2Transformer2DModel,
-            replaced="tokenizer",
-            replace=lambda source: AutoTokenizer.from_pretrained(
-                source, subfolder="tokenizer", revision=config.revision
-            ),
+            own={"tokenizer": None},
         )
+        if "tokenizer" not in absent:
+            with explained(config):
+                tokenizer = AutoTokenizer.from_pretrained(
+                    source, subfolder="tokenizer", revision=config.revision
+                )
+            pipeline.register_modules(tokenizer=tokenizer)
         return cls(pipeline, config, device=device, dtype=dtype)
 
     @torch.no_grad()
@@ -185,21 +192,14 @@ class _Flux2(Policy):
         text: Float[Tensor, "m l d"],
     ) -> Float[Tensor, "n s c"]:
         """float32 output of the transformer for the image's own tokens."""
-        n, s, _ = x.shape
-        c = cond.tensors
         exact = (time * 1000,) if guidance is None else (time * 1000, guidance * 1000)
-        with self._exact.at(*exact), autocast(self.device, self.dtype):
-            output = self.transformer(
-                hidden_states=torch.cat([x.to(self.dtype), c["references"].expand(n, -1, -1)], dim=1),
-                encoder_hidden_states=text.expand(n, -1, -1),
-                timestep=time,
-                img_ids=c["image_ids"],
-                txt_ids=text_ids(text.shape[1], self.device)[None],
-                guidance=guidance,
-                return_dict=False,
-            )[0]
-        velocity: Tensor = output[:, :s].float()
-        return velocity
+        inputs = {
+            "timestep": time,
+            "img_ids": cond.tensors["image_ids"],
+            "txt_ids": text_ids(text.shape[1], self.device)[None],
+            "guidance": guidance,
+        }
+        return run_tokens(self, self._exact.at(*exact), x, text, cond, inputs)
 
     def decode(self, x: Float[Tensor, "n s c"]) -> UInt8[Tensor, "n h w 3"]:
         """Final latents to uint8 RGB on the CPU."""

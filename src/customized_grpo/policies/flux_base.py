@@ -18,7 +18,7 @@ from torch import Tensor
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.flux_loading import FluxConfig, load_flux
 from customized_grpo.policies.flux_tokens import pack, unpack
-from customized_grpo.policies.pipelines import ExactInputs, autocast, decode_images
+from customized_grpo.policies.pipelines import ExactInputs, decode_images, run_tokens
 from customized_grpo.types import Conditioning
 
 
@@ -129,25 +129,18 @@ class Flux(Policy):
         self, x: Float[Tensor, "n s c"], sigma: Float[Tensor, ""] | Float[Tensor, " n"], cond: Conditioning
     ) -> Float[Tensor, "n s c"]:
         """float32 velocity of n samples of one prompt; the reference tokens' own output is dropped."""
-        n, s, _ = x.shape
         c = cond.tensors
-        time = sigma.to(self.device, torch.float32).expand(n)
+        time = sigma.to(self.device, torch.float32).expand(len(x))
         guidance = None if self._guidance is None else torch.full_like(time, self._guidance)
-        tokens = torch.cat([x.to(self.dtype), c["references"].expand(n, -1, -1)], dim=1)
         exact = [1000 * value for value in (time, guidance) if value is not None]
-        with self._exact.at(*exact), autocast(self.device, self.dtype):
-            output = self.transformer(
-                hidden_states=tokens,
-                encoder_hidden_states=c["text"].expand(n, -1, -1),
-                pooled_projections=c["pooled"].expand(n, -1),
-                timestep=time,
-                img_ids=c["image_ids"][0],
-                txt_ids=c["image_ids"].new_zeros(c["text"].shape[1], 3),
-                guidance=guidance,
-                return_dict=False,
-            )[0]
-        velocity: Tensor = output[:, :s].float()
-        return velocity
+        inputs = {
+            "pooled_projections": c["pooled"].expand(len(x), -1),
+            "timestep": time,
+            "img_ids": c["image_ids"][0],
+            "txt_ids": c["image_ids"].new_zeros(c["text"].shape[1], 3),
+            "guidance": guidance,
+        }
+        return run_tokens(self, self._exact.at(*exact), x, c["text"], cond, inputs)
 
     @torch.no_grad()
     def decode(self, x: Float[Tensor, "n s c"]) -> UInt8[Tensor, "n h w 3"]:

@@ -1,7 +1,6 @@
 """FLUX.1's parts from the hub, a folder, or a single file of Black Forest Labs' format: safetensors only."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -9,13 +8,12 @@ from diffusers import FluxTransformer2DModel
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 
 from customized_grpo.policies import shifts
-from customized_grpo.policies.acceleration import place_and_freeze, quantization_of
 from customized_grpo.policies.adapters.base_lora import BaseLora, apply_base_lora
 from customized_grpo.policies.adapters.flux_keys import from_original, key_map
 from customized_grpo.policies.adapters.tensor_files import read_tensors
 from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN
-from customized_grpo.policies.hub_files import hub_problem, weights_file
-from customized_grpo.policies.pipelines import PipelineConfig
+from customized_grpo.policies.hub_files import weights_file
+from customized_grpo.policies.pipelines import PipelineConfig, check_folder, explained, open_pipeline
 from customized_grpo.recipe.sections import ShiftRule
 
 
@@ -105,34 +103,21 @@ def load_flux(
         ValueError: no such model, a gated one, one that is no FLUX.1, or a file with other keys than the model has.
     """
     source = config.source()
-    if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
-        raise ValueError(
-            f"policy.model: the folder {source!r} has no model_index.json; give one in diffusers' layout (as "
-            f"{pipeline_class.__name__}.save_pretrained writes it), a hub id such as black-forest-labs/FLUX.1-dev, or "
-            "'mini'. A single file of weights goes into policy.transformer"
-        )
-    own = quantization_of(config.quantization, dtype, device, absent)
+    others = "a hub id such as black-forest-labs/FLUX.1-dev, or 'mini'. A single file of weights goes into "
+    check_folder(pipeline_class, source, others + "policy.transformer")
     whole = "transformer" not in absent
-    if whole and config.transformer is not None:
-        own["transformer"] = _original_transformer(config, dtype)
-    try:
-        pipeline = pipeline_class.from_pretrained(
-            source,
-            dtype={"default": dtype, "vae": torch.float32},
-            use_safetensors=True,
-            revision=config.revision,
-            variant=config.variant,
-            local_files_only=config.offline,
-            **own,
-        )
-    except (OSError, ValueError) as error:
-        raise _cannot_load(config, error) from error
-    if pipeline.vae_scale_factor * 2 != PIXELS_PER_TOKEN:
-        raise ValueError(
-            f"policy.model: the VAE of {config.model!r} shrinks by {pipeline.vae_scale_factor}; "
-            "this policy needs FLUX.1's, which shrinks by 8"
-        )
-    place_and_freeze(pipeline, config, device, FluxTransformer2DModel)
+    single_file = whole and config.transformer is not None
+    pipeline = open_pipeline(
+        pipeline_class,
+        config,
+        source,
+        device=device,
+        dtype=dtype,
+        absent=absent,
+        transformer_class=FluxTransformer2DModel,
+        own={"transformer": _original_transformer(config, dtype)} if single_file else {},
+        offline=config.offline,
+    )
     if whole and config.base_lora is not None:
         apply_base_lora(
             pipeline.transformer, config.base_lora, offline=config.offline, device=device, dtype=dtype
@@ -146,15 +131,13 @@ def empty_transformer(config: FluxConfig) -> Any:
     Raises:
         ValueError: the configuration can't be loaded.
     """
-    try:
+    with explained(config):
         settings: Any = FluxTransformer2DModel.load_config(
             config.source(),
             subfolder="transformer",
             revision=config.revision,
             local_files_only=config.offline,
         )
-    except (OSError, ValueError) as error:
-        raise _cannot_load(config, error) from error
     with torch.device("meta"):
         return FluxTransformer2DModel.from_config(settings)
 
@@ -188,10 +171,3 @@ def original_keys(transformer: Any) -> dict[str, tuple[str, ...]]:
 
 def _shapes(transformer: Any) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in transformer.state_dict().items()}
-
-
-def _cannot_load(config: FluxConfig, error: BaseException) -> ValueError:
-    return ValueError(
-        f"policy.model: {config.model!r} can't be loaded: {hub_problem(error, config.model)} - it must be FLUX.1 in "
-        "diffusers' layout"
-    )

@@ -4,8 +4,8 @@ Dimensions: n batch, S latent tokens, C channels of a token, H x W pixels. sigma
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from customized_grpo import registry
 from customized_grpo.policies.acceleration import place_and_freeze, quantization_of
-from customized_grpo.policies.base import PolicyConfig
+from customized_grpo.policies.base import Policy, PolicyConfig
 from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN
 from customized_grpo.policies.hub_files import hub_problem
+from customized_grpo.types import Conditioning
 
 _DECODE_CHUNK = 4
 _INDEX = "model_index.json"
@@ -96,44 +97,42 @@ class ExactInputs:
 def open_pipeline(
     pipeline_class: Any,
     config: PipelineConfig,
+    source: str,
     *,
     device: torch.device,
     dtype: torch.dtype,
     absent: Sequence[str],
     transformer_class: Any,
-    replaced: str,
-    replace: Callable[[str], Any],
+    own: Mapping[str, Any],
+    offline: bool = False,
 ) -> Any:
     """A frozen pipeline from a folder or the hub, safetensors only. The VAE is float32: rewards see its images.
 
     Args:
         pipeline_class: what to open.
         config: the recipe's section ``policy``.
+        source: the folder or hub id.
         device: where it runs.
         dtype: of everything but the VAE.
         absent: parts to leave out; a transformer that is left out has its shapes, without weights.
         transformer_class: of the pipeline's transformer.
-        replaced: the part that ``replace`` makes from the folder or hub id instead of diffusers.
-        replace: see there.
+        own: parts that are made elsewhere, or None for one that will be.
+        offline: don't ask the hub.
 
     Raises:
         ValueError: no such model, a gated one, or one of another pipeline.
     """
-    source = _source(pipeline_class, config)
-    skipped = dict.fromkeys((*absent, replaced)) | quantization_of(config.quantization, dtype, device, absent)
-    try:
+    parts = quantization_of(config.quantization, dtype, device, absent) | dict(own)
+    with explained(config):
         pipeline = pipeline_class.from_pretrained(
             source,
             dtype={"default": dtype, "vae": torch.float32},
             use_safetensors=True,
             revision=config.revision,
             variant=config.variant,
-            **skipped,
+            local_files_only=offline,
+            **parts,
         )
-        if replaced not in absent:
-            pipeline.register_modules(**{replaced: replace(source)})
-    except (OSError, ValueError) as error:
-        raise _unreadable(pipeline_class, config, error) from error
     if pipeline.vae_scale_factor * 2 != PIXELS_PER_TOKEN:
         raise ValueError(
             f"policy.model: the VAE of {config.model!r} shrinks by {pipeline.vae_scale_factor}; "
@@ -143,26 +142,45 @@ def open_pipeline(
     return pipeline
 
 
-def _source(pipeline_class: Any, config: PipelineConfig) -> str:
-    """The folder or hub id, after a look into its index whether it holds this very pipeline."""
+@contextmanager
+def explained(config: PipelineConfig) -> Iterator[None]:
+    """Turn what is wrong with the folder or the hub into a sentence about ``policy.model``."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"policy.model: {config.model!r} can't be loaded: {hub_problem(error, config.model)} - it must be in "
+            f"diffusers' layout, and of a kind that policy.type {config.type} reads"
+        ) from error
+
+
+def check_folder(pipeline_class: Any, source: str, others: str) -> None:
+    """Raise a ``ValueError``, which names what else there is to give, for a folder that holds no pipeline."""
+    if Path(source).is_dir() and not (Path(source) / _INDEX).is_file():
+        raise ValueError(
+            f"policy.model: the folder {source!r} has no {_INDEX}; give one in diffusers' layout (as "
+            f"{pipeline_class.__name__}.save_pretrained writes it), {others}"
+        )
+
+
+def checked_source(pipeline_class: Any, config: PipelineConfig) -> str:
+    """The folder or hub id, after a look into its index whether it holds this very pipeline.
+
+    Raises:
+        ValueError: it doesn't, or isn't there.
+    """
     if config.model in ("mini", "mini-judge"):
         raise ValueError(
             f"policy.model: there is no embedded miniature of {config.type}; policy.type uno has one, "
             f"and {config.type} takes a folder in diffusers' layout or a hub id"
         )
     source = config.source()
-    if Path(source).is_dir() and not (Path(source) / _INDEX).is_file():
-        raise ValueError(
-            f"policy.model: the folder {source!r} has no {_INDEX}; give one in diffusers' layout (as "
-            f"{pipeline_class.__name__}.save_pretrained writes it), or a hub id"
-        )
-    try:
+    check_folder(pipeline_class, source, "or a hub id")
+    with explained(config):
         index = Path(source) / _INDEX
         if not index.is_file():
             index = Path(hf_hub_download(source, _INDEX, revision=config.revision))
         found = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreadable(pipeline_class, config, error) from error
     if found != pipeline_class.__name__:
         reader = next((name for name in registry.BUILTIN["policies"] if _reads(name, found)), None)
         raise ValueError(
@@ -177,11 +195,35 @@ def _reads(policy: str, pipeline: str) -> bool:
     return name == pipeline
 
 
-def _unreadable(pipeline_class: Any, config: PipelineConfig, error: Exception) -> ValueError:
-    return ValueError(
-        f"policy.model: {config.model!r} can't be loaded: {hub_problem(error, config.model)} - it must be a "
-        f"{pipeline_class.__name__} in diffusers' layout"
-    )
+def run_tokens(
+    policy: Policy,
+    exact: AbstractContextManager[None],
+    x: Float[Tensor, "n s c"],
+    text: Float[Tensor, "m l d"],
+    cond: Conditioning,
+    inputs: Mapping[str, Any],
+) -> Float[Tensor, "n s c"]:
+    """float32 output of a transformer for the image's own tokens; those of its references follow them in the input.
+
+    Args:
+        policy: whose transformer it is.
+        exact: ``ExactInputs.at`` of this forward.
+        x: the image's tokens.
+        text: of one prompt, or of each sample.
+        cond: holds ``references``.
+        inputs: what else the transformer takes.
+    """
+    n, s, _ = x.shape
+    references = cond.tensors["references"].expand(n, -1, -1)
+    with exact, autocast(policy.device, policy.dtype):
+        output = policy.transformer(
+            hidden_states=torch.cat([x.to(policy.dtype), references], dim=1),
+            encoder_hidden_states=text.expand(n, -1, -1),
+            return_dict=False,
+            **inputs,
+        )[0]
+    velocity: Tensor = output[:, :s].float()
+    return velocity
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

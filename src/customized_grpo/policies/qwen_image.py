@@ -28,9 +28,11 @@ from customized_grpo.policies.flux_tokens import pack, unpack
 from customized_grpo.policies.pipelines import (
     ExactInputs,
     PipelineConfig,
-    autocast,
+    checked_source,
     decode_images,
+    explained,
     open_pipeline,
+    run_tokens,
 )
 from customized_grpo.recipe.sections import ShiftRule
 from customized_grpo.types import Conditioning
@@ -120,18 +122,23 @@ class QwenImageEditPlus(Policy):
         absent: Sequence[str] = (),
     ) -> Self:
         """See ``pipelines.open_pipeline``."""
+        source = checked_source(cls.pipeline_class, config)
         pipeline = open_pipeline(
-            QwenImageEditPlusPipeline,
+            cls.pipeline_class,
             config,
+            source,
             device=device,
             dtype=dtype,
             absent=absent,
             transformer_class=QwenImageTransformer2DModel,
-            replaced="processor",
-            replace=lambda source: Qwen2VLImageProcessorPil.from_pretrained(
-                source, subfolder="processor", revision=config.revision
-            ),
+            own={"processor": None},
         )
+        if "processor" not in absent:
+            with explained(config):
+                processor = Qwen2VLImageProcessorPil.from_pretrained(
+                    source, subfolder="processor", revision=config.revision
+                )
+            pipeline.register_modules(processor=processor)
         return cls(pipeline, config, device=device, dtype=dtype)
 
     @classmethod
@@ -222,21 +229,12 @@ class QwenImageEditPlus(Policy):
         text: Float[Tensor, "m l d"],
     ) -> Float[Tensor, "n s c"]:
         """float32 output of the transformer for the image's own tokens."""
-        n, s, _ = x.shape
-        c = cond.tensors
         # 2511 modulates the reference tokens as at time 0, and embeds both times as one batch.
         times = torch.cat([time, time * 0]) if self._pipeline.transformer.config.zero_cond_t else time
+        c = cond.tensors
         grids = sorted((name for name in c if name.startswith("grid_")), key=lambda name: int(name[5:]))
-        with self._exact.at(times), autocast(self.device, self.dtype):
-            output = self.transformer(
-                hidden_states=torch.cat([x.to(self.dtype), c["references"].expand(n, -1, -1)], dim=1),
-                encoder_hidden_states=text.expand(n, -1, -1),
-                timestep=time,
-                img_shapes=[[(1, *c[name].shape[1:3]) for name in grids]],
-                return_dict=False,
-            )[0]
-        velocity: Tensor = output[:, :s].float()
-        return velocity
+        inputs = {"timestep": time, "img_shapes": [[(1, *c[name].shape[1:3]) for name in grids]]}
+        return run_tokens(self, self._exact.at(times), x, text, cond, inputs)
 
     def decode(self, x: Float[Tensor, "n s c"]) -> UInt8[Tensor, "n h w 3"]:
         """Final latents to uint8 RGB on the CPU."""
