@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import FluxTransformer2DModel
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 
 from customized_grpo.policies import shifts
@@ -104,6 +103,8 @@ def load_flux(
     Raises:
         ValueError: no such model, a gated one, one that is no FLUX.1, or a file with other keys than the model has.
     """
+    from diffusers import FluxTransformer2DModel
+
     source = config.source()
     if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
         raise ValueError(
@@ -146,6 +147,8 @@ def empty_transformer(config: FluxConfig) -> Any:
     Raises:
         ValueError: the configuration can't be loaded.
     """
+    from diffusers import FluxTransformer2DModel
+
     try:
         settings: Any = FluxTransformer2DModel.load_config(
             config.source(),

@@ -26,6 +26,20 @@ _DECODE_CHUNK = 4
 _INDEX = "model_index.json"
 
 
+@final
+class FromDiffusers:
+    """A class of diffusers as an attribute of a policy's class, imported when it is asked for: diffusers is heavy."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        """The class itself."""
+        import diffusers
+
+        return getattr(diffusers, self._name)
+
+
 class PipelineConfig(PolicyConfig):
     """Fields of every policy that is a diffusers pipeline with references."""
 

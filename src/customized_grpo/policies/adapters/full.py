@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from diffusers import ModelMixin
-from diffusers.models.normalization import RMSNorm
-from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 
 from customized_grpo.atomic import file_hash
@@ -78,6 +75,8 @@ def attach(policy: Policy, settings: FullSettings, *, keep_base: bool) -> None:
     Raises:
         ValueError: a target that nothing matches, a transformer that diffusers can't save, or a file that doesn't fit.
     """
+    from diffusers import ModelMixin
+
     transformer = policy.transformer
     if not isinstance(transformer, ModelMixin):
         raise ValueError(
@@ -121,6 +120,8 @@ def _norm_in_float32(transformer: nn.Module, dtype: torch.dtype) -> None:
     autocast doesn't look at them: torch would warn and leave its fused kernel, and diffusers' would hand float32
     queries on to an attention that has bfloat16 values.
     """
+    from diffusers.models.normalization import RMSNorm
+
     for module in transformer.modules():
         if (
             isinstance(module, nn.RMSNorm | RMSNorm)
@@ -159,6 +160,8 @@ def save(model: Any, folder: Path, weights: Mapping[str, Tensor], dtype: torch.d
         weights: every parameter, on the CPU.
         dtype: of what is written.
     """
+    from huggingface_hub import save_torch_state_dict
+
     target = folder / FOLDER
     target.mkdir()
     own = next(one for one in type(model).__mro__ if one.__module__.startswith("diffusers."))

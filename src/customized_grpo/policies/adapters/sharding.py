@@ -1,8 +1,19 @@
-"""Weights that FSDP2 has cut into shards, one a rank: whole again, or cut like another."""
+"""What several processes make of a transformer, undone: its wrapper off, and the shards of FSDP2 whole again."""
+
+from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from customized_grpo.policies.base import Policy
+
+
+def base_transformer(policy: Policy) -> Any:
+    """The diffusers model itself, out of whatever DDP or compile wrapper the trainer has put around it."""
+    from accelerate.utils import extract_model_from_parallel
+
+    return extract_model_from_parallel(policy.transformer)
 
 
 def whole(tensor: Tensor) -> Tensor:
