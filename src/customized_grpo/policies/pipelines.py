@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, ClassVar, final
 
 import torch
-from huggingface_hub import hf_hub_download
 from jaxtyping import Float, UInt8
 from PIL.Image import Image
 from pydantic import Field, PositiveInt, field_validator
@@ -173,6 +172,8 @@ def _source(pipeline_class: Any, config: PipelineConfig) -> str:
     try:
         index = Path(source) / _INDEX
         if not index.is_file():
+            from huggingface_hub import hf_hub_download
+
             index = Path(hf_hub_download(source, _INDEX, revision=config.revision))
         found = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError) as error:

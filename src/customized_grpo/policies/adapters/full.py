@@ -86,7 +86,8 @@ def attach(policy: Policy, settings: FullSettings, *, keep_base: bool) -> None:
     policy.base_hash = base_hash(transformer)
     transformer.requires_grad_(False)
     named = dict(transformer.named_parameters())
-    for name in trained_names(transformer, settings, policy.idle(transformer)):
+    names = [name for name, one in named.items() if one.is_floating_point()]
+    for name in trained_names(names, settings, policy.idle(transformer)):
         named[name].data = named[name].data.float()
         named[name].requires_grad_(True)
     if policy.dtype != torch.float32:
@@ -103,13 +104,12 @@ def attach(policy: Policy, settings: FullSettings, *, keep_base: bool) -> None:
         load(policy, folder)
 
 
-def trained_names(transformer: nn.Module, settings: FullSettings, idle: Sequence[str]) -> set[str]:
-    """Names of the parameters that are trained: the targets without what is idle.
+def trained_names(names: Sequence[str], settings: FullSettings, idle: Sequence[str]) -> set[str]:
+    """Those of a transformer's parameters that are trained: the targets without what is idle.
 
     Raises:
         ValueError: a target that nothing matches.
     """
-    names = [name for name, one in transformer.named_parameters() if one.is_floating_point()]
     chosen = {name for target in settings.targets or (".*",) for name in _matching(names, target)}
     return chosen - {name for pattern in idle for name in _find(names, pattern)}
 
