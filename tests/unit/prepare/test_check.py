@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from customized_grpo.data.manifest import Row
+from customized_grpo.data.rows import Row
 from customized_grpo.data.prompts import prompt_problems, survey
 from customized_grpo.prepare.check import check_manifest, write_usable
 from customized_grpo.prepare.sheet import choose, contact_sheet
