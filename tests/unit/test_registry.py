@@ -1,7 +1,7 @@
 """The one resolver: built-in names, entry points, ``module:attr``, and what an unknown name is told."""
 
 import sys
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -136,10 +136,11 @@ def test_a_class_without_config_is_refused(module: str) -> None:
 
 
 def test_entry_points_are_found_and_cannot_take_a_builtin_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    def entries(*, group: str) -> list[EntryPoint]:
-        return [EntryPoint("mine", "elsewhere:Mine", group), EntryPoint("dino", "elsewhere:Fake", group)]
-
-    monkeypatch.setattr(registry, "entry_points", entries)
+    group = "customized_grpo.rewards"
+    entries = EntryPoints(
+        [EntryPoint("mine", "elsewhere:Mine", group), EntryPoint("dino", "elsewhere:Fake", group)]
+    )
+    monkeypatch.setattr(registry, "_entry_points", lambda path: {"rewards": entries})
     known = registry.available("rewards")
     assert known["mine"] == "elsewhere:Mine"
     assert known["dino"] == BUILTIN["rewards"]["dino"]

@@ -1,4 +1,4 @@
-"""What ``customized-grpo doctor`` looks at: Python, libraries, devices, memory, disk, the embedded models, extras."""
+"""``customized-grpo doctor``: Python, libraries, devices, memory, disk, the embedded models, extras."""
 
 import os
 import platform
@@ -8,10 +8,16 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
 
-import psutil
+import typer
 
 from customized_grpo import __version__
+from customized_grpo.commands.arguments import MemoryGb, Overrides
+from customized_grpo.commands.brief import brief
+from customized_grpo.commands.memory import show_memory
+from customized_grpo.commands.tables import print_rows
+from customized_grpo.console import out
 from customized_grpo.mini.integrity import check_assets
 
 _FLOORS = {
@@ -35,6 +41,24 @@ class Finding:
     name: str
     value: str
     advice: str = ""
+
+
+@brief()
+def doctor(
+    config: Annotated[str | None, typer.Argument(help="a training recipe: will it fit?")] = None,
+    overrides: Overrides = None,
+    memory_gb: MemoryGb = None,
+) -> None:
+    """Look at Python, libraries, devices, memory, disk and the embedded models, and say what to do."""
+    from customized_grpo.recipe.loading import load_recipe
+
+    recipe = load_recipe(config, overrides or []) if config is not None else None
+    findings = examine(Path.cwd())
+    print_rows("", ("", "found", "what to do"), [(f.name, f.value, f.advice) for f in findings])
+    fits = recipe is None or show_memory(recipe, memory_gb)
+    if not fits or any(finding.advice for finding in findings):
+        raise typer.Exit(1)
+    out.print("nothing to do", style="green")
 
 
 def examine(folder: Path) -> list[Finding]:
@@ -94,6 +118,8 @@ def _devices() -> list[Finding]:
 
 
 def _room(folder: Path) -> list[Finding]:
+    import psutil
+
     memory, free = psutil.virtual_memory().available / _GIB, shutil.disk_usage(folder).free / _GIB
     return [
         Finding(

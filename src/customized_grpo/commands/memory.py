@@ -1,20 +1,14 @@
 """The estimated memory of a recipe, as ``validate`` and ``doctor`` print it. Heavy imports are inside."""
 
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-from rich.table import Table
-
+from customized_grpo.commands.tables import table_of
 from customized_grpo.console import out, say
 
 if TYPE_CHECKING:
     from customized_grpo.recipe.config import Recipe
 
-MemoryGb = Annotated[
-    float | None,
-    typer.Option("--memory-gb", min=0.1, help="GiB of the device to judge by; else the GPU here"),
-]
 _GIB = 2**30
 
 
@@ -37,18 +31,16 @@ def show_memory(recipe: "Recipe", memory_gb: float | None) -> bool:
     except UnknownModelError as error:
         say(f"estimated memory: unknown; {error}")
         return True
-    table = Table(title="Estimated memory of a process", title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column(overflow="fold")
-    for line in found.resident:
-        table.add_row(line.name, _gib(line.bytes), line.note)
     largest = max(found.peaks, key=lambda line: line.bytes)
-    for line in found.peaks:
-        table.add_row(
-            line.name, _gib(line.bytes), line.note if line is largest else f"{line.note} (not at once)"
-        )
-    table.add_row("at most", _gib(found.total), "computed from shapes, not measured", style="bold")
+    rows = [(line.name, _gib(line.bytes), line.note) for line in found.resident]
+    rows += [
+        (line.name, _gib(line.bytes), line.note if line is largest else f"{line.note} (not at once)")
+        for line in found.peaks
+    ]
+    rows.append(("at most", _gib(found.total), "computed from shapes, not measured"))
+    table = table_of("Estimated memory of a process", ("", "", ""), rows)
+    table.columns[1].justify = "right"
+    table.rows[-1].style = "bold"
     out.print(table)
     if found.unknown:
         say(f"not counted: {', '.join(found.unknown)}")

@@ -1,14 +1,16 @@
-"""What plug-ins there are, described for a person: name, package, purpose, options."""
+"""``customized-grpo plugins``: every plug-in by name, package, purpose and options."""
 
 import inspect
 from dataclasses import dataclass
-from importlib.metadata import entry_points
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
+import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from customized_grpo import registry
+from customized_grpo.commands.brief import brief
+from customized_grpo.commands.tables import print_rows
 
 KINDS: tuple[registry.Kind, ...] = get_args(registry.Kind)
 
@@ -23,11 +25,23 @@ class Described:
     options: str
 
 
+@brief()
+def plugins(
+    kind: Annotated[str | None, typer.Argument(help="show one kind only: rewards, policies, ...")] = None,
+) -> None:
+    """List every plug-in: built-in, and of other installed packages."""
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"KIND: given {kind!r}; allowed: {', '.join(KINDS)}")
+    for one in KINDS if kind is None else (kind,):
+        rows = [(found.name, found.package, found.purpose, found.options) for found in describe(one)]
+        print_rows(one, ("type", "package", "what it is", "options (defaults)"), rows)
+
+
 def describe(kind: registry.Kind) -> list[Described]:
     """Every known plug-in of a kind, the built-in ones first."""
     packages = {
         entry.name: entry.dist.name if entry.dist is not None else entry.value
-        for entry in entry_points(group=f"customized_grpo.{kind}")
+        for entry in registry.third_party(kind)
     }
     own = registry.BUILTIN[kind]
     names = [*own, *sorted(registry.available(kind).keys() - own.keys())]

@@ -1,13 +1,12 @@
 """``customized-grpo score``: the command around ``scoring``. Heavy imports are inside."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.table import Table
 
-from customized_grpo.console import err, hush_libraries, out, say
+from customized_grpo.commands.tables import print_rows
+from customized_grpo.console import err, hush_libraries, say
 
 _SHOWN = 50
 """More images than these are summarised on screen; the table that is written has them all."""
@@ -69,9 +68,9 @@ def score(
     names = tuple(specs)
     if 0 < len(rows) <= _SHOWN:
         lines = [(row.image, *(folder.shown(row.scores[name]) for name in names)) for row in rows]
-        _print(("image", *names), lines)
+        print_rows("", ("image", *names), lines)
     if rows:
-        _print(("reward", "scored", "mean", "std", "lowest", "highest"), folder.summary(rows, names))
+        print_rows("", ("reward", "scored", "mean", "std", "lowest", "highest"), folder.summary(rows, names))
         if table is not None:
             folder.write_table(table, rows, names)
             say(str(table))
@@ -88,12 +87,3 @@ def score(
         say(f"scored no image: {', '.join(silent)}", style="red", on=err)
     if silent or any(row.broken for row in rows):
         raise typer.Exit(1)
-
-
-def _print(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    table = Table()
-    for column in columns:
-        table.add_column(column.replace("[", "\\["), overflow="fold")
-    for row in rows:
-        table.add_row(*(cell.replace("[", "\\[") for cell in row))
-    out.print(table)

@@ -14,13 +14,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, final
 
-import diffusers
-import huggingface_hub
 import safetensors
 import safetensors.torch
 import torch
-import transformers
-from huggingface_hub.errors import EntryNotFoundError
 from PIL.Image import Image
 
 from customized_grpo.atomic import file_hash, replacing
@@ -87,6 +83,9 @@ class ConditioningCache:
         """Keep a conditioning, complete or not at all."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in cond.tensors.items()}
         made_on = {str(tensor.device.type) for tensor in cond.tensors.values()}
+        import diffusers
+        import transformers
+
         versions = {library.__name__: library.__version__ for library in (torch, diffusers, transformers)}
         header = {
             "prompt": prompt,
@@ -225,6 +224,9 @@ def model_identity(source: str, revision: str | None, hashes: Path) -> dict[str,
     """
     if Path(source).is_dir():
         return _file_hashes(Path(source), hashes)
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
     for name in ("model_index.json", "config.json"):
         try:
             file = huggingface_hub.hf_hub_download(source, name, revision=revision)

@@ -6,106 +6,16 @@ describes; reinforcement learning doesn't read it), ``views`` (further pictures 
 ``extra`` (an object that only plug-ins read; ``extra.subject_id`` names the individual, see ``prepare.split``).
 """
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt
 
 from customized_grpo.data.base import DatasetConfig
 from customized_grpo.data.images import ImageError, load_image, load_mask
-from customized_grpo.paths import is_inside
+from customized_grpo.data.rows import ManifestError, Row, fit_mask, read_rows
 from customized_grpo.types import Example
-
-
-@final
-class ManifestError(ValueError):
-    """A manifest that can't be used; the message names the file and the line."""
-
-
-@final
-class Row(BaseModel):
-    """One line of a manifest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    # It names files and cache entries, so it must be safe there.
-    id: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$")
-    prompt: str = Field(pattern=r"\S")
-    references: list[str] = Field(min_length=1)
-    subject: str = ""
-    masks: list[str | None] = []
-    target: str | None = None
-    target_mask: str | None = None
-    views: list[str] = []
-    extra: dict[str, Any] = {}
-
-    def images(self) -> list[str]:
-        """Paths of all pictures, masks aside: references first, then the target and the views."""
-        return [*self.references, *([] if self.target is None else [self.target]), *self.views]
-
-    def files(self) -> list[tuple[str, bool]]:
-        """Every path once, and whether it is a mask."""
-        masks = [(mask, True) for _, mask in self.pairs()]
-        return list(dict.fromkeys([*((path, False) for path in self.images()), *masks]))
-
-    def pairs(self) -> list[tuple[str, str]]:
-        """(image, mask) wherever there is a mask."""
-        images = [*self.references, self.target]
-        masks = [*(self.masks or [None] * len(self.references)), self.target_mask]
-        return [
-            (image, mask)
-            for image, mask in zip(images, masks, strict=True)
-            if image is not None and mask is not None
-        ]
-
-
-def read_rows(path: Path) -> Iterator[tuple[int, Row | ManifestError]]:
-    """Every line of a manifest that isn't blank, by number: its row, or what is wrong with it.
-
-    Looks at the text alone, not at the files it names.
-
-    Raises:
-        ManifestError: no such file.
-    """
-    if not path.is_file():
-        raise ManifestError(f"{path}: no such manifest; give the path of a .jsonl file")
-    lines_by_id: dict[str, int] = {}
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = _parse(line)
-                first = lines_by_id.setdefault(row.id, number)
-                if first != number:
-                    raise ValueError(f"id {row.id!r} is already that of line {first}; ids must be unique")
-            except ValueError as error:
-                yield number, ManifestError(f"{path}:{number}: {error}")
-            else:
-                yield number, row
-
-
-def fit_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """A mask at its image's size. One of the same shape is scaled: attention maps have a sixteenth of the pixels.
-
-    Raises:
-        ValueError: it has another shape.
-    """
-    if mask.size == size:
-        return mask
-    if not same_shape(mask.size, size):
-        raise ValueError(f"is {_by(mask.size)} but its image is {_by(size)}")
-    return mask.resize(size, Image.Resampling.BILINEAR)
-
-
-def same_shape(mask: tuple[int, int], image: tuple[int, int]) -> bool:
-    """Whether a mask is its image scaled, but for rounding to whole pixels."""
-    (w, h), (width, height) = mask, image
-    scale = min(w / width, h / height)
-    return abs(w - width * scale) < 1 and abs(h - height * scale) < 1
 
 
 @final
@@ -174,50 +84,3 @@ class ManifestDataset:
 
     def _error(self, number: int, problem: str) -> ManifestError:
         return ManifestError(f"{self._path}:{number}: {problem}")
-
-
-def _parse(line: bytes) -> Row:
-    try:
-        # utf-8-sig: some editors begin a file with a byte-order mark.
-        data = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"is no UTF-8 text ({error.reason}); save the manifest as UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"is no JSON ({error.msg}, column {error.colno}); write one object a line"
-        ) from error
-    try:
-        row = Row.model_validate(data)
-    except ValidationError as error:
-        raise ValueError(_first_problem(error)) from error
-    if row.masks and len(row.masks) != len(row.references):
-        raise ValueError(
-            f"{len(row.masks)} masks for {len(row.references)} references; give one or null each"
-        )
-    if row.target_mask is not None and row.target is None:
-        raise ValueError("target_mask without target; give both or none")
-    for path in (*row.images(), *(mask for _, mask in row.pairs())):
-        if not is_inside(path):
-            raise ValueError(
-                f"path {path!r} is not inside the manifest's folder; use a relative path without '..'"
-            )
-    return row
-
-
-def _first_problem(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "the line"
-    allowed = ", ".join(Row.model_fields)
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {where!r}; allowed: {allowed}"
-    if first["type"] == "missing":
-        return f"the key {where!r} is missing; a line has the keys {allowed}"
-    if where == "id" and first["type"] == "string_pattern_mismatch":
-        return f"id: given {first['input']!r}; use at most 128 letters, digits, '.', '_', '-': it names files"
-    if where == "prompt" and first["type"] == "string_pattern_mismatch":
-        return "prompt: is empty"
-    return f"{where}: {first['msg']}, given {first['input']!r}"
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]}"

@@ -10,18 +10,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
-
 from customized_grpo.memory.parameters import (
-    LinearShape,
     Optimizer,
     Quantization,
     Trained,
-    linears,
     optimizer_bytes,
     weight_bytes,
 )
-from customized_grpo.policies.checkpointing import num_checkpointed, repeated_blocks
+from customized_grpo.memory.skeleton import Layers, LinearShape, Skeleton
+from customized_grpo.policies.checkpointing import num_checkpointed
 
 _TEXT_PART = re.compile(r"(^|\.)(add_|to_add|ff_context|txt_)")
 """Layers of a two-stream block that see the text tokens."""
@@ -43,7 +40,7 @@ class Tokens:
 
 
 def block_activations(
-    block: nn.Module,
+    block: Layers,
     tuned: frozenset[str],
     rank: int,
     tokens: Tokens,
@@ -64,7 +61,7 @@ def block_activations(
             kept in float32.
         modulated: whether what scales the norms' outputs is trained, so that these are kept, too.
     """
-    layers = [layer for layer in linears(block) if not _MODULATION.search(layer.name)]
+    layers = [layer for layer in block.linears if not _MODULATION.search(layer.name)]
     two_streams = any(_TEXT_PART.search(layer.name) for layer in layers)
     joint = tokens.image + tokens.text
     total, seen = 0, set[tuple[str, int, int]]()
@@ -84,10 +81,9 @@ def block_activations(
         total += here * layer.outputs * (4 if feeds_norm else b)
         if modulated and _QUERY_OR_KEY.search(layer.name):
             total += here * layer.outputs * 4  # once more, normed, for the norm's own weight
-    for name, part in block.named_modules() if modulated else ():
-        if isinstance(part, nn.LayerNorm):
-            of_text = bool(_TEXT_NORM.search(name))
-            total += ((tokens.text if of_text else tokens.image) if two_streams else joint) * width * 4
+    for name in block.layer_norms if modulated else ():
+        of_text = bool(_TEXT_NORM.search(name))
+        total += ((tokens.text if of_text else tokens.image) if two_streams else joint) * width * 4
     return n * (total + 4 * joint * width * b)
 
 
@@ -102,7 +98,7 @@ class Activations:
 
 
 def activations(
-    transformer: nn.Module,
+    transformer: Skeleton,
     layers: Sequence[LinearShape],
     rank: int,
     tokens: Tokens,
@@ -118,14 +114,13 @@ def activations(
     """
     names = {layer.name for layer in layers}
     modulated = any(_MODULATION.search(name) for name in names)
-    blocks = repeated_blocks(transformer)
     sizes, inputs = [], list[int]()
-    for name, block in blocks:
+    for name, block in transformer.blocks:
         tuned = frozenset(one.removeprefix(f"{name}.") for one in names if one.startswith(f"{name}."))
         sizes.append(block_activations(block, tuned, rank, tokens, n, b, modulated=modulated))
-        inputs.append(n * (tokens.image + tokens.text) * next(linears(block)).inputs * b)
+        inputs.append(n * (tokens.image + tokens.text) * block.linears[0].inputs * b)
     outside = sum(inputs) // len(sizes)  # the final norm's input
-    inside = tuple(f"{name}." for name, _ in blocks)
+    inside = tuple(f"{name}." for name, _ in transformer.blocks)
     for layer in layers:
         if not layer.name.startswith(inside) and not _OF_TIME.search(layer.name):
             of_norm = bool(_MODULATION.search(layer.name))  # it scales the final norm's float32 output
@@ -168,7 +163,7 @@ class Estimate:
 
 
 def estimate(
-    transformer: nn.Module,
+    transformer: Skeleton,
     *,
     trained: Trained,
     reference: bool,
@@ -191,7 +186,7 @@ def estimate(
     """All of it; see the functions above for each formula.
 
     Args:
-        transformer: on the meta device, or any.
+        transformer: its names and shapes.
         trained: see there.
         reference: the trained weights' first values are kept, for a KL; an adapter's are 0.
         num_forwards: of the transformer in one velocity, whose activations are all stored.

@@ -8,16 +8,15 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import diffusers
-import torch
 from pydantic import BaseModel
-from torch import nn
 
 from customized_grpo import registry
+from customized_grpo.memory.architectures import known_skeleton
 from customized_grpo.memory.estimate import Estimate, Tokens, decode_bytes, estimate
 from customized_grpo.memory.geometry import step_geometry
 from customized_grpo.memory.known_models import MODELS, REWARD_BYTES, UNO_LORA
-from customized_grpo.memory.parameters import Trained, adapted, adapter_parameters, linears
+from customized_grpo.memory.parameters import Trained, adapted, adapter_parameters
+from customized_grpo.memory.skeleton import Skeleton, of_module
 from customized_grpo.policies.adapters.full import trained_names
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.flux_loading import FluxConfig
@@ -42,8 +41,7 @@ class UnknownModelError(ValueError):
 class Shapes:
     """A pipeline without its weights."""
 
-    transformer: nn.Module
-    """On the meta device."""
+    transformer: Skeleton
     encoders: Mapping[str, int]
     """Parameters."""
     vae: int
@@ -70,7 +68,7 @@ def shapes(source: str, encoders: tuple[str, ...]) -> Shapes:
             )
         known = MODELS[source]
         return Shapes(
-            transformer=_on_meta(known.transformer, known.config),
+            transformer=_skeleton(known.transformer, known.config),
             encoders=known.encoders,
             vae=known.vae,
             vae_channels=known.vae_channels,
@@ -80,7 +78,7 @@ def shapes(source: str, encoders: tuple[str, ...]) -> Shapes:
         config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
         vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
         return Shapes(
-            transformer=_on_meta(index["transformer"][1], config),
+            transformer=_skeleton(index["transformer"][1], config),
             encoders={name: _parameters_in(folder / name) for name in encoders},
             vae=_parameters_in(folder / "vae"),
             vae_channels=_channels(vae),
@@ -96,10 +94,15 @@ def _channels(vae: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(vae["block_out_channels"])
 
 
-def _on_meta(name: str, config: Mapping[str, Any]) -> nn.Module:
+def _skeleton(name: str, config: Mapping[str, Any]) -> Skeleton:
+    """Of a transformer's class; one of another architecture is built by diffusers, which takes seconds to import."""
+    if (known := known_skeleton(name, config)) is not None:
+        return known
+    import diffusers
+    import torch
+
     with torch.device("meta"):
-        model: nn.Module = getattr(diffusers, name).from_config(dict(config))
-    return model
+        return of_module(getattr(diffusers, name).from_config(dict(config)))
 
 
 def _parameters_in(folder: Path) -> int:
@@ -166,13 +169,14 @@ def of_recipe(recipe: Recipe, *, world: int = 1, num_references: int = 1) -> Est
     )
 
 
-def _trained(policy: PolicySpec, kind: type[Policy], transformer: nn.Module) -> Trained:
+def _trained(policy: PolicySpec, kind: type[Policy], transformer: Skeleton) -> Trained:
     if policy.full is not None:
-        own = trained_names(transformer, policy.full, kind.idle(transformer))
+        parameters = transformer.whole.parameters
+        own = trained_names(list(parameters), policy.full, kind.idle(transformer))
         return Trained(
-            layers=[layer for layer in linears(transformer) if f"{layer.name}.weight" in own],
+            layers=[layer for layer in transformer.whole.linears if f"{layer.name}.weight" in own],
             rank=0,
-            sizes=[one.numel() for name, one in transformer.named_parameters() if name in own],
+            sizes=[n for name, n in parameters.items() if name in own],
             own=frozenset(own),
         )
     settings = policy.lora

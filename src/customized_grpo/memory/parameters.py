@@ -4,12 +4,11 @@ b is the bytes of a value.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
-
+from customized_grpo.memory.skeleton import LinearShape, Skeleton
 from customized_grpo.policies.acceleration import NOT_QUANTIZED
 
 Quantization = Literal["none", "8bit", "4bit"]
@@ -19,26 +18,10 @@ _SMALLEST_8BIT = 4096
 """Values of a parameter below which bitsandbytes keeps 32 bits."""
 
 
-@dataclass(frozen=True, slots=True)
-class LinearShape:
-    """A linear layer: its name, and features in and out."""
-
-    name: str
-    inputs: int
-    outputs: int
-
-
-def linears(module: nn.Module) -> Iterator[LinearShape]:
-    """Every linear layer of a model."""
-    for name, layer in module.named_modules():
-        if isinstance(layer, nn.Linear):
-            yield LinearShape(name, layer.in_features, layer.out_features)
-
-
-def adapted(module: nn.Module, targets: Sequence[str]) -> list[LinearShape]:
+def adapted(transformer: Skeleton, targets: Sequence[str]) -> list[LinearShape]:
     """The layers that an adapter's targets match, each against a name or its end after a dot."""
     pattern = re.compile(rf"(.*\.)?({'|'.join(targets)})")
-    return [layer for layer in linears(module) if pattern.fullmatch(layer.name)]
+    return [layer for layer in transformer.whole.linears if pattern.fullmatch(layer.name)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +39,7 @@ class Trained:
 
 
 def weight_bytes(
-    transformer: nn.Module, quantization: Quantization, b: int, without: frozenset[str] = frozenset()
+    transformer: Skeleton, quantization: Quantization, b: int, without: frozenset[str] = frozenset()
 ) -> int:
     """Bytes of the frozen transformer, but for the parameters named by ``without``.
 
@@ -65,12 +48,11 @@ def weight_bytes(
     """
     held = {
         f"{layer.name}.weight": layer
-        for layer in linears(transformer)
+        for layer in transformer.whole.linears
         if not {*layer.name.split("."), layer.name} & set(NOT_QUANTIZED)
     }
     total = 0
-    for name, parameter in transformer.named_parameters():
-        n = parameter.numel()
+    for name, n in transformer.whole.parameters.items():
         if name in without:
             continue
         if quantization == "none" or name not in held:

@@ -6,19 +6,15 @@ replay's ratio (``train.ratio_guard``) judges whether rollout and replay still c
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from diffusers import BitsAndBytesConfig
-from diffusers.models.attention_dispatch import (
-    AttentionBackendName,
-    _AttentionBackendRegistry,
-    dispatch_attention_fn,
-)
-from diffusers.quantizers import PipelineQuantizationConfig
 from torch import Tensor, nn
 
 from customized_grpo.policies.checkpointing import checkpoint_blocks
+
+if TYPE_CHECKING:
+    from diffusers import BitsAndBytesConfig
 
 Quantization = Literal["none", "8bit", "4bit"]
 
@@ -50,6 +46,8 @@ def quantization_of(
             "use policy.quantization=none"
         )
     need_bitsandbytes(f"policy.quantization: {quantization}")
+    from diffusers.quantizers import PipelineQuantizationConfig
+
     return {
         **parts,
         "quantization_config": PipelineQuantizationConfig(
@@ -58,11 +56,13 @@ def quantization_of(
     }
 
 
-def bitsandbytes_config(quantization: Literal["8bit", "4bit"], dtype: torch.dtype) -> BitsAndBytesConfig:
+def bitsandbytes_config(quantization: Literal["8bit", "4bit"], dtype: torch.dtype) -> "BitsAndBytesConfig":
     """NF4 with quantized scales, or LLM.int8 without outlier columns.
 
     Outlier columns are chosen over a whole batch, so with them a sample's velocity would depend on what else is in it.
     """
+    from diffusers import BitsAndBytesConfig
+
     if quantization == "8bit":
         return BitsAndBytesConfig(
             load_in_8bit=True, llm_int8_threshold=0.0, llm_int8_skip_modules=list(NOT_QUANTIZED)
@@ -125,6 +125,8 @@ def apply(
             f"policy.quantization: given {quantization!r}, but this policy doesn't read it; set it to none"
         )
     if attention is not None:
+        from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
         before, _ = _AttentionBackendRegistry.get_active_backend()
         try:
             model.set_attention_backend(attention)
@@ -158,6 +160,8 @@ def _try_attention(name: str, device: torch.device) -> None:
     Raises:
         ValueError: outputs or gradients differ by more than rounding.
     """
+    from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     draw = torch.Generator().manual_seed(0)
     given = [torch.randn(1, 128, 2, 64, generator=draw).to(device, dtype) for _ in range(3)]

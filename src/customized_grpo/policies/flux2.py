@@ -13,19 +13,18 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal, Self, final
 
 import torch
-from diffusers import Flux2KleinPipeline, Flux2Pipeline, Flux2Transformer2DModel
 from jaxtyping import Float, Int, UInt8
 from PIL import Image as PILImage
 from PIL.Image import Image
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from customized_grpo.policies import shifts
 from customized_grpo.policies.base import Policy, PolicyConfig
 from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN, pack, unpack
 from customized_grpo.policies.pipelines import (
     ExactInputs,
+    FromDiffusers,
     PipelineConfig,
     checked_source,
     decode_images,
@@ -120,6 +119,9 @@ class _Flux2(Policy):
         cls, config: Any, *, device: torch.device, dtype: torch.dtype, absent: Sequence[str] = ()
     ) -> Self:
         """See ``pipelines.open_pipeline``."""
+        from diffusers import Flux2Transformer2DModel
+        from transformers import AutoTokenizer
+
         source = checked_source(cls.pipeline_class, config)
         # FLUX.2's "tokenizer" is a processor that needs torchvision to be made. It is asked for text alone, and for
         # that its own tokenizer and chat template, which are in the same folder, do the same.
@@ -217,7 +219,7 @@ class Flux2(_Flux2):
     """FLUX.2-dev: guidance is distilled into the model, which embeds it as it embeds the time."""
 
     Config: ClassVar[type[PolicyConfig]] = Flux2Config
-    pipeline_class: ClassVar[Any] = Flux2Pipeline
+    pipeline_class: ClassVar[Any] = FromDiffusers("Flux2Pipeline")
 
     def velocity(
         self, x: Float[Tensor, "n s c"], sigma: Float[Tensor, ""] | Float[Tensor, " n"], cond: Conditioning
@@ -232,7 +234,7 @@ class Flux2Klein(_Flux2):
     """FLUX.2 [klein], 4B or 9B: step-distilled without guidance, or a base model with classifier-free guidance."""
 
     Config: ClassVar[type[PolicyConfig]] = Flux2KleinConfig
-    pipeline_class: ClassVar[Any] = Flux2KleinPipeline
+    pipeline_class: ClassVar[Any] = FromDiffusers("Flux2KleinPipeline")
 
     def _encode_text(self, prompt: str) -> dict[str, Float[Tensor, "1 l d"]]:
         guided = self.config.guidance > 1 and not self._pipeline.config.is_distilled

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers import FluxTransformer2DModel
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 
 from customized_grpo.policies import shifts
@@ -102,6 +101,8 @@ def load_flux(
     Raises:
         ValueError: no such model, a gated one, one that is no FLUX.1, or a file with other keys than the model has.
     """
+    from diffusers import FluxTransformer2DModel
+
     source = config.source()
     others = "a hub id such as black-forest-labs/FLUX.1-dev, or 'mini'. A single file of weights goes into "
     check_folder(pipeline_class, source, others + "policy.transformer")
@@ -131,6 +132,8 @@ def empty_transformer(config: FluxConfig) -> Any:
     Raises:
         ValueError: the configuration can't be loaded.
     """
+    from diffusers import FluxTransformer2DModel
+
     with explained(config):
         settings: Any = FluxTransformer2DModel.load_config(
             config.source(),

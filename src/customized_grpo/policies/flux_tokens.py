@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Final
 
 import torch
-from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
 from jaxtyping import Float
 from PIL import Image as PILImage
 from PIL.Image import Image
@@ -78,6 +77,8 @@ def fit_to_kontext(image: Image, side: int) -> Image:
         image: of any size.
         side: of the square with the wanted area; 1024 gives the trained sizes, less scales them down to whole tokens.
     """
+    from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
+
     aspect = image.width / image.height
     _, width, height = min((abs(aspect - w / h), w, h) for w, h in PREFERRED_KONTEXT_RESOLUTIONS)
     width, height = (

@@ -1,17 +1,7 @@
 """Files of weights by path or by hub id, and what to do when the hub does not give them."""
 
 from pathlib import Path
-
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from typing import Final
 
 
 def weights_file(given: str, key: str, *, default: str | None, revision: str | None, offline: bool) -> Path:
@@ -41,6 +31,8 @@ def weights_file(given: str, key: str, *, default: str | None, revision: str | N
         raise ValueError(
             f"{key}: there is no file {given!r}; give a .safetensors file, or {example} on the hub"
         )
+    from huggingface_hub import hf_hub_download
+
     try:
         return Path(hf_hub_download(f"{owner}/{name}", inside, revision=revision, local_files_only=offline))
     except (OSError, ValueError) as error:
@@ -51,39 +43,42 @@ def weights_file(given: str, key: str, *, default: str | None, revision: str | N
 
 def hub_problem(error: BaseException, name: str) -> str:
     """In one line: why a repository or a file of it can't be loaded, and what to do."""
+    from huggingface_hub import errors
+
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
         chain.append(link)
         link = link.__cause__ or link.__context__
     for kind, text in _ADVICE:
-        if any(isinstance(one, kind) for one in chain):
+        if any(isinstance(one, getattr(errors, kind)) for one in chain):
             return text.format(name=name)
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
-_ADVICE: tuple[tuple[type[BaseException], str], ...] = (
+_ADVICE: Final = (
     (
-        GatedRepoError,
+        "GatedRepoError",
         "it is gated: accept its licence at https://huggingface.co/{name}, then run 'hf auth login'",
     ),
     (
-        RepositoryNotFoundError,
+        "RepositoryNotFoundError",
         "there is no repository {name!r} on the hub, or it is private: look for a typing "
         "mistake, or run 'hf auth login'",
     ),
-    (RevisionNotFoundError, "{name!r} has no such revision: give a branch, a tag or a commit of it"),
+    ("RevisionNotFoundError", "{name!r} has no such revision: give a branch, a tag or a commit of it"),
     (
-        OfflineModeIsEnabled,
+        "OfflineModeIsEnabled",
         "it is not in the hub's cache and HF_HUB_OFFLINE is set: unset it, or fetch it by 'hf download {name}'",
     ),
     (
-        LocalEntryNotFoundError,
+        "LocalEntryNotFoundError",
         "it is not in the hub's cache and the hub can't be reached or may not be asked: go online "
         "(policy.offline=false), or fetch it by 'hf download {name}'",
     ),
-    (EntryNotFoundError, "{name!r} has no such file: look at its list of files on the hub"),
-    (HfHubHTTPError, "the hub refused it: try again later, or see 'hf auth whoami'"),
+    ("EntryNotFoundError", "{name!r} has no such file: look at its list of files on the hub"),
+    ("HfHubHTTPError", "the hub refused it: try again later, or see 'hf auth whoami'"),
 )
-"""The first that fits: gated ones are a kind of missing ones, and both are HTTP errors."""
+"""By the names of huggingface_hub's errors. The first that fits: gated ones are a kind of missing ones, and both are
+HTTP errors."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, ClassVar, final
 
 import torch
-from huggingface_hub import hf_hub_download
 from jaxtyping import Float, UInt8
 from PIL.Image import Image
 from pydantic import Field, PositiveInt, field_validator
@@ -25,6 +24,20 @@ from customized_grpo.types import Conditioning
 
 _DECODE_CHUNK = 4
 _INDEX = "model_index.json"
+
+
+@final
+class FromDiffusers:
+    """A class of diffusers as an attribute of a policy's class, imported when it is asked for: diffusers is heavy."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        """The class itself."""
+        import diffusers
+
+        return getattr(diffusers, self._name)
 
 
 class PipelineConfig(PolicyConfig):
@@ -179,6 +192,8 @@ def checked_source(pipeline_class: Any, config: PipelineConfig) -> str:
     with explained(config):
         index = Path(source) / _INDEX
         if not index.is_file():
+            from huggingface_hub import hf_hub_download
+
             index = Path(hf_hub_download(source, _INDEX, revision=config.revision))
         found = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
     if found != pipeline_class.__name__:

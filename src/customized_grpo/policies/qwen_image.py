@@ -12,21 +12,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self, final
 
 import torch
-from diffusers import QwenImageEditPlusPipeline, QwenImageTransformer2DModel
 from jaxtyping import Float, UInt8
 from PIL.Image import Image
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor
-
-# The PIL processor by name, for two reasons: with torchvision installed the default would be another one, and the whole
-# Qwen2VLProcessor can't even be made without it, because of its videos.
-from transformers import Qwen2VLImageProcessorPil
 
 from customized_grpo.policies import shifts
 from customized_grpo.policies.base import Policy, PolicyConfig
 from customized_grpo.policies.flux_tokens import pack, unpack
 from customized_grpo.policies.pipelines import (
     ExactInputs,
+    FromDiffusers,
     PipelineConfig,
     checked_source,
     decode_images,
@@ -88,7 +84,7 @@ class QwenImageEditPlus(Policy):
     """Qwen-Image-Edit-2509 or -2511 on diffusers' own transformer, for 1 to 3 references."""
 
     Config: ClassVar[type[PolicyConfig]] = QwenImageEditPlusConfig
-    pipeline_class: ClassVar[Any] = QwenImageEditPlusPipeline
+    pipeline_class: ClassVar[Any] = FromDiffusers("QwenImageEditPlusPipeline")
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer", "processor")
     # The image stream, and the keys and values by which it reads the text. The last block drops its text output, so the
     # text stream's other layers have no gradient there, and data-parallel training would wait for one.
@@ -122,6 +118,12 @@ class QwenImageEditPlus(Policy):
         absent: Sequence[str] = (),
     ) -> Self:
         """See ``pipelines.open_pipeline``."""
+        from diffusers import QwenImageTransformer2DModel
+
+        # The PIL processor by name, for two reasons: with torchvision installed the default would be another one, and
+        # the whole Qwen2VLProcessor can't even be made without it, because of its videos.
+        from transformers import Qwen2VLImageProcessorPil
+
         source = checked_source(cls.pipeline_class, config)
         pipeline = open_pipeline(
             cls.pipeline_class,

@@ -8,8 +8,8 @@ from statistics import median
 from typing import final
 
 from customized_grpo.atomic import replacing
-from customized_grpo.data.manifest import ManifestError, Row, read_rows, same_shape
 from customized_grpo.data.prompts import PromptSurvey, survey
+from customized_grpo.data.rows import ManifestError, Row, read_rows, same_shape
 from customized_grpo.prepare.inspection import Look, Seen, lookers
 from customized_grpo.prepare.split import identities
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from customized_grpo.atomic import replacing
 from customized_grpo.data.images import ImageError, load_image, load_mask, save_image
-from customized_grpo.data.manifest import ManifestError
+from customized_grpo.data.rows import ManifestError
 from customized_grpo.paths import is_inside
 from customized_grpo.rewards.segmenter import class_words
 

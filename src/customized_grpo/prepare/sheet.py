@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from customized_grpo.data.images import load_image, load_mask, save_image
-from customized_grpo.data.manifest import Row, fit_mask, same_shape
+from customized_grpo.data.rows import Row, fit_mask, same_shape
 from customized_grpo.prepare.check import File
 from customized_grpo.prepare.inspection import Seen
 from customized_grpo.prepare.split import groups_of

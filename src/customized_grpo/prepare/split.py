@@ -10,11 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
 
-import torch
-
 from customized_grpo.atomic import replacing
-from customized_grpo.data.manifest import ManifestError, Row, read_rows
-from customized_grpo.seeding import generator
+from customized_grpo.data.rows import ManifestError, Row, read_rows
 
 By = Literal["individual", "class"]
 
@@ -84,6 +81,10 @@ def split_manifest(
             raise ValueError(f"--share: given {share}; allowed: above 0 and below 1")
         held = set()
         taken = 0
+        import torch
+
+        from customized_grpo.seeding import generator
+
         order = torch.randperm(len(groups), generator=generator(seed, "split", 0, 0)).tolist()
         for group in order:
             if held and taken >= share * len(rows):

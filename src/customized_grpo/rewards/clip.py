@@ -13,9 +13,6 @@ from PIL.Image import Image
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-# The PIL processor by name: with torchvision installed the default would be another one, and so the reward.
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
-
 from customized_grpo.paths import model_path
 from customized_grpo.recipe.sections import ModelRewardSpec
 from customized_grpo.rewards.base import Reward
@@ -54,8 +51,13 @@ class Clip:
     """
 
     def __init__(self, config: ClipConfig, device: torch.device, *, processor: str) -> None:
+        # The PIL processor by name: with torchvision installed the default would be another one, and so the reward.
+        from transformers import CLIPImageProcessorPil
+
         self.device = device
-        self.model = load_frozen({"clip": CLIPModel}, config.model, "clip", dtype=config.dtype, device=device)
+        self.model = load_frozen(
+            {"clip": "CLIPModel"}, config.model, "clip", dtype=config.dtype, device=device
+        )
         self._processor = CLIPImageProcessorPil.from_pretrained(model_path(processor, "clip"))
 
     @torch.no_grad()
@@ -73,6 +75,8 @@ class ClipText:
     """The text side of a CLIP."""
 
     def __init__(self, clip: Clip, tokenizer: str) -> None:
+        from transformers import CLIPTokenizer
+
         self._clip = clip
         self._tokenizer = CLIPTokenizer.from_pretrained(model_path(tokenizer, "clip"))
         self._max_length: int = clip.model.config.text_config.max_position_embeddings

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig
 
 from customized_grpo.paths import model_path
 from customized_grpo.types import Example
@@ -26,12 +25,12 @@ Encode = Callable[[Sequence[Image.Image]], Tensor]
 
 
 def load_frozen(
-    families: Mapping[str, Any], name: str, kind: str, *, dtype: DtypeName, device: torch.device
+    families: Mapping[str, str], name: str, kind: str, *, dtype: DtypeName, device: torch.device
 ) -> Any:
     """A frozen transformers model in evaluation mode, from safetensors only.
 
     Args:
-        families: the class that reads a checkpoint, by the ``model_type`` of its config.
+        families: the class of transformers that reads a checkpoint, by the ``model_type`` of its config.
         name: hub id, folder, ``mini`` or ``mini-judge``.
         kind: folder of the embedded models: ``dino`` or ``clip``.
         dtype: of the weights.
@@ -41,15 +40,17 @@ def load_frozen(
         ValueError: no such model, a model of another family, or a checkpoint that lacks weights -
             transformers would leave those random and only print it, and the reward would be noise.
     """
+    import transformers
+
     path = model_path(name, kind)
     try:
-        found = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
+        found = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
         if found not in families:
             wanted = " or ".join(repr(family) for family in families)
             raise ValueError(f"it is a {found!r} model, but this reward needs a {wanted} model")
         # A ViT's pooler is not part of what DINO trained, and its checkpoints lack it.
         options = {"add_pooling_layer": False} if found == "vit" else {}
-        model, report = families[found].from_pretrained(
+        model, report = getattr(transformers, families[found]).from_pretrained(
             path, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, **options
         )
     except (OSError, ValueError) as error:

@@ -13,17 +13,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, final
 
 import torch
-from accelerate import init_empty_weights
-from huggingface_hub import hf_hub_download
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from pydantic import Field, PositiveInt
-from safetensors import safe_open
 from torch import Tensor, nn
-
-# The PIL processor by name: with torchvision installed the default would be another one, and so the reward.
-from transformers import AutoConfig, AutoTokenizer, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessorPil
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from customized_grpo.paths import model_path
 from customized_grpo.recipe.sections import ModelRewardSpec
@@ -59,6 +52,9 @@ class HPSv3(Reward):
         dtype: DtypeName = Field(default="bfloat16", description="of the trunk; the head is always float32")
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
+        # The PIL processor by name: with torchvision installed the default would be another one, and so the reward.
+        from transformers import AutoConfig, AutoTokenizer, Qwen2VLImageProcessorPil
+
         self._device, self._batch_size = device, config.batch_size
         base = model_path(config.model, "hpsv3")
         checkpoint = _checkpoint(config.checkpoint)
@@ -123,11 +119,15 @@ class HPSv3(Reward):
 
 
 def _resized(image: Image.Image) -> Image.Image:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
     height, width = smart_resize(image.height, image.width, 28, min_pixels=_PIXELS, max_pixels=_PIXELS)
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _checkpoint(name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
     path = Path(name).expanduser()
     if path.is_file():
         if path.suffix != ".safetensors":
@@ -163,6 +163,9 @@ def _load(
     Raises:
         ValueError: weights are missing, left over or of another shape, or the tokenizer is another.
     """
+    from accelerate import init_empty_weights
+    from transformers import Qwen2VLForConditionalGeneration
+
     weights = dict(_read(checkpoint, dtype, device))
     embedding = weights.get("trunk.language_model.embed_tokens.weight")
     if embedding is not None and len(embedding) != rows:
@@ -185,6 +188,8 @@ def _load(
 
 
 def _read(checkpoint: Path, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    from safetensors import safe_open
+
     try:
         with safe_open(checkpoint, framework="pt", device=str(device)) as file:
             for name in file.keys():  # noqa: SIM118 - it is no mapping

@@ -13,10 +13,9 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
-from typing import Annotated, Any, ClassVar, Final, TypeVar, final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, TypeVar, final
 from urllib.parse import urlsplit
 
-import httpx2
 import torch
 from PIL.Image import Image
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, ValidationError
@@ -27,6 +26,9 @@ from customized_grpo.registry import did_you_mean
 from customized_grpo.rewards.base import AsyncGroupReward, RewardConfig, RewardFailure
 from customized_grpo.rewards.wire import ScoreResponse, read_token, request_body
 from customized_grpo.types import Example
+
+if TYPE_CHECKING:
+    import httpx2
 
 FIRST_PAUSE_S = 0.25
 """Before the first repetition; every further one is twice as long, up to ``LONGEST_PAUSE_S``."""
@@ -180,8 +182,10 @@ class Remote(AsyncGroupReward):
                 await asyncio.sleep(min(FIRST_PAUSE_S * 2 ** min(rounds - 1, 10), LONGEST_PAUSE_S))
         raise AssertionError("unreachable")
 
-    async def _request(self, method: str, url: str, body: bytes | None = None) -> httpx2.Response:
+    async def _request(self, method: str, url: str, body: bytes | None = None) -> "httpx2.Response":
         """One request, on a connection of its own: it costs a millisecond, and no event loop outlives it."""
+        import httpx2
+
         config = self._config
         headers = self._headers | ({} if body is None else {"Content-Type": "application/json"})
         timeout = httpx2.Timeout(None, connect=_CONNECT_S)
@@ -210,7 +214,7 @@ class Remote(AsyncGroupReward):
             reason += f"; set the environment variable {config.token_env} to the server's token"
         raise RewardFailure(reason)
 
-    def _scores(self, url: str, answer: httpx2.Response, wanted: int) -> list[float]:
+    def _scores(self, url: str, answer: "httpx2.Response", wanted: int) -> list[float]:
         try:
             response = ScoreResponse.model_validate_json(answer.content)
         except ValidationError as error:
@@ -240,7 +244,7 @@ class Remote(AsyncGroupReward):
             _log.warning("reward %r: waiting up to %g s for %s", name, wait, server)
 
 
-def _detail(response: httpx2.Response) -> str:
+def _detail(response: "httpx2.Response") -> str:
     """What the server says, shortened; FastAPI's errors are in ``detail``."""
     try:
         said = response.json()["detail"]

@@ -12,20 +12,13 @@ from jaxtyping import Float
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from transformers import (
-    AutoTokenizer,
-    GroundingDinoForObjectDetection,
-    GroundingDinoImageProcessorPil,
-    SamImageProcessorPil,
-    SamModel,
-)
 
 from customized_grpo.paths import model_path
 from customized_grpo.rewards.cutout import is_empty
 from customized_grpo.rewards.features import load_frozen
 
-_DETECTORS: Final = {"grounding-dino": GroundingDinoForObjectDetection}
-_SAMS: Final = {"sam": SamModel}
+_DETECTORS: Final = {"grounding-dino": "GroundingDinoForObjectDetection"}
+_SAMS: Final = {"sam": "SamModel"}
 
 
 @final
@@ -59,6 +52,8 @@ class Segmenter:
     """Finds the most confident box of a class word, and the mask in it."""
 
     def __init__(self, config: SegmenterConfig, *, device: torch.device) -> None:
+        from transformers import AutoTokenizer, GroundingDinoImageProcessorPil, SamImageProcessorPil
+
         self._device, self._threshold = device, config.threshold
         options: dict[str, Any] = {"dtype": "float32", "device": device}
         self._detector = load_frozen(_DETECTORS, config.detector, "detector", **options)

@@ -14,9 +14,6 @@ from PIL.Image import Image
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-# The PIL processor by name: with torchvision installed the default would be another one, and so the reward.
-from transformers import AutoTokenizer, SiglipImageProcessorPil, SiglipModel
-
 from customized_grpo.paths import model_path
 from customized_grpo.recipe.sections import ModelRewardSpec
 from customized_grpo.rewards.base import Reward
@@ -45,9 +42,12 @@ class Siglip(Reward):
         dtype: DtypeName = "float32"
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
+        # The PIL processor by name: with torchvision installed the default would be another one, and so the reward.
+        from transformers import AutoTokenizer, SiglipImageProcessorPil
+
         self._device, self._batch_size = device, config.batch_size
         self._model = load_frozen(
-            {"siglip": SiglipModel}, config.model, "siglip", dtype=config.dtype, device=device
+            {"siglip": "SiglipModel"}, config.model, "siglip", dtype=config.dtype, device=device
         )
         path = model_path(config.model, "siglip")
         self._processor = SiglipImageProcessorPil.from_pretrained(path)

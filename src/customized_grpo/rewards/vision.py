@@ -20,26 +20,17 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-# The PIL processor by name: with torchvision installed the default would be another one, and so the reward.
-from transformers import (
-    BitImageProcessorPil,
-    Dinov2Model,
-    Dinov2WithRegistersModel,
-    DINOv3ViTModel,
-    ViTModel,
-)
-
 from customized_grpo.paths import model_path
 from customized_grpo.rewards.features import DtypeName, load_frozen
 
 Prepare = Callable[[Sequence[Image.Image]], Tensor]
 """n RGB images to pixel values (n, 3, H, W)."""
 
-FAMILIES: Final[Mapping[str, Any]] = {
-    "dinov2": Dinov2Model,
-    "dinov2_with_registers": Dinov2WithRegistersModel,
-    "dinov3_vit": DINOv3ViTModel,
-    "vit": ViTModel,
+FAMILIES: Final[Mapping[str, str]] = {
+    "dinov2": "Dinov2Model",
+    "dinov2_with_registers": "Dinov2WithRegistersModel",
+    "dinov3_vit": "DINOv3ViTModel",
+    "vit": "ViTModel",
 }
 _IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 _IMAGENET_STD: Final = (0.229, 0.224, 0.225)
@@ -91,6 +82,9 @@ class VisionEncoder:
 
 
 def _preparation(config: Any, path: str) -> Prepare:
+    # The PIL processor by name: with torchvision installed the default would be another one, and so the reward.
+    from transformers import BitImageProcessorPil
+
     if config.model_type == "dinov3_vit":
         return _float_resize(BitImageProcessorPil.get_image_processor_dict(path)[0])
     if config.model_type == "vit":

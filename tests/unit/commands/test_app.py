@@ -10,9 +10,9 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
-from customized_grpo import console
 from customized_grpo.commands import doctor
 from customized_grpo.commands.app import app
+from customized_grpo.commands.errors import UserErrors
 from customized_grpo.registry import BUILTIN
 
 ROOT = Path(__file__).parents[3]
@@ -123,7 +123,7 @@ def test_only_the_main_process_prints() -> None:
 
 def raising(error: BaseException) -> Result:
     """A command of ours that raises from this file: code of neither the package nor a plug-in."""
-    other = typer.Typer(cls=console.UserErrors, pretty_exceptions_enable=False)
+    other = typer.Typer(cls=UserErrors, pretty_exceptions_enable=False)
 
     @other.callback()
     def main() -> None: ...

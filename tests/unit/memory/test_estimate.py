@@ -4,11 +4,13 @@ Measured on a CPU by ``torch.autograd.graph.saved_tensors_hooks``; the error tha
 documents state.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage
@@ -31,6 +33,7 @@ from transformers import (
 
 from autograd_memory import kept_bytes
 from customized_grpo.memory import footprint
+from customized_grpo.memory.architectures import ARCHITECTURES, known_skeleton
 from customized_grpo.memory.estimate import Tokens, activations
 from customized_grpo.memory.fitting import changes, faster
 from customized_grpo.memory.footprint import GIB, UnknownModelError, of_recipe, shapes
@@ -38,10 +41,10 @@ from customized_grpo.memory.known_models import MODELS, UNO_LORA
 from customized_grpo.memory.parameters import (
     adapted,
     adapter_parameters,
-    linears,
     optimizer_bytes,
     weight_bytes,
 )
+from customized_grpo.memory.skeleton import of_module
 from customized_grpo.policies.adapters import lora, tuning
 from customized_grpo.policies.base import FullSettings, LoraSettings, load_policy
 from customized_grpo.policies.flux import UNO, UNOConfig
@@ -112,13 +115,15 @@ def test_stored_activations_of_full_fine_tuning(flux: Path, precision: Any, chec
     measured = saved_bytes(policy, 2) - (0 if checkpointing else copies)
     bare = shapes(str(flux), UNO.encoders).transformer
     tokens = Tokens(image=64 + 64, text=16)
-    found = activations(bare, list(linears(bare)), 0, tokens, n=2, b=b, checkpointing=float(checkpointing))
+    found = activations(
+        bare, list(bare.whole.linears), 0, tokens, n=2, b=b, checkpointing=float(checkpointing)
+    )
     assert -0.1 < found.stored / measured - 1 < 0.2, (found.stored, measured)
 
 
 def test_full_fine_tuning_is_counted_exactly() -> None:
     """Weights, gradients, two moments, and what else is asked for, of every parameter; nothing stays frozen."""
-    count_of = count(shapes(DEV, UNO.encoders).transformer)
+    count_of = shapes(DEV, UNO.encoders).transformer.whole.num_values
     given = ["policy.lora=null", "policy.full={}", "policy.base_lora=null", "run.cache=c"]
     lines = {line.name: line.bytes for line in estimate_of(*given).resident}
     assert lines["frozen weights of the transformer"] == 0
@@ -159,10 +164,56 @@ def test_fewer_targets_store_less(flux: Path) -> None:
 @pytest.mark.parametrize("source", ["flux", DEV])
 def test_parameters_are_counted_exactly(flux: Path, source: str) -> None:
     bare = shapes(str(flux) if source == "flux" else source, UNO.encoders).transformer
-    assert {parameter.device.type for parameter in bare.parameters()} == {"meta"}
-    assert weight_bytes(bare, "none", 2) == 2 * count(bare)
+    assert weight_bytes(bare, "none", 2) == 2 * bare.whole.num_values
     assert weight_bytes(bare, "8bit", 2) < weight_bytes(bare, "none", 2)
     assert weight_bytes(bare, "4bit", 2) < weight_bytes(bare, "8bit", 2)
+
+
+SMALL: dict[str, Any] = {
+    "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16, "joint_attention_dim": 24,
+}  # fmt: skip
+
+
+def built(name: str, config: Mapping[str, Any]) -> Any:
+    with torch.device("meta"):
+        return of_module(getattr(diffusers, name).from_config(dict(config)))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_known_model_has_the_names_and_shapes_that_diffusers_gives_it(name: str) -> None:
+    known = MODELS[name]
+    few = {key: 2 for key in ("num_layers", "num_single_layers") if key in known.config}
+    config = {**known.config, **few}
+    assert same(known_skeleton(known.transformer, config), built(known.transformer, config))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("more", [{}, {"in_channels": 12}, {"patch_size": 2, "out_channels": 5}])
+def test_a_configuration_has_the_names_and_shapes_that_diffusers_gives_it(name: str, more: Any) -> None:
+    config = SMALL | more | ({} if name.startswith("Qwen") else {"num_single_layers": 3})
+    assert same(known_skeleton(name, config), built(name, config))
+
+
+def same(found: Any, expected: Any) -> bool:
+    assert list(found.whole.parameters.items()) == list(expected.whole.parameters.items())
+    assert found.whole == expected.whole
+    assert found.blocks == expected.blocks
+    return bool(found.config.num_layers == expected.config.num_layers)
+
+
+def test_a_default_is_diffusers() -> None:
+    for name, one in ARCHITECTURES.items():
+        parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
+        assert one.defaults == {key: parameters[key].default for key in one.defaults}
+
+
+def test_a_configuration_with_an_unknown_key_is_left_to_diffusers() -> None:
+    config = SMALL | {"use_additional_t_cond": True}
+    assert known_skeleton("QwenImageTransformer2DModel", config) is None
+    assert known_skeleton("QwenImageTransformer2DModel", SMALL | {"use_additional_t_cond": False}) is not None
+    assert known_skeleton("SD3Transformer2DModel", SMALL) is None
+    found = footprint._skeleton("QwenImageTransformer2DModel", config)
+    assert "time_text_embed.addition_t_embedding.weight" in found.whole.parameters
 
 
 def test_parts_of_a_folder_are_counted_exactly(flux: Path) -> None:
@@ -171,7 +222,7 @@ def test_parts_of_a_folder_are_counted_exactly(flux: Path) -> None:
     assert found.encoders == {name: count(policy.pipeline.components[name]) for name in UNO.encoders}
     assert found.vae == count(policy._vae)
     assert found.vae_channels == (8, 8, 8, 8)
-    assert count(found.transformer) == count(policy.transformer)
+    assert found.transformer.whole.num_values == count(policy.transformer)
 
 
 def test_adapter_is_counted_exactly(flux: Path) -> None:
@@ -290,7 +341,7 @@ def test_known_models_are_the_published_ones() -> None:
         known = MODELS[name]
         assert list(known.encoders.values()) == [count(texts[one]) for one in encoders], name
         assert known.vae == count(vaes[vae]), name
-        found = count(shapes(name, tuple(known.encoders)).transformer)
+        found = shapes(name, tuple(known.encoders)).transformer.whole.num_values
         assert round(found / 1e9, 1) == billions, name
         if vae == "qwen":
             assert found == 20_430_401_088
@@ -306,7 +357,10 @@ def test_the_newer_models_have_an_estimate(recipe: str) -> None:
     guided, alone = (of_recipe(load_recipe(recipe, [f"policy.guidance={g}"])) for g in (4.0, 1.0))
     known = MODELS[load_recipe(recipe).policy.model]
     resident = {line.name: line.bytes for line in guided.resident}
-    assert resident["transformer"] == 2 * count(shapes(load_recipe(recipe).policy.model, ()).transformer)
+    assert (
+        resident["transformer"]
+        == 2 * shapes(load_recipe(recipe).policy.model, ()).transformer.whole.num_values
+    )
     assert resident["text encoders"] == 2 * sum(known.encoders.values())
     replays = [next(line.bytes for line in one.peaks if line.name == "replay") for one in (guided, alone)]
     assert alone.total < guided.total

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models import attention_dispatch
 from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -99,22 +100,22 @@ def test_attention_that_cannot_run_here_is_refused(tiny_flux: Path, name: str) -
 
 
 def test_attention_without_a_gradient_is_refused(tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = acceleration.dispatch_attention_fn
+    real = attention_dispatch.dispatch_attention_fn
     monkeypatch.setattr(
-        acceleration, "dispatch_attention_fn", lambda *given, **how: real(*given, **how).detach()
+        attention_dispatch, "dispatch_attention_fn", lambda *given, **how: real(*given, **how).detach()
     )
     with pytest.raises(ValueError, match=r"'native' can't be used here \(it has no gradient\)"):
         load_policy(spec_of(tiny_flux, attention="native"), device=CPU, precision="no")
 
 
 def test_attention_that_is_only_near_is_refused(tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = acceleration.dispatch_attention_fn
+    real = attention_dispatch.dispatch_attention_fn
 
     def rough(query: Any, key: Any, value: Any, backend: Any) -> Any:
         scale = 1.05 if backend.value == "_native_math" else 1.0
         return real(query, key, value * scale, backend=backend)
 
-    monkeypatch.setattr(acceleration, "dispatch_attention_fn", rough)
+    monkeypatch.setattr(attention_dispatch, "dispatch_attention_fn", rough)
     with pytest.raises(ValueError, match=r"differ from torch's own by more than rounding"):
         load_policy(spec_of(tiny_flux, attention="_native_math"), device=CPU, precision="no")
 
@@ -134,7 +135,7 @@ def test_a_gradient_that_is_wrong_behind_a_slice_alone_is_refused(
     tiny_flux: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As behind the attention of single-stream blocks, whose output is a part of a wider tensor."""
-    real = acceleration.dispatch_attention_fn
+    real = attention_dispatch.dispatch_attention_fn
 
     class Wrong(torch.autograd.Function):
         @staticmethod
@@ -149,6 +150,6 @@ def test_a_gradient_that_is_wrong_behind_a_slice_alone_is_refused(
         out = real(*tensors, backend=backend)
         return Wrong.apply(out) if backend.value == "_native_math" else out
 
-    monkeypatch.setattr(acceleration, "dispatch_attention_fn", given_back)
+    monkeypatch.setattr(attention_dispatch, "dispatch_attention_fn", given_back)
     with pytest.raises(ValueError, match=r"differ from torch's own by more than rounding"):
         load_policy(spec_of(tiny_flux, attention="_native_math"), device=CPU, precision="no")

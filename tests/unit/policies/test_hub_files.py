@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from diffusers import FluxPipeline
@@ -17,7 +18,6 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from customized_grpo.policies import hub_files
 from customized_grpo.policies.flux import UNO, UNOConfig
 from customized_grpo.policies.hub_files import weights_file
 
@@ -69,7 +69,7 @@ def test_a_file_that_the_hub_refuses(kind: Any, message: str, monkeypatch: pytes
     def fail(*_: object, **__: object) -> None:
         raise refusal(kind)
 
-    monkeypatch.setattr(hub_files, "hf_hub_download", fail)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
     with pytest.raises(ValueError, match=rf"^policy\.x: 'owner/name' can't be loaded: .*{message}") as caught:
         weights_file("owner/name", "policy.x", default="a.safetensors", revision=None, offline=False)
     assert "\n" not in str(caught.value)
@@ -82,7 +82,7 @@ def test_what_a_path_stands_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         asked.append((repo, file, revision, local_files_only))
         return str(tmp_path / "cached")
 
-    monkeypatch.setattr(hub_files, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     (tmp_path / "a.safetensors").touch()
 
     def find(given: str | Path, default: str | None = "a.safetensors") -> Path:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from customized_grpo.data.manifest import Row
 from customized_grpo.data.prompts import prompt_problems, survey
+from customized_grpo.data.rows import Row
 from customized_grpo.prepare.check import check_manifest, write_usable
 from customized_grpo.prepare.sheet import choose, contact_sheet
 from customized_grpo.prepare.split import groups_of, split_manifest

@@ -11,7 +11,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from customized_grpo.commands.masks import masks
+from customized_grpo.commands.data.masks import masks
 from customized_grpo.data.manifest import ManifestDataset, ManifestError
 from customized_grpo.prepare.masks import make_masks
 from tiny_rewards import pictures

@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from diffusers import ModelMixin
-from diffusers.models.normalization import RMSNorm
-from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 
 from customized_grpo.atomic import file_hash
@@ -78,6 +75,8 @@ def attach(policy: Policy, settings: FullSettings, *, keep_base: bool) -> None:
     Raises:
         ValueError: a target that nothing matches, a transformer that diffusers can't save, or a file that doesn't fit.
     """
+    from diffusers import ModelMixin
+
     transformer = policy.transformer
     if not isinstance(transformer, ModelMixin):
         raise ValueError(
@@ -87,7 +86,8 @@ def attach(policy: Policy, settings: FullSettings, *, keep_base: bool) -> None:
     policy.base_hash = base_hash(transformer)
     transformer.requires_grad_(False)
     named = dict(transformer.named_parameters())
-    for name in trained_names(transformer, settings, policy.idle(transformer)):
+    names = [name for name, one in named.items() if one.is_floating_point()]
+    for name in trained_names(names, settings, policy.idle(transformer)):
         named[name].data = named[name].data.float()
         named[name].requires_grad_(True)
     if policy.dtype != torch.float32:
@@ -104,13 +104,12 @@ def attach(policy: Policy, settings: FullSettings, *, keep_base: bool) -> None:
         load(policy, folder)
 
 
-def trained_names(transformer: nn.Module, settings: FullSettings, idle: Sequence[str]) -> set[str]:
-    """Names of the parameters that are trained: the targets without what is idle.
+def trained_names(names: Sequence[str], settings: FullSettings, idle: Sequence[str]) -> set[str]:
+    """Those of a transformer's parameters that are trained: the targets without what is idle.
 
     Raises:
         ValueError: a target that nothing matches.
     """
-    names = [name for name, one in transformer.named_parameters() if one.is_floating_point()]
     chosen = {name for target in settings.targets or (".*",) for name in _matching(names, target)}
     return chosen - {name for pattern in idle for name in _find(names, pattern)}
 
@@ -121,6 +120,8 @@ def _norm_in_float32(transformer: nn.Module, dtype: torch.dtype) -> None:
     autocast doesn't look at them: torch would warn and leave its fused kernel, and diffusers' would hand float32
     queries on to an attention that has bfloat16 values.
     """
+    from diffusers.models.normalization import RMSNorm
+
     for module in transformer.modules():
         if (
             isinstance(module, nn.RMSNorm | RMSNorm)
@@ -159,6 +160,8 @@ def save(model: Any, folder: Path, weights: Mapping[str, Tensor], dtype: torch.d
         weights: every parameter, on the CPU.
         dtype: of what is written.
     """
+    from huggingface_hub import save_torch_state_dict
+
     target = folder / FOLDER
     target.mkdir()
     own = next(one for one in type(model).__mro__ if one.__module__.startswith("diffusers."))

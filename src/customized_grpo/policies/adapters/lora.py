@@ -13,9 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from accelerate.utils import extract_model_from_parallel
-from peft import LoraConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from customized_grpo.policies.adapters.hashes import ADAPTER, OURS, base_hash, frozen_hash
@@ -28,7 +25,7 @@ from customized_grpo.policies.adapters.lora_files import (
     write_adapter,
 )
 from customized_grpo.policies.adapters.low_rank import Update, check_fits, mismatch, shown
-from customized_grpo.policies.adapters.sharding import whole
+from customized_grpo.policies.adapters.sharding import base_transformer, whole
 from customized_grpo.policies.base import LoraSettings, Policy
 from customized_grpo.seeding import generator
 
@@ -52,11 +49,6 @@ _FROZEN: Final = "base"
 _QKV: Final = (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"))
 
 
-def base_transformer(policy: Policy) -> Any:
-    """The diffusers model itself, out of whatever DDP or compile wrapper the trainer has put around it."""
-    return extract_model_from_parallel(policy.transformer)
-
-
 def attach(policy: Policy, settings: LoraSettings, seed: int) -> None:
     """Freeze the transformer and add the adapter to it, in float32 even on a bf16 base.
 
@@ -71,6 +63,8 @@ def attach(policy: Policy, settings: LoraSettings, seed: int) -> None:
     Raises:
         ValueError: a target that no linear layer matches, or an adapter file that does not fit.
     """
+    from peft import LoraConfig
+
     transformer: Any = policy.transformer
     transformer.requires_grad_(False)
     policy.base_hash = base_hash(transformer)
@@ -109,6 +103,8 @@ def attach_frozen(transformer: Any, update: Update, *, device: torch.device, dty
     Raises:
         ValueError: a module or a shape that the model lacks.
     """
+    from peft import LoraConfig
+
     check_fits(update, transformer)
     ranks = {exactly(name): one.rank for name, one in update.items()}
     config = LoraConfig(
@@ -130,7 +126,9 @@ def attach_frozen(transformer: Any, update: Update, *, device: torch.device, dty
     transformer.requires_grad_(False)
 
 
-def _inject(transformer: Any, config: LoraConfig, name: str, device: torch.device) -> None:
+def _inject(transformer: Any, config: Any, name: str, device: torch.device) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     # peft draws from the global generators; what it draws is replaced by the caller.
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import IO, Any, Literal, final
 
 from customized_grpo.atomic import replacing
-from customized_grpo.data.manifest import Row, same_shape
 from customized_grpo.data.prompts import PromptSurvey, prompt_problems, survey
+from customized_grpo.data.rows import Row, same_shape
 from customized_grpo.prepare.importers.base import Draft, Importer, Item, Rejected, Skipped, SourceError
 from customized_grpo.prepare.importers.places import Places
 from customized_grpo.prepare.inspection import Look, LookAll, Seen, lookers

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from customized_grpo.data.manifest import ManifestDataset, Row
+from customized_grpo.data.manifest import ManifestDataset
+from customized_grpo.data.rows import Row
 from customized_grpo.prepare import inspection
 from customized_grpo.prepare.importers.base import Draft, Importer, Item, Rejected, Skipped, SourceError
 from customized_grpo.prepare.importers.writer import Options, _Writer, import_data

@@ -1,0 +1,97 @@
+"""``customized-grpo data check``. Heavy imports are inside."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from customized_grpo.commands.brief import brief
+from customized_grpo.commands.data.shared import PAIR, Workers, manifest_in, show_prompts
+from customized_grpo.commands.tables import print_rows
+from customized_grpo.console import err, out, say
+
+if TYPE_CHECKING:
+    from customized_grpo.prepare.check import Check
+
+
+@brief()
+def check(
+    manifest: Annotated[Path, typer.Argument(help="the .jsonl file, or the folder of manifest.jsonl")],
+    sheet: Annotated[
+        Path | None, typer.Option(help="the contact sheet; by default contact_sheet.jpg beside the manifest")
+    ] = None,
+    cards: Annotated[int, typer.Option(min=1, max=400, help="rows on the contact sheet")] = 24,
+    facts: Annotated[Path | None, typer.Option("--json", help="write the findings there, too")] = None,
+    usable: Annotated[
+        Path | None, typer.Option(help="write the usable lines to this file in the manifest's folder")
+    ] = None,
+    workers: Workers = None,
+) -> None:
+    """Read every image, report what is broken, doubtful or twice, draw a contact sheet; exit code 1 if one is bad."""
+    from customized_grpo.prepare.check import check_manifest, write_usable
+    from customized_grpo.prepare.inspection import default_workers
+    from customized_grpo.prepare.sheet import contact_sheet
+
+    path = manifest_in(manifest)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
+        task = bar.add_task("images")
+        report, rows, seen = check_manifest(
+            path,
+            workers=workers or default_workers(),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    _show_check(report)
+    sheet = sheet or path.parent / "contact_sheet.jpg"
+    subtitle = f"{report.rows:,} rows, {report.subjects:,} subjects, {report.images:,} images"
+    subtitle += f", {len(report.broken):,} broken files" if report.broken else ""
+    contact_sheet(sheet, rows, seen, path.parent, title=str(path), subtitle=subtitle, num=cards)
+    if facts is not None:
+        found = asdict(report) | {"usable": len(report.usable), "ok": report.ok}
+        facts.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if usable is not None:
+        write_usable(path, report.usable, usable)
+        say(f"{len(report.usable):,} usable rows: {usable}")
+    say(f"contact sheet: {sheet}")
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _show_check(report: "Check") -> None:
+    counts = [("rows", f"{report.rows:,}"), ("subjects", f"{report.subjects:,}")]
+    counts += [
+        (f"rows with {n} reference{'s' * (n > 1)}", f"{count:,}") for n, count in report.references.items()
+    ]
+    counts += [("rows with a target", f"{report.targets:,}"), ("distinct images", f"{report.images:,}")]
+    if report.sizes is not None:
+        sizes = report.sizes
+        for name, (width, height) in (
+            ("smallest", sizes.smallest),
+            ("median", sizes.median),
+            ("largest", sizes.largest),
+        ):
+            counts.append((f"  {name}", f"{width} x {height}"))
+        counts += [("  square", f"{sizes.square:,}"), ("  shorter side below 256", f"{sizes.small:,}")]
+    counts += [("masks", f"{report.masks:,}")]
+    counts += [(f"  {name}", f"{count:,}") for name, count in report.masks_doubtful.items() if count]
+    print_rows("what there is", PAIR, counts)
+    show_prompts(report.prompts, report.rows)
+    _list("lines that can't be read", report.bad_lines)
+    _list("broken files", [f"{one.path}: {one.reason} ({one.rows} rows)" for one in report.broken])
+    _list("masks of another shape", report.mask_problems)
+    _list("equal pictures in several files", [", ".join(names) for names in report.same_pictures])
+    _list("rows with equal prompt and images", [", ".join(names) for names in report.same_rows])
+    _list("rows whose target is their reference", report.copies)
+    style = "green" if report.ok else "red"
+    out.print(
+        f"{len(report.usable):,} of {report.rows + len(report.bad_lines):,} rows can be used", style=style
+    )
+
+
+def _list(title: str, lines: list[str], most: int = 10) -> None:
+    if lines:
+        more = [f"... and {len(lines) - most:,} more (--json FILE writes all)"] if len(lines) > most else []
+        print_rows(f"{title}: {len(lines):,}", PAIR, [("", line) for line in (*lines[:most], *more)])

@@ -1,0 +1,101 @@
+"""``customized-grpo data import``. Heavy imports are inside."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from customized_grpo.commands.data.shared import PAIR, Workers, show_prompts
+from customized_grpo.commands.tables import print_rows
+from customized_grpo.console import err, say
+
+if TYPE_CHECKING:
+    from customized_grpo.prepare.importers.base import Importer
+    from customized_grpo.prepare.importers.writer import Report
+
+
+def import_(
+    kind: Annotated[str, typer.Argument(metavar="TYPE", help="the source's layout: see 'plugins importers'")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="a folder, a file, or a hub id")],
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value]", help="options of the importer")
+    ] = None,
+    folder: Annotated[Path, typer.Option("--out", help="the folder to write manifest.jsonl to")] = Path(
+        "data"
+    ),
+    images: Annotated[
+        Literal["link", "copy"],
+        typer.Option(help="use the images where they are, or copy them as PNG without metadata"),
+    ] = "link",
+    decode: Annotated[
+        bool, typer.Option("--decode/--no-decode", help="read every pixel, or the heads of files only")
+    ] = True,
+    noisy: Annotated[Literal["keep", "drop"], typer.Option(help="rows whose prompt looks noisy")] = "keep",
+    limit: Annotated[int | None, typer.Option(min=1, help="stop after so many rows")] = None,
+    overwrite: Annotated[bool, typer.Option(help="replace a manifest that is there")] = False,
+    workers: Workers = None,
+) -> None:
+    """Make a manifest of a data set. What can't be used is listed in rejected.jsonl, and never stops the rest."""
+    importer = _importer(kind, options or [])
+    from customized_grpo.prepare.importers.writer import MANIFEST, REJECTED, Options, import_data
+    from customized_grpo.prepare.inspection import default_workers
+
+    wanted = Options(
+        images=images,
+        decode=decode,
+        noisy=noisy,
+        limit=limit,
+        workers=workers or default_workers(),
+        overwrite=overwrite,
+    )
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(),
+        console=err, disable=not err.is_terminal, transient=True,
+    ) as bar:  # fmt: skip
+        task = bar.add_task("reading")
+
+        def show(report: "Report") -> None:
+            text = f"{report.rows:,} rows, {report.rejected:,} rejected, {report.images:,} images"
+            bar.update(task, description=text)
+
+        report = import_data(importer, source, folder, wanted, show)
+    _show_import(report)
+    if report.rejected or report.masks_dropped:
+        say(f"what was left out, and why: {folder / REJECTED}")
+    say(f"{folder / MANIFEST}\nlook at it: customized-grpo data check {folder}")
+
+
+def _importer(kind: str, options: list[str]) -> "Importer":
+    import yaml
+    from pydantic import ValidationError
+
+    from customized_grpo import registry
+    from customized_grpo.recipe.problems import RecipeError, dotted, explain
+
+    model: Any = registry.resolve("importers", kind)
+    data: dict[str, Any] = {"type": kind}
+    for option in options:
+        key, equals, value = option.removeprefix("--").partition("=")
+        if not equals or not key:
+            raise ValueError(f"option {option!r}: write it as key=value, for example pairs=one")
+        try:
+            data[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"option {option!r}: {value!r} is no YAML value") from error
+    try:
+        made: Importer = model.model_validate(data)
+    except ValidationError as error:
+        told = (explain(one, model, data) for one in error.errors(include_url=False))
+        raise RecipeError("\n".join(f"{kind}: {dotted(place)}{text}" for place, text in told)) from error
+    return made
+
+
+def _show_import(report: "Report") -> None:
+    rows = [("rows", f"{report.rows:,}"), ("distinct images", f"{report.images:,}")]
+    rows += [(f"left out: {reason}", f"{count:,}") for reason, count in report.skipped.items()]
+    rows += [("rejected", f"{report.rejected:,}")] if report.rejected else []
+    rows += [(f"  {kind}", f"{count:,}") for kind, count in report.problems.items()]
+    rows += [("masks dropped", f"{report.masks_dropped:,}")] if report.masks_dropped else []
+    print_rows("import", PAIR, rows)
+    show_prompts(report.prompts, report.rows)

@@ -1,0 +1,33 @@
+"""What the commands of ``customized-grpo data`` share: an option, a path, a table of prompts."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from customized_grpo.commands.tables import print_rows
+
+if TYPE_CHECKING:
+    from customized_grpo.data.prompts import PromptSurvey
+
+Workers = Annotated[int | None, typer.Option(min=1, help="processes that read images; by default one a core")]
+PAIR: Final = ("", "")
+"""Columns of a table of names and values."""
+
+
+def manifest_in(path: Path) -> Path:
+    """The manifest: a file, or the ``manifest.jsonl`` of a folder."""
+    return path / "manifest.jsonl" if path.is_dir() else path
+
+
+def show_prompts(prompts: "PromptSurvey | None", rows: int) -> None:
+    """Print what was found in so many prompts."""
+    if prompts is None or not rows:
+        return
+    lines = [
+        ("words", f"{prompts.mean_words:.1f} on average, {prompts.max_words} at most"),
+        ("noisy", f"{prompts.noisy:,} of {rows:,}"),
+    ]
+    for name, count in prompts.problems.items():
+        lines.append((f"  {name}", f"{count:,}, for instance {prompts.examples[name][0][:100]!r}"))
+    print_rows("prompts", PAIR, lines)

@@ -1,0 +1,24 @@
+"""``customized-grpo demo``: a training of the embedded miniature. Heavy imports are inside."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from customized_grpo.console import err, hush_libraries, say
+
+
+def demo(overrides: Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]")] = None) -> None:
+    """Train the embedded miniature in a new folder runs/demo and write its report: minutes on a laptop."""
+    from customized_grpo.recipe.loading import load_recipe
+
+    taken = (Path("runs") / name for name in ("demo", *(f"demo-{n}" for n in range(2, 10_000))))
+    folder = next(path for path in taken if not path.exists())
+    recipe = load_recipe("mini_customized", [f"run.dir={folder}", *(overrides or [])])
+    from customized_grpo.report.write import write_report
+    from customized_grpo.training.trainer import train as run
+
+    hush_libraries()
+    say(f"training the embedded miniature into {recipe.run.dir}", on=err)
+    page = write_report([run(recipe)], None)
+    say(f"open {page} in a browser", style="green")

@@ -1,0 +1,79 @@
+"""``customized-grpo evaluate``: evaluate a recipe, or compare evaluated runs. Heavy imports are inside."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from customized_grpo.commands.tables import print_rows
+from customized_grpo.console import RANK, err, hush_libraries, say
+
+
+def evaluate(
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="a recipe's file or name; with --compare the first RUN")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[key.sub=value]", help="change any key; with --compare further RUNs"),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="compare evaluated runs: evaluate --compare RUN_A RUN_B ...")
+    ] = False,
+    save: Annotated[
+        Path | None, typer.Option("--out", help="with --compare: a JSON file to write, too")
+    ] = None,
+) -> None:
+    """Generate held-out images by the base, and by an adapter (lora=RUN), score and report them; or compare runs."""
+    if compare:
+        return _compare([config, *(overrides or [])], save)
+    if save is not None:
+        raise ValueError("--out: it goes with --compare; an evaluation writes into run.dir")
+    from customized_grpo.recipe.config import EvaluateRecipe
+    from customized_grpo.recipe.loading import load_recipe
+
+    recipe = load_recipe(config, overrides or [], EvaluateRecipe)
+    from customized_grpo.evaluation.evaluator import evaluate as run
+
+    hush_libraries()
+    from rich.progress import Progress
+
+    with Progress(console=err, disable=not err.is_terminal) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(label: str, done: int, total: int) -> None:
+            if label not in tasks:
+                tasks[label] = bar.add_task(label)
+            bar.update(tasks[label], completed=done, total=total)
+
+        folder = run(recipe, progress=show)
+    say(str(folder / "evaluation" / "summary.md"))
+    if RANK == 0:
+        from customized_grpo.report.write import write_report
+
+        say(str(write_report([folder])))
+    return None
+
+
+def _compare(runs: list[str], save: Path | None) -> None:
+    from customized_grpo.evaluation.summary import write_json
+    from customized_grpo.report.compare import compare_runs
+
+    found = compare_runs([Path(run) for run in runs])
+    for entry in found:
+        rows = [
+            (
+                name,
+                *("–" if value[key] is None else f"{value[key]:+.3f}" for key in ("mean", "low", "high")),
+                "–" if value["win_rate"] is None else f"{value['win_rate']:.1%}",
+                str(value["n"]),
+            )
+            for name, value in entry["metrics"].items()
+        ]
+        columns = ("metric", "difference", "95 % from", "to", "higher in", "n")
+        print_rows(f"{entry['of']} − {entry['to']}", columns, rows)
+        for note in entry["notes"]:
+            say(note)
+    if save is not None:
+        write_json(save, found)
+        say(str(save))

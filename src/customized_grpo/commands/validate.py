@@ -1,0 +1,64 @@
+"""``customized-grpo validate``: what a recipe amounts to, before anything is loaded. Heavy imports are inside."""
+
+import os
+from typing import Any
+
+import typer
+
+from customized_grpo.commands.arguments import Config, MemoryGb, Overrides
+from customized_grpo.commands.brief import brief
+from customized_grpo.commands.memory import show_memory
+from customized_grpo.commands.tables import print_rows
+from customized_grpo.console import say
+
+
+@brief()
+def validate(config: Config, overrides: Overrides = None, memory_gb: MemoryGb = None) -> None:
+    """Check a recipe, show what a step of it amounts to, and estimate its memory; loads no weights."""
+    from customized_grpo.evaluation.costs import announced
+    from customized_grpo.recipe.config import Recipe
+    from customized_grpo.recipe.loading import is_server, load_any, load_recipe
+    from customized_grpo.recipe.server import ServerConfig
+
+    given = overrides or []
+    recipe = load_recipe(config, given, ServerConfig) if is_server(config) else load_any(config, given)
+    say(f"{config}: a valid recipe", style="green")
+    for line in [] if isinstance(recipe, ServerConfig) else announced(recipe):
+        say(line)
+    if isinstance(recipe, Recipe):
+        _show_geometry(recipe)
+        if not show_memory(recipe, memory_gb) and memory_gb is not None:
+            raise typer.Exit(1)
+
+
+def _show_geometry(recipe: Any) -> None:
+    from customized_grpo.memory.geometry import step_geometry
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    g = step_geometry(recipe, world=world, latent_shape=recipe.policy.latent_shape())
+    train = recipe.train
+    memory = "unknown: the policy doesn't say its latent shape"
+    if g.trajectory_bytes is not None:
+        memory = f"{g.trajectory_bytes / 2**20:.1f} MiB a process"
+    levels = "unknown: the policy doesn't say its latent shape"
+    if g.sigmas is not None:
+        shown = [f"{sigma:.3f}" for sigma in g.sigmas]
+        levels = ", ".join(shown if len(shown) < 8 else [*shown[:3], "...", *shown[-3:]])
+    rows = {
+        "groups": f"{g.groups} ({g.groups_rank} on each of {world} processes)",
+        "samples": f"{g.samples} = {g.groups} groups x {train.group_size}",
+        "trained steps": f"K = {len(g.trained)} of T = {g.steps}, for instance {', '.join(map(str, g.trained))}",
+        "stochastic steps": f"{len(g.stochastic)} of {g.steps}",
+        "noise levels": levels,
+        "rollout": f"{g.rollout_forwards} forwards of one sample",
+        "replay": f"{g.replay_forwards} forwards and backwards, in {g.backwards_rank} micro-batches a process",
+        "base, for the KL": f"{g.reference_forwards} forwards"
+        if g.reference_forwards
+        else "none (objective.kl is 0)",
+        "updates": f"{g.updates} a step, {g.total_updates} in {train.steps} steps",
+        "stored trajectories": memory,
+        "rewards": ", ".join(f"{name} ({spec.axis})" for name, spec in recipe.rewards.items()),
+    }
+    print_rows("One GRPO step", ("", ""), [*rows.items()])
+    weights = [(steps, *(f"{value:.2f}" for value in values)) for steps, values in g.weights]
+    print_rows("Time weights", ("sampler steps", "prompt", "identity"), weights)
