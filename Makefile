@@ -10,7 +10,7 @@ DEMO := runs/demo
 ARGS ?=
 
 # Small tensors lose more to thread hand-over than they gain from threads: four are plenty for the miniature.
-CORES := $(shell n=$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ "$$n" -gt 4 ] && echo 4 || echo "$$n")
+CORES := $(shell n=$$(env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ "$$n" -gt 4 ] && echo 4 || echo "$$n")
 OMP_NUM_THREADS ?= $(CORES)
 export OMP_NUM_THREADS
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from customized_grpo import registry
 from customized_grpo.policies.checkpointing import checkpoint_blocks
 from customized_grpo.policies.flux import UNO
 from customized_grpo.sampling.clock import Clock
@@ -121,7 +122,7 @@ def recipe(world: Path, folder: Path, **changes: Any) -> Any:
 
 def trainer_of(parts: Parts, **changes: Any) -> Trainer:
     made = recipe(Path(parts.recipe.policy.model).parent, parts.folder, **changes)
-    transition = made.sampling.dynamics
+    transition = registry.build_function("dynamics", made.sampling.dynamics)
     return Trainer(replace(parts, recipe=made, plan=made.sampling.plan, transition=transition))
 
 
