@@ -12,19 +12,31 @@ from customized_grpo.recipe.config import EvaluateRecipe, Recipe
 
 
 def needed(recipe: Recipe | EvaluateRecipe) -> Jobs:
+    """Every example that a recipe encodes, its data opened for that."""
+    dataset = load_dataset(recipe.data, "data") if isinstance(recipe, Recipe) else None
+    return needed_of(recipe, dataset, load_held_out(recipe))
+
+
+def load_held_out(recipe: Recipe | EvaluateRecipe) -> Dataset | None:
+    """The data that a recipe evaluates on; None where it never does."""
+    if recipe.evaluate is None or (isinstance(recipe, Recipe) and not recipe.train.evaluate_every):
+        return None
+    return load_dataset(recipe.evaluate.data, "evaluate.data")
+
+
+def needed_of(recipe: Recipe | EvaluateRecipe, dataset: Dataset | None, held_out: Dataset | None) -> Jobs:
     """Every example that a recipe encodes: those of all training steps, and the held-out ones."""
     jobs: list[tuple[Dataset, int]] = []
-    if isinstance(recipe, Recipe):
-        dataset, train, seed = load_dataset(recipe.data, "data"), recipe.train, recipe.run.seed
-        groups, size = train.groups_per_step, len(dataset)
+    if isinstance(recipe, Recipe) and dataset is not None:
+        train, seed, size = recipe.train, recipe.run.seed, len(dataset)
+        groups = train.groups_per_step
         drawn = {
             index
             for step in range(train.steps)
             for index in order.indices(step, rank=0, world=1, groups_per_step=groups, size=size, seed=seed)
         }
         jobs += [(dataset, index) for index in sorted(drawn)]
-    if recipe.evaluate is not None and (isinstance(recipe, EvaluateRecipe) or recipe.train.evaluate_every):
-        held_out = load_dataset(recipe.evaluate.data, "evaluate.data")
+    if recipe.evaluate is not None and held_out is not None:
         jobs += [(held_out, index) for index in encoded_examples(held_out, recipe.evaluate)]
     return jobs
 

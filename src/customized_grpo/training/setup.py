@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +37,7 @@ from customized_grpo.scoring.score import load_rewards
 from customized_grpo.scoring.scorer import Scorer
 from customized_grpo.training import engine
 from customized_grpo.training.distributed import together
-from customized_grpo.training.encoded import bars, needed
+from customized_grpo.training.encoded import bars, load_held_out, needed_of
 from customized_grpo.training.optimizers import build_optimizer
 from customized_grpo.training.tracking import prepare_folder
 from customized_grpo.types import Conditioning, Example
@@ -156,7 +157,7 @@ def build(recipe: Recipe) -> Parts:
         if accelerator.is_main_process:
             prepare_folder(folder, resuming=run.resume is not None)
     with together(accelerator, ValueError):
-        dataset = load_dataset(recipe.data, "data")
+        dataset, held_out = load_dataset(recipe.data, "data"), load_held_out(recipe)
         rewards = load_rewards(recipe.rewards, device=device)
     # Completing a cache waits for the others on its way, so a rank that fails in it can't tell them: it ends the job.
     agreed = together(accelerator, ValueError) if run.cache is None else contextlib.nullcontext()
@@ -169,7 +170,8 @@ def build(recipe: Recipe) -> Parts:
             wait=accelerator.wait_for_everyone,
             progress=progress,
         )
-        policy, encode = open_policy(recipe.policy, run.cache, lambda: needed(recipe), process)
+        jobs = partial(needed_of, recipe, dataset, held_out)
+        policy, encode = open_policy(recipe.policy, run.cache, jobs, process)
         tuning.attach(policy, recipe.policy, run.seed, keep_base=recipe.objective.kl > 0)
     parameters = tuning.trainable_parameters(policy)
     optimizer = build_optimizer(list(parameters.values()), train)
@@ -216,14 +218,16 @@ def build(recipe: Recipe) -> Parts:
         optimizer=prepared,
         schedule=schedule,
         ema=ema,
-        evaluation=_evaluation(recipe, encode, device),
+        evaluation=_evaluation(recipe, held_out, encode, device),
         clock=Clock(device),
     )
 
 
-def _evaluation(recipe: Recipe, encode: Encode, device: torch.device) -> Evaluation | None:
+def _evaluation(
+    recipe: Recipe, held_out: Dataset | None, encode: Encode, device: torch.device
+) -> Evaluation | None:
     spec = recipe.evaluate
-    if spec is None or not recipe.train.evaluate_every:
+    if spec is None or held_out is None:
         return None
     kept: dict[str, Conditioning] = {}
 
@@ -234,7 +238,7 @@ def _evaluation(recipe: Recipe, encode: Encode, device: torch.device) -> Evaluat
         return kept[example.key].to(device)
 
     return Evaluation(
-        dataset=load_dataset(spec.data, "evaluate.data"),
+        dataset=held_out,
         metrics=build_metrics(spec.metrics, device),
         encode=encode_once,
     )
