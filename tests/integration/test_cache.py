@@ -7,8 +7,10 @@ import pytest
 from typer.testing import CliRunner
 
 from customized_grpo.commands.app import app
+from customized_grpo.data.base import Dataset, load_dataset
 from customized_grpo.policies.flux import UNO
 from customized_grpo.recipe.loading import save_recipe
+from customized_grpo.training import encoded, setup
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
 from runs import checkpoint_bytes, metrics_of, tiny_recipe, with_evaluation
@@ -49,6 +51,23 @@ def test_training_completes_a_cache_by_itself(
     monkeypatch.setattr(UNO, "encode", lambda *_: pytest.fail("encoded in the middle of a run"))
     trainer.run()
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2  # two groups, of two examples
+
+
+def test_every_data_set_is_opened_once(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def counted(spec: Any, key: str) -> Dataset:
+        opened.append(key)
+        return load_dataset(spec, key)
+
+    for module in (setup, encoded):
+        monkeypatch.setattr(module, "load_dataset", counted)
+    build(
+        tiny_recipe(tiny_world, tmp_path / "run", run__cache=str(tmp_path / "cache"), **changes(tiny_world))
+    )
+    assert sorted(opened) == ["data", "evaluate.data"]
 
 
 def test_data_cache_says_where_the_cache_is_missing(tiny_world: Path, tmp_path: Path) -> None:

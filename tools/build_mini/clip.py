@@ -1,5 +1,6 @@
 """Stages `clip` and `judge-clip`: a miniature CLIP, by image-prompt contrast with negatives that differ in one word."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -8,12 +9,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-from build_mini.common import LOG, Context, Training, replace_folder, write_card
+from build_mini.common import Context
+from build_mini.encoder import (
+    Asset,
+    AttributeReader,
+    EncoderRecipe,
+    Lesson,
+    noisy,
+    processor,
+    train_encoder,
+    under,
+)
 from build_mini.gallery import SLOTS, load_gallery
 from build_mini.oracle import attribute_loss
 from build_mini.text import all_prompts, all_scenes, clip_tokenizer, scene_row, token_ids
 from customized_grpo.mini.grammar import MAX_TOKENS
-from customized_grpo.mini.oracle import CHOICES, HUES
 from customized_grpo.mini.world import CLASSES, HATS, PLACES, POSITIONS, SIZES
 
 BATCH: Final = 64
@@ -24,16 +34,10 @@ _STD: Final = (0.26862954, 0.26130258, 0.27577711)
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClipRecipe:
-    """Shape, seed and length of one encoder; the judge differs from the reward in all three."""
+class ClipRecipe(EncoderRecipe):
+    """A CLIP, with the depth of its text encoder."""
 
-    title: str
-    folder: str
-    seed: int
-    hidden: int
-    layers: int
     text_layers: int
-    steps: int
 
 
 REWARD: Final = ClipRecipe(
@@ -101,92 +105,60 @@ class _Student(nn.Module):
     def __init__(self, clip: CLIPModel) -> None:
         super().__init__()
         self.clip = clip
-        self.sizes = [*CHOICES.values(), *(2 for _ in HUES), 1]
-        self.reader = nn.Linear(clip.config.vision_config.hidden_size, sum(self.sizes))
+        self.reader = AttributeReader(clip.config.vision_config.hidden_size)
 
     def forward(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         pooled = self.clip.vision_model(pixel_values=pixels).pooler_output
         image = F.normalize(self.clip.visual_projection(pooled).float(), dim=1)
         text = self.clip.text_model(input_ids=ids).pooler_output
         text = F.normalize(self.clip.text_projection(text).float(), dim=1)
-        parts = self.reader(pooled).split(self.sizes, dim=1)
-        return image, text, dict(zip((*CHOICES, *HUES, "value"), parts, strict=True))
+        return image, text, self.reader.read(pooled)
 
 
 def train_clip(context: Context, recipe: ClipRecipe) -> None:
     """Trains, measures and writes one model."""
-    name = recipe.folder.replace("/", "-")
-    done = context.work / f"{name}-done"
-    if done.exists():
-        LOG.info("%s: done already", recipe.folder)
-        return
-    torch.manual_seed(context.seed + recipe.seed)
     tokenizer = clip_tokenizer()
-    student = _Student(new_clip(recipe, len(tokenizer), int(tokenizer.eos_token_id)))
-    training = Training(context, name, student, steps=recipe.steps, lr=1.5e-3, ema=0.99, weight_decay=0.02)
-    gallery = load_gallery(context, "train")
     ids = token_ids(tokenizer, all_prompts())
-    with_prompt = torch.tensor([i for i, slot in enumerate(SLOTS) if slot != "reference"])
+    size, end = len(tokenizer), int(tokenizer.eos_token_id)
 
-    def loss_of(step: int) -> Tensor:
-        generator = torch.Generator().manual_seed(step * 37 + recipe.seed)
-        rows = torch.randint(len(gallery), (BATCH,), generator=generator)
-        slots = with_prompt[torch.randint(len(with_prompt), (BATCH,), generator=generator)]
-        images = gallery.images[rows, slots].float()
-        images = images + 12 * torch.rand((), generator=generator) * torch.randn(
-            images.shape, generator=generator
-        )
-        prompts = gallery.prompt[rows, slots]
-        asked = torch.cat([prompts, *(_one_word_apart(prompts, generator) for _ in range(2))])
-        with torch.autocast("cpu", torch.bfloat16):
-            image, text, attributes = student(standardise(images.clamp(0, 255)), ids[asked])
-        logits = student.clip.logit_scale.exp().clamp_max(50) * image @ text.T
-        # Prompts that occur twice in the batch are no negatives of each other.
-        twin = prompts[:, None] == asked[None]
-        twin[torch.arange(BATCH), torch.arange(BATCH)] = False
-        logits = logits.masked_fill(twin, -1e4)
-        own = torch.arange(BATCH)
-        contrast = F.cross_entropy(logits, own) + F.cross_entropy(logits[:, :BATCH].T, own)
-        return contrast + 0.1 * attribute_loss(
-            attributes, {k: v[rows, slots] for k, v in gallery.truth.items()}
-        )
+    def learn(student: _Student) -> Lesson:
+        gallery = load_gallery(context, "train")
+        with_prompt = torch.tensor([i for i, slot in enumerate(SLOTS) if slot != "reference"])
 
-    def export() -> None:
-        clip = new_clip(recipe, len(tokenizer), int(tokenizer.eos_token_id))
-        clip.load_state_dict({k[5:]: v for k, v in training.average.items() if k.startswith("clip.")})
-        metrics = measure_clip(context, clip, ids)
-        LOG.info("%s: %s", recipe.folder, metrics)
-        with replace_folder(context.out / recipe.folder) as aside:
-            clip.half().save_pretrained(aside)
-            tokenizer.save_pretrained(aside)
-            _processor().save_pretrained(aside)
-            write_card(
-                aside,
-                recipe.title,
-                data=f"{len(gallery)} training subjects in three prompted pictures each (rendered or decoded)",
-                recipe=f"{training.step} steps of {BATCH}; image-prompt contrast with two more negatives a prompt that "
-                "differ in one word, and an auxiliary reader of attributes; bf16 autocast, AdamW 1.5e-3 cosine",
-                seconds=training.seconds,
+        def loss_of(step: int) -> Tensor:
+            generator = torch.Generator().manual_seed(step * 37 + recipe.seed)
+            rows = torch.randint(len(gallery), (BATCH,), generator=generator)
+            slots = with_prompt[torch.randint(len(with_prompt), (BATCH,), generator=generator)]
+            images = noisy(gallery.images[rows, slots], generator)
+            prompts = gallery.prompt[rows, slots]
+            asked = torch.cat([prompts, *(_one_word_apart(prompts, generator) for _ in range(2))])
+            with torch.autocast("cpu", torch.bfloat16):
+                image, text, attributes = student(standardise(images), ids[asked])
+            logits = student.clip.logit_scale.exp().clamp_max(50) * image @ text.T
+            # Prompts that occur twice in the batch are no negatives of each other.
+            twin = prompts[:, None] == asked[None]
+            own = torch.arange(BATCH)
+            twin[own, own] = False
+            logits = logits.masked_fill(twin, -1e4)
+            contrast = F.cross_entropy(logits, own) + F.cross_entropy(logits[:, :BATCH].T, own)
+            truth = {name: value[rows, slots] for name, value in gallery.truth.items()}
+            return contrast + 0.1 * attribute_loss(attributes, truth)
+
+        def asset(average: Mapping[str, Tensor]) -> Asset:
+            clip = new_clip(recipe, size, end)
+            clip.load_state_dict(under("clip", average))
+            metrics = measure_clip(context, clip, ids)
+            return Asset(
+                parts=(clip.half(), tokenizer, processor(CLIPImageProcessorPil, _MEAN, _STD)),
                 metrics=metrics,
+                data=f"{len(gallery)} training subjects in three prompted pictures each (rendered or decoded)",
+                recipe=f"{BATCH}; image-prompt contrast with two more negatives a prompt that "
+                "differ in one word, and an auxiliary reader of attributes; bf16 autocast, AdamW 1.5e-3 cosine",
             )
 
-    training.run(loss_of, every_s=240, hook=export)
-    export()
-    done.touch()
+        return loss_of, asset
 
-
-def _processor() -> CLIPImageProcessorPil:
-    return CLIPImageProcessorPil(
-        do_resize=True,
-        size={"height": 64, "width": 64},
-        resample=3,
-        do_center_crop=False,
-        do_rescale=True,
-        do_normalize=True,
-        image_mean=list(_MEAN),
-        image_std=list(_STD),
-        do_convert_rgb=True,
-    )
+    train_encoder(context, recipe, lambda: _Student(new_clip(recipe, size, end)), learn)
 
 
 @torch.no_grad()

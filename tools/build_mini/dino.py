@@ -4,6 +4,7 @@ Cosines of class tokens are trained towards a sum of the subjects' likeness and,
 real DINOv2, the background counts, so a copy of the reference scores above the same subject in another scene.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -12,25 +13,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
-from build_mini.common import LOG, Context, Training, replace_folder, write_card
+from build_mini.common import Context
+from build_mini.encoder import (
+    Asset,
+    AttributeReader,
+    EncoderRecipe,
+    Lesson,
+    noisy,
+    processor,
+    train_encoder,
+    under,
+)
 from build_mini.gallery import SLOTS, Gallery, load_gallery
 from build_mini.oracle import attribute_loss
-from customized_grpo.mini.oracle import CHOICES, HUES
 
 SUBJECTS_A_BATCH: Final = 16
+_MEAN: Final = (0.485, 0.456, 0.406)
+_STD: Final = (0.229, 0.224, 0.225)
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DinoRecipe:
-    """Shape, seed and length of one encoder; the judge differs from the reward in all of it."""
+class DinoRecipe(EncoderRecipe):
+    """A DINOv2, with the target of its cosines."""
 
-    title: str
-    folder: str
-    seed: int
-    hidden: int
-    layers: int
-    steps: int
     subject_share: float
     """Of the wanted cosine; the rest is the scene's."""
 
@@ -87,8 +93,7 @@ def target_cosines(truth: dict[str, Tensor], subject_share: float) -> Tensor:
 
 def standardise(images: Tensor) -> Tensor:
     """uint8 (n, 64, 64, 3) to the processor's output: ImageNet mean and deviation."""
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+    return ((images.float() / 255 - torch.tensor(_MEAN)) / torch.tensor(_STD)).permute(0, 3, 1, 2)
 
 
 class _Student(nn.Module):
@@ -97,14 +102,12 @@ class _Student(nn.Module):
     def __init__(self, encoder: Dinov2Model) -> None:
         super().__init__()
         self.encoder = encoder
-        sizes = [*CHOICES.values(), *(2 for _ in HUES), 1]
-        self.reader = nn.Linear(encoder.config.hidden_size, sum(sizes))
-        self.sizes = sizes
+        self.reader = AttributeReader(encoder.config.hidden_size)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         token = self.encoder(pixel_values=pixels).last_hidden_state[:, 0]
-        parts = self.reader(token).split(self.sizes, dim=1)
-        return F.normalize(token.float(), dim=1), dict(zip((*CHOICES, *HUES, "value"), parts, strict=True))
+        attributes = self.reader.read(token)
+        return F.normalize(token.float(), dim=1), attributes
 
 
 def _batch(gallery: Gallery, step: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -116,80 +119,43 @@ def _batch(gallery: Gallery, step: int, seed: int) -> tuple[Tensor, dict[str, Te
         rows = rows[cls == cls[0]]
     rows = rows[:SUBJECTS_A_BATCH].repeat_interleave(3)
     slots = torch.randint(len(SLOTS), (len(rows),), generator=generator)
-    images = gallery.images[rows, slots].float()
-    images = images + 12 * torch.rand((), generator=generator) * torch.randn(
-        images.shape, generator=generator
-    )
-    return images.clamp(0, 255), {k: v[rows, slots] for k, v in gallery.truth.items()}
+    truth = {name: value[rows, slots] for name, value in gallery.truth.items()}
+    return noisy(gallery.images[rows, slots], generator), truth
 
 
 def train_dino(context: Context, recipe: DinoRecipe) -> None:
     """Trains, measures and writes one encoder."""
-    done = context.work / f"{recipe.folder.replace('/', '-')}-done"
-    if done.exists():
-        LOG.info("%s: done already", recipe.folder)
-        return
-    torch.manual_seed(context.seed + recipe.seed)
-    student = _Student(new_dino(recipe))
-    training = Training(
-        context,
-        recipe.folder.replace("/", "-"),
-        student,
-        steps=recipe.steps,
-        lr=1.5e-3,
-        ema=0.99,
-        weight_decay=0.02,
-    )
-    gallery = load_gallery(context, "train")
 
-    fast = torch.compile(student)
+    def learn(student: _Student) -> Lesson:
+        gallery = load_gallery(context, "train")
+        fast = torch.compile(student)
 
-    def loss_of(step: int) -> Tensor:
-        images, truth = _batch(gallery, step, recipe.seed)
-        with torch.autocast("cpu", torch.bfloat16):
-            tokens: Tensor
-            tokens, attributes = fast(standardise(images))
-        wanted = target_cosines(truth, recipe.subject_share)
-        gram = (tokens @ tokens.T - wanted).square()
-        gram = gram * (1 - torch.eye(len(gram)))
-        return 20 * gram.mean() + 0.5 * attribute_loss(attributes, truth)
+        def loss_of(step: int) -> Tensor:
+            images, truth = _batch(gallery, step, recipe.seed)
+            with torch.autocast("cpu", torch.bfloat16):
+                tokens: Tensor
+                tokens, attributes = fast(standardise(images))
+            wanted = target_cosines(truth, recipe.subject_share)
+            gram = (tokens @ tokens.T - wanted).square()
+            gram = gram * (1 - torch.eye(len(gram)))
+            return 20 * gram.mean() + 0.5 * attribute_loss(attributes, truth)
 
-    def export() -> None:
-        encoder = new_dino(recipe)
-        encoder.load_state_dict({k[8:]: v for k, v in training.average.items() if k.startswith("encoder.")})
-        metrics = measure_dino(context, encoder)
-        LOG.info("%s: %s", recipe.folder, metrics)
-        with replace_folder(context.out / recipe.folder) as aside:
-            encoder.half().save_pretrained(aside)
-            _processor().save_pretrained(aside)
-            write_card(
-                aside,
-                recipe.title,
+        def asset(average: Mapping[str, Tensor]) -> Asset:
+            encoder = new_dino(recipe)
+            encoder.load_state_dict(under("encoder", average))
+            metrics = measure_dino(context, encoder)
+            return Asset(
+                parts=(encoder.half(), processor(BitImageProcessorPil, _MEAN, _STD)),
+                metrics=metrics,
                 data=f"{len(gallery)} training subjects in four pictures each (rendered, and decoded with noise)",
-                recipe=f"{training.step} steps of {3 * SUBJECTS_A_BATCH}; cosines of class tokens towards "
+                recipe=f"{3 * SUBJECTS_A_BATCH}; cosines of class tokens towards "
                 f"{recipe.subject_share} x likeness of subjects + {1 - recipe.subject_share:.2f} x likeness of scenes, "
                 "with a reader of attributes beside it; bf16 autocast, AdamW 1.5e-3 cosine, averaged weights",
-                seconds=training.seconds,
-                metrics=metrics,
             )
 
-    training.run(loss_of, every_s=240, hook=export)
-    export()
-    done.touch()
+        return loss_of, asset
 
-
-def _processor() -> BitImageProcessorPil:
-    return BitImageProcessorPil(
-        do_resize=True,
-        size={"height": 64, "width": 64},
-        resample=3,
-        do_center_crop=False,
-        do_rescale=True,
-        do_normalize=True,
-        image_mean=[0.485, 0.456, 0.406],
-        image_std=[0.229, 0.224, 0.225],
-        do_convert_rgb=True,
-    )
+    train_encoder(context, recipe, lambda: _Student(new_dino(recipe)), learn)
 
 
 @torch.no_grad()
