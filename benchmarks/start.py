@@ -3,8 +3,8 @@
     python benchmarks/start.py --repeats 5
 
 Each command runs in a fresh interpreter: once to fill the caches of the machine and of Python, and then a few times, of
-which the table shows the median and the range. ``import torch`` stands beside them: most begin with it. The result goes to
-benchmarks/results/start.csv.
+which the table shows the median and the range. ``import torch`` stands beside them: most begin with it. The result
+goes to benchmarks/results/start.csv.
 """
 
 import argparse
