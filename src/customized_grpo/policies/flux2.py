@@ -265,14 +265,11 @@ def position_ids(grid: tuple[int, int], references: Sequence[tuple[int, int]]) -
         grid: (h, w) of the image in tokens.
         references: (h, w) of each reference, in order.
     """
-    return torch.cat(
-        [
-            torch.cartesian_prod(
-                torch.tensor([_PLANE * k]), torch.arange(h), torch.arange(w), torch.arange(1)
-            )
-            for k, (h, w) in enumerate((grid, *references))
-        ]
-    )
+    each = []
+    for k, (h, w) in enumerate((grid, *references)):
+        axes = torch.tensor([_PLANE * k]), torch.arange(h), torch.arange(w), torch.arange(1)
+        each.append(torch.cartesian_prod(*axes))
+    return torch.cat(each)
 
 
 def text_ids(length: int, device: torch.device) -> Int[Tensor, "l 4"]:
