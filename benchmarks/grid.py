@@ -119,6 +119,8 @@ class Grid:
         todo = [(cell, seed) for cell, seed in self.jobs(only) if (cell.name, seed) not in done]
         if not todo:
             return
+        if not done and (file := self._table("")).is_file():
+            raise ValueError(f"{file} is of other models or another recipe; move it away to begin anew")
         end = time.monotonic() + 60 * minutes
         with multiprocessing.get_context("spawn").Pool(workers, initializer=_silence) as pool:
             running: list[Any] = []
