@@ -88,7 +88,9 @@ def collect() -> list[dict[str, Any]]:
         base = record["curve"]["0"]
         rows.setdefault(name, {})[seed] = record["examples"]
     generator = np.random.default_rng(0)
-    result = [{"of": "base", "metric": metric, "mean": value} for metric, value in base.items()]
+    result: list[dict[str, Any]] = [
+        {"of": "base", "metric": metric, "mean": value} for metric, value in base.items()
+    ]
     for name, seeds in rows.items():
         values = {metric: [list(seeds[seed][metric].values()) for seed in seeds] for metric in base}
         result += [
