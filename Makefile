@@ -82,7 +82,7 @@ ablation: $(RUNTIME)
 	$(BIN)/python benchmarks/ablation.py $(ARGS)
 
 assets: $(RUNTIME)
-	$(BIN)/python -m build_mini $(ARGS)
+	PYTHONPATH=tools $(BIN)/python -m build_mini $(ARGS)
 
 clean:
 	rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

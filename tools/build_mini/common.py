@@ -199,7 +199,7 @@ def write_card(
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
     text = (
         f"# {title}\n\nPart of the miniature world of customized-grpo (Apache-2.0). Built from nothing by "
-        f"`python -m build_mini`; the figures below were measured by that command.\n\n"
+        f"`make assets` (tools/build_mini); the figures below were measured by that command.\n\n"
         f"* **Data**: {data}\n* **Recipe**: {recipe}\n* **Time**: {seconds / 60:.1f} minutes of training\n\n"
         f"| metric | value |\n|---|---|\n{rows}\n"
     )
