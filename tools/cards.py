@@ -1,4 +1,4 @@
-"""What to set on which card: the tables of docs/performance.md, computed from shapes by the estimate of ``validate``.
+"""Settings per card: the tables of docs/performance.md, computed from shapes by the estimate of ``validate``.
 
 Each recipe starts as fast as it can be - encoded prompts and references cached, no activations computed again, a whole
 step of the group in one backward pass - and takes the advice of ``validate`` until it fits. Nothing is measured.
@@ -22,7 +22,7 @@ FASTEST = ("run.cache=cache", "policy.gradient_checkpointing=false", "train.micr
 
 
 def row(recipe: str, rank: int, card: int) -> str:
-    """What to set on a card, alone and as one of several."""
+    """Settings for a card, alone and as one of several."""
     cells = []
     for world in WORLDS:
         start = load_recipe(recipe, [*FASTEST, f"policy.lora.rank={rank}", "policy.lora.alpha=null"])

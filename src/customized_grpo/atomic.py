@@ -1,4 +1,4 @@
-"""Files that are complete or absent: written beside their place and renamed; and the hash that tells whether one is."""
+"""Atomic files, complete or absent: written beside their final path and renamed; and the hash of a file."""
 
 import hashlib
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A free name beside ``path`` to write to; it takes the place of ``path`` when the block ends without an error.
+    """Yield a temporary path beside ``path``, which replaces ``path`` when the block ends without an error.
 
     The name is hidden, ends in the same suffix and is not shared with any other process.
     """

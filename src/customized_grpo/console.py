@@ -1,4 +1,4 @@
-"""Where commands print."""
+"""Console output of commands."""
 
 import os
 import sys
@@ -8,22 +8,22 @@ from typing import Final
 from rich.console import Console
 
 RANK: Final = int(os.environ.get("RANK", "0"))
-"""Of this process, as torchrun and accelerate set it."""
+"""Rank of this process, as set by torchrun and accelerate."""
 
 out: Final = Console(quiet=RANK != 0)
 err: Final = Console(stderr=True, quiet=RANK != 0)
 
 OnProgress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is, and of how much."""
+"""Callback with (task, number done, total)."""
 
 
 def say(text: str, *, style: str | None = None, on: Console = out) -> None:
-    """A line as it is: no markup, and never wrapped, so that a path can be taken out of it."""
+    """Print a line verbatim: without markup and never wrapped, so that paths can be copied."""
     on.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def hush_libraries() -> None:
-    """No loading bars of diffusers and transformers where nobody watches, and on ranks other than the main one.
+    """Hide loading bars of diffusers and transformers outside a terminal, and on all ranks but the main one.
 
     Downloads keep theirs, and so does loading in a terminal: a large model takes minutes.
     """

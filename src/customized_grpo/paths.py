@@ -1,19 +1,19 @@
-"""Where models are (a hub id, a folder, or a miniature checkpoint inside the package), and which paths are safe."""
+"""Paths of models (a hub id, a folder, or a miniature checkpoint in the package), and a check that paths are safe."""
 
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 ASSETS = Path(__file__).parent / "mini" / "assets"
-"""The embedded checkpoints, one folder a kind; ``judges/`` holds those that training never sees."""
+"""Folder of the embedded checkpoints, one per kind; ``judges/`` holds those that training never sees."""
 
 
 def model_path(name: str, kind: str) -> str:
-    """What to give to ``from_pretrained`` for a recipe's ``model``.
+    """The argument of ``from_pretrained`` for a recipe's ``model``.
 
     ``mini`` is the package's own miniature model of that kind (``dino``, ``clip``, ...), ``mini-judge`` its
     held-out twin. Anything else is a folder or a hub id (``organisation/name``) and passes through.
 
     Raises:
-        ValueError: the name is empty, or reads as a folder that isn't there.
+        ValueError: the name is empty, or looks like a folder that doesn't exist.
     """
     if not name.strip():
         raise ValueError("model is empty; give a folder, a hub id such as 'facebook/dinov2-base', or 'mini'")
@@ -21,7 +21,7 @@ def model_path(name: str, kind: str) -> str:
         folder = ASSETS / kind if name == "mini" else ASSETS / "judges" / kind
         if not folder.is_dir():
             raise ValueError(
-                f"model {name!r}: the embedded {kind} model is missing ({folder} is no folder); "
+                f"model {name!r}: the embedded {kind} model is missing ({folder} is not a folder); "
                 "reinstall customized-grpo, or rebuild it by 'make assets' in a checkout"
             )
         return str(folder)
@@ -30,14 +30,14 @@ def model_path(name: str, kind: str) -> str:
         return str(path)
     if path.exists():
         raise ValueError(f"model {name!r} is a file; give the folder that holds config.json and the weights")
-    # A hub id has at most one slash and no dot, slash or tilde in front: anything else was meant as a folder.
+    # A hub id has at most one slash and no leading dot, slash or tilde: anything else was meant as a folder.
     if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1:
         raise ValueError(f"model {name!r}: no such folder; give an existing folder, a hub id, or 'mini'")
     return name
 
 
 def is_inside(path: str) -> bool:
-    """Whether a path that another machine wrote stays in its folder. Links in the folder may lead out."""
+    """True if a path from another machine stays inside its folder. Links in the folder may lead out."""
     windows = PureWindowsPath(path)
     outside = PurePosixPath(path).is_absolute() or windows.drive or windows.root or ".." in windows.parts
     return bool(path) and "\0" not in path and not outside

@@ -1,4 +1,4 @@
-"""One resolver for every plug-in: built-in table, then entry points, then ``module:attr``.
+"""Registry of plug-ins, with one resolver: built-in table, then entry points, then ``module:attr``.
 
 A plug-in is a class with a nested pydantic ``Config`` (policies, rewards, metrics, data sets), a pydantic model
 (importers, plans), or a plain function (aggregators, time weights, dynamics, rewards), whose keyword-only parameters
@@ -94,7 +94,7 @@ BUILTIN: Mapping[Kind, Mapping[str, str]] = {
     },
 }
 
-# A plain function of these kinds becomes a class of the form that the kind has.
+# A plain function of these kinds becomes a class of the kind.
 _ADAPTERS: Mapping[Kind, str] = {"rewards": "customized_grpo.rewards.function:reward_class"}
 
 
@@ -111,11 +111,11 @@ class PluginSection(BaseModel):
 
 
 class _Call(NamedTuple):
-    """The call that a function of some kind has to answer."""
+    """Signature required of functions of a kind."""
 
     positional: tuple[str, ...]
     given: tuple[str, ...] = ()
-    """Keywords that the caller gives, so that they are not options."""
+    """Keywords passed by the caller, which are not options."""
 
 
 _CALLS: Mapping[Kind, _Call] = {
@@ -127,14 +127,14 @@ _CALLS: Mapping[Kind, _Call] = {
 
 
 def did_you_mean(given: str, allowed: list[str]) -> str:
-    """`` did you mean 'x'?`` where something is near, else an empty string."""
+    """`` did you mean 'x'?`` if there is a similar name, else an empty string."""
     near = get_close_matches(given, allowed, n=1, cutoff=0.6)
     return f" did you mean {near[0]!r}?" if near else ""
 
 
 @lru_cache(maxsize=1)
 def _entry_points(path: tuple[str, ...]) -> dict[Kind, EntryPoints]:
-    """Those of every package on ``sys.path``, read once: it takes 10 ms, and a recipe asks for each of its sections."""
+    """Entry points of all packages on ``sys.path``, read once: it takes 10 ms, and every section of a recipe asks."""
     found = entry_points()
     return {kind: found.select(group=f"customized_grpo.{kind}") for kind in BUILTIN}
 
@@ -218,7 +218,7 @@ def config_model(kind: Kind, plugin: Any) -> type[BaseModel]:
 def section_of(kind: Kind, function: Callable[..., Any], base: type[M]) -> type[M]:
     """The section of a plug-in function: its keyword-only parameters with their annotations and defaults.
 
-    ``Annotated[float, Field(ge=0.0, description="...")]`` sets bounds and words, as in any pydantic model.
+    ``Annotated[float, Field(ge=0.0, description="...")]`` sets bounds and a description, as in any pydantic model.
 
     Raises:
         ValueError: it can't be called as its kind is, or a parameter can't be an option.

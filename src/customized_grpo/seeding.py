@@ -1,7 +1,7 @@
-"""The only source of randomness: every draw is a function of (seed, purpose, step, index), of nothing else.
+"""Random generators, the only source of randomness: each draw is a function of (seed, purpose, step, index).
 
-From this follow exact resume (no generator state to save) and results that do not depend on the number of ranks,
-as ``index`` is global: a sample gets the same noise whichever rank makes it.
+This gives exact resume (no generator state to save) and results that do not depend on the number of ranks, as
+``index`` is global: a sample gets the same noise on any rank.
 """
 
 import json
@@ -13,11 +13,11 @@ import torch
 def generator(seed: int, purpose: str, step: int, index: int) -> torch.Generator:
     """A fresh CPU generator for one draw.
 
-    It is a CPU generator even where the model runs on a GPU, because a CUDA generator gives other numbers than the
-    CPU's, and they depend on the launch geometry. Draw on the CPU and move the result: a sample's noise is small.
+    It is a CPU generator even if the model runs on a GPU, because a CUDA generator gives other numbers, which depend on
+    the launch geometry. Draw on the CPU and move the result: a sample's noise is small.
 
     torch's CPU engine keeps the low 32 bits of a seed. So two streams of one group coincide in about 1e-8 of the
-    groups, and among N streams of a whole run N^2 / 2^33 pairs are expected to, which is harmless there.
+    groups, and among N streams of a whole run about N^2 / 2^33 pairs do, which is harmless there.
 
     Args:
         seed: the run's seed.
@@ -30,6 +30,4 @@ def generator(seed: int, purpose: str, step: int, index: int) -> torch.Generator
     """
     key = json.dumps([seed, purpose, step, index]).encode()
     digest = int.from_bytes(blake2b(key, digest_size=8).digest(), "big")
-    return torch.Generator(device="cpu").manual_seed(
-        digest >> 1
-    )  # 63 bits: what a signed 64-bit seed can hold
+    return torch.Generator(device="cpu").manual_seed(digest >> 1)  # 63 bits fit into a signed 64-bit seed

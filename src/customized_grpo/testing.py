@@ -1,6 +1,6 @@
-"""The conformance kit: what every policy, reward and aggregator must hold, yours included.
+"""Conformance kit: properties that every policy, reward and aggregator must have, yours included.
 
-Call it from your own tests; what is wrong is said by an ``AssertionError``. Dimensions: n batch, S latent tokens,
+Call it from your own tests; violations raise an ``AssertionError``. Dimensions: n batch, S latent tokens,
 C channels, G group size, Q = 2 axes (prompt, identity), K trained steps, H x W pixels.
 """
 
@@ -23,18 +23,18 @@ from customized_grpo.rewards.function import reward_class
 from customized_grpo.types import Example
 
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Largest difference over the largest value when the same samples are computed in batches of another size."""
+"""Tolerance, relative to the largest value, between batches of different size."""
 
 
 def check_policy(policy: Policy, example: Example) -> None:
     """Check a loaded policy with an adapter, or unfrozen with ``keep_base`` (``tuning.attach``), on one example.
 
     Shapes and dtypes; the same result for the same input; a sample's velocity does not depend on the others of its
-    batch; one sigma for all equals the same sigma a row; gradients reach every trained weight and nothing else;
-    without its training the policy still runs; decode gives uint8 images on the CPU.
+    batch; one sigma for all equals the same sigma per row; gradients reach every trained weight and nothing else;
+    with the trained weights switched off the policy still runs; decode gives uint8 images on the CPU.
 
     Raises:
-        AssertionError: what does not hold.
+        AssertionError: names the violated property.
     """
     n, sigma = 4, torch.tensor(0.7, device=policy.device)
     draw = torch.Generator().manual_seed(0)
@@ -64,7 +64,7 @@ def check_policy(policy: Policy, example: Example) -> None:
         )
         rows = policy.velocity(x, sigma.expand(n), cond)
         assert torch.equal(whole, rows), (
-            "a sigma a row, all equal, gives another velocity than one sigma for all"
+            "one sigma per row, all equal, gives another velocity than one sigma for all"
         )
         for size in (1, 2):
             parts = torch.cat([policy.velocity(part, sigma, cond) for part in torch.split(x, size)])
@@ -111,7 +111,7 @@ def _check_gradient(policy: Policy, x: Tensor, expected: Tensor, velocity: Calla
         grad = named[name].grad
         assert grad is not None, f"no gradient reaches {name}; data-parallel training would wait for it"
         assert bool(grad.isfinite().all()), f"the gradient of {name} is not finite"
-    # B starts as zero and then passes nothing on to A, so only the sum is sure to be non-zero.
+    # B starts at zero, so A's gradient is zero at first: only the sum is sure to be non-zero.
     total = sum(float(named[name].grad.abs().sum()) for name in trained)
     assert total > 0, "all gradients are zero"
     for name in trained:
@@ -125,20 +125,20 @@ def check_reward(
     *,
     pairwise: bool = False,
 ) -> None:
-    """Check a reward, or a function ``f(example, images)`` that is one, on a group of at least 3 different images.
+    """Check a reward, or a plain reward function ``f(example, images)``, on a group of at least 3 different images.
 
-    Shape, float32 and CPU; the same scores twice; scores follow their images when these change places; nothing given
-    is changed; and a local reward gives an image the same score alone as in the group, up to rounding, unless it is
+    Shape, float32 and CPU; the same scores twice; scores follow their images in a permutation; inputs are not
+    modified; and a local reward gives an image the same score alone as in the group, up to rounding, unless it is
     ``pairwise``: made to compare the images of a group. NaN (unscorable) is allowed, infinity is not.
 
     Raises:
-        AssertionError: what does not hold.
+        AssertionError: names the violated property.
     """
     if inspect.isfunction(reward):
         kind: Any = reward_class(reward)
         reward = kind(kind.Config(type="function"), device=torch.device("cpu"))
     assert isinstance(reward, AnyReward), (
-        f"{reward!r} is no reward: give a Reward, AsyncReward, AsyncGroupReward or a function f(example, images)"
+        f"{reward!r} is not a reward: give a Reward, AsyncReward, AsyncGroupReward or a function f(example, images)"
     )
     group = images.shape[0]
     assert group >= 3, f"give at least 3 images, not {group}"
@@ -160,7 +160,7 @@ def check_reward(
     order = torch.arange(group).roll(1)
     moved = _score(reward, example, images[order])
     assert torch.allclose(moved, scores[order], rtol=1e-4, atol=1e-5, equal_nan=True), (
-        f"scores do not follow their images: {scores[order].tolist()} expected after a change of places, "
+        f"scores do not follow their images: {scores[order].tolist()} expected after a permutation, "
         f"{moved.tolist()} given"
     )
     if isinstance(reward, Reward) and not pairwise:
@@ -191,12 +191,11 @@ def check_aggregator(
 ) -> None:
     """Check an aggregator ``(a[G,Q], w[K,Q]) -> [G,K]``, its own parameters bound.
 
-    Shape and float32; finite for every sign pattern, also at the clip and where the axes cancel; advantages follow
-    their samples when these change places; a group without advantages (all rewards alike) gets exact zeros; nothing
-    given is changed.
+    Shape and float32; finite for every sign pattern, also at the clip and if the axes cancel; advantages follow their
+    samples in a permutation; a group without advantages (all rewards equal) gets exact zeros; inputs are not modified.
 
     Raises:
-        AssertionError: what does not hold.
+        AssertionError: names the violated property.
     """
     w = torch.tensor([[0.7, 0.3], [0.5, 0.5], [0.2, 0.8]])
     values = (-5.0, -1.0, -1e-6, 0.0, 1e-6, 1.0, 5.0)

@@ -1,4 +1,4 @@
-"""The data that flows through a GRPO step: an example, its conditioning, and the group sampled from it.
+"""Data types of a GRPO step: an example, its conditioning, and the trajectory of a group.
 
 Dimensions: G group size, T sampler steps, K trained steps, S latent tokens, C latent channels, H x W pixels.
 """
@@ -15,30 +15,30 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One prompt of one subject: what a policy is asked to draw and what a reward judges against.
+    """One prompt with its subject's references: input of the policy and of the rewards.
 
     Example:
         ``Example(key="backpack-03", prompt="a backpack in the snow", references=(image,), subject="backpack")``
     """
 
     key: str
-    """Stable id: cache key and file name."""
+    """Stable id, used in cache keys and file names."""
     prompt: str
     references: tuple[Image, ...]
-    """RGB, EXIF orientation applied, transparency on white."""
+    """RGB images, with EXIF orientation applied and transparency on white."""
     subject: str = ""
-    """Class word ("backpack"), for judges and segmentation."""
+    """Class word ("backpack"), for judge prompts and segmentation."""
     masks: tuple[Image | None, ...] = ()
-    """One mask a reference (mode L, white is the subject), or empty."""
+    """One mask per reference (mode L, white for the subject), or empty."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """What the data set knows beyond the above (ground truth of the miniature world, for instance)."""
+    """Further data of the data set, such as the ground truth of the miniature world."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
     """One prompt and its references as tensors with a leading dimension of 1, which ``Policy.velocity`` expands.
 
-    ``policies.base.stack`` makes one of several prompts, a row a sample.
+    ``policies.base.stack`` combines several prompts, one row per sample.
     """
 
     tensors: Mapping[str, Tensor]
@@ -50,19 +50,19 @@ class Conditioning:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory:
-    """One group: G samples of one prompt, with what a replay of their trained steps needs."""
+    """One group: G samples of one prompt, with the data to replay their trained steps."""
 
     example: Example
     cond: Conditioning
     sigmas: Float[Tensor, " t_plus_1"]
-    """float32, from 1 (noise) to 0 (data)."""
+    """Noise levels, float32, from 1 (noise) to 0 (data)."""
     steps: Int[Tensor, " k"]
-    """Trained indices into ``sigmas``. They travel with the states, so a time weight can't be looked up elsewhere."""
+    """Indices of the trained steps in ``sigmas``, stored with the states so that time weights can't be misaligned."""
     x: Float[Tensor, "g k s c"]
-    """State before each trained step, storage dtype."""
+    """State before each trained step, in the storage dtype."""
     x_next: Float[Tensor, "g k s c"]
-    """Sampled next state, rounded to the storage dtype *before* it was scored."""
+    """Sampled next state, rounded to the storage dtype *before* its log-probability is computed."""
     log_prob: Float[Tensor, "g k"]
-    """float32, mean over (s, c)."""
+    """Log-probability of each trained step, float32, mean over (s, c)."""
     images: UInt8[Tensor, "g h w 3"]
-    """What every reward sees and what is logged."""
+    """Decoded images, for rewards and logs."""

@@ -279,7 +279,7 @@ def test_what_does_not_go_together_is_refused(
     ("settings", "message"),
     [
         ({"targets": ["attnn"]}, r"no parameter matches 'attnn'; among the names' parts are: .*attn"),
-        ({"targets": ["("]}, "no regular expression"),
+        ({"targets": ["("]}, "not a regular expression"),
         ({"path": "nowhere"}, "there is no transformer in diffusers' layout at 'nowhere'"),
     ],
 )

@@ -212,7 +212,7 @@ def test_there_must_be_something_to_resume(finished: Finished, tiny_world: Path,
     missing = finished.folder / "checkpoints" / "step-000099"
     with pytest.raises(CheckpointError, match="no readable manifest"):
         restored(finished, tiny_world, run__resume=str(missing))
-    with pytest.raises(ValueError, match=r"is no checkpoint of run\.dir"):
+    with pytest.raises(ValueError, match=r"is not a checkpoint of run\.dir"):
         restored(finished, tiny_world, run__resume=str(tmp_path / "step-000001"))
 
 

@@ -68,7 +68,7 @@ def test_refusals(server: Server) -> None:
         (b'{"example": {"key": "a", "prompt": "b"}}', "images: Field required"),
         (
             b'{"example": {"key": "a", "prompt": "b"}, "images": ["/9j/4AAQ"]}',
-            "images[0]: Value error, is no PNG",
+            "images[0]: Value error, is not a PNG",
         ),
         (b'{"example": {"key": "a"}, "images": []}', "example.prompt: Field required"),
     ):

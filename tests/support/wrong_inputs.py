@@ -83,8 +83,8 @@ CASES = [
     case("A folder in a recipe's place", "train|taken", "is a folder", "give a recipe's file"),
     case("An empty recipe", "train|empty.yaml", "empty.yaml: is empty"),
     case("A list in a recipe's place", "train|list.yaml", "list.yaml:1:", "a recipe is a mapping"),
-    case("YAML that doesn't close", "train|open.yaml", "open.yaml:2:7: is no YAML"),
-    case("A tab", "train|tab.yaml", "tab.yaml:2:1: is no YAML", "indent by spaces"),
+    case("YAML that doesn't close", "train|open.yaml", "open.yaml:2:7: is not YAML"),
+    case("A tab", "train|tab.yaml", "tab.yaml:2:1: is not YAML", "indent by spaces"),
     case("A key twice", "train|twice.yaml", "twice.yaml:9: run: is given twice, first in line 1"),
     case(
         "A key mistyped",
@@ -179,7 +179,7 @@ CASES = [
     case(
         "A judge's key in the recipe",
         "train|recipe.yaml|rewards.dino={type: vlm, axis: identity, rubric: prompt_following, key_env: sk-1234}",
-        "override 'rewards.dino=…': rewards.dino.key_env: that is no name of an environment variable",
+        "override 'rewards.dino=…': rewards.dino.key_env: that is not the name of an environment variable",
     ),
     case(
         "A judge whose key isn't set",
@@ -235,7 +235,7 @@ CASES = [
     case(
         "A damaged manifest",
         "train|recipe.yaml|data.path=data/broken.jsonl",
-        "data/broken.jsonl:2: is no JSON",
+        "data/broken.jsonl:2: is not JSON",
     ),
     case(
         "A reference that isn't there",
@@ -300,7 +300,7 @@ CASES = [
     case(
         "A reference that is no image",
         f"{GENERATE}|--lora|run|--reference|data/text.png",
-        "is no image that Pillow can read",
+        "is not an image that Pillow can read",
     ),
     case(
         "An empty reference image",

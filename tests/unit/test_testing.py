@@ -101,7 +101,7 @@ def detached(inner: Policy, x: Tensor, sigma: Tensor, cond: Conditioning) -> Ten
         (mixing, "velocity in batches of 1 differs"),
         (first_sigma, "at their own sigma"),
         (lambda p, x, s, c: p.velocity(x, torch.tensor(0.5), c), "does not depend on sigma"),
-        (lambda p, x, s, c: p.velocity(x, s, c) * (1 + 0.1 * s.ndim), "a sigma a row"),
+        (lambda p, x, s, c: p.velocity(x, s, c) * (1 + 0.1 * s.ndim), "one sigma per row"),
         (other_in_training, "the ratio is not 1"),
         (detached, "all gradients are zero"),
     ],

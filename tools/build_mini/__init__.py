@@ -1,1 +1,1 @@
-"""Builds every model of the miniature world from nothing: `python -m build_mini`."""
+"""Builder of every model of the miniature world, from scratch: `python -m build_mini`."""

@@ -41,10 +41,10 @@ STAGES: Final[dict[str, Callable[[Context], None]]] = {
 
 
 def main() -> None:
-    """Parses the command line and runs the stages asked for."""
+    """Parses the command line and runs the requested stages."""
     parser = argparse.ArgumentParser(prog="python -m build_mini", description=__doc__)
     parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
-    parser.add_argument("--out", type=Path, default=ASSETS, help="where the assets go")
+    parser.add_argument("--out", type=Path, default=ASSETS, help="output folder of the assets")
     parser.add_argument(
         "--work", type=Path, default=Path("runs/mini-build"), help="state of an unfinished build"
     )

@@ -1,4 +1,4 @@
-"""Stages `clip` and `judge-clip`: a miniature CLIP, by image-prompt contrast with negatives that differ in one word."""
+"""Stages `clip` and `judge-clip`: a miniature CLIP, trained contrastively with negatives that differ in one word."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -89,7 +89,7 @@ def standardise(images: Tensor) -> Tensor:
 
 
 def _one_word_apart(rows: Tensor, generator: torch.Generator) -> Tensor:
-    """For each prompt another that differs in one thing it names."""
+    """For each prompt, another that differs in one attribute."""
     scene = all_scenes()[rows].clone()
     field = torch.randint(len(_COUNTS), (len(rows),), generator=generator)
     count = torch.tensor(_COUNTS)[field]
@@ -100,7 +100,7 @@ def _one_word_apart(rows: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class _Student(nn.Module):
-    """The model with a linear reader of the picture's attributes, which only training uses."""
+    """The model with a linear attribute head on the picture, used only in training."""
 
     def __init__(self, clip: CLIPModel) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ def train_clip(context: Context, recipe: ClipRecipe) -> None:
             with torch.autocast("cpu", torch.bfloat16):
                 image, text, attributes = student(standardise(images), ids[asked])
             logits = student.clip.logit_scale.exp().clamp_max(50) * image @ text.T
-            # Prompts that occur twice in the batch are no negatives of each other.
+            # Duplicate prompts in the batch are not negatives of each other.
             twin = prompts[:, None] == asked[None]
             own = torch.arange(BATCH)
             twin[own, own] = False
@@ -152,8 +152,8 @@ def train_clip(context: Context, recipe: ClipRecipe) -> None:
                 parts=(clip.half(), tokenizer, processor(CLIPImageProcessorPil, _MEAN, _STD)),
                 metrics=metrics,
                 data=f"{len(gallery)} training subjects in three prompted pictures each (rendered or decoded)",
-                recipe=f"{BATCH}; image-prompt contrast with two more negatives a prompt that "
-                "differ in one word, and an auxiliary reader of attributes; bf16 autocast, AdamW 1.5e-3 cosine",
+                recipe=f"{BATCH}; image-prompt contrast with two more negatives per prompt "
+                "that differ in one word, and an auxiliary attribute head; bf16 autocast, AdamW 1.5e-3 cosine",
             )
 
         return loss_of, asset
@@ -163,7 +163,7 @@ def train_clip(context: Context, recipe: ClipRecipe) -> None:
 
 @torch.no_grad()
 def measure_clip(context: Context, clip: CLIPModel, ids: Tensor) -> dict[str, float]:
-    """On unseen subjects and combinations: cosines with right and wrong prompts, and retrieval among all 1152."""
+    """Cosines with right and wrong prompts, and retrieval among all 1152, on unseen subjects and combinations."""
     gallery = load_gallery(context, "test")
     clip.eval()
     texts = F.normalize(clip.text_projection(clip.text_model(input_ids=ids).pooler_output), dim=1)
@@ -188,10 +188,10 @@ def measure_clip(context: Context, clip: CLIPModel, ids: Tensor) -> dict[str, fl
 
 
 def train_clip_reward(context: Context) -> None:
-    """The model that the `clip_t` reward loads as `mini`."""
+    """Trains the model that the `clip_t` reward loads as `mini`."""
     train_clip(context, REWARD)
 
 
 def train_clip_judge(context: Context) -> None:
-    """The model that only evaluation loads, as `mini-judge`."""
+    """Trains the model that only evaluation loads, as `mini-judge`."""
     train_clip(context, JUDGE)

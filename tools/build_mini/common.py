@@ -1,4 +1,4 @@
-"""What the stages of the build share: the context, progress, resumable training state, atomic folders, cards."""
+"""Shared parts of the build's stages: context, progress, resumable training state, atomic folders, cards."""
 
 import json
 import logging
@@ -23,13 +23,13 @@ LOG: Final = logging.getLogger("build_mini")
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """Where a build reads and writes: `out` receives the assets, `work` holds what makes it resumable."""
+    """Folders of a build: `out` receives the assets, `work` holds the state to resume from."""
 
     out: Path
     work: Path
     seed: int = 0
     scale: float = 1.0
-    """Multiplies the number of training steps of every stage: below 1 for a quick trial of the whole build."""
+    """Factor on the number of training steps of every stage: below 1 for a quick trial of the whole build."""
 
     def steps(self, full: int) -> int:
         """`full` steps, scaled; at least 4."""
@@ -38,7 +38,7 @@ class Context:
 
 @contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """Gives an empty folder to write and puts it in the place of `folder` at the end: readers see all or nothing."""
+    """Yields an empty folder that replaces `folder` at the end: readers see all or nothing."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -54,7 +54,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], **metadata: str) -> None:
-    """A safetensors file, written aside and renamed."""
+    """Writes a safetensors file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".part")
     save_file(
@@ -65,9 +65,9 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], **metadata: str) -> Non
 
 @final
 class Training:
-    """One training run: steps with a warm-up and a cosine, progress, an average of the weights, saved and resumed.
+    """One resumable training run: warm-up and cosine schedule, progress, averaged weights.
 
-    The data of step k must depend on k (and the seed) alone; then a resumed run is the run that was not stopped.
+    The data of step k must depend only on k (and the seed); then a resumed run equals an uninterrupted one.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Training:
         final_lr: float = 0.02,
         save_every_s: float = 120.0,
     ) -> None:
-        """`final_lr` is the share of `lr` that is left at the end of the cosine."""
+        """`final_lr` is the share of `lr` at the end of the cosine."""
         self.path = context.work / f"{name}.safetensors"
         self.name, self.steps, self.lr, self.final_lr, self.ema = (
             name,
@@ -195,7 +195,7 @@ class Training:
 def write_card(
     folder: Path, title: str, *, data: str, recipe: str, seconds: float, metrics: dict[str, float]
 ) -> None:
-    """README.md and metrics.json of an asset: what it learnt from, how, for how long, and how good it is."""
+    """Writes README.md and metrics.json of an asset: data, recipe, time and metrics."""
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
     text = (
         f"# {title}\n\nPart of the miniature world of customized-grpo (Apache-2.0). Built from nothing by "

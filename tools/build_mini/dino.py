@@ -1,6 +1,6 @@
-"""Stages `dino` and `judge-dino`: a miniature DINOv2 whose class token knows a subject in any scene.
+"""Stages `dino` and `judge-dino`: a miniature DINOv2 whose class token identifies a subject in any scene.
 
-Cosines of class tokens are trained towards a sum of the subjects' likeness and, less, of the scenes': as with the
+Cosines of class tokens are trained towards the similarity of subjects plus, with less weight, of scenes: as with the
 real DINOv2, the background counts, so a copy of the reference scores above the same subject in another scene.
 """
 
@@ -38,7 +38,7 @@ class DinoRecipe(EncoderRecipe):
     """A DINOv2, with the target of its cosines."""
 
     subject_share: float
-    """Of the wanted cosine; the rest is the scene's."""
+    """Weight of the subject in the target cosine; the rest is the scene's."""
 
 
 REWARD: Final = DinoRecipe(
@@ -72,14 +72,14 @@ def new_dino(recipe: DinoRecipe) -> Dinov2Model:
 
 
 def _near(a: Tensor, width: float) -> Tensor:
-    """Likeness of hues (n,) on the circle: 1 where equal, falling with the squared distance."""
+    """Similarity of hues (n,) on the circle: 1 if equal, falling with the squared distance."""
     apart = (a[:, None] - a[None]).abs()
     apart = torch.minimum(apart, 1 - apart)
     return torch.exp(-((apart / width) ** 2))
 
 
 def target_cosines(truth: dict[str, Tensor], subject_share: float) -> Tensor:
-    """(n, n): what the cosines of n pictures should be."""
+    """Target cosines (n, n) of n pictures."""
 
     def same(name: str) -> Tensor:
         return (truth[name][:, None] == truth[name][None]).float()
@@ -97,7 +97,7 @@ def standardise(images: Tensor) -> Tensor:
 
 
 class _Student(nn.Module):
-    """The encoder with a linear reader of all attributes, which only training uses."""
+    """The encoder with a linear head for all attributes, used only in training."""
 
     def __init__(self, encoder: Dinov2Model) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class _Student(nn.Module):
 
 
 def _batch(gallery: Gallery, step: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Some subjects in three pictures each; every second batch is of one class, so that class alone doesn't suffice."""
+    """Subjects in three pictures each; every second batch has a single class, so that class alone doesn't suffice."""
     generator = torch.Generator().manual_seed(step * 31 + seed)
     rows = torch.randperm(len(gallery), generator=generator)[: SUBJECTS_A_BATCH * 8]
     if step % 2:
@@ -149,8 +149,8 @@ def train_dino(context: Context, recipe: DinoRecipe) -> None:
                 metrics=metrics,
                 data=f"{len(gallery)} training subjects in four pictures each (rendered, and decoded with noise)",
                 recipe=f"{3 * SUBJECTS_A_BATCH}; cosines of class tokens towards "
-                f"{recipe.subject_share} x likeness of subjects + {1 - recipe.subject_share:.2f} x likeness of scenes, "
-                "with a reader of attributes beside it; bf16 autocast, AdamW 1.5e-3 cosine, averaged weights",
+                f"{recipe.subject_share} x similarity of subjects +  {1 - recipe.subject_share:.2f} x similarity of "
+                "scenes, with an auxiliary attribute head; bf16 autocast, AdamW 1.5e-3 cosine, averaged weights",
             )
 
         return loss_of, asset
@@ -160,7 +160,7 @@ def train_dino(context: Context, recipe: DinoRecipe) -> None:
 
 @torch.no_grad()
 def measure_dino(context: Context, encoder: Dinov2Model) -> dict[str, float]:
-    """Mean cosines with the reference, on unseen subjects: of a copy, the subject elsewhere, others of the class."""
+    """Mean cosines with the reference on unseen subjects: of a copy, the subject elsewhere, others of the class."""
     gallery = load_gallery(context, "test")
     encoder.eval()
 
@@ -187,10 +187,10 @@ def measure_dino(context: Context, encoder: Dinov2Model) -> dict[str, float]:
 
 
 def train_dino_reward(context: Context) -> None:
-    """The encoder that the `dino` reward loads as `mini`."""
+    """Trains the encoder that the `dino` reward loads as `mini`."""
     train_dino(context, REWARD)
 
 
 def train_dino_judge(context: Context) -> None:
-    """The encoder that only evaluation loads, as `mini-judge`."""
+    """Trains the encoder that only evaluation loads, as `mini-judge`."""
     train_dino(context, JUDGE)

@@ -1,4 +1,4 @@
-"""What the stages `clip` and `dino` share: the way from a student and its loss to an asset, and noise on pictures."""
+"""Shared training of the stages `clip` and `dino`: from a student and its loss to an asset; noise on pictures."""
 
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ Student = TypeVar("Student", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderRecipe(ABC):
-    """Shape, seed and length of one encoder; the judge differs from the reward in all three."""
+    """Shape, seed and training length of one encoder; the judge differs from the reward in all three."""
 
     title: str
     folder: str
@@ -29,17 +29,17 @@ class EncoderRecipe(ABC):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asset:
-    """What an averaged student gives, with the words of its card."""
+    """Assets of an averaged student, with the text of its card."""
 
     parts: Sequence[Any]
-    """Each with a `save_pretrained`: the model first."""
+    """Objects with `save_pretrained`, the model first."""
     metrics: dict[str, float]
     data: str
     recipe: str
 
 
 Lesson = tuple[Callable[[int], Tensor], Callable[[Mapping[str, Tensor]], Asset]]
-"""The loss at a step, and what is written of the averaged weights."""
+"""Loss at a step, and the assets made from the averaged weights."""
 
 
 def train_encoder(

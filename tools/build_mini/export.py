@@ -15,17 +15,17 @@ from customized_grpo.mini.integrity import write_manifest
 
 
 def newest_weights(context: Context) -> Path:
-    """The furthest state of the policy that exists."""
+    """Path of the policy's latest weights: those of a finished phase, or a snapshot."""
     for phase in reversed(PHASES):
         done = weights_after(context, phase)
         for path in (done, done.with_stem(f"{done.stem}-snapshot")):
             if path.exists():
                 return path
-    raise ValueError(f"there is no policy in {context.work} yet: run --stage policy first")
+    raise ValueError(f"no policy in {context.work} yet: run --stage policy first")
 
 
 def newest_vae(context: Context) -> Path:
-    """The autoencoder, with the decoder's own training where that is done."""
+    """Path of the autoencoder, with the separately trained decoder if finished."""
     final = context.work / "vae-final"
     return final if final.exists() else context.work / "vae"
 
@@ -45,7 +45,7 @@ def export_flux(context: Context) -> None:
         tokenizer_2=T5Tokenizer.from_pretrained(work / "text/tokenizer_2"),
         transformer=transformer.to(half),
     )
-    pipeline.vae.register_to_config(_name_or_path="")  # else the config names a folder of this machine
+    pipeline.vae.register_to_config(_name_or_path="")  # otherwise the config names a local folder
     with replace_folder(context.out / "flux") as aside:
         pipeline.save_pretrained(aside)
         shutil.copy(newest_vae(context) / "README.md", aside / "vae" / "README.md")

@@ -1,4 +1,4 @@
-"""Stage `gallery`: labelled pictures of subjects in several scenes, also decoded ones, for encoders and oracle."""
+"""Stage `gallery`: labelled pictures of subjects in several scenes, rendered and decoded, for encoders and oracle."""
 
 from typing import Final, final
 
@@ -70,7 +70,7 @@ def _draw(vae: AutoencoderKL, n: int, split: Split, seed: int) -> dict[str, Tens
     rows = scene_row(
         truth["cls"], truth["place"], truth["position"], truth["size"].clamp_max(1), truth["hat"]
     )
-    rows[:, SLOTS.index("reference")] = -1  # no prompt names the reference's size
+    rows[:, SLOTS.index("reference")] = -1  # no prompt has the reference's size
     return {"images": torch.stack(pictures, dim=1), "prompt": rows, **truth}
 
 
@@ -86,5 +86,5 @@ def make_gallery(context: Context) -> None:
 
 
 def load_gallery(context: Context, split: Split) -> Gallery:
-    """The pictures of a split (train or test)."""
+    """Loads the pictures of a split (train or test)."""
     return Gallery(load_file(context.work / f"gallery-{split}.safetensors"))

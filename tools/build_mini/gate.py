@@ -1,4 +1,4 @@
-"""Stage `gate`: how good the base policy is, and whether its groups hold a real conflict. Tuning subjects only.
+"""Stage `gate`: quality of the base policy, and conflict of the rewards within its groups. Tuning subjects only.
 
 Dimensions: G samples of one prompt (shared initial noise), P prompts.
 """
@@ -32,14 +32,14 @@ DRAWS: Final = 256
 
 
 def truth_of(pairs: Pairs) -> dict[str, Tensor]:
-    """The truth of each pair as tensors (n,), in the oracle's words."""
+    """Ground truth of each pair as tensors (n,), by the oracle's attribute names."""
     truth = {name: getattr(pairs.subjects, name) for name in ("cls", *IDENTITY)}
     truth |= {name: getattr(pairs.scenes, name) for name in ("place", "position", "size", "hat")}
     return {**truth, "reference_place": pairs.reference_scenes.place}
 
 
 def repeat(pairs: Pairs, times: int) -> Pairs:
-    """Each pair `times` times in a row."""
+    """Repeats each pair `times` times in a row."""
     rows = torch.arange(len(pairs)).repeat_interleave(times)
     return Pairs(
         subjects=pairs.subjects.take(rows),
@@ -68,7 +68,7 @@ def rewards(context: Context, images: Tensor, pairs: Pairs) -> tuple[Tensor, Ten
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:
-    """Mean over groups of the correlation in the group; a, b: (P, G)."""
+    """Mean over groups of the correlation within a group; a, b: (P, G)."""
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     return float(((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-9)).mean())
 
@@ -78,7 +78,7 @@ def _tokens(n: int, channels: int, seed: int) -> Tensor:
 
 
 def measure_policy(context: Context, weights: Path, *, picture: Path | None = None) -> dict[str, float]:
-    """The oracle's and the rewards' view of a policy: deterministic draws, then groups as RL samples them."""
+    """Metrics of a policy by oracle and rewards: deterministic samples, then groups as in RL."""
     oracle = Oracle.load(context.out / "oracle")
     transformer = new_transformer()
     transformer.load_state_dict(load_file(weights))
@@ -123,7 +123,7 @@ def measure_policy(context: Context, weights: Path, *, picture: Path | None = No
 
 
 def save_grid(path: Path, images: Tensor, pairs: Pairs, *, columns: int = 12, rows: int = 8) -> None:
-    """References above the pictures made from them, enlarged twice, for a look."""
+    """Saves references above the pictures made from them, enlarged twice."""
     n = columns * rows
     both = torch.stack([render_many(pairs.subjects, pairs.reference_scenes)[:n], images[:n]], dim=1)
     sheet = (
@@ -133,7 +133,7 @@ def save_grid(path: Path, images: Tensor, pairs: Pairs, *, columns: int = 12, ro
 
 
 def gate(context: Context) -> None:
-    """Measures the newest policy and writes its card to `work/policy-card`, for the export."""
+    """Measures the latest policy and writes its card to `work/policy-card`, for the export."""
     weights = newest_weights(context)
     metrics = measure_policy(context, weights, picture=context.work / f"grid-{weights.stem}.png")
     for name, value in metrics.items():

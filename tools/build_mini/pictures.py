@@ -21,7 +21,7 @@ from customized_grpo.mini.world import (
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairs:
-    """n subjects, each in the scene that a prompt names and in the scene of its reference."""
+    """n subjects, each in a prompted scene and in the scene of its reference."""
 
     subjects: Subjects
     scenes: Scenes
@@ -32,7 +32,7 @@ class Pairs:
 
 
 def draw_pairs(n: int, split: Split, seed: int) -> Pairs:
-    """n pairs of a split; only the test split asks for held-out combinations."""
+    """Draws n pairs of a split; only the test split has held-out combinations."""
     generator = torch.Generator().manual_seed(seed)
     subjects = sample_subjects(n, split, generator)
     scenes = sample_scenes(subjects.cls, generator, held_out=split == "test")

@@ -1,8 +1,8 @@
-"""Stage `policy`: a miniature FLUX transformer by rectified flow, first clean, then with modes.
+"""Stage `policy`: a miniature FLUX transformer by rectified flow, trained first on clean, then on mixed targets.
 
 The clean phase learns to put the reference's subject into the prompt's scene. The others mix in targets in the
-reference's place (leaks: the copying that pays identity and breaks the prompt) and targets with another subject of the
-class (generic), so that samples of one prompt fall into the modes between which online RL has to choose.
+reference's place (leaks: copying, which gains identity and breaks the prompt) and targets with another subject of the
+class (generic), so that samples of one prompt have the modes between which online RL has to choose.
 """
 
 from dataclasses import dataclass
@@ -24,16 +24,16 @@ from build_mini.vae import LATENT_CHANNELS
 GUIDANCE: Final = 3.5
 SHIFT: Final = 3.0
 ROWS: Final = 4
-"""Rows and columns of image tokens."""
+"""Number of rows and of columns of image tokens."""
 
 BATCH: Final = 32
-"""Small on purpose: at equal samples, 600 steps of 48 reached a loss of 0.43 where 300 of 96 reached 0.52 (lr 3e-3)."""
+"""Small on purpose: at equal samples, 600 steps of 48 reached a loss of 0.43, 300 of 96 one of 0.52 (lr 3e-3)."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """Steps with one cosine, from `lr` to the share `final_lr` of it, and with one mixture of targets."""
+    """Training phase with one cosine, from `lr` to `final_lr` times `lr`, and one mixture of targets."""
 
     name: str
     steps: int
@@ -49,8 +49,8 @@ PHASES: Final = (
     Phase(name="modes", steps=5_000, lr=1e-3, final_lr=0.06, leaks=0.42, generic=0.20),
     Phase(name="fewer-generic", steps=2_600, lr=6e-4, final_lr=0.08, leaks=0.42, generic=0.125),
 )
-"""Each begins with the averaged weights of the one before. A sampler's output holds fewer leaks and far fewer generic
-pictures than the targets do."""
+"""Training phases; each starts from the averaged weights of the one before. Samples contain fewer leaks and far fewer
+generic pictures than the targets."""
 
 
 def new_transformer() -> FluxTransformer2DModel:
@@ -70,14 +70,14 @@ def new_transformer() -> FluxTransformer2DModel:
 
 
 def image_ids() -> Float[Tensor, "s 3"]:
-    """Position ids of the image's tokens and then of one reference's, which UNO moves along the diagonal."""
+    """Position ids of the image's tokens, then of one reference's, which UNO shifts along the diagonal."""
     grid = torch.cartesian_prod(torch.arange(ROWS), torch.arange(ROWS)).float()
     own = torch.cat([torch.zeros(len(grid), 1), grid], dim=1)
     return torch.cat([own, own + torch.tensor([0.0, ROWS, ROWS])])
 
 
 class Velocity(nn.Module):
-    """The policy's velocity (noise - data): the reference's tokens appended to the image's, the image's returned."""
+    """The policy's velocity (noise - data) of image tokens, with the reference's tokens appended to the input."""
 
     def __init__(self, transformer: FluxTransformer2DModel) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Velocity(nn.Module):
         text: Float[Tensor, "n l d"],
         pooled: Float[Tensor, "n d"],
     ) -> Float[Tensor, "n s c"]:
-        """All inputs in the dtype to compute in."""
+        """Velocity of the image tokens; all inputs in the compute dtype."""
         out: Tensor = self.transformer(
             hidden_states=torch.cat([x, reference], dim=1),
             encoder_hidden_states=text,
@@ -106,12 +106,12 @@ class Velocity(nn.Module):
 
 
 class _Flow:
-    """The rectified-flow loss on the pool: everything of step k is drawn from k, counted over all phases."""
+    """The rectified-flow loss on the pool: all draws of step k depend on k, counted over all phases."""
 
     def __init__(self, context: Context, transformer: FluxTransformer2DModel, phase: Phase) -> None:
         self.pool = Pool(context)
         self.text, self.pooled = (t.bfloat16().float() for t in prompt_table(context))
-        # Small operations are most of a step of 32: fused, it is 1.4 times as fast, after two minutes of compiling.
+        # Small operations dominate a step of 32: compiled, it is 1.4 times as fast, after two minutes of compiling.
         self.velocity = torch.compile(Velocity(transformer))
         self.before = sum(context.steps(one.steps) for one in PHASES[: PHASES.index(phase)])
         self.generics = round(phase.generic * BATCH)
@@ -138,19 +138,19 @@ class _Flow:
         sigma = SHIFT * u / (1 + (SHIFT - 1) * u)
         x = target + sigma[:, None, None] * (noise - target)
         # The flash kernel's bfloat16 backward is ten times slower on a CPU than plain matrix products (measured: 243 of
-        # 679 ms a step), hence the backend.
+        # 679 ms per step), hence the backend.
         with attention_backend("_native_math"), torch.autocast("cpu", torch.bfloat16):
             v: Tensor = self.velocity(x, sigma, reference, self.text[prompts], self.pooled[prompts])
         return (v.float() - (noise - target)).square().mean()
 
 
 def weights_after(context: Context, phase: Phase) -> Path:
-    """Where the averaged weights of a finished phase lie."""
+    """Path of the averaged weights of a finished phase."""
     return context.work / f"policy-{phase.name}.safetensors"
 
 
 def train_policy(context: Context) -> None:
-    """All phases, from random weights or from what is done."""
+    """Trains all phases, from random weights or from the latest finished phase."""
     torch.manual_seed(context.seed + 2)
     transformer = new_transformer()
     for phase in PHASES:
@@ -163,7 +163,7 @@ def train_policy(context: Context) -> None:
 
 
 def _train(context: Context, transformer: FluxTransformer2DModel, phase: Phase) -> None:
-    """One phase: writes its averaged weights, and those so far now and then."""
+    """Trains one phase; writes its averaged weights, also at intervals."""
     done = weights_after(context, phase)
     training = Training(
         context,

@@ -18,7 +18,7 @@ from customized_grpo.mini.world import sample_subjects
 
 SHARDS: Final = 10
 PAIRS: Final = 4_096
-"""Pairs of target and reference in a shard."""
+"""Number of pairs of target and reference per shard."""
 PICTURES: Final = ("target", "reference", "leak", "generic", "generic_leak")
 
 
@@ -56,12 +56,12 @@ def _picture_path(context: Context, index: int) -> Path:
 
 
 def shard_path(context: Context, index: int) -> Path:
-    """Where a shard lies."""
+    """Path of a shard."""
     return context.work / "pool" / f"{index:03d}.safetensors"
 
 
 def wait_for(path: Path) -> None:
-    """Returns when another process has written `path`."""
+    """Waits until another process has written `path`."""
     while not path.exists():
         time.sleep(0.5)
 
@@ -75,7 +75,7 @@ def draw_pictures(context: Context) -> None:
         seed = 10_000 + 2 * index + 1_000_000 * context.seed
         pairs = draw_pairs(PAIRS, "train", seed)
         # A leak is the prompted scene but in the reference's place. A generic target is another subject of the same
-        # class: the reference is ignored. The two are independent, or who leaks less would be less often right.
+        # class: the reference is ignored. Independent, as otherwise fewer leaks would mean fewer right subjects.
         rows = torch.arange(PAIRS // 8)
         other = sample_subjects(len(rows), "train", torch.Generator().manual_seed(seed + 1))
         other = replace(other, cls=pairs.subjects.cls[rows])
@@ -112,10 +112,10 @@ def make_pool(context: Context) -> None:
 
 @final
 class Pool:
-    """What a step may use: target, reference, leak (n, 16, 64) half, prompt (n,); an eighth as many generic ones.
+    """Training data of a step: target, reference, leak (n, 16, 64) half, prompt (n,); an eighth as many generic ones.
 
-    Training begins before all shards are encoded: step k knows the first FIRST + k // EVERY of them, waits for
-    those, and so sees the same data whenever it runs.
+    Training begins before all shards are encoded: step k uses the first FIRST + k // EVERY of them, waits for
+    those, and so has the same data whenever it runs.
     """
 
     FIRST: Final = 3
@@ -128,7 +128,7 @@ class Pool:
         self.prompt = self.generic_row = torch.zeros(0, dtype=torch.long)
 
     def grow(self, step: int) -> None:
-        """Loads what step `step` may use, waiting for shards that another process is still writing."""
+        """Loads the shards for step `step`, waiting for those that another process is still writing."""
         wanted = min(SHARDS, self.FIRST + step // self.EVERY)
         if len(self.shards) == wanted:
             return

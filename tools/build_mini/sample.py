@@ -31,7 +31,7 @@ def sample(
     steps: int = 10,
     seed: int = 0,
 ) -> UInt8[Tensor, "n h w 3"]:
-    """One picture for each pair from the given noise; noise_level 0 is the deterministic flow, above it flow SDE.
+    """Samples one picture per pair from the given noise; noise_level 0 is the deterministic flow, above it flow SDE.
 
     The last step adds no noise, as in RL.
     """

@@ -1,6 +1,6 @@
-"""Stage `text`: the two tokenizers, and tiny T5 and CLIP text encoders that have learnt to read prompts.
+"""Stage `text`: the two tokenizers, and tiny T5 and CLIP text encoders trained on the prompts.
 
-The encoders are taught to tell class, place, position, size and hat apart, then frozen, as FLUX's are.
+The encoders learn to predict class, place, position, size and hat, and are then frozen, as FLUX's are.
 """
 
 import itertools
@@ -23,7 +23,7 @@ _COUNTS: Final = (len(CLASSES), len(PLACES), len(POSITIONS), len(SIZES), len(HAT
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer with one token a word: byte-pair merges learnt until every word of the grammar is whole."""
+    """A CLIP tokenizer with one token per word: byte-pair merges are learnt until every word is one token."""
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     vocabulary = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{c}</w>" for c in letters)]
     spelled = [[*word[:-1], f"{word[-1]}</w>"] for word in words()]
@@ -49,7 +49,7 @@ def _merge(symbols: list[str], left: str, right: str) -> list[str]:
 
 
 def t5_tokenizer() -> T5Tokenizer:
-    """A T5 (unigram) tokenizer with one token a word."""
+    """A T5 (unigram) tokenizer with one token per word."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -8.0)]
     return T5Tokenizer(
         vocab=[*special, *((f"\u2581{word}", -1.0) for word in words())],
@@ -116,7 +116,7 @@ def new_text_encoders(clip_vocab: int, clip_eos: int, t5_vocab: int) -> tuple[CL
 
 
 class _Reader(nn.Module):
-    """Both encoders, with heads that must recover the scene from the tokens (T5) and from the pooled vector (CLIP)."""
+    """Both encoders, with heads that predict the scene from the tokens (T5) and from the pooled vector (CLIP)."""
 
     def __init__(self, clip: CLIPTextModel, t5: T5EncoderModel) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ def _loss(logits: Tensor, scene: Tensor) -> Tensor:
 
 
 def _right(logits: Tensor, scene: Tensor) -> float:
-    """Share of prompts read without any mistake."""
+    """Share of prompts with all attributes predicted correctly."""
     parts = logits.split(_COUNTS, dim=-1)
     return float(
         torch.stack([part.argmax(-1) == scene[:, i] for i, part in enumerate(parts)]).all(0).float().mean()

@@ -43,7 +43,7 @@ def new_vae() -> AutoencoderKL:
 
 
 def _edges(d: Tensor) -> Tensor:
-    """Mean size of an error's gradients: keeps outlines crisp."""
+    """Mean magnitude of an error's gradients, which keeps outlines crisp."""
     return (d[..., 1:] - d[..., :-1]).abs().mean() + (d[..., 1:, :] - d[..., :-1, :]).abs().mean()
 
 
@@ -55,7 +55,7 @@ def _reconstruction(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _pictures(context: Context) -> tuple[Tensor, Tensor]:
-    """The training pictures and, for each, the column (in pixels) of the critter's middle."""
+    """Training pictures and, for each, the column (in pixels) of the critter's centre."""
     pairs = draw_pairs(POOL, "train", 100 + context.seed)
     images = torch.cat(
         [render_many(pairs.subjects, pairs.scenes), render_many(pairs.subjects, pairs.reference_scenes)]
@@ -66,7 +66,7 @@ def _pictures(context: Context) -> tuple[Tensor, Tensor]:
 
 
 def _crops(images: Tensor, middles: Tensor, generator: torch.Generator) -> Tensor:
-    """Squares of CROP pixels around the critter, on the grid of latents: the backdrops are soon learnt."""
+    """Crops of CROP pixels around the critter, aligned to the latents' grid: the backdrops are soon learnt."""
     rows = torch.randint(len(images), (CROP_BATCH,), generator=generator)
     left = middles[rows] - CROP // 2 + torch.randint(-12, 13, (CROP_BATCH,), generator=generator)
     left = ((left / 8).round().long() * 8).clamp(0, 64 - CROP)
@@ -77,7 +77,7 @@ def _crops(images: Tensor, middles: Tensor, generator: torch.Generator) -> Tenso
 
 
 def _whole(images: Tensor, middles: Tensor, step: int, size: int) -> tuple[Tensor, Tensor]:
-    """Whole pictures, and the weight of each pixel: the backdrop, which is always the same, counts less."""
+    """Whole pictures and pixel weights: the backdrop, which is always the same, counts less."""
     generator = torch.Generator().manual_seed(step + 500_000)
     rows = torch.randint(len(images), (size,), generator=generator)
     apart = (torch.arange(64) - middles[rows, None]).abs()
@@ -95,7 +95,7 @@ def _phase(
     lr: float,
     crops: bool,
 ) -> float:
-    """One phase of the joint training; gives its seconds."""
+    """Runs one phase of the joint training; returns its seconds."""
     training = Training(context, name, vae, steps=steps, lr=lr, ema=0.99, weight_decay=1e-4)
 
     def loss_of(step: int) -> Tensor:
@@ -112,7 +112,7 @@ def _phase(
 
 
 def _through(vae: AutoencoderKL, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """Reconstruction from a sampled latent, and the KL term per latent number."""
+    """Reconstruction from a sampled latent, and the KL term per latent value."""
     with torch.autocast("cpu", torch.bfloat16):
         posterior = vae.encode(x).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(step + 1))
@@ -208,7 +208,7 @@ def _normalise(vae: AutoencoderKL, images: Tensor) -> None:
 
 @torch.no_grad()
 def measure(vae: AutoencoderKL) -> dict[str, float]:
-    """PSNR on unseen subjects, exact and with a tenth of noise on the latents, and the latents' spread."""
+    """PSNR on unseen subjects, exact and with noise 0.1 on the latents, and the latents' spread."""
     pairs = draw_pairs(256, "test", 7)
     x = as_input(render_many(pairs.subjects, pairs.scenes))
     latents = torch.cat([vae.encode(c).latent_dist.mean for c in x.split(64)])

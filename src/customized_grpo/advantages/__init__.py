@@ -1,1 +1,1 @@
-"""From the rewards of a group to its advantages: pure functions on (G, ...) tensors."""
+"""Advantages from the rewards of a group: pure functions on (G, ...) tensors."""

@@ -1,4 +1,4 @@
-"""Aggregators: the axes' normalised advantages and the trained steps' weights become one advantage.
+"""Aggregators: from the axes' normalised advantages and the trained steps' weights to one advantage.
 
 Dimensions: G group size, Q axes (prompt, identity), K trained steps. Each function is ``(a[G,Q], w[K,Q], *, own
 parameters) -> [G,K]``; its keyword-only parameters are the keys of ``advantage.aggregator`` in a recipe.
@@ -26,8 +26,8 @@ def sars(
 ) -> Float[Tensor, "g k"]:
     """Synergy-aware reward shaping (Customized-GRPO, arXiv 2510.18263): the weighted sum + gamma s[g].
 
-    s = tanh(a_p a_i) where either is above 0, and -tanh(a_p a_i) where neither is: a bonus where both are up, a
-    penalty in conflict and where both are down. With more than two axes s is the mean over the pairs.
+    s = tanh(a_p a_i) where either is above 0, and -tanh(a_p a_i) where neither is: a bonus if both are positive, a
+    penalty in conflict and if both are negative. With more than two axes s is the mean over the pairs.
     """
     p, i = _pairs(a)
     synergy = torch.tanh(p * i)

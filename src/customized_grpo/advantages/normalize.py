@@ -1,4 +1,4 @@
-"""Group normalisation of rewards, and R rewards to Q axes. NaN means unscorable: ignored, with advantage 0.
+"""Group normalisation of rewards, and reduction of R rewards to Q axes. NaN (unscorable) is ignored, with advantage 0.
 
 Dimensions: G group size, R rewards, Q axes (prompt, identity).
 """
@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 CONSTANT = 1e-6
-"""A spread below this share of the magnitude is float rounding: 61.9 twelve times over has one in float32."""
+"""Spread, relative to the magnitude, that counts as rounding: even 61.9 twelve times has one in float32."""
 
 
 def normalize(rewards: Float[Tensor, "g *r"]) -> Float[Tensor, "g *r"]:
@@ -28,11 +28,11 @@ def to_axes(
 ) -> Float[Tensor, "g q"]:
     """Normalised advantage of each axis.
 
-    Each reward is normalised, the weighted mean is taken inside its axis over what is finite for the sample, and an
-    axis that holds more than one reward is normalised again, so that every axis has the same spread.
+    Each reward is normalised, then averaged with its weight over a sample's finite rewards of the axis, and an axis
+    with more than one reward is normalised again, so that every axis has the same spread.
 
     Args:
-        rewards: one column a reward.
+        rewards: one column per reward.
         axis_of: axis of each reward; every axis has at least one.
         weight_of: positive weight of each reward inside its axis.
         num_axes: Q.
@@ -54,19 +54,19 @@ def to_axes(
             finite[:, columns] * torch.tensor([weight_of[r] for r in columns], device=rewards.device).double()
         )
         mean = (z[:, columns] * weight).sum(1) / weight.sum(1)  # NaN where nothing is finite
-        # The parts have spread 1: what is left of rewards that cancel is rounding against 1, not their mean of 0.
+        # The parts have spread 1: the rest of cancelling rewards is rounding relative to 1, not to their mean of 0.
         axes.append(_standardize(mean, mean.isfinite(), scale=1.0))
     return torch.stack(axes, dim=1).float()
 
 
 def scorable(rewards: Float[Tensor, "g r"], axis_of: Sequence[int], *, num_axes: int) -> Bool[Tensor, " g"]:
-    """Samples with at least one finite reward on every axis; the others' advantage is to be masked to 0."""
+    """Samples with at least one finite reward on every axis; the others' advantage must be masked to 0."""
     finite = rewards.isfinite()
     return torch.stack([finite[:, _columns(axis_of, axis)].any(1) for axis in range(num_axes)], dim=1).all(1)
 
 
 def _standardize(values: Tensor, finite: Tensor, *, scale: float | None) -> Tensor:
-    """Over dim 0. ``scale`` is the magnitude that a spread counts against; None: that of the mean."""
+    """Standardise over dim 0. ``scale`` is the magnitude to which the spread is compared; None: that of the mean."""
     count = finite.sum(0)
     mean = torch.where(finite, values, 0.0).sum(0) / count.clamp(min=1)
     centred = torch.where(finite, values - mean, 0.0)

@@ -1,4 +1,4 @@
-"""From a group's rewards to its advantages: normalise, reduce to axes, weight by time, aggregate, clamp, mask.
+"""Advantages of a group from its rewards: normalise, reduce to axes, weight by time, aggregate, clamp, mask.
 
 Dimensions: G group size, R rewards, Q axes (prompt, identity), K trained steps.
 """
@@ -17,20 +17,20 @@ Aggregator = Callable[[Float[Tensor, "g q"], Float[Tensor, "k q"]], Float[Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advantages:
-    """Advantages of one group, with what explains them."""
+    """Advantages of one group, with intermediate results."""
 
     axes: Float[Tensor, "g q"]
     """Normalised advantage of each axis, before any weight."""
     advantage: Float[Tensor, "g k"]
-    """Clamped; zero for samples that can't be scored on every axis, and for all of a skipped group."""
+    """Clamped advantages; zero for samples that can't be scored on every axis, and for all of a skipped group."""
     bonus: Float[Tensor, "g k"]
-    """What the aggregator adds to the weighted sum (SARS's synergy term)."""
+    """Difference of the aggregator and the weighted sum (SARS's synergy term)."""
     scored: Bool[Tensor, " g"]
     """Samples with a finite value on every axis."""
     skipped: bool
-    """Too few of them: every advantage is zero."""
+    """True if too few samples are scored: every advantage is zero."""
     clipped_share: float
-    """Of the advantages, before they were clamped."""
+    """Share of the advantages that were clamped."""
 
 
 def advantages_of(
@@ -46,13 +46,13 @@ def advantages_of(
     """Advantages A[g, k] of one group.
 
     Args:
-        rewards: one column a reward; NaN means unscorable.
+        rewards: one column per reward; NaN means unscorable.
         weights: rows of the time weights at the trained steps.
         axis_of: axis of each reward.
         weight_of: weight of each reward inside its axis.
         aggregator: joins the axes.
         clip: largest |A|.
-        min_valid: share of samples that must be scored; of fewer, mean and spread say little, and the group is skipped.
+        min_valid: share of samples that must be scored, else the group is skipped, as mean and spread say little.
     """
     axes = to_axes(rewards, axis_of, weight_of, num_axes=weights.shape[1])
     scored = scorable(rewards, axis_of, num_axes=weights.shape[1])

@@ -1,4 +1,4 @@
-"""Time weights: how much each axis counts at each step of the sampler. Each is ``num_steps -> [T, Q]``.
+"""Time weights: weight of each axis at each step of the sampler. Each is ``num_steps -> [T, Q]``.
 
 Dimensions: T sampler steps, k = 0 .. T-1 from noise to data; Q axes (prompt, identity), in this order. The
 keyword-only parameters are the keys of ``advantage.time_weights`` in a recipe.
@@ -29,7 +29,7 @@ def tdw(
 
     With progress u = k / T, w_prompt is ``high`` for u < start, ``final`` for u >= integrate, and between them
     low + (high - low) (1 - sigmoid(slope (u - (start + stop) / 2))); w_identity = 1 - w_prompt. At T = 25 the
-    defaults are the paper's table: 0.7 below step 6, 0.5 from step 22 on, and in between a sigmoid of 0.8 a step
+    defaults are the paper's table: 0.7 below step 6, 0.5 from step 22 on, and in between a sigmoid of 0.8 per step
     around step 10.
 
     Raises:
@@ -40,7 +40,7 @@ def tdw(
     k = torch.arange(num_steps, dtype=torch.float64)
     u = k / num_steps
     prompt = low + (high - low) * (1 - torch.sigmoid(slope * (u - (start + stop) / 2)))
-    # a break point that is a whole step belongs to the later stage, whichever way start * T was rounded
+    # a break point on a whole step belongs to the later stage, however start * T was rounded
     prompt = torch.where(k < start * num_steps - 1e-9, high, prompt)
     prompt = torch.where(k < integrate * num_steps - 1e-9, prompt, final)
     return torch.stack([prompt, 1 - prompt], dim=1).float()
@@ -56,7 +56,7 @@ def constant(
 def table(
     num_steps: int, *, rows: tuple[tuple[NonNegativeFloat, NonNegativeFloat], ...]
 ) -> Float[Tensor, "t q"]:
-    """Any weights, one (prompt, identity) row a step.
+    """Any weights, one (prompt, identity) row per step.
 
     Raises:
         ValueError: not one row for each of the ``num_steps`` steps.
@@ -64,6 +64,6 @@ def table(
     if len(rows) != num_steps:
         raise ValueError(
             f"rows: given {len(rows)} rows for {num_steps} sampler steps; "
-            "give one [prompt, identity] row a step, or change sampling.steps"
+            "give one [prompt, identity] row per step, or change sampling.steps"
         )
     return torch.tensor(rows, dtype=torch.float32)

@@ -1,6 +1,6 @@
-"""The command ``customized-grpo``: thin, every heavy import inside the command that needs it.
+"""The command ``customized-grpo``; every heavy import is inside the command that needs it.
 
-A mistake of the user (a recipe, a path, a folder) gives one message on stderr and exit code 2, without a traceback;
+A user error (a recipe, a path, a folder) gives one message on stderr and exit code 2, without a traceback;
 ``CUSTOMIZED_GRPO_TRACEBACK=1`` shows it. On several processes only the main one prints.
 """
 

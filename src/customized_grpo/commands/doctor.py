@@ -29,14 +29,14 @@ _FLOORS = {
     "pydantic": (2, 10),
     "safetensors": (0, 5),
 }
-"""The floors of pyproject.toml."""
+"""Minimum versions, as in pyproject.toml."""
 _EXTRAS = ("wandb", "tensorboard", "trackio", "swanlab")
 _GIB = 1024**3
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the doctor's table; ``advice`` is empty where nothing needs to be done."""
+    """One line of the doctor's table; ``advice`` is empty if nothing needs to be done."""
 
     name: str
     value: str
@@ -62,7 +62,7 @@ def doctor(
 
 
 def examine(folder: Path) -> list[Finding]:
-    """Everything about this machine and installation that a run depends on; ``folder`` is where runs would go."""
+    """Examine this machine and installation; ``folder`` is the folder of runs."""
     return [*_system(), *_libraries(), *_devices(), *_room(folder), *_assets(), _extras()]
 
 

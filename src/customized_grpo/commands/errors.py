@@ -1,4 +1,4 @@
-"""How the mistakes of a command's user are shown: one message on stderr, exit code 2, no traceback."""
+"""User errors of commands: one message on stderr, exit code 2, no traceback."""
 
 import os
 import traceback
@@ -16,7 +16,7 @@ _PACKAGE: Final = "customized_grpo"
 
 @final
 class UserErrors(TyperGroup):
-    """Commands whose user's mistakes are one clean message; what is no mistake of theirs keeps its traceback."""
+    """Command group that shows user errors as one message; other errors keep their traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -28,7 +28,7 @@ class UserErrors(TyperGroup):
                 style="yellow",
             )
             raise typer.Exit(130) from None
-        except BrokenPipeError:  # the reader of the output has left, as in '... | head'
+        except BrokenPipeError:  # the reader of the output has closed it, as in '... | head'
             raise
         except Exception as error:
             if os.environ.get("CUSTOMIZED_GRPO_TRACEBACK") or not is_users(error):
@@ -38,10 +38,10 @@ class UserErrors(TyperGroup):
 
 
 def is_users(error: Exception) -> bool:
-    """Whether the message alone tells the user what to do.
+    """True if the message alone tells the user what to do.
 
-    So it is with our own classes of errors, with what files and folders cause, and with a ValueError that this package
-    or a plug-in of another package raised itself; one from inside a library is a defect and keeps its traceback.
+    This holds for the package's own error classes, for errors of files and folders, and for a ValueError raised by this
+    package or by a plug-in; one from inside a library is a bug and keeps its traceback.
     """
     if isinstance(error, OSError) or type(error).__module__.split(".")[0] == _PACKAGE:
         return True
@@ -53,7 +53,7 @@ def is_users(error: Exception) -> bool:
 
 
 def show(error: Exception) -> None:
-    """The message on stderr. A mistake in a recipe is said by the main rank alone; with others a rank may be alone."""
+    """Print the message on stderr: recipe errors only on the main rank, others on any, since only one may have them."""
     if RANK != 0 and (type(error).__name__ == "RecipeError" or isinstance(error, UnknownPluginError)):
         return
     prefix = "error: " if RANK == 0 else f"error on rank {RANK}: "

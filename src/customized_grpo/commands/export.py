@@ -1,4 +1,4 @@
-"""``customized-grpo export``: the command around ``exporting``. Heavy imports are inside."""
+"""``customized-grpo export``: the command around ``policies.export``. Heavy imports are inside."""
 
 from pathlib import Path
 from typing import Annotated, get_args

@@ -1,4 +1,4 @@
-"""The estimated memory of a recipe, as ``validate`` and ``doctor`` print it. Heavy imports are inside."""
+"""Memory estimate of a recipe, as printed by ``validate`` and ``doctor``. Heavy imports are inside."""
 
 import os
 from typing import TYPE_CHECKING
@@ -13,14 +13,14 @@ _GIB = 2**30
 
 
 def show_memory(recipe: "Recipe", memory_gb: float | None) -> bool:
-    """Print what a process of a training needs, and what to change where the device at hand is too small.
+    """Print the estimated memory of a training process, and advice if the device is too small.
 
     Args:
         recipe: a whole recipe.
         memory_gb: GiB of a device to judge by; None: the GPU at hand, if there is one.
 
     Returns:
-        Whether it fits; True where there is no device to judge by, or where the model's shapes are not known.
+        True if it fits, or if there is no device to judge by, or the model's shapes are unknown.
     """
     from customized_grpo.memory.fitting import changes, faster, fits
     from customized_grpo.memory.footprint import UnknownModelError, of_recipe
@@ -70,7 +70,7 @@ def _gib(size: int) -> str:
 
 
 def _device_bytes(device: str) -> int | None:
-    """Memory of the smallest GPU at hand."""
+    """Memory of the smallest GPU."""
     import torch
 
     if device == "cpu" or not torch.cuda.is_available():

@@ -17,7 +17,7 @@ KINDS: tuple[registry.Kind, ...] = get_args(registry.Kind)
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """A plug-in; ``purpose`` says what is wrong with one that can't be loaded."""
+    """A plug-in; ``purpose`` is the error of one that can't be loaded."""
 
     name: str
     package: str

@@ -9,7 +9,7 @@ from customized_grpo.commands.tables import print_rows
 from customized_grpo.console import err, hush_libraries, say
 
 _SHOWN = 50
-"""More images than these are summarised on screen; the table that is written has them all."""
+"""Number of images up to which each is shown on screen; a written table has all of them."""
 
 
 def score(
@@ -30,7 +30,7 @@ def score(
     ] = None,
     subject: Annotated[str, typer.Option(help="its class word, for segmentation and judges")] = "",
     table: Annotated[
-        Path | None, typer.Option("--out", help="a .csv or .jsonl file with a row an image")
+        Path | None, typer.Option("--out", help="a .csv or .jsonl file with one row per image")
     ] = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="auto: the GPU if there is one")

@@ -11,7 +11,7 @@ _NAME = 40
 
 
 def table_of(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table of texts as they are, without markup; where no column has a name there is no head."""
+    """A table of plain texts, without markup; without a header if no column has a name."""
     table = Table(title=title or None, title_justify="left", show_header=any(columns))
     for position, column in enumerate(columns):
         whole = position == 0 and all(len(row[0]) <= _NAME for row in rows)

@@ -1,4 +1,4 @@
-"""``customized-grpo validate``: what a recipe amounts to, before anything is loaded. Heavy imports are inside."""
+"""``customized-grpo validate``: check a recipe and show the size of its step. Heavy imports are inside."""
 
 import os
 from typing import Any

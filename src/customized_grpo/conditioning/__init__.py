@@ -1,1 +1,1 @@
-"""Conditioning: the cache of encoded prompts and references."""
+"""Conditioning: disk cache of encoded prompts and references."""

@@ -1,8 +1,8 @@
-"""Conditioning on disk: what ``Policy.encode`` gave once, so that text encoders needn't be in memory, or even loaded.
+"""Disk cache of ``Policy.encode``'s results, so that text encoders needn't stay in memory, or even be loaded.
 
 An entry is a safetensors file, named by a hash of everything that the conditioning depends on: the policy and its
 options, the encoders' files or their commit, the dtype, the prompt, and the pixels of the references. Equal inputs
-therefore meet at one entry, whatever run or data set they come from, and a changed input is another entry.
+therefore share one entry, whatever run or data set they come from, and a changed input gets another.
 """
 
 import gc
@@ -29,30 +29,30 @@ Jobs = Sequence[tuple[Dataset, int]]
 """Data sets and indices of examples."""
 
 _FORMAT = 2
-"""Raised when what an entry means changes."""
+"""Version of the format, increased when the meaning of an entry changes."""
 _HASHES = "hashes.json"
 _NOT_READ = ("transformer", "scheduler")
-"""Folders of a pipeline that ``encode`` doesn't read."""
+"""Folders of a pipeline that ``encode`` doesn't use."""
 
 
 class CacheError(ValueError):
-    """An entry is not there, or can't be read."""
+    """An entry is missing or can't be read."""
 
 
 @final
 class ConditioningCache:
-    """The entries of one policy section in a folder; the folder may hold those of others."""
+    """Entries of one policy section in a folder that other sections may share."""
 
     def __init__(self, folder: str | Path, spec: Any, precision: Literal["no", "bf16"]) -> None:
-        """Look at the model's files, which are hashed once, or ask the hub's cache for its commit.
+        """Identify the model by hashes of its files, computed once, or by its commit in the hub's cache.
 
         Args:
-            folder: made where it is missing.
+            folder: created if missing.
             spec: the recipe's section ``policy``.
             precision: ``run.precision``.
 
         Raises:
-            ValueError: the folder is a file, or the model isn't there.
+            ValueError: the folder is a file, or the model is missing.
         """
         self.folder = Path(folder).expanduser()
         if self.folder.exists() and not self.folder.is_dir():
@@ -66,13 +66,13 @@ class ConditioningCache:
         }
 
     def path(self, prompt: str, references: Sequence[Image]) -> Path:
-        """Where the entry of a prompt and its references is, or would be."""
+        """Path of the entry of a prompt and its references, existing or not."""
         key = {**self.about, "prompt": prompt, "references": [_pixels(image) for image in references]}
         name = sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"
 
     def has(self, prompt: str, references: Sequence[Image]) -> bool:
-        """Whether a whole entry is there; a file that was cut off counts as none."""
+        """True if there is a complete entry; a truncated file doesn't count."""
         try:
             with safetensors.safe_open(str(self.path(prompt, references)), framework="pt"):
                 return True
@@ -80,7 +80,7 @@ class ConditioningCache:
             return False
 
     def write(self, prompt: str, references: Sequence[Image], cond: Conditioning) -> None:
-        """Keep a conditioning, complete or not at all."""
+        """Write a conditioning, complete or not at all."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in cond.tensors.items()}
         made_on = {str(tensor.device.type) for tensor in cond.tensors.values()}
         import diffusers
@@ -99,7 +99,7 @@ class ConditioningCache:
         """The conditioning of an example, bit for bit as it was written.
 
         Raises:
-            CacheError: there is no whole entry.
+            CacheError: there is no complete entry.
         """
         path = self.path(example.prompt, example.references)
         try:
@@ -119,16 +119,16 @@ def fill(
     load: Callable[[], Policy],
     progress: OnProgress,
 ) -> int:
-    """Make the entries that are missing, and leave those that are there.
+    """Make missing entries, and keep existing ones.
 
     Args:
-        cache: where they go.
-        jobs: data sets and indices of the examples, of this process.
-        load: gives the policy to encode with; called only where something is missing.
-        progress: told how far it is.
+        cache: the cache to fill.
+        jobs: data sets and indices of this process's examples.
+        load: returns the policy to encode with; called only if an entry is missing.
+        progress: progress callback.
 
     Returns:
-        How many were made.
+        Number of new entries.
     """
     missing: dict[Path, tuple[Dataset, int]] = {}
     for done, (dataset, index) in enumerate(jobs, start=1):
@@ -149,22 +149,22 @@ def fill(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Process:
-    """Where this process is among its fellows, and how it tells what it does."""
+    """Rank and device of this process, and its callbacks to report and to synchronise."""
 
     device: torch.device
     precision: Literal["no", "bf16"]
     rank: int
     world: int
     wait: Callable[[], object]
-    """For all processes."""
+    """Barrier that waits for all processes."""
     progress: OnProgress
 
 
 def complete(spec: Any, cache: ConditioningCache, jobs: Jobs, process: Process) -> int:
-    """``fill`` shared by all processes; the encoders are loaded where one is needed, and gone afterwards.
+    """``fill`` shared by all processes; encoders are loaded only if needed, and freed afterwards.
 
     Returns:
-        How many entries this process made.
+        Number of entries that this process made.
     """
     made = fill(
         cache,
@@ -179,7 +179,7 @@ def complete(spec: Any, cache: ConditioningCache, jobs: Jobs, process: Process) 
 
 
 def release(device: torch.device) -> None:
-    """Give back what a policy held that is no longer referred to."""
+    """Free the memory of a policy that is no longer referenced."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -188,16 +188,16 @@ def release(device: torch.device) -> None:
 def open_policy(
     spec: Any, folder: str | None, jobs: Callable[[], Jobs], process: Process
 ) -> tuple[Policy, Callable[[Example], Conditioning]]:
-    """The policy of a recipe and the conditioning of an example: encoded when it is asked for, or from a cache.
+    """A recipe's policy, and a function to its examples' conditioning: encoded on demand, or from a cache.
 
-    With a cache all that will be needed is completed before the transformer is loaded, so that encoders and
-    transformer are never in memory together, and a miss is found before the first step and not in the middle of a run.
+    With a cache, missing entries are made before the transformer is loaded, so that encoders and transformer are never
+    in memory together, and errors occur before the first step and not in the middle of a run.
 
     Args:
         spec: the recipe's section ``policy``.
         folder: ``run.cache``; None: no cache.
-        jobs: every example that will be encoded; called only where there is a cache.
-        process: of this process.
+        jobs: returns all examples that will be encoded; called only with a cache.
+        process: context of this process.
 
     Raises:
         ValueError: as ``load_policy`` and ``ConditioningCache`` do.
@@ -212,12 +212,12 @@ def open_policy(
 
 
 def model_identity(source: str, revision: str | None, hashes: Path) -> dict[str, str]:
-    """What names the content of a model: the commit of a hub id, or the hash of each file that ``encode`` may read.
+    """Identity of a model's content: the commit of a hub id, or hashes of the files that ``encode`` may read.
 
     Args:
         source: a folder or a hub id.
-        revision: of a hub id.
-        hashes: file that remembers hashes by path, size and time, so that 10 GB are read once.
+        revision: revision of a hub id.
+        hashes: file with known hashes by path, size and time, so that 10 GB are read once.
 
     Raises:
         ValueError: the hub has no such model, or can't be asked.
@@ -258,7 +258,7 @@ def _file_hashes(folder: Path, hashes: Path) -> dict[str, str]:
         try:
             known = json.loads(hashes.read_text(encoding="utf-8"))
         except ValueError:
-            known = {}  # only a memory: hash again
+            known = {}  # damaged: hash again
     found, fresh = {}, {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         part = file.relative_to(folder)

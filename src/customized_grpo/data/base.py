@@ -1,4 +1,4 @@
-"""What a data set is: a sized sequence of examples, made from its nested ``Config``."""
+"""Data sets: the ``Dataset`` protocol, a sized sequence of examples, and loading one from a recipe's section."""
 
 from typing import Protocol, runtime_checkable
 
@@ -11,14 +11,14 @@ __all__ = ["Dataset", "DatasetConfig", "load_dataset"]
 
 @runtime_checkable
 class Dataset(Protocol):
-    """Examples by index. Built as ``cls(config)``; equal configs give equal examples in equal order."""
+    """A sized sequence of examples, built as ``cls(config)``; equal configs give equal examples in equal order."""
 
     def __len__(self) -> int:
         """Number of examples, at least 1."""
         ...
 
     def __getitem__(self, index: int) -> Example:
-        """The example at ``index`` in [0, len); images are decoded here, not before.
+        """The example at ``index`` in [0, len); images are decoded only here.
 
         Raises:
             IndexError: outside that range.
@@ -27,14 +27,14 @@ class Dataset(Protocol):
 
 
 def load_dataset(spec: DatasetConfig, place: str = "data") -> Dataset:
-    """The data set of a recipe's section.
+    """Load the data set of a recipe's section.
 
     Args:
-        spec: the section, read by the data set's ``Config``.
-        place: where in the recipe it stands, for the message.
+        spec: the section, parsed by the data set's ``Config``.
+        place: its place in the recipe, for the message.
 
     Raises:
-        ValueError: it is empty.
+        ValueError: the data set is empty.
     """
     dataset: Dataset = registry.resolve("datasets", spec.type)(spec)
     if not len(dataset):

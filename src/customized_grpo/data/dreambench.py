@@ -1,8 +1,8 @@
-"""DreamBench (Ruiz et al. 2023, github.com/google/dreambooth): its prompt lists, and a data set that reads its folder.
+"""DreamBench (Ruiz et al. 2023, github.com/google/dreambooth): prompt lists, and a data set read from its folder.
 
 The repository has 30 subjects with 4 to 6 photos each and, in ``prompts_and_classes.txt``, their classes and two lists
-of 25 prompts (objects, and live subjects). Two lists of 750 prompts are in use, with one reference a subject; both are
-those of UNO's evaluation (arXiv 2504.02160), in its order: every subject with each prompt of its list, and 30 pairs.
+of 25 prompts (objects, and live subjects). Two lists of 750 prompts are in use, with one reference per subject; both
+follow UNO's evaluation (arXiv 2504.02160) and its order: every subject with each prompt of its list, and 30 pairs.
 """
 
 import re
@@ -23,9 +23,9 @@ from customized_grpo.types import Example
 PROMPTS_FILE: Final = "prompts_and_classes.txt"
 _LIVE_CLASSES: Final = frozenset({"cat", "dog"})
 _SCENES: Final = 10
-"""The prompts that both lists begin with; the others of the live list are outfits and attributes of one subject."""
+"""Number of scene prompts that begin both lists; the live list goes on with outfits and attributes of one subject."""
 _ATTRIBUTES: Final = 5
-"""The last prompts of both lists: "a red {}" and the like."""
+"""Number of attribute prompts that end both lists, such as "a red {}"."""
 
 _REFERENCE: Final[Mapping[str, str]] = {
     subject: stem
@@ -39,7 +39,7 @@ _REFERENCE: Final[Mapping[str, str]] = {
     }.items()
     for subject in subjects.split()
 }
-"""The one photo of each subject that is given to the policy, as UNO's list has it."""
+"""Reference photo of each subject, as in UNO's list."""
 
 _PAIRS: Final = (
     ("backpack_dog", "bear_plushie"),
@@ -73,19 +73,19 @@ _PAIRS: Final = (
     ("dog8", "robot_toy"),
     ("dog6", "teapot"),
 )
-"""The subjects of the multi-subject list: ten pairs of objects, ten of live subjects, ten of one each."""
+"""Pairs of the multi-subject list: ten of objects, ten of live subjects, ten mixed."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """One line of a list.
+    """One prompt of a list.
 
     Attributes:
         id: unique in its list, and safe as a file's name.
         subjects: folders of the subjects, one or two.
         classes: their class words, in the same order.
-        references: the photo of each subject that is given to the policy, relative to the folder with the subjects.
+        references: reference photo of each subject, relative to the folder with the subjects.
     """
 
     id: str
@@ -98,18 +98,18 @@ class Prompt:
 @final
 @dataclass(frozen=True, slots=True)
 class Templates:
-    """What ``prompts_and_classes.txt`` says: a class word for each subject, and prompts with ``{}`` for that word."""
+    """Content of ``prompts_and_classes.txt``: a class word per subject, and prompts with ``{}`` for that word."""
 
     classes: Mapping[str, str]
     objects: Sequence[str]
     live: Sequence[str]
 
     def of(self, subject: str) -> Sequence[str]:
-        """The 25 prompts of a subject."""
+        """The 25 prompt templates of a subject."""
         return self.live if self.is_live(subject) else self.objects
 
     def is_live(self, subject: str) -> bool:
-        """Whether the subject is an animal."""
+        """True if the subject is an animal."""
         return self.classes[subject] in _LIVE_CLASSES
 
 
@@ -117,7 +117,7 @@ def read_templates(text: str) -> Templates:
     """Parse ``prompts_and_classes.txt``. The placeholder of the unique token is dropped, as evaluations do.
 
     Raises:
-        ValueError: it does not hold a class table and two lists of the same number of prompts.
+        ValueError: it lacks a class table and two lists of the same number of prompts.
     """
     table = re.search(r"subject_name,class\s*\n(.*?)\n\s*\n", text, flags=re.DOTALL)
     classes = dict(re.findall(r"^\s*(\w+)\s*,\s*(.+?)\s*$", table[1], flags=re.MULTILINE)) if table else {}
@@ -139,7 +139,7 @@ def read_templates(text: str) -> Templates:
 
 
 def single_list(templates: Templates) -> list[Prompt]:
-    """750 prompts: every subject with its 25."""
+    """750 prompts: 25 for each of the 30 subjects."""
     return [
         _prompt(f"{subject}-{number:02d}", template.format(templates.classes[subject]), (subject,), templates)
         for subject in templates.classes
@@ -148,7 +148,7 @@ def single_list(templates: Templates) -> list[Prompt]:
 
 
 def multi_list(templates: Templates) -> list[Prompt]:
-    """750 prompts of two subjects: 30 pairs with 25 each."""
+    """750 prompts of two subjects: 25 for each of the 30 pairs."""
     return [
         _prompt(f"{first}-{second}-{number:02d}", text, (first, second), templates)
         for first, second in _PAIRS
@@ -158,7 +158,7 @@ def multi_list(templates: Templates) -> list[Prompt]:
 
 
 def _texts_of_two(templates: Templates, first: str, second: str) -> list[str]:
-    """Scenes hold both; an attribute is given to both objects, and to a live subject alone, the other beside it."""
+    """Scenes show both; attributes go to both objects, or to the live subject alone with the other beside it."""
     one, other = (f"a {templates.classes[subject]}" for subject in (first, second))
     texts = []
     prompts = templates.of(first)
@@ -190,7 +190,7 @@ def _prompt(name: str, text: str, subjects: tuple[str, ...], templates: Template
 
 
 def subject_photos(root: Path, subject: str) -> list[Path]:
-    """All photos of a subject, by name. ``root`` is the folder with the subjects' folders."""
+    """All photos of a subject, sorted by name. ``root`` is the folder with the subjects' folders."""
     return images_in(root / subject)
 
 
@@ -208,11 +208,11 @@ class DreamBench:
         )
         subjects: tuple[str, ...] = Field(
             default=(),
-            description="only these, for a copy that lacks some; of a pair both must be among them",
+            description="use only these, for an incomplete copy; a pair needs both of its subjects",
         )
         per_subject: PositiveInt | None = Field(
             default=None,
-            description="so many prompts of each subject (or pair), spread over its list; null: all 25",
+            description="number of prompts per subject (or pair), spread over its list; null: all 25",
         )
 
     def __init__(self, config: Config) -> None:
@@ -239,7 +239,7 @@ class DreamBench:
         return len(self._prompts)
 
     def __getitem__(self, index: int) -> Example:
-        """An example; ``extra`` has ``subject_id``, and ``views``: paths of all photos of its subjects."""
+        """Example with ``subject_id`` and ``views`` (paths of all photos of its subjects) in ``extra``."""
         if not 0 <= index < len(self._prompts):
             raise IndexError(f"example {index} of {len(self._prompts)}")
         prompt = self._prompts[index]
@@ -260,7 +260,7 @@ class DreamBench:
         return self._load(path)
 
     def _check(self) -> None:
-        """Looked for now: a missing photo should stop an evaluation at its start."""
+        """Check that all photos exist: a missing one should stop an evaluation at its start."""
         for prompt in self._prompts:
             for path in prompt.references:
                 if not (self.root / path).is_file():
@@ -286,7 +286,7 @@ def find_root(path: Path) -> Path:
 
 
 def _spread(prompts: Sequence[Prompt], per_subject: int | None) -> list[Prompt]:
-    """``per_subject`` prompts of each group of subjects, evenly over its list."""
+    """``per_subject`` prompts per subject or pair, spread evenly over its list."""
     groups: dict[tuple[str, ...], list[Prompt]] = {}
     for prompt in prompts:
         groups.setdefault(prompt.subjects, []).append(prompt)

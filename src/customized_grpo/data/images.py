@@ -1,8 +1,8 @@
 """The one image loader, for training, rewards and evaluation: plain 8-bit RGB, or an error.
 
 A wrong picture is worse than none: it would quietly become a reference that rewards are measured against.
-So a damaged file is refused, and what naive conversion gets wrong (orientation, transparency, 16 bits) is
-done right here. What each kind of file becomes is tabled in docs/image-files.md.
+So damaged files are refused, and orientation, transparency and 16 bits, which naive conversion gets wrong,
+are handled here. The table of all kinds of files is in docs/image-files.md.
 """
 
 import io
@@ -18,17 +18,17 @@ from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 from customized_grpo.atomic import replacing
 
 MAX_PIXELS = 64_000_000
-"""Above this a reference is surely a mistake, and decoding it would take a gigabyte."""
+"""Limit on pixels: a larger reference is surely a mistake, and decoding it would take a gigabyte."""
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".mpo"))
-"""What importers take for an image when they look through a folder, in lower case."""
+"""Suffixes of image files in an importer's folder, in lower case."""
 
 _MASK: Final = "_seg.png"
-"""What the name of a mask beside its picture ends in."""
+"""Ending of the name of a mask beside its picture."""
 
 _HEAD = 512
 _GREY = 16
-"""How far the channels of a grey pixel may be apart: JPEG colours grey pictures a little."""
+"""Largest difference of a grey pixel's channels: JPEG colours grey pictures a little."""
 _HEIC = (b"heic", b"heix", b"mif1", b"msf1", b"hevc")
 
 _Stream = io.BufferedReader | io.BytesIO
@@ -37,7 +37,7 @@ Problem = Literal[
     "missing", "folder", "unreadable", "empty", "lfs-pointer", "html", "heic", "no-image", "too-large", "damaged",
     "32-bit", "no-mask",
 ]  # fmt: skip
-"""What can be wrong with a file, for programs; ``ImageError.reason`` says it to people."""
+"""Kind of problem with a file, for programs; ``ImageError.reason`` is for people."""
 
 
 @final
@@ -46,8 +46,8 @@ class ImageError(ValueError):
 
     Attributes:
         path: the file.
-        problem: its kind.
-        reason: what is wrong with it and what to do.
+        problem: kind of problem.
+        reason: description of the problem and what to do.
     """
 
     def __init__(self, path: str | Path, problem: Problem, reason: str) -> None:
@@ -57,11 +57,11 @@ class ImageError(ValueError):
         super().__init__(f"{path}: {reason}")
 
     def __reduce__(self) -> tuple[type["ImageError"], tuple[Path, Problem, str]]:
-        return ImageError, (self.path, self.problem, self.reason)  # it crosses processes
+        return ImageError, (self.path, self.problem, self.reason)  # so that it can be pickled
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The image files of a folder by name; without hidden ones, and without the masks of its other pictures."""
+    """Image files of a folder, sorted by name, without hidden files and masks of other pictures."""
     found = sorted(
         path
         for path in folder.iterdir()
@@ -72,10 +72,10 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def mask_beside(image: Path) -> Path | None:
-    """The picture's mask where one lies beside it: ``<name>_seg.png``, else ``masks/<stem>.jpg`` or ``.png``."""
+    """Mask beside a picture, if any: ``<name>_seg.png``, else ``masks/<stem>.jpg`` or ``.png``."""
     folder, stem = image.parent, image.stem
     candidates = (
-        folder / f"{image.name}{_MASK}",  # where two pictures differ in nothing but their suffix
+        folder / f"{image.name}{_MASK}",  # for two pictures that differ only in their suffix
         folder / f"{stem}{_MASK}",
         folder / "masks" / f"{stem}.jpg",
         folder / "masks" / f"{stem}.png",
@@ -84,7 +84,7 @@ def mask_beside(image: Path) -> Path | None:
 
 
 def masks_beside(images: Sequence[Path]) -> tuple[Path | None, ...]:
-    """``mask_beside`` of each; empty where none has one."""
+    """``mask_beside`` of each image; empty if none has a mask."""
     masks = tuple(mask_beside(image) for image in images)
     return masks if any(masks) else ()
 
@@ -93,14 +93,14 @@ def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """An RGB image: EXIF orientation applied, transparency on white, first frame, no metadata.
 
     Raises:
-        ImageError: missing, empty, truncated, no image at all, over ``max_pixels``, or of 32 bits a channel.
+        ImageError: missing, empty, truncated, not an image, over ``max_pixels``, or with 32 bits per channel.
     """
     path = Path(path)
     return _rgb(_decode(path, lambda: _open(path), max_pixels))
 
 
 def read_image(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """``load_image`` of bytes that are no file (a column of a table); ``name`` stands in for the path in errors.
+    """``load_image`` for bytes (a column of a table); ``name`` takes the path's place in errors.
 
     Raises:
         ImageError: as for ``load_image``.
@@ -109,12 +109,12 @@ def read_image(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image
 
 
 def load_mask(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A mask of mode L; white is the subject. EXIF orientation is applied, as to its image.
+    """A mask of mode L, white for the subject. EXIF orientation is applied, as to its image.
 
-    Of a cut-out subject, the usual ``_seg.png``, the opacity is the mask.
+    For a cut-out subject (the usual ``_seg.png``) the alpha channel is the mask.
 
     Raises:
-        ImageError: as for ``load_image``; or it is a coloured, opaque picture, which says nothing about a subject.
+        ImageError: as for ``load_image``, or a coloured, opaque picture, which is not a mask.
     """
     path = Path(path)
     image = _decode(path, lambda: _open(path), max_pixels)
@@ -131,10 +131,10 @@ def load_mask(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def image_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Width and height from the file's head, as ``load_image`` would give them; the pixels stay unread.
+    """Width and height as ``load_image`` would give them, read from the header without decoding pixels.
 
     Raises:
-        ImageError: what the head alone shows. A truncated file is found by ``load_image`` only.
+        ImageError: problems visible in the header; truncation is found only by ``load_image``.
     """
     path = Path(path)
     with _typed_errors(path, max_pixels), _open(path) as stream:
@@ -148,7 +148,7 @@ def image_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int
 def save_image(image: Image.Image, path: Path) -> None:
     """Write an image in the format of the path's suffix, without any metadata, complete or not at all."""
     with replacing(path) as aside:
-        _plain(image.copy()).save(aside, quality=92)  # heeded by the formats that lose something
+        _plain(image.copy()).save(aside, quality=92)  # used only by lossy formats
 
 
 def _decode(path: Path, opened: Callable[[], _Stream], max_pixels: int) -> Image.Image:
@@ -163,14 +163,14 @@ def _decode(path: Path, opened: Callable[[], _Stream], max_pixels: int) -> Image
         values = np.asarray(image).astype(np.float32)
         return Image.fromarray(np.rint(values / 257.0).astype(np.uint8))
     if image.mode in ("I", "F"):
-        reason = f"has 32 bits a pixel (mode {image.mode}), of unknown range; save it with 8 or 16 bits"
+        reason = f"has 32 bits per pixel (mode {image.mode}), of unknown range; save it with 8 or 16 bits"
         raise ImageError(path, "32-bit", reason)
     return image
 
 
 @contextmanager
 def _typed_errors(path: Path, max_pixels: int) -> Iterator[None]:
-    """Whatever Pillow raises inside the block, as an ``ImageError``; its remarks on broken metadata are silenced."""
+    """Turn any Pillow error inside the block into an ``ImageError``; silence warnings about broken metadata."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -178,13 +178,13 @@ def _typed_errors(path: Path, max_pixels: int) -> Iterator[None]:
         except ImageError:
             raise
         except UnidentifiedImageError as error:
-            reason = "is no image that Pillow can read; save it as PNG or JPEG"
+            reason = "is not an image that Pillow can read; save it as PNG or JPEG"
             raise ImageError(path, "no-image", reason) from error
         except Image.DecompressionBombError as error:
             reason = f"has too many pixels (the limit is {max_pixels:,}); scale it down"
             raise ImageError(path, "too-large", reason) from error
         except Exception as error:
-            # Pillow's decoders meet damaged files with many exceptions: OSError, SyntaxError, struct.error, ...
+            # Pillow's decoders raise many exceptions for damaged files: OSError, SyntaxError, struct.error, ...
             reason = f"is damaged or truncated ({error}); download or save it again"
             raise ImageError(path, "damaged", reason) from error
 
@@ -208,7 +208,7 @@ def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
 
 
 def _check_head(path: Path, stream: _Stream) -> None:
-    """What is commonly found in the place of an image gets its own message."""
+    """Raise specific messages for files commonly found in place of an image."""
     head = stream.read(_HEAD)
     stream.seek(0)
     if not head:
@@ -236,6 +236,6 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """Without metadata: phone photos carry places and times, and writers would pass them on."""
+    """Image without metadata: phone photos carry places and times, which writers would pass on."""
     image.info.clear()
     return image

@@ -1,7 +1,7 @@
-"""The neutral data set: one JSON object a line, image paths relative to the manifest's folder.
+"""The manifest: a JSONL data set, one object per line, with image paths relative to the manifest's folder.
 
 ``{"id": "bag-03", "prompt": "a bag in the snow", "references": ["bag/03.jpg"], "subject": "bag"}``,
-and optionally ``masks`` (one path or null a reference), ``target`` and ``target_mask`` (the picture that the prompt
+and optionally ``masks`` (one path or null per reference), ``target`` and ``target_mask`` (the picture that the prompt
 describes; reinforcement learning doesn't read it), ``views`` (further pictures of the subject, for evaluation only) and
 ``extra`` (an object that only plug-ins read; ``extra.subject_id`` names the individual, see ``prepare.split``).
 """
@@ -20,7 +20,7 @@ from customized_grpo.types import Example
 
 @final
 class ManifestDataset:
-    """Examples of a JSONL manifest. Lines are checked at once, images read when an example is asked for."""
+    """Examples of a JSONL manifest. Lines are checked at once; images are read on access."""
 
     @final
     class Config(DatasetConfig):
@@ -28,7 +28,7 @@ class ManifestDataset:
 
         path: str = Field(min_length=1, description="the .jsonl file; image paths are relative to its folder")
         limit: PositiveInt | None = Field(
-            default=None, description="use only the first so many lines; null: all"
+            default=None, description="number of lines to use, from the first; null: all"
         )
 
     def __init__(self, config: Config) -> None:
@@ -39,7 +39,7 @@ class ManifestDataset:
         for number, row in read_rows(self._path):
             if isinstance(row, ManifestError):
                 raise row
-            # Looked for now: a missing file should stop a run at its start and not in its night.
+            # Checked now: a missing file should stop a run at its start, not hours later.
             for name in (*row.references, *(mask for mask in row.masks if mask is not None)):
                 if name not in there and not (self._root / name).is_file():
                     raise self._error(number, f"no such file: {self._root / name}")
@@ -48,13 +48,13 @@ class ManifestDataset:
             if len(self._rows) == config.limit:
                 break
         if not self._rows:
-            raise ManifestError(f"{self._path}: the manifest is empty; it needs one JSON object a line")
+            raise ManifestError(f"{self._path}: the manifest is empty; it needs one JSON object per line")
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def keys(self) -> list[str]:
-        """The ids of all examples, in order; no image is read."""
+        """Ids of all examples, in order; no image is read."""
         return [row.id for _, row in self._rows]
 
     def __getitem__(self, index: int) -> Example:

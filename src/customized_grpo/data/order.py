@@ -12,9 +12,9 @@ from customized_grpo.seeding import generator
 
 
 def indices(step: int, *, rank: int, world: int, groups_per_step: int, size: int, seed: int) -> list[int]:
-    """Indices into a data set of ``size`` examples that ``rank`` of ``world`` processes visits in ``step``.
+    """Indices of the examples that ``rank`` of ``world`` processes visits in ``step``, of a data set of ``size``.
 
-    The slices of all ranks, in rank order, are the list that one process alone would get.
+    The slices of all ranks, in rank order, form the list of a single process.
 
     Raises:
         ValueError: the data set is empty, or ``groups_per_step`` can't be shared equally by the processes.
@@ -30,10 +30,10 @@ def indices(step: int, *, rank: int, world: int, groups_per_step: int, size: int
 
 
 def groups_a_rank(groups_per_step: int, world: int) -> int:
-    """How many groups each of ``world`` processes samples in a step: the same for all, so that none waits.
+    """Number of groups per process and step: the same for all, so that none waits.
 
     Raises:
-        ValueError: they can't be shared equally.
+        ValueError: the groups can't be shared equally.
     """
     if groups_per_step % world:
         below = groups_per_step // world * world

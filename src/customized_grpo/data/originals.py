@@ -1,4 +1,4 @@
-"""Whether a copy of DreamBench holds the photos as its repository has them, or others: scaled ones move features."""
+"""Check that a copy of DreamBench has its repository's original photos: scaled ones change image features."""
 
 import json
 from importlib import resources
@@ -12,9 +12,9 @@ _FOLDER: Final = "dataset/"
 
 
 def photos(path: str) -> str:
-    """``original``, or how many of the photos are not those of the repository.
+    """``original``, or the number of photos that differ from the repository's.
 
-    They are told apart by their number of bytes: a photo that was scaled or saved again has another.
+    They are compared by file size, which changes if a photo is scaled or saved again.
 
     Args:
         path: the repository's folder, or the ``dataset`` folder in it.

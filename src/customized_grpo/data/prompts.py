@@ -1,4 +1,4 @@
-"""What is wrong with a prompt's text: captions made by models are noisy, and a policy is trained to follow them."""
+"""Problems in the text of prompts: captions made by models are noisy, and a policy is trained to follow them."""
 
 import re
 from collections import Counter
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 MAX_WORDS: Final = 60
-"""CLIP reads 77 tokens, which is about as many words; rewards built on it don't see the rest."""
+"""Limit on words: about CLIP's 77 tokens; rewards built on CLIP don't see the rest."""
 
 _DANGLING: Final = (
     "a an the of to and or with in on at by for from its their his her into near next is are as"
@@ -34,7 +34,7 @@ _COMPILED: Final = {name: re.compile(pattern) for name, pattern in _PATTERNS.ite
 
 
 def prompt_problems(prompt: str) -> list[str]:
-    """Names of what is wrong with a prompt; empty where nothing is. The names are explained in docs/how-to/data.md."""
+    """Names of the problems of a prompt, explained in docs/how-to/data.md; empty if there are none."""
     text = prompt.strip()
     found = [name for name, pattern in _COMPILED.items() if pattern.search(text)]
     if text.count('"') % 2 or text.count("(") != text.count(")"):
@@ -49,20 +49,20 @@ def prompt_problems(prompt: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class PromptSurvey:
-    """Numbers about many prompts."""
+    """Statistics over many prompts."""
 
     noisy: int
-    """Prompts with at least one problem."""
+    """Number of prompts with at least one problem."""
     problems: Mapping[str, int]
-    """How many have each, most frequent first."""
+    """Number of prompts per problem, most frequent first."""
     examples: Mapping[str, list[str]]
-    """The first three of each."""
+    """The first three prompts per problem."""
     mean_words: float
     max_words: int
 
 
 def survey(prompts: Iterable[str]) -> PromptSurvey:
-    """Problems and lengths of prompts."""
+    """Survey of problems and lengths of prompts."""
     counts: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
     noisy = total = words = longest = 0

@@ -1,4 +1,4 @@
-"""Lines of a manifest, read and checked without any image: what is prepared is looked through without torch."""
+"""Rows of a manifest, read and checked without images and without torch."""
 
 import json
 from collections.abc import Iterator
@@ -34,16 +34,16 @@ class Row(BaseModel):
     extra: dict[str, Any] = {}
 
     def images(self) -> list[str]:
-        """Paths of all pictures, masks aside: references first, then the target and the views."""
+        """Paths of all pictures except masks: references first, then the target and the views."""
         return [*self.references, *([] if self.target is None else [self.target]), *self.views]
 
     def files(self) -> list[tuple[str, bool]]:
-        """Every path once, and whether it is a mask."""
+        """All distinct paths, each with whether it is a mask."""
         masks = [(mask, True) for _, mask in self.pairs()]
         return list(dict.fromkeys([*((path, False) for path in self.images()), *masks]))
 
     def pairs(self) -> list[tuple[str, str]]:
-        """(image, mask) wherever there is a mask."""
+        """All pairs (image, mask)."""
         images = [*self.references, self.target]
         masks = [*(self.masks or [None] * len(self.references)), self.target_mask]
         return [
@@ -54,9 +54,9 @@ class Row(BaseModel):
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Row | ManifestError]]:
-    """Every line of a manifest that isn't blank, by number: its row, or what is wrong with it.
+    """Read a manifest's non-blank lines: line number, and its row or error.
 
-    Looks at the text alone, not at the files it names.
+    Only the text is checked, not the files that it names.
 
     Raises:
         ManifestError: no such file.
@@ -80,10 +80,10 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row | ManifestError]]:
 
 
 def fit_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """A mask at its image's size. One of the same shape is scaled: attention maps have a sixteenth of the pixels.
+    """Mask at its image's size, scaled if the aspect ratio is the same, since attention maps are smaller.
 
     Raises:
-        ValueError: it has another shape.
+        ValueError: it has another aspect ratio.
     """
     if mask.size == size:
         return mask
@@ -93,7 +93,7 @@ def fit_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def same_shape(mask: tuple[int, int], image: tuple[int, int]) -> bool:
-    """Whether a mask is its image scaled, but for rounding to whole pixels."""
+    """True if a mask has its image's aspect ratio, up to rounding to whole pixels."""
     (w, h), (width, height) = mask, image
     scale = min(w / width, h / height)
     return abs(w - width * scale) < 1 and abs(h - height * scale) < 1
@@ -104,10 +104,10 @@ def _parse(line: bytes) -> Row:
         # utf-8-sig: some editors begin a file with a byte-order mark.
         data = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"is no UTF-8 text ({error.reason}); save the manifest as UTF-8") from error
+        raise ValueError(f"is not UTF-8 text ({error.reason}); save the manifest as UTF-8") from error
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"is no JSON ({error.msg}, column {error.colno}); write one object a line"
+            f"is not JSON ({error.msg}, column {error.colno}); write one object per line"
         ) from error
     try:
         row = Row.model_validate(data)

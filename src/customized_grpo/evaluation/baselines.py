@@ -1,4 +1,4 @@
-"""What every table is read against: the copied reference, which ignores the prompt, and real photos of the subject."""
+"""Baselines of every table: the copied reference, which ignores the prompt, and real photos of the subject."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,7 +27,7 @@ def reference_copy(example: Example, height: int, width: int) -> UInt8[Tensor, "
 def identity_metrics(
     metrics: Mapping[str, AnyMetric], specs: Mapping[str, BaseModel]
 ) -> dict[str, AnyMetric]:
-    """The metrics whose section says ``axis: identity``; the others ask for a prompt, which a photo has not."""
+    """The metrics whose section says ``axis: identity``; the others need a prompt, and a photo has none."""
     return {
         name: metric
         for name, metric in metrics.items()
@@ -40,12 +40,12 @@ NO_IDENTITY: Final = "no metric has 'axis: identity', and a photo has no prompt 
 
 @final
 class RealPhotos:
-    """The oracle: each photo of a subject as if it had been drawn, judged against that subject's *other* photos.
+    """The oracle: each photo of a subject as if it had been drawn, compared with that subject's *other* photos.
 
-    Under a protocol that compares with the input reference, against that one. An example is a photo.
+    A protocol that measures against the input reference uses that one instead. Each example is one photo.
 
     Attributes:
-        absent: why there is none; empty where there are some.
+        absent: reason why there are no photos; empty if there are.
     """
 
     def __init__(self, dataset: Dataset, total: int, protocol: Protocol) -> None:
@@ -53,7 +53,7 @@ class RealPhotos:
         alone = 0
         by_subject: dict[str, Example] = {}
         for example in examples:
-            # Only prompts of one subject: no photo shows two subjects together.
+            # Only single-subject prompts: no photo shows two subjects together.
             if len(example.references) == 1:
                 alone += 1
                 if len(example.extra.get("views", ())) > 1:

@@ -1,4 +1,4 @@
-"""What a recipe asks of others - questions to judges, which cost money or quota - said before it starts."""
+"""Estimate of API requests and tokens, which cost money or quota, printed before a run starts."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from customized_grpo.rewards.base import costs
 
 
 def announced(recipe: Recipe | EvaluateRecipe) -> list[str]:
-    """One line a judge, as far as the recipe alone tells: an evaluation without a limit depends on its data."""
+    """One line per judge, as far as the recipe alone tells: an evaluation without a limit depends on its data."""
     lines = of_training(recipe) if isinstance(recipe, Recipe) else []
     spec = recipe.evaluate
     if spec is None or spec.limit is None:
@@ -18,7 +18,7 @@ def announced(recipe: Recipe | EvaluateRecipe) -> list[str]:
 
 
 def of_training(recipe: Recipe) -> list[str]:
-    """Of the training rewards."""
+    """Costs of the training rewards."""
     train = recipe.train
     samples = train.steps * train.groups_per_step * train.group_size
     found = costs(recipe.rewards, dict.fromkeys(recipe.rewards, samples))
@@ -26,7 +26,7 @@ def of_training(recipe: Recipe) -> list[str]:
 
 
 def of_evaluation(spec: Evaluate, examples: int, *, rows: int) -> list[str]:
-    """Of the metrics, for so many rows of a table."""
+    """Costs of the metrics for ``examples`` examples in each of ``rows`` table rows."""
     images: Mapping[str, int] = {
         name: examples * spec.images_per_prompt * rows * spec.runs.get(name, 1) for name in spec.metrics
     }
@@ -34,6 +34,6 @@ def of_evaluation(spec: Evaluate, examples: int, *, rows: int) -> list[str]:
 
 
 def evaluations(recipe: Recipe) -> int:
-    """How often a training run evaluates: before the first step, every N, and at the end."""
+    """Number of evaluations in a training run: before the first step, every N, and at the end."""
     every, steps = recipe.train.evaluate_every, recipe.train.steps
     return 0 if not every else 1 + steps // every + (steps % every > 0)

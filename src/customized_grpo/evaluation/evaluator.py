@@ -52,13 +52,13 @@ def evaluate_policy(
     weights: str,
     encode: Callable[[Example], Conditioning],
 ) -> list[Row]:
-    """Generate at fixed seeds by the deterministic sampler, score, and write rows and images into the site's folder.
+    """Generate at fixed seeds by the deterministic sampler, score, and write rows and images into ``site``'s folder.
 
     Args:
         sigmas: noise levels of the sampler.
-        weights: names the policy's weights, as ``tuning.apply`` does: finished rows of the same weights, recipe
-            and sampler are kept, all others are made anew.
-        encode: conditioning of an example; the caller may cache it.
+        weights: identifies the policy's weights, as ``tuning.apply`` does. Finished rows with the same weights, recipe
+            and sampler are kept; all others are generated again.
+        encode: makes the conditioning of an example; the caller may cache it.
 
     Returns:
         All ranks' rows, ordered by example and image; see ``summary.Row``.
@@ -70,11 +70,11 @@ def evaluate_policy(
     drawn: dict[int, Tensor] = {}
 
     def draw(index: int, example: Example) -> Tensor:
-        """The example's images; those of its block are made along, in one batch where conditioning can be stacked."""
+        """The example's images; its whole block is generated, in one batch if the conditioning can be stacked."""
         if index not in drawn:
             drawn.clear()
             first = index // block * block
-            # Also beyond spec.limit: the limit must not change a batch, and so the last bits of what is in it.
+            # Also beyond spec.limit, which must not change a batch and so the last bits of its images.
             members = range(first, min(first + block, len(dataset)))
             conds = [encode(dataset[i]) for i in members]
             noise = [_noise(policy, spec, i) for i in members]
@@ -107,35 +107,35 @@ def evaluate_policy(
 
 
 def num_examples(dataset: Dataset, spec: Evaluate) -> int:
-    """How many examples are evaluated."""
+    """Number of examples that are evaluated."""
     return min(len(dataset), spec.limit or len(dataset))
 
 
 def encoded_examples(dataset: Dataset, spec: Evaluate) -> range:
-    """Indices of the examples whose conditioning an evaluation asks for: whole blocks, also beyond the limit."""
+    """Indices of the examples whose conditioning an evaluation needs: whole blocks, also beyond the limit."""
     block = block_of(spec)
     return range(min(-(-num_examples(dataset, spec) // block) * block, len(dataset)))
 
 
 def block_of(spec: Evaluate) -> int:
-    """How many examples are drawn in one batch."""
+    """Number of examples that are generated in one batch."""
     return max(1, spec.batch // spec.images_per_prompt)
 
 
 def noise_levels(
     policy: PolicySpec, sampling: EvaluateSampling | Sampling, spec: Evaluate, num_tokens: int
 ) -> Float[Tensor, " t_plus_1"]:
-    """Of an evaluation's sampler, whose ``spec.steps`` go before the training's.
+    """Noise levels of an evaluation's sampler; ``spec.steps`` overrides the training's number of steps.
 
     Args:
-        policy: the recipe's section.
-        num_tokens: of an image.
+        policy: the recipe's policy section.
+        num_tokens: latent tokens per image.
     """
     return sigma_grid(policy, sampling.shift, spec.steps or sampling.steps, num_tokens)
 
 
 def _noise(policy: Policy, spec: Evaluate, index: int) -> Float[Tensor, "n s c"]:
-    """Initial noise of an example's images: image i of example e draws from its global index alone."""
+    """Initial noise of an example's images, each seeded by its global index alone."""
     first = index * spec.images_per_prompt
     return torch.stack(
         [
@@ -146,15 +146,15 @@ def _noise(policy: Policy, spec: Evaluate, index: int) -> Float[Tensor, "n s c"]
 
 
 def evaluate(recipe: EvaluateRecipe, *, progress: OnProgress = quiet) -> Path:
-    """Evaluate real photos, the copied reference, the base and the adapter on it if there is one, into ``run.dir``.
+    """Evaluate real photos, the copied reference, the base and, if given, the adapter, into ``run.dir``.
 
-    The folder may hold an earlier, unfinished evaluation: rows that the same weights and recipe made are kept.
+    The folder may hold an earlier, unfinished evaluation: rows of the same weights and recipe are kept.
 
     Returns:
         The run's folder, with ``config.yaml`` and ``evaluation/`` (summaries, rows, pictures).
 
     Raises:
-        ValueError: ``run.dir`` is a file or a training run, the adapter does not fit, or the device is not there.
+        ValueError: ``run.dir`` is a file or a training run, the adapter does not fit, or the device does not exist.
     """
     protocol = find_protocol(recipe.evaluate.protocol)
     folder = _folder(recipe)
@@ -167,7 +167,7 @@ def evaluate(recipe: EvaluateRecipe, *, progress: OnProgress = quiet) -> Path:
     spec = recipe.evaluate
     dataset = load_dataset(spec.data, "evaluate.data")
     total = num_examples(dataset, spec)
-    protocol.judged(dataset[0])  # data that don't fit should stop this before models are loaded
+    protocol.judged(dataset[0])  # unsuitable data should stop this before models are loaded
     process = Process(
         device=state.device,
         precision=recipe.run.precision,

@@ -1,8 +1,8 @@
-"""From whatever makes images to scored rows on disk: the part of an evaluation that knows nothing of policies.
+"""Generate, score and save images example by example: the part of an evaluation independent of policies.
 
 An example's images are made and scored by one rank, in the same batches everywhere (blocks of examples stay together),
-so neither its pixels nor its values know of other ranks. Finished examples are kept as they come, so that a killed
-evaluation goes on where it was.
+so neither pixels nor values depend on the other ranks. Finished examples are saved at once, so that a killed
+evaluation continues where it stopped.
 """
 
 import hashlib
@@ -33,27 +33,27 @@ from customized_grpo.rewards.base import AsyncGroupReward, AsyncReward, transpor
 from customized_grpo.types import Example
 
 Draw = Callable[[int, Example], UInt8[Tensor, "g h w 3"]]
-"""(index of the example, example) to its images."""
+"""Maps (index of the example, example) to its images."""
 Gather = Callable[[list[Row]], list[Row]]
-"""This rank's rows to all ranks' rows, on every rank (accelerate's ``gather_object``)."""
+"""Gathers the rows of all ranks on every rank (accelerate's ``gather_object``)."""
 
 _REFERENCE_SIDE = 256
 _log = logging.getLogger(__name__)
 
 
 def quiet(label: str, done: int, total: int) -> None:
-    """Progress for nobody."""
+    """Progress callback that does nothing."""
 
 
 def alone(rows: list[Row]) -> list[Row]:
-    """The gather of a single process."""
+    """Identity gather, for one process."""
     return rows
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """Where an evaluation runs and writes: the folder is the same on all ranks."""
+    """Output folder, the same on all ranks, and process context of an evaluation."""
 
     folder: Path
     rank: int = 0
@@ -78,10 +78,10 @@ def evaluate_images(
     """Score whatever ``draw`` makes of the first ``total`` examples; see ``evaluate_policy``.
 
     Args:
-        made_by: what made the images, as JSON. Rows of the same images and metrics are kept; where only the metrics are
-            new, the images on disk are scored again rather than made again.
-        judged: the example as the metrics see it, whose references may be others than the policy's.
-        block: so many consecutive examples are drawn by one rank.
+        made_by: description of what made the images, as JSON. Rows of the same images and metrics are kept; if only the
+            metrics changed, the images on disk are scored again.
+        judged: maps an example to the one that metrics see, whose references may differ from the policy's.
+        block: number of consecutive examples that one rank generates together.
     """
     mine = [index for index in range(total) if index // block % site.world == site.rank]
     drawn, fingerprint = _fingerprints(spec, made_by)
@@ -91,7 +91,7 @@ def evaluate_images(
     rows: list[Row] = []
     said: set[str] = set()
     with (parts / f"{site.rank:05d}.jsonl").open("a", encoding="utf-8") as part:
-        part.write("\n")  # ends the line that a killed process may have left half written
+        part.write("\n")  # ends a line that a killed process may have left half written
         for done, index in enumerate(mine):
             site.progress(label, done, len(mine))
             found = earlier.get((index, fingerprint))
@@ -121,7 +121,7 @@ def evaluate_images(
 
 
 def _say_once(errors: Mapping[str, str], example: Example, label: str, said: set[str]) -> None:
-    """The first reason why a metric left an image out; the summary's n says how many there were."""
+    """Log the first reason why a metric skipped an image; the summary's n says how many remain."""
     for name in errors.keys() - said:
         _log.warning(
             "%s: %s could not score an image of %r: %s (said once)", label, name, example.key, errors[name]
@@ -165,8 +165,8 @@ def _finite(value: float) -> float | None:
 
 
 def _fingerprints(spec: Evaluate, made_by: Mapping[str, Any]) -> tuple[str, str]:
-    """Of what decides the pixels, and of what decides the scores too."""
-    # How many examples and pictures are kept changes no row, so a larger limit goes on from the rows that are there.
+    """Fingerprints of all settings that decide the pixels, and of those plus the ones that decide the scores."""
+    # The number of examples and saved pictures changes no row, so a larger limit continues from existing rows.
     scored = spec.model_dump(mode="json", exclude={"limit", "save_images", "steps", "retry_failed"})
     for name, section in spec.metrics.items():
         for field in transport_of(section):
@@ -180,9 +180,9 @@ def _fingerprints(spec: Evaluate, made_by: Mapping[str, Any]) -> tuple[str, str]
 
 
 def _complete(folder: Path, files: Sequence[Path], save_images: int) -> dict[tuple[int, str], list[Row]]:
-    """Finished examples of an earlier, perhaps killed, evaluation, by index and fingerprint.
+    """Examples that an earlier, perhaps killed, evaluation finished, by index and fingerprint.
 
-    Each image has a row, and a picture if asked for.
+    Finished means that every image has its row, and its picture if pictures are saved.
     """
     found: dict[tuple[int, str], dict[int, Row]] = {}
     for path in files:
@@ -192,7 +192,7 @@ def _complete(folder: Path, files: Sequence[Path], save_images: int) -> dict[tup
             try:
                 row = json.loads(line)
                 found.setdefault((row["index"], row["fingerprint"]), {})[row["image"]] = row
-            except (ValueError, KeyError, TypeError):  # empty, or what a killed process was writing
+            except (ValueError, KeyError, TypeError):  # empty, or half written by a killed process
                 continue
     complete = {}
     for (index, fingerprint), images in found.items():
@@ -206,11 +206,11 @@ def _complete(folder: Path, files: Sequence[Path], save_images: int) -> dict[tup
 
 
 def _answered(rows: Sequence[Row], metrics: Mapping[str, AnyMetric]) -> dict[str, list[list[float]]] | None:
-    """Of judges and servers the answers that needn't be asked for again, where others of them failed.
+    """Answers of judges and servers to keep when only the failed ones are requested again.
 
     Returns:
-        Name of the metric to one list of runs an image; None where nothing failed. What a local model can't measure it
-        will not measure the next time either, so that is no failure.
+        Metric name to one list of runs per image; None if nothing failed. What a local model can't measure doesn't
+        count as a failure, since asking again would change nothing.
     """
     answers = {
         name: [row.get("runs", {}).get(name, [row["values"].get(name)]) for row in rows]
@@ -222,7 +222,7 @@ def _answered(rows: Sequence[Row], metrics: Mapping[str, AnyMetric]) -> dict[str
 
 
 def _pictures(folder: Path, earlier: Sequence[Sequence[Row]], drawn: str) -> UInt8[Tensor, "g h w 3"] | None:
-    """The images of an example from disk, where the same weights and sampler made them for other metrics."""
+    """An example's images from disk, if the same weights and sampler made them for other metrics."""
     for rows in earlier:
         files = [row["file"] for row in rows]
         if rows[0].get("drawn") == drawn and all(file and (folder / file).is_file() for file in files):
@@ -233,9 +233,9 @@ def _pictures(folder: Path, earlier: Sequence[Sequence[Row]], drawn: str) -> UIn
 def _save_pictures(
     folder: Path, label: str, example: Example, images: UInt8[Tensor, "g h w 3"]
 ) -> tuple[str, list[str]]:
-    """The policy's references side by side, and each image; their names in the folder."""
+    """Save the policy's references side by side, and each image; returns their names in the folder."""
     name, strip = file_name(example.key), _strip(example.references)
-    # Called by its content: all prompts of a subject share one file.
+    # Named by its content: all prompts of a subject share one file.
     digest = hashlib.sha256(f"{strip.width} ".encode() + strip.tobytes()).hexdigest()[:16]
     reference = f"references/{digest}.png"
     if not (folder / reference).is_file():
@@ -247,7 +247,7 @@ def _save_pictures(
 
 
 def file_name(key: str) -> str:
-    """A key as a file's name: itself where it is plain, else its plain letters and a hash, so that no two keys meet."""
+    """File name for a key: the key itself if it is plain, else its plain letters and a hash against collisions."""
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", key).lstrip(".")[:96]
     if plain and plain == key:
         return key

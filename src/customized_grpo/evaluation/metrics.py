@@ -1,4 +1,4 @@
-"""What is measured on held-out images: metrics with several named values, and every reward as a metric of one value."""
+"""Metrics on held-out images: each gives several named values; every reward is a metric of one value."""
 
 import asyncio
 import math
@@ -21,7 +21,7 @@ from customized_grpo.types import Example
 
 
 class Metric(ABC):
-    """A judge that gives one or several named values an image. Training never sees it.
+    """A metric with one or several named values per image. Training never sees it.
 
     Example:
         ``MiniOracle(config, device=device)(example, images)["identity_accuracy"]`` has shape (g,).
@@ -31,23 +31,23 @@ class Metric(ABC):
 
     @abstractmethod
     def __init__(self, config: Any, *, device: torch.device) -> None:
-        """Load the frozen judge named by ``config`` onto ``device``."""
+        """Load the frozen model named by ``config`` onto ``device``."""
 
     @abstractmethod
     def __call__(
         self, example: Example, images: UInt8[Tensor, "g h w 3"]
     ) -> Mapping[str, Float[Tensor, " g"]]:
-        """Column name to one float32 value an image, on the CPU; NaN where an image is not measurable."""
+        """Column name to one float32 value per image, on the CPU; NaN where an image is not measurable."""
 
 
 AnyMetric = Metric | Reward | AsyncReward | AsyncGroupReward
 
 
 def build_metrics(specs: Mapping[str, BaseModel], device: torch.device) -> dict[str, AnyMetric]:
-    """Build what ``evaluate.metrics`` names: a type is looked up among the metrics first, then among the rewards.
+    """Build the metrics of ``evaluate.metrics``; a type is looked up among metrics first, then among rewards.
 
     Raises:
-        ValueError: the plug-in is neither a ``Metric`` nor a reward, or its model is not there.
+        ValueError: the plug-in is neither a ``Metric`` nor a reward, or its model is missing.
     """
     built: dict[str, AnyMetric] = {}
     for name, spec in specs.items():
@@ -69,12 +69,12 @@ def build_metrics(specs: Mapping[str, BaseModel], device: torch.device) -> dict[
 @final
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What the images of one example got.
+    """Metric values of one example's images.
 
     Attributes:
-        values: column to g values, NaN where not measurable; of several runs their mean over those that succeeded.
-        runs: column to g lists of one value a run, for the metrics that ran several times.
-        errors: metric to the first reason why a reward gave no value, for those that left some out.
+        values: column to g values, NaN where not measurable; the mean over successful runs if there are several.
+        runs: column to g lists of one value per run, for metrics with several runs.
+        errors: metric to the first reason for a missing value, for metrics with missing values.
     """
 
     values: Mapping[str, Sequence[float]]
@@ -91,18 +91,18 @@ def score(
     products: Mapping[str, tuple[str, str]] | None = None,
     known: Mapping[str, list[list[float]]] | None = None,
 ) -> Scores:
-    """Every column of every metric on the g images of one example.
+    """Compute every column of every metric on the g images of one example.
 
-    A reward gives one column, called by its key in the recipe; a ``Metric`` gives the columns that it returns.
+    A reward gives one column, named by its key in the recipe; a ``Metric`` gives the columns that it returns.
 
     Args:
-        runs: how often a stochastic metric is asked. It finds the run's number in ``example.extra["run"]``, so that one
-            that keeps its answers can tell the runs apart.
-        products: name of a further column to the two columns whose product it is, image by image and run by run.
-        known: metrics of one column that aren't asked, with their answers: one list of runs an image.
+        runs: number of runs of a stochastic metric. The run's number is in ``example.extra["run"]``, so that a metric
+            that caches its answers can tell the runs apart.
+        products: name of a derived column to the two columns that are multiplied, per image and per run.
+        known: answers of metrics that aren't asked again: metric to one list of runs per image.
 
     Raises:
-        ValueError: two metrics give a column of the same name, or a product is of columns that aren't there.
+        ValueError: two metrics give a column of the same name, or a product names unknown columns.
     """
     columns: dict[str, list[list[float]]] = {}
     errors: dict[str, str] = {}
@@ -129,9 +129,9 @@ def score(
 def _all_runs(
     name: str, metric: AnyMetric, example: Example, images: Tensor, count: int, errors: dict[str, str]
 ) -> dict[str, list[list[float]]]:
-    """Column to one list of runs an image."""
+    """Column to one list of runs per image."""
     if isinstance(metric, AsyncReward):
-        # All questions about an example are under way together, as many at a time as the judge allows.
+        # All requests of an example are concurrent, up to the judge's own limit.
         questions = [(one, picture) for picture in to_pil(images) for one in _numbered(example, count)]
         outcome = asyncio.run(requests.ask_singly(metric, questions, requests.limit(metric)))
         values = _values(name, outcome, errors)
@@ -149,7 +149,7 @@ def _all_runs(
 
 
 def _numbered(example: Example, count: int) -> list[Example]:
-    """The example once a run, each with its number where there are several."""
+    """One copy of the example per run, numbered if there are several."""
     if count == 1:
         return [example]
     return [replace(example, extra={**example.extra, "run": run}) for run in range(count)]
@@ -199,7 +199,7 @@ def _columns(
 
 
 def _values(name: str, outcome: Outcome, errors: dict[str, str]) -> list[float]:
-    """What isn't measurable lowers the n that the summary shows, never the mean; the first reason is kept."""
+    """Values with NaN where not measurable, which lowers the summary's n, never the mean; keeps the first reason."""
     if reasons := [reason for reason in outcome.reasons() if reason]:
         errors.setdefault(name, reasons[0])
     return [float(score) for score in outcome.scores]

@@ -1,8 +1,7 @@
-"""Named protocols: what identity metrics compare with, what is averaged, and which published numbers may stand beside.
+"""Evaluation protocols: references of identity metrics, unit of averaging, and comparable published numbers.
 
 A name is a promise: numbers of one protocol are comparable, numbers of two are not. ``evaluate.protocol`` may also be a
-name of one's own, for data that no protocol here is about; then identity is measured against the input references and
-the mean is over examples.
+name of your own, for other data; then identity is measured against the input references and the mean is over examples.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,12 +23,12 @@ Unit = Literal["example", "subject"]
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protocol:
-    """What a name stands for.
+    """Definition of a named protocol.
 
     Attributes:
-        references: what identity is measured against: the policy's input, or every photo of the subject.
-        unit: what is averaged and resampled: examples, or subjects (each the mean of its examples).
-        num_subjects: how many subjects an example has; None: any number.
+        references: images that identity is measured against: the policy's input, or every photo of the subject.
+        unit: unit of averaging and resampling: examples, or subjects (each the mean of its examples).
+        num_subjects: number of subjects per example; None: any number.
         canonical: settings that published numbers were made with; see ``departures``.
         published: numbers of other papers under this protocol.
     """
@@ -42,10 +41,10 @@ class Protocol:
     published: Sequence[Published] = ()
 
     def judged(self, example: Example) -> Example:
-        """The example as metrics see it: its references are those that identity is measured against.
+        """The example as metrics see it, with the references that identity is measured against.
 
         Raises:
-            ValueError: the data set doesn't say which photos or which subject these are.
+            ValueError: the data set doesn't name the subject or its photos.
         """
         if self.unit == "subject" and not example.extra.get("subject_id"):
             raise ValueError(
@@ -66,12 +65,12 @@ class Protocol:
                 f"{example.key!r} has no 'views' (paths) in its extra; use data of type dreambench, or "
                 "write them into the manifest"
             )
-        # The input first: a judge that looks at one reference looks at that one.
+        # The input first: a metric that uses one reference uses that one.
         photos.sort(key=lambda photo: photo not in example.references)
         return replace(example, references=tuple(photos), masks=())
 
     def departures(self, settings: Mapping[str, Any]) -> list[str]:
-        """What differs from how published numbers were made, and which metrics bear a standard name in vain."""
+        """Deviations from the settings of published numbers, and metrics whose standard name is wrong."""
         if not self.canonical:
             return []
         differ = [
@@ -91,18 +90,18 @@ class Protocol:
 
 
 def subject_photos(example: Example) -> list[Image]:
-    """All photos of an example's subjects, as its data set names them in ``extra["views"]``."""
+    """All photos of an example's subjects, from the paths in ``extra["views"]``."""
     return [_photo(str(path)) for path in example.extra.get("views", ())]
 
 
 @lru_cache(maxsize=16)
 def _photo(path: str) -> Image:
-    """Neighbouring examples share their subject, and a photo of four megapixels takes a while to decode."""
+    """A decoded photo, cached: neighbouring examples share their subject, and four megapixels decode slowly."""
     return load_image(path)
 
 
 def group_of(example: Example) -> str:
-    """The subject that an example counts for in an average over subjects."""
+    """Subject under which an example is averaged."""
     subject = example.extra.get("subject_id") or example.subject or example.key
     return str(subject) if not isinstance(subject, list) else "+".join(map(str, subject))
 
@@ -118,7 +117,7 @@ _CANONICAL: Final = {
     "shift": 1.583,
     **_DATA,
 }
-"""Of UNO's and Customized-GRPO's released evaluation, whose schedule has the shift exp(mu), with mu of 16 tokens."""
+"""Settings of UNO's and Customized-GRPO's released evaluation; its shift is exp(mu), with mu of 16 tokens."""
 
 PROTOCOLS: Final = {
     protocol.name: protocol
@@ -152,10 +151,10 @@ PROTOCOLS: Final = {
 
 
 def find_protocol(name: str) -> Protocol:
-    """The protocol of that name, or a plain one for a name of the user's own.
+    """The protocol of that name, or a plain one for a user's own name.
 
     Raises:
-        ValueError: the name begins like one of those here but is none.
+        ValueError: the name resembles a known one but is not it.
     """
     if name in PROTOCOLS:
         return PROTOCOLS[name]

@@ -1,4 +1,4 @@
-"""Numbers of other papers, to stand beside measured ones in a table and to be told apart from them at a glance.
+"""Published results of other papers, shown beside measured ones and marked as such.
 
 They come from other code, other images and often other samplers. Features are cosines in the sources; here they are
 times 100, as this package's metrics are.
@@ -12,10 +12,10 @@ from typing import Final, final
 @final
 @dataclass(frozen=True, slots=True)
 class Published:
-    """One method's numbers, by the standard metric names.
+    """One method's published numbers, by standard metric name.
 
     Attributes:
-        main: whether it stands in the main table itself, as a marked column, and not in the list below alone.
+        main: whether it also appears in the main table, marked, and not only in the list below.
     """
 
     name: str
@@ -32,7 +32,7 @@ STANDARD: Final[Mapping[str, tuple[str, str]]] = {
     "hpsv3": ("hpsv3", "MizzenAI/HPSv3"),
     "pickscore": ("pickscore", "yuvalkirstain/PickScore_v1"),
 }
-"""The type and the model of a metric of a standard name; another's numbers, or with options, are not comparable."""
+"""Standard metric name to its type and model; with another type, model or options it is not comparable."""
 
 _UNO_TABLE_1: Final = "UNO, Table 1 (arXiv 2504.02160v1)"
 _CUSTOMIZED_GRPO_FIGURE: Final = (
@@ -79,4 +79,4 @@ CUSTOMIZED_GRPO_FIGURE: Final = tuple(
         ("Customized-GRPO", 81.2, 8.32),
     )
 )
-"""The paper's own rows. Its other identity values equal the DINO column of UNO's table to three digits."""
+"""The paper's own methods. Its other identity values equal the DINO column of UNO's table to three digits."""

@@ -1,4 +1,4 @@
-"""How an evaluation's images were made and measured, for the record: what a summary keeps as its ``settings``."""
+"""Record of how an evaluation's images were made and measured: the ``settings`` of a summary."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ from customized_grpo.rewards.base import transport_of
 def settings_of(
     policy: PolicySpec, sampling: EvaluateSampling | Sampling, spec: Evaluate, examples: int
 ) -> dict[str, Any]:
-    """How images are made, for the record and for ``Protocol.departures``: a summary's ``settings``.
+    """A summary's ``settings``: how images are made, for the record and for ``Protocol.departures``.
 
     Args:
-        policy: the recipe's policy section; of it only what decides the pixels of a given model is kept.
+        policy: the recipe's policy section; only options that decide the pixels of a given model are kept.
     """
     drawn = policy.model_dump(
         mode="json",
@@ -46,12 +46,12 @@ def settings_of(
 
 
 def _photos(data: BaseModel) -> dict[str, str]:
-    """Whether DreamBench's photos are the repository's own."""
+    """For DreamBench, whether its photos are the repository's own."""
     return {"photos": photos(data.path)} if isinstance(data, DreamBench.Config) else {}
 
 
 def _options(spec: BaseModel) -> dict[str, Any]:
-    """A metric's type, and its options that are not the default and change its values."""
+    """A metric's type and its non-default options that change its values."""
     shown = {"axis", "weight", "model", *transport_of(spec)}
     return spec.model_dump(mode="json", exclude=shown, exclude_defaults=True) | {
         "type": registry.type_of(spec)

@@ -1,8 +1,8 @@
 """Means with bootstrap intervals over examples, paired differences, and win rates.
 
 The unit that is resampled is the *example* (a cluster): several images of one prompt are averaged first, since they are
-no independent evidence about prompts. Where subjects are what a result should generalise to, the unit is the subject:
-its examples are averaged first. Dimensions: n units, B resamples.
+not independent evidence about prompts. If a result should generalise to new subjects, the unit is the subject, whose
+examples are averaged first. Dimensions: n units, B resamples.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,7 +20,7 @@ _CHUNK: Final = 1_000
 @final
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean over ``n`` units with its 95 % bootstrap interval; NaN bounds where one unit leaves them unknown."""
+    """A mean over ``n`` units with its 95 % bootstrap interval; NaN bounds for a single unit."""
 
     mean: float
     low: float
@@ -28,7 +28,7 @@ class Interval:
     n: int
 
     def as_json(self) -> dict[str, float | int | None]:
-        """``{"mean", "low", "high", "n"}``; what is not a number becomes null, so that the file is strict JSON."""
+        """``{"mean", "low", "high", "n"}``; NaN becomes null, so that the file is strict JSON."""
 
         def number(value: float) -> float | None:
             return value if np.isfinite(value) else None
@@ -56,7 +56,7 @@ def group_means(values: Mapping[str, float], groups: Mapping[str, str]) -> dict[
     """Mean over the examples of each group.
 
     Args:
-        values: one value an example, by key.
+        values: one value per example, by key.
         groups: the group (subject) of each key.
     """
     return example_means((groups[key], value) for key, value in values.items())
@@ -68,8 +68,8 @@ def bootstrap_mean(
     """Mean of n values with a percentile bootstrap interval (Efron 1979).
 
     Args:
-        values: shape (n,), one value a unit, finite.
-        seed: of numpy's generator. The same seed and n give the same resamples, so intervals are reproducible.
+        values: shape (n,), one finite value per unit.
+        seed: seed of numpy's generator. The same seed and n give the same resamples, so intervals are reproducible.
 
     Returns:
         All NaN for n = 0; NaN bounds for n = 1.
@@ -103,7 +103,7 @@ def paired_difference(
 
     Args:
         of, to: results of ``example_means`` for two systems on the same examples.
-        groups: the subject of each example, where subjects are the unit; else examples are.
+        groups: the subject of each example, if subjects are the unit.
     """
     change = {key: of[key] - to[key] for key in of if key in to}
     if groups is not None:

@@ -1,4 +1,4 @@
-"""From per-image rows to ``evaluation/summary.json``: means, intervals, paired differences, and runs of a judge."""
+"""Summary of per-image rows as ``summary.json``: means, intervals, paired differences, runs of a judge."""
 
 import json
 import os
@@ -20,34 +20,34 @@ from customized_grpo.evaluation.statistics import (
 )
 
 Row = dict[str, Any]
-"""One image: ``key``, ``prompt``, ``subject``, ``group`` (the subject that it counts for), ``index`` (of the example),
-``image`` (0-based within it), ``of`` (how many they are), ``drawn`` and ``fingerprint`` (of what made, what scored it),
+"""One image: ``key``, ``prompt``, ``subject``, ``group`` (subject for averaging), ``index`` (of the example), ``image``
+(0-based within it), ``of`` (images per example), ``drawn`` and ``fingerprint`` (hashes of its generation, its scoring),
 ``file`` and ``reference`` (relative to the folder of the JSONL, or null), ``values`` (column to a number or null), and
-``runs`` (column to the values of several runs of a judge; ``values`` has their mean)."""
+``runs`` (column to the values of a judge's runs; ``values`` has their mean)."""
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
-    """The measured columns, in order of first appearance."""
+    """Measured columns, in order of first appearance."""
     return list(dict.fromkeys(column for row in rows for column in row["values"]))
 
 
 def column_means(rows: Sequence[Row], column: str, unit: Unit = "example") -> dict[str, float]:
-    """Each unit's mean; examples without a measurable image are left out.
+    """Mean per unit; examples without a measurable image are left out.
 
     Returns:
-        Example key, or subject, to the mean of its images, or of its examples.
+        Example key to the mean of its images, or subject to the mean of its examples.
     """
     examples = example_means((row["key"], row["values"].get(column)) for row in rows)
     return examples if unit == "example" else group_means(examples, groups_of(rows))
 
 
 def groups_of(rows: Sequence[Row]) -> dict[str, str]:
-    """The subject of each example; a row of an older evaluation counts for its own."""
+    """Subject of each example; a row of an older evaluation is its own group."""
     return {row["key"]: str(row.get("group", row["key"])) for row in rows}
 
 
 def intervals(rows: Sequence[Row], *, unit: Unit = "example", resamples: int = 10_000) -> dict[str, Interval]:
-    """Mean and 95 % interval over the units of every column."""
+    """Mean and 95 % interval of every column over the units."""
     return {
         column: bootstrap_mean(list(column_means(rows, column, unit).values()), resamples=resamples)
         for column in columns_of(rows)
@@ -70,7 +70,7 @@ def differences(
 
 
 def _metrics(rows: Sequence[Row], unit: Unit) -> dict[str, dict[str, Any]]:
-    """Every column's interval, and what was not measurable or measured several times."""
+    """Interval of every column, its share of failures, and its runs."""
     found: dict[str, dict[str, Any]] = {}
     for column, interval in intervals(rows, unit=unit).items():
         found[column] = dict(interval.as_json())
@@ -87,7 +87,7 @@ def _metrics(rows: Sequence[Row], unit: Unit) -> dict[str, dict[str, Any]]:
 
 
 def _over_runs(rows: Sequence[Row], column: str, unit: Unit, count: int) -> dict[str, Any]:
-    """The mean of each run over all examples, failed items left out, and the standard deviation of those means."""
+    """Mean of each run over all examples, without failed items, and the standard deviation of those means."""
     means = []
     for run in range(count):
         alone = [
@@ -105,7 +105,7 @@ def build_summary(
     settings: Mapping[str, Any] | None = None,
     absent: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What ``summary.json`` holds; see ``tables.summarize``."""
+    """Content of ``summary.json``; see ``tables.summarize``."""
     rules = find_protocol(protocol)
     metrics = {name: _metrics(measured, rules.unit) for name, measured in rows.items()}
     columns = {column for measured in metrics.values() for column in measured}
@@ -139,7 +139,7 @@ def build_summary(
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """A file that is complete or absent, whatever kills the process."""
+    """Write a file that is complete or absent, whatever kills the process."""
     with replacing(path) as aside, aside.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -147,5 +147,5 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Strict JSON, complete or absent."""
+    """Write strict JSON, complete or absent."""
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

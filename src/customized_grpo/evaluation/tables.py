@@ -1,4 +1,4 @@
-"""A summary as ``summary.json``, and as tables for people: ``summary.md`` and ``summary.tex``."""
+"""Tables of an evaluation: ``summary.json``, and ``summary.md`` and ``summary.tex`` for people."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,17 +23,17 @@ def summarize(
 
     Args:
         folder: a run's ``evaluation`` folder.
-        protocol: name under which these numbers may be compared with others.
-        rows: per-image rows by name. Where ``tuned`` is among them, it is compared with every other, ``base`` first.
-        settings: how the images were made, by name; see ``Protocol.departures``.
-        absent: rows that one would look for in vain, and why.
+        protocol: name of the protocol; only numbers of the same protocol are comparable.
+        rows: per-image rows by name. ``tuned``, if there, is compared with every other, ``base`` first.
+        settings: settings by which the images were made; see ``Protocol.departures``.
+        absent: rows that a reader may miss, with the reason.
 
     Returns:
-        What ``summary.json`` holds: ``{"protocol", "unit", "settings", "departures", "rows": [{"name", "metrics"}],
+        Content of ``summary.json``: ``{"protocol", "unit", "settings", "departures", "rows": [{"name", "metrics"}],
         "absent": {name: why}, "differences": [{"of", "to", "metrics"}], "published"}``, each metric
         ``{"mean", "low", "high", "n"}`` with 95 % intervals over ``n`` units; that of a difference also has
-        ``win_rate`` (over prompts). A metric that could not be measured everywhere has ``excluded`` (a share), and one
-        of several runs ``runs`` (their means) and ``std``.
+        ``win_rate`` (over prompts). A metric that could not be measured everywhere has ``excluded`` (a share); one
+        with several runs has ``runs`` (their means) and ``std``.
     """
     summary = build_summary(protocol, rows, settings, absent)
     write_json(folder / "summary.json", summary)
@@ -43,17 +43,17 @@ def summarize(
 
 
 def unit_sentence(summary: Mapping[str, Any]) -> str:
-    """What the means are over."""
+    """Sentence that names the unit of the means."""
     return _UNITS[summary.get("unit", "example")]
 
 
 def columns_of_summary(summary: Mapping[str, Any]) -> list[str]:
-    """Every metric of a summary's rows."""
+    """All metric names in a summary's rows."""
     return list(dict.fromkeys(column for row in summary["rows"] for column in row["metrics"]))
 
 
 def notes(summary: Mapping[str, Any]) -> list[str]:
-    """What a reader of the table must know: departures, failed items, and the spread of judges."""
+    """Notes for readers of the table: departures, failed items, and the spread of judges."""
     found = []
     published, departures = summary.get("published"), summary.get("departures")
     if published:
@@ -80,7 +80,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
-    """The summary as Markdown tables: one line a row, one column a metric, and the paired differences."""
+    """The summary as Markdown tables: one line per row, one column per metric, and the paired differences."""
     columns = columns_of_summary(summary)
     rows = [(row["name"], row["metrics"]) for row in summary["rows"]]
     lines = [
@@ -155,7 +155,7 @@ def latex(summary: Mapping[str, Any]) -> str:
 
 
 def published_number(value: float) -> str:
-    """As many digits as the papers give."""
+    """A published number with as many digits as the papers give."""
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 

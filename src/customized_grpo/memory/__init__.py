@@ -1,1 +1,1 @@
-"""Memory estimate of a recipe, from shapes alone."""
+"""Memory estimate of a recipe, computed from shapes alone."""

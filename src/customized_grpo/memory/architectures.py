@@ -1,4 +1,4 @@
-"""The three transformers that the policies train, as names and shapes: an estimate then needs no diffusers.
+"""Names and shapes of the policies' three transformers, so that an estimate needs no diffusers.
 
 Importing diffusers and building a model on the meta device takes seconds. The tests compare every line with what
 diffusers builds. D is the width, H that of a head, C channels of a token.
@@ -29,17 +29,17 @@ class _LayerNorm:
 _Part = LinearShape | _RMSNorm | _LayerNorm
 _Parts = Sequence[_Part]
 _SHAPELESS = frozenset({"axes_dims_rope", "rope_theta", "eps", "zero_cond_t", "use_layer3d_rope"})
-"""Keys of a configuration that change no shape."""
+"""Keys of a configuration that don't affect shapes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Architecture:
     defaults: Mapping[str, Any]
-    """Of diffusers' class: what its configuration may leave out."""
+    """Defaults of diffusers' class for keys that a configuration may omit."""
     parts: Callable[[Any], tuple[_Parts, Sequence[tuple[str, int, _Parts]], _Parts]]
-    """Of a configuration: layers before the blocks; name, number and layers of each kind of block; layers behind."""
+    """From a configuration: layers before the blocks; name, number and layers of each kind of block; layers after."""
     bias: bool
-    """Of every linear layer."""
+    """True if linear layers have a bias."""
 
 
 def known_skeleton(transformer: str, config: Mapping[str, Any]) -> Skeleton | None:

@@ -1,9 +1,9 @@
-"""Memory of a training step, from shapes alone: no weight is loaded, nothing is fetched, nothing is measured.
+"""Memory of a training step, computed from shapes: no weights are loaded, nothing is downloaded or measured.
 
-What is resident (weights, adapter, optimizer, trajectories) is counted exactly. What is alive for a moment is
-estimated: a linear layer keeps its input for its adapter and its output for what follows, and attention keeps queries,
-keys, values and its result. Dimensions: n samples in a forward, G group size, K trained steps, P ranks, D a block's
-width, b bytes.
+Resident tensors (weights, adapter, optimizer, trajectories) are counted exactly. Temporary ones are estimated:
+a linear layer keeps its input for its adapter and its output for the next operation, and attention keeps queries, keys,
+values and its result. Dimensions: n samples in a forward, G group size, K trained steps, P ranks, D a block's width,
+b bytes.
 """
 
 import re
@@ -21,19 +21,19 @@ from customized_grpo.memory.skeleton import Layers, LinearShape, Skeleton
 from customized_grpo.policies.checkpointing import num_checkpointed
 
 _TEXT_PART = re.compile(r"(^|\.)(add_|to_add|ff_context|txt_)")
-"""Layers of a two-stream block that see the text tokens."""
+"""Layers of a two-stream block that process text tokens."""
 _QUERY_OR_KEY = re.compile(r"(^|\.)(to|add)_[qk](_proj)?$")
 _VALUE = re.compile(r"(^|\.)(to|add)_v(_proj)?$")
 _TEXT_NORM = re.compile(r"context|txt_")
 _MODULATION = re.compile(r"norm|(^|\.)(img|txt)_mod\b|modulation")
-"""Layers that see one vector a sample, not its tokens."""
+"""Layers that process one vector per sample, not its tokens."""
 _OF_TIME = re.compile(r"time|guidance|text_embedder")
-"""Further layers of that sort, outside the blocks."""
+"""Further such layers outside the blocks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
-    """Tokens of one sample: of the image with its references, and of the text."""
+    """Number of tokens per sample: of the image with its references, and of the text."""
 
     image: int
     text: int
@@ -49,17 +49,17 @@ def block_activations(
     *,
     modulated: bool = False,
 ) -> int:
-    """Bytes that autograd keeps of one transformer block.
+    """Bytes that autograd stores for one transformer block.
 
     Args:
-        block: a block; one without layers for text sees image and text tokens together.
+        block: a block; one without layers for text processes image and text tokens together.
         tuned: names, inside the block, of the layers with an adapter.
-        rank: of the adapters.
-        tokens: of a sample.
-        n: samples.
-        b: bytes of the compute dtype. At 2 bytes each adapter casts its own copy of its input, and what norms see is
+        rank: rank of the adapters.
+        tokens: tokens per sample.
+        n: number of samples.
+        b: bytes of the compute dtype. At 2 bytes each adapter casts its own copy of its input, and inputs of norms are
             kept in float32.
-        modulated: whether what scales the norms' outputs is trained, so that these are kept, too.
+        modulated: whether the scales of the norms' outputs are trained, so that these outputs are stored too.
     """
     layers = [layer for layer in block.linears if not _MODULATION.search(layer.name)]
     two_streams = any(_TEXT_PART.search(layer.name) for layer in layers)
@@ -76,11 +76,11 @@ def block_activations(
             total += here * rank * b
         seen.add(source)
         if _VALUE.search(layer.name):
-            continue  # only as part of all values, below
+            continue  # counted with all values, below
         feeds_norm = bool(_QUERY_OR_KEY.search(layer.name)) or layer.outputs == width
         total += here * layer.outputs * (4 if feeds_norm else b)
         if modulated and _QUERY_OR_KEY.search(layer.name):
-            total += here * layer.outputs * 4  # once more, normed, for the norm's own weight
+            total += here * layer.outputs * 4  # once more, normalised, for the norm's own weight
     for name in block.layer_norms if modulated else ():
         of_text = bool(_TEXT_NORM.search(name))
         total += ((tokens.text if of_text else tokens.image) if two_streams else joint) * width * 4
@@ -92,9 +92,9 @@ class Activations:
     """Bytes of one forward with gradient."""
 
     stored: int
-    """Kept until the backward pass."""
+    """Bytes kept until the backward pass."""
     working: int
-    """More, while a block's backward pass is computed."""
+    """Additional bytes during a block's backward pass."""
 
 
 def activations(
@@ -107,10 +107,11 @@ def activations(
     b: int,
     checkpointing: float,
 ) -> Activations:
-    """What a forward of n samples stores, and what its backward pass needs besides.
+    """Bytes that a forward of n samples stores, and that its backward pass needs in addition.
 
-    A share of the blocks, the first ones, keeps inputs alone, and is computed again one at a time, when what the others
-    kept is free. The backward pass is taken to need as much as one block stores, for gradients of activations.
+    With gradient checkpointing, the first blocks (a share of all) store only inputs and are recomputed one at a time,
+    after the others' activations are freed. The backward pass is assumed to need as much as one block stores, for
+    gradients of activations.
     """
     names = {layer.name for layer in layers}
     modulated = any(_MODULATION.search(name) for name in names)
@@ -148,13 +149,13 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What one process needs on its device."""
+    """Estimated device memory of one process."""
 
     resident: tuple[Line, ...]
     peaks: tuple[Line, ...]
-    """Never at the same time: the largest counts."""
+    """Temporary memory of phases that never coincide: the largest counts."""
     unknown: tuple[str, ...] = ()
-    """What is not counted."""
+    """Names of parts that are not counted."""
 
     @property
     def total(self) -> int:
@@ -183,7 +184,7 @@ def estimate(
     reserve: int,
     unknown: Sequence[str] = (),
 ) -> Estimate:
-    """All of it; see the functions above for each formula.
+    """The whole estimate; each formula is in a function above.
 
     Args:
         transformer: its names and shapes.
@@ -193,8 +194,8 @@ def estimate(
         tokens: of a sample.
         b: bytes of ``run.precision``.
         parts: bytes of further resident parts (VAE, encoders, rewards) by name.
-        peaks: bytes of further ones (decoding) by name.
-        reserve: CUDA's context and the allocator's loss.
+        peaks: bytes of further peaks (decoding) by name.
+        reserve: bytes of CUDA's context and the allocator's fragmentation.
     """
     layers, rank, values = trained.layers, trained.rank, sum(trained.sizes)
     acts = activations(transformer, layers, rank, tokens, n=microbatch, b=b, checkpointing=checkpointing)

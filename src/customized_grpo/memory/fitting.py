@@ -1,4 +1,4 @@
-"""What to change in a recipe that doesn't fit a device, by its estimated memory (``memory.footprint``)."""
+"""Recipe changes that make a training fit a device, by its estimated memory (``memory.footprint``)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
@@ -11,29 +11,29 @@ from customized_grpo.recipe.config import Recipe
 from customized_grpo.recipe.sections import PolicySpec
 
 _MARGIN = 0.95
-"""Share of a device that an estimate may fill: activations are estimated, and a card shows less than its name says."""
+"""Share of a device that an estimate may fill: activations are estimates, and cards have less than they claim."""
 _SHARES = tuple(tenths / 10 for tenths in range(1, 11))
-"""Of the blocks that are computed again."""
+"""Shares of the blocks with gradient checkpointing."""
 _BATCHES = (4, 2)
-"""At most. On an H200 a sample of FLUX.1 takes 3 % longer in 4 than in 12 at a time, and 43 % with all blocks again."""
+"""Batches to try. On an H200 a FLUX.1 sample takes 3 % longer in 4 than in 12, 43 % if checkpointed."""
 
 Change = tuple[dict[str, str], Mapping[str, Any]]
-"""Overrides, and what they change by section."""
+"""Overrides, and the changed fields per section."""
 
 
 def fits(found: Estimate, limit: int) -> bool:
-    """Whether an estimate leaves a twentieth of a device's bytes free."""
+    """True if an estimate leaves a twentieth of a device's bytes free."""
     return found.total <= _MARGIN * limit
 
 
 def changes(recipe: Recipe, limit: int, *, world: int = 1) -> tuple[list[str], Estimate]:
-    """What to override, the cheapest first, until a recipe fits a device of ``limit`` bytes.
+    """Overrides, the cheapest first, until a recipe fits a device of ``limit`` bytes.
 
-    What a later and dearer override makes unnecessary is left out again, the dearest first.
+    Overrides that a later, more expensive one makes unnecessary are dropped, the most expensive first.
 
     Returns:
-        Overrides (empty where it fits as it is), and the estimate with all of them; where that doesn't fit either,
-        nothing of this kind helps.
+        Overrides (empty if the recipe already fits), and the estimate with all of them; if that doesn't fit either,
+        no such override helps.
     """
     taken: list[Change] = []
 
@@ -59,13 +59,13 @@ def changes(recipe: Recipe, limit: int, *, world: int = 1) -> tuple[list[str], E
 
 
 def _ladder(recipe: Recipe) -> Iterator[Change]:
-    """Overrides and what they change, by what they cost: nothing, time, then exactness."""
+    """Overrides and their changes, in order of cost: nothing, time, then exactness."""
     policy = recipe.policy
     if recipe.run.cache is None:
         yield {"run.cache": "cache"}, {"run": {"cache": "cache"}}
     for size in _smaller_batches(recipe):
         yield _batch(size)
-    for share in _SHARES:  # the smallest that fits is what a recipe keeps: it costs the least
+    for share in _SHARES:  # the smallest that fits costs the least time
         if share > policy.gradient_checkpointing:
             yield _checkpointing(share)
     if recipe.train.pairs_per_backward > 1:
@@ -75,7 +75,9 @@ def _ladder(recipe: Recipe) -> Iterator[Change]:
         for bits in _fewer_bits(policy):
             overrides: dict[str, str] = {"policy.quantization": bits}
             changed: dict[str, Any] = {"quantization": bits}
-            if isinstance(policy, FluxConfig) and policy.base_lora is not None:  # nothing fuses into bits
+            if (
+                isinstance(policy, FluxConfig) and policy.base_lora is not None
+            ):  # no fusing into quantized weights
                 overrides["policy.base_lora.mode"] = "adapter"
                 changed["base_lora"] = policy.base_lora.model_copy(update={"mode": "adapter"})
             yield overrides, {"policy": changed}
@@ -92,9 +94,9 @@ def _fewer_bits(policy: PolicySpec) -> tuple[str, ...]:
 
 
 def faster(recipe: Recipe, limit: int, *, world: int = 1) -> list[str]:
-    """Overrides under which a recipe that fits ``limit`` bytes still does and computes less again, if there are any.
+    """Overrides, if any, that reduce recomputation in a recipe that fits ``limit`` bytes, and still fit.
 
-    Nothing again in smaller batches goes before a smaller share in the same ones.
+    Smaller batches without checkpointing are preferred to a smaller checkpointed share in the same batches.
     """
     start = float(recipe.policy.gradient_checkpointing)
     if not start:
@@ -116,14 +118,14 @@ def _checkpointing(share: float) -> Change:
 
 
 def _smaller_batches(recipe: Recipe) -> list[int]:
-    """Whole parts of an update's samples, so that rollout and replay cut them alike."""
+    """Divisors of an update's samples, so that rollout and replay form the same batches."""
     samples, now = recipe.train.samples_per_update, recipe.train.pairs_per_backward
     parts = {max(n for n in range(1, most + 1) if samples % n == 0) for most in _BATCHES}
     return sorted((size for size in parts if 1 < size < now), reverse=True)
 
 
 def _batch(size: int) -> Change:
-    """The same in rollout and replay, which then compute the same bits."""
+    """The same batch size in rollout and replay, which then compute the same bits."""
     return {"sampling.batch": str(size), "train.microbatch": str(size)}, {
         "sampling": {"batch": size},
         "train": {"microbatch": size},

@@ -1,4 +1,4 @@
-"""A recipe's estimated memory; the arithmetic is in ``memory.estimate``, what to change in ``memory.fitting``."""
+"""Memory estimate of a recipe and its models; formulas are in ``memory.estimate``, advice in ``memory.fitting``."""
 
 import json
 from collections.abc import Mapping
@@ -27,25 +27,25 @@ GIB = 2**30
 _RESERVE = GIB
 """CUDA's context is 0.3 to 0.6 GiB, and the allocator loses some: an assumption, not a measurement."""
 _DECODE_CHUNK = 4
-"""Images that a policy decodes at a time."""
+"""Number of images that a policy decodes at a time."""
 _LONG_SIDE = 512
-"""Of one reference, where the policy's section doesn't say."""
+"""Long side of a reference, if the policy's section doesn't say."""
 _TEXT_TOKENS = 512
 
 
 class UnknownModelError(ValueError):
-    """The shapes of a model are neither here nor in a table, so its memory can't be estimated."""
+    """A model's shapes are neither in a local folder nor in the table, so its memory can't be estimated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shapes:
-    """A pipeline without its weights."""
+    """Shapes of a pipeline, without its weights."""
 
     transformer: Skeleton
     encoders: Mapping[str, int]
     """Parameters."""
     vae: int
-    """Parameters; it is held in float32."""
+    """Number of parameters, kept in float32."""
     vae_channels: tuple[int, ...]
 
 
@@ -55,7 +55,7 @@ def shapes(source: str, encoders: tuple[str, ...]) -> Shapes:
 
     Args:
         source: a folder in diffusers' layout, or a hub id.
-        encoders: which of its parts only ``encode`` needs.
+        encoders: names of the parts that only ``encode`` needs.
 
     Raises:
         UnknownModelError: a hub id that is not in the table, or a folder of another layout.
@@ -84,18 +84,18 @@ def shapes(source: str, encoders: tuple[str, ...]) -> Shapes:
             vae_channels=_channels(vae),
         )
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise UnknownModelError(f"{folder} is no pipeline in diffusers' layout ({error})") from error
+        raise UnknownModelError(f"{folder} is not a pipeline in diffusers' layout ({error})") from error
 
 
 def _channels(vae: Mapping[str, Any]) -> tuple[int, ...]:
-    """Of a VAE's levels; Qwen-Image's has a base and factors."""
+    """Channels of a VAE's levels; Qwen-Image's config has a base and factors."""
     if "dim_mult" in vae:
         return tuple(vae["base_dim"] * factor for factor in vae["dim_mult"])
     return tuple(vae["block_out_channels"])
 
 
 def _skeleton(name: str, config: Mapping[str, Any]) -> Skeleton:
-    """Of a transformer's class; one of another architecture is built by diffusers, which takes seconds to import."""
+    """Skeleton of a transformer; an unknown architecture is built by diffusers, which takes seconds to import."""
     if (known := known_skeleton(name, config)) is not None:
         return known
     import diffusers
@@ -106,7 +106,7 @@ def _skeleton(name: str, config: Mapping[str, Any]) -> Skeleton:
 
 
 def _parameters_in(folder: Path) -> int:
-    """Values in a folder's safetensors files, from their headers."""
+    """Number of parameters in a folder's safetensors files, from their headers."""
     return sum(
         prod(entry["shape"])
         for file in folder.glob("*.safetensors")
@@ -122,12 +122,12 @@ def _header(file: Path) -> dict[str, Any]:
 
 
 def of_recipe(recipe: Recipe, *, world: int = 1, num_references: int = 1) -> Estimate:
-    """The estimated memory of one process of a training.
+    """Estimated memory of one training process.
 
     Args:
         recipe: a whole recipe.
         world: P.
-        num_references: images of a subject in each example.
+        num_references: number of references per example.
 
     Raises:
         UnknownModelError: see ``shapes``.
@@ -189,19 +189,19 @@ def _trained(policy: PolicySpec, kind: type[Policy], transformer: Skeleton) -> T
 
 
 def _values_of_lora(path: str) -> int:
-    """Of a released LoRA that is kept apart; one that is neither here nor in the table is taken to be UNO's."""
+    """Parameters of a separate released LoRA; if it isn't local or in the table, UNO's number."""
     file = Path(path)
     return _parameters_in(file if file.is_dir() else file.parent) if file.exists() else UNO_LORA
 
 
 def _rollout_batch(recipe: Recipe) -> int:
-    """Samples in one forward of a rollout; ``auto`` goes down to 1 where it has to."""
+    """Samples per rollout forward; ``auto`` counts as 1, to which it can fall."""
     batch = recipe.sampling.batch
     return 1 if batch == "auto" else min(batch or recipe.train.group_size, recipe.train.group_size)
 
 
 def _tokens(policy: PolicySpec, of_image: int, num_references: int) -> Tokens:
-    """Tokens of a sample with square references; what a policy's section doesn't say is FLUX's."""
+    """Tokens of a sample with square references; FLUX's defaults if the policy's section doesn't say."""
     pixels = policy.height * policy.width // of_image
     side = policy.reference_side() or _LONG_SIDE
     return Tokens(
@@ -211,7 +211,7 @@ def _tokens(policy: PolicySpec, of_image: int, num_references: int) -> Tokens:
 
 
 def _rewards(recipe: Recipe) -> tuple[dict[str, int], list[str]]:
-    """Bytes of the models of rewards and of held-out metrics, each model once, and the names of unknown ones."""
+    """Bytes of the models of rewards and held-out metrics, each counted once, and the names of unknown ones."""
     specs: dict[str, BaseModel] = {f"rewards.{name}": spec for name, spec in recipe.rewards.items()}
     if recipe.evaluate is not None and recipe.train.evaluate_every:
         specs |= {f"evaluate.metrics.{name}": spec for name, spec in recipe.evaluate.metrics.items()}
@@ -224,6 +224,6 @@ def _rewards(recipe: Recipe) -> tuple[dict[str, int], list[str]]:
             sizes[name] = REWARD_BYTES[model]
         elif Path(model).is_dir() and (found := _parameters_in(Path(model))):
             sizes[name] = found * 4
-        elif not model.startswith("mini"):  # the package's own are a few megabytes
+        elif not model.startswith("mini"):  # the embedded models have a few megabytes
             unknown.append(f"{name} ({model})")
     return sizes, unknown

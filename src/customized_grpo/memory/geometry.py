@@ -1,4 +1,4 @@
-"""What one GRPO step of a recipe amounts to, counted without loading a model.
+"""Size of a recipe's GRPO step: forwards, backwards, trajectory bytes, counted without loading a model.
 
 Dimensions: G group size, T sampler steps, K trained steps, S latent tokens, C latent channels, P ranks.
 """
@@ -13,7 +13,7 @@ from customized_grpo.sampling.schedule import StepPlan, plan_of, sigma_grid
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepGeometry:
-    """Counts of one GRPO step over all ranks; those of ``rank`` are one rank's share."""
+    """Counts of one GRPO step over all ranks; those named ``rank`` are one rank's share."""
 
     groups: int
     groups_rank: int
@@ -22,21 +22,21 @@ class StepGeometry:
     """T."""
     stochastic: tuple[int, ...]
     trained: tuple[int, ...]
-    """Of the first group of the first GRPO step."""
+    """Trained steps of the first group of the first GRPO step."""
     rollout_forwards: int
-    """Forwards of one sample at one step."""
+    """Number of forwards, each of one sample at one step."""
     replay_forwards: int
     """With gradient."""
     reference_forwards: int
-    """For the KL, without gradient."""
+    """Number of forwards without gradient, for the KL."""
     backwards_rank: int
     """Micro-batches."""
     updates: int
     total_updates: int
     trajectory_bytes: int | None
-    """Stored states of one rank's groups; None where the policy doesn't say its latent shape."""
+    """Bytes of the stored states of one rank's groups; None if the policy doesn't declare its latent shape."""
     sigmas: tuple[float, ...] | None
-    """T + 1 noise levels; None where they depend on a latent shape that the policy doesn't say."""
+    """T + 1 noise levels; None if they depend on a latent shape that the policy doesn't declare."""
     weights: tuple[tuple[str, tuple[float, ...]], ...]
     """(range of sampler steps, weight of each axis)."""
 
@@ -47,7 +47,7 @@ def step_geometry(recipe: Recipe, *, world: int, latent_shape: tuple[int, int] |
     Args:
         recipe: a whole recipe.
         world: P.
-        latent_shape: (S, C) where it is known.
+        latent_shape: (S, C) if known.
 
     Raises:
         ValueError: the plan doesn't fit the number of steps, or the groups can't be shared by the ranks.
@@ -99,7 +99,7 @@ def _sigmas(recipe: Recipe, latent_shape: tuple[int, int] | None) -> tuple[float
 
 
 def _weight_ranges(recipe: Recipe) -> tuple[tuple[str, tuple[float, ...]], ...]:
-    """Consecutive sampler steps of equal weights (to two digits), joined."""
+    """Ranges of consecutive sampler steps with equal weights (to two digits)."""
     table = registry.build_function("time_weights", recipe.advantage.time_weights)(recipe.sampling.steps)
     rows: Sequence[Sequence[float]] = table.tolist()
     assert all(len(row) == len(AXES) for row in rows)

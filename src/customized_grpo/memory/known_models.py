@@ -1,4 +1,4 @@
-"""Shapes of models that are too large, or gated, to be looked at before a run: facts, so that an estimate needs no hub.
+"""Table of shapes of large or gated models, so that an estimate needs no access to the hub.
 
 The transformers' configurations are the published ones: of FLUX.1 black-forest-labs/flux, ``flux/util.py``; of FLUX.2
 black-forest-labs/flux2 and huggingface/diffusers' ``scripts/convert_flux2_to_diffusers.py``; of Qwen-Image-Edit its
@@ -26,17 +26,17 @@ _FLUX: Mapping[str, Any] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownModel:
-    """What a pipeline is made of."""
+    """Parts of a pipeline."""
 
     transformer: str
-    """Class of diffusers."""
+    """Name of its class in diffusers."""
     config: Mapping[str, Any]
     encoders: Mapping[str, int]
-    """Parameters of what only ``encode`` needs, by the part's name."""
+    """Parameters of the parts that only ``encode`` needs, by name."""
     vae: int
     """Parameters."""
     vae_channels: tuple[int, ...]
-    """Of its levels, the finest first."""
+    """Channels of its levels, the finest first."""
 
 
 def _flux(guidance: bool) -> KnownModel:
@@ -99,7 +99,7 @@ REWARD_BYTES: Mapping[str, int] = {
     "openai/clip-vit-large-patch14": 427_616_513 * 4,
     "openai/clip-vit-base-patch32": 151_277_313 * 4,
 }
-"""Weights of rewards' models as these rewards hold them (float32), by hub id."""
+"""Bytes of reward models as rewards load them (float32), by hub id."""
 
 UNO_LORA = 956_301_312
-"""Values of UNO's released LoRA (rank 512), as its keys and FLUX.1's widths give them."""
+"""Number of parameters of UNO's released LoRA (rank 512), from its keys and FLUX.1's widths."""

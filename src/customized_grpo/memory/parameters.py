@@ -1,6 +1,6 @@
-"""What a training holds, counted exactly from shapes: frozen weights, trained parameters, an optimizer's moments.
+"""Exact bytes of frozen weights, trained parameters and optimizer moments, from shapes.
 
-b is the bytes of a value.
+b is the number of bytes per value.
 """
 
 import re
@@ -15,25 +15,25 @@ Quantization = Literal["none", "8bit", "4bit"]
 Optimizer = Literal["adamw", "adamw_8bit"]
 _QKV = re.compile(r"((^|\.)(to|add)_)[qkv](_proj)?$")
 _SMALLEST_8BIT = 4096
-"""Values of a parameter below which bitsandbytes keeps 32 bits."""
+"""Size of a parameter below which bitsandbytes keeps 32-bit moments."""
 
 
 def adapted(transformer: Skeleton, targets: Sequence[str]) -> list[LinearShape]:
-    """The layers that an adapter's targets match, each against a name or its end after a dot."""
+    """Layers that match an adapter's targets, by full name or by its end after a dot."""
     pattern = re.compile(rf"(.*\.)?({'|'.join(targets)})")
     return [layer for layer in transformer.whole.linears if pattern.fullmatch(layer.name)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """What is trained: adapters on some layers, or weights of the transformer itself."""
+    """Trained parameters: adapters on some layers, or weights of the transformer itself."""
 
     layers: Sequence[LinearShape]
-    """Whose inputs the backward pass needs."""
+    """Layers whose inputs the backward pass needs."""
     rank: int
-    """Of the adapters; 0 without any."""
+    """Rank of the adapters; 0 without adapters."""
     sizes: Sequence[int]
-    """Values of each trained parameter."""
+    """Number of values of each trained parameter."""
     own: frozenset[str] = frozenset()
     """Names of the transformer's own parameters among them."""
 
@@ -41,10 +41,11 @@ class Trained:
 def weight_bytes(
     transformer: Skeleton, quantization: Quantization, b: int, without: frozenset[str] = frozenset()
 ) -> int:
-    """Bytes of the frozen transformer, but for the parameters named by ``without``.
+    """Bytes of the frozen transformer, except for the parameters named by ``without``.
 
-    bitsandbytes' NF4 takes half a byte a value, one byte for 64 of them and one float32 for 256 of those, and a few
-    constants a layer; LLM.int8 takes a byte a value and a float32 a row. Biases and ``NOT_QUANTIZED`` layers stay.
+    bitsandbytes' NF4 takes half a byte per value, one byte per 64 values, one float32 per 256 of those, and a few
+    constants per layer; LLM.int8 takes one byte per value and a float32 per row. Biases and ``NOT_QUANTIZED`` layers
+    are not quantized.
     """
     held = {
         f"{layer.name}.weight": layer
@@ -66,7 +67,7 @@ def weight_bytes(
 
 
 def adapter_parameters(layers: Iterable[LinearShape], rank: int, *, shared: bool = False) -> list[int]:
-    """Values of every A (rank, in) and B (out, rank); with ``shared`` an attention's q, k and v have one A."""
+    """Sizes of every A (rank, in) and B (out, rank); with ``shared`` an attention's q, k and v share one A."""
     sizes, seen = [], set[str]()
     for layer in layers:
         one = _QKV.sub(r"\1", layer.name)
@@ -78,7 +79,7 @@ def adapter_parameters(layers: Iterable[LinearShape], rank: int, *, shared: bool
 
 
 def optimizer_bytes(sizes: Iterable[int], optimizer: Optimizer) -> int:
-    """Two moments a value: float32, or 8 bits with a float32 scale for 256 values and two tables of 256 a parameter."""
+    """Two moments per value, float32, or 8 bits with a float32 scale per 256 and two tables of 256 per parameter."""
     total = 0
     for n in sizes:
         if optimizer == "adamw" or n < _SMALLEST_8BIT:

@@ -1,4 +1,4 @@
-"""Names and shapes of a transformer without its weights: all that an estimate of memory looks at."""
+"""Names and shapes of a transformer without its weights, the input of a memory estimate."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class LinearShape:
-    """A linear layer: its name, and features in and out."""
+    """Name and input and output features of a linear layer."""
 
     name: str
     inputs: int
@@ -19,14 +19,14 @@ class Layers:
     """Layers of a model or of one of its blocks, in the order in which torch lists its modules."""
 
     parameters: Mapping[str, int]
-    """Values of each parameter, by its name."""
+    """Number of values of each parameter, by name."""
     linears: tuple[LinearShape, ...]
     layer_norms: tuple[str, ...]
     """Names."""
 
     @property
     def num_values(self) -> int:
-        """Values of all parameters."""
+        """Number of values of all parameters."""
         return sum(self.parameters.values())
 
 

@@ -1,1 +1,1 @@
-"""The miniature world: a renderer, its prompts, its data set, the builder of its checkpoints, and the checkpoints."""
+"""The miniature world: renderer, prompts, data set, oracle and checkpoints (built by ``tools/build_mini``)."""

@@ -1,4 +1,4 @@
-"""The eight places of the miniature world, as functions of x and y in [-1, 1] (y downwards), and colour helpers."""
+"""Backdrops of the miniature world: eight places as functions of x and y in [-1, 1] (y downwards)."""
 
 from functools import lru_cache
 from typing import Final
@@ -13,7 +13,7 @@ _HORIZON: Final = 0.22
 
 
 def ramp(distance: Tensor) -> Tensor:
-    """Coverage of a shape whose distance is given in pixels: 1 inside, 0 outside, one pixel soft."""
+    """Coverage of a shape from its signed distance in pixels: 1 inside, 0 outside, with a one-pixel ramp."""
     return (0.5 - distance).clamp(0, 1)
 
 
@@ -158,5 +158,5 @@ def _all_places(side: int) -> Float[Tensor, "places 3 h w"]:
 
 
 def backdrop(place: Int[Tensor, "n"], side: int) -> Float[Tensor, "n 3 h w"]:
-    """The empty scenes, in [0, 1]."""
+    """Backdrops without subjects, in [0, 1]."""
     return _all_places(side)[place]

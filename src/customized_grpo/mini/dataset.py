@@ -22,11 +22,11 @@ _SPLIT_SALT: Final = {"train": 1, "tune": 2, "test": 3}
 
 @final
 class MiniDataset:
-    """Examples of the miniature world; the truth about each is in ``Example.extra["truth"]``.
+    """Examples of the miniature world; ground truth is in ``Example.extra["truth"]``.
 
-    The splits share no subject. Only ``test`` asks for the held-out combinations of class, place, position and hat;
-    ``tune`` is for choosing settings and asks for the same combinations as ``train``. The reference is never in the
-    prompt's place.
+    The splits share no subject. Only ``test`` has the held-out combinations of class, place, position and hat;
+    ``tune``, for choosing settings, has the same combinations as ``train``. The reference is never in the prompt's
+    place.
     """
 
     @final
@@ -34,10 +34,10 @@ class MiniDataset:
         """The ``data`` section of a recipe with ``type: mini``."""
 
         split: Literal["train", "tune", "test"] = Field(
-            default="train", description="whose subjects and prompts"
+            default="train", description="split of subjects and prompts"
         )
         size: int = Field(default=4096, ge=1, description="number of examples")
-        seed: int = Field(default=0, ge=0, description="another seed draws other examples of the same split")
+        seed: int = Field(default=0, ge=0, description="seed of the examples within the split")
 
     def __init__(self, config: Config) -> None:
         self._config = config

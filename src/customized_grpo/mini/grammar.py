@@ -1,4 +1,4 @@
-"""The language of the miniature world: a scene and a class as a prompt, and back."""
+"""Prompts of the miniature world: text from a scene and a class, and its parser."""
 
 import re
 from typing import Final
@@ -57,7 +57,7 @@ def parse(text: str) -> dict[str, int]:
 
 
 def words() -> tuple[str, ...]:
-    """Every word a prompt can hold, sorted."""
+    """All words of the prompts, sorted."""
     phrases = (*PLACE_PHRASES, *POSITION_PHRASES, *SIZES, *CLASSES, *HATS[1:], "a wearing hat")
     return tuple(sorted({word for phrase in phrases for word in phrase.split()}))
 

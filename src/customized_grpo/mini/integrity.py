@@ -1,4 +1,4 @@
-"""Whether the embedded models are whole: hashes of their files, written by a build and checked by ``doctor``."""
+"""Integrity of the embedded models: hashes of their files, written by a build and checked by ``doctor``."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,11 @@ from customized_grpo.paths import ASSETS
 
 MANIFEST = "manifest.json"
 EXPECTED = ("flux", "dino", "clip", "judges/dino", "judges/clip")
-"""Folders without which the embedded recipes don't run."""
+"""Folders that the embedded recipes need."""
 
 
 def write_manifest(folder: Path = ASSETS) -> Path:
-    """Note the sha256 of every file under ``folder``; the last act of a build."""
+    """Write the sha256 of every file under ``folder``, at the end of a build."""
     target = folder / MANIFEST
     hashes = {name: file_hash(folder / name) for name in _files(folder)}
     target.write_text(json.dumps(hashes, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -20,7 +20,7 @@ def write_manifest(folder: Path = ASSETS) -> Path:
 
 
 def check_assets(folder: Path = ASSETS) -> list[str]:
-    """What is wrong with the embedded models, as sentences; empty where all is well."""
+    """Problems of the embedded models, as sentences; empty if there are none."""
     missing = [name for name in EXPECTED if not (folder / name).is_dir()]
     if missing:
         return [f"missing: {', '.join(missing)}"]

@@ -1,4 +1,4 @@
-"""The attribute oracle as a metric of an evaluation."""
+"""The attribute oracle as an evaluation metric."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ from customized_grpo.types import Example
 
 @final
 class MiniOracle(Metric):
-    """Identity and prompt accuracy of pictures of the miniature world, by its held-out attribute oracle."""
+    """Identity and prompt accuracy in the miniature world, by its held-out attribute oracle."""
 
     @final
     class Config(MetricSpec):

@@ -1,7 +1,7 @@
-"""The attribute oracle of the miniature world: which attributes of subject and prompt does a picture show?
+"""The attribute oracle of the miniature world: a classifier of a picture's subject and prompt attributes.
 
-A small convolutional network with supervised heads, trained on rendered pictures and on pictures that the miniature's
-autoencoder decoded. Nothing that is optimised ever sees it. n = number of pictures.
+A small convolutional network with supervised heads, trained on rendered pictures and on pictures decoded by the
+miniature's autoencoder. It is never used as a reward. n = number of pictures.
 """
 
 import json
@@ -27,7 +27,7 @@ CHOICES: Final = {
     "size": len(SIZES) + 1,
     "hat": len(HATS),
 }
-"""Attributes with a fixed number of values, and that number; the third size is the reference's."""
+"""Categorical attributes and their number of values; the third size occurs only in references."""
 
 HUES: Final = ("hue", "pattern_hue")
 IDENTITY: Final = ("pattern", "ears", "face", "hue", "pattern_hue", "value")
@@ -38,7 +38,7 @@ VALUE_TOLERANCE: Final = 0.12
 
 @final
 class Oracle(nn.Module):
-    """Reads the attributes of 64 x 64 pictures."""
+    """Network that predicts the attributes of 64 x 64 pictures."""
 
     def __init__(self, widths: tuple[int, ...] = (32, 64, 96, 128)) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Oracle(nn.Module):
         """The oracle saved in `folder` (config.json and model.safetensors), frozen.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is no oracle.
         """
         config = json.loads((folder / "config.json").read_text())
         oracle = cls(tuple(config["widths"]))
@@ -69,7 +69,7 @@ class Oracle(nn.Module):
         return oracle.eval().requires_grad_(False)
 
     def outputs(self, x: Float[Tensor, "n 3 64 64"]) -> dict[str, Float[Tensor, "n m"]]:
-        """Raw outputs by attribute for pictures in [-1, 1]: logits, (sin, cos) of hues, and the value itself."""
+        """Raw outputs per attribute for pictures in [-1, 1]: logits, (sin, cos) of hues, and the value itself."""
         axis = torch.linspace(-1, 1, x.shape[-1], device=x.device)
         rows, columns = torch.meshgrid(axis, axis, indexing="ij")
         where = torch.stack([rows, columns]).expand(len(x), 2, -1, -1)
@@ -103,7 +103,7 @@ class Oracle(nn.Module):
 
 
 def correct(found: Mapping[str, Tensor], truth: Mapping[str, Any]) -> dict[str, Float[Tensor, "n"]]:
-    """1 where an attribute is right, else 0. `truth` holds one value for all pictures, or tensors (n,)."""
+    """1 if an attribute is right, else 0. `truth` holds one value for all pictures, or tensors (n,)."""
     right: dict[str, Tensor] = {}
     for name in (*IDENTITY, *PROMPT):
         if name in HUES:
@@ -121,8 +121,8 @@ def judge(found: Mapping[str, Tensor], truth: Mapping[str, Any]) -> dict[str, Fl
 
     Returns:
         identity_accuracy, prompt_accuracy: share of the 6 identity and of the 5 prompt attributes that are right.
-        identity_all, prompt_all: 1 where all of them are right. both: 1 where both are.
-        copy: 1 where the place is the reference's, which the prompt never names.
+        identity_all, prompt_all: 1 if all of them are right. both: 1 if both are 1.
+        copy: 1 if the place is the reference's, which the prompt never names.
     """
     right = correct(found, truth)
     identity = torch.stack([right[name] for name in IDENTITY])

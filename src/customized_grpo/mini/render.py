@@ -1,7 +1,7 @@
-"""Pictures of the miniature world: 64 x 64 RGB by signed distance fields, vectorised over n pictures, pure torch.
+"""Renderer of the miniature world: 64 x 64 RGB by signed distance fields, vectorised over n pictures, in torch.
 
 Coordinates run from -1 to 1, x to the right and y downwards; (u, v) are the same in units of the body's radius, around
-its centre. Distances are negative inside. Every edge is one pixel soft.
+its centre. Distances are negative inside. Edges are anti-aliased over one pixel.
 """
 
 import math
@@ -22,7 +22,7 @@ _INK: Final = torch.tensor([0.13, 0.11, 0.16])
 _HAT_COLOURS: Final = torch.tensor(
     [[0.0, 0.0, 0.0], [0.90, 0.16, 0.18], [0.16, 0.36, 0.92], [0.99, 0.82, 0.12]]
 )
-# Where ears and hats sit on each body shape, in radii: x and y of an ear, y of the hat's brim.
+# Positions on each body shape, in radii: x and y of an ear, y of the hat's brim.
 _EAR_X: Final = torch.tensor([0.58, 0.62, 0.42, 0.50, 0.52, 0.46])
 _EAR_Y: Final = torch.tensor([-0.78, -0.78, -0.42, -0.52, -0.48, -0.82])
 _HAT_Y: Final = torch.tensor([-0.80, -0.76, -0.62, -0.70, -0.66, -0.86])
@@ -117,7 +117,7 @@ def _ears(u: Tensor, v: Tensor, cls: Tensor, ears: Tensor) -> tuple[Tensor, Tens
 
 
 def _paint(image: Tensor, coverage: Tensor, colour: Tensor) -> Tensor:
-    """`colour` ((n, 3) or (n, 3, h, w)) over `image` (n, 3, h, w) where `coverage` (n, h, w) says."""
+    """Blend `colour` ((n, 3) or (n, 3, h, w)) over `image` (n, 3, h, w) by `coverage` (n, h, w)."""
     if colour.ndim == 2:
         colour = colour[:, :, None, None]
     return image + coverage[:, None] * (colour - image)

@@ -1,4 +1,4 @@
-"""What exists in the miniature world: subjects (known by their reference), scenes (named by the prompt), splits.
+"""Contents of the miniature world: subjects (known by their reference), scenes (named by the prompt), splits.
 
 A subject is a critter: a body shape (its class, named in the prompt) and an identity that only a reference shows
 (pattern, body hue, body value, pattern hue, ears, face). A scene is a place, a position, a size and a hat, all named by
@@ -22,7 +22,7 @@ SIZES = ("small", "big")
 HATS = ("none", "red", "blue", "yellow")
 
 MEDIUM = 2
-"""Index of the size that only references have: no prompt names it."""
+"""Index of the size used only in references; no prompt names it."""
 
 Split = Literal["train", "tune", "test"]
 HUE_CELLS = 8
@@ -69,7 +69,7 @@ class Scenes:
 
 
 def _hash(columns: tuple[Tensor, ...], salt: int) -> Int[Tensor, "n"]:
-    """A fixed mixing of small integers into [0, 2^31): the same on every machine."""
+    """Hash of small integers into [0, 2^31), the same on every machine."""
     h = torch.full_like(columns[0], 2166136261 + salt)
     for column in columns:
         h = ((h ^ (column + 0x9E37)) * 16777619) & 0x7FFFFFFF
@@ -79,7 +79,7 @@ def _hash(columns: tuple[Tensor, ...], salt: int) -> Int[Tensor, "n"]:
 
 
 def subject_split(subjects: Subjects) -> Int[Tensor, "n"]:
-    """Which split owns each subject: 0 train (85 %), 1 tune (5 %), 2 test (10 %).
+    """Split of each subject: 0 train (85 %), 1 tune (5 %), 2 test (10 %).
 
     The cell of a subject is its class, pattern, ears, face and an eighth of the hue circle: 3456 cells.
     """
@@ -91,7 +91,7 @@ def subject_split(subjects: Subjects) -> Int[Tensor, "n"]:
 def held_out_combination(
     cls: Int[Tensor, "n"], place: Int[Tensor, "n"], position: Int[Tensor, "n"], hat: Int[Tensor, "n"]
 ) -> Bool[Tensor, "n"]:
-    """Whether training never asks for this combination of class, place, position and hat (15 % of 576)."""
+    """True for combinations of class, place, position and hat held out from training (15 % of 576)."""
     return _hash((cls, place, position, hat), 2) % 100 < 15
 
 
@@ -133,9 +133,9 @@ def concatenate(batches: list[Subjects]) -> Subjects:
 
 
 def sample_scenes(cls: Int[Tensor, "n"], generator: torch.Generator, *, held_out: bool) -> Scenes:
-    """One prompted scene for each class, from held-out combinations only, or from the others only.
+    """One prompted scene per class, from held-out combinations only, or from the others only.
 
-    45 % wear no hat, so that prompts with and without one are both common.
+    45 % have no hat, so that prompts with and without one are both common.
     """
     n = int(cls.shape[0])
     place = torch.zeros(n, dtype=torch.long)

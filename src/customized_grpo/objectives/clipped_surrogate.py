@@ -1,4 +1,4 @@
-"""The clipped surrogate of PPO and GRPO, and how often it clips. Dimensions: n pairs of (sample, trained step)."""
+"""Clipped surrogate of PPO and GRPO, and statistics of its ratio. Dimensions: n pairs of (sample, trained step)."""
 
 from dataclasses import dataclass
 
@@ -16,8 +16,8 @@ def clipped_surrogate(
     """PPO's loss: mean of max(-A rho, -A clamp(rho, 1 - clip, 1 + clip)), rho = exp(log_prob - old_log_prob).
 
     Args:
-        log_prob: of the recorded transitions under the policy as it is now.
-        old_log_prob: under the policy that sampled them; no gradient.
+        log_prob: log-probability of the recorded transitions under the current policy.
+        old_log_prob: log-probability under the policy that sampled them; no gradient.
         advantage: A; no gradient.
         clip: half-width of the range in which rho has a gradient.
     """
@@ -28,7 +28,7 @@ def clipped_surrogate(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RatioStats:
-    """How far a replay is from its rollout."""
+    """Statistics of the ratios rho of a replay to its rollout."""
 
     mean: float
     """Mean of rho."""

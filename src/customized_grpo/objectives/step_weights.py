@@ -1,4 +1,4 @@
-"""How much each sampler step weighs in the gradient by itself, and loss weights that even it out.
+"""Sensitivity of the gradient to each sampler step, and loss weights that equalise it.
 
 Dimensions: T sampler steps.
 """

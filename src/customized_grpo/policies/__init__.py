@@ -1,1 +1,1 @@
-"""Policies: diffusion transformers that are conditioned on references, each through one small file."""
+"""Policies: reference-conditioned diffusion transformers, one small file each."""

@@ -1,7 +1,7 @@
-"""How a policy's transformer is held and computed: bitsandbytes weights, attention backend, compiled blocks.
+"""Acceleration of a policy's transformer: bitsandbytes weights, attention backend, compiled blocks.
 
-None of it is on by default, and each leaves the velocity what it is only up to rounding; the guard on the first
-replay's ratio (``train.ratio_guard``) judges whether rollout and replay still compute the same.
+None of it is on by default, and each changes the velocity by rounding; the guard on the first replay's ratio
+(``train.ratio_guard``) checks that rollout and replay still compute the same.
 """
 
 from collections.abc import Sequence
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 Quantization = Literal["none", "8bit", "4bit"]
 
 NOT_QUANTIZED = ("x_embedder", "context_embedder", "time_text_embed", "norm_out", "proj_out")
-"""What stays in the compute dtype. An error of the last layer goes into the velocity undamped: NF4 moves a tiny random
-FLUX by 9 % with ``proj_out``, and by 1 % without. diffusers matches a name's end, so that the ``proj_out`` of FLUX's
+"""Layers that stay in the compute dtype. An error of the last layer goes into the velocity undamped: NF4 moves a tiny
+random FLUX by 9 % with ``proj_out``, by 1 % without. diffusers matches a name's end, so that the ``proj_out`` of FLUX's
 single blocks (15 % of the weights) stays as well.
 """
 _QUANTIZED_ON = ("cuda", "xpu", "mps")
-"""Devices that diffusers loads bitsandbytes weights on; bitsandbytes itself also has a CPU back end."""
+"""Devices on which diffusers loads bitsandbytes weights; bitsandbytes itself also has a CPU back end."""
 _ATTENTION_TOLERANCE = 0.02
-"""Relative; bfloat16 rounds by 0.004, and quantised attention is off by several per cent."""
+"""Relative tolerance; bfloat16 rounds by 0.004, and quantised attention is off by several per cent."""
 
 
 def quantization_of(
     quantization: Quantization, dtype: torch.dtype, device: torch.device, absent: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Arguments of a pipeline's ``from_pretrained``: how the transformer's weights are held, and what isn't loaded.
+    """Arguments of a pipeline's ``from_pretrained``: quantisation of the transformer, and parts not to load.
 
     Raises:
-        ValueError: bitsandbytes is missing, or the device is none that diffusers runs it on.
+        ValueError: bitsandbytes is missing, or diffusers doesn't run it on the device.
     """
     parts: dict[str, Any] = dict.fromkeys(absent)
     if quantization == "none" or "transformer" in absent:
@@ -77,13 +77,13 @@ def bitsandbytes_config(quantization: Literal["8bit", "4bit"], dtype: torch.dtyp
 
 
 def need_bitsandbytes(key: str) -> None:
-    """Raise a ``ValueError`` where ``key`` asks for bitsandbytes and it isn't installed."""
+    """Raise a ``ValueError`` if bitsandbytes, which ``key`` needs, isn't installed."""
     if find_spec("bitsandbytes") is None:
         raise ValueError(f"{key} needs bitsandbytes: pip install 'customized-grpo[bitsandbytes]'")
 
 
 def place_and_freeze(pipeline: Any, config: Any, device: torch.device, transformer: Any) -> None:
-    """Move a loaded pipeline to its device, freeze its parts, and turn gradient checkpointing on where asked for.
+    """Move a loaded pipeline to its device, freeze its parts, and turn on gradient checkpointing if configured.
 
     Args:
         pipeline: as ``from_pretrained`` gave it.
@@ -114,7 +114,7 @@ def apply(
     attention: str | None,
     compile_blocks: bool,
 ) -> None:
-    """Check that the weights are held as asked for, set the attention backend, and compile the repeated blocks.
+    """Check the weights' quantisation, set the attention backend, and compile the repeated blocks.
 
     Raises:
         ValueError: the policy ignored ``quantization``, or the backend or the compiler can't be used here.
@@ -140,7 +140,7 @@ def apply(
             _AttentionBackendRegistry.set_active_backend(before)
     if compile_blocks:
         try:
-            model.compile_repeated_blocks(dynamic=False)  # a shape that comes back gets the code it had
+            model.compile_repeated_blocks(dynamic=False)  # a shape seen before reuses its code
         except (ValueError, AttributeError) as error:
             raise ValueError(
                 f"policy.compile: {type(model).__name__} names no repeated blocks; set it to false"
@@ -148,14 +148,14 @@ def apply(
 
 
 def is_quantized(transformer: nn.Module) -> bool:
-    """Whether a layer's weights are held by bitsandbytes."""
+    """True if a layer's weights are quantised by bitsandbytes."""
     return any(type(module).__module__.startswith("bitsandbytes") for module in transformer.modules())
 
 
 def _try_attention(name: str, device: torch.device) -> None:
-    """Compare a backend with torch's own on a small input: several have no gradient, and some are approximations.
+    """Compare a backend with torch's own on a small input: several lack a gradient, and some are approximations.
 
-    The second gradient comes as a slice of a wider one, as behind the attention of FLUX's single-stream blocks.
+    The second gradient is a slice of a wider one, as after the attention of FLUX's single-stream blocks.
 
     Raises:
         ValueError: outputs or gradients differ by more than rounding.

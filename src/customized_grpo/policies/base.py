@@ -1,4 +1,4 @@
-"""What a policy is: four methods over a diffusers model. Rollout and replay both call the one ``velocity()``.
+"""Base class of policies: four methods over a diffusers model. Rollout and replay share one ``velocity()``.
 
 Dimensions: n batch, S latent tokens, C latent channels, H x W pixels. sigma is float32 in [0, 1], 1 is pure noise;
 velocity v = noise - data.
@@ -48,8 +48,8 @@ class Policy(ABC):
         transformer: the only trained and wrapped module. The trainer replaces it by its prepared (DDP, FSDP) form.
         latent_shape: (S, C) of one sample in the recipe's output size.
         device, dtype: where the model runs, and the dtype of its weights and of stored states.
-        base_hash: of the weights without training, from ``tuning.attach`` on; see ``hashes.base_hash``.
-        base_weights: of full fine-tuning for a KL: what the trained parameters were at first, by name.
+        base_hash: hash of the untrained weights, set by ``tuning.attach``; see ``hashes.base_hash``.
+        base_weights: initial values of the trained parameters, by name, in full fine-tuning with a KL.
     """
 
     Config: ClassVar[type[PolicyConfig]]
@@ -69,11 +69,11 @@ class Policy(ABC):
     @classmethod
     @abstractmethod
     def load(cls, config: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
-        """Load frozen weights; what is trained is attached or unfrozen afterwards (``adapters.tuning.attach``)."""
+        """Load frozen weights; an adapter is attached, or weights unfrozen, afterwards (``adapters.tuning.attach``)."""
 
     @classmethod
     def idle(cls, transformer: Any) -> tuple[str, ...]:
-        """Parameters that no gradient reaches, as ``FullSettings.targets`` says them; full fine-tuning leaves them."""
+        """Parameters without gradient, in the form of ``FullSettings.targets``; full fine-tuning leaves them frozen."""
         return ()
 
     @abstractmethod
@@ -86,8 +86,8 @@ class Policy(ABC):
     ) -> Float[Tensor, "n s c"]:
         """float32 velocity of n samples, all at one sigma or each at its own.
 
-        Guidance and autocast happen inside, so that nothing can differ between rollout and replay. ``cond`` is one
-        prompt's, or a stack of n (see ``stack``).
+        Guidance and autocast happen inside, so that rollout and replay can't differ. ``cond`` belongs to one prompt, or
+        is a stack of n (see ``stack``).
         """
 
     @abstractmethod
@@ -96,7 +96,7 @@ class Policy(ABC):
 
 
 def stack(policy: Policy, conds: Sequence[Conditioning], repeats: int) -> Conditioning | None:
-    """Several prompts as one conditioning with ``repeats`` rows each, or None where they can't share a batch."""
+    """Several prompts as one conditioning with ``repeats`` rows each, or None if they can't share a batch."""
     first = conds[0].tensors
     for cond in conds[1:]:
         fits = all(tensor.shape == first[name].shape for name, tensor in cond.tensors.items())
@@ -119,7 +119,7 @@ def load_policy(
     precision: Literal["no", "bf16"] | None = None,
     parts: Literal["all", "encoders", "all but encoders"] = "all",
 ) -> Policy:
-    """The frozen policy of a recipe, with its attention backend set and its blocks compiled.
+    """Load the frozen policy of a recipe, with its attention backend set and its blocks compiled.
 
     It computes as the base does; ``adapters.tuning.load_tuned`` puts on it what a run trained.
 
@@ -127,11 +127,11 @@ def load_policy(
         spec: a recipe, or its section ``policy``.
         device: where it runs; None: ``run.device`` of the recipe, or the GPU where there is one.
         precision: of its weights and stored states; None: ``run.precision`` of the recipe, or bf16.
-        parts: with ``encoders`` only ``encode`` will be called, with ``all but encoders`` it never is. A policy that
-            can't be loaded in parts is loaded whole.
+        parts: ``encoders`` if only ``encode`` will be called, ``all but encoders`` if it never is. A policy that can't
+            be loaded in parts is loaded whole.
 
     Raises:
-        ValueError: the model is not there, not one that the policy can read, or can't run as the section asks.
+        ValueError: the model is missing, not one of the policy's, or can't run as configured.
     """
     if isinstance(spec, Recipe | EvaluateRecipe):
         device = device or open_device(spec.run.device)

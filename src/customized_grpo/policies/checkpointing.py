@@ -1,7 +1,7 @@
-"""Selective activation checkpointing: a share of the transformer's blocks is computed again in the backward pass.
+"""Selective activation checkpointing: a share of the transformer's blocks is recomputed in the backward pass.
 
 It is diffusers' own gradient checkpointing with another function for the blocks. The first blocks of the forward are
-the ones: the backward pass begins with the last, so what those kept is free again by the time a block is computed anew.
+recomputed: the backward pass begins with the last ones, whose activations are freed by then.
 """
 
 import math
@@ -18,19 +18,19 @@ def repeated_blocks(transformer: Any) -> list[tuple[str, nn.Module]]:
 
 
 def num_checkpointed(share: float, num_blocks: int) -> int:
-    """How many of the blocks a share is: at least as much as was asked for."""
+    """Number of blocks in a share, rounded up."""
     return math.ceil(share * num_blocks - 1e-9)
 
 
 def checkpoint_blocks(transformer: nn.Module, share: float) -> None:
-    """Keep of the first ``share`` of the blocks nothing but their inputs, and of the others all that autograd wants.
+    """Store only the inputs of the first ``share`` of the blocks, and all activations of the others.
 
     Args:
-        transformer: of diffusers.
+        transformer: a model of diffusers.
         share: 0 to 1.
 
     Raises:
-        ValueError: the model doesn't support it, or names no blocks to take a part of.
+        ValueError: the model doesn't support it, or names no repeated blocks.
     """
     model: Any = transformer
     if share == 1:

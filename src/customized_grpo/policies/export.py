@@ -1,4 +1,4 @@
-"""A trained adapter in the forms that other code reads: what ``customized-grpo export`` does.
+"""Export of a trained adapter to the formats of other code, as in ``customized-grpo export``.
 
 A file without the base's own LoRA (``policy.base_lora``) belongs on a base that has it; ``with_base`` makes one file of
 both, for the stock model.
@@ -41,7 +41,7 @@ def export(
         form: ``diffusers`` and ``uno`` are LoRA files; ``model`` is a whole pipeline in diffusers' layout and
             ``original`` one file in Black Forest Labs' format, both with every LoRA fused in.
         with_base: join the recipe's base LoRA and the adapter into one file, their ranks one after another.
-        recipe: what the adapter was trained by; only ``diffusers`` and ``uno`` without the base do without it.
+        recipe: the adapter's training recipe; not needed for ``diffusers`` and ``uno`` without the base.
 
     Returns:
         The file or folder that was written.
@@ -91,8 +91,10 @@ def _base_update(config: FluxConfig) -> dict[str, Factors]:
 def _write_model(
     file: tuning.Tuned, out: Path, form: str, config: FluxConfig, precision: Literal["no", "bf16"]
 ) -> Path:
-    """Both LoRAs go in at once, so that the weights are rounded once; a transformer of full training has the base's."""
-    bare = config.model_copy(update={"base_lora": None, "quantization": "none"})  # nothing fuses into bits
+    """Fuse both LoRAs at once, to round the weights once; a fully trained transformer already has the base's."""
+    bare = config.model_copy(
+        update={"base_lora": None, "quantization": "none"}
+    )  # quantized weights can't be fused
     policy: Any = load_policy(bare, device=torch.device("cpu"), precision=precision)
     if isinstance(file, TransformerFolder):
         tuning.apply(policy, file)

@@ -1,6 +1,6 @@
 """The policies on FLUX.1: ``uno`` (arXiv 2504.02160) and ``flux-kontext`` (arXiv 2506.15742).
 
-They differ in how references are scaled and where their tokens lie; see ``flux_base`` for all else.
+They differ in scaling and positions of references; see ``flux_base`` for everything else.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
-"""FLUX.2 and FLUX.2 [klein]: references follow the image's tokens, each on a plane of its own along time.
+"""The policies on FLUX.2 and FLUX.2 [klein]: references follow the image's tokens, each on its own plane along time.
 
-FLUX.2 reads text by Mistral 3 and takes its guidance as an input; [klein] reads it by Qwen 3, and its undistilled base
+FLUX.2 encodes text by Mistral 3 and takes guidance as an input; [klein] encodes it by Qwen 3, and its undistilled base
 models are guided by a second forward without the prompt. Everything else is the same.
 
 Dimensions: n batch, S image tokens, R tokens of all references, L text tokens, C = 128 channels of a packed token,
@@ -87,12 +87,12 @@ class Flux2KleinConfig(_Config):
     )
 
     def num_forwards(self) -> int:
-        """2 with guidance, which only the model's own index rules out."""
+        """2 with guidance, as the section doesn't show whether the model is distilled."""
         return 2 if self.guidance > 1 else 1
 
 
 class _Flux2(Policy):
-    """What both families share. The reference latents are the mode of the VAE's posterior, as in the pipelines."""
+    """Shared base of both families. The reference latents are the mode of the VAE's posterior, as in the pipelines."""
 
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
     batch_wide: ClassVar[tuple[str, ...]] = ("image_ids",)
@@ -242,13 +242,13 @@ class Flux2Klein(_Flux2):
 
     @cached_property
     def _negative(self) -> Float[Tensor, "1 l d"]:
-        """The same for every prompt."""
+        """Encoded empty prompt, the same for every prompt."""
         return self._states("")
 
     def velocity(
         self, x: Float[Tensor, "n s c"], sigma: Float[Tensor, ""] | Float[Tensor, " n"], cond: Conditioning
     ) -> Float[Tensor, "n s c"]:
-        """float32 velocity of n samples, guided where the conditioning has a negative; see ``_forward``."""
+        """float32 velocity of n samples, guided if the conditioning has a negative; see ``_forward``."""
         time = sigma.to(self.device, torch.float32).expand(len(x))
         positive = self._forward(x, time, None, cond, cond.tensors["text"])
         if "negative" not in cond.tensors:

@@ -1,4 +1,4 @@
-"""What UNO and Kontext share: FLUX.1 with the tokens of references behind those of the image, in one sequence.
+"""Shared base of UNO and Kontext: FLUX.1 with the references' tokens appended to the image's, in one sequence.
 
 Dimensions: n batch, S image tokens, R tokens of all references, L text tokens, C = 64 channels of a packed
 token, h x w a grid of tokens (16 x 16 pixels each), H x W pixels. sigma in [0, 1], 1 is noise;
@@ -23,7 +23,7 @@ from customized_grpo.types import Conditioning
 
 
 class Flux(Policy):
-    """FLUX.1 on diffusers' own transformer; a subclass says how references are scaled and where their tokens lie.
+    """FLUX.1 on diffusers' own transformer; a subclass defines scaling and positions of references.
 
     The reference latents are the mode of the VAE's posterior. UNO's code samples it; the mode is deterministic,
     so that a cached and a fresh conditioning agree, and is within the posterior's (very small) width.
@@ -31,7 +31,7 @@ class Flux(Policy):
 
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
     batch_wide: ClassVar[tuple[str, ...]] = ("image_ids",)
-    # Full names, because the suffix "proj_out" alone would hit the model's last layer too.
+    # Full names, because the suffix "proj_out" alone would match the model's last layer too.
     lora_targets: ClassVar[tuple[str, ...]] = (
         r"transformer_blocks\.\d+\.attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)",
         r"transformer_blocks\.\d+\.(ff|ff_context)\.net\.(0\.proj|2)",

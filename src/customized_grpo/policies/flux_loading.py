@@ -1,4 +1,4 @@
-"""FLUX.1's parts from the hub, a folder, or a single file of Black Forest Labs' format: safetensors only."""
+"""Loading FLUX.1 from the hub, a folder, or a single file in Black Forest Labs' format: safetensors only."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -17,7 +17,7 @@ from customized_grpo.recipe.sections import ShiftRule
 
 
 class FluxConfig(PipelineConfig):
-    """What the recipe's section ``policy`` holds for every policy on FLUX.1."""
+    """Base of the recipe's section ``policy`` for every policy on FLUX.1."""
 
     not_encoded: ClassVar[frozenset[str]] = PipelineConfig.not_encoded | {
         "guidance",
@@ -99,7 +99,7 @@ def load_flux(
         absent: parts to leave out; a transformer that is left out has its shapes, without weights.
 
     Raises:
-        ValueError: no such model, a gated one, one that is no FLUX.1, or a file with other keys than the model has.
+        ValueError: no such model, a gated one, one that is not FLUX.1, or a file whose keys don't match the model.
     """
     from diffusers import FluxTransformer2DModel
 

@@ -1,4 +1,4 @@
-"""Files of weights by path or by hub id, and what to do when the hub does not give them."""
+"""Weights files by path or hub id, and advice for errors of the hub."""
 
 from pathlib import Path
 from typing import Final
@@ -42,7 +42,7 @@ def weights_file(given: str, key: str, *, default: str | None, revision: str | N
 
 
 def hub_problem(error: BaseException, name: str) -> str:
-    """In one line: why a repository or a file of it can't be loaded, and what to do."""
+    """One line: why a repository or file can't be loaded, and what to do."""
     from huggingface_hub import errors
 
     chain: list[BaseException] = []

@@ -1,4 +1,4 @@
-"""What policies over a whole diffusers pipeline share: opening it, exact time embeddings, pixels in and out.
+"""Shared parts of policies over a diffusers pipeline: opening it, exact time embeddings, pixels in and out.
 
 Dimensions: n batch, S latent tokens, C channels of a token, H x W pixels. sigma in [0, 1], 1 is noise.
 """
@@ -28,7 +28,7 @@ _INDEX = "model_index.json"
 
 @final
 class FromDiffusers:
-    """A class of diffusers as an attribute of a policy's class, imported when it is asked for: diffusers is heavy."""
+    """A diffusers class as an attribute of a policy's class, imported at first use: diffusers is slow to import."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -84,7 +84,7 @@ class PipelineConfig(PolicyConfig):
 
 @final
 class ExactInputs:
-    """Puts float32 values back on their way into a module, for one forward: the first of its positional arguments.
+    """Replaces the first positional arguments of a module by float32 values, for one forward.
 
     diffusers casts sigma and guidance to the hidden dtype before their embedding multiplies them by 1000: under bf16
     sigma 0.986 becomes 984, and neighbouring steps become one. A hook keeps parameter names and survives DDP.
@@ -157,7 +157,7 @@ def open_pipeline(
 
 @contextmanager
 def explained(config: PipelineConfig) -> Iterator[None]:
-    """Turn what is wrong with the folder or the hub into a sentence about ``policy.model``."""
+    """Turn errors of the folder or the hub into a message about ``policy.model``."""
     try:
         yield
     except (OSError, ValueError, KeyError) as error:

@@ -1,7 +1,7 @@
 """Qwen-Image-Edit in its "Plus" form (2509, 2511): references follow the image's tokens, and Qwen2.5-VL sees them too.
 
-Guidance is true classifier-free guidance: a second forward with the negative prompt, and the guided velocity of each
-token scaled back to the length that it has without guidance.
+Guidance is classifier-free: a second forward with the negative prompt, with the guided velocity of each token rescaled
+to its norm without guidance.
 
 Dimensions: n batch, S image tokens, R tokens of all references, L text tokens, D text features, C = 64 channels of a
 packed token, h x w a grid of tokens (16 x 16 pixels each). sigma in [0, 1], 1 is noise; velocity = noise - data.
@@ -35,7 +35,7 @@ from customized_grpo.types import Conditioning
 
 _CHANNELS = 64
 _SEEN_SIZE = 384
-"""Qwen2.5-VL sees a reference at about the area of a square of this side."""
+"""Side of the square whose area a reference has for Qwen2.5-VL, roughly."""
 _ROUNDING = 32
 _PICTURE = "Picture {}: <|vision_start|>{}<|vision_end|>"
 _PAD = "<|image_pad|>"
@@ -145,13 +145,13 @@ class QwenImageEditPlus(Policy):
 
     @classmethod
     def idle(cls, transformer: Any) -> tuple[str, ...]:
-        """What the last block, which drops its text output, makes that output of."""
+        """The last block's parameters for its text output, which is dropped."""
         last = transformer.config.num_layers - 1
         return (rf"transformer_blocks\.{last}\.(attn\.(add_q_proj|norm_added_q|to_add_out)|txt_mlp)",)
 
     @torch.no_grad()
     def encode(self, prompt: str, references: Sequence[Image]) -> Conditioning:
-        """What Qwen2.5-VL makes of the references and the text, latents of the references, all grids of tokens.
+        """Hidden states of Qwen2.5-VL for references and text, latents of the references, all grids of tokens.
 
         Raises:
             ValueError: no reference, more than ``max_references``, or one that is too narrow; or the text encoder was
@@ -165,7 +165,7 @@ class QwenImageEditPlus(Policy):
             "text": self._states(prompt, seen),
             "references": torch.cat([pack(latents) for latents in encoded], dim=1).to(self.dtype),
         }
-        # The transformer wants the grids as numbers: held as shapes, they are never read from the device.
+        # The transformer needs the grids as numbers: kept as shapes, they are never read from the device.
         for number, grid in enumerate((self.config.grid, *grids)):
             tensors[f"grid_{number}"] = torch.empty(1, *grid, 0, device=self.device)
         if self.config.guidance > 1:
@@ -213,7 +213,7 @@ class QwenImageEditPlus(Policy):
     def velocity(
         self, x: Float[Tensor, "n s c"], sigma: Float[Tensor, ""] | Float[Tensor, " n"], cond: Conditioning
     ) -> Float[Tensor, "n s c"]:
-        """float32 velocity of n samples, guided where the conditioning has a negative."""
+        """float32 velocity of n samples, guided if the conditioning has a negative."""
         time = sigma.to(self.device, torch.float32).expand(len(x))
         positive = self._forward(x, time, cond, cond.tensors["text"])
         if "negative" not in cond.tensors:

@@ -1,4 +1,4 @@
-"""Rules that make the shift of the noise levels of an image's size: how each model was trained, and is drawn from.
+"""Shift rules: the shift of the noise levels from an image's size, as each model was trained and is sampled.
 
 A shift s bends a level t into s t / (1 + (s - 1) t); papers and diffusers give mu = ln s. tokens are those of the image
 alone, of 16 x 16 pixels each.

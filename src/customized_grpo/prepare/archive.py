@@ -1,8 +1,8 @@
-"""Unpacking zip archives that nobody vouches for.
+"""Safe unpacking of untrusted zip archives.
 
-An archive is looked through before anything is written, and refused as a whole if one name would leave the folder, is
-no plain file, stands twice, or if it would unpack to more than it should. What it declares is enforced while
-reading: zipfile gives no byte beyond the declared size, and checks the sum.
+An archive is checked before anything is written, and refused as a whole if a member would leave the folder, is not a
+plain file or is a duplicate, or if it would unpack to too many bytes. Declared sizes are enforced while reading:
+zipfile gives no byte beyond the declared size, and checks the CRC.
 """
 
 import stat
@@ -22,32 +22,32 @@ from customized_grpo.paths import is_inside
 MAX_MEMBERS: Final = 2_000_000
 MAX_MEMBER_BYTES: Final = 1 << 30
 MAX_TOTAL_BYTES: Final = 64 << 30
-"""An archive of SynCD has about 1.8 GB and hardly shrinks, since images don't."""
+"""Limit on unpacked bytes; an archive of SynCD has about 1.8 GB, and images hardly compress."""
 MAX_RATIO: Final = 200
-"""Unpacked to packed bytes of a member above 1 MB; text reaches about 20."""
+"""Limit on the ratio of unpacked to packed bytes of members above 1 MB; text reaches about 20."""
 
 
 @final
 class ArchiveError(ValueError):
-    """An archive that isn't unpacked; the message names it, the member and the reason."""
+    """An archive was refused; the message names it, the member and the reason."""
 
 
 def unpack(
     archive: Path, folder: Path, place: Callable[[str], str | None], *, max_bytes: int = MAX_TOTAL_BYTES
 ) -> int:
-    """Unpack a zip archive's files into ``folder``; what is there already, with the same content, is kept.
+    """Unpack a zip archive's files into ``folder``; existing files with the same content are kept.
 
     Args:
         archive: the .zip file.
-        folder: where to; made if absent.
-        place: a member's name to its path in ``folder``, or None to leave it out.
-        max_bytes: the most that all its members may have, unpacked.
+        folder: the output folder; created if absent.
+        place: maps a member's name to its path in ``folder``, or to None to leave it out.
+        max_bytes: limit on the unpacked size of all members.
 
     Returns:
         Number of files that were written.
 
     Raises:
-        ArchiveError: the archive is damaged or not safe. Nothing of it has been written if it isn't safe.
+        ArchiveError: the archive is damaged or not safe. If it isn't safe, nothing was written.
     """
     with _opened(archive) as file:
         written = 0
@@ -66,10 +66,10 @@ def unpack(
 
 
 def names(archive: Path) -> list[str]:
-    """Names of the files in an archive that is safe.
+    """Names of the files in a safe archive.
 
     Raises:
-        ArchiveError: it is damaged or not safe.
+        ArchiveError: the archive is damaged or not safe.
     """
     with _opened(archive) as file:
         return [member.filename for member in safe_members(archive, file)]
@@ -78,7 +78,7 @@ def names(archive: Path) -> list[str]:
 def safe_members(
     archive: Path, file: zipfile.ZipFile, *, max_bytes: int = MAX_TOTAL_BYTES
 ) -> list[zipfile.ZipInfo]:
-    """The members that are files, in the archive's order.
+    """Members that are files, in the archive's order.
 
     Raises:
         ArchiveError: a member is unsafe.
@@ -93,7 +93,7 @@ def safe_members(
     seen: dict[str, str] = {}
     total = 0
     for member in members:
-        # zipfile cuts a name at a zero byte: judge the name as it stands in the archive
+        # zipfile cuts a name at a zero byte: check the name as stored in the archive
         if not is_inside(member.orig_filename) or "\\" in member.orig_filename:
             raise refuse(member, "would be written outside the folder (absolute, '..', or a drive)")
         kind = stat.S_IFMT(member.external_attr >> 16)
@@ -101,10 +101,10 @@ def safe_members(
             raise refuse(member, "is a link or a device, not a plain file")
         if member.flag_bits & 0x1:
             raise refuse(member, "is encrypted")
-        # The same file on a file system that doesn't tell cases or Unicode forms apart.
+        # They are one file on a file system that ignores case or Unicode form.
         key = unicodedata.normalize("NFC", member.filename.rstrip("/")).casefold()
         if key in seen:
-            raise refuse(member, f"stands twice (also as {seen[key]!r})")
+            raise refuse(member, f"occurs twice (also as {seen[key]!r})")
         seen[key] = member.filename
         if member.file_size > MAX_MEMBER_BYTES:
             raise refuse(member, f"declares {member.file_size:,} bytes; the limit is {MAX_MEMBER_BYTES:,}")
@@ -124,7 +124,9 @@ def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(archive) as file:
             yield file
     except (zipfile.BadZipFile, ZlibError, EOFError, NotImplementedError) as error:
-        raise ArchiveError(f"{archive}: is no whole zip archive ({error}); download it again") from error
+        raise ArchiveError(
+            f"{archive}: is not a complete zip archive ({error}); download it again"
+        ) from error
 
 
 def _crc(path: Path) -> int:

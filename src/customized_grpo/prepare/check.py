@@ -1,4 +1,4 @@
-"""A whole manifest looked through at once: what is broken, doubtful or twice. Nothing stops at the first finding."""
+"""Check of a whole manifest for broken, doubtful and duplicate entries; it reports all problems, not just the first."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,10 +14,10 @@ from customized_grpo.prepare.inspection import Look, Seen, lookers
 from customized_grpo.prepare.split import identities
 
 File = tuple[str, bool]
-"""A path in the manifest, and whether it is a mask."""
+"""Path in the manifest, and whether it is a mask."""
 
 SMALL = 256
-"""A shorter side below this (pixels) is worth a look: UNO reads a reference at 512, or 320 beside others."""
+"""Shorter side (pixels) below which an image is reported: UNO uses references at 512, or 320 for several."""
 
 
 @final
@@ -29,32 +29,32 @@ class Broken:
     problem: str
     reason: str
     rows: int
-    """How many rows use it."""
+    """Number of rows that use it."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Of the distinct images that can be read, in pixels."""
+    """Sizes of the distinct readable images, in pixels."""
 
     smallest: tuple[int, int]
     median: tuple[int, int]
     largest: tuple[int, int]
     square: int
     small: int
-    """With a shorter side below ``SMALL``."""
+    """Number of images with a shorter side below ``SMALL``."""
 
 
 @final
 @dataclass(slots=True)
 class Check:
-    """Everything that was found; ``ok`` says whether a run can use every row."""
+    """Result of a check; ``ok`` is true if a run can use every row."""
 
     manifest: str
     rows: int = 0
     subjects: int = 0
     references: Mapping[int, int] = field(default_factory=dict)
-    """Rows by their number of references."""
+    """Number of rows per number of references."""
     targets: int = 0
     images: int = 0
     bad_lines: list[str] = field(default_factory=list)
@@ -63,20 +63,20 @@ class Check:
     masks: int = 0
     mask_problems: list[str] = field(default_factory=list)
     masks_doubtful: Mapping[str, int] = field(default_factory=dict)
-    """Empty masks, and those that cover nearly everything."""
+    """Masks that are empty or cover nearly everything."""
     same_pictures: list[list[str]] = field(default_factory=list)
-    """Files with equal pixels."""
+    """Groups of files with equal pixels."""
     same_rows: list[list[str]] = field(default_factory=list)
-    """Ids of rows with equal prompt and images."""
+    """Groups of ids of rows with equal prompt and images."""
     copies: list[str] = field(default_factory=list)
-    """Ids of rows whose target is one of their references: copying is right there, so nothing is learnt."""
+    """Ids of rows whose target is one of their references: copying would be right there, so nothing is learnt."""
     prompts: PromptSurvey | None = None
     usable: frozenset[int] = frozenset()
-    """Numbers of the lines that a run can use."""
+    """Line numbers of the rows that a run can use."""
 
     @property
     def ok(self) -> bool:
-        """Whether every line can be used."""
+        """True if every line can be used."""
         return not (self.bad_lines or self.broken or self.mask_problems)
 
 
@@ -86,10 +86,10 @@ def check_manifest(
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Check, list[Row], dict[File, Seen]]:
-    """Look through a manifest and every image and mask that it names, each once.
+    """Check a manifest and every image and mask that it names, each once.
 
     Returns:
-        What was found, the rows, and what was seen of each file.
+        The result, the rows, and the inspection of each file.
 
     Raises:
         ManifestError: no such file.
@@ -138,7 +138,7 @@ def check_manifest(
 
 
 def write_usable(path: Path, usable: frozenset[int], to: Path) -> None:
-    """Copy the lines with these numbers, as they are, to another file of the same folder."""
+    """Copy the lines with these numbers unchanged to another file of the same folder."""
     if to.resolve().parent != path.resolve().parent:
         raise ValueError(
             f"{to}: must be in the manifest's folder {path.parent}: image paths are relative to it"

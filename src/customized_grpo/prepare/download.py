@@ -1,7 +1,7 @@
-"""Downloads, on request only: resumed where they broke off, checked by size and checksum, complete or absent.
+"""Download of data sets, on request only: resumable, checked by size and checksum, complete or absent.
 
-What there is to fetch comes from a list that is shipped (DreamBench, DreamBench++), or from the hub's own record of a
-data set, which holds a checksum of every file.
+The list of files is part of the package (DreamBench, DreamBench++), or comes from the hub's record of a data set, which
+has a checksum of every file.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from customized_grpo.paths import is_inside
 
 _TRIES: Final = 6
 _TIMEOUT_S: Final = (15.0, 60.0)
-"""To connect, and between two pieces."""
+"""Timeouts to connect, and between two chunks."""
 _CHUNK: Final = 1 << 16
 
 DREAMBENCH_PLUS: Final = (
@@ -35,13 +35,13 @@ DREAMBENCH_PLUS: Final = (
 
 @final
 class DownloadError(ValueError):
-    """A download that failed; what has arrived is kept for the next try unless it is wrong."""
+    """A download failed; the part received is kept for the next try unless it is wrong."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A file to fetch."""
+    """A file to download."""
 
     name: str
     """Its path in the output folder."""
@@ -49,15 +49,15 @@ class Remote:
     size: int
     sha256: str = ""
     git_sha1: str = ""
-    """Of the git blob: small files of the hub have no other checksum."""
+    """SHA-1 of the git blob, the only checksum of small files on the hub."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def listing(name: str, include: Sequence[str] = (), revision: str | None = None) -> tuple[list[Remote], str]:
-    """The files of ``dreambench``, ``dreambench++`` or a data set of the hub, and the licence as far as it is known.
+    """The files of ``dreambench``, ``dreambench++`` or a data set of the hub, and the licence if known.
 
     Args:
-        name: one of the two, or a hub id such as ``nupurkmr9/syncd``.
+        name: one of the first two, or a hub id such as ``nupurkmr9/syncd``.
         include: patterns of paths; empty: all.
         revision: commit or tag on the hub.
 
@@ -92,18 +92,18 @@ def listing(name: str, include: Sequence[str] = (), revision: str | None = None)
 def download(
     files: Sequence[Remote], folder: Path, progress: Callable[[str, int], None] = lambda name, size: None
 ) -> int:
-    """Fetch files into a folder; what is there already, whole, is kept. One process at a time does it, others wait.
+    """Download files into a folder; complete ones are kept. One process at a time downloads, others wait.
 
     Args:
-        files: what to fetch.
-        folder: where to.
-        progress: called with a file's name and the bytes that have just arrived (negative after a false start).
+        files: the files to download.
+        folder: the output folder.
+        progress: called with a file's name and the number of new bytes (negative after a failed start).
 
     Returns:
-        Number of files that were fetched.
+        Number of files that were downloaded.
 
     Raises:
-        DownloadError: a file can't be had, or is not the one that the list names.
+        DownloadError: a file can't be downloaded, or differs from the listed one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     fetched = 0
@@ -142,7 +142,7 @@ def _fetch(file: Remote, path: Path, progress: Callable[[int], None]) -> None:
                 break
         except (requests.RequestException, OSError) as error:
             if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
-                raise  # of this machine's disk
+                raise  # an error of this machine's disk
             problem = f"the connection broke ({type(error).__name__})"
         else:
             problem = _wrong(file, part)
@@ -151,9 +151,9 @@ def _fetch(file: Remote, path: Path, progress: Callable[[int], None]) -> None:
                 return
             progress(-part.stat().st_size)
             part.unlink()
-            if not resumed:  # it isn't the fault of what had been there
+            if not resumed:  # the fault isn't that of an earlier part
                 break
-    raise DownloadError(f"{file.url}: {problem}; run the command again to go on")
+    raise DownloadError(f"{file.url}: {problem}; run the command again to continue")
 
 
 def _stream(file: Remote, part: Path, progress: Callable[[int], None]) -> None:
@@ -186,7 +186,7 @@ def _stream(file: Remote, part: Path, progress: Callable[[int], None]) -> None:
 
 
 def _wrong(file: Remote, path: Path) -> str:
-    """Why a file isn't the one that is listed; empty where it is."""
+    """Reason why a file differs from the listed one; empty if it doesn't."""
     size = path.stat().st_size
     if size != file.size:
         return f"{size:,} of {file.size:,} bytes arrived"
@@ -210,7 +210,7 @@ def _of_hub(name: str, revision: str | None) -> list[Remote]:
         info = api.dataset_info(name, revision=revision, files_metadata=True)
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise DownloadError(f"{name}: the hub has no such data set, or can't be reached ({error})") from error
-    token = get_token()  # requests sends it to the hub alone, not to the store that the hub redirects to
+    token = get_token()  # requests sends it only to the hub, not to the store that the hub redirects to
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     return [
         Remote(

@@ -1,6 +1,6 @@
-"""What is known of an image file after one look: its size, a hash of its pixels, or what is wrong with it.
+"""Inspection of image files: size, a hash of the pixels, or the problem.
 
-Each distinct file is looked at once, however many rows use it, on as many processes as are asked for.
+Each distinct file is inspected once, however many rows use it, by any number of processes.
 """
 
 import os
@@ -22,33 +22,33 @@ from customized_grpo.data.images import ImageError, image_size, load_image, load
 @final
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One file to look at."""
+    """Request to inspect one file."""
 
     path: Path
     mask: bool = False
     decode: bool = True
-    """Read every pixel; otherwise the head alone, which doesn't find a truncated file."""
+    """Read every pixel; otherwise only the header, which doesn't reveal a truncated file."""
     copy: Path | None = None
-    """Write it there too, as the loader gives it; needs ``decode``."""
+    """Path to which the loaded image is also written; needs ``decode``."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What was found. ``problem`` is empty where nothing is wrong; then ``size`` is (width, height)."""
+    """Result for one file. ``problem`` is empty if nothing is wrong; then ``size`` is (width, height)."""
 
     path: Path
     size: tuple[int, int] = (0, 0)
     digest: str = ""
-    """Of the decoded pixels, so it is equal for equal pictures in different files; empty if they weren't decoded."""
+    """Hash of the decoded pixels, so equal for equal pictures in different files; empty if not decoded."""
     coverage: float = 0.0
-    """Of a mask: the share of pixels above one half."""
+    """For a mask, the share of pixels above one half."""
     problem: str = ""
     reason: str = ""
 
 
 def look(wanted: Look) -> Seen:
-    """Look at one file; whatever is wrong with it is part of the answer."""
+    """Inspect one file; a problem is part of the result, not an exception."""
     try:
         if not wanted.decode:
             return Seen(wanted.path, image_size(wanted.path))
@@ -70,27 +70,27 @@ LookAll = Callable[[Iterable[Look]], Iterator[Seen]]
 
 @contextmanager
 def lookers(workers: int) -> Iterator[LookAll]:
-    """A function that looks at many files and gives the answers in the same order.
+    """A function that inspects many files and yields the results in the same order.
 
     Args:
-        workers: processes; 1: this one alone.
+        workers: number of processes; 1: this process.
     """
     if workers == 1:
         yield lambda wanted: map(look, wanted)
         return
-    # spawn: a fork of a process that holds threads of torch may hang
+    # spawn, since a forked process with threads of torch may hang
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         yield lambda wanted: _batched(pool, wanted, workers)
 
 
 def _batched(pool: Executor, wanted: Iterable[Look], workers: int) -> Iterator[Seen]:
-    """``pool.map`` in slices: it would take in an endless iterable whole."""
+    """``pool.map`` in slices, because it would consume an endless iterable at once."""
     stream = iter(wanted)
     while part := list(islice(stream, 64 * workers)):
         yield from pool.map(look, part, chunksize=8)
 
 
 def default_workers() -> int:
-    """Processors that this process may use, 16 at most."""
+    """Number of processors that this process may use, at most 16."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(usable, 16))

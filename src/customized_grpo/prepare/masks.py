@@ -1,8 +1,7 @@
-"""Masks of a manifest's references, made once and kept as files ``<name>_seg.png``, named by a new manifest.
+"""Subject masks of a manifest's references, made once as files ``<name>_seg.png`` and named by a new manifest.
 
-A mask made while a run goes on would be a hidden part of its reward. Made here, it can be looked at, corrected and
-shared. The work can be stopped and started again; a picture that can't be read or has no subject gets null and is
-reported, and the rest goes on.
+A mask made during a run would be a hidden part of its reward; made here, it can be inspected, corrected and shared.
+The work can be interrupted and resumed; a picture that can't be read or has no subject gets null and is reported.
 """
 
 import json
@@ -21,11 +20,11 @@ from customized_grpo.paths import is_inside
 from customized_grpo.rewards.segmenter import class_words
 
 Segment = Callable[[Image.Image, str], Image.Image | None]
-"""A picture and a class word to a mask of the picture's size, or None where the subject isn't found."""
+"""Maps a picture and a class word to a mask of the picture's size, or to None if the subject isn't found."""
 
 
 class Wanted(NamedTuple):
-    """A reference without a mask, and what to look for in it."""
+    """A reference without a mask, and the class word to segment."""
 
     reference: str
     word: str
@@ -33,13 +32,13 @@ class Wanted(NamedTuple):
 
 @dataclass(slots=True)
 class MaskReport:
-    """What a call of ``make_masks`` did.
+    """Result of ``make_masks``.
 
     Attributes:
         manifest: the new manifest.
-        made: masks written now.
-        kept: masks that were there from an earlier call.
-        problems: why a reference has none.
+        made: number of new masks.
+        kept: number of masks kept from an earlier call.
+        problems: reference to the reason why it has no mask.
     """
 
     manifest: Path
@@ -57,19 +56,19 @@ def make_masks(
     target: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> MaskReport:
-    """Make every mask that a manifest lacks, and write a manifest that has them. Masks that it names stay.
+    """Make every mask that a manifest lacks, and write a manifest with them. Masks that it names stay.
 
     Args:
         manifest: a .jsonl file.
-        segment: finds a subject.
-        settings: of ``segment``, kept beside the masks: another call with others is refused, not mixed.
-        folder: where masks go, inside the manifest's folder; None: beside their pictures.
+        segment: segments a subject.
+        settings: settings of ``segment``, saved beside the masks; a later call with other settings is refused.
+        folder: output folder inside the manifest's folder; None: beside the pictures.
         target: the new manifest, in the folder of the old one; by default ``<name>-masks.jsonl``.
-        progress: told the references done and their number.
+        progress: called with the number of references done and their total.
 
     Raises:
-        ManifestError: a line is no row of a manifest.
-        ValueError: ``target`` or ``folder`` lies elsewhere, or masks of other settings are there.
+        ManifestError: a line is not a manifest row.
+        ValueError: ``target`` or ``folder`` lies elsewhere, or there are masks of other settings.
     """
     root = manifest.parent
     target = target or manifest.with_name(f"{manifest.stem}-masks.jsonl")
@@ -98,10 +97,10 @@ def make_masks(
 
 
 def is_any_missing(manifest: Path, folder: str | None) -> bool:
-    """Whether ``make_masks`` would have to find a subject, so that it is worth loading what finds it.
+    """True if ``make_masks`` has to segment something, so that the model must be loaded.
 
     Raises:
-        ManifestError: a line is no row of a manifest.
+        ManifestError: a line is not a manifest row.
     """
     root = manifest.parent
     wanted = list(dict.fromkeys(one for row in _rows(manifest) for one in _missing(row)))
@@ -130,7 +129,7 @@ def _one(root: Path, one: Wanted, name: str, segment: Segment, report: MaskRepor
             report.kept += 1
             return name
         mask = segment(image, one.word)
-    # Anything may be wrong with one picture of thousands; it is reported, and hours of work go on.
+    # Anything may be wrong with one picture of thousands; report it, and continue hours of work.
     except (ImageError, ValueError, OSError) as error:
         report.problems[one] = str(error)
         return None
@@ -150,7 +149,7 @@ def _is_whole(file: Path, size: tuple[int, int]) -> bool:
 
 
 def _rows(manifest: Path) -> Iterator[dict[str, Any]]:
-    """The lines as they are: keys that are not looked at here pass through."""
+    """Lines as objects; keys unknown here are kept."""
     if not manifest.is_file():
         raise ManifestError(f"{manifest}: no such manifest; give the path of a .jsonl file")
     with manifest.open(encoding="utf-8-sig") as file:
@@ -163,7 +162,7 @@ def _rows(manifest: Path) -> Iterator[dict[str, Any]]:
                 sound = all(isinstance(path, str) for path in references)
                 sound &= len(masks) in (0, len(references)) and isinstance(row.get("extra", {}), dict)
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise ManifestError(f"{manifest}:{number}: is no row of a manifest ({error!r})") from error
+                raise ManifestError(f"{manifest}:{number}: is not a manifest row ({error!r})") from error
             if not sound:
                 raise ManifestError(f"{manifest}:{number}: references, masks or extra are not those of a row")
             yield row
@@ -189,7 +188,7 @@ def _filled(row: Mapping[str, Any], found: Mapping[Wanted, str | None]) -> dict[
 
 
 def _names(wanted: list[Wanted], folder: str | None) -> dict[Wanted, str]:
-    """``<name>_seg.png``; with the suffix or the word in it where two masks would have one name."""
+    """File names ``<name>_seg.png``, with the suffix or the word added if two masks would share a name."""
 
     def name(one: Wanted, keep_suffix: bool, keep_word: bool) -> str:
         path = PurePosixPath(one.reference)
@@ -206,7 +205,7 @@ def _names(wanted: list[Wanted], folder: str | None) -> dict[Wanted, str]:
 
 
 def _claim(file: Path, settings: Mapping[str, Any]) -> None:
-    """Note how the masks are made, or find that they were made otherwise."""
+    """Record the settings of the masks, or raise if they were made with others."""
     text = json.dumps(dict(settings), indent=1, sort_keys=True) + "\n"
     if file.is_file() and file.read_text(encoding="utf-8") != text:
         raise ValueError(

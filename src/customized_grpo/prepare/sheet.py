@@ -1,7 +1,7 @@
-"""A contact sheet: what the rows of a manifest look like, on one picture.
+"""Contact sheet of a manifest: one card per row, in one picture.
 
-Each card is a row: its references (with the mask, where there is one: the background is dimmed), its target, id, class
-word and prompt. Rows that can't be used come first, in red.
+A card shows a row's references (the background dimmed if there is a mask), its target, id, class word and prompt.
+Unusable rows come first, in red.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,22 +41,22 @@ def contact_sheet(
     subtitle: str,
     num: int = 24,
 ) -> None:
-    """Write the sheet (by the suffix: PNG, JPEG, ...) with at most ``num`` rows, spread over subjects and the set.
+    """Write the sheet (format by suffix: PNG, JPEG, ...) with at most ``num`` rows, spread over subjects and the set.
 
     Args:
-        path: where to.
-        rows: of the manifest; may be empty.
-        seen: what was seen of each file (``check.check_manifest``).
+        path: the output file.
+        rows: rows of the manifest; may be empty.
+        seen: inspection of each file (``check.check_manifest``).
         root: the manifest's folder.
         title: first line.
         subtitle: second line.
-        num: cards.
+        num: limit on the number of cards.
     """
     chosen = choose(rows, seen, num)
     tiles = 2 if any(row.target is not None for row in chosen) else 1
     card_width = tiles * (_TILE + _GAP) + _GAP
     most = (_WIDTH - 2 * _MARGIN + _GAP) // (card_width + _GAP)
-    columns = -(-len(chosen) // max(1, -(-len(chosen) // most))) or most  # lines as equal as can be
+    columns = -(-len(chosen) // max(1, -(-len(chosen) // most))) or most  # lines as equal as possible
     cards = [_card(row, seen, root, card_width) for row in chosen]
     heights = [max(card.height for card in cards[at : at + columns]) for at in range(0, len(cards), columns)]
     size = (
@@ -85,12 +85,12 @@ def contact_sheet(
 
 
 def choose(rows: Sequence[Row], seen: Mapping[File, Seen], num: int) -> list[Row]:
-    """Unusable rows first (a third of the sheet at most), then rows of as many subjects as there is room for."""
+    """Rows to show: unusable ones first (at most a third of the sheet), then rows of as many subjects as fit."""
     bad = [row for row in rows if _problem(row, seen)]
     shown = _spread(bad, max(1, num // 3)) if bad else []
     fine = [row for row in rows if not _problem(row, seen)]
     room = num - len(shown)
-    # One row of every subject, then another of every subject, ...; each begins elsewhere among its prompts.
+    # One row per subject in each round; each subject starts at another of its prompts.
     groups = _spread(groups_of(fine, "individual"), room)
     turned = [group[at % len(group) :] + group[: at % len(group)] for at, group in enumerate(groups)]
     turns = [index for turn in zip_longest(*(_spread(group, room) for group in turned)) for index in turn]
@@ -99,7 +99,7 @@ def choose(rows: Sequence[Row], seen: Mapping[File, Seen], num: int) -> list[Row
 
 
 def _spread(items: Sequence[T], num: int) -> list[T]:
-    """At most ``num`` of them, evenly spaced, the first among them."""
+    """At most ``num`` items, evenly spaced, including the first."""
     if len(items) <= num:
         return list(items)
     return [items[at * len(items) // num] for at in range(num)]
@@ -140,7 +140,7 @@ def _card(row: Row, seen: Mapping[File, Seen], root: Path, width: int) -> Image.
 
 
 def _references(row: Row, seen: Mapping[File, Seen], root: Path, masks: Mapping[str, str]) -> Image.Image:
-    """One reference fills the tile, up to four share it."""
+    """Tile of the references: one fills it, up to four share it."""
     side = _TILE if len(row.references) == 1 else _TILE // 2
     tile = Image.new("RGB", (_TILE, _TILE), _EMPTY)
     for at, name in enumerate(row.references[:4]):
@@ -149,7 +149,7 @@ def _references(row: Row, seen: Mapping[File, Seen], root: Path, masks: Mapping[
 
 
 def _tile(name: str, mask: str | None, seen: Mapping[File, Seen], root: Path, side: int) -> Image.Image:
-    """A picture in a square, whole, the background dimmed where a mask says what that is."""
+    """A whole picture fitted into a square, its background dimmed if there is a mask."""
     tile = Image.new("RGB", (side, side), _EMPTY)
     if seen[name, False].problem:
         draw = ImageDraw.Draw(tile)
@@ -182,7 +182,7 @@ def _label(draw: ImageDraw.ImageDraw, left: int, text: str) -> None:
 
 
 def _fold(text: str, size: int, width: int) -> list[str]:
-    """Lines of the card's width, and not too many; a word that is wider than the card is cut."""
+    """Text wrapped to the card's width, with few lines; words wider than the card are cut."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

@@ -1,7 +1,7 @@
-"""Holding subjects out: no individual, and no picture, on both sides.
+"""Train/test split of a manifest by subject: no individual and no picture is on both sides.
 
-``extra.subject_id`` of a row (a name, or a list of names where it shows several) tells individuals apart; ``subject``
-is the class word, which many individuals share. Rows that share an individual or a picture stay together.
+``extra.subject_id`` of a row (a name, or a list if it shows several) identifies individuals; ``subject`` is
+the class word, which many individuals share. Rows that share an individual or a picture stay together.
 """
 
 from collections import defaultdict
@@ -19,7 +19,7 @@ By = Literal["individual", "class"]
 @final
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Where the two parts are and how much is in them."""
+    """Paths and sizes of the two parts."""
 
     train: Path
     test: Path
@@ -30,14 +30,14 @@ class Split:
 
 
 def identities(row: Row) -> tuple[str, ...]:
-    """The individuals that a row is about; empty where it doesn't say."""
+    """Individuals of a row; empty if it names none."""
     given = row.extra.get("subject_id")
     names = given if isinstance(given, list) else [given]
     return tuple(str(name) for name in names if name is not None and name != "")
 
 
 def groups_of(rows: Sequence[Row], by: By) -> list[list[int]]:
-    """Indices of rows that hang together, each group and the list of groups in order of their first row."""
+    """Indices of connected rows; groups and their members are in order of the rows."""
     parent = list(range(len(rows)))
 
     def find(index: int) -> int:
@@ -65,9 +65,9 @@ def split_manifest(
     Args:
         path: the manifest.
         share: share of the rows to hold out, in (0, 1); whole groups are drawn until it is reached.
-        names: hold out these individuals (or class words) instead, and what hangs together with them.
+        names: individuals (or class words) to hold out instead, with all connected rows.
         by: what must not be on both sides besides pictures.
-        seed: another seed draws others.
+        seed: seed of the draw.
 
     Raises:
         ValueError: a line is bad, a name is unknown, or one side would be empty.
@@ -93,7 +93,7 @@ def split_manifest(
             taken += len(groups[group])
     if len(held) == len(groups):
         raise ValueError(
-            f"{path}: all {len(rows)} rows hang together by shared individuals or pictures, or all would be held "
+            f"{path}: all {len(rows)} rows are connected by shared individuals or pictures, or all would be held "
             "out; hold out less, or name what to hold out"
         )
     test = {index for group in held for index in groups[group]}
@@ -131,7 +131,7 @@ def _read(path: Path) -> tuple[list[Row], list[bytes]]:
         rows.append(row)
         numbers.append(number)
     if not rows:
-        raise ManifestError(f"{path}: the manifest is empty; it needs one JSON object a line")
+        raise ManifestError(f"{path}: the manifest is empty; it needs one JSON object per line")
     with path.open("rb") as file:
         lines = file.readlines()
     return rows, [

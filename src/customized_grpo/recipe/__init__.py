@@ -1,1 +1,1 @@
-"""Recipes: what a YAML file may say, and reading it."""
+"""Recipes: their sections, YAML files and validation."""

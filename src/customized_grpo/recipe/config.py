@@ -35,7 +35,7 @@ AXES = ("prompt", "identity")
 
 
 class Run(Section):
-    """Where results go and what makes them reproducible."""
+    """Output folder, seed, precision and other settings of a run."""
 
     dir: str = Field(min_length=1, description="the run's folder; must be new or empty unless resuming")
     seed: NonNegativeInt = 42
@@ -45,7 +45,7 @@ class Run(Section):
     precision: Literal["no", "bf16"] = Field(
         default="bf16", description="compute and storage dtype of the frozen model"
     )
-    threads: NonNegativeInt = Field(default=0, description="CPU threads a process; 0 leaves torch's choice")
+    threads: NonNegativeInt = Field(default=0, description="CPU threads per process; 0 leaves torch's choice")
     cache: str | None = Field(
         default=None,
         min_length=1,
@@ -57,12 +57,12 @@ class Run(Section):
 
 
 class Sampling(Section):
-    """How groups are sampled in training."""
+    """Sampling of groups in training."""
 
     steps: int = Field(default=25, ge=2, description="T; the last step is deterministic, so at least 2")
     shift: ShiftSetting = Field(
         default=3.0,
-        description="of the noise levels; dynamic: the model's own rule by the image's size; uno: as UNO's code has "
+        description="shift of the noise levels; dynamic: the model's own rule by image size; uno: UNO's variant of "
         "FLUX.1's",
     )
     dynamics: DynamicsField = Field(default={"type": "dance_sde", "eta": 0.4}, validate_default=True)
@@ -70,7 +70,7 @@ class Sampling(Section):
     shared_noise: bool = Field(default=True, description="one initial noise for all samples of a group")
     batch: PositiveInt | Literal["auto"] | None = Field(
         default=None,
-        description="samples in one forward of a rollout; null: the whole group; auto: the group, halved until it fits",
+        description="samples per rollout forward; null: the whole group; auto: the group, halved until it fits",
     )
 
 
@@ -84,13 +84,13 @@ class Advantage(Section):
         default=0.5,
         ge=0.0,
         le=1.0,
-        description="share of a group's samples that must be scorable on every axis; a group below it teaches nothing",
+        description="share of a group's samples that must be scorable on every axis; a group below it is skipped",
     )
     max_failed_share: float = Field(
         default=0.25,
         ge=0.0,
         le=1.0,
-        description="of a reward's recent samples; more unscorable ones stop the run",
+        description="share of a reward's recent samples; the run stops if more are unscorable",
     )
 
 
@@ -120,7 +120,7 @@ class Train(Section):
 
     steps: PositiveInt = 1000
     group_size: int = Field(default=12, ge=2, description="G; a group of one has no advantage")
-    groups_per_step: PositiveInt = Field(default=8, description="over all processes")
+    groups_per_step: PositiveInt = Field(default=8, description="groups over all processes")
     microbatch: PositiveInt | None = Field(
         default=None,
         description="(sample, step) pairs of one group in one backward; null: one step of the group's samples, which "
@@ -163,12 +163,12 @@ class Train(Section):
 
     @property
     def samples_per_update(self) -> int:
-        """Samples of each group that one optimizer update takes."""
+        """Number of samples of each group per optimizer update."""
         return self.group_size // self.updates_per_rollout
 
     @property
     def pairs_per_backward(self) -> int:
-        """The micro-batch, ``null`` resolved."""
+        """Micro-batch size, with ``null`` resolved."""
         return self.microbatch or self.samples_per_update
 
 
@@ -180,7 +180,7 @@ class Evaluate(Section):
     limit: PositiveInt | None = Field(default=None, description="examples; null: all")
     images_per_prompt: PositiveInt = 1
     batch: PositiveInt = Field(
-        default=4, description="images in one forward; of several prompts where they can share it"
+        default=4, description="images per forward, of several prompts if they can share it"
     )
     steps: PositiveInt | None = Field(default=None, description="sampler steps; null: the training sampler's")
     seed: NonNegativeInt = 0
@@ -189,7 +189,7 @@ class Evaluate(Section):
         description="what is comparable: dreambench/uno-all-references, dreambench/input-reference, or your own name",
     )
     runs: dict[str, PositiveInt] = Field(
-        default={}, description="how often a metric is asked, for judges that answer differently each time"
+        default={}, description="number of runs per metric, for judges that answer differently each time"
     )
     products: dict[str, tuple[str, str]] = Field(
         default={}, description="further columns, each the product of two: {cp_x_pf: [cp, pf]}"
@@ -197,7 +197,7 @@ class Evaluate(Section):
     save_images: NonNegativeInt = Field(default=64, description="examples whose images are kept on disk")
     retry_failed: bool = Field(
         default=True,
-        description="a command that goes on asks judges and servers again for what they failed to answer; "
+        description="a resumed evaluation repeats failed requests to judges and servers; "
         "false: a failed answer is final",
     )
 
@@ -258,7 +258,7 @@ class EvaluateSampling(Section):
     steps: PositiveInt = 25
     shift: ShiftSetting = Field(
         default=3.0,
-        description="of the noise levels; dynamic: the model's own rule by the image's size; uno: as UNO's code has "
+        description="shift of the noise levels; dynamic: the model's own rule by image size; uno: UNO's variant of "
         "FLUX.1's",
     )
 

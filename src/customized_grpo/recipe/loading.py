@@ -1,4 +1,4 @@
-"""Recipes from YAML files and ``key.sub=value`` overrides, with every mistake named by file, line and key."""
+"""Recipes from YAML files and ``key.sub=value`` overrides, with every error located by file, line and key."""
 
 import os
 import re
@@ -34,7 +34,7 @@ M = TypeVar("M", bound=BaseModel)
 
 _PACKAGE = Path(__file__).parents[1]
 _FOLDERS = (_PACKAGE / "recipes", _PACKAGE.parents[1] / "config")
-"""In a wheel, and next to the sources of a checkout."""
+"""Folders of recipes: in a wheel, and in a checkout."""
 
 
 @final
@@ -48,7 +48,7 @@ class _Override:
 @final
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Where each value of a recipe was written."""
+    """Origin of each value of a recipe."""
 
     name: str
     lines: Mapping[Location, int]
@@ -81,7 +81,7 @@ def load_recipe(
         model: ``Recipe``, ``EvaluateRecipe`` or ``ServerConfig``.
 
     Raises:
-        RecipeError: every problem that was found, one a line.
+        RecipeError: every problem that was found, one per line.
     """
     file = find_recipe(path)
     data, lines = read_yaml(file)
@@ -92,7 +92,7 @@ def recipe_of(data: dict[str, Any], overrides: Sequence[str], model: type[M]) ->
     """A recipe without a file: ``data`` and, on top of it, all that the user wrote, as overrides.
 
     Raises:
-        RecipeError: every problem that was found, one a line.
+        RecipeError: every problem that was found, one per line.
     """
     return _validated("command line", data, {}, overrides, model)
 
@@ -140,7 +140,7 @@ def load_any(path: str | Path, overrides: Sequence[str] = ()) -> Recipe | Evalua
 
 
 def is_server(path: str | Path) -> bool:
-    """Whether a file configures a reward server: it has rewards, and nothing of a run that would use them."""
+    """True if a file configures a reward server: it has rewards, but no sections of a run."""
     data, _ = read_yaml(find_recipe(path))
     return "rewards" in data and data.keys().isdisjoint({"run", "policy", "data", "train", "evaluate"})
 
@@ -190,7 +190,7 @@ def find_recipe(path: str | Path) -> Path:
     """The file of a recipe, given as a path or as a shipped recipe's name.
 
     Raises:
-        RecipeError: there is none; the message names what is near.
+        RecipeError: no such recipe; the message suggests a similar name.
     """
     file = Path(path).expanduser()
     if file.is_file():

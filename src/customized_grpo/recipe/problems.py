@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in plain words: pydantic's errors with what is allowed, what is near, what to do."""
+"""Error messages for recipes: pydantic's errors in plain words, with allowed values, suggestions and advice."""
 
 import math
 import re
@@ -15,18 +15,18 @@ _LOGIN = re.compile(r"://[^/\s]*@")
 
 
 def repeated(override: str) -> str:
-    """An override as an error may repeat it: without the value where that may be a secret in the wrong place."""
+    """An override as shown in an error: without its value if that may be a misplaced secret."""
     if _PRIVATE.search(override) or _LOGIN.search(override):
         return f"{override.partition('=')[0]}=…"
     return override
 
 
 class RecipeError(ValueError):
-    """A recipe that can't be used; one line a problem, each with its place and what is allowed there."""
+    """A recipe can't be used; one line per problem, each with its place and what is allowed there."""
 
 
 def explain(error: Mapping[str, Any], model: type[BaseModel], data: Any) -> tuple[Location, str]:
-    """Place and plain words of one of pydantic's errors."""
+    """Location and message of one of pydantic's errors."""
     location: Location = tuple(part for part in error["loc"] if part != "[key]")
     given = error["input"]
     if error["type"] == "extra_forbidden":
@@ -75,7 +75,7 @@ def _unknown_key(location: Location, model: type[BaseModel], data: Any) -> str:
 
 
 def converted(given: Any, read: Any, location: Location) -> Iterator[tuple[Location, str]]:
-    """What pydantic takes without a word but nobody means: true for 1, and infinite numbers."""
+    """Values that pydantic accepts silently but nobody means: true for 1, and infinite numbers."""
     if isinstance(given, dict) and isinstance(read, dict):
         for key in given.keys() & read.keys():
             yield from converted(given[key], read[key], (*location, key))

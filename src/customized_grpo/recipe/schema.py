@@ -1,4 +1,4 @@
-"""The JSON schema of recipes with the plug-ins' own schemas in it, and what a schema allows in plain words."""
+"""JSON schema of recipes, including the plug-ins' schemas, and descriptions of allowed values in plain words."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +37,7 @@ def recipe_schema(model: type[BaseModel] = Recipe) -> dict[str, Any]:
 
 
 def _kinds(kind: registry.Kind) -> tuple[registry.Kind, ...]:
-    """Where the type of a section is looked up: every reward is a metric too."""
+    """Kinds in which the type of a section is looked up: every reward is a metric too."""
     return ("metrics", "rewards") if kind == "metrics" else (kind,)
 
 
@@ -53,7 +53,7 @@ def _plugin_sections(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def _builtin(kind: registry.Kind, name: str, definitions: dict[str, Any]) -> dict[str, str]:
-    """A reference to the definition of a built-in plug-in's section, which is added where it isn't there yet."""
+    """A reference to the definition of a built-in plug-in's section, which is added if missing."""
     prefix = f"{kind}.{name}"
     if prefix not in definitions:
         options = registry.config_model(kind, registry.resolve(kind, name))
@@ -69,7 +69,7 @@ def _builtin(kind: registry.Kind, name: str, definitions: dict[str, Any]) -> dic
 @final
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A point of a schema: what is allowed there."""
+    """A location in a schema, with what is allowed there."""
 
     node: Mapping[str, Any]
     definitions: Mapping[str, Any]
@@ -99,16 +99,16 @@ class Place:
 
     @property
     def values(self) -> list[Any]:
-        """The values that are allowed here, where they can be listed."""
+        """The allowed values, if they can be listed."""
         return [value for node in self._choices() for value in _listed(node)]
 
     @property
     def description(self) -> str:
-        """What the field is for, or an empty string."""
+        """Description of the field, or an empty string."""
         return str(self.node.get("description", "")).split("\n")[0].replace("``", "").rstrip(".")
 
     def words(self) -> str:
-        """What is allowed, for a person: ``a whole number, at least 2``. Empty where the schema doesn't say."""
+        """Allowed values in plain words: ``a whole number, at least 2``. Empty if the schema doesn't say."""
         return " or ".join(filter(None, (self._describe(node) for node in self._choices())))
 
     def _choices(self) -> list[Mapping[str, Any]]:
@@ -174,7 +174,7 @@ def _listed(node: Mapping[str, Any]) -> list[Any]:
 
 
 def shown(value: Any) -> str:
-    """A value as it is written in YAML, cut where it is long."""
+    """A value as written in YAML, shortened if long."""
     text = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
@@ -195,7 +195,7 @@ def _bounds(node: Mapping[str, Any]) -> str:
 
 
 def _options(kind: registry.Kind, name: Any) -> dict[str, Any] | None:
-    """The schema of a plug-in's section, or None where it can't be had."""
+    """The schema of a plug-in's section, or None if it can't be made."""
     if not isinstance(name, str):
         return None
     found = next((kind for kind in _kinds(kind) if name in registry.available(kind)), _kinds(kind)[-1])

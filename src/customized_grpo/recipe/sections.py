@@ -29,15 +29,15 @@ class Section(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """What bends an even grid of noise levels; see ``sampling.schedule.shifted_sigmas``."""
+    """Shift of an even grid of noise levels; see ``sampling.schedule.shifted_sigmas``."""
 
     value: float
     terminal: float | None = None
-    """The last level before 0, which the grid is stretched to."""
+    """Last level before 0, to which the grid is stretched."""
 
 
 ShiftRule = Callable[[int, int], Shift]
-"""From the image's tokens and the number of steps to its shift; see ``policies.shifts``."""
+"""Maps an image's number of tokens and the number of steps to a shift; see ``policies.shifts``."""
 
 
 class LoraSettings(Section):
@@ -80,9 +80,9 @@ class PolicySpec(registry.PluginSection):
     """The typed base of every policy's ``Config``; each policy adds its own fields.
 
     Attributes:
-        not_encoded: fields that ``Policy.encode`` doesn't depend on; all others are in a cached conditioning's key.
-        embedded: which of the package's miniature models ``model: mini`` is.
-        shift_rules: what names mean as ``sampling.shift``; ``dynamic`` is the model's own rule by the image's size.
+        not_encoded: fields that don't affect ``Policy.encode``; all others are in a cached conditioning's key.
+        embedded: the package's miniature model that ``model: mini`` stands for.
+        shift_rules: named rules for ``sampling.shift``; ``dynamic`` is the model's own rule by the image's size.
     """
 
     not_encoded: ClassVar[frozenset[str]] = frozenset(
@@ -102,7 +102,7 @@ class PolicySpec(registry.PluginSection):
     )
     gradient_checkpointing: bool | Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         default=False,
-        description="compute activations again in the backward pass, to store less; of all blocks, or of a share",
+        description="recompute activations in the backward pass, to store less; of all blocks, or of a share",
     )
     quantization: Literal["none", "8bit", "4bit"] = Field(
         default="none",
@@ -156,7 +156,7 @@ class PolicySpec(registry.PluginSection):
         return model_path(self.model, self.embedded)
 
     def shift(self, given: float | str, *, tokens: int, steps: int) -> Shift:
-        """``sampling.shift`` of an image of so many tokens in so many steps.
+        """Resolve ``sampling.shift`` for an image of ``tokens`` tokens in ``steps`` steps.
 
         Raises:
             ValueError: the name of a rule that this policy doesn't have.
@@ -176,7 +176,7 @@ class PolicySpec(registry.PluginSection):
         return 1
 
     def latent_shape(self) -> tuple[int, int] | None:
-        """(S, C) of one sample where it is known without loading the model, for ``validate``; else None."""
+        """(S, C) of one sample if known without loading the model, for ``validate``; else None."""
         return None
 
     def reference_side(self) -> int | None:
@@ -192,7 +192,7 @@ class MetricSpec(registry.PluginSection):
     """The typed base of the ``Config`` of what measures images."""
 
     def model_name(self) -> str | None:
-        """The model that scores: a hub id, a folder, or what an endpoint calls it; None where there is no model."""
+        """The model that scores: a hub id, a folder, or its name at an endpoint; None if it has no model."""
         return None
 
 
@@ -200,17 +200,17 @@ class RewardSpec(MetricSpec):
     """The typed base of every reward's ``Config``; each reward adds its own fields."""
 
     transport: ClassVar[frozenset[str]] = frozenset()
-    """Fields that say how it is computed or reached and not what it is: an answer stays one whatever they are."""
+    """Fields on how a reward is computed or reached, which don't affect its scores, so cached answers stay valid."""
 
-    axis: str = Field(default="", description="which axis it feeds: prompt or identity")
-    weight: float = Field(default=1.0, gt=0.0, description="share inside its axis")
+    axis: str = Field(default="", description="axis of the reward: prompt or identity")
+    weight: float = Field(default=1.0, gt=0.0, description="weight within its axis")
 
     def cost(self, samples: int) -> str:
-        """What scoring so many images asks of others, in money or quota, for people; empty where it asks nothing."""
+        """Cost of scoring ``samples`` images, in money or quota, for people; empty if it is free."""
         return ""
 
     def scored_by(self) -> Mapping[str, Any]:
-        """The same for two rewards that judge alike: the model, whatever its precision, crops or rubric."""
+        """Identity of the judging model, whatever its precision, crops or rubric, to find rewards that judge alike."""
         if (model := self.model_name()) is not None:
             return {"type": self.type, "model": model}
         return self.model_dump(exclude={"axis", "weight", *self.transport})
@@ -259,14 +259,14 @@ def _read_metric(section: Any) -> BaseModel:
 
 
 def _stub(kind: registry.Kind) -> WithJsonSchema:
-    """Says only that a plug-in reads it; ``recipe_schema`` puts the built-in plug-ins' own schemas in its place."""
+    """Placeholder schema of a plug-in's section; ``recipe_schema`` replaces it by the built-in plug-ins' schemas."""
     return WithJsonSchema({"type": "object", "required": ["type"], "x-plugin": kind})
 
 
 def _read_shift(value: Any) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if (number and 0 < value < float("inf")) or isinstance(value, str):
-        return value  # whether the policy has a rule of that name, it says itself
+        return value  # the policy itself checks the name of the rule
     raise ValueError(
         f"given {value!r}; allowed: a number above 0, or a rule of the policy's, such as 'dynamic'"
     )

@@ -11,25 +11,29 @@ TOKEN_ENV: Final = "CUSTOMIZED_GRPO_TOKEN"
 """Environment variable of the token unless a configuration names another."""
 VARIABLE: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
 NAME: Final = r"^[A-Za-z0-9_.-]+$"
-"""Names of served rewards: they are part of an address."""
+"""Pattern of reward names, which are part of a URL."""
 
 
 class Batching(Section):
-    """Requests that a worker takes together."""
+    """Batching of a worker's requests."""
 
-    max_requests: PositiveInt = Field(default=64, description="taken together at most")
-    wait_ms: PositiveFloat = Field(default=5.0, description="for further requests after the first")
+    max_requests: PositiveInt = Field(default=64, description="limit on requests per batch")
+    wait_ms: PositiveFloat = Field(
+        default=5.0, description="time to wait for further requests after the first"
+    )
 
 
 class Limits(Section):
-    """What a server accepts."""
+    """Limits of a server."""
 
-    body_mb: PositiveInt = Field(default=128, description="of one request; more is refused with 413")
+    body_mb: PositiveInt = Field(
+        default=128, description="limit on a request's size; more is refused with 413"
+    )
     pixels: PositiveInt = Field(
-        default=64_000_000, description="of all images of one request, references included"
+        default=64_000_000, description="limit on the pixels of all images of a request, references included"
     )
     queue_s: PositiveFloat = Field(
-        default=120.0, description="that a request may wait for a worker; then it is answered with 504"
+        default=120.0, description="time that a request may wait for a worker; then it is answered with 504"
     )
 
 
@@ -48,9 +52,9 @@ class ServerConfig(Section):
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     gpus: tuple[NonNegativeInt, ...] = Field(
-        default=(0,), min_length=1, description="each gets a worker of every reward"
+        default=(0,), min_length=1, description="GPUs; each gets a worker of every reward"
     )
-    threads: NonNegativeInt = Field(default=0, description="CPU threads a worker; 0 leaves torch's choice")
+    threads: NonNegativeInt = Field(default=0, description="CPU threads per worker; 0 leaves torch's choice")
     batching: Batching = Batching()
     limits: Limits = Limits()
 

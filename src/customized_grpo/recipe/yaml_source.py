@@ -1,4 +1,4 @@
-"""YAML with the line of every value: safe-loaded, duplicate keys refused, mistakes by line and column.
+"""YAML with the line of every value: safe-loaded, duplicate keys refused, errors with line and column.
 
 Booleans are YAML 1.2's (``true`` and ``false`` only), ``1e-4`` is a number and dates stay text: by PyYAML's own
 rules ``precision: no`` would be false, ``lr: 1e-4`` a text and ``dir: 2026-01-01`` a date.
@@ -35,13 +35,13 @@ def read_yaml(file: Path) -> tuple[dict[str, Any], dict[Location, int]]:
     """A file that holds one mapping, and the line of each of its values.
 
     Raises:
-        RecipeError: unreadable, empty, no YAML, no mapping, or with keys that are doubled or no text.
+        RecipeError: unreadable, empty, not YAML, not a mapping, or with duplicate or non-text keys.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecipeError(
-            f"{file}: is no UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+            f"{file}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
         ) from error
     except OSError as error:
         raise RecipeError(f"{file}: can't be read ({error.strerror})") from error
@@ -66,7 +66,7 @@ def construct(text: str) -> tuple[yaml.Node | None, Any]:
     """The nodes of a document and its data; ``None, None`` for an empty one.
 
     Raises:
-        yaml.YAMLError: it is no YAML.
+        yaml.YAMLError: it is not YAML.
     """
     loader = _Loader(text)
     try:
@@ -79,7 +79,7 @@ def construct(text: str) -> tuple[yaml.Node | None, Any]:
 def _walk(
     node: yaml.Node, location: Location, lines: dict[Location, int], above: frozenset[int] = frozenset()
 ) -> Iterator[tuple[int, str]]:
-    """Note the line of every value, and find keys that are given twice or are no text."""
+    """Record the line of every value, and find duplicate and non-text keys."""
     if id(node) in above:
         yield (
             node.start_mark.line + 1,
@@ -99,7 +99,7 @@ def _walk(
         if key.tag.endswith(":merge"):
             continue
         if not key.tag.endswith(":str"):
-            yield line, f"{dotted(location)}the key {key.value!r} is no text; write it in quotes"
+            yield line, f"{dotted(location)}the key {key.value!r} is not text; write it in quotes"
             continue
         where = (*location, key.value)
         if key.value in seen:
@@ -109,9 +109,9 @@ def _walk(
 
 
 def yaml_problem(error: yaml.YAMLError) -> str:
-    """``:3:7: is no YAML: ...``, to be put after a file's name."""
+    """``:3:7: is not YAML: ...``, to be put after a file's name."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return f": is no YAML: {' '.join(str(error).split())}"
+        return f": is not YAML: {' '.join(str(error).split())}"
     mark, problem = error.problem_mark, error.problem or error.context or "can't be read"
     hint = "; indent by spaces, not tabs" if "\\t" in problem else ""
-    return f":{mark.line + 1}:{mark.column + 1}: is no YAML: {problem}{hint}"
+    return f":{mark.line + 1}:{mark.column + 1}: is not YAML: {problem}{hint}"

@@ -1,4 +1,4 @@
-"""One run against another: paired differences over the same prompts and noise, and how many prompts each wins."""
+"""Comparison of two runs: paired differences and win rates over the same prompts and noise."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,14 +8,14 @@ from customized_grpo.evaluation.summary import Row, differences
 from customized_grpo.report.folders import RunFolder, read_runs
 
 _DECIDES: Final = ("protocol", "data", "seed", "images_per_prompt")
-"""Settings of an evaluation that must agree, or the pairs are no pairs."""
+"""Evaluation settings that must agree for the images to form pairs."""
 
 
 def compare_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Every later run against the first, by its adapter (or its base, where it has none).
+    """Compare every later run with the first, by its adapter (or its base, if it has none).
 
     Returns:
-        A summary's ``differences``: ``{"of", "to", "metrics", "notes"}``; ``notes`` says what else the two differ in.
+        A summary's ``differences``: ``{"of", "to", "metrics", "notes"}``; ``notes`` names other differences.
 
     Raises:
         ValueError: fewer than two runs, a run without an evaluation, or two that are not comparable.
@@ -26,7 +26,7 @@ def compare_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def compare(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
-    """``compare_runs`` of runs that are read already."""
+    """``compare_runs`` for runs that are already read."""
     first = runs[0]
     return [_pair(run, first) for run in runs[1:]]
 
@@ -84,7 +84,7 @@ def _notes(run: RunFolder, first: RunFolder, ours: Sequence[Row], theirs: Sequen
 
 
 def _without_path(value: Any) -> Any:
-    """DreamBench is the same wherever a machine keeps it; any other data are what their path says."""
+    """Section without the path of DreamBench, which is the same everywhere; other data are told apart by path."""
     if isinstance(value, dict) and value.get("type") == "dreambench":
         return {key: one for key, one in value.items() if key != "path"}
     return value

@@ -1,4 +1,4 @@
-"""Which figures the report has, from the data of the runs: each with title, caption and a text alternative."""
+"""Figures of the report, made from the data of the runs, each with title, caption and text alternative."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -18,7 +18,7 @@ _HEALTH: Final = (
     (
         "ratio/max_abs_log",
         "Largest |log-ratio|",
-        "How far an update moves from the policy that sampled, at most.",
+        "Largest distance of the updated policy from the one that sampled.",
     ),
     ("ratio/clip_share", "Share of clipped ratios", "Samples that the clip keeps out of the gradient."),
     ("grad/norm", "Gradient norm", "Before clipping."),
@@ -73,7 +73,7 @@ def all_figures(
 def _planes(
     runs: Sequence[RunFolder], summaries: Sequence[Mapping[str, Any] | None], axes: Mapping[str, str]
 ) -> list[FigureView]:
-    """Identity against every metric of the prompt: the paper's figure has HPSv3 there, UNO's table CLIP-T."""
+    """Identity against every prompt metric: the paper's figure uses HPSv3, UNO's table CLIP-T."""
     if not {"identity", "prompt"} <= axes.keys():
         return []
     prompts = [axes["prompt"], *(column for run in runs for column in run.axis_columns("prompt"))]
@@ -118,7 +118,7 @@ def _interval_line(name: str, points: Sequence[tuple[int, Interval]], colour: in
 
 
 def _rewards(runs: Sequence[RunFolder]) -> list[FigureView]:
-    # An axis' mean repeats its reward's where it has one; what is optimised is the reward.
+    # The mean of an axis with one reward repeats that reward; the reward is what is optimised.
     axes = {f"reward/{axis}/mean" for axis in AXES}
     keys = [key for run in runs for key in run.keys("reward/") if key.endswith("/mean") and key not in axes]
     found = [
@@ -129,7 +129,7 @@ def _rewards(runs: Sequence[RunFolder]) -> list[FigureView]:
 
 
 def _reward_title(runs: Sequence[RunFolder], key: str) -> str:
-    """A reward's key in the recipe and the axis that it feeds."""
+    """Title of a reward: its key in the recipe and its axis."""
     name = key.split("/")[1]
     for run in runs:
         rewards = run.config.get("rewards")
@@ -149,7 +149,7 @@ def _over_steps(
     zero: bool = False,
     unit: str = "",
 ) -> FigureView | None:
-    """One key of ``metrics.jsonl`` over the steps, raw and smoothed, a colour a run."""
+    """One key of ``metrics.jsonl`` over the steps, raw and smoothed, one colour per run."""
     curves = []
     for colour, run in enumerate(runs):
         x, y = run.series(key)
@@ -191,7 +191,7 @@ def _conflict(runs: Sequence[RunFolder]) -> list[FigureView]:
 
 
 def _weights(runs: Sequence[RunFolder]) -> list[FigureView]:
-    """Weight and effective weight of each axis at each trained sampler step, as last seen."""
+    """Last logged weight and effective weight of each axis at each trained sampler step."""
     views = []
     for name, title, caption in _WEIGHTS:
         curves = [

@@ -1,4 +1,4 @@
-"""A run's folder as data for the report. Only files of the folder are read, and what is missing or damaged is named."""
+"""Run folders read as data for the report. Only files of the folder are read; missing or damaged ones are reported."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -21,15 +21,15 @@ _RESAMPLES: Final = 4_000
 @final
 @dataclass(frozen=True)
 class RunFolder:
-    """What the report knows of one run.
+    """Data of one run.
 
     Attributes:
-        name: shown for the run; unique among the runs of one report.
+        name: display name, unique within a report.
         config: the resolved recipe, or an empty mapping.
-        steps: one mapping a training step, in order, the last one where a step was written twice (a resumed run).
+        steps: one mapping per training step, in order; the later one if a resumed run wrote a step twice.
         evaluations: rows of ``evaluation/<label>.jsonl`` by label.
         summary: ``evaluation/summary.json`` or None.
-        missing: what isn't there, as sentences for a person.
+        missing: sentences about missing or damaged files.
     """
 
     path: Path
@@ -43,12 +43,12 @@ class RunFolder:
 
     @property
     def is_evaluation(self) -> bool:
-        """Whether the folder is that of ``evaluate``, with no training to report."""
+        """True if the folder was written by ``evaluate``, without training."""
         return "train" not in self.config and not self.steps
 
     @property
     def protocol(self) -> Protocol:
-        """Of its evaluation; a plain one where the recipe names none that is known."""
+        """Protocol of its evaluation; a plain one if the recipe names no known one."""
         evaluate = self.config.get("evaluate")
         name = evaluate.get("protocol") if isinstance(evaluate, dict) else None
         return PROTOCOLS.get(str(name), Protocol(name=str(name or "heldout")))
@@ -61,7 +61,7 @@ class RunFolder:
         return {int(step): self.evaluations[label] for label, step in names.items() if step.isdecimal()}
 
     def suspicions(self, until: int | None = None) -> list[Suspicion]:
-        """Training rewards that rose while their held-out twin fell, as of an evaluation: by default the last."""
+        """Training rewards that rose while their held-out twin fell, up to an evaluation, by default the last."""
         specs = self.config.get("rewards")
         axes = {
             str(name): str(spec.get("axis"))
@@ -74,7 +74,7 @@ class RunFolder:
 
     @cached_property
     def curve(self) -> list[tuple[int, dict[str, Interval]]]:
-        """Held-out (step, column to interval) by step; means without interval where only those were logged."""
+        """Held-out curve as (step, column to interval); bare means if only those were logged."""
         found = {
             step: intervals(rows, unit=self.protocol.unit, resamples=_RESAMPLES)
             for step, rows in self.at_steps().items()
@@ -95,7 +95,7 @@ class RunFolder:
 
     @cached_property
     def ends(self) -> tuple[Sequence[Row], Sequence[Row]]:
-        """Rows of the base and of the last adapter; empty where there are none."""
+        """Rows of the base and of the last adapter; empty if missing."""
         labels = sorted(label for label in self.evaluations if label.startswith("step-"))
         base = self.evaluations.get("base") or (self.evaluations[labels[0]] if len(labels) > 1 else [])
         tuned = self.evaluations.get("tuned") or (self.evaluations[labels[-1]] if len(labels) > 1 else [])
@@ -103,7 +103,7 @@ class RunFolder:
 
     @cached_property
     def columns(self) -> list[str]:
-        """Every held-out column, in order of first appearance."""
+        """Held-out columns, in order of first appearance."""
         measured = [column for rows in self.evaluations.values() for column in columns_of(rows)]
         logged = [
             key.removeprefix("evaluation/").removesuffix("/mean")
@@ -114,7 +114,7 @@ class RunFolder:
         return list(dict.fromkeys(measured + logged + summarised))
 
     def axis_column(self, axis: str) -> str | None:
-        """The held-out column that stands for an axis: ``<axis>_accuracy``, or the first that is named or set so."""
+        """Held-out column that represents an axis: ``<axis>_accuracy``, or the first with that name or ``axis``."""
         named = [column for column in self.columns if column.startswith(axis)]
         for column in (f"{axis}_accuracy", *self.axis_columns(axis), *named):
             if column in self.columns:
@@ -122,7 +122,7 @@ class RunFolder:
         return None
 
     def axis_columns(self, axis: str) -> list[str]:
-        """Every held-out column of a metric whose section says this axis, in the recipe's order."""
+        """Held-out columns of metrics whose section has this axis, in the recipe's order."""
         evaluate = self.config.get("evaluate")
         metrics = evaluate.get("metrics") if isinstance(evaluate, dict) else None
         specs: dict[str, Any] = metrics if isinstance(metrics, dict) else {}
@@ -132,38 +132,38 @@ class RunFolder:
         return [name for name in configured if name in self.columns]
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
-        """Steps and values of one key of ``metrics.jsonl``, where it is a number."""
+        """Steps and values of one key of ``metrics.jsonl``, only where it is a number."""
         pairs = [
             (line["step"], float(line[key])) for line in self.steps if isinstance(line.get(key), int | float)
         ]
         return [step for step, _ in pairs], [value for _, value in pairs]
 
     def keys(self, prefix: str) -> list[str]:
-        """The keys of ``metrics.jsonl`` that begin so, in order of first appearance."""
+        """Keys of ``metrics.jsonl`` with this prefix, in order of first appearance."""
         return list(dict.fromkeys(key for line in self.steps for key in line if key.startswith(prefix)))
 
     @property
     def planned_steps(self) -> int | None:
-        """Steps that the recipe asks for."""
+        """Number of steps in the recipe."""
         train = self.config.get("train")
         steps = train.get("steps") if isinstance(train, dict) else None
         return steps if isinstance(steps, int) else None
 
     @property
     def last_step(self) -> int:
-        """The last step in ``metrics.jsonl``; 0 where there is none."""
+        """The last step in ``metrics.jsonl``; 0 if there is none."""
         return int(self.steps[-1]["step"]) if self.steps else 0
 
 
 def read_runs(paths: Sequence[Path], *, metrics: str = "") -> list[RunFolder]:
-    """Read every folder, each under a name of its own.
+    """Read every folder, each with a unique name.
 
     Args:
         paths: the folders.
-        metrics: of ``metrics.jsonl`` keep only the names that begin so; a long run has many lines.
+        metrics: prefix of the keys of ``metrics.jsonl`` to keep; a long run has many lines.
 
     Raises:
-        ValueError: no path, a path that is no folder, or a folder without anything measured.
+        ValueError: no path, a path that is not a folder, or a folder without measurements.
     """
     if not paths:
         raise ValueError("no run was given; give the folder of at least one run")
@@ -274,6 +274,6 @@ def _config(path: Path, missing: list[str]) -> tuple[str, dict[str, Any]]:
 
 
 def short_axis(axis: str) -> str:
-    """The word for an axis in a figure."""
+    """Name of an axis in a figure."""
     assert axis in AXES
     return {"prompt": "prompt following", "identity": "identity"}[axis]

@@ -1,4 +1,4 @@
-"""Examples that the report shows, chosen by rules that it states, with pictures as data URIs."""
+"""Gallery of examples, chosen by stated rules, with pictures as data URIs."""
 
 import base64
 import io
@@ -20,17 +20,17 @@ _RANDOM: Final = 9
 
 
 Pair = tuple[Row | None, Row]
-"""The base's row and that of the last system, which is the base itself where no adapter was evaluated."""
+"""Rows of the base and of the last system, which is the base itself if no adapter was evaluated."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One example: pictures as data URIs, None where the file is gone.
+    """One example: pictures as data URIs, None if the file is gone.
 
     Attributes:
-        images: (system, picture), ``base`` and ``tuned`` or what there is of them.
-        values: (axis, base, last system); None where not measurable, and for a base that stands alone.
+        images: (system, picture) of ``base`` and ``tuned``, if there.
+        values: (axis, base, last system); None where not measurable, and for a base shown alone.
     """
 
     prompt: str
@@ -42,7 +42,7 @@ class Card:
 @final
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Cards under one rule of selection."""
+    """Cards chosen by one rule."""
 
     title: str
     rule: str
@@ -53,7 +53,7 @@ def gallery(run: RunFolder, axes: Mapping[str, str]) -> list[Group]:
     """Random examples, the best and the worst images, and the largest gains and losses of tuned against base.
 
     Args:
-        axes: axis to the held-out column that stands for it.
+        axes: axis to the held-out column that represents it.
 
     Returns:
         Groups with at least one card; empty without saved pictures.
@@ -61,7 +61,7 @@ def gallery(run: RunFolder, axes: Mapping[str, str]) -> list[Group]:
     base, tuned = (
         {row["key"]: row for row in rows if row["image"] == 0 and row.get("file")} for rows in run.ends
     )
-    # Without an adapter the base alone is shown, and as it is what was evaluated it stands in both places.
+    # Without an adapter the base alone is shown, in both places.
     pairs: list[Pair] = [
         (base.get(key), row) for key, row in (tuned or base).items() if not tuned or key in base
     ]
@@ -92,13 +92,13 @@ def gallery(run: RunFolder, axes: Mapping[str, str]) -> list[Group]:
 
 
 def _ranked(pairs: Sequence[Pair], value: Callable[[Pair], float | None]) -> list[tuple[float, Pair]]:
-    """Largest first, without those that have no value; equals stay in order."""
+    """Pairs with a value, largest first; ties keep their order."""
     scored = [(found, pair) for pair in pairs if (found := value(pair)) is not None]
     return sorted(scored, key=lambda item: -item[0])
 
 
 def _spread(rows: Sequence[Row], column: str) -> float:
-    """Standard deviation of a column, so that two of different units can be added; 1 where it is constant."""
+    """Standard deviation of a column, the scale for adding different units; 1 if it is constant."""
     values = [value for row in rows if (value := row["values"].get(column)) is not None]
     return float(np.std(values)) or 1.0 if values else 1.0
 
@@ -111,7 +111,7 @@ def _level(row: Row, scale: Mapping[str, float]) -> float | None:
 
 
 def _change(pair: Pair, scale: Mapping[str, float]) -> float | None:
-    """Mean over the axes of tuned minus base; None where one was not measurable."""
+    """Mean over the axes of tuned minus base; None if one was not measurable."""
     before = _level(pair[0], scale) if pair[0] is not None else None
     after = _level(pair[1], scale)
     return None if before is None or after is None else after - before
@@ -143,7 +143,7 @@ def _cards(run: RunFolder, pairs: Sequence[Pair], axes: Mapping[str, str]) -> li
 
 
 def _data_uri(folder: Path, name: str | None) -> str | None:
-    """A picture inside the folder, small; None where it is gone, damaged, or named outside of the folder."""
+    """A picture of the folder, scaled down; None if it is missing, damaged, or outside the folder."""
     if not isinstance(name, str):
         return None
     path = (folder / name).resolve()

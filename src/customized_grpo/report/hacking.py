@@ -1,6 +1,6 @@
-"""Reward hacking: a training reward that rises while its held-out twin, a judge that training never sees, falls.
+"""Reward hacking: a training reward rises while its held-out twin, a metric that training never sees, falls.
 
-Everything is read from what a run has on disk, so a resumed run and the report see what the trainer saw.
+Everything is read from the run's files, so a resumed run and the report agree with the trainer.
 """
 
 import math
@@ -16,21 +16,21 @@ from customized_grpo.evaluation.summary import Row, column_means, groups_of
 
 _RESAMPLES: Final = 4_000
 _CLEAR: Final = 2.0
-"""Standard errors by which a training reward has to rise: single steps draw other prompts and say little."""
+"""Minimal rise of a training reward in standard errors: steps draw different prompts, so single steps say little."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Suspicion:
-    """One reward that training raised at its twin's cost, between two evaluations.
+    """One reward that rose between two evaluations while its twin fell.
 
     Attributes:
         reward: its key in the recipe.
         column: the held-out column of the same axis.
         since: the step of the evaluation where the twin was best.
         until: the step of the newest evaluation.
-        rise: of the training reward's mean, from the steps before ``since`` (or the first ones) to the newest.
-        fall: of the twin, paired over the same examples.
+        rise: rise of the training reward's mean from the steps before ``since`` (or the first ones) to the newest.
+        fall: change of the twin, paired over the same examples.
     """
 
     reward: str
@@ -57,15 +57,15 @@ def suspicions(
 ) -> list[Suspicion]:
     """Rewards that rose while their held-out twin fell.
 
-    A twin has fallen where the newest evaluation is below the best earlier one by a paired interval clear of 0. A
-    reward has risen where its mean over the steps since the last evaluation is above that over the steps up to the best
-    one by two standard errors.
+    A twin has fallen if its paired interval, newest evaluation minus best earlier one, is entirely below 0. A reward
+    has risen if its mean over the steps since the last evaluation is at least two standard errors above its mean over
+    the steps up to the best one.
 
     Args:
         steps: lines of ``metrics.jsonl``.
         evaluations: rows of each held-out evaluation, by step; 0 is the base.
         rewards: key of each training reward to its axis.
-        twins: axis to the held-out column that stands for it.
+        twins: axis to the held-out column that represents it.
     """
     done = sorted(step for step, rows in evaluations.items() if rows)
     if len(done) < 2:
@@ -94,7 +94,7 @@ def suspicions(
 
 
 def _window(done: Sequence[int], best: int) -> tuple[int, int]:
-    """The steps between the evaluation before ``best`` and it; for the base, those of the first interval."""
+    """Steps between the evaluation before ``best`` and ``best``; for the base, the first interval."""
     at = done.index(best)
     return (done[at - 1], best) if at else (best, done[1])
 
@@ -102,7 +102,7 @@ def _window(done: Sequence[int], best: int) -> tuple[int, int]:
 def _rise(
     steps: Sequence[Mapping[str, Any]], key: str, early: tuple[int, int], late: tuple[int, int]
 ) -> float | None:
-    """By how much the mean over the late steps is above that over the early ones; None where it isn't, clearly."""
+    """Rise of the mean from the early to the late steps; None unless it is clear."""
     first, last = (
         np.array(
             [
@@ -113,7 +113,7 @@ def _rise(
         )
         for after, until in (early, late)
     )
-    if early == late:  # the base was best and there is one interval: its halves
+    if early == late:  # the base was best and there is one interval: compare its halves
         first, last = np.array_split(first, 2)
     if len(first) < 2 or len(last) < 2:
         return None

@@ -1,4 +1,4 @@
-"""What the report's page shows of each run, as plain values for the template."""
+"""Content of the report's page: plain values for the template, per run and for the comparison."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -19,11 +19,11 @@ MEANINGS: Final = {
     "both": "share of images with everything right",
     "copy": "share of images that copy the reference's scene; lower is better",
 }
-"""What the columns of the miniature world's oracle say."""
+"""Meanings of the columns of the miniature world's oracle."""
 
 
 def axes_of(runs: Sequence[RunFolder]) -> dict[str, str]:
-    """Axis to the held-out column that stands for it in every run, identity first as in the paper's plane."""
+    """Axis to the held-out column that represents it in every run, identity first as in the paper's plane."""
     found: dict[str, str] = {}
     for axis in _AXIS_ORDER:
         assert axis in AXES
@@ -34,7 +34,7 @@ def axes_of(runs: Sequence[RunFolder]) -> dict[str, str]:
 
 
 def summary_of(run: RunFolder) -> Mapping[str, Any] | None:
-    """The run's own summary, or the same made from its rows, as for a run in progress."""
+    """The run's own summary, or, for a run in progress, one made from its rows."""
     if run.summary is not None:
         return run.summary
     base, tuned = run.ends
@@ -44,12 +44,12 @@ def summary_of(run: RunFolder) -> Mapping[str, Any] | None:
 
 
 def view(run: RunFolder, summary: Mapping[str, Any] | None, axes: Mapping[str, str]) -> dict[str, Any]:
-    """One run's part of the page."""
+    """Values of one run's section of the page."""
     differences = (summary or {"differences": []})["differences"]
     change: Mapping[str, Any] = next((entry["metrics"] for entry in differences if entry["to"] == "base"), {})
     rows = {row["name"]: row["metrics"] for row in (summary or {"rows": []})["rows"]}
     columns = list(dict.fromkeys(column for metrics in rows.values() for column in metrics))
-    # The two that the work is about come first, wherever the metric put them.
+    # The two axes of the paper come first, wherever the metric put them.
     columns.sort(key=lambda column: [*axes.values(), column].index(column))
     units = {column: _unit(rows, column) for column in change}
     bounds = [
@@ -85,7 +85,7 @@ def view(run: RunFolder, summary: Mapping[str, Any] | None, axes: Mapping[str, s
 
 
 def _unit(rows: Mapping[str, Mapping[str, Any]], column: str) -> float:
-    """1 for shares and 100 for scores out of 100, so that the intervals of both fit on one track."""
+    """Scale of a column: 1 for shares, 100 for scores out of 100, so that both fit on one track."""
     means = [metrics[column]["mean"] for metrics in rows.values() if column in metrics]
     return 100.0 if any(mean is not None and abs(mean) > 1.5 for mean in means) else 1.0
 
@@ -123,7 +123,7 @@ def _facts(run: RunFolder, summary: Mapping[str, Any] | None) -> list[tuple[str,
         "Rewards": ", ".join(fed),
         "Advantage": " + ".join(str(part) for part in parts if part),
         "GRPO steps": steps if run.steps else None,
-        "Group": f"{group} images, {get('train', 'groups_per_step')} prompts a step" if group else None,
+        "Group": f"{group} images, {get('train', 'groups_per_step')} prompts per step" if group else None,
         "Seed": get("run", "seed"),
     }
     if run.is_evaluation:
@@ -145,7 +145,7 @@ def _facts(run: RunFolder, summary: Mapping[str, Any] | None) -> list[tuple[str,
 def _headline(
     rows: Mapping[str, Any], change: Mapping[str, Any], axes: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """What happened to each axis, as the parts of a sentence; the verb follows the interval, not the mean."""
+    """Result per axis, as the parts of a sentence; the verb follows the interval, not the mean."""
     found = []
     for axis, column in axes.items():
         base, tuned = (rows.get(name, {}).get(column, {}).get("mean") for name in ("base", "tuned"))
@@ -162,7 +162,7 @@ def _headline(
 
 
 def comparison(runs: Sequence[RunFolder], summaries: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
-    """One line a run: its last numbers and their change from its own base; and the runs against the first."""
+    """One line per run (its last numbers and their change from its own base), and the runs against the first."""
     lines: list[dict[str, Any]] = []
     for run, summary in zip(runs, summaries, strict=True):
         if summary is None:
@@ -182,11 +182,11 @@ def comparison(runs: Sequence[RunFolder], summaries: Sequence[Mapping[str, Any] 
 
 
 def time(run: RunFolder) -> dict[str, Any] | None:
-    """Mean seconds a step by phase, largest first."""
+    """Mean seconds per step and phase, largest first."""
     phases = []
     count = len(run.series("time/step")[0])
     for key in run.keys("time/") if count else []:
-        # A phase that only some steps have (an evaluation, a checkpoint) is spread over all of them.
+        # Phases of only some steps (evaluation, checkpoint) are averaged over all steps.
         if key != "time/step":
             phases.append((key.removeprefix("time/"), sum(run.series(key)[1]) / count))
     total = sum(seconds for _, seconds in phases)

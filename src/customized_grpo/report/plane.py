@@ -1,4 +1,4 @@
-"""The identity-versus-prompt plane: each run's path, with intervals at its ends, and the baselines beside it."""
+"""The identity-versus-prompt plane: path of each run with intervals at its ends, and baselines."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,13 +14,13 @@ def plane_figure(
     columns: tuple[str, str],
     name: str,
 ) -> FigureView | None:
-    """The figure, or None where no run has both columns.
+    """The figure, or None if no run has both columns.
 
-    A run's path is that of its evaluations during training, or base to tuned of its summary.
+    A run's path goes through its evaluations during training, or from base to tuned of its summary.
 
     Args:
         columns: held-out columns of identity and prompt.
-        name: of the figure, unique on the page.
+        name: name of the figure, unique on the page.
     """
     paths: list[Path2D] = []
     points: list[Point2D] = []
@@ -78,7 +78,7 @@ def _baseline(label: str, identity: Mapping[str, Any], prompt: Mapping[str, Any]
 
 
 def _published(summary: Mapping[str, Any], columns: tuple[str, str], taken: set[str]) -> list[Point2D]:
-    """Published numbers, where they may stand in one picture with the measured ones."""
+    """Published numbers, if they are comparable with the measured ones."""
     if summary.get("departures"):
         return []
     return [

@@ -1,7 +1,7 @@
 """Figures as inline SVG whose colours are the page's CSS variables, so that one drawing serves light and dark.
 
-matplotlib draws with placeholder colours; ``_to_inline`` puts ``var(--...)`` in their place, drops everything that
-refers to the outside, and makes the ids of each figure its own.
+matplotlib draws with placeholder colours; ``_to_inline`` puts ``var(--...)`` in their place, removes external
+references, and makes the ids of each figure unique.
 """
 
 import io
@@ -72,7 +72,7 @@ class Line:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Path2D:
-    """A run's way through the identity-versus-prompt plane: points in order, with (low, high) of each."""
+    """A run's path in the identity-versus-prompt plane: points in order, each with (low, high)."""
 
     label: str
     x: Sequence[float]
@@ -85,7 +85,7 @@ class Path2D:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point2D:
-    """A baseline in the plane, with (low, high) where known; a vertical line where it has no y."""
+    """A baseline in the plane, with (low, high) if known; a vertical line if it has no y."""
 
     label: str
     x: float
@@ -98,7 +98,7 @@ class Point2D:
 @final
 @dataclass(frozen=True, slots=True)
 class FigureView:
-    """A figure of the page. ``svg`` is markup made here and safe as it is; all other fields are plain text."""
+    """A figure of the page. ``svg`` is safe markup made here; all other fields are plain text."""
 
     title: str
     svg: str
@@ -132,10 +132,10 @@ def lines(
     """Curves over one x axis as an SVG element.
 
     Args:
-        name: unique on the page; the prefix of the figure's ids.
+        name: prefix of the figure's ids, unique on the page.
         zero: draw the zero line, for quantities with a sign.
         log: a logarithmic y axis.
-        legend: name the curves inside; runs need none, since the page names their colours once.
+        legend: name the curves inside; not needed for runs, whose colours the page names once.
     """
     with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
         figure, axes = _canvas(3.55, 2.35)
@@ -176,7 +176,7 @@ def lines(
 
 
 def plane(name: str, paths: Sequence[Path2D], points: Sequence[Point2D], *, x: str, y: str) -> str:
-    """The identity-versus-prompt plane: hollow circle the base, filled circle the last, bars 95 % intervals."""
+    """The identity-versus-prompt plane: the base hollow, the last point filled, bars for 95 % intervals."""
     with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
         figure, axes = _canvas(4.9, 3.5)
         for path in paths:
@@ -202,9 +202,9 @@ def plane(name: str, paths: Sequence[Path2D], points: Sequence[Point2D], *, x: s
             _baseline(axes, point)
         axes.margins(0.09)
         middle = sum(axes.get_xlim()) / 2.0
-        for point in points:  # the label towards the middle, so that it stays inside
+        for point in points:  # place the label towards the middle, so that it stays inside
             offset, side = ((7, 5), "left") if point.x < middle else ((-7, 5), "right")
-            height = axes.get_ylim()[1] if point.y is None else point.y  # a line is named at its top
+            height = axes.get_ylim()[1] if point.y is None else point.y  # a line has its label at its top
             axes.annotate(
                 point.label,
                 (point.x, height),
@@ -249,7 +249,7 @@ def _finish(axes: Axes, x: str, y: str, *, legend: bool) -> None:
     axes.grid(visible=False, axis="x")
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(x)
-    # The quantity stands above the axis, to be read without turning one's head.
+    # The y label stands horizontally above the axis.
     axes.set_title(y, loc="left", fontsize=9.0, color=INK, pad=6)
     if legend:
         axes.legend(frameon=False, fontsize=8.5, handlelength=1.6, borderaxespad=0.2, labelcolor=INK)

@@ -1,4 +1,4 @@
-"""The report: one HTML page read from run folders alone, self-contained, for a phone or a desk, in light or dark."""
+"""The report: one self-contained HTML page made from run folders, for phones and desktops, in light and dark."""
 
 import math
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ _MINUS: Final = "\u2212"
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
-    """Write the report of one run, or of several against each other.
+    """Write the report of one run, or the comparison of several.
 
     Args:
         runs: folders of runs; nothing outside them is read.
-        out: the page; by default ``report.html`` in the run's folder, and for several runs in that of its parent.
+        out: the page; by default ``report.html`` in the run's folder, or in its parent folder for several runs.
 
     Raises:
-        ValueError: a folder is missing or holds nothing measured, or ``out`` can't be written.
+        ValueError: a folder is missing or has no measurements, or ``out`` can't be written.
     """
     read = read_runs(runs)
     if out is None:
@@ -62,12 +62,12 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def number(value: float | None) -> str:
-    """Three digits after the point, two from 10 on; a dash for what is unknown."""
+    """A number with three decimals, two from 10 on; a dash if unknown."""
     return _shown(value, "")
 
 
 def signed(value: float | None) -> str:
-    """With its sign, which is a true minus."""
+    """A number with its sign, with a typographic minus."""
     return _shown(value, "+")
 
 
@@ -78,10 +78,10 @@ def _shown(value: float | None, sign: str) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share as whole percents."""
+    """A share in whole percent."""
     return "–" if value is None or not math.isfinite(value) else f"{100 * value:.0f} %"
 
 
 def label(column: str) -> str:
-    """A column's name for people."""
+    """Display name of a column."""
     return column.replace("_", " ")

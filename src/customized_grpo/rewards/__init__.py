@@ -1,1 +1,1 @@
-"""Rewards: one a file, float32, higher is better, NaN means unscorable."""
+"""Rewards: one per file, float32, higher is better, NaN means unscorable."""

@@ -1,4 +1,4 @@
-"""LAION's aesthetic predictor v2: how beautiful people would find an image, about 1 to 10, whatever the prompt.
+"""LAION's aesthetic predictor v2: predicted beauty of an image, about 1 to 10, regardless of the prompt.
 
 Dimensions: G group size, n batch, D features, H x W pixels. Source: Schuhmann's improved-aesthetic-predictor
 (sac+logos+ava1-l14-linearMSE): five linear layers, with nothing in between, on normalised CLIP ViT-L/14 features.
@@ -43,14 +43,14 @@ class Aesthetic(Reward):
 
     @torch.no_grad()
     def __call__(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Float[Tensor, " g"]:
-        """Predicted beauty of each image; the example has no part in it."""
+        """Predicted beauty of each image; the example is not used."""
         features = in_batches(self._clip.encode, to_pil(images), self._batch_size)
         scores: Tensor = self._head(torch.nn.functional.normalize(features, dim=-1))
         return scores[:, 0].cpu()
 
 
 def _load_head(name: str, width: int) -> nn.Module:
-    """The published layers, dropouts left out: they hold the places 1, 3 and 5 in the file's numbering."""
+    """The published layers without dropouts, which have the numbers 1, 3 and 5 in the file."""
     path = Path(name).expanduser()
     if path.suffix != ".safetensors" or not path.is_file():
         raise ValueError(
@@ -65,6 +65,6 @@ def _load_head(name: str, width: int) -> nn.Module:
         layers.load_state_dict(weights, strict=True)
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(
-            f"head {name!r} is no aesthetic predictor on features of {width}: {' '.join(str(error).split())[:400]}"
+            f"head {name!r} is not an aesthetic predictor on features of {width}: {' '.join(str(error).split())[:400]}"
         ) from error
     return nn.Sequential(*layers.values()).eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""What a reward is. The scorer, not the reward, does batching over groups, concurrency, failures and caching.
+"""Base classes of rewards. The scorer, not the reward, does batching over groups, concurrency, failures and caching.
 
 Dimensions: G group size, H x W pixels. A reward is float32, higher is better, and **NaN means unscorable** -
 never 0, never a default: a false 0 in a group of 12 moves every other sample's advantage.
@@ -32,12 +32,12 @@ __all__ = [
 class RewardFailure(RuntimeError):
     """Scoring can't go on: too many failures, a broken reward, or an endpoint that refuses (a wrong key).
 
-    A network reward may raise it to stop the run at once; its other exceptions make what it was asked for unscorable.
+    A network reward may raise it to stop the run at once; other exceptions make the requested images unscorable.
     """
 
 
 def costs(specs: Mapping[str, BaseModel], images: Mapping[str, int]) -> dict[str, str]:
-    """What each reward asks of others for its number of images; without those that ask nothing."""
+    """Cost (API requests, tokens) of each reward for its number of images, without the free ones."""
     return {
         name: said
         for name, spec in specs.items()
@@ -46,7 +46,7 @@ def costs(specs: Mapping[str, BaseModel], images: Mapping[str, int]) -> dict[str
 
 
 def transport_of(spec: BaseModel) -> frozenset[str]:
-    """The fields of a reward's or metric's section that change none of its values."""
+    """Fields of a reward's or metric's section that don't change its values."""
     return spec.transport if isinstance(spec, RewardConfig) else frozenset()
 
 
@@ -54,7 +54,7 @@ class Reward(ABC):
     """A local model that scores a whole group at once, so that pairwise rewards need no second class.
 
     Attributes:
-        reason: why a call gave NaN, for people; the reward may set it, and its caller empties it before the next call.
+        reason: reason for a NaN, for people; a reward may set it, and its caller resets it before each call.
     """
 
     Config: ClassVar[type[RewardConfig]]
@@ -66,15 +66,15 @@ class Reward(ABC):
 
     @abstractmethod
     def __call__(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Float[Tensor, " g"]:
-        """One float32 score an image, on the CPU; NaN where an image can't be scored."""
+        """One float32 score per image, on the CPU; NaN where an image can't be scored."""
 
 
 class AsyncReward(ABC):
-    """A judge or server over the network, one image a call; the scorer does the concurrency.
+    """A judge or server over the network, one image per call; the scorer does the concurrency.
 
     Attributes:
-        max_concurrent: calls at a time; None leaves it to the scorer.
-        timeout_s: for one call, after which its image is unscorable; None leaves it to the scorer.
+        max_concurrent: limit on concurrent calls; None: the scorer's.
+        timeout_s: timeout of a call, after which its image is unscorable; None: the scorer's.
     """
 
     Config: ClassVar[type[RewardConfig]]
@@ -83,7 +83,7 @@ class AsyncReward(ABC):
 
     @abstractmethod
     def __init__(self, config: Any, *, device: torch.device) -> None:
-        """Open the client; ``device`` is there so that every reward is built alike."""
+        """Open the client; ``device`` is given so that all rewards are built alike."""
 
     @abstractmethod
     async def __call__(self, example: Example, image: Image) -> float:
@@ -91,12 +91,12 @@ class AsyncReward(ABC):
 
 
 class AsyncGroupReward(ABC):
-    """A server over the network that takes a whole group in one call, so that its references travel once.
+    """A server over the network that scores a whole group per call, so that references are sent once.
 
-    It keeps its own time limit, because it may wait for a server's restart. A failed call costs its whole group.
+    It has its own timeout, because it may wait for a server's restart. A failed call leaves its whole group unscored.
 
     Attributes:
-        max_concurrent: groups at a time; None leaves it to the scorer.
+        max_concurrent: limit on concurrent groups; None: the scorer's.
     """
 
     Config: ClassVar[type[RewardConfig]]
@@ -104,11 +104,11 @@ class AsyncGroupReward(ABC):
 
     @abstractmethod
     def __init__(self, config: Any, *, device: torch.device) -> None:
-        """Open the client; ``device`` is there so that every reward is built alike."""
+        """Open the client; ``device`` is given so that all rewards are built alike."""
 
     @abstractmethod
     async def __call__(self, example: Example, images: Sequence[Image]) -> Sequence[float]:
-        """One score an image, NaN where it is unscorable; an exception makes all of them unscorable."""
+        """One score per image, NaN if unscorable; an exception makes all images unscorable."""
 
 
 AnyReward = Reward | AsyncReward | AsyncGroupReward

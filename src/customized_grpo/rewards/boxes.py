@@ -1,4 +1,4 @@
-"""References with several subjects, cut into one a subject by the boxes of ``extra["boxes"]``."""
+"""Crops of references with several subjects, one per subject, by the boxes of ``extra["boxes"]``."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,13 +9,13 @@ from customized_grpo.types import Example
 
 
 def with_crops(example: Example) -> Example:
-    """The example with one reference, and mask, a box; itself where it has no boxes.
+    """The example with one reference and mask per box; unchanged if it has no boxes.
 
     ``extra["boxes"]`` has for each reference a list of ``[x0, y0, x1, y1]`` in its pixels, right and bottom exclusive,
     or null for the whole picture.
 
     Raises:
-        ValueError: boxes or masks that don't fit the references.
+        ValueError: boxes or masks don't fit the references.
     """
     boxes = example.extra.get("boxes")
     if boxes is None:

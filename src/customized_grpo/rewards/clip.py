@@ -30,13 +30,13 @@ from customized_grpo.types import Example
 
 
 class ClipConfig(ModelRewardSpec):
-    """What both CLIP rewards are told."""
+    """Options of both CLIP rewards."""
 
     transport: ClassVar[frozenset[str]] = frozenset({"batch_size"})
     model: str = Field(
         default="openai/clip-vit-large-patch14", description="hub id, folder, 'mini' or 'mini-judge'"
     )
-    batch_size: PositiveInt = Field(default=32, description="images in one forward")
+    batch_size: PositiveInt = Field(default=32, description="images per forward")
     dtype: DtypeName = "float32"
 
 
@@ -45,13 +45,13 @@ class Clip:
     """A frozen CLIP, with features before normalisation.
 
     Args:
-        config: weights, batches and dtype.
-        device: where it runs.
+        config: weights, batch size and dtype.
+        device: device of the model.
         processor: hub id or folder of the image processor.
     """
 
     def __init__(self, config: ClipConfig, device: torch.device, *, processor: str) -> None:
-        # The PIL processor by name: with torchvision installed the default would be another one, and so the reward.
+        # The PIL processor explicitly: with torchvision installed the default, and so the reward, would differ.
         from transformers import CLIPImageProcessorPil
 
         self.device = device
@@ -83,7 +83,7 @@ class ClipText:
 
     @torch.no_grad()
     def __call__(self, prompt: str) -> Float[Tensor, "1 d"]:
-        """Projected features of a prompt, cut at the model's limit."""
+        """Projected features of a prompt, truncated at the model's limit."""
         tokens = self._tokenizer(
             [prompt],
             truncation=True,
@@ -100,7 +100,7 @@ class ClipText:
 
 @final
 class ClipT(Reward):
-    """CLIP similarity of image and prompt, in [-100, 100]. Prompts over the model's limit are cut."""
+    """CLIP similarity of image and prompt, in [-100, 100]. Prompts over the model's limit are truncated."""
 
     @final
     class Config(ClipConfig):

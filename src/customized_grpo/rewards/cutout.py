@@ -1,7 +1,7 @@
-"""A subject cut out of its picture by a mask: on a plain background, and optionally a square around it.
+"""Cutting a subject out of its picture by a mask: on a plain background, optionally cropped to a square.
 
 A mask is mode L, the size of its image; 128 and above is the subject. JPEG masks and attention maps are grey at the
-edges, and a half-transparent subject would be neither the subject nor the background.
+edges, and a half-transparent subject would be neither subject nor background.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ _THRESHOLD = 128
 
 
 class Box(NamedTuple):
-    """Pixels, right and bottom exclusive."""
+    """Box in pixels, right and bottom exclusive."""
 
     left: int
     top: int
@@ -27,7 +27,7 @@ def binary(mask: Image.Image) -> Image.Image:
 
 
 def is_empty(mask: Image.Image) -> bool:
-    """Whether no pixel belongs to the subject."""
+    """True if no pixel belongs to the subject."""
     return binary(mask).getbbox() is None
 
 
@@ -40,8 +40,8 @@ def cut_out(
         image: RGB.
         mask: of the same size, not empty.
         background: RGB, 0 to 255.
-        crop: keep only ``square_around`` the subject; beyond the image's edge it is background too.
-        padding: room around the subject, as a share of its longer side.
+        crop: keep only ``square_around`` the subject, filled with background beyond the image's edge.
+        padding: margin around the subject, as a share of its longer side.
     """
     mask = binary(mask)
     box = mask.getbbox()
@@ -58,7 +58,7 @@ def cut_out(
 
 
 def square_around(box: Box, padding: float) -> Box:
-    """A square with the box in its middle. An encoder crops to a square; this way nothing of the subject is lost."""
+    """A square centred on the box. Encoders crop to a square; this way nothing of the subject is lost."""
     width, height = box.right - box.left, box.bottom - box.top
     side = max(1, round(max(width, height) * (1.0 + 2.0 * padding)))
     left, top = box.left - (side - width) // 2, box.top - (side - height) // 2

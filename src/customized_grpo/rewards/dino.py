@@ -33,9 +33,9 @@ from customized_grpo.rewards.vision import VisionEncoder
 from customized_grpo.types import Example
 
 _OUTSIDE = 0.05
-"""A patch of the reference with a smaller share of the subject is background."""
+"""Share of the subject below which a patch of the reference is background."""
 _KEPT_TOKENS = 64
-"""References whose patches are kept; each is some hundred times the size of CLS features."""
+"""Number of references with cached patches; each is some hundred times the size of CLS features."""
 
 
 @final
@@ -51,35 +51,38 @@ class Dino(Reward):
             default="facebook/dinov2-base",
             description="DINOv2, DINOv3 or the original DINO: hub id, folder, 'mini' or 'mini-judge'",
         )
-        batch_size: PositiveInt = Field(default=32, description="images in one forward")
+        batch_size: PositiveInt = Field(default=32, description="images per forward")
         dtype: DtypeName = "float32"
         segment: Literal["none", "reference", "both"] = Field(
             default="none",
-            description="what is cut out: nothing; the reference, by the data set's mask; or the generated image as "
-            "well, by the segmenter",
+            description="what is cut out: nothing; the reference, by the data set's mask; or also the generated image, "
+            "by the segmenter",
         )
         background: tuple[Annotated[int, Field(ge=0, le=255)], ...] = Field(
-            default=(255, 255, 255), min_length=3, max_length=3, description="RGB behind what is cut out"
+            default=(255, 255, 255), min_length=3, max_length=3, description="RGB background of cut-outs"
         )
-        crop: bool = Field(default=False, description="keep a square around what is cut out")
-        padding: float = Field(default=0.1, ge=0.0, le=1.0, description="room in that square, of its side")
+        crop: bool = Field(default=False, description="crop to a square around the cut-out subject")
+        padding: float = Field(
+            default=0.1, ge=0.0, le=1.0, description="margin in that square, as a share of its side"
+        )
         missing_mask: Literal["error", "skip"] = Field(
-            default="error", description="a reference without mask stops the run, or its group is unscorable"
+            default="error",
+            description="for a reference without mask: stop the run, or leave its group unscored",
         )
         segmenter: SegmenterConfig | None = Field(default=None, description="for segment: both")
         not_found: Literal["skip", "lowest"] = Field(
             default="skip",
-            description="a generated image that the segmenter finds no subject in is unscorable, or gets -100",
+            description="for a generated image without a found subject: leave it unscored, or give -100",
         )
         boxes: bool = Field(
             default=False,
-            description="compare with one crop a box of the example's extra.boxes, where it has some, and not with "
-            "whole references",
+            description="compare with one crop per box of the example's extra.boxes, if any, instead of whole "
+            "references",
         )
         copy_penalty: float = Field(
             default=0.0,
             ge=0.0,
-            description="points off for each point of similarity of the reference's background; 0: none",
+            description="penalty per point of similarity to the reference's background; 0: none",
         )
 
         @model_validator(mode="after")
@@ -120,8 +123,8 @@ class Dino(Reward):
     def __call__(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Float[Tensor, " g"]:
         """Mean similarity of each image to the example's references.
 
-        NaN where the segmenter finds no subject in an image (with ``not_found: lowest`` -100 for that reference, before
-        the mean), and for the whole group where a mask is missing and ``missing_mask`` is ``skip``.
+        NaN if the segmenter finds no subject in an image (with ``not_found: lowest`` -100 for that reference, before
+        the mean), and for the whole group if a mask is missing and ``missing_mask`` is ``skip``.
 
         Raises:
             ValueError: the example has no reference, or lacks a mask that the reward needs.
@@ -140,14 +143,14 @@ class Dino(Reward):
         return (identity - penalty * self._background(example, masks, tokens[:, 1:])).cpu()
 
     def _masks(self, example: Example) -> tuple[Image, ...] | None:
-        """A mask a reference; empty where none is needed, None where one is missing and that may be skipped."""
+        """One mask per reference; empty if none is needed, None if one is missing and ``missing_mask`` is ``skip``."""
         if self._config.segment == "none" and not self._config.copy_penalty:
             return ()
         given = example.masks or (None,) * len(example.references)
         if len(given) != len(example.references):
             raise ValueError(
                 f"example {example.key!r} has {len(given)} masks for {len(example.references)} references; "
-                "give one or None each"
+                "give one mask or None per reference"
             )
         masks = tuple(mask for mask in given if mask is not None and not is_empty(mask))
         for mask, reference in zip(given, example.references, strict=True):
@@ -173,7 +176,7 @@ class Dino(Reward):
         pictures: Sequence[Image],
         whole: Float[Tensor, "g d"] | None,
     ) -> Float[Tensor, " g"]:
-        """Similarity of the subjects; ``whole`` are the features of the uncut pictures where they are known."""
+        """Similarity of the subjects; ``whole`` are the features of the uncut pictures, if known."""
         if self._config.segment == "none":
             references = self._references(example.references)
         else:
@@ -203,7 +206,7 @@ class Dino(Reward):
     def _found(
         self, segmenter: Segmenter, pictures: Sequence[Image], word: str
     ) -> tuple[Bool[Tensor, " g"], Float[Tensor, "f d"] | None]:
-        """In which pictures a subject is found, and the features of the F that it is cut out of."""
+        """Pictures in which a subject is found, and the features of the F cut-outs."""
         masks = [segmenter(picture, word) for picture in pictures]
         seen = torch.tensor([mask is not None for mask in masks])
         cut = [
@@ -219,7 +222,7 @@ class Dino(Reward):
     def _background(
         self, example: Example, masks: Sequence[Image], patches: Float[Tensor, "g p d"]
     ) -> Float[Tensor, " g"]:
-        """How much of the references' backgrounds is found anywhere in the images, in [-100, 100].
+        """Similarity of the images to the references' backgrounds, in [-100, 100].
 
         For each background patch of a reference 100 x its highest cosine with any patch of the image, mean over the
         patches and the references. Anywhere, because a pasted background may be moved. A reference without

@@ -1,4 +1,4 @@
-"""What rewards on image features share: loading an encoder, batches, a bounded cache of references, cosines.
+"""Shared parts of rewards on image features: loading an encoder, batches, a bounded reference cache, cosines.
 
 Dimensions: G images of a group, R references, D features, H x W pixels.
 """
@@ -21,7 +21,7 @@ DtypeName = Literal["float32", "bfloat16", "float16"]
 
 
 Encode = Callable[[Sequence[Image.Image]], Tensor]
-"""n images to features (n, D), or (n, T, D) with a row a token."""
+"""Maps n images to features (n, D), or (n, T, D) with one row per token."""
 
 
 def load_frozen(
@@ -33,12 +33,12 @@ def load_frozen(
         families: the class of transformers that reads a checkpoint, by the ``model_type`` of its config.
         name: hub id, folder, ``mini`` or ``mini-judge``.
         kind: folder of the embedded models: ``dino`` or ``clip``.
-        dtype: of the weights.
-        device: where they go.
+        dtype: dtype of the weights.
+        device: device of the weights.
 
     Raises:
         ValueError: no such model, a model of another family, or a checkpoint that lacks weights -
-            transformers would leave those random and only print it, and the reward would be noise.
+            transformers would only warn and leave those random, and the reward would be noise.
     """
     import transformers
 
@@ -48,7 +48,7 @@ def load_frozen(
         if found not in families:
             wanted = " or ".join(repr(family) for family in families)
             raise ValueError(f"it is a {found!r} model, but this reward needs a {wanted} model")
-        # A ViT's pooler is not part of what DINO trained, and its checkpoints lack it.
+        # DINO doesn't train a ViT's pooler, and its checkpoints lack it.
         options = {"add_pooling_layer": False} if found == "vit" else {}
         model, report = getattr(transformers, families[found]).from_pretrained(
             path, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, **options
@@ -59,8 +59,8 @@ def load_frozen(
         raise ValueError(
             f"reward model {name!r} lacks {len(absent)} weights, such as {absent[0]!r}; is it complete?"
         )
-    # Weights of a mapped file lie at any address, and the last bit of a CPU's product depends on that: without aligned
-    # copies two processes score differently from one.
+    # Weights of a mapped file have arbitrary alignment, on which the last bit of a CPU's product depends: without
+    # aligned copies two processes score differently from one.
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     return model.to(device).eval().requires_grad_(False)
@@ -72,24 +72,24 @@ def to_pil(images: UInt8[Tensor, "g h w 3"]) -> list[Image.Image]:
 
 
 def in_batches(encode: Encode, images: Sequence[Image.Image], batch_size: int) -> Float[Tensor, "g *d"]:
-    """Features of any number of images, at most ``batch_size`` in one forward."""
+    """Features of any number of images, at most ``batch_size`` per forward."""
     return torch.cat([encode(images[at : at + batch_size]) for at in range(0, len(images), batch_size)])
 
 
 def require_references(example: Example) -> None:
-    """Refuse an example without references: there is nothing to compare with."""
+    """Raise for an example without references: there is nothing to compare with."""
     if not example.references:
         raise ValueError(f"example {example.key!r} has no reference to compare with")
 
 
 def require_prompt(example: Example) -> None:
-    """Refuse an example without a prompt: every image would get a score that means nothing."""
+    """Raise for an example without a prompt: the scores would be meaningless."""
     if not example.prompt.strip():
         raise ValueError(f"example {example.key!r} has no prompt to compare with")
 
 
 def mean_cosine(a: Float[Tensor, "g d"], b: Float[Tensor, "r d"]) -> Float[Tensor, " g"]:
-    """100 x the cosine of every image with every reference, mean over the references; float32."""
+    """100 x the cosine of each image with each reference, mean over the references; float32."""
     a, b = a.float(), b.float()
     cosine: Tensor = (a / a.norm(dim=-1, keepdim=True)) @ (b / b.norm(dim=-1, keepdim=True)).T
     return cosine.mean(dim=-1) * 100.0
@@ -97,7 +97,7 @@ def mean_cosine(a: Float[Tensor, "g d"], b: Float[Tensor, "r d"]) -> Float[Tenso
 
 @final
 class FeatureCache:
-    """Features of the last ``size`` references: many prompts of one subject encode it once."""
+    """Cache of the features of the last ``size`` references: many prompts of one subject encode it once."""
 
     def __init__(self, encode: Encode, size: int = 512) -> None:
         self._encode = encode
@@ -105,14 +105,14 @@ class FeatureCache:
         self._entries: OrderedDict[bytes, Tensor] = OrderedDict()
 
     def __call__(self, images: Sequence[Image.Image]) -> Float[Tensor, "r *d"]:
-        """Features of ``images``, encoding only those that are not kept."""
+        """Features of ``images``, encoding only those not cached."""
         return torch.stack([self._one(image) for image in images])
 
     def _one(self, image: Image.Image) -> Float[Tensor, "*d"]:
         key = _digest(image)
         if key not in self._entries:
-            # Alone, never in a batch: the last bit depends on the batch's size, so a resumed run would differ
-            # from an uninterrupted one by what happened to be cached.
+            # Alone, never in a batch: the last bit depends on the batch size, so what happened to be cached
+            # would make a resumed run differ from an uninterrupted one.
             self._entries[key] = self._encode([image])[0]
         self._entries.move_to_end(key)
         features = self._entries[key]

@@ -1,9 +1,9 @@
-"""HPSv3: how much people would prefer an image for a prompt, by a Qwen2-VL with a small head. Unbounded, about 0 to 12.
+"""HPSv3: human preference score of an image for a prompt, by a Qwen2-VL with a small head. Unbounded, about 0 to 12.
 
 Dimensions: G group size, n batch, L tokens, D features, H x W pixels. Source: HPSv3 (arXiv 2508.03789), whose
-checkpoint this reads; written anew on transformers' class, and held to the published code by golden tests.
+checkpoint this reads; reimplemented on transformers' class, and compared with the published code by golden tests.
 
-What is easily got wrong: positions are plain 0 .. L-1 on all three axes of the rotary embedding, not Qwen2-VL's own;
+Common mistakes: positions are plain 0 .. L-1 on all three axes of the rotary embedding, not Qwen2-VL's own;
 an image is resized to about 448 x 448 by PIL before the processor sees it; the score is the mean (first output) at the
 reward token; every weight must be found.
 """
@@ -27,14 +27,14 @@ from customized_grpo.types import Example
 
 _FILE: Final = "HPSv3.safetensors"
 _PIXELS: Final = 256 * 28 * 28
-"""Area that every image is resized to, but for rounding of its sides to multiples of 28."""
+"""Area to which every image is resized, up to rounding of its sides to multiples of 28."""
 _UNUSED: Final = "lm_head.weight"
-"""1 GB that predicts words; no score depends on it, so it is not loaded."""
+"""Language-model head of 1 GB, not loaded since no score depends on it."""
 
 
 @final
 class HPSv3(Reward):
-    """Preference score of HPSv3; FLUX makes about 10 on its own benchmark, short prompts get less."""
+    """Preference score of HPSv3; FLUX reaches about 10 on its benchmark, short prompts get less."""
 
     @final
     class Config(ModelRewardSpec):
@@ -43,16 +43,18 @@ class HPSv3(Reward):
         transport: ClassVar[frozenset[str]] = frozenset({"batch_size"})
         model: str = Field(
             default="Qwen/Qwen2-VL-7B-Instruct",
-            description="hub id or folder of configuration, tokenizer and image processor; its weights aren't read",
+            description="hub id or folder of configuration, tokenizer and image processor; its weights aren't used",
         )
         checkpoint: str = Field(
             default="MizzenAI/HPSv3", description=f"a .safetensors file, or a hub id that holds {_FILE}"
         )
-        batch_size: PositiveInt = Field(default=4, description="images in one forward")
-        dtype: DtypeName = Field(default="bfloat16", description="of the trunk; the head is always float32")
+        batch_size: PositiveInt = Field(default=4, description="images per forward")
+        dtype: DtypeName = Field(
+            default="bfloat16", description="dtype of the trunk; the head is always float32"
+        )
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
-        # The PIL processor by name: with torchvision installed the default would be another one, and so the reward.
+        # The PIL processor explicitly: with torchvision installed the default, and so the reward, would differ.
         from transformers import AutoConfig, AutoTokenizer, Qwen2VLImageProcessorPil
 
         self._device, self._batch_size = device, config.batch_size
@@ -77,7 +79,7 @@ class HPSv3(Reward):
         )
 
     def __call__(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Float[Tensor, " g"]:
-        """Preference of each image for the example's prompt.
+        """Preference score of each image for the example's prompt.
 
         Raises:
             ValueError: the example has no prompt, or it holds special tokens.
@@ -91,7 +93,7 @@ class HPSv3(Reward):
 
     @torch.no_grad()
     def _score(self, prompt: str, images: list[Image.Image]) -> Float[Tensor, " n"]:
-        # The images of a group have one size and one prompt, so their inputs are equally long: nothing is padded.
+        # The images of a group share size and prompt, so their inputs have equal length: no padding is needed.
         picture = self._processor(
             images=[_resized(image) for image in images], do_resize=False, return_tensors="pt"
         )
@@ -111,10 +113,10 @@ class HPSv3(Reward):
         return mean_and_spread[:, 0].cpu()
 
     def _tokens(self, prompt: str, image_tokens: int) -> Int[Tensor, " l"]:
-        """Token ids of the whole input, the image's placeholder repeated once a token of the image."""
+        """Token ids of the whole input, with one placeholder per image token."""
         ids = torch.tensor(self._tokenizer(chat(prompt))["input_ids"])
         repeats = torch.where(ids == self._image_id, image_tokens, 1)
-        assert int((ids == self._image_id).sum()) == 1, f"{IMAGE_TOKEN} is no token of this tokenizer"
+        assert int((ids == self._image_id).sum()) == 1, f"{IMAGE_TOKEN} is not a token of this tokenizer"
         return ids.repeat_interleave(repeats)
 
 
@@ -132,7 +134,7 @@ def _checkpoint(name: str) -> Path:
     if path.is_file():
         if path.suffix != ".safetensors":
             raise ValueError(
-                f"checkpoint {name!r} is no .safetensors file; nothing is unpickled here, so convert it first"
+                f"checkpoint {name!r} is not a .safetensors file; nothing is unpickled here, so convert it first"
             )
         return path
     found = Path(model_path(name, "hpsv3"))
@@ -149,7 +151,7 @@ def _checkpoint(name: str) -> Path:
 
 
 def _head(width: int) -> nn.Sequential:
-    """Dropout sits at index 2 in the checkpoint and does nothing in evaluation, so an identity keeps its place."""
+    """The head; an identity stands for the dropout at index 2, to match the checkpoint's numbering."""
     return nn.Sequential(
         nn.Linear(width, 1024), nn.ReLU(), nn.Identity(), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2)
     )
@@ -158,10 +160,10 @@ def _head(width: int) -> nn.Sequential:
 def _load(
     settings: Any, checkpoint: Path, dtype: torch.dtype, device: torch.device, *, rows: int
 ) -> tuple[nn.Module, nn.Module]:
-    """Trunk and head with the checkpoint's weights, each read once and straight to its device.
+    """Trunk and head with the checkpoint's weights, each read once, directly to its device.
 
     Raises:
-        ValueError: weights are missing, left over or of another shape, or the tokenizer is another.
+        ValueError: weights are missing, left over or have another shape, or the tokenizer differs.
     """
     from accelerate import init_empty_weights
     from transformers import Qwen2VLForConditionalGeneration
@@ -192,7 +194,7 @@ def _read(checkpoint: Path, dtype: torch.dtype, device: torch.device) -> Iterato
 
     try:
         with safe_open(checkpoint, framework="pt", device=str(device)) as file:
-            for name in file.keys():  # noqa: SIM118 - it is no mapping
+            for name in file.keys():  # noqa: SIM118 - it is not a mapping
                 if name != _UNUSED:
                     kept = torch.float32 if name.startswith("rm_head.") else dtype
                     yield _renamed(name), file.get_tensor(name).to(kept)
@@ -208,7 +210,7 @@ _PREFIXES: Final[Mapping[str, str]] = {
 
 
 def _renamed(name: str) -> str:
-    """A weight's name in the checkpoint (transformers 4.45) to its name here. An unknown one is left to be refused."""
+    """Map a weight's name in the checkpoint (transformers 4.45) to its name here; unknown names fail later."""
     for old, new in _PREFIXES.items():
         if name.startswith(old):
             return new + name.removeprefix(old)

@@ -1,7 +1,7 @@
-"""The words that HPSv3 was trained with. They are part of the model: another space is another score.
+"""Prompt template of HPSv3, as in its training. It is part of the model: even one more space changes the score.
 
-The instruction is that of HPSv3 (https://github.com/MizzenAI/HPSv3, MIT licence, copyright 2024 HPSv3 Team), the frame
-around it the chat form of Qwen2-VL with one image before the text.
+The instruction is that of HPSv3 (https://github.com/MizzenAI/HPSv3, MIT licence, copyright 2024 HPSv3 Team), in the
+chat template of Qwen2-VL with one image before the text.
 """
 
 from typing import Final
@@ -55,7 +55,7 @@ INSTRUCTION: Final = (
     "\n"
     "END\n"
 )
-"""``{text_prompt}`` stands for the prompt."""
+"""Instruction; ``{text_prompt}`` is replaced by the prompt."""
 
 _BEFORE: Final = (
     "<|im_start|>system\n"
@@ -67,10 +67,10 @@ _AFTER: Final = "<|im_end|>\n<|im_start|>assistant\n"
 
 
 def chat(prompt: str) -> str:
-    """The whole input about one image, with one ``IMAGE_TOKEN`` in the image's place.
+    """The whole input for one image, with one ``IMAGE_TOKEN`` as its placeholder.
 
     Raises:
-        ValueError: the prompt holds a sign that the model reads as a command.
+        ValueError: the prompt holds the beginning of a special token.
     """
     if "<|" in prompt:
         raise ValueError(

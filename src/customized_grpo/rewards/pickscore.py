@@ -1,7 +1,7 @@
-"""PickScore: how likely people would pick an image for a prompt; about 19 to 23 for photographs.
+"""PickScore: human preference of an image for a prompt; about 19 to 23 for photographs.
 
 Dimensions: G group size, n batch, D features, H x W pixels. Source: Pick-a-Pic (Kirstain et al. 2023): a CLIP-H tuned
-on people's choices, whose score is the cosine times the model's own temperature (about 100).
+on human choices, whose score is the cosine times the model's own temperature (about 100).
 """
 
 from typing import final
@@ -19,7 +19,7 @@ from customized_grpo.types import Example
 
 @final
 class PickScore(Reward):
-    """PickScore of each image for the prompt. Prompts over 77 tokens are cut."""
+    """PickScore of each image for the prompt. Prompts over 77 tokens are truncated."""
 
     @final
     class Config(ClipConfig):

@@ -1,8 +1,8 @@
-"""A reward on another GPU or machine: the client of ``customized-grpo serve``.
+"""The remote reward, computed on another GPU or machine: the client of ``customized-grpo serve``.
 
-A group goes in one request, so its references travel once, and comes back as the scores that the reward would give
-here. A server that is down is waited for; one that answers as another reward stops the run. What each fault leads to
-is tabled in docs/reward-faults.md.
+A group is one request, so its references are sent once, and the scores equal those of the reward run locally. The
+client waits for a server that is down; a server with another reward stops the run. The consequences of each fault are
+listed in docs/reward-faults.md.
 """
 
 import asyncio
@@ -31,31 +31,31 @@ if TYPE_CHECKING:
     import httpx2
 
 FIRST_PAUSE_S = 0.25
-"""Before the first repetition; every further one is twice as long, up to ``LONGEST_PAUSE_S``."""
+"""Pause before the first retry; each further one is twice as long, up to ``LONGEST_PAUSE_S``."""
 LONGEST_PAUSE_S = 5.0
 _CONNECT_S: Final = 5.0
 _BUSY: Final = (429, 502, 503)
-"""The server is starting, or something in front of it finds it gone: it is waited for."""
+"""Statuses of a server that is starting, or gone behind a proxy: the client waits for it."""
 _FAULTY: Final = (408, 500, 504)
-"""This request failed; the next may not."""
+"""Statuses of a failed request; a retry may succeed."""
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
 class ServerDown(Exception):
-    """Nobody is there, or not yet."""
+    """The server can't be reached, or is still starting."""
 
 
 class RequestFailed(Exception):
-    """Somebody is there, but this request came to nothing."""
+    """The server was reached, but this request failed."""
 
 
 def _server(url: str) -> str:
     parts = urlsplit(url)
     if (
         parts.username or parts.password or parts.query or parts.fragment
-    ):  # none is repeated: it may be a secret
+    ):  # the URL is not shown: it may hold a secret
         raise ValueError(
             "a URL must hold no user, password, query or fragment; write it as http://host:8000, and put a token into "
             f"the environment variable {TOKEN_ENV}"
@@ -79,25 +79,25 @@ class Remote(AsyncGroupReward):
 
         urls: tuple[Annotated[str, AfterValidator(_server)], ...] = Field(
             min_length=1,
-            description="http://host:8000; groups go to several servers of the same reward in turn",
+            description="http://host:8000; with several servers of the same reward, groups go to them in turn",
         )
         reward: str = Field(pattern=NAME, description="its name in the server's configuration")
         fingerprint: str | None = Field(
             default=None,
             pattern=r"^[0-9a-f]{16}$",
-            description="of the reward, as the server prints it; null: whatever the first answer has, from then on",
+            description="fingerprint of the reward, as printed by the server; null: that of the first answer",
         )
         token_env: str = Field(
             default=TOKEN_ENV, pattern=VARIABLE, description="environment variable that holds the token"
         )
         timeout_s: PositiveFloat = Field(
-            default=120.0, description="for one group, waiting in the server included"
+            default=120.0, description="timeout of a group, including waiting in the server"
         )
         retries: NonNegativeInt = Field(
-            default=3, description="of a request that failed; after the last its group is unscorable"
+            default=3, description="retries of a failed request; then its group is unscorable"
         )
         wait_s: NonNegativeFloat = Field(
-            default=300.0, description="how long a server that is down is waited for, before the run stops"
+            default=300.0, description="time to wait for a server that is down, before the run stops"
         )
 
         def scored_by(self) -> Mapping[str, str]:
@@ -105,27 +105,27 @@ class Remote(AsyncGroupReward):
             return {"type": self.type, "reward": self.reward}
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
-        """Find the server, or wait for it.
+        """Connect to the server, or wait for it.
 
         Raises:
-            RewardFailure: it isn't there in time, refuses the token, or serves no such reward.
+            RewardFailure: it isn't reachable in time, refuses the token, or doesn't serve the reward.
         """
         self._config = config
         self._fingerprint = config.fingerprint
         token = read_token(config.token_env)
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._ssl = ssl.create_default_context() if any(u.startswith("https") for u in config.urls) else False
-        self._turn = count(RANK)  # ranks begin with different servers
+        self._turn = count(RANK)  # ranks start with different servers
         self._missing = False
         with ThreadPoolExecutor(1) as thread:  # there may be an event loop in this one
             thread.submit(asyncio.run, self._patiently(self._introduce)).result()
 
     async def __call__(self, example: Example, images: Sequence[Image]) -> list[float]:
-        """The scores of a group, NaN where the server's reward gives none.
+        """Scores of a group, NaN where the server's reward gives none.
 
         Raises:
-            RewardFailure: nothing that another try could help.
-            Exception: the request failed ``retries`` times again.
+            RewardFailure: an error that a retry can't fix.
+            Exception: the request failed in all ``retries``.
         """
         body = await asyncio.to_thread(request_body, example, images)
 
@@ -136,13 +136,13 @@ class Remote(AsyncGroupReward):
         return await self._patiently(ask)
 
     async def _introduce(self, url: str) -> None:
-        """Ask what the server serves, before any image is drawn for it."""
+        """Check the server's reward, before any image is generated."""
         answer = await self._request("GET", f"{url}/info")
         try:
             rewards: dict[str, Any] = answer.json()["model"]["rewards"]
             found = {str(name): str(about["fingerprint"]) for name, about in rewards.items()}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise RewardFailure(f"{url} is no reward server: /info doesn't list rewards") from error
+            raise RewardFailure(f"{url} is not a reward server: /info doesn't list rewards") from error
         name = self._config.reward
         if name not in found:
             raise RewardFailure(
@@ -151,7 +151,7 @@ class Remote(AsyncGroupReward):
         self._recognise(url, found[name])
 
     async def _patiently(self, ask: Callable[[str], Awaitable[T]]) -> T:
-        """The first answer; failed requests are repeated, and a server that is down is waited for."""
+        """The first answer, with retries of failed requests and waiting for a server that is down."""
         config, failed, down_since, missing = self._config, 0, math.inf, ""
         turn = next(self._turn)
         for attempt in count():
@@ -175,7 +175,7 @@ class Remote(AsyncGroupReward):
                     self._missing = False
                     _log.warning("reward %r: %s is there, going on", config.reward, url)
                 return answer
-            if (attempt + 1) % len(config.urls) == 0:  # another server is tried at once
+            if (attempt + 1) % len(config.urls) == 0:  # try the next server without a pause
                 rounds = (attempt + 1) // len(config.urls)
                 if math.isfinite(down_since):
                     self._say_missing(missing)
@@ -183,14 +183,14 @@ class Remote(AsyncGroupReward):
         raise AssertionError("unreachable")
 
     async def _request(self, method: str, url: str, body: bytes | None = None) -> "httpx2.Response":
-        """One request, on a connection of its own: it costs a millisecond, and no event loop outlives it."""
+        """One request on its own connection, which costs a millisecond and is bound to no other event loop."""
         import httpx2
 
         config = self._config
         headers = self._headers | ({} if body is None else {"Content-Type": "application/json"})
         timeout = httpx2.Timeout(None, connect=_CONNECT_S)
         try:
-            # No proxy and no .netrc of the environment: they are for the outside.
+            # No proxy and no .netrc from the environment: they are for the internet.
             async with (
                 asyncio.timeout(config.timeout_s),
                 httpx2.AsyncClient(timeout=timeout, trust_env=False, verify=self._ssl) as client,
@@ -225,7 +225,7 @@ class Remote(AsyncGroupReward):
         return [math.nan if score is None else score for score in response.scores]
 
     def _recognise(self, url: str, fingerprint: str) -> None:
-        """All scores of a run are of one reward, also after the server's restart, or the run stops."""
+        """Raise unless the fingerprint is the run's: all scores must be of one reward, also after a restart."""
         self._fingerprint = self._fingerprint or fingerprint
         if fingerprint != self._fingerprint:
             expected = (
@@ -245,7 +245,7 @@ class Remote(AsyncGroupReward):
 
 
 def _detail(response: "httpx2.Response") -> str:
-    """What the server says, shortened; FastAPI's errors are in ``detail``."""
+    """The server's error text, shortened; FastAPI puts it in ``detail``."""
     try:
         said = response.json()["detail"]
     except (ValueError, TypeError, KeyError):

@@ -1,4 +1,4 @@
-"""A named subject found in a picture: GroundingDINO draws a box from its class word, SAM a mask in the box.
+"""Segmentation of a named subject: GroundingDINO finds a box for its class word, SAM a mask in the box.
 
 Both are frozen models of transformers, run one image at a time, so that a mask does not depend on the batch.
 Dimensions: H x W pixels, K boxes that GroundingDINO proposes, L text tokens.
@@ -23,7 +23,7 @@ _SAMS: Final = {"sam": "SamModel"}
 
 @final
 class SegmenterConfig(BaseModel):
-    """Which models find the subject, and how sure they must be."""
+    """Models of the segmenter, and the confidence required."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,14 +31,16 @@ class SegmenterConfig(BaseModel):
         default="IDEA-Research/grounding-dino-base", description="GroundingDINO: hub id or folder"
     )
     sam: str = Field(default="facebook/sam-vit-base", description="SAM: hub id or folder")
-    threshold: float = Field(default=0.35, gt=0.0, lt=1.0, description="least confidence of a box")
+    threshold: float = Field(
+        default=0.35, gt=0.0, lt=1.0, description="lower limit on the confidence of a box"
+    )
 
 
 def class_words(subject: str, extra: Mapping[str, Any], num_references: int) -> list[str]:
-    """The class word of each reference; empty where there is none.
+    """Class word of each reference; empty if there is none.
 
-    ``extra["subjects"]`` says them one by one. Else ``subject`` is split at " and " where that gives one a reference
-    ("backpack and dog" of two), and holds for all where it doesn't.
+    ``extra["subjects"]`` lists them. Otherwise ``subject`` is split at " and " if that gives one word per reference
+    ("backpack and dog" for two), and else used for all.
     """
     given = extra.get("subjects")
     if isinstance(given, list | tuple) and len(given) == num_references:
@@ -49,7 +51,7 @@ def class_words(subject: str, extra: Mapping[str, Any], num_references: int) -> 
 
 @final
 class Segmenter:
-    """Finds the most confident box of a class word, and the mask in it."""
+    """Segmenter by the most confident box of a class word, and the mask in it."""
 
     def __init__(self, config: SegmenterConfig, *, device: torch.device) -> None:
         from transformers import AutoTokenizer, GroundingDinoImageProcessorPil, SamImageProcessorPil
@@ -67,7 +69,7 @@ class Segmenter:
         """A mask (mode L, 255 is the subject) of the image's size; None where the subject isn't found.
 
         Raises:
-            ValueError: there is no class word to look for.
+            ValueError: the class word is empty.
         """
         if not subject.strip():
             raise ValueError("there is no class word to look for; give the example a 'subject'")
@@ -80,7 +82,7 @@ class Segmenter:
     @torch.no_grad()
     def _box(self, image: Image.Image, subject: str) -> Float[Tensor, "4"] | None:
         """(left, top, right, bottom) in pixels."""
-        # The form GroundingDINO was trained on: lower case, a full stop after each phrase.
+        # GroundingDINO was trained on lower case, with a full stop after each phrase.
         text = self._tokenizer([f"{subject.strip().lower().rstrip('.')}."], return_tensors="pt")
         picture = self._boxes(images=[image], return_tensors="pt")
         output = self._detector(

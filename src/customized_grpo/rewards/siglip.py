@@ -1,8 +1,8 @@
 """SigLIP and SigLIP 2: 100 x the cosine of image and prompt.
 
 Dimensions: G group size, n batch, D features, H x W pixels. Source: SigLIP (Zhai et al. 2023), SigLIP 2 (Tschannen et
-al. 2025) at a fixed resolution. The published logit is this cosine times a temperature plus a bias, and inside a group
-that changes nothing.
+al. 2025) at a fixed resolution. The published logit is this cosine times a temperature plus a bias, which
+changes nothing within a group.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from customized_grpo.types import Example
 
 @final
 class Siglip(Reward):
-    """SigLIP similarity of image and prompt, in [-100, 100]. Prompts over the model's limit (64 tokens) are cut."""
+    """SigLIP similarity of image and prompt, in [-100, 100]. Prompts over the limit (64 tokens) are truncated."""
 
     @final
     class Config(ModelRewardSpec):
@@ -38,11 +38,11 @@ class Siglip(Reward):
 
         transport: ClassVar[frozenset[str]] = frozenset({"batch_size"})
         model: str = Field(default="google/siglip2-base-patch16-224", description="hub id or folder")
-        batch_size: PositiveInt = Field(default=32, description="images in one forward")
+        batch_size: PositiveInt = Field(default=32, description="images per forward")
         dtype: DtypeName = "float32"
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
-        # The PIL processor by name: with torchvision installed the default would be another one, and so the reward.
+        # The PIL processor explicitly: with torchvision installed the default, and so the reward, would differ.
         from transformers import AutoTokenizer, SiglipImageProcessorPil
 
         self._device, self._batch_size = device, config.batch_size
@@ -80,7 +80,7 @@ class Siglip(Reward):
 
     @torch.no_grad()
     def _text(self, prompt: str) -> Float[Tensor, "1 d"]:
-        # It was trained on text padded to the full length, in lower case, and reads the last position without a mask.
+        # Trained on lower-case text padded to full length; it pools the last position without a mask.
         tokens = self._tokenizer(
             [prompt.lower()],
             padding="max_length",

@@ -1,12 +1,12 @@
-"""Vision transformers of the DINO families: which class reads a checkpoint, and how its images are prepared.
+"""Vision transformers of the DINO families: model classes and image preprocessing.
 
-Preprocessing is pinned here and not left to whichever backend transformers finds, because it is part of the reward:
+Preprocessing is fixed here, not left to whichever backend transformers finds, because it is part of the reward:
 
 * ``dinov2``, ``dinov2_with_registers``: the checkpoint's own settings in the PIL processor.
-* ``dinov3_vit``: transformers has no PIL processor for it. Its order is its own: scale to [0, 1], then resize with
+* ``dinov3_vit``: transformers has no PIL processor for it. The order is: scale to [0, 1], then resize with
   antialiasing in floating point, then normalise.
-* ``vit``: the original DINO. The hub's settings squash an image to a square; what papers report resizes the shorter
-  side to 256 bicubically, crops 224 and takes ImageNet's mean and std. The latter is used.
+* ``vit``: the original DINO. The hub's settings stretch an image to a square; papers resize the shorter side to 256
+  bicubically, crop 224 and use ImageNet's mean and std, as is done here.
 
 Dimensions: n batch, H x W pixels, P patches, D features. Tokens are (CLS, patches); registers are dropped.
 """
@@ -24,7 +24,7 @@ from customized_grpo.paths import model_path
 from customized_grpo.rewards.features import DtypeName, load_frozen
 
 Prepare = Callable[[Sequence[Image.Image]], Tensor]
-"""n RGB images to pixel values (n, 3, H, W)."""
+"""Maps n RGB images to pixel values (n, 3, H, W)."""
 
 FAMILIES: Final[Mapping[str, str]] = {
     "dinov2": "Dinov2Model",
@@ -35,7 +35,7 @@ FAMILIES: Final[Mapping[str, str]] = {
 _IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 _IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 _MODES: Final = {2: "bilinear", 3: "bicubic"}
-"""PIL's numbers of the filters that torch resizes tensors with."""
+"""PIL's filter numbers to torch's resize modes."""
 
 
 @final
@@ -43,7 +43,7 @@ class VisionEncoder:
     """A frozen encoder of one of the families.
 
     Attributes:
-        grid: patches along a side of its square input.
+        grid: number of patches along a side of its square input.
     """
 
     def __init__(self, name: str, *, dtype: DtypeName, device: torch.device) -> None:
@@ -64,11 +64,11 @@ class VisionEncoder:
 
     @torch.no_grad()
     def cls(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
-        """The CLS features alone."""
+        """CLS features only."""
         return self._states(images)[:, 0].float()
 
     def coverage(self, mask: Image.Image) -> Float[Tensor, " p"]:
-        """Share of white in each patch of a mask that goes through the same resizing and cropping as its image."""
+        """Share of white per patch of a mask that is resized and cropped like its image."""
         black, white, given = self._prepare(
             [Image.new("RGB", mask.size), Image.new("RGB", mask.size, "white"), mask.convert("RGB")]
         )
@@ -82,7 +82,7 @@ class VisionEncoder:
 
 
 def _preparation(config: Any, path: str) -> Prepare:
-    # The PIL processor by name: with torchvision installed the default would be another one, and so the reward.
+    # The PIL processor explicitly: with torchvision installed the default, and so the reward, would differ.
     from transformers import BitImageProcessorPil
 
     if config.model_type == "dinov3_vit":
@@ -106,12 +106,12 @@ def _preparation(config: Any, path: str) -> Prepare:
 
 
 def _float_resize(settings: Mapping[str, Any]) -> Prepare:
-    """DINOv3's preparation from its ``preprocessor_config.json``."""
+    """DINOv3's preprocessing from its ``preprocessor_config.json``."""
     size = settings.get("size", {})
     if set(size) != {"height", "width"} or settings.get("resample", 2) not in _MODES:
         raise ValueError(
             f"its preprocessor_config.json has size {size!r} and resample {settings.get('resample')!r}; this "
-            "reward knows a size of height and width, resized bilinearly (2) or bicubically (3)"
+            "reward supports a size of height and width, resized bilinearly (2) or bicubically (3)"
         )
     shape, mode = (size["height"], size["width"]), _MODES[settings.get("resample", 2)]
     mean = torch.tensor(settings.get("image_mean", _IMAGENET_MEAN))[:, None, None]

@@ -1,6 +1,6 @@
-"""What goes over the wire to a reward server and back: JSON, with images as PNG in base64. Nothing is unpickled.
+"""Messages to and from a reward server: JSON, with images as PNG in base64. Nothing is unpickled.
 
-PNG loses nothing, so the server scores the very pixels. JSON carries a float32 exactly: a score arrives bit for bit.
+PNG is lossless, so the server scores the same pixels. JSON represents a float32 exactly: scores arrive bit for bit.
 """
 
 import base64
@@ -23,9 +23,9 @@ def _read_png(given: Any) -> bytes:
     try:
         content = base64.b64decode(given, validate=True)
     except (TypeError, ValueError) as error:
-        raise ValueError("is no base64; send the PNG file as base64 text") from error
+        raise ValueError("is not base64; send the PNG file as base64 text") from error
     if not content.startswith(_SIGNATURE):
-        raise ValueError("is no PNG; other formats lose pixels, and with them the score")
+        raise ValueError("is not a PNG; other formats change pixels, and with them the score")
     return content
 
 
@@ -37,7 +37,7 @@ class _Message(BaseModel):
 
 
 class ExampleMessage(_Message):
-    """An example without what JSON can't carry (see ``request_body``)."""
+    """An example as JSON, without what JSON can't represent (see ``request_body``)."""
 
     key: str
     prompt: str
@@ -48,31 +48,31 @@ class ExampleMessage(_Message):
 
 
 class ScoreRequest(_Message):
-    """Images of one example, to be scored by the reward of the address."""
+    """Images of one example, to be scored by the reward of the URL."""
 
     example: ExampleMessage
     images: tuple[Png, ...] = Field(min_length=1)
     shared: bool = Field(
         default=True,
         description="whether other requests for the same example may share the batch: faster for single images, but "
-        "the last bits of a score depend on the batch, and so on what else is asked at the time",
+        "the last bits of a score depend on the batch, and so on concurrent requests",
     )
 
 
 class ScoreResponse(_Message):
-    """One score an image, null where it can't be scored."""
+    """One score per image, null if it can't be scored."""
 
     scores: tuple[float | None, ...]
     fingerprint: str
-    """Of the reward that gave them."""
+    """Fingerprint of the reward."""
     batch: int
-    """Images that were scored together with these, these included."""
+    """Number of images scored in the same batch, including these."""
 
 
 def request_body(example: Example, images: Sequence[Image]) -> bytes:
-    """The body of a request for a whole group, in a batch of its own: the references travel once.
+    """Body of a request for a whole group in its own batch, so that references are sent once.
 
-    Of ``example.extra`` goes what is plain JSON; objects of a data set's own classes stay behind.
+    Of ``example.extra`` only plain JSON is sent, not objects of a data set's own classes.
     """
     body = {
         "example": {
@@ -92,14 +92,14 @@ def request_body(example: Example, images: Sequence[Image]) -> bytes:
 def png(image: Image) -> str:
     """A picture as PNG in base64."""
     stream = io.BytesIO()
-    image.save(stream, "PNG", compress_level=1)  # a third of the time of the default, and hardly larger
+    image.save(stream, "PNG", compress_level=1)  # a third of the default's time, and hardly larger
     return base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 def fingerprint(spec: BaseModel) -> str:
-    """16 digits that change with any option of a reward, defaults included, but not with where it is used.
+    """16 hex digits that depend on all options of a reward, defaults included, but not on its use in a recipe.
 
-    Axis and weight belong to the recipe that uses the reward. Weights are not read: a folder's name stands for them.
+    Axis and weight belong to the recipe that uses the reward. A model is identified by its name, not by its weights.
     """
     options = spec.model_dump(mode="json", exclude={"axis", "weight"})
     text = json.dumps(options, sort_keys=True, ensure_ascii=False)
@@ -107,15 +107,15 @@ def fingerprint(spec: BaseModel) -> str:
 
 
 def read_token(variable: str) -> str | None:
-    """The token in an environment variable; None where it isn't set or is empty.
+    """The token in an environment variable; None if unset or empty.
 
     Raises:
-        ValueError: it holds signs that no HTTP header can carry. The message doesn't show it.
+        ValueError: it has characters not allowed in an HTTP header. The message doesn't show it.
     """
     token = os.environ.get(variable, "").strip()
     if not (token.isascii() and token.isprintable()) or " " in token:
         raise ValueError(
-            f"the environment variable {variable} holds spaces or signs that a token can't have; "
+            f"the environment variable {variable} holds spaces or characters that a token can't have; "
             "make one with: openssl rand -hex 32"
         )
     return token or None

@@ -1,1 +1,1 @@
-"""From noise to images: the transition of one step, the grid and plan of steps, a group's rollout."""
+"""Sampling: the transition of one step, the noise levels and step plan, a group's rollout."""

@@ -1,4 +1,4 @@
-"""Where a step's time goes: seconds by phase, the source of every ``time/*`` metric."""
+"""Timing of a step: seconds per phase, the source of every ``time/*`` metric."""
 
 import time
 from collections import defaultdict
@@ -13,8 +13,8 @@ import torch
 class Clock:
     """Adds up wall seconds by phase.
 
-    Phases don't nest; work on a GPU is waited for, so that it counts where it was asked for. Only the caller's stream
-    is: rewards that work in another one go on.
+    Phases don't nest. The GPU is synchronised, so that work counts in the phase that launched it, but only the
+    caller's stream: rewards in another one go on.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -34,7 +34,7 @@ class Clock:
             self._seconds[name] += time.perf_counter() - start
 
     def drain(self) -> dict[str, float]:
-        """``time/<phase>`` seconds since the last drain, ``time/step`` and what no phase claims as ``time/other``."""
+        """``time/<phase>`` seconds since the last drain, ``time/step``, and the remainder as ``time/other``."""
         total = time.perf_counter() - self._start
         metrics = {f"time/{name}": seconds for name, seconds in self._seconds.items()}
         metrics["time/other"] = max(0.0, total - sum(self._seconds.values()))

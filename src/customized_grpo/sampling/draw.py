@@ -115,7 +115,7 @@ def draw(
 def _encode_then_load(
     recipe: Recipe | EvaluateRecipe, device: torch.device, prompt: str, references: Sequence[Image.Image]
 ) -> tuple[Conditioning, Policy]:
-    """The conditioning, and a policy without its text encoders, which were gone before the transformer was read."""
+    """The conditioning, and a policy without its text encoders, freed before the transformer was loaded."""
     section, precision = recipe.policy, recipe.run.precision
     if not registry.resolve("policies", registry.type_of(section)).encoders:
         policy = load_policy(section, device=device, precision=precision)

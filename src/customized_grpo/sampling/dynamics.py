@@ -1,4 +1,4 @@
-"""One sampler step as a Gaussian, and log-probability and KL written once on top of it.
+"""Dynamics: one sampler step as a Gaussian, with one log-probability and one KL for all of them.
 
 Dimensions: n batch, ... the dims of one sample. sigma -> sigma' (next, smaller), d = sigma - sigma' > 0.
 Velocity v = noise - data, so x0 = x - sigma v is the predicted data and x1 = x + (1 - sigma) v the predicted noise.
@@ -65,7 +65,7 @@ def flow_sde(
         x: the state at sigma.
         sigma: current noise level.
         sigma_next: next noise level.
-        sigma_max: the grid's second sigma; stands for sigma in the denominator alone where sigma = 1.
+        sigma_max: the grid's second sigma; replaces sigma in the denominator only, if sigma = 1.
         noise_level: scale of the noise, 0.7 in the paper.
     """
     v, x, s, s_next = _wide(velocity, x, sigma, sigma_next)
@@ -90,7 +90,7 @@ def cps(
     v, x, s, s_next = _wide(velocity, x, sigma, sigma_next)
     x0, x1 = x - s * v, x + (1 - s) * v
     angle = noise_level * math.pi / 2
-    # sqrt(sigma'^2 - std^2) is sigma' |cos|, which rounding can't make the root of a negative number
+    # sqrt(sigma'^2 - std^2) is sigma' |cos|, which avoids the root of a number that rounding made negative
     return Gaussian((1 - s_next) * x0 + s_next * abs(math.cos(angle)) * x1, s_next * math.sin(angle))
 
 

@@ -34,7 +34,7 @@ def initial_noise(
         seed: the run's seed.
         step: the GRPO step.
         group: global index of the group in this GRPO step, over all ranks.
-        shared: one draw for the whole group; else one a sample.
+        shared: one draw for the whole group; else one per sample.
     """
     if shared:
         draw = torch.randn(latent_shape, generator=generator(seed, "shared-noise", step, group))
@@ -80,12 +80,12 @@ def sample_group(
 
     Steps that the plan does not make stochastic follow the flow. With shared noise the steps before the
     first stochastic one are the same for all samples, so they are computed once. The state is rounded to the policy's
-    storage dtype *before* it is scored: scoring float32 and replaying bfloat16 would move the log-ratio by far more
-    than the clip.
+    storage dtype *before* its log-probability is taken: with float32 there and bfloat16 in the replay the log-ratio
+    would move by far more than the clip.
 
     Args:
-        policy: whose ``velocity`` also serves the replay.
-        example: what is drawn; it travels with the trajectory to the rewards.
+        policy: the policy, whose ``velocity`` the replay uses too.
+        example: prompt and references; it is passed on to the rewards in the trajectory.
         cond: ``policy.encode`` of the example.
         sigmas: the grid, float32 from 1 to 0.
         plan: which steps are stochastic and which of them are trained.
@@ -94,11 +94,11 @@ def sample_group(
         draws: noise of the stochastic transitions, see ``transition_noise``.
         shared_noise: ``noise`` is the same for all samples.
         clock: gets the phases ``rollout`` and ``decode``, where there is one.
-        batch: samples in one forward; None is the whole group.
+        batch: samples per forward; None: the whole group.
     """
     clock = clock or Clock(policy.device)
     with clock.phase("rollout"):
-        # non_blocking: a copy out of ordinary memory is staged before the call returns, so nothing needs to wait
+        # non_blocking: a copy from pageable memory is staged before the call returns, so no wait is needed
         sigmas, draws = sigmas.to(policy.device), draws.to(policy.device, non_blocking=True)
         x = noise.to(policy.device, policy.dtype, non_blocking=True)
         velocity = partial(_in_batches, policy, cond, batch)
@@ -134,7 +134,7 @@ def sample_group(
 
 
 def _at(sigmas: Float[Tensor, " t_plus_1"], points: Sequence[int]) -> Float[Tensor, " m"]:
-    """Points of the grid. A list as an index would be copied to the device first, which waits for it."""
+    """Points of the grid. Indexing by a list would copy it to the device first, and wait for that."""
     return torch.stack([sigmas[k] for k in points])
 
 
@@ -145,7 +145,7 @@ def _in_batches(
     x: Float[Tensor, "n s c"],
     sigma: Float[Tensor, ""],
 ) -> Float[Tensor, "n s c"]:
-    """The velocity of any number of samples of one prompt, at most ``size`` of them in one forward."""
+    """The velocity of any number of samples of one prompt, at most ``size`` per forward."""
     if size is None or len(x) <= size:
         return policy.velocity(x, sigma, cond)
     return torch.cat([policy.velocity(part, sigma, cond) for part in x.split(size)])

@@ -1,7 +1,7 @@
-"""The grid of noise levels, and plans: which steps draw noise and which of those are trained.
+"""Noise levels and step plans: which sampler steps draw noise, and which of those are trained.
 
 Dimensions: T sampler steps, numbered k = 0 .. T-1 from noise to data; K trained steps. A plan is a pure function of
-the GRPO step, the seed and the group, so nothing about it is ever saved. The last step (k = T-1, sigma' = 0) is
+the GRPO step, the seed and the group, so it needs no saved state. The last step (k = T-1, sigma' = 0) is
 deterministic and never trained. A plan trains equally many steps in every group of a GRPO step.
 """
 
@@ -56,10 +56,10 @@ def sigma_grid(
     """The noise levels of a recipe.
 
     Args:
-        section: ``policy``, whose rules a named shift is looked up in.
+        section: ``policy``, with the rules for a named shift.
         shift: ``sampling.shift``.
         num_steps: T.
-        num_tokens: of an image.
+        num_tokens: latent tokens per image.
 
     Raises:
         ValueError: see ``shifted_sigmas`` and ``PolicySpec.shift``.
@@ -81,10 +81,10 @@ class StepPlan:
     skipped: tuple[int, ...] = ()
     """Points of the grid that deterministic steps pass over."""
     solver: SolverName = "euler"
-    """Of the deterministic steps."""
+    """Solver of the deterministic steps."""
 
     def __post_init__(self) -> None:
-        """Hold the invariants."""
+        """Check the invariants."""
         assert self.trained, "a plan trains at least one step"
         assert set(self.trained) <= set(self.stochastic), "only stochastic steps have a probability"
         assert list(self.stochastic) == sorted(set(self.stochastic))
@@ -94,7 +94,7 @@ class StepPlan:
 
     @property
     def first_stochastic(self) -> int:
-        """Until here the samples of a group with shared initial noise are one."""
+        """First stochastic step; before it the samples of a group with shared initial noise are equal."""
         return self.stochastic[0]
 
     def next_stochastic(self, k: int) -> int:
@@ -111,7 +111,7 @@ class StepPlan:
 
 
 class Plan(BaseModel, ABC):
-    """What every plan is: a frozen section of a recipe that gives each group its ``StepPlan``."""
+    """Base of plans: a frozen section of a recipe that gives each group its ``StepPlan``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -157,7 +157,10 @@ class FractionPlan(Plan):
 
     type: Literal["fraction"] = "fraction"
     fraction: float = Field(
-        default=0.6, gt=0.0, le=1.0, description="of the T - 1 trainable steps, rounded down, at least 1"
+        default=0.6,
+        gt=0.0,
+        le=1.0,
+        description="share of the T - 1 trainable steps, rounded down, at least 1",
     )
 
     def steps(self, step: int, num_steps: int, seed: int, group: int = 0) -> StepPlan:
@@ -169,12 +172,12 @@ class FractionPlan(Plan):
 
 
 class _FlowPlan(Plan, ABC):
-    """What plans share that leave most steps to the flow."""
+    """Base of plans that leave most steps to the deterministic flow."""
 
-    solver: SolverName = Field(default="euler", description="of the deterministic steps")
+    solver: SolverName = Field(default="euler", description="solver of the deterministic steps")
     steps_after: PositiveInt | None = Field(
         default=None,
-        description="deterministic steps after the stochastic ones, at most; null: all of the grid's",
+        description="limit on deterministic steps after the stochastic ones; null: all of the grid's",
     )
 
     def _around(self, stochastic: tuple[int, ...], num_steps: int) -> StepPlan:
@@ -189,7 +192,7 @@ class WindowPlan(_FlowPlan):
 
     The window starts at 0, stays for some GRPO steps, moves on by ``stride``, and after its last place starts anew.
     It stays for ``every`` GRPO steps (progressive), for a time that falls linearly towards ``shortest`` (decay), or
-    that falls by exp(-rate) a sampler step beyond ``onset`` (exp_decay). ``random`` draws a place each ``every``.
+    that falls by exp(-rate) per sampler step beyond ``onset`` (exp_decay). ``random`` draws a place every ``every``.
     """
 
     type: Literal["window"] = "window"
@@ -200,7 +203,7 @@ class WindowPlan(_FlowPlan):
         default=None, description="sampler steps to the next place; null: width. Not for random"
     )
     shortest: PositiveInt = Field(default=1, description="decay: fewest GRPO steps at one place")
-    rate: NonNegativeFloat = Field(default=0.1, description="exp_decay: a sampler step")
+    rate: NonNegativeFloat = Field(default=0.1, description="exp_decay: rate per sampler step")
     onset: float = Field(
         default=0.52, ge=0.0, le=1.0, description="exp_decay: share of T up to which nothing decays"
     )
@@ -281,7 +284,7 @@ def _num_trainable(num_steps: int) -> int:
 
 
 def _thinned(start: int, stop: int, keep: int) -> tuple[int, ...]:
-    """What to pass over between two points of the grid, so that at most ``keep`` even steps remain."""
+    """Points to skip between two points of the grid, so that at most ``keep`` even steps remain."""
     if stop - start <= keep:
         return ()
     kept = {start + round(i * (stop - start) / keep) for i in range(keep + 1)}

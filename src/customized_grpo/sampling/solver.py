@@ -1,4 +1,4 @@
-"""Deterministic steps of the flow: Euler, and a multistep solver that gets as far in fewer steps.
+"""Deterministic solvers of the flow: Euler, and a multistep solver that needs fewer steps.
 
 sigma -> sigma' (next, smaller); alpha = 1 - sigma; lambda = log(alpha / sigma), half the log-SNR; x0 = x - sigma v.
 """
@@ -34,7 +34,7 @@ def dpm_solver_2m(
         x0: data predicted at sigma.
         x0_before: data predicted one step earlier; None in a first step.
         x: the state at sigma.
-        sigmas: of the step before, of this one, and the next.
+        sigmas: noise levels of the previous, the current and the next step.
     """
     _, sigma, sigma_next = sigmas
     direction = x0
@@ -55,7 +55,7 @@ def ode_steps(
     sigmas: Float[Tensor, " m"],
     solver: SolverName = "euler",
 ) -> Float[Tensor, "n s c"]:
-    """From the first of ``sigmas`` to the last; one sigma is no step. The state is kept in the dtype of ``x``."""
+    """Solve from the first of ``sigmas`` to the last; a single sigma means no step. The state keeps ``x``'s dtype."""
     x0_before = None
     for k in range(len(sigmas) - 1):
         v = velocity(x, sigmas[k])

@@ -1,6 +1,6 @@
-"""Scores of the images in a folder by any rewards: one row an image, as a table on screen and as CSV or JSON lines.
+"""Scoring a folder of images by any rewards: one row per image, as a table on screen and as CSV or JSON lines.
 
-Each image is judged against an example: its own one of a manifest, found by the file's name, or one for all.
+Each image is scored against an example: its own from a manifest, found by the file's name, or one for all.
 """
 
 import csv
@@ -31,30 +31,30 @@ from customized_grpo.types import Example
 
 TABLES: Final = (".csv", ".jsonl")
 _CHUNK: Final = 32
-"""Images of one example and size that are in memory at a time."""
+"""Limit on images of one example and size in memory at a time."""
 
 
 class Scoring(Section):
-    """The rewards of a command line."""
+    """Rewards given on the command line."""
 
     rewards: dict[str, RewardField]
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """An image's scores, NaN where a reward can't score it, and why; or why the file is no image."""
+    """An image's scores (NaN if a reward can't score it) with reasons; or the reason why the file is not an image."""
 
     image: str
     example: str
     scores: Mapping[str, float]
     error: str = ""
     broken: bool = False
-    """Whether the file is no image."""
+    """True if the file is not an image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """An image and the example that it is judged against."""
+    """An image and the example that it is scored against."""
 
     path: Path
     name: str
@@ -66,12 +66,12 @@ def read_rewards(types: Sequence[str], options: Sequence[str]) -> Mapping[str, A
     """Sections of rewards from ``--reward`` and ``name.key=value``.
 
     Args:
-        types: ``dino``, ``my_module:f``, or ``name=type`` where a type comes twice; without a name it is the type's
+        types: ``dino``, ``my_module:f``, or ``name=type`` if a type is used twice; the default name is the type's
             last part.
         options: ``dino.model=mini``.
 
     Raises:
-        RecipeError: an unknown type or option, or one name twice.
+        RecipeError: an unknown type or option, or a duplicate name.
     """
     chosen: list[str] = []
     names: set[str] = set()
@@ -95,10 +95,10 @@ def read_rewards(types: Sequence[str], options: Sequence[str]) -> Mapping[str, A
 
 
 def find_images(folder: Path) -> list[Path]:
-    """The images under a folder, or the one file given, in order of their names.
+    """Images under a folder, or the one file given, in order of their names.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no image.
     """
     if folder.is_file():
         return [folder]
@@ -116,10 +116,10 @@ def with_one_example(folder: Path, example: Example) -> list[Job]:
 
 
 def with_manifest(folder: Path, manifest: Path) -> list[Job]:
-    """Each image against its own example: a file is called ``<id>`` or ``<id>-<number>``, or lies in a folder ``<id>``.
+    """Each image against its own example: the file is named ``<id>`` or ``<id>-<number>``, or is in a folder ``<id>``.
 
     Raises:
-        ValueError: an image is of no example, or the manifest can't be used.
+        ValueError: an image belongs to no example, or the manifest can't be used.
     """
     dataset = ManifestDataset(ManifestDataset.Config(type="manifest", path=str(manifest)))
     index = {key: at for at, key in enumerate(dataset.keys())}
@@ -141,10 +141,10 @@ def with_manifest(folder: Path, manifest: Path) -> list[Job]:
 
 
 def score(jobs: Sequence[Job], scorer: Scorer) -> Iterator[Scored]:
-    """Rows in the order of ``jobs``, as they are done. A broken image gets a row that says why.
+    """Yield rows in the order of ``jobs`` as they are finished. A broken image gets a row with the reason.
 
     Raises:
-        RewardFailure: a reward can't go on; what was yielded before stays good.
+        RewardFailure: a reward can't go on; rows yielded before remain valid.
     """
     for _, same in groupby(jobs, key=lambda job: job.key):
         group = list(same)
@@ -180,10 +180,10 @@ def run(
     device: torch.device,
     progress: Callable[[int, int], None],
 ) -> tuple[list[Scored], RewardFailure | None]:
-    """Score everything; with a failure the rows are those that were done before it."""
+    """Score everything; after a failure, return it with the rows finished before."""
     rewards = load_rewards(specs, device=device, place="--reward ")
     rows: list[Scored] = []
-    # A folder may hold nothing that can be scored; it is the user who judges that here.
+    # A folder may hold nothing that can be scored; here that is for the user to judge.
     with Scorer(rewards, max_failed_share=1.0) as scorer:
         try:
             for row in score(jobs, scorer):
@@ -195,13 +195,13 @@ def run(
 
 
 def check_table(path: Path | None) -> None:
-    """Refuse a table of unknown form before anything is scored."""
+    """Refuse a table of unknown format before anything is scored."""
     if path is not None and path.suffix.lower() not in TABLES:
         raise ValueError(f"--out: given {str(path)!r}; end it in {' or '.join(TABLES)}")
 
 
 def write_table(path: Path, rows: Sequence[Scored], names: Sequence[str]) -> None:
-    """CSV or JSON lines by the suffix, complete or not at all. What has no value is empty, or null."""
+    """CSV or JSON lines by the suffix, complete or absent. Missing values are empty, or null."""
     records = [_record(row, names) for row in rows]
     with replacing(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         if path.suffix.lower() == ".csv":
@@ -213,7 +213,7 @@ def write_table(path: Path, rows: Sequence[Scored], names: Sequence[str]) -> Non
 
 
 def summary(rows: Sequence[Scored], names: Sequence[str]) -> list[tuple[str, ...]]:
-    """(reward, n, mean, standard deviation, lowest, highest) of each reward over the images that it scored."""
+    """(reward, n, mean, standard deviation, lowest, highest) per reward over the images that it scored."""
     lines = []
     for name in names:
         values = [row.scores[name] for row in rows if not math.isnan(row.scores[name])]
@@ -226,12 +226,12 @@ def summary(rows: Sequence[Scored], names: Sequence[str]) -> list[tuple[str, ...
 
 
 def silent(rows: Sequence[Scored], names: Sequence[str]) -> list[str]:
-    """The rewards that scored no image at all."""
+    """Rewards that scored no image at all."""
     return [name for name in names if all(math.isnan(row.scores[name]) for row in rows)]
 
 
 def shown(value: float) -> str:
-    """A score for people."""
+    """A score formatted for display."""
     return "-" if math.isnan(value) else f"{value:.4f}"
 
 

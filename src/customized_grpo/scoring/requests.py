@@ -1,6 +1,6 @@
-"""How a reward over the network is asked, by a training and by an evaluation alike: so many at a time, for so long.
+"""Concurrent requests to remote rewards, with a limit and a timeout, in training and evaluation alike.
 
-What fails costs the image, or the group, that was asked for, and leaves a reason; a ``RewardFailure`` goes through.
+A failed request leaves its image, or group, unscored with a reason; a ``RewardFailure`` is passed on.
 """
 
 import asyncio
@@ -15,32 +15,32 @@ from customized_grpo.rewards.base import AsyncGroupReward, AsyncReward, RewardFa
 from customized_grpo.types import Example
 
 MAX_CONCURRENT: Final = 8
-"""Requests in flight at a time, for a reward that doesn't set its own."""
+"""Limit on concurrent requests, for a reward that doesn't set its own."""
 TIMEOUT_S: Final = 60.0
-"""For one image of an ``AsyncReward`` that doesn't set its own, from the moment it is sent."""
+"""Timeout for one image of an ``AsyncReward`` that doesn't set its own, from the moment it is sent."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Scores, and for each why it is none (empty where nothing went wrong)."""
+    """Scores, each with the reason why it is missing (empty if it isn't)."""
 
     scores: Sequence[float]
     errors: Sequence[str]
 
     @classmethod
     def of(cls, scores: Sequence[float], error: str = "") -> "Outcome":
-        """Scores that came together, and what was said with them."""
+        """Outcome of scores that came together, with a common error."""
         return cls(scores, [error] * len(scores))
 
     def reasons(self) -> list[str]:
-        """Why each score can't be used; empty where it can."""
+        """Reason why each score can't be used; empty if it can."""
         pairs = zip(self.scores, self.errors, strict=True)
         return ["" if math.isfinite(score) else error or f"the score was {score:g}" for score, error in pairs]
 
 
 def limit(reward: AsyncReward | AsyncGroupReward, default: int = MAX_CONCURRENT) -> asyncio.Semaphore:
-    """How many requests of the reward may be in flight; for one event loop."""
+    """Semaphore that limits the reward's concurrent requests; for one event loop."""
     return asyncio.Semaphore(reward.max_concurrent or default)
 
 
@@ -50,10 +50,10 @@ async def ask_singly(
     limit: asyncio.Semaphore,
     timeout_s: float = TIMEOUT_S,
 ) -> Outcome:
-    """Scores in the order of the questions, which are under way together. Waiting for ``limit`` is no part of the time.
+    """Request scores concurrently, one per image, in order. Waiting for ``limit`` doesn't count as time.
 
     Raises:
-        RewardFailure: the reward asks to stop; what is still in flight is called back.
+        RewardFailure: the reward asks to stop; requests in flight are cancelled.
     """
     errors = [""] * len(questions)
     time_s = reward.timeout_s or timeout_s
@@ -84,10 +84,10 @@ async def ask_singly(
 async def ask_together(
     reward: AsyncGroupReward, example: Example, images: Sequence[Image], limit: asyncio.Semaphore
 ) -> Outcome:
-    """Scores of a group that is asked for in one call.
+    """Request the scores of a group in one call.
 
     Raises:
-        RewardFailure: the reward asks to stop, or gives another number of scores.
+        RewardFailure: the reward asks to stop, or gives a wrong number of scores.
     """
     try:
         async with limit:
@@ -102,5 +102,5 @@ async def ask_together(
 
 
 def describe(error: Exception) -> str:
-    """An error in words, with its type."""
+    """Description of an error, with its type."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

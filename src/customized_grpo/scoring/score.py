@@ -46,12 +46,12 @@ def score(
     rewards: Mapping[str, AnyReward],
     example: Example,
 ) -> dict[str, Float[Tensor, " n"]]:
-    """What each reward gives each image; higher is better, and NaN means that the reward could not score it.
+    """Scores of each image by each reward; higher is better, NaN means unscorable.
 
     Args:
         images: all of one size; a group's tensor, or RGB images as ``generate`` gives them.
         rewards: from ``load_rewards``; load them once and score often.
-        example: the prompt and the references that the images are judged against.
+        example: prompt and references against which images are scored.
 
     Returns:
         float32 scores on the CPU by the reward's name, each in the reward's own unit.
@@ -64,7 +64,7 @@ def score(
         ``score(images, load_rewards(recipe.rewards), example)["dino"]``
     """
     group = images if isinstance(images, Tensor) else _stacked(images)
-    # The caller sees which images have no score, and judges that.
+    # The caller sees which images have no score, and decides.
     with Scorer(rewards, max_failed_share=1.0) as scorer:
         columns = scorer.submit(example, group).result().unbind(1)
         return dict(zip(scorer.names, columns, strict=True))

@@ -1,8 +1,8 @@
-"""All rewards on a group: concurrency, order, failures. The result depends on nothing but the scores.
+"""The scorer of all rewards on a group: concurrency, order, failures. The result depends only on the scores.
 
-Network rewards are put in flight first, on one background event loop, and stay there while the next group is sampled.
-Local ones run in the caller's thread or, on a GPU, in a thread and a stream of their own, which sampling overlaps too.
-What can't be scored is NaN, is counted with its reason, and past a share of the recent samples stops the run.
+Network rewards are started first, on one background event loop, and run while the next group is sampled. Local ones
+run in the caller's thread or, on a GPU, in their own thread and stream, which sampling overlaps too. Unscorable
+samples are NaN and counted with their reason; above a share of the recent samples they stop the run.
 Dimensions: G group size, R rewards, H x W pixels.
 """
 
@@ -27,10 +27,10 @@ from customized_grpo.types import Example
 
 @final
 class Pending:
-    """Scores on their way. ``result`` waits for them.
+    """Scores in progress. ``result`` waits for them.
 
     Attributes:
-        reasons: reward to why each image has no score, empty where it has one; filled by ``result``.
+        reasons: reward to the reason why each image has no score, empty if it has one; filled by ``result``.
     """
 
     def __init__(
@@ -56,14 +56,14 @@ class Scorer:
     """Scores groups with every reward of a recipe.
 
     Args:
-        rewards: by name; the order is that of the score columns.
+        rewards: rewards by name, in the order of the score columns.
         max_failed_share: largest allowed share of unscorable samples among a reward's last ``window``.
-        window: samples over which that share is taken.
-        max_concurrent: requests in flight at a time, for each network reward that doesn't set its own.
-        timeout_s: for one image of an ``AsyncReward``, from the moment it's sent; then the sample is unscorable. A
-            reward may set its own.
-        background: where local rewards compute, if they are to work in a thread (and stream) of their own, one group
-            after the other, while the next group is sampled; else they are done when ``submit`` returns.
+        window: number of samples over which that share is taken.
+        max_concurrent: limit on concurrent requests, for each network reward that doesn't set its own.
+        timeout_s: timeout for one image of an ``AsyncReward``, from the moment it's sent; then the sample is
+            unscorable. A reward may set its own.
+        background: device of local rewards that run in their own thread (and stream), one group after the other,
+            while the next group is sampled; None: they are done when ``submit`` returns.
 
     Attributes:
         names: the reward of each column.
@@ -90,7 +90,7 @@ class Scorer:
         }
         if strange := [name for name in rewards if name not in self._local and name not in self._remote]:
             raise ValueError(
-                f"reward {strange[0]!r} is no Reward, AsyncReward or AsyncGroupReward; subclass one of them"
+                f"reward {strange[0]!r} is not a Reward, AsyncReward or AsyncGroupReward; subclass one of them"
             )
         self._tally = Tally(self.names, max_failed_share=max_failed_share, window=window)
         self._seconds = dict.fromkeys(rewards, 0.0)
@@ -101,15 +101,15 @@ class Scorer:
 
     @property
     def failures(self) -> Mapping[str, int]:
-        """Samples that each reward could not score, over the whole run."""
+        """Number of samples that each reward could not score, over the whole run."""
         return self._tally.failures
 
     def submit(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Pending:
-        """Start scoring a group. Network rewards are in flight on return; local ones are done, or in their thread.
+        """Start scoring a group. On return, network rewards are in flight, local ones done or in their thread.
 
         Raises:
-            RewardFailure: a local reward raised (chained) or returned another shape than (g,) float32. That
-                is a bug or a broken example, so it isn't masked. In the background ``result`` raises it.
+            RewardFailure: a local reward raised (chained) or did not return (g,) float32. That is a bug or a broken
+                example, so it isn't masked. In the background ``result`` raises it.
         """
         flights: dict[str, Future[Outcome]] = {}
         if self._loop is not None:
@@ -132,30 +132,30 @@ class Scorer:
     def drain(self) -> dict[str, float]:
         """Metrics since the last drain: ``time/reward/<name>`` and ``reward/<name>/failed_share``.
 
-        The seconds are those that a reward cost the caller: where it has a thread, the wait that sampling did not hide.
+        Times are seconds that the caller waited: for a reward with its own thread, what sampling did not hide.
         """
         metrics = {f"time/reward/{name}": seconds for name, seconds in self._seconds.items()}
         self._seconds.update(dict.fromkeys(self.names, 0.0))
         return metrics | self._tally.drain()
 
     def drain_news(self) -> list[str]:
-        """What the drained metrics leave unsaid: how many samples a reward could not score, and why the last one."""
+        """Messages since the last drain: how many samples a reward could not score, and the last reason."""
         return self._tally.drain_news()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to stop where the uninterrupted one would: plain JSON values."""
+        """JSON state by which a resumed run stops where the uninterrupted one would."""
         return self._tally.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state_dict``.
+        """Restore the state of ``state_dict``.
 
         Raises:
-            ValueError: the state is that of other rewards.
+            ValueError: the state belongs to other rewards.
         """
         self._tally.load_state_dict(state)
 
     def close(self) -> None:
-        """Cancel what is in flight and end the threads. May be called twice."""
+        """Cancel requests in flight and end the threads. May be called twice."""
         self._workers.shutdown(cancel_futures=True)
         if self._loop is not None:
             self._loop.close()
@@ -212,7 +212,7 @@ class Scorer:
             start = time.perf_counter()
             outcome = local[name].result() if name in local else _landed(name, example, flights[name])
             self._seconds[name] += time.perf_counter() - start
-            scores = torch.tensor(outcome.scores, dtype=torch.float32)  # which may make infinity of a number
+            scores = torch.tensor(outcome.scores, dtype=torch.float32)  # which may overflow to infinity
             reasons[name] = Outcome(scores.tolist(), outcome.errors).reasons()
             self._tally.count(name, example.key, reasons[name])
             columns.append(torch.where(scores.isfinite(), scores, torch.nan))
@@ -221,7 +221,7 @@ class Scorer:
 
 
 def _landed(name: str, example: Example, flight: "Future[Outcome]") -> Outcome:
-    """The outcome of a network reward; a stop that it asked for is raised with its name."""
+    """Outcome of a network reward; if it asked to stop, raises with its name."""
     try:
         return flight.result()
     except RewardFailure as error:

@@ -1,4 +1,4 @@
-"""What rewards could not score: counts, the reasons for people, and the share at which a run stops."""
+"""Tally of unscorable samples: counts, reasons, and the share at which a run stops."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -7,20 +7,20 @@ from typing import Any, Final, final
 from customized_grpo.rewards.base import RewardFailure
 
 WINDOW: Final = 512
-"""Samples of a reward over which its failed share is taken."""
+"""Number of a reward's samples over which its failed share is taken."""
 MIN_WINDOW: Final = 32
-"""The share counts at least so many samples, the unseen ones as scored: one early failure is no outage."""
+"""Smallest denominator of the share, unseen samples counting as scored: one early failure is not an outage."""
 
 
 @final
 class Tally:
-    """Of every reward.
+    """Failures of every reward.
 
     Args:
         max_failed_share: largest allowed share of unscorable samples among a reward's last ``window``.
 
     Attributes:
-        failures: samples that each reward could not score, over the whole run.
+        failures: number of samples that each reward could not score, over the whole run.
     """
 
     def __init__(self, names: Sequence[str], *, max_failed_share: float, window: int = WINDOW) -> None:
@@ -33,7 +33,7 @@ class Tally:
         self._news: list[str] = []
 
     def count(self, name: str, key: str, reasons: Sequence[str]) -> None:
-        """Add a group's samples: why each has no score, empty where it has one."""
+        """Add a group's samples by the reason why each has no score, empty if it has one."""
         failed = [bool(reason) for reason in reasons]
         if any(failed):
             self._last_error[name] = f"{[why for why in reasons if why][-1]} (example {key!r})"
@@ -43,7 +43,7 @@ class Tally:
         self.failures[name] += sum(failed)
 
     def check(self) -> None:
-        """Stop where too much fails.
+        """Raise if too many samples fail.
 
         Raises:
             RewardFailure: a reward failed on more than the allowed share of recent samples.
@@ -57,7 +57,7 @@ class Tally:
                 )
 
     def drain(self) -> dict[str, float]:
-        """``reward/<name>/failed_share`` since the last drain; what failed becomes news."""
+        """``reward/<name>/failed_share`` since the last drain; failures become news."""
         shares = {}
         for name, count in self._scored.items():
             failed = self._failed[name]
@@ -72,22 +72,22 @@ class Tally:
         return shares
 
     def drain_news(self) -> list[str]:
-        """A line for each reward that failed between two drains, once."""
+        """One message per reward that failed between two drains, given once."""
         texts, self._news = self._news, []
         return texts
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to stop where the uninterrupted one would: plain JSON values."""
+        """JSON state by which a resumed run stops where the uninterrupted one would."""
         return {
             name: {"recent": [int(failed) for failed in recent], "failures": self.failures[name]}
             for name, recent in self._recent.items()
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state_dict``.
+        """Restore the state of ``state_dict``.
 
         Raises:
-            ValueError: the state is that of other rewards.
+            ValueError: the state belongs to other rewards.
         """
         if set(state) != set(self.failures):
             raise ValueError(

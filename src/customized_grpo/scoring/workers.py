@@ -1,4 +1,4 @@
-"""Where rewards work, or wait for their answers, while sampling goes on."""
+"""Background threads in which rewards compute, or await responses, during sampling."""
 
 import asyncio
 import threading
@@ -13,27 +13,27 @@ T = TypeVar("T")
 
 @final
 class Inline(Executor):
-    """Does what it is given at once, in the caller's thread, where an error is raised too."""
+    """Executor that runs each call at once in the caller's thread, and raises errors there."""
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
-        """A future that is done."""
+        """Run the call; the returned future is done."""
         done: Future[T] = Future()
         done.set_result(fn(*args, **kwargs))
         return done
 
 
 def worker(device: torch.device) -> ThreadPoolExecutor:
-    """One thread. On a GPU it has a stream of its own: in the default one its work would queue behind sampling's."""
+    """One-thread executor. On a GPU it has its own stream: in the default one its work would queue behind sampling."""
     if device.type != "cuda":
         return ThreadPoolExecutor(1, "local-rewards")
     stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))  # which the models were loaded in
+    stream.wait_stream(torch.cuda.current_stream(device))  # in which the models were loaded
     return ThreadPoolExecutor(1, "local-rewards", torch.cuda.set_stream, (stream,))
 
 
 @final
 class LoopThread:
-    """One event loop in one daemon thread."""
+    """An event loop in a daemon thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -41,11 +41,11 @@ class LoopThread:
         self._thread.start()
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
-        """Put ``coroutine`` in flight."""
+        """Start ``coroutine``."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def close(self) -> None:
-        """Cancel what is in flight and end the thread."""
+        """Cancel running coroutines and end the thread."""
         asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

@@ -1,1 +1,1 @@
-"""``customized-grpo serve``: any reward behind HTTP, on a GPU or machine of its own. Needs the extra ``serve``."""
+"""The reward server, ``customized-grpo serve``: rewards over HTTP on another GPU or machine (extra ``serve``)."""

@@ -1,4 +1,4 @@
-"""What a request meets first: the token, the size of its body, and whether a worker is there to score it."""
+"""Admission of requests to the server: checks the token, the body size, and that a worker is ready."""
 
 import secrets
 from collections.abc import Callable
@@ -10,12 +10,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from customized_grpo.serve.api import refusal
 
 OPEN: Final = "/health"
-"""The one address without a token, for load balancers; it tells no more than whether the server is ready."""
+"""The only path without a token, for load balancers; it tells only whether the server is ready."""
 
 
 @final
 class Admission:
-    """ASGI middleware that refuses by the headers alone, before a body is read."""
+    """ASGI middleware that refuses requests by their headers, before a body is read."""
 
     def __init__(
         self, app: ASGIApp, *, token: str | None, max_bytes: int, is_ready: Callable[[str], bool]

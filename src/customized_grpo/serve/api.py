@@ -1,7 +1,7 @@
-"""What a worker of the server does: decode requests, score them by the scorer that training uses, answer.
+"""Worker of the reward server: decodes requests, scores them by training's scorer, and answers.
 
-A request is a group, and it is scored in a batch of its own unless it allows sharing (``shared``): then it joins the
-requests for the same example that wait with it. Dimensions: G images of a request, H x W pixels.
+A request is a group, scored in its own batch unless it allows sharing (``shared``); then it joins waiting requests for
+the same example. Dimensions: G images of a request, H x W pixels.
 """
 
 import json
@@ -40,13 +40,13 @@ from customized_grpo.types import Example
 
 log: Final = logging.getLogger(__name__)
 IDLE_S: Final = 1.0
-"""How long a worker waits for a request before it looks around."""
+"""Seconds that a worker waits for a request before it returns to LitServe's loop."""
 
 
 @final
 @dataclass(slots=True)
 class Job:
-    """A request on its way: what it becomes, or why it is refused."""
+    """A request in progress: its decoded images, and its result or refusal."""
 
     request: ScoreRequest
     example: Example | None = None
@@ -85,20 +85,20 @@ class RewardAPI(LitAPI):
             self._scorer = Scorer({self.name: reward}, max_failed_share=1.0)
         except (ValueError, RewardFailure) as error:
             log.error("error: rewards.%s: %s", self.name, error)
-            logging.getLogger("litserve").setLevel(logging.CRITICAL)  # its traceback adds nothing to that
+            logging.getLogger("litserve").setLevel(logging.CRITICAL)  # its traceback adds nothing
             raise
 
-    # LitServe reads the types of a request and of an answer from these signatures.
+    # LitServe reads the types of requests and responses from these signatures.
     def decode_request(self, request: ScoreRequest) -> Job:  # type: ignore[override]
-        """Nothing is decoded yet: an error here would be the answer to the whole batch."""
+        """Defer decoding to ``predict``: an error here would fail the whole batch."""
         return Job(request)
 
     def batch(self, inputs: list[Job]) -> list[Job]:
-        """Requests stay apart until they are decoded."""
+        """Keep requests separate until they are decoded."""
         return inputs
 
     def predict(self, jobs: list[Job]) -> list[Response]:  # type: ignore[override]
-        """An answer for each request; a bad one spoils no other."""
+        """Answer each request; a bad one doesn't affect the others."""
         groups: dict[Hashable, list[Job]] = {}
         for at, job in enumerate(jobs):
             try:
@@ -114,11 +114,11 @@ class RewardAPI(LitAPI):
         return [job.answer for job in jobs]
 
     def encode_response(self, output: Response) -> Response:  # type: ignore[override]
-        """The answer, made where it is known what it is."""
+        """Pass on the response, which ``predict`` has made."""
         return output
 
     def _decode(self, job: Job) -> None:
-        """One budget of pixels for all images of a request: it bounds the memory that they take."""
+        """Decode a request, with one pixel budget for all its images to bound memory."""
         left = self._max_pixels
 
         def read(content: bytes, name: str) -> Image.Image:
@@ -156,7 +156,7 @@ class RewardAPI(LitAPI):
             pending = self._scorer.submit(example, images)
             scores = pending.result()[:, 0].tolist()
         except RewardFailure as error:
-            # What a reward says about its input is the client's to mend; the rest is a fault of the server.
+            # A reward's complaint about its input is a client error; anything else is a server error.
             status = 422 if isinstance(error.__cause__, ValueError) else 500
             log.warning("%s: %d: %s", self.name, status, error)
             for job in jobs:
@@ -192,16 +192,16 @@ class RewardAPI(LitAPI):
 
 @final
 class WaitingLoop(BatchedLoop):
-    """Sleeps until a request comes, and collects others from that moment on.
+    """Batching loop that sleeps until a request comes, and collects others from then on.
 
-    LitServe's own loop (0.2.19) asks an empty queue a thousand times a second, and its time for collecting begins
-    before the first request is there, so it may be over just after.
+    LitServe's own loop (0.2.19) polls an empty queue a thousand times per second, and its batching timeout starts
+    before the first request arrives, so it may end just after.
     """
 
     def get_batch_requests(
         self, lit_api: LitAPI, request_queue: Any, transport: MessageTransport
     ) -> tuple[list[Any], list[Any]]:
-        """The requests of one batch, and those that waited too long."""
+        """Requests of one batch, and those that timed out."""
         first = self.get_request(request_queue, timeout=IDLE_S)
         if first is None:
             return [], []
@@ -210,7 +210,7 @@ class WaitingLoop(BatchedLoop):
 
 @final
 class _Begun:
-    """A queue whose first item has been taken out already."""
+    """A queue whose first item was already taken."""
 
     def __init__(self, first: Any, queue: Any) -> None:
         self._first: list[Any] = [first]
@@ -231,7 +231,7 @@ def _identity(example: ExampleMessage) -> Hashable:
 
 
 def _die_with_the_server() -> None:
-    """End this process, and the server's other ones, when the server is killed: they would keep GPU and port."""
+    """End this process and its siblings if the server is killed; else they would keep GPU and port."""
     server = psutil.Process(os.getppid())
     siblings = [process for process in server.children() if process.pid != os.getpid()]
 

@@ -1,4 +1,4 @@
-"""The server's main process: LitServe with our admission and plain errors, and workers that come back when they die."""
+"""Main process of the reward server: LitServe with our admission, plain errors, and restart of dead workers."""
 
 import contextlib
 import logging
@@ -26,20 +26,20 @@ from customized_grpo.serve.admission import Admission
 from customized_grpo.serve.api import IDLE_S, RewardAPI, refusal
 
 MAX_DEATHS: Final = 5
-"""Of workers within ``PERIOD_S``; then something is wrong that another start won't mend."""
+"""Limit on worker deaths within ``PERIOD_S``; beyond it, a restart won't help."""
 PERIOD_S: Final = 600.0
 _LOOPBACK: Final = "127.0.0.1"
 
 
 class ServerError(RuntimeError):
-    """The server can't go on; whoever supervises it may start it again."""
+    """The server can't go on; its supervisor may restart it."""
 
 
 def serve(config: ServerConfig, say: Callable[[str], None]) -> None:
     """Serve until a signal comes.
 
     Raises:
-        ValueError: other machines would be let in without a token, the port is taken, or there is no such GPU.
+        ValueError: other machines would have access without a token, the port is taken, or there is no such GPU.
         ServerError: a reward can't be loaded.
     """
     token = read_token(config.token_env)
@@ -54,7 +54,7 @@ def serve(config: ServerConfig, say: Callable[[str], None]) -> None:
     def stop(signum: int, frame: object) -> None:
         logging.getLogger("litserve").setLevel(
             logging.CRITICAL + 1
-        )  # what it says of its own end is no error
+        )  # its messages at shutdown are not errors
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
@@ -64,26 +64,26 @@ def serve(config: ServerConfig, say: Callable[[str], None]) -> None:
             host=config.host,
             port=config.port,
             num_api_servers=1,
-            api_server_worker_type="thread",  # a dead worker's requests can be answered from the main process alone
+            api_server_worker_type="thread",  # only the main process can answer a dead worker's requests
             generate_client_file=False,
             log_level="warning",
         )
-    except KeyboardInterrupt:  # while rewards are loaded; later LitServe catches it
+    except KeyboardInterrupt:  # while rewards are being loaded; later LitServe catches it
         pass
-    except (OSError, EOFError) as error:  # a process of LitServe's is gone, and its HTTP thread would live on
+    except (OSError, EOFError) as error:  # a LitServe process is gone, and its HTTP thread would live on
         say(f"error: the server broke down ({type(error).__name__}: {error}); start it again")
         _end_children()
         os._exit(1)
     finally:
         _end_children()
-    # LitServe leaves the thread of its HTTP server running, and with it the process.
+    # LitServe leaves its HTTP server's thread running, and with it the process.
     say("stopped")
     os._exit(0)
 
 
 @final
 class RewardServer(LitServer):
-    """LitServe's server of one API a reward; what is overridden is public in 0.2.19."""
+    """LitServe server with one API per reward; overridden methods are public in 0.2.19."""
 
     def __init__(self, config: ServerConfig, token: str | None, say: Callable[[str], None]) -> None:
         accelerator, gpus = _devices(config)
@@ -94,7 +94,7 @@ class RewardServer(LitServer):
             accelerator=accelerator,
             devices=gpus,
             timeout=config.limits.queue_s,
-            max_payload_size=max_bytes,  # counts what comes; the admission sees what is announced
+            max_payload_size=max_bytes,  # limits what arrives; the admission checks what is announced
             middlewares=[(Admission, admission)],
             model_metadata={"version": __version__, "rewards": _about(config)},
             disable_openapi_url=True,
@@ -102,15 +102,15 @@ class RewardServer(LitServer):
         )
         self.app.add_exception_handler(RequestValidationError, _malformed)
         self.response_buffer = _Snapshots()
-        self.monitor_internal = 1  # seconds between looks at the workers
+        self.monitor_internal = 1  # seconds between checks of the workers
         self._config, self._say = config, say
         self._deaths: deque[float] = deque(maxlen=MAX_DEATHS)
 
     def verify_worker_status(self) -> None:
-        """Wait until every worker is ready; LitServe's own is content with one.
+        """Wait until every worker is ready; LitServe's own method waits for only one.
 
         Raises:
-            ServerError: a reward can't be loaded; the worker has said why.
+            ServerError: a reward can't be loaded; the worker has logged why.
         """
         while not all(status == WorkerSetupStatus.READY for status in self.workers_setup_status.values()):
             if any(not worker.is_alive() for worker in self.inference_workers):
@@ -121,7 +121,7 @@ class RewardServer(LitServer):
         self._say(f"serving at http://{self._config.host}:{self._config.port}")
 
     def launch_single_inference_worker(self, lit_api: LitAPI, worker_id: int) -> Any:
-        """Start a worker in the place of one that died; called by LitServe's watch."""
+        """Start a worker in place of one that died; called by LitServe's monitor."""
         endpoint = lit_api.api_path.split("/")[-1]
         status = self.workers_setup_status[f"{endpoint}_{worker_id}"]
         self._deaths.append(time.monotonic())
@@ -137,10 +137,10 @@ class RewardServer(LitServer):
         return started
 
     def _send_back(self) -> None:
-        """Answer all that waits with 503, for its client to ask again.
+        """Answer all waiting requests with 503, so that their clients retry.
 
-        What the dead worker had taken is known to nobody (LitServe knows a part of it), and until its last call of
-        ``get`` is over the queue may hand it one more.
+        The dead worker's requests are unknown (LitServe knows only some of them), and the queue may hand it one more
+        until its last ``get`` is over.
         """
         time.sleep(IDLE_S)
         for queue in self.litapi_request_queues.values():
@@ -152,7 +152,7 @@ class RewardServer(LitServer):
             item.event.set()
 
     def _is_ready(self, path: str) -> bool:
-        """Whether the reward of an address has a worker; other addresses are not its business."""
+        """True if the reward of a path has a worker; always true for other paths."""
         prefix = path.split("/")[-1] + "_"
         statuses = [status for name, status in self.workers_setup_status.items() if name.startswith(prefix)]
         return not statuses or WorkerSetupStatus.READY in statuses
@@ -160,7 +160,7 @@ class RewardServer(LitServer):
 
 @final
 class _Snapshots(dict[str, Any]):
-    """Requests in flight. LitServe's watch goes through them in one thread while another adds and removes."""
+    """Requests in flight, safe to iterate in LitServe's monitor while another thread adds and removes."""
 
     def items(self) -> Any:
         return self.copy().items()
@@ -190,7 +190,7 @@ def _devices(config: ServerConfig) -> tuple[Literal["cpu", "cuda"], Any]:
 
 
 async def _malformed(request: Request, error: Exception) -> Response:
-    """FastAPI's own answer would send the whole request back."""
+    """Answer to a malformed request; FastAPI's own would send the whole request back."""
     assert isinstance(error, RequestValidationError)
     problems = [f"{_place(one['loc'])}: {one['msg']}" for one in error.errors()]
     return refusal(422, "; ".join(problems[:5]))
@@ -216,4 +216,4 @@ def _check_port(config: ServerConfig) -> None:
 def _end_children() -> None:
     for process in psutil.Process().children(recursive=True):
         process.kill()
-    multiprocessing.active_children()  # collects the dead
+    multiprocessing.active_children()  # reaps dead processes

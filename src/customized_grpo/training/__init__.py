@@ -1,1 +1,1 @@
-"""The trainer: the objective, the loop, its checkpoints and its metrics."""
+"""Training: the loop, its checkpoints and its metrics."""

@@ -1,6 +1,6 @@
-"""What a run finds out once, in its first step, and keeps: the rollout's batch, and whose log-probabilities count.
+"""Autotuning in the first step: rollout batch size and the source of the old log-probabilities.
 
-Both are in every checkpoint (``RunState``), so that a resumed run adds in the same order and compares with the same
+Both are in every checkpoint (``RunState``), so that a resumed run sums in the same order and compares with the same
 numbers. Dimensions: G group size, K trained steps, n samples in a forward, P ranks.
 """
 
@@ -19,14 +19,14 @@ from customized_grpo.training.setup import Parts
 from customized_grpo.types import Conditioning, Trajectory
 
 _OF_CLIP = 0.1
-"""Of the range ``objective.clip``: what two log-probabilities may differ by, so that rounding hardly clips anything."""
+"""Allowed difference of two log-probabilities, as a share of ``objective.clip``, so that rounding hardly clips."""
 
 
 def rollout_batch(parts: Parts, cond: Conditioning) -> int | None:
-    """Samples in one forward of a rollout; None is the whole group. ``auto`` is found at its first call, by all ranks.
+    """Samples per rollout forward; None: the whole group. ``auto`` is resolved at its first call, by all ranks.
 
     Raises:
-        torch.OutOfMemoryError: on all ranks, where one sample is too much on one of them.
+        torch.OutOfMemoryError: on all ranks, if one sample is too much on any of them.
     """
     asked = parts.recipe.sampling.batch
     if asked != "auto":
@@ -41,7 +41,7 @@ def rollout_batch(parts: Parts, cond: Conditioning) -> int | None:
 
 
 def _largest_batch(parts: Parts, cond: Conditioning) -> int:
-    """The group, or what is left of it after halving it until a forward fits on every rank."""
+    """The group size, halved until a forward fits on every rank."""
     size = parts.recipe.train.group_size
     while True:
         said = _out_of_memory(parts, cond, size)
@@ -55,9 +55,9 @@ def _largest_batch(parts: Parts, cond: Conditioning) -> int:
 
 @torch.no_grad()
 def _out_of_memory(parts: Parts, cond: Conditioning, size: int) -> str | None:
-    """The message of a forward of ``size`` samples that doesn't fit; nothing of it stays alive.
+    """Error message if a forward of ``size`` samples doesn't fit, else None; all its memory is freed.
 
-    The optimizer's moments come with the first update, so their room is held here: else the second rollout had less.
+    The optimizer's moments come with the first update, so their memory is reserved here for later rollouts.
     """
     policy = parts.policy
     local = [one.numel() for one in parts.parameters.values()]
@@ -67,7 +67,7 @@ def _out_of_memory(parts: Parts, cond: Conditioning, size: int) -> str | None:
         x = torch.zeros(size, *policy.latent_shape, dtype=policy.dtype, device=policy.device)
         policy.velocity(x, parts.sigmas[0], cond)
         del room
-    except RuntimeError as error:  # which torch.OutOfMemoryError is one of
+    except RuntimeError as error:  # a base class of torch.OutOfMemoryError
         if not (isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)):
             raise
         return str(error)
@@ -75,7 +75,7 @@ def _out_of_memory(parts: Parts, cond: Conditioning, size: int) -> str | None:
 
 
 def is_recomputed(parts: Parts) -> bool:
-    """Whether old log-probabilities are the replay's own: of the weights before the first update of a rollout."""
+    """True if old log-probabilities are recomputed by the replay, with the weights before a rollout's first update."""
     asked = parts.recipe.train.old_log_probs
     return (parts.state.old_log_probs if asked == "auto" else asked) == "replay"
 
@@ -83,15 +83,15 @@ def is_recomputed(parts: Parts) -> bool:
 def with_old_log_probs(
     parts: Parts, groups: Sequence[Trajectory], shares: Sequence[range]
 ) -> list[Trajectory]:
-    """The trajectories with the old log-probabilities that the updates after the first are to compare with.
+    """Trajectories with the old log-probabilities for the updates after the first.
 
-    The first update's own forward gives its old values for nothing (``new.detach()``), so only the shares of later
+    The first update's own forward gives its old values for free (``new.detach()``), so only the shares of later
     updates are computed here. Under ``auto`` all of them are, once, to compare them with the rollout's.
 
     Args:
-        parts: of the run; its weights are those that sampled the groups.
-        groups: as the rollout made them.
-        shares: the samples that each update takes.
+        parts: parts of the run, with the weights that sampled the groups.
+        groups: trajectories of the rollout.
+        shares: samples of each update.
     """
     if parts.recipe.train.old_log_probs == "auto" and parts.state.old_log_probs is None:
         again = [_recomputed(parts, group, shares) for group in groups]
@@ -115,7 +115,7 @@ def _decide(parts: Parts, differ: float) -> None:
 def _recomputed(parts: Parts, group: Trajectory, shares: Sequence[range]) -> Trajectory:
     """A trajectory with the log-probabilities (G, K) of the given samples computed as an update computes them.
 
-    In the same micro-batches and with gradient, whose graph is dropped: torch.compile makes other code without one.
+    Uses the same micro-batches, and gradients whose graph is dropped: torch.compile generates other code without.
     """
     log_prob, nothing = group.log_prob.clone(), torch.zeros_like(group.log_prob)
     for samples in shares:

@@ -3,7 +3,7 @@
 ``checkpoints/step-000050/`` holds ``pytorch_lora_weights.safetensors`` (diffusers format, what ``load_lora_weights``
 opens) or, of full fine-tuning, ``transformer/`` (what ``from_pretrained`` opens), ``state/`` (trained and averaged
 weights, optimizer, everything a resume needs) and ``manifest.json`` with sizes and hashes.
-It is written aside, synced, and renamed, and it goes by a renaming, too: whatever is there is complete.
+It is written aside, synced, and renamed, and also removed by renaming: an existing folder is complete.
 """
 
 import json
@@ -108,17 +108,17 @@ def check(checkpoint: Path) -> int:
 
 
 def has_any(folder: Path) -> bool:
-    """Whether there is a checkpoint, complete or not; what is still being written is none."""
+    """True if there is a checkpoint, complete or not, except those still being written."""
     return bool(_candidates(folder))
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest checkpoint, unverified; None where there is none."""
+    """The newest checkpoint, unverified; None if there is none."""
     return next(iter(_candidates(folder)), None)
 
 
 def latest(folder: Path, warn: Callable[[str], None]) -> Path:
-    """The newest complete checkpoint; a corrupt newer one is reported through ``warn`` and passed over.
+    """The newest complete checkpoint; corrupt newer ones are reported through ``warn`` and skipped.
 
     Raises:
         CheckpointError: there is none.
@@ -185,13 +185,13 @@ def _candidates(folder: Path) -> list[Path]:
 
 
 def _step(path: Path) -> int:
-    """The step in a checkpoint's name; -1 where it is none's."""
+    """The step in a checkpoint's name; -1 for other names."""
     found = re.fullmatch(rf"{PREFIX}(\d+)", path.name)
     return int(found[1]) if found else -1
 
 
 def _discard(path: Path) -> None:
-    """Remove a checkpoint so that a kill in between leaves none by halves."""
+    """Remove a checkpoint atomically: a kill leaves no partial one."""
     hidden = path.with_name(f".{path.name}.old")
     shutil.rmtree(hidden, ignore_errors=True)
     path.rename(hidden)
@@ -199,7 +199,7 @@ def _discard(path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What the system says; safetensors puts it into a text of its own."""
+    """The system's error text; safetensors wraps it in its own."""
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 

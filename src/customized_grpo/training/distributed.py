@@ -1,4 +1,4 @@
-"""What ranks agree on. Nothing here assumes one process, and nothing needs more than accelerate's collectives.
+"""Agreement between ranks: errors, flags, metrics and rows, by accelerate's collectives, for any number of processes.
 
 Dimensions: P ranks.
 """
@@ -23,7 +23,7 @@ class RanksDifferError(RuntimeError):
 
 @contextmanager
 def together(accelerator: Accelerator, kind: type[Exception]) -> Iterator[None]:
-    """An error that one rank meets in this block is raised on all of them at its end, so that none waits for it.
+    """Raise an error of one rank in this block on all ranks at its end, so that none waits for it.
 
     Nothing inside may be collective. The rank that failed raises its own error, the others a ``kind`` that quotes it.
     """
@@ -40,7 +40,7 @@ def together(accelerator: Accelerator, kind: type[Exception]) -> Iterator[None]:
 
 
 def check_ranks(accelerator: Accelerator, parameters: Mapping[str, Tensor], done: int) -> None:
-    """See that every rank holds the same bits of the adapter: one sum of integers a parameter, and one small gather.
+    """Check that every rank has the same bits of the adapter: one integer sum per parameter, and one small gather.
 
     Shards of one whole can't differ, so there is nothing to compare under FSDP2 and ZeRO-3.
 
@@ -64,7 +64,7 @@ def check_ranks(accelerator: Accelerator, parameters: Mapping[str, Tensor], done
 
 
 _INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Of the same size as a float: its bits."""
+"""Integer dtype of a float's size in bytes, to read its bits."""
 
 
 def any_rank(accelerator: Accelerator, flag: bool) -> bool:
@@ -83,7 +83,7 @@ def largest(accelerator: Accelerator, value: float) -> float:
 def mean_metrics(accelerator: Accelerator, metrics: dict[str, float]) -> dict[str, float]:
     """Metrics over all ranks, equal on all of them: the largest of each ``.../max...`` and the mean of every other.
 
-    The groups of two ranks may have trained different steps, so a name counts where it is there and finite.
+    The groups of two ranks may have trained different steps, so only present and finite values count.
     """
     every = gather_rows([metrics])
     names = sorted({name for one in every for name in one})
@@ -105,7 +105,7 @@ def gather_rows(rows: Sequence[Row]) -> list[Row]:
 
 @final
 class Lockstep:
-    """Forwards that take all ranks, where ranks have different numbers of their own to run.
+    """Synchronises forwards that need all ranks when ranks have different numbers of them.
 
     FSDP2 and ZeRO-3 gather a block's weights from all ranks in every forward, DDP sends buffers. So every rank
     announces each of its own, and one that has none left joins those of the others until nobody has any.

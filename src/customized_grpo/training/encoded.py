@@ -1,4 +1,4 @@
-"""Which examples a recipe encodes, for a cache that is completed beforehand."""
+"""Examples that a recipe encodes, for a cache that is completed beforehand."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +43,7 @@ def needed_of(recipe: Recipe | EvaluateRecipe, dataset: Dataset | None, held_out
 
 @contextmanager
 def bars() -> Iterator[OnProgress]:
-    """A progress bar a phase, on a terminal; silent elsewhere."""
+    """One progress bar per phase on a terminal; silent elsewhere."""
     from rich.progress import Progress, TaskID
 
     tasks: dict[str, TaskID] = {}

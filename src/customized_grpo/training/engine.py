@@ -28,7 +28,7 @@ Parameters = Mapping[str, nn.Parameter]
 
 
 def needs_all_ranks(accelerator: Accelerator, model: nn.Module) -> bool:
-    """Whether a forward takes all ranks: under FSDP2 and ZeRO-3, which gather weights, and DDP, which sends buffers."""
+    """True if a forward needs all ranks: FSDP2 and ZeRO-3 gather weights, and DDP broadcasts buffers."""
     if _cuts_weights(accelerator):
         return True
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -37,17 +37,17 @@ def needs_all_ranks(accelerator: Accelerator, model: nn.Module) -> bool:
 
 
 def _cuts_weights(accelerator: Accelerator) -> bool:
-    """Whether every forward gathers a block's weights from all ranks."""
+    """True if every forward gathers a block's weights from all ranks."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return bool(accelerator.state.deepspeed_plugin.zero_stage == 3)
     return bool(accelerator.distributed_type == DistributedType.FSDP)
 
 
 def configure(accelerator: Accelerator, recipe: Recipe) -> None:
-    """Give the engine what it has to know of the recipe, before anything is prepared.
+    """Configure the engine from the recipe, before anything is prepared.
 
     Raises:
-        ValueError: the recipe asks for what this engine can't do.
+        ValueError: the recipe needs something that this engine can't do.
     """
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ValueError(
@@ -79,7 +79,7 @@ def configure(accelerator: Accelerator, recipe: Recipe) -> None:
 
     unset_hf_deepspeed_config()  # under ZeRO-3 transformers would load text encoders and rewards as empty shards
     accelerator.state.deepspeed_plugin.deepspeed_config |= {
-        "train_micro_batch_size_per_gpu": 1,  # demanded, and used for nothing: no data loader is handed over
+        "train_micro_batch_size_per_gpu": 1,  # required but unused: there is no data loader
         "gradient_accumulation_steps": 1,  # else the engine divides the loss, which is over the global count already
         "gradient_clipping": recipe.train.max_grad_norm,
         "zero_allow_untested_optimizer": True,
@@ -92,7 +92,7 @@ def micro_batch(
 ) -> Iterator[Callable[[Tensor], None]]:
     """Forward and backward of one micro-batch; gives the backward. Gradients are exchanged with the ``last`` one."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        # accelerate's own backward would step at once: before the ratio is looked at
+        # accelerate's own backward would step at once, before the ratio is checked
         engine = accelerator.deepspeed_engine_wrapped.engine
         engine.set_gradient_accumulation_boundary(is_boundary=last)
         yield engine.backward
@@ -102,10 +102,10 @@ def micro_batch(
 
 
 def clip_and_step(accelerator: Accelerator, optimizer: Any, parameters: Parameters, max_norm: float) -> float:
-    """One step on the clipped gradient; none on any rank where the gradient is not finite on one.
+    """Take a step on the clipped gradient, or no step on any rank if the gradient is not finite on one.
 
     Returns:
-        The gradient's norm before clipping, the same on all ranks; not finite where nothing moved.
+        The gradient's norm before clipping, the same on all ranks; not finite if no step was taken.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         engine = accelerator.deepspeed_engine_wrapped.engine
@@ -121,7 +121,7 @@ def clip_and_step(accelerator: Accelerator, optimizer: Any, parameters: Paramete
 
 @contextmanager
 def finishing(accelerator: Accelerator, policy: Policy) -> Iterator[None]:
-    """At the block's end finish the trackers and leave the group of processes.
+    """Finish the trackers and leave the process group at the block's end.
 
     The policy's own transformer takes its wrapper's place first: DDP's reducer, if it is the last to hold gloo's group,
     waits for the group's threads without letting go of Python's lock, which one of them may need to free a tensor.
@@ -140,7 +140,7 @@ def finishing(accelerator: Accelerator, policy: Policy) -> Iterator[None]:
 
 
 def weights(accelerator: Accelerator, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name -> float32 weight, whole, on the main process's CPU; the others take part and get nothing."""
+    """Name -> whole float32 weight on the main process's CPU; the other ranks take part and get nothing."""
     deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     if deepspeed:
         from deepspeed.utils import safe_get_full_fp32_param
@@ -153,7 +153,7 @@ def weights(accelerator: Accelerator, parameters: Mapping[str, Tensor]) -> dict[
 
 
 def fingerprint(accelerator: Accelerator, model: nn.Module, done: int) -> str:
-    """Names what is trained of ``model`` after ``done`` steps, so that an evaluation knows its own rows again."""
+    """Identifier of the trained weights after ``done`` steps, by which an evaluation recognises its rows."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return f"step {done}"  # what the module itself shows of its weights may be an empty shard
     if not any("lora_" in name for name, _ in model.named_parameters()):
@@ -163,7 +163,7 @@ def fingerprint(accelerator: Accelerator, model: nn.Module, done: int) -> str:
 
 @torch.no_grad()
 def load_weights(accelerator: Accelerator, parameters: Parameters, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what ``weights`` gave."""
+    """Restore the result of ``weights``."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         import deepspeed
         from deepspeed.utils import safe_set_full_fp32_param
@@ -199,7 +199,7 @@ def optimizer_state(accelerator: Accelerator, optimizer: Any, parameters: Parame
 def load_optimizer_state(
     accelerator: Accelerator, optimizer: Any, parameters: Parameters, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put back what ``optimizer_state`` gave; the hyper-parameters stay the recipe's."""
+    """Restore the result of ``optimizer_state``; the hyper-parameters stay the recipe's."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         _fill_zero(optimizer.optimizer, accelerator.state.deepspeed_plugin.zero_stage, parameters, tensors)
         return

@@ -1,4 +1,4 @@
-"""Faults of the machine in words: which knob to turn, and what is safe. And a watch over what teaches nothing."""
+"""Turn out-of-memory and disk errors into advice; warn about rewards without signal."""
 
 import errno
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ _DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 @contextmanager
 def explained(recipe: Recipe, folder: Path) -> Iterator[None]:
-    """Turn what the machine lacks into an error that says what to do, and which checkpoint the run goes on from.
+    """Turn out-of-memory and disk errors into ones that say what to do, and from which checkpoint to continue.
 
     Raises:
         MemoryFullError: in place of torch's error.
@@ -46,7 +46,7 @@ def explained(recipe: Recipe, folder: Path) -> Iterator[None]:
 
 
 def _knobs(recipe: Recipe) -> list[str]:
-    """Keys that need less memory, the cheapest first; those at their end already are left out."""
+    """Overrides that need less memory, the cheapest first, without those already at their limit."""
     train, policy = recipe.train, recipe.policy
     knobs = []
     if train.pairs_per_backward > 1:
@@ -80,17 +80,17 @@ def _rest(folder: Path) -> str:
 
 @final
 class SignalWarnings:
-    """Looks at a step's metrics for rewards that can't teach and for clipping by rounding; says each once.
+    """Warnings about rewards without signal and clipping by rounding, from a step's metrics; each given once.
 
     Args:
-        names: of the rewards.
+        names: names of the rewards.
         clip: ``objective.clip``.
     """
 
     FLAT: Final = 0.5
     """Share of groups in which a reward gave all samples the same score."""
     THIN: Final = 1e-4
-    """Spread inside a group relative to the reward's size: below it advantages are mostly rounding."""
+    """Spread within a group relative to the reward's size, below which advantages are mostly rounding."""
 
     def __init__(self, names: list[str], clip: float) -> None:
         self._names = names
@@ -98,7 +98,7 @@ class SignalWarnings:
         self._said: set[tuple[str, str]] = set()
 
     def of_step(self, metrics: Mapping[str, float]) -> list[str]:
-        """What this step gives to worry about, and no earlier one did."""
+        """New warnings of this step."""
         found = {}
         differs = metrics.get("ratio/max_abs_log_first", 0.0)
         if differs > self._clip:

@@ -1,4 +1,4 @@
-"""The numbers that explain a step. Every name is in the glossary (``docs/metrics.md``); a test holds it to that.
+"""Metrics of a training step. Every name is in the glossary (``docs/metrics.md``), which a test checks.
 
 Dimensions: G group size, R rewards, Q axes, K trained steps, T sampler steps.
 """
@@ -23,7 +23,7 @@ def groups(
     rewards: Sequence[Float[Tensor, "g r"]],
     advantages: Sequence[Advantages],
 ) -> dict[str, float]:
-    """Rewards and advantages of a step's groups, each a mean over the groups."""
+    """Metrics of a step's rewards and advantages, each a mean over the groups."""
     metrics: dict[str, float] = {}
     for column, name in enumerate(names):
         values = [scores[:, column] for scores in rewards]
@@ -75,7 +75,7 @@ def weights(time_weights: Float[Tensor, "t q"], step_sensitivity: Float[Tensor, 
 
 
 def update(log_ratios: Float[Tensor, " n"], advantages: Float[Tensor, " n"], clip: float) -> dict[str, float]:
-    """How far one update's replay is from the rollout."""
+    """Metrics of one update's replay against the rollout."""
     stats = ratio_stats(log_ratios, advantages, clip)
     return {
         "ratio/max": stats.max,
@@ -96,7 +96,7 @@ def evaluation(rows: Sequence[Row], protocol: str) -> dict[str, float]:
 
 
 def headline(metrics: Mapping[str, float]) -> str:
-    """The few numbers that a person watches."""
+    """Short line of the most important metrics."""
     shown = {
         "prompt": "reward/prompt/mean",
         "identity": "reward/identity/mean",

@@ -1,4 +1,4 @@
-"""Replay: the trained transitions of a rollout once more, with gradients, as micro-batches of (sample, step) pairs.
+"""Replay of a rollout's trained transitions with gradients, in micro-batches of (sample, step) pairs.
 
 Dimensions: G group size, K trained steps, S latent tokens, C latent channels, n pairs of a micro-batch.
 """
@@ -18,7 +18,7 @@ from customized_grpo.types import Conditioning, Trajectory
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairs:
-    """n transitions of one group: what one forward of a replay needs."""
+    """n transitions of one group, the input of one replay forward."""
 
     cond: Conditioning
     x: Float[Tensor, "n s c"]
@@ -27,9 +27,9 @@ class Pairs:
     sigma_next: Float[Tensor, " n"]
     sigma_max: Float[Tensor, ""]
     log_prob: Float[Tensor, " n"]
-    """Of the rollout."""
+    """Log-probability in the rollout."""
     advantage: Float[Tensor, " n"]
-    """Clamped, and multiplied by the step's loss weight."""
+    """Advantage, clamped and multiplied by the step's loss weight."""
 
 
 def micro_batches(
@@ -61,7 +61,7 @@ def micro_batches(
 
 
 def num_micro_batches(groups: Sequence[Trajectory], num_samples: int, size: int) -> int:
-    """How many ``micro_batches`` yields."""
+    """Number of micro-batches that ``micro_batches`` yields."""
     return sum(-(-num_samples * len(trajectory.steps) // size) for trajectory in groups)
 
 

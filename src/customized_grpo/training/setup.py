@@ -1,4 +1,4 @@
-"""From a recipe to the parts that a training run is made of, each built once and in one place."""
+"""Setup of a training run: builds all its parts from a recipe."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -47,19 +47,19 @@ Encode = Callable[[Example], Conditioning]
 
 @dataclass(slots=True)
 class RunState:
-    """What a run has gone through so far; part of every checkpoint."""
+    """State of a run, part of every checkpoint."""
 
     skipped: int = 0
-    """Updates that were skipped for a gradient that was not finite."""
+    """Number of updates skipped because of a non-finite gradient."""
     rollout_batch: int | None = None
-    """What ``sampling.batch: auto`` found; None before."""
+    """Batch size found by ``sampling.batch: auto``; None before."""
     old_log_probs: Literal["rollout", "replay"] | None = None
-    """What ``train.old_log_probs: auto`` took; None before."""
+    """Choice of ``train.old_log_probs: auto``; None before."""
     news: list[str] = field(default_factory=list)
-    """What the log has yet to say; in no checkpoint."""
+    """Messages not yet logged; not in checkpoints."""
 
     def drain_news(self) -> list[str]:
-        """The news, once."""
+        """Messages not yet logged, given once."""
         texts, self.news = self.news, []
         return texts
 
@@ -76,7 +76,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """Everything a trainer works with."""
+    """Parts of a training run."""
 
     recipe: Recipe
     folder: Path
@@ -106,7 +106,7 @@ class Parts:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, what is trained holds its running average, where the recipe asks for one."""
+        """Context in which the trained weights are their running average, if the recipe has one."""
         if self.ema is None:
             yield
             return
@@ -122,7 +122,7 @@ class Parts:
 
 
 def _trackers_are_there(names: Sequence[str]) -> None:
-    """accelerate leaves out what isn't installed with no more than a warning."""
+    """Raise for missing trackers, about which accelerate only warns."""
     there = [str(one) for one in tracking.get_available_trackers()]
     if missing := [name for name in names if name not in there]:
         raise ValueError(
@@ -232,7 +232,7 @@ def _evaluation(
     kept: dict[str, Conditioning] = {}
 
     def encode_once(example: Example) -> Conditioning:
-        """Held-out examples come back every N steps, so each is encoded once; the CPU has the room."""
+        """Conditioning of a held-out example, cached on the CPU since it is needed every N steps."""
         if example.key not in kept:
             kept[example.key] = encode(example).to(torch.device("cpu"))
         return kept[example.key].to(device)

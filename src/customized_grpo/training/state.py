@@ -1,6 +1,6 @@
-"""What a checkpoint of a training run holds, and how a run goes on from one: bit for bit, or not at all.
+"""State of a training run in checkpoints, saved and restored bit for bit, or not at all.
 
-Randomness is a function of (seed, purpose, step, index), so weights, optimizer, schedule and the step are all there is.
+Randomness is a function of (seed, purpose, step, index), so weights, optimizer, schedule and step suffice.
 """
 
 import json
@@ -33,18 +33,18 @@ HARMLESS = (
     "train.save_samples_every",
     "evaluate",
 )
-"""Keys that may differ when a run goes on: they don't change what a step computes. ``run.seed`` and ``run.precision``
+"""Keys that may differ in a resumed run: they don't change what a step computes. ``run.seed`` and ``run.precision``
 do."""
 
 ROUNDING = ("train.microbatch", "sampling.batch", "policy.gradient_checkpointing")
-"""Keys that change a step by the order of its additions at most; who ran out of memory has to turn them."""
+"""Keys that change a step at most by the order of additions; needed after running out of memory."""
 
 
 def save(parts: Parts, done: int) -> None:
     """Write the checkpoint after ``done`` GRPO steps: all ranks gather, rank 0 writes, the others wait.
 
     Raises:
-        SaveError: on every rank, where rank 0 can't write.
+        SaveError: on every rank, if rank 0 can't write.
     """
     accelerator, names = parts.accelerator, list(parts.parameters)
     trained = engine.weights(accelerator, parts.parameters)
@@ -118,7 +118,7 @@ def restore(parts: Parts) -> int:
 
 
 def _checkpoint(parts: Parts, warn: Callable[[str], None]) -> Path | None:
-    """What ``run.resume`` names; None where the run was killed before its first checkpoint."""
+    """The checkpoint of ``run.resume``; None if the run was killed before its first one."""
     folder, named = parts.folder / "checkpoints", parts.recipe.run.resume
     assert named is not None
     if named != "latest":
@@ -126,7 +126,7 @@ def _checkpoint(parts: Parts, warn: Callable[[str], None]) -> Path | None:
         newer = checkpoint.newer_than(path) if path.resolve().parent == folder.resolve() else None
         if newer is None:
             raise ValueError(
-                f"run.resume: {path} is no checkpoint of run.dir ({folder}); give one of these, or 'latest'"
+                f"run.resume: {path} is not a checkpoint of run.dir ({folder}); give one of these, or 'latest'"
             )
         if newer:
             raise ValueError(
@@ -141,7 +141,7 @@ def _checkpoint(parts: Parts, warn: Callable[[str], None]) -> Path | None:
 
 
 def _silent(_text: str) -> None:
-    """The warning of a rank that is not the main one."""
+    """Warning function of all ranks but the main one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +189,7 @@ def _put_back(parts: Parts, held: _Held) -> None:
 
 
 def scorer_share(states: Sequence[dict[str, Any]], rank: int, world: int) -> dict[str, Any]:
-    """What rank ``rank`` of ``world`` goes on with, of the states that the scorers of a run's ranks had.
+    """The scorer state of rank ``rank`` of ``world``, from those saved by all ranks.
 
     With as many ranks as before each gets its own. Else the run's totals go to the first, and all get all ranks' recent
     samples, of which a scorer keeps as many as it looks at.

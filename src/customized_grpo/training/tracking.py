@@ -31,7 +31,7 @@ METRICS = "metrics.jsonl"
 
 
 def is_every(every: int, done: int) -> bool:
-    """Whether something that happens every so many steps, 0 for never, is due after ``done``."""
+    """True if an event of every ``every`` steps, 0 for never, is due after ``done``."""
     return every > 0 and done % every == 0
 
 
@@ -101,7 +101,7 @@ def save_group(
 
 @final
 class RunLog:
-    """Writes one JSON object a step, mirrors it to accelerate's trackers, and shows progress on the main process."""
+    """Writes one JSON object per step, mirrors it to accelerate's trackers, and shows progress on the main process."""
 
     def __init__(self, accelerator: Accelerator, folder: Path, num_steps: int, start: int) -> None:
         self._accelerator = accelerator
@@ -133,7 +133,7 @@ class RunLog:
             self._bar.stop()
 
     def say(self, text: str) -> None:
-        """A line for the person who watches, from the main process only."""
+        """Print a line, on the main process only."""
         if self._accelerator.is_main_process:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 

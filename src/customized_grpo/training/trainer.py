@@ -1,4 +1,4 @@
-"""The training loop: rollout, rewards, advantages, replay, update. ``Trainer.step`` is one GRPO step on one screen.
+"""The training loop: rollout, rewards, advantages, replay, update. ``Trainer.step`` is one GRPO step.
 
 Dimensions: G group size, K trained steps, R rewards, Q axes, P ranks.
 """
@@ -37,7 +37,7 @@ class DivergedError(RuntimeError):
 
 
 def train(recipe: Recipe) -> Path:
-    """Run a recipe, or go on with its run.
+    """Train a recipe, or resume its run.
 
     Returns:
         The run's folder.
@@ -76,7 +76,7 @@ class Trainer:
         return parts.folder
 
     def loop(self, start: int, log: RunLog) -> None:
-        """Step, look, evaluate, log, save - until the last step or a signal."""
+        """Step, check, evaluate, log and save, until the last step or a signal."""
         parts, settings = self.parts, self.recipe.train
         for notice in validation.notices(parts):
             log.say(notice)
@@ -171,7 +171,7 @@ class Trainer:
         )
 
     def advantages_of(self, rewards: Tensor, trajectory: Trajectory) -> Advantages:
-        """A[g, k] of a group, with the time weights of the very steps that the trajectory recorded."""
+        """A[g, k] of a group, with the time weights of the trajectory's own steps."""
         specs = self.recipe.rewards.values()
         return advantages_of(
             rewards,
@@ -184,7 +184,7 @@ class Trainer:
         )
 
     def shares(self) -> list[range]:
-        """The samples of every group that each update of a rollout takes: equal, contiguous shares."""
+        """Samples of each group per update of a rollout: equal, contiguous shares."""
         size = self.recipe.train.samples_per_update
         return [range(first, first + size) for first in range(0, self.recipe.train.group_size, size)]
 
@@ -218,7 +218,7 @@ class Trainer:
                 losses.append(torch.stack([loss.detach(), penalty.detach()]) * share)
         with parts.clock.phase("optimizer"):
             log_ratios = torch.cat(ratios)
-            loss_sum, kl_sum = torch.stack(losses).sum(0).tolist()  # read once: each look waits for a GPU
+            loss_sum, kl_sum = torch.stack(losses).sum(0).tolist()  # read once: each read waits for the GPU
             metrics = explain.update(log_ratios, torch.cat(signs), self.recipe.objective.clip)
             if first:
                 metrics["ratio/max_abs_log_rollout"] = float(torch.cat(differences).abs().max())
@@ -231,7 +231,7 @@ class Trainer:
             return metrics | self.optimize()
 
     def loss(self, pairs: Pairs, *, on_policy: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Surrogate, KL to the base (0 where there is none), log-ratios, and log-probability minus the rollout's.
+        """Surrogate, KL to the base (0 without one), log-ratios, and log-probability minus the rollout's.
 
         With ``on_policy`` the weights are those that sampled, and the old log-probabilities are this forward's own.
         """
@@ -248,7 +248,7 @@ class Trainer:
         return loss, penalty, now - old, now - pairs.log_prob
 
     def guard(self, log_ratio: float) -> None:
-        """The first replay of a rollout must give the rollout's own log-probabilities back."""
+        """Raise unless the first replay of a rollout reproduces its log-probabilities."""
         if not log_ratio <= self.recipe.train.ratio_guard:
             raise DivergedError(
                 f"the first replay's largest |log-ratio| is {log_ratio:.3g}, where it should be 0 "
@@ -257,7 +257,7 @@ class Trainer:
             )
 
     def optimize(self) -> dict[str, float]:
-        """Clip and step, unless the gradient is not finite on some rank; then nothing moves."""
+        """Clip and step, unless the gradient is not finite on some rank."""
         parts, settings = self.parts, self.recipe.train
         norm = clip_and_step(parts.accelerator, parts.optimizer, parts.parameters, settings.max_grad_norm)
         if not math.isfinite(norm):

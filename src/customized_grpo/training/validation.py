@@ -62,22 +62,22 @@ def evaluate(parts: Parts, done: int) -> dict[str, float]:
 
 @torch.no_grad()
 def _idle(parts: Parts, held: Evaluation) -> None:
-    """A forward whose result nobody needs."""
+    """Dummy forward, so that ranks without work join the collective."""
     x = torch.zeros(1, *parts.policy.latent_shape, device=parts.policy.device, dtype=parts.policy.dtype)
     parts.policy.velocity(x, parts.sigmas[0], held.encode(held.dataset[0]))
 
 
 def warn(parts: Parts, done: int, say: Callable[[str], None]) -> None:
-    """Say, on the main process, what the evaluation after ``done`` steps gives to worry about."""
+    """Log the warnings of the evaluation after ``done`` steps, on the main process."""
     if parts.accelerator.is_main_process:
         for warning in warnings(parts.folder, done):
             say(warning)
 
 
 def warnings(folder: Path, done: int) -> list[str]:
-    """What the evaluation after ``done`` steps of a run, just logged, gives to worry about.
+    """Warnings of a run's just logged evaluation after ``done`` steps.
 
-    After the first one also which axes no held-out column stands for: only now are a metric's columns known.
+    After the first one also axes without a held-out column: only now are a metric's columns known.
     """
     (run,) = read_runs([folder], metrics="reward/")
     unwatched = [axis for axis in AXES if done == 0 and run.axis_column(axis) is None]
@@ -89,7 +89,7 @@ def warnings(folder: Path, done: int) -> list[str]:
 
 
 def notices(parts: Parts) -> list[str]:
-    """What to know before the first step: what the run will ask of judges, and blind spots of its evaluation."""
+    """Notices before the first step: requests to judges, and blind spots of the evaluation."""
     recipe, held = parts.recipe, parts.evaluation
     found = of_training(recipe)
     if recipe.evaluate is not None and held is not None:
@@ -99,7 +99,7 @@ def notices(parts: Parts) -> list[str]:
 
 
 def blind_spots(recipe: Recipe) -> list[str]:
-    """Held-out metrics by a model that training is rewarded by: they can't show that this model is gamed."""
+    """Held-out metrics by a model that training is rewarded by: they can't detect that this model is gamed."""
     if recipe.evaluate is None or not recipe.train.evaluate_every:
         return []
     rewards = [spec.scored_by() for spec in recipe.rewards.values()]
@@ -112,19 +112,19 @@ def blind_spots(recipe: Recipe) -> list[str]:
 
 
 def is_due(parts: Parts, done: int) -> bool:
-    """Whether an evaluation belongs after ``done`` steps: every N, and the last."""
+    """True if an evaluation is due after ``done`` steps: every N, and the last."""
     settings = parts.recipe.train
     is_last = settings.evaluate_every > 0 and done == settings.steps
     return is_last or is_every(settings.evaluate_every, done)
 
 
 def is_owed(parts: Parts, start: int) -> bool:
-    """Whether a run that begins at ``start`` lacks the evaluation there: the base's, or one that a signal put off."""
+    """True if a run that starts at ``start`` lacks its evaluation: the base's, or one delayed by a signal."""
     return is_due(parts, start) and not (start > 0 and _rows_file(parts, start).is_file())
 
 
 def write_summary(parts: Parts) -> None:
-    """``evaluation/summary.json``: the base, and the adapter after the last step."""
+    """Write ``evaluation/summary.json`` of the base, and of the adapter after the last step."""
     recipe, held = parts.recipe, parts.evaluation
     if recipe.evaluate is not None and held is not None and parts.accelerator.is_main_process:
         total = num_examples(held.dataset, recipe.evaluate)

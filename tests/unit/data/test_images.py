@@ -123,7 +123,7 @@ def test_16_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_32_bits_are_refused(tmp_path: Path, dtype: type) -> None:
     Image.fromarray(np.ones((4, 4), dtype)).save(tmp_path / "a.tiff")
-    with pytest.raises(ImageError, match="32 bits a pixel"):
+    with pytest.raises(ImageError, match="32 bits per pixel"):
         load_image(tmp_path / "a.tiff")
 
 
@@ -196,8 +196,8 @@ def test_damage_anywhere_is_an_image_or_an_image_error(tmp_path: Path, suffix: s
             "Git LFS pointer.*git lfs pull",
         ),
         (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", "HEIC"),
-        (b"just some words", "no image that Pillow can read"),
-        (b"\x00" * 1000, "no image that Pillow can read"),
+        (b"just some words", "not an image that Pillow can read"),
+        (b"\x00" * 1000, "not an image that Pillow can read"),
     ],
 )
 def test_what_is_no_image_is_named(tmp_path: Path, content: bytes, message: str) -> None:

@@ -82,7 +82,7 @@ def test_paths_are_relative_to_the_manifest(root: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{not json", r"is no JSON \(.*column 2\)"),
+        ("{not json", r"is not JSON \(.*column 2\)"),
         ("[1, 2]", "the line: .*dictionary"),
         (
             row(refs=["bag/0.png"]),
@@ -119,7 +119,7 @@ def test_mistakes_name_file_and_line(root: Path, line: Any, message: str) -> Non
 def test_text_that_is_not_utf8(root: Path) -> None:
     path = root / "train.jsonl"
     path.write_bytes(json.dumps(row()).encode() + b"\n" + b'{"id": "\xff"}\n')
-    with pytest.raises(ManifestError, match=r"train\.jsonl:2: is no UTF-8"):
+    with pytest.raises(ManifestError, match=r"train\.jsonl:2: is not UTF-8"):
         load(path)
 
 

@@ -483,7 +483,7 @@ def test_advice_gives_up_where_nothing_helps() -> None:
 
 def test_unknown_models_say_so(tmp_path: Path) -> None:
     for source in ("org/unknown", str(tmp_path)):
-        with pytest.raises(UnknownModelError, match=r"known offline|no pipeline"):
+        with pytest.raises(UnknownModelError, match=r"known offline|not a pipeline"):
             shapes(source, ())
     assert footprint.of_recipe(load_recipe("mini_customized")).total < 3 * GIB
     recipe = load_recipe("uno_customized_grpo", ["rewards.dino.model=org/other"])

@@ -71,7 +71,7 @@ def test_unsafe_members_refuse_the_archive(tmp_path: Path, kind: str) -> None:
 def test_names_that_stand_twice(tmp_path: Path, twin: str) -> None:
     first = "\u00e1.png" if twin.startswith("a\u0301") else "a.png"
     path = write(tmp_path / "x.zip", (first, b"1"), (twin, b"2"))
-    with pytest.raises(ArchiveError, match="stands twice"):
+    with pytest.raises(ArchiveError, match="occurs twice"):
         unpack(path, tmp_path / "out", same)
 
 
@@ -95,7 +95,7 @@ def test_a_bomb_that_lies_about_its_size_writes_no_more_than_it_declares(tmp_pat
     path = write(tmp_path / "x.zip", ("a.png", bytes(500_000)))
     content = path.read_bytes().replace(struct.pack("<I", 500_000), struct.pack("<I", 5))
     path.write_bytes(content)
-    with pytest.raises(ArchiveError, match="no whole zip archive"):
+    with pytest.raises(ArchiveError, match="not a complete zip archive"):
         unpack(path, tmp_path / "out", same)
     assert files_in(tmp_path / "out") == []
 
@@ -104,12 +104,12 @@ def test_damage_and_encryption(tmp_path: Path) -> None:
     path = write(tmp_path / "x.zip", ("a.png", b"0123456789" * 100), ("b.png", b"1"))
     whole = path.read_bytes()
     path.write_bytes(whole[:-30])
-    with pytest.raises(ArchiveError, match="no whole zip archive"):
+    with pytest.raises(ArchiveError, match="not a complete zip archive"):
         unpack(path, tmp_path / "out", same)
     damaged = bytearray(whole)
     damaged[40] ^= 0xFF
     path.write_bytes(bytes(damaged))
-    with pytest.raises(ArchiveError, match="no whole zip archive"):
+    with pytest.raises(ArchiveError, match="not a complete zip archive"):
         unpack(path, tmp_path / "out", same)
     assert files_in(tmp_path / "out") == []
     locked = bytearray(whole)
@@ -149,5 +149,5 @@ def test_what_an_archive_holds_stays_as_it_is_with_its_exif(tmp_path: Path) -> N
 
 def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(io.BytesIO(b"<html>").getvalue())
-    with pytest.raises(ArchiveError, match=r"x\.zip: is no whole zip archive"):
+    with pytest.raises(ArchiveError, match=r"x\.zip: is not a complete zip archive"):
         names(tmp_path / "x.zip")

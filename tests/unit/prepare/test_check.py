@@ -204,7 +204,7 @@ def test_named_subjects(tmp_path: Path) -> None:
         split_manifest(path, share=0.1, names=["bag"], by="class")
     with pytest.raises(ValueError, match=r"given 1\.5; allowed: above 0 and below 1"):
         split_manifest(path, share=1.5)
-    with pytest.raises(ValueError, match=r"manifest\.jsonl:5: is no JSON"):
+    with pytest.raises(ValueError, match=r"manifest\.jsonl:5: is not JSON"):
         split_manifest(write(tmp_path, *rows, "{"), share=0.5)
 
 

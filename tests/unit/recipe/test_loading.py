@@ -180,14 +180,14 @@ def test_values_of_keys_and_tokens_are_not_repeated(file: Path) -> None:
         ("run: {dir: x\npolicy: 3\n", ":2:"),
         (
             "run:\n\tdir: x\n",
-            ":2:1: is no YAML: found character '\\t' that cannot start any token; indent by spaces",
+            ":2:1: is not YAML: found character '\\t' that cannot start any token; indent by spaces",
         ),
         ("run: {dir: a}\nrun: {dir: b}\n", ":2: run: is given twice, first in line 1"),
         ("run:\n  dir: a\n  dir: b\n", ":3: run.dir: is given twice, first in line 2"),
-        ("1: {dir: a}\n", ":1: the key '1' is no text"),
+        ("1: {dir: a}\n", ":1: the key '1' is not text"),
         ("run: &a [*a]\n", "holds itself"),
-        ("run: !!python/object:os.system x\n", ":1:6: is no YAML: could not determine a constructor"),
-        ("a: 1\n---\nb: 2\n", "is no YAML: but found another document"),
+        ("run: !!python/object:os.system x\n", ":1:6: is not YAML: could not determine a constructor"),
+        ("a: 1\n---\nb: 2\n", "is not YAML: but found another document"),
     ],
 )
 def test_a_file_that_is_no_recipe(file: Path, text: str, message: str) -> None:
@@ -199,7 +199,7 @@ def test_a_file_that_is_no_recipe(file: Path, text: str, message: str) -> None:
 
 def test_a_file_that_is_no_text(file: Path) -> None:
     file.write_bytes(b"run: \xff\xfe")
-    assert "is no UTF-8 text" in refused(file)
+    assert "is not UTF-8 text" in refused(file)
 
 
 def test_missing_files_and_folders(tmp_path: Path, file: Path) -> None:

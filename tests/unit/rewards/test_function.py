@@ -159,5 +159,5 @@ def test_a_failed_call_of_an_async_function_costs_one_image() -> None:
 
 
 def test_the_kit_refuses_what_is_no_reward() -> None:
-    with pytest.raises(AssertionError, match="is no reward"):
+    with pytest.raises(AssertionError, match="is not a reward"):
         check_reward(int, example(), pictures(3))

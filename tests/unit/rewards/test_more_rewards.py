@@ -128,7 +128,7 @@ def test_aesthetic_is_five_linear_layers_on_unit_features(clip_folder: Path, tmp
 @pytest.mark.parametrize(
     ("name", "message"),
     [("head.pth", r"give an existing \.safetensors"), ("none.safetensors", "give an existing"),
-     ("narrow.safetensors", "no aesthetic predictor on features of 12"), ("text.safetensors", "no aesthetic")],
+     ("narrow.safetensors", "not an aesthetic predictor on features of 12"), ("text.safetensors", "not an aesthetic")],
 )  # fmt: skip
 def test_other_heads_are_refused(clip_folder: Path, tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "head.pth").write_bytes(b"x")

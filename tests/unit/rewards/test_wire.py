@@ -69,10 +69,10 @@ def test_a_request_has_all_that_a_reward_reads() -> None:
 @pytest.mark.parametrize(
     ("image", "words"),
     [
-        ("no base64!", "is no base64"),
-        (7, "is no base64"),
-        ("/9j/4AAQ", "is no PNG"),
-        ("", "is no PNG"),
+        ("no base64!", "is not base64"),
+        (7, "is not base64"),
+        ("/9j/4AAQ", "is not a PNG"),
+        ("", "is not a PNG"),
     ],
 )
 def test_what_is_no_png_is_refused(image: object, words: str) -> None:

@@ -82,7 +82,7 @@ def _importer(kind: str, options: list[str]) -> "Importer":
         try:
             data[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ValueError(f"option {option!r}: {value!r} is no YAML value") from error
+            raise ValueError(f"option {option!r}: {value!r} is not a YAML value") from error
     try:
         made: Importer = model.model_validate(data)
     except ValidationError as error:

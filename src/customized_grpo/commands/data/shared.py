@@ -1,4 +1,4 @@
-"""What the commands of ``customized-grpo data`` share: an option, a path, a table of prompts."""
+"""Shared parts of the commands of ``customized-grpo data``: an option, a path, a table of prompts."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -21,7 +21,7 @@ def manifest_in(path: Path) -> Path:
 
 
 def show_prompts(prompts: "PromptSurvey | None", rows: int) -> None:
-    """Print what was found in so many prompts."""
+    """Print the survey of the prompts of ``rows`` rows."""
     if prompts is None or not rows:
         return
     lines = [

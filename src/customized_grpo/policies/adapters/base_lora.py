@@ -1,4 +1,4 @@
-"""A released LoRA as a part of FLUX's base: fused into the weights, or a frozen adapter beneath the trained one."""
+"""The base LoRA, a released LoRA as part of FLUX's base: fused, or a frozen adapter beneath the trained one."""
 
 from pathlib import Path
 from typing import Any, Literal

@@ -1,6 +1,6 @@
-"""FLUX.1's weights under Black Forest Labs' names and under diffusers', both ways, every key accounted for.
+"""Conversion of FLUX.1's weights between Black Forest Labs' and diffusers' keys, with every key accounted for.
 
-A tensor of the original may hold several of diffusers' one above another (q, k and v; and the MLP of a single block).
+A tensor of the original may stack several of diffusers' (q, k and v; and the MLP of a single block).
 The final modulation alone also changes its order: (shift, scale) there, (scale, shift) here.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from customized_grpo.policies.adapters.low_rank import mismatch
 
 _PREFIX: Final = "model.diffusion_model."
-"""Of files that hold a whole pipeline's layout (ComfyUI)."""
+"""Key prefix of files with a whole pipeline's layout (ComfyUI)."""
 _SWAPPED: Final = "final_layer.adaLN_modulation.1"
 
 _QKV: Final = ("attn.to_q", "attn.to_k", "attn.to_v")

@@ -1,7 +1,7 @@
-"""Full fine-tuning: the transformer's own weights are trained, and saved as diffusers saves a model.
+"""Full fine-tuning: the transformer's own weights are trained, and saved in diffusers' format.
 
-Trained weights are float32 whatever the model's dtype is, because an update is often smaller than a bfloat16 weight's
-last bit; autocast rounds them again in every forward. What is saved for others has the model's dtype.
+Trained weights are float32 whatever the model's dtype, because an update is often smaller than a bfloat16 weight's
+last bit; autocast rounds them again in every forward. The exported model has the model's dtype.
 """
 
 import json
@@ -26,7 +26,7 @@ from customized_grpo.policies.adapters.tensor_files import read_tensors
 from customized_grpo.policies.base import FullSettings, Policy
 
 FOLDER: Final = "transformer"
-"""Of a checkpoint, as in a pipeline's layout."""
+"""Folder name in a checkpoint, as in a pipeline's layout."""
 _CONFIG: Final = "config.json"
 _WEIGHTS: Final = "diffusion_pytorch_model{suffix}.safetensors"
 
@@ -142,7 +142,7 @@ def _matching(names: Sequence[str], target: str) -> list[str]:
     try:
         found = _find(names, target)
     except re.error as error:
-        raise ValueError(f"policy.full.targets: {target!r} is no regular expression ({error})") from error
+        raise ValueError(f"policy.full.targets: {target!r} is not a regular expression ({error})") from error
     if not found:
         modules = sorted({part for name in names for part in name.split(".") if not part.isdigit()})
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Hashes of a model's frozen weights, and what tells these from the trained adapter's."""
+"""Hashes of a model's frozen weights and of its trained adapter."""
 
 import re
 from hashlib import sha256
@@ -12,11 +12,11 @@ from customized_grpo.policies.adapters.sharding import whole
 ADAPTER: Final = "default"
 """peft's name of the trained adapter."""
 OURS: Final = re.compile(rf"\.lora_[AB]\.{ADAPTER}\.")
-"""Is found in the names of its parameters, and in no other."""
+"""Pattern that matches exactly the names of its parameters."""
 
 
 def base_hash(transformer: nn.Module) -> str:
-    """What tells one base from another: a hash of its biases and norms, rounded to bfloat16.
+    """Identity of a base: a hash of its biases and norms, rounded to bfloat16.
 
     Neither quantisation nor a LoRA that was fused in changes those, and another dtype does not change the hash.
     """
@@ -39,7 +39,7 @@ def frozen_hash(transformer: nn.Module) -> str:
 
 
 def adapter_hash(module: nn.Module) -> str:
-    """Of the module's LoRA weights, by name; the same for every module without any. All ranks gather shards."""
+    """Hash of the module's LoRA weights, by name; the same for every module without any. All ranks gather shards."""
     digest = sha256()
     for name, parameter in sorted(module.named_parameters()):
         if "lora_" in name:
@@ -49,7 +49,7 @@ def adapter_hash(module: nn.Module) -> str:
 
 
 def _frozen(transformer: nn.Module) -> list[tuple[str, Tensor]]:
-    """By the names that they have without any adapter, sorted."""
+    """Frozen weights, sorted by their names without adapters."""
     return sorted(
         (
             (name.replace(".base_layer.", "."), weight.detach())

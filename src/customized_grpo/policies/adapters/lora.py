@@ -1,7 +1,7 @@
-"""The trained adapter: attach it, save and load it, switch it off for the KL. A frozen one may lie beneath it.
+"""The trained LoRA adapter: attach, save and load it, switch it off for the KL. A frozen one may lie beneath it.
 
-Files are in diffusers' LoRA format (``lora_files``). The adapter beneath (UNO's, say) is part of the base: it is active
-in every forward, also where ours is off.
+Files are in diffusers' LoRA format (``lora_files``). The adapter beneath (such as UNO's) is part of the base: it is
+active in every forward, also if ours is off.
 """
 
 import math
@@ -282,7 +282,9 @@ def _target_regex(transformer: nn.Module, targets: tuple[str, ...]) -> str:
         try:
             matches = [name for name in linear if re.fullmatch(rf"(.*\.)?({target})", name)]
         except re.error as error:
-            raise ValueError(f"policy.lora.targets: {target!r} is no regular expression ({error})") from error
+            raise ValueError(
+                f"policy.lora.targets: {target!r} is not a regular expression ({error})"
+            ) from error
         if not matches:
             ends = sorted({name.rsplit(".", 1)[-1] for name in linear if not name[-1].isdigit()})
             raise ValueError(

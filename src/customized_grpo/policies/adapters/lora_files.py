@@ -27,11 +27,11 @@ HEADER: Final = "lora_adapter_metadata"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterFile:
-    """What an adapter file holds."""
+    """Content of an adapter file."""
 
     path: Path
     tensors: Mapping[str, Tensor]
-    """By peft's names, without the prefix ``transformer.``."""
+    """Tensors by peft's names, without the prefix ``transformer.``."""
     rank: int
     alpha: float
     metadata: Mapping[str, str]
@@ -47,7 +47,7 @@ class AdapterFile:
         )
 
     def check_base(self, base_hash: str) -> None:
-        """The adapter must have been trained on this base, where it says on which.
+        """Raise if the adapter names another base than this one.
 
         Raises:
             ValueError: it was another.
@@ -70,13 +70,13 @@ def read_adapter(path: str | Path) -> AdapterFile:
     """Read an adapter: a file, its folder, a checkpoint, or a run (its newest complete checkpoint).
 
     Raises:
-        ValueError: nothing there, a damaged file, or no LoRA of one rank in diffusers' format.
+        ValueError: nothing there, a damaged file, or not a LoRA of a single rank in diffusers' format.
     """
     file = find_adapter(path)
     tensors, metadata = read_tensors(file, "adapter"), read_metadata(file, "adapter")
     if is_uno(tensors):
         raise ValueError(
-            f"adapter {str(file)!r} is no LoRA in diffusers' format but in UNO's ({shown(sorted(tensors))}); give it "
+            f"adapter {str(file)!r} is in UNO's format, not in diffusers' ({shown(sorted(tensors))}); give it "
             f"as policy.base_lora.path={file}"
         )
     tensors = _of_transformer(file, tensors)
@@ -149,7 +149,7 @@ def write_adapter(
     """Write a LoRA in diffusers' format; the same weights and metadata give the same bytes.
 
     Args:
-        file: its folder is made where it is missing.
+        file: its folder is created if missing.
         tensors: by peft's names, without the prefix ``transformer.``.
         config: of peft's ``LoraConfig``, for the header.
         metadata: what else the header says.
@@ -167,7 +167,7 @@ def find_adapter(path: str | Path) -> Path:
     """The weights file that a file, an adapter's folder, a checkpoint or a run stands for.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no adapter.
     """
     given = Path(path).expanduser()
     if given.is_file() and given.suffix == ".safetensors":
@@ -199,7 +199,7 @@ def _of_transformer(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tens
     foreign = [name for name in tensors if not re.fullmatch(r"transformer\..+\.lora_[AB]\.weight", name)]
     if foreign or not tensors:
         raise ValueError(
-            f"adapter {str(file)!r} is no LoRA of a transformer in diffusers' format "
+            f"adapter {str(file)!r} is not a LoRA of a transformer in diffusers' format "
             f"(transformer.<module>.lora_A.weight): {shown(foreign) or 'it is empty'}"
         )
     return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}

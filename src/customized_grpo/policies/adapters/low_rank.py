@@ -1,6 +1,6 @@
-"""Low-rank updates as plain tensors: what LoRA files of every format are read into, joined, and fused into weights.
+"""Low-rank updates as plain tensors: the common form of all LoRA formats, to be joined or fused into weights.
 
-An update is one pair of factors a module, delta W = B A, its scale already inside B. Dimensions: r rank.
+An update is one pair of factors per module, delta W = B A, its scale already inside B. Dimensions: r rank.
 """
 
 from collections.abc import Mapping, Set
@@ -26,7 +26,7 @@ class Factors:
 
 
 Update = Mapping[str, Factors]
-"""By the name of the module in diffusers' transformer."""
+"""Factors by the module's name in diffusers' transformer."""
 
 
 def scaled(update: Update, scale: float) -> dict[str, Factors]:
@@ -93,7 +93,7 @@ def _linear(transformer: nn.Module, name: str) -> nn.Module:
 
 
 def mismatch(given: Set[str], expected: Set[str]) -> str:
-    """Which keys are missing and which are left over, some of them by name; empty where every key has its place."""
+    """Message on missing and surplus keys, with some names; empty if all match."""
     return "; ".join(
         f"{word}: {shown(sorted(names))}"
         for word, names in (("missing", expected - given), ("surplus", given - expected))

@@ -1,4 +1,4 @@
-"""What several processes make of a transformer, undone: its wrapper off, and the shards of FSDP2 whole again."""
+"""Unwrapping a transformer prepared for several processes, and gathering FSDP2's shards."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def base_transformer(policy: Policy) -> Any:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that is sharded over the ranks, all of which must ask for it; any other as it is."""
+    """Gather a tensor sharded over the ranks, a collective call; any other tensor is returned unchanged."""
     from torch.distributed.tensor import DTensor
 
     if isinstance(tensor, DTensor):
@@ -25,7 +25,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def cut_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """A whole tensor, sharded as ``other`` is and on its device; unchanged where ``other`` is not sharded.
+    """Shard a whole tensor like ``other``, on its device; unchanged if ``other`` is not sharded.
 
     Every rank cuts its own copy, so nothing is sent.
     """
@@ -39,7 +39,7 @@ def cut_like(tensor: Tensor, other: Tensor) -> Tensor:
 
 
 def reshard(model: nn.Module) -> None:
-    """Drop whole weights that FSDP2 has kept from a forward, after its shards were written to; else do nothing."""
+    """Drop whole weights that FSDP2 kept from a forward, after writing to its shards; no effect without FSDP2."""
     from torch.distributed.fsdp import FSDPModule
 
     for module in model.modules():

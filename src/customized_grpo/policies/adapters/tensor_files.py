@@ -1,4 +1,4 @@
-"""safetensors files: equal tensors and metadata give equal bytes, and a damaged file gives a sentence."""
+"""Reading and writing safetensors: equal tensors and metadata give equal bytes; a damaged file gives a clear error."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -15,8 +15,8 @@ def read_tensors(file: Path, what: str = "file") -> dict[str, Tensor]:
     """Every tensor of a safetensors file, on the CPU.
 
     Args:
-        file: to read.
-        what: it is, for the message.
+        file: the file.
+        what: kind of file, for the message.
 
     Raises:
         ValueError: it can't be read, or is damaged or truncated.
@@ -26,7 +26,7 @@ def read_tensors(file: Path, what: str = "file") -> dict[str, Tensor]:
 
 
 def read_metadata(file: Path, what: str = "file") -> dict[str, str]:
-    """What the header of a safetensors file says beside its tensors; see ``read_tensors``."""
+    """Metadata in the header of a safetensors file; see ``read_tensors``."""
     with _opened(file, what) as opened:
         return opened.metadata() or {}
 
@@ -43,7 +43,7 @@ def _opened(file: Path, what: str) -> Iterator[Any]:
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file with sorted keys and metadata; its folder is made where it is missing."""
+    """Write a safetensors file with sorted keys and metadata; its folder is created if missing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}, file, metadata)
     if not metadata:

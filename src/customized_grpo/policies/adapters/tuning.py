@@ -1,4 +1,4 @@
-"""What is trained of a policy - an adapter (``lora``) or the transformer (``full``) - behind one set of functions."""
+"""One interface for LoRA (``lora``) and full fine-tuning (``full``)."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -15,17 +15,17 @@ from customized_grpo.policies.adapters.sharding import cut_like
 from customized_grpo.policies.base import Policy
 
 Tuned = AdapterFile | TransformerFolder
-"""What training made, on disk."""
+"""Result of training on disk."""
 
 
 def attach(policy: Policy, section: Any, seed: int, *, keep_base: bool = False) -> None:
-    """Make trainable what a recipe's section ``policy`` says, and freeze all else; see ``attach`` of the two modules.
+    """Make trainable what a recipe's section ``policy`` asks for, and freeze the rest; see ``attach`` of both modules.
 
     Args:
         policy: not yet wrapped for several processes.
         section: with ``lora`` or ``full``.
         seed: the run's seed.
-        keep_base: ``reference`` will be used; an adapter needs nothing for it.
+        keep_base: whether ``reference`` will be used, for which full fine-tuning keeps a copy.
     """
     if section.full is not None:
         full.attach(policy, section.full, keep_base=keep_base)
@@ -43,7 +43,7 @@ def trainable_parameters(policy: Policy) -> dict[str, nn.Parameter]:
 
 
 def untrained_parameters(policy: Policy) -> dict[str, nn.Parameter]:
-    """What else a checkpoint holds: the frozen rest of a transformer that is saved whole; nothing beside an adapter."""
+    """Frozen parameters to save in a checkpoint: the rest of a transformer saved whole; none for an adapter."""
     if lora.trainable_parameters(policy):
         return {}
     named = lora.base_transformer(policy).named_parameters()
@@ -51,14 +51,14 @@ def untrained_parameters(policy: Policy) -> dict[str, nn.Parameter]:
 
 
 def follow_shards(policy: Policy) -> None:
-    """Cut the base's weights as the trained ones have been cut meanwhile."""
+    """Shard the base's weights like the trained ones."""
     if policy.base_weights is not None:
         named = trainable_parameters(policy)
         policy.base_weights = {name: cut_like(one, named[name]) for name, one in policy.base_weights.items()}
 
 
 def reference(policy: Policy) -> AbstractContextManager[None]:
-    """Inside, the policy computes without training, for the KL: an adapter is off, or the first weights are back."""
+    """Context in which the policy is the untrained one, for the KL: adapter off, or initial weights restored."""
     if policy.base_weights is not None:
         return full.exchanged(lora.base_transformer(policy), policy.base_weights)
     assert lora.trainable_parameters(policy), (
@@ -74,12 +74,12 @@ def save(
     trained: Mapping[str, Tensor],
     untrained: Mapping[str, Tensor],
 ) -> None:
-    """Write what others open: ``pytorch_lora_weights.safetensors``, or ``transformer/``.
+    """Write the exported weights: ``pytorch_lora_weights.safetensors``, or ``transformer/``.
 
     Args:
-        policy: whose weights they are.
-        folder: a checkpoint's.
-        metadata: of an adapter's header.
+        policy: the policy.
+        folder: the checkpoint's folder.
+        metadata: metadata of an adapter's header.
         trained: weights by the names of ``trainable_parameters``, on the CPU.
         untrained: those of ``untrained_parameters``.
     """
@@ -99,7 +99,7 @@ def read(path: str | Path) -> Tuned:
 
 
 def load_tuned(policy: Policy, path: str | Path) -> None:
-    """Make a loaded policy compute with what a run trained.
+    """Load a run's trained weights into a policy.
 
     Args:
         policy: frozen, from ``load_policy``.
@@ -112,10 +112,10 @@ def load_tuned(policy: Policy, path: str | Path) -> None:
 
 
 def apply(policy: Policy, tuned: Tuned) -> str:
-    """Make a loaded policy compute with what was trained.
+    """Load trained weights into a policy.
 
     Returns:
-        What names its weights.
+        An identifier of the weights.
 
     Raises:
         ValueError: it does not fit.

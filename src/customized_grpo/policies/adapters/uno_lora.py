@@ -1,4 +1,4 @@
-"""UNO's own LoRA format: ``dit_lora.safetensors`` as its code saves and loads it, to and from updates by module.
+"""UNO's LoRA format, ``dit_lora.safetensors``: conversion to and from updates by module.
 
 Its keys are those of attention processors of the original FLUX, without a scale: one A for q, k and v together, and
 B's rows in that order. 1 is the image's stream and 2 the text's. r rank.
@@ -15,7 +15,7 @@ from customized_grpo.policies.adapters.low_rank import Factors, Update, mismatch
 
 REPOSITORY: Final = "bytedance-research/UNO"
 FILE_NAME: Final = "dit_lora.safetensors"
-"""In UNO's repository on the hub."""
+"""File name in UNO's repository on the hub."""
 
 _LAYERS: Final[Mapping[tuple[str, str], Mapping[str, tuple[str, ...]]]] = {
     ("double_blocks", "transformer_blocks"): {
@@ -32,7 +32,7 @@ _LAYERS: Final[Mapping[tuple[str, str], Mapping[str, tuple[str, ...]]]] = {
 
 
 def is_uno(names: Iterable[str]) -> bool:
-    """Whether these are a file's keys in UNO's format."""
+    """True if these are keys of UNO's format."""
     return any(".processor." in name for name in names)
 
 

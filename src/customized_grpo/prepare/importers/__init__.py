@@ -1,1 +1,1 @@
-"""From the layouts that people have to the neutral manifest: one file a family of sources, one writer for all."""
+"""Importers from common data set layouts to the manifest: one file per family of sources, one writer for all."""

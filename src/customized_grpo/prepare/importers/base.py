@@ -1,7 +1,7 @@
-"""What an importer is: a source and its options in, drafts of manifest rows out. It looks at text, not at pixels.
+"""Base of importers: from a source and options to drafts of manifest rows. Importers read text, not pixels.
 
-An importer is a frozen pydantic model that can be called, found by the registry under the kind ``importers``. Files,
-ids and everything that may be broken are the writer's business (``importers.writer``), so an importer stays small.
+An importer is a frozen pydantic model that can be called, found by the registry under the kind ``importers``. The
+writer (``importers.writer``) handles files, ids and errors, so an importer stays small.
 """
 
 from abc import ABC, abstractmethod
@@ -15,16 +15,16 @@ from pydantic import BaseModel, ConfigDict
 
 @final
 class SourceError(ValueError):
-    """A source that is not what its importer reads; the message says what it should hold."""
+    """A source does not have its importer's layout; the message describes the layout."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """A row whose files nobody has looked at yet. Paths lie under the importer's root or under the output folder."""
+    """A row whose files have not been checked. Paths lie under the importer's root or the output folder."""
 
     id: str
-    """A wish: the writer makes it safe for file names, and unique."""
+    """Proposed id; the writer makes it unique and safe as a file name."""
     prompt: str
     references: tuple[Path, ...]
     subject: str = ""
@@ -37,7 +37,7 @@ class Draft:
     def __post_init__(self) -> None:
         if self.masks and len(self.masks) != len(self.references):
             raise ValueError(
-                f"{len(self.masks)} masks for {len(self.references)} references; one or None each"
+                f"{len(self.masks)} masks for {len(self.references)} references; give one path or None per reference"
             )
 
 
@@ -53,7 +53,7 @@ class Rejected:
 @final
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """An entry that an option leaves out: counted by its reason, not listed."""
+    """An entry excluded by an option: counted by its reason, not listed."""
 
     reason: str
 
@@ -69,13 +69,13 @@ class Importer(BaseModel, ABC):
     type: str
 
     def root(self, source: str) -> Path:
-        """The folder under which the source's images lie. By default the source itself, or the folder it is in."""
+        """Root folder of the source's images: by default the source itself, or its parent if it is a file."""
         path = Path(source).expanduser()
         return path if path.is_dir() else path.parent
 
     @abstractmethod
     def __call__(self, source: str, out: Path) -> Iterator[Item]:
-        """Every entry of ``source`` in a fixed order; images that are no files yet are written under ``out``.
+        """Yield every entry of ``source`` in a fixed order; images that are not files are written under ``out``.
 
         Raises:
             SourceError: the source as a whole can't be read.
@@ -86,7 +86,7 @@ def folder_of(source: str, holds: str) -> Path:
     """The source as an existing folder.
 
     Raises:
-        SourceError: it is none; ``holds`` says what should be in it.
+        SourceError: it is not a folder; ``holds`` names its expected content.
     """
     path = Path(source).expanduser()
     if not path.is_dir():
@@ -96,10 +96,10 @@ def folder_of(source: str, holds: str) -> Path:
 
 
 def text_of(entry: Mapping[str, Any], key: str) -> str:
-    """A text field of a JSON object, outer blanks removed.
+    """A text field of a JSON object, stripped.
 
     Raises:
-        ValueError: it is missing, no text, or blank.
+        ValueError: it is missing, not text, or blank.
     """
     if key not in entry:
         raise ValueError(f"has no {key!r}; keys: {', '.join(map(str, entry)) or 'none'}")

@@ -1,6 +1,6 @@
 """DreamBench (the data set of DreamBooth, arXiv 2208.12242) and DreamBench++ (arXiv 2406.16855).
 
-DreamBench's lists of prompts are ``data.dreambench``'s; the data set there reads the folder without an import.
+The prompt lists of DreamBench are in ``data.dreambench``, whose data set reads the folder without an import.
 """
 
 from collections.abc import Iterator
@@ -26,10 +26,12 @@ from customized_grpo.prepare.importers.base import Draft, Importer, Item, Reject
 class DreamBench(Importer):
     """DreamBench: 750 prompts of one subject, or UNO's 750 of two, in the order of the public lists."""
 
-    subjects: Literal["single", "multi"] = Field(default="single", description="one subject a prompt, or two")
+    subjects: Literal["single", "multi"] = Field(
+        default="single", description="one subject per prompt, or two"
+    )
 
     def root(self, source: str) -> Path:
-        """The folder of the subjects."""
+        """Folder of the subjects."""
         try:
             return find_root(folder_of(source, "DreamBench's subjects and prompts_and_classes.txt"))
         except ValueError as error:
@@ -69,7 +71,7 @@ class DreamBenchPlus(Importer):
     """DreamBench++: 150 pictures with nine prompts each; a folder, or its data.zip."""
 
     def root(self, source: str) -> Path:
-        """The folder that holds images/ and captions/."""
+        """Folder that holds images/ and captions/."""
         folder = super().root(source)
         return next((at for at in (folder, folder / "data") if (at / "captions").is_dir()), folder)
 
@@ -102,7 +104,7 @@ class DreamBenchPlus(Importer):
 
 
 def _unpacked(source: Path, out: Path) -> Path | None:
-    """The folder in ``out`` that a zip archive is unpacked to; None where the source is none."""
+    """Folder in ``out`` to which a zip archive was unpacked; None if the source is not an archive."""
     if source.suffix.lower() != ".zip":
         return None
     inside = next((name for name in names(source) if "captions/" in name), "captions/")

@@ -1,6 +1,6 @@
-"""Folders of pictures: one folder a subject as for DreamBooth, and Hugging Face's imagefolder with its metadata.
+"""Importers of picture folders: one folder per subject as for DreamBooth, and Hugging Face's imagefolder.
 
-Masks that lie beside pictures (``03_seg.png`` beside ``03.jpg``) come along.
+Masks beside pictures (``03_seg.png`` beside ``03.jpg``) are imported too.
 """
 
 import csv
@@ -36,10 +36,11 @@ _PROMPT_KEYS: Final = ("prompt", "caption", "text")
 
 @final
 class DreamBoothFolder(Importer):
-    """One folder of pictures a subject (or the pictures of one subject), and templates of prompts."""
+    """One folder of pictures per subject (or the pictures of one subject), and prompt templates."""
 
     prompts: str | None = Field(
-        default=None, description="text file, a template a line with {} for the class word; null: ten places"
+        default=None,
+        description="text file, one template per line with {} for the class word; null: ten scenes",
     )
     classes: str | None = Field(
         default=None,
@@ -47,7 +48,7 @@ class DreamBoothFolder(Importer):
     )
     references: Literal["each", "first"] = Field(
         default="each",
-        description="every picture is a reference for every prompt, or the first picture alone",
+        description="every picture is a reference for every prompt, or only the first picture",
     )
 
     def __call__(self, source: str, out: Path) -> Iterator[Item]:
@@ -107,7 +108,7 @@ class ImageFolder(Importer):
     target: str | None = Field(default=None, description="column of the target's path")
     mask: str | None = Field(default=None, description="column of the reference's mask")
     subject: str | None = Field(default=None, description="column of the class word")
-    subject_id: str | None = Field(default=None, description="column that tells individuals apart")
+    subject_id: str | None = Field(default=None, description="column that identifies individuals")
     pairs: Literal["same", "subject"] = Field(
         default="same",
         description="reference and prompt of one line, or another picture of the same subject_id as the reference",
@@ -148,7 +149,10 @@ class ImageFolder(Importer):
             if len(group) < 2:
                 raise ValueError(f"there is no other picture of {self.subject_id}={identity!r}")
             target = folder / references[0]
-            target_mask, mask = mask or mask_beside(target), None  # the line's mask is of the line's picture
+            target_mask, mask = (
+                mask or mask_beside(target),
+                None,
+            )  # the line's mask belongs to the line's picture
             references = [group[(group.index(references[0]) + 1) % len(group)]]
         pictures = [folder / path for path in references]
         beside = masks_beside(pictures)
@@ -178,13 +182,13 @@ def _read_templates(path: Path) -> list[str]:
     if not templates or not all("{}" in template for template in templates):
         wrong = next((template for template in templates if "{}" not in template), "")
         raise SourceError(
-            f"prompts: {path}: given {wrong!r}; every line needs {{}} in the place of the class word"
+            f"prompts: {path}: given {wrong!r}; every line needs {{}} in place of the class word"
         )
     return templates
 
 
 def _read_metadata(folder: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Lines by number: an object, or what is wrong with the line."""
+    """Lines by number: an object, or the error as text."""
     lines, table = folder / "metadata.jsonl", folder / "metadata.csv"
     if lines.is_file():
         with lines.open("rb") as file:
@@ -194,10 +198,10 @@ def _read_metadata(folder: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
                 try:
                     entry = json.loads(line.decode("utf-8-sig"))
                 except ValueError as error:
-                    yield number, f"metadata.jsonl:{number}: is no JSON in UTF-8 ({error})"
+                    yield number, f"metadata.jsonl:{number}: is not JSON in UTF-8 ({error})"
                 else:
                     fine = isinstance(entry, dict)
-                    yield number, entry if fine else f"metadata.jsonl:{number}: is no object: {entry!r}"
+                    yield number, entry if fine else f"metadata.jsonl:{number}: is not an object: {entry!r}"
     elif table.is_file():
         with table.open(encoding="utf-8-sig", newline="") as text:
             for number, record in enumerate(csv.DictReader(text), start=2):

@@ -1,6 +1,6 @@
-"""Sets of the Hugging Face hub by the library ``datasets`` (an extra), streamed by default: Subjects200K, and others.
+"""Importers of Hugging Face data sets by the library ``datasets`` (an extra), streamed by default.
 
-Nothing is downloaded unless such a set is asked for by its id. Pictures inside tables become PNG files.
+Nothing is downloaded unless a hub id is given. Pictures inside tables become PNG files.
 """
 
 import re
@@ -25,15 +25,15 @@ from customized_grpo.prepare.importers.base import (
 class _Hub(Importer):
     """Records of a hub id, of a folder of parquet files, or of one such file."""
 
-    split: str = Field(default="train", description="which split of the set")
+    split: str = Field(default="train", description="split of the data set")
     revision: str | None = Field(default=None, description="commit or tag on the hub; null: the newest")
     streaming: bool = Field(default=True, description="read while downloading; false: download the set first")
 
     def records(self, source: str) -> Iterable[dict[str, Any]]:
-        """Rows of the table, images as ``{"bytes", "path"}``: they are decoded by our own loader.
+        """Rows of the table, with images as ``{"bytes", "path"}``, to be decoded by the package's own loader.
 
         Raises:
-            SourceError: the library is missing, or the set can't be opened.
+            SourceError: the library is missing, or the data set can't be opened.
         """
         try:
             import datasets
@@ -44,19 +44,21 @@ class _Hub(Importer):
         if path.exists():
             files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
             if not files:
-                raise SourceError(f"{source}: there is no .parquet file in it; give those, or a hub id")
+                raise SourceError(
+                    f"{source}: there is no .parquet file in it; give a folder with some, or a hub id"
+                )
             options: dict[str, Any] = {"path": "parquet", "data_files": [str(file) for file in files]}
         elif re.fullmatch(r"[\w.-]+/[\w.-]+", source):
             options = {"path": source, "revision": self.revision}
         else:
             raise SourceError(f"{source}: no such folder and no hub id such as Yuanshi/Subjects200K")
-        split = "train" if path.exists() else self.split  # plain files have no other split
+        split = "train" if path.exists() else self.split  # plain files have only this split
         try:
             table: Any = datasets.load_dataset(**options, split=split, streaming=self.streaming)
             for name, feature in (table.features or {}).items():
                 if isinstance(feature, datasets.Image):
                     table = table.cast_column(name, datasets.Image(decode=False))
-        except Exception as error:  # of a dozen types; whatever it is, the set can't be read
+        except Exception as error:  # of a dozen types; in any case the set can't be read
             raise SourceError(f"{source}: can't be opened: {type(error).__name__}: {error}") from error
         return _read(source, table)
 
@@ -65,12 +67,16 @@ class _Hub(Importer):
 class Subjects200K(_Hub):
     """Subjects200K (arXiv 2411.15098): two views of a subject side by side in one picture."""
 
-    collections: list[str] = Field(default=[], description="only these, as collection_2; empty: all")
-    min_quality: int = Field(default=5, ge=0, le=5, description="least of the three scores; 0: also unscored")
-    swap: bool = Field(default=True, description="both views as the target, so two rows a picture")
+    collections: list[str] = Field(
+        default=[], description="collections to use, such as collection_2; empty: all"
+    )
+    min_quality: int = Field(
+        default=5, ge=0, le=5, description="lower limit of all three scores; 0: also unscored"
+    )
+    swap: bool = Field(default=True, description="use each view as the target, so two rows per picture")
 
     def root(self, source: str) -> Path:
-        """Nothing is used in place: the views are written to the output folder."""
+        """The output folder: the views are written there."""
         return Path.cwd()
 
     def __call__(self, source: str, out: Path) -> Iterator[Item]:
@@ -120,17 +126,17 @@ class Subjects200K(_Hub):
 
 @final
 class Hub(_Hub):
-    """Any set of the hub, or parquet files: say which columns hold what."""
+    """Any data set of the hub, or parquet files; options name the columns."""
 
     prompt: str = Field(default="prompt", description="column of the prompt")
     reference: str = Field(default="image", description="column of the reference image")
     target: str | None = Field(default=None, description="column of the target image")
     mask: str | None = Field(default=None, description="column of the reference's mask")
     subject: str | None = Field(default=None, description="column of the class word")
-    subject_id: str | None = Field(default=None, description="column that tells individuals apart")
+    subject_id: str | None = Field(default=None, description="column that identifies individuals")
 
     def root(self, source: str) -> Path:
-        """Nothing is used in place: images are written to the output folder."""
+        """The output folder: images are written there."""
         return Path.cwd()
 
     def __call__(self, source: str, out: Path) -> Iterator[Item]:
@@ -164,12 +170,12 @@ class Hub(_Hub):
 
 
 def _read(source: str, table: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The records of a set, which may be fetched while they are read."""
+    """Records of a data set, which may be downloaded while they are read."""
     number = 0
     try:
         for number, record in enumerate(table, start=1):  # noqa: B007 - for the message
             yield record
-    except Exception as error:  # a lost connection, a damaged file: of a dozen types
+    except Exception as error:  # a lost connection or a damaged file, of a dozen types
         raise SourceError(
             f"{source}: reading broke off after record {number}: {type(error).__name__}: {error}; try again"
         ) from error
@@ -178,7 +184,7 @@ def _read(source: str, table: Iterable[dict[str, Any]]) -> Iterator[dict[str, An
 def halves(size: tuple[int, int]) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
     """Boxes of the two square views in a picture of Subjects200K.
 
-    The views have 512 or 1024 pixels a side, and both the padding around and the one between differ by collection.
+    The views have sides of 512 or 1024 pixels; the padding around and between them differs by collection.
 
     Raises:
         ValueError: a picture of another shape.
@@ -190,7 +196,7 @@ def halves(size: tuple[int, int]) -> tuple[tuple[int, int, int, int], tuple[int,
         if not odd and 0 <= around <= side // 8 and 0 <= between <= side // 8:
             bottom, right = around + side, around + side + between
             return (around, around, bottom, bottom), (right, around, right + side, bottom)
-    raise ValueError(f"is {width} x {height}; two views of 512 or 1024 pixels a side don't fit that")
+    raise ValueError(f"is {width} x {height}; two square views of 512 or 1024 pixels don't fit that")
 
 
 def _content(value: Any) -> bytes:
@@ -198,4 +204,4 @@ def _content(value: Any) -> bytes:
         return bytes(value["bytes"])
     if isinstance(value, dict) and isinstance(value.get("path"), str) and Path(value["path"]).is_file():
         return Path(value["path"]).read_bytes()
-    raise ValueError(f"holds no image but {type(value).__name__}")
+    raise ValueError(f"is not an image but {type(value).__name__}")

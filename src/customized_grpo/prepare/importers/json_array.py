@@ -1,4 +1,4 @@
-"""The items of one large JSON array, one by one: a file of 848 MB would take gigabytes as a whole."""
+"""Streaming of a large JSON array: loading a file of 848 MB at once would take gigabytes."""
 
 import json
 from collections.abc import Iterator
@@ -11,16 +11,16 @@ _BLANK = " \t\r\n"
 
 
 def json_objects(path: Path, *, chunk: int = 1 << 20) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON file that is an array of objects.
+    """Yield the objects of a JSON file that is an array of objects.
 
     Raises:
-        SourceError: no such file, no JSON, no array, or an item that is no object; items before it have been given.
+        SourceError: no such file, not a JSON array, or an item is not an object; earlier items have been yielded.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
             yield from _items(path, file.read, chunk)
     except UnicodeDecodeError as error:
-        raise SourceError(f"{path}: is no UTF-8 text ({error.reason})") from error
+        raise SourceError(f"{path}: is not UTF-8 text ({error.reason})") from error
     except OSError as error:
         raise SourceError(f"{path}: can't be read ({error.strerror})") from error
 
@@ -36,7 +36,7 @@ def _items(path: Path, read: Any, chunk: int) -> Iterator[dict[str, Any]]:
                 raise json.JSONDecodeError("the file ends before its closing bracket", buffer, at)
             if not opened:
                 if buffer[at] != "[":
-                    raise SourceError(f"{path}: is no JSON array; it must be a list of objects")
+                    raise SourceError(f"{path}: is not a JSON array; it must be a list of objects")
                 opened, at = True, at + 1
                 continue
             if buffer[at] == "]":
@@ -45,11 +45,11 @@ def _items(path: Path, read: Any, chunk: int) -> Iterator[dict[str, Any]]:
         except json.JSONDecodeError as error:
             more = read(chunk)
             if not more:
-                raise SourceError(f"{path}: item {number + 1}: is no JSON ({error.msg})") from error
+                raise SourceError(f"{path}: item {number + 1}: is not JSON ({error.msg})") from error
             buffer, at = buffer[at:] + more, 0
             continue
         number += 1
         if not isinstance(item, dict):
-            raise SourceError(f"{path}: item {number} is no object but {type(item).__name__}")
+            raise SourceError(f"{path}: item {number} is not an object but {type(item).__name__}")
         yield item
         at = end

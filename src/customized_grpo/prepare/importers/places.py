@@ -1,4 +1,4 @@
-"""Where an import's images are: under the source, reached by a link, or copied to the output folder."""
+"""Paths of an import's images: reached by a link to the source, or copied to the output folder."""
 
 import os
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Literal, final
 from customized_grpo.prepare.importers.base import SourceError
 
 LINK = "source"
-"""Name of the link in the output folder to images that stay where they are."""
+"""Name of the link in the output folder to the source's images."""
 
 
 @final
 class Places:
-    """From files of the source to paths in the output folder."""
+    """Maps files of the source to paths in the output folder."""
 
     def __init__(self, root: Path, out: Path, images: Literal["link", "copy"]) -> None:
         self._root = Path(os.path.abspath(root))
@@ -20,12 +20,12 @@ class Places:
         self._copy = images == "copy"
 
     def __call__(self, path: Path) -> tuple[Path, str, Path | None]:
-        """The file itself, its path in the manifest, and where to copy it.
+        """The file, its path in the manifest, and the path to copy it to, if any.
 
         Raises:
             ValueError: it is outside the source's folder.
         """
-        # Not resolved: links inside the source are its owner's business, '..' in a list is not.
+        # Not resolved: links inside the source are allowed, '..' in a list is not.
         file = Path(os.path.abspath(path))
         if "\0" in str(file):
             raise ValueError(f"{path!s:.80}: has a zero byte in its name")
@@ -37,7 +37,7 @@ class Places:
             raise ValueError(f"{path}: is outside {self._root}")
         inner = file.relative_to(self._root)
         if self._copy:
-            # The suffix stays in the name: a.jpg and a.webp are two pictures.
+            # Keep the suffix in the name: a.jpg and a.webp are two pictures.
             copy = self._out / "images" / inner.with_name(f"{inner.name.replace('.', '-')}.png")
             return file, copy.relative_to(self._out).as_posix(), copy
         self._link()

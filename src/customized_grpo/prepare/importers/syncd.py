@@ -1,10 +1,10 @@
-"""SynCD (arXiv 2502.01720): objects with two or three views each, a prompt a view, and masks.
+"""SynCD (arXiv 2502.01720): objects with two or three views each, one prompt per view, and masks.
 
 ``metadata.json`` is a list of ``{"filenames": ["17/0.png", ...], "prompts": [...], "category": "rigid", ...}``; the
 views of one object show it in different places, so any of them can be the reference for another's prompt. Masks lie
-beside the images as ``masks/<stem>.jpg``, one's own as ``<stem>_seg.png``. ``metadata_with_scores.json`` adds
-``dino_scores`` and ``aesthetics_scores``. The published code of Customized-GRPO has a list of pairs of its own, which
-``syncd-json`` reads.
+beside the images as ``masks/<stem>.jpg``, your own as ``<stem>_seg.png``. ``metadata_with_scores.json`` adds
+``dino_scores`` and ``aesthetics_scores``. The published code of Customized-GRPO has its own list of pairs, read by
+``syncd-json``.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,18 +32,24 @@ from customized_grpo.prepare.importers.json_array import json_objects
 
 @final
 class SynCD(Importer):
-    """SynCD as published: a folder with metadata.json and the archives, or what they unpack to."""
+    """SynCD as published: a folder with metadata.json and the archives, unpacked or not."""
 
     pairs: Literal["all", "one"] = Field(
         default="all",
-        description="every view as the target of every choice of references, or one row an object",
+        description="every view as the target of every choice of references, or one row per object",
     )
-    references: PositiveInt = Field(default=1, description="reference views of a row")
+    references: PositiveInt = Field(default=1, description="number of reference views per row")
     category: Literal["rigid", "deformable"] | None = Field(default=None, description="null: both")
-    masks: bool = Field(default=True, description="attach the masks that are there")
-    min_dino: float | None = Field(default=None, description="least similarity of reference and target")
-    max_dino: float | None = Field(default=None, description="most: above 0.98 a view is nearly a copy")
-    min_aesthetics: float | None = Field(default=None, description="least score of every view of a row")
+    masks: bool = Field(default=True, description="attach existing masks")
+    min_dino: float | None = Field(
+        default=None, description="lower limit on the similarity of reference and target"
+    )
+    max_dino: float | None = Field(
+        default=None, description="upper limit: above 0.98 a view is nearly a copy"
+    )
+    min_aesthetics: float | None = Field(
+        default=None, description="lower limit on the score of every view of a row"
+    )
 
     def __call__(self, source: str, out: Path) -> Iterator[Item]:
         """Rows in the order of the metadata, then of the views."""
@@ -111,9 +117,9 @@ class SynCD(Importer):
         return mask_beside(images / name) if self.masks else None
 
     def _unfit(self, entry: dict[str, Any], names: list[str], target: int, chosen: tuple[int, ...]) -> str:
-        """Why these views are left out; empty where they aren't."""
+        """Reason to exclude these views; empty to keep them."""
         if self.min_dino is not None or self.max_dino is not None:
-            scores = entry["dino_scores"]  # the upper triangle of a square
+            scores = entry["dino_scores"]  # upper triangle of the similarity matrix
             similar = [float(scores[min(view, target)][max(view, target)]) for view in chosen]
             if self.min_dino is not None and min(similar) < self.min_dino:
                 return "below min_dino"
@@ -135,13 +141,11 @@ class SynCDJson(Importer):
     images: str | None = Field(
         default=None, description="folder of the images; null: the one of the JSON file"
     )
-    masks: bool = Field(default=True, description="attach the masks that are there")
-    swap: bool = Field(
-        default=False, description="also the other way round: target and reference change places"
-    )
+    masks: bool = Field(default=True, description="attach existing masks")
+    swap: bool = Field(default=False, description="add each pair with target and reference swapped")
 
     def root(self, source: str) -> Path:
-        """The folder that paths in the file are relative to."""
+        """Folder that paths in the file are relative to."""
         return super().root(source) if self.images is None else Path(self.images).expanduser()
 
     def __call__(self, source: str, out: Path) -> Iterator[Item]:
@@ -183,7 +187,7 @@ def _views(entry: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 
 
 def _object_name(name: str) -> str:
-    """``17/0.png`` -> ``17``; data that one generates oneself are called ``<object>_<rank>_<view>.jpg``."""
+    """``17/0.png`` -> ``17``; self-generated data are named ``<object>_<rank>_<view>.jpg``."""
     path = PurePosixPath(name)
     return path.parent.name if path.stem.isdigit() and path.parent.name else path.stem.rpartition("_")[0]
 
@@ -193,16 +197,16 @@ def _class_word(entry: Mapping[str, Any]) -> str:
 
 
 def _unpack(folder: Path, metadata: Path, out: Path) -> Path:
-    """Unpack the archives beside the metadata, if there are any, and say where the images are.
+    """Unpack the archives beside the metadata, if there are any, and return the images' folder.
 
-    Only what the metadata names, and masks of it, leaves an archive; a folder that archives wrap around is dropped.
+    Only files named by the metadata, and their masks, are unpacked; an outer folder in an archive is dropped.
     """
     archives = sorted(folder.glob("*.zip"))
     if not archives:
         return folder
     wanted: set[str] = set()
     for entry in json_objects(metadata):
-        with suppress(ValueError):  # the object's own rejection says it
+        with suppress(ValueError):  # the object itself is rejected with the reason
             wanted.update(_views(entry)[0])
     named = [PurePosixPath(name) for name in wanted]
     wanted |= {str(name.parent / "masks" / f"{name.stem}.jpg") for name in named}

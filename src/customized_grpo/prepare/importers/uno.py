@@ -1,8 +1,8 @@
-"""UNO (arXiv 2504.02160): its training JSON, and the labels of the data set UNO-1M.
+"""UNO (arXiv 2504.02160): importer of its training JSON and of the labels of UNO-1M.
 
 The training form is ``{"prompt", "image_path" | "image_paths", "image_tgt_path"?}``. A label of UNO-1M is
 ``{"img_path1", "img_path2", "caption": {"img_path1", "img_path2", "subject": []}, "vlm_filter_cot": {"score_final"}}``:
-a pair of pictures of one subject with a caption each, and how alike a judge found them (0 - 4; the paper trains on 4,
+a pair of pictures of one subject with a caption each, and a judge's similarity score (0 - 4; the paper trains on 4,
 the data set's card advises at least 3.5).
 """
 
@@ -33,11 +33,13 @@ class UNO(Importer):
         default=None,
         description="folder of the images; null: images/ beside the labels, else the labels' folder",
     )
-    min_score: float = Field(default=3.5, ge=0, le=4, description="least score_final of UNO-1M's labels")
-    swap: bool = Field(default=False, description="labels of UNO-1M: also the other way round")
+    min_score: float = Field(
+        default=3.5, ge=0, le=4, description="lower limit on score_final of UNO-1M's labels"
+    )
+    swap: bool = Field(default=False, description="UNO-1M: add each pair with target and reference swapped")
 
     def root(self, source: str) -> Path:
-        """The folder that paths in the labels are relative to."""
+        """Folder that paths in the labels are relative to."""
         if self.images is not None:
             return Path(self.images).expanduser()
         folder = super().root(source)
@@ -45,7 +47,7 @@ class UNO(Importer):
         return folder / "images" if (folder / "images").is_dir() and _is_1m(source) else folder
 
     def __call__(self, source: str, out: Path) -> Iterator[Item]:
-        """Rows in the files' order; what scores below min_score is left out."""
+        """Rows in the files' order, without those that score below min_score."""
         root = self.root(source)
         for file in _files(source):
             for number, entry in enumerate(json_objects(file)):

@@ -1,7 +1,7 @@
-"""The one way from drafts to a manifest: complete or absent, unique ids, relative paths, and nothing lost.
+"""Writer of manifests from drafts: complete or absent, with unique ids, relative paths, and nothing lost.
 
-The output folder gets ``manifest.jsonl``, ``rejected.jsonl`` (what did not become a row, or lost its mask, and why) and
-``import.json`` (counts, options, prompts that look noisy). Every distinct image is looked at once.
+The output folder gets ``manifest.jsonl``, ``rejected.jsonl`` (entries without a row or mask, and why) and
+``import.json`` (counts, options, prompts that look noisy). Every distinct image is inspected once.
 """
 
 import json
@@ -27,16 +27,16 @@ _BATCH = 512
 @final
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to import, whatever the source."""
+    """Import options common to all sources."""
 
     images: Literal["link", "copy"] = "link"
     """``link``: use images where they are; ``copy``: write plain PNG files, without metadata, to the output folder."""
     decode: bool = True
-    """Read every pixel; otherwise heads alone, and truncated files are found by ``data check``."""
+    """Read every pixel; otherwise only headers, and ``data check`` finds truncated files."""
     noisy: Literal["keep", "drop"] = "keep"
-    """What to do with prompts that have a problem (``prompts.prompt_problems``)."""
+    """Treatment of prompts with a problem (``prompts.prompt_problems``)."""
     limit: int | None = None
-    """Stop after so many rows."""
+    """Number of rows after which the import stops."""
     workers: int = 1
     overwrite: bool = False
 
@@ -44,16 +44,16 @@ class Options:
 @final
 @dataclass(slots=True)
 class Report:
-    """What an import did."""
+    """Result of an import."""
 
     rows: int = 0
     rejected: int = 0
     masks_dropped: int = 0
     images: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
-    """Entries that an option left out, by its name."""
+    """Number of entries that each option excluded."""
     problems: dict[str, int] = field(default_factory=dict)
-    """Rejected rows by kind."""
+    """Number of rejected rows per kind."""
     prompts: PromptSurvey | None = None
 
 
@@ -105,10 +105,10 @@ def import_data(
 
 
 def _batches(items: Iterator[Item], report: Report, limit: int | None) -> Iterator[list[Item]]:
-    """Items by the hundred, and never one more than can still become rows: a streamed item is a download.
+    """Items by the hundred, but no more than can still become rows: a streamed item is a download.
 
     Raises:
-        SourceError: the source broke off; it says what had come before.
+        SourceError: the source broke off; the message says how many rows came before.
     """
     while limit is None or report.rows < limit:
         batch: list[Item] = []
@@ -170,7 +170,7 @@ class _Writer:
                 except ValueError as error:
                     if isinstance(error, SourceError):
                         raise
-                    continue  # said by the row itself
+                    continue  # reported with the row itself
                 if (file, mask) not in self._seen:
                     wanted[file, mask] = Look(file, mask, self._options.decode or copy is not None, copy)
         for key, seen in zip(wanted, self._look_all(wanted.values()), strict=True):
@@ -209,8 +209,8 @@ class _Writer:
             Row.model_validate(fields)
             line = json.dumps({key: value for key, value in fields.items() if value}, ensure_ascii=False)
             line.encode()
-        except (ValueError, TypeError) as error:  # an importer's slip, or half a surrogate pair
-            self._reject(draft.id, "entry", f"is no valid row: {error}")
+        except (ValueError, TypeError) as error:  # an importer's mistake, or half a surrogate pair
+            self._reject(draft.id, "entry", f"is not a valid row: {error}")
             return
         self._manifest.write(line + "\n")
         self._report.rows += 1
@@ -227,7 +227,7 @@ class _Writer:
         return name
 
     def _mask(self, draft: Draft, mask: Path | None, image: Path) -> str | None:
-        """A mask's path; None where there is none, or where it is broken, which is written down."""
+        """A mask's path; None if there is none or it is broken, which is recorded."""
         if mask is None:
             return None
         try:
@@ -258,7 +258,7 @@ class _Writer:
         self._rejected.write(json.dumps(line) + "\n")
 
     def _free_id(self, wish: str) -> str:
-        """The wish made safe as a file name, with a number behind it if it is taken (cases aside, as for files)."""
+        """The proposed id, made safe as a file name, with a number if it is taken (ignoring case, as for files)."""
         plain = re.sub(r"[^A-Za-z0-9._-]+", "-", wish).strip(".-")[:112] or "row"
         name, number = plain, self._ids.get(plain.casefold(), 1)
         while name.casefold() in self._ids:
@@ -270,7 +270,7 @@ class _Writer:
 
 
 class _Unusable(Exception):
-    """A row that can't be, with the kind of its reason."""
+    """A row is unusable, with the kind of reason."""
 
     def __init__(self, kind: str, reason: str) -> None:
         self.kind = kind
@@ -282,7 +282,7 @@ def _one(path: Path | None) -> tuple[Path, ...]:
 
 
 def _files(draft: Draft) -> Iterator[tuple[Path, bool]]:
-    """Every file of a draft, and whether it is a mask."""
+    """All files of a draft, each with whether it is a mask."""
     for path in (*draft.references, *_one(draft.target), *draft.views):
         yield path, False
     for mask in (*draft.masks, draft.target_mask):

@@ -1,1 +1,1 @@
-"""The vision-language judge: a reward that asks a model by API, with its prompts, answers, cache and budget."""
+"""The vision-language judge: a reward by a model behind an API, with its prompts, answers, cache and budget."""

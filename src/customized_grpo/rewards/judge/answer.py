@@ -1,7 +1,7 @@
-"""A judge's answer to a number, strictly: what can be read in two ways, or is out of range, is no score.
+"""Strict parsing of a judge's answer: one that is ambiguous or out of range is not a score.
 
-``expected_score`` is sum_s s p(s) over the scores 0 to 4, from the log-probabilities of the digit that was written.
-Whole numbers tie often in a group, and a tied group teaches nothing; the expectation doesn't tie.
+``expected_score`` is sum_s s p(s) over the scores 0 to 4, from the log-probabilities of the answered digit.
+Whole numbers often tie in a group, and a tied group has no gradient; the expectation doesn't tie.
 """
 
 import json
@@ -16,8 +16,8 @@ from customized_grpo.rewards.judge.rubrics import BEST, WORST
 _SHOWN: Final = 120
 _THOUGHTS: Final = "</think>"
 _LINE: Final = re.compile(r"^[\s>*_#`\-]*(?:(?:final|overall|my)\s+)?score\b(?P<rest>.*)$", re.IGNORECASE)
-# A number alone, behind a grade, or out of the best: "3", "[3]", "Excellent (4)", "3/4", "3 out of 4". Nothing else may
-# stand before it: "not 3" and "less than 3" are no 3.
+# A number alone, after a grade, or out of the best: "3", "[3]", "Excellent (4)", "3/4", "3 out of 4". Nothing else may
+# precede it: "not 3" and "less than 3" are not a 3.
 _REST: Final = re.compile(
     r"^[\s*_`:=]*(?:is\s+)?(?:(?:very\s+)?(?:poor|bad|fair|good|excellent|perfect)\b)?[\s*_`(\[]*(?P<digit>\d+)[\s*_`)\]]*"
     rf"(?:(?:/|out\s+of)\s*{BEST})?[\s*_`)\].]*$",
@@ -25,24 +25,24 @@ _REST: Final = re.compile(
 )
 _MEMBER: Final = re.compile(r'(?<!\\)"score"\s*:\s*"?(\d)')
 _SPECIAL: Final = re.compile(rb"<[^<>\s]+>|\[[A-Z_]+\]")
-"""A token that ends a turn: ``<|im_end|>``, ``</s>``, ``[EOS]``."""
+"""End-of-turn tokens: ``<|im_end|>``, ``</s>``, ``[EOS]``."""
 _BLANK: Final = b" \t\r\n"
 _MIN_MASS: Final = 0.5
-"""Below it the model was not choosing between scores where the digit stands."""
+"""Probability mass of all scores below which the model was not choosing a score at the digit's position."""
 
 
 class Unscorable(RuntimeError):
-    """One image that gets no score; the message says why. It costs that image and nothing else."""
+    """An image has no score; the message says why. Other images are not affected."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was read.
+    """A parsed answer.
 
     Attributes:
         score: 0 to 4.
-        at: place of its digit in the text.
+        at: position of its digit in the text.
     """
 
     score: int
@@ -50,7 +50,7 @@ class Answer:
 
 
 def read_choice(choice: Any) -> tuple[str, Answer]:
-    """The text and the answer of a chat completion's choice.
+    """Text and answer of a chat completion's choice.
 
     Raises:
         Unscorable: refused, cut off, empty, without a score, with several, or out of range.
@@ -72,7 +72,7 @@ def read_choice(choice: Any) -> tuple[str, Answer]:
 
 
 def read(text: str) -> Answer:
-    """The score in a text: of its JSON object (alone, fenced, among words) if it has one, else of its last score line.
+    """The score of a text: from its JSON object (alone, fenced, among words) if any, else from its last score line.
 
     Raises:
         Unscorable: no score, contradicting ones, or one out of range.
@@ -108,7 +108,7 @@ def _no_member_twice(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _digit(text: str, start: int, end: int) -> int:
-    """Place of the score's digit in the object at [start, end); -1 where it is written in an unusual way."""
+    """Position of the score's digit in the object at [start, end); -1 if it is written in an unusual way."""
     matches = [match.start(1) for match in _MEMBER.finditer(text, start, end)]
     return matches[-1] if matches else -1
 
@@ -129,7 +129,7 @@ def _of_lines(text: str, start: int) -> Answer:
 
 def _in_range(value: Any, text: str) -> int:
     if isinstance(value, bool) or not re.fullmatch(r"\d+", str(value)):
-        raise Unscorable(f"the score is no whole number: {_shown(text)}")
+        raise Unscorable(f"the score is not a whole number: {_shown(text)}")
     score = int(value)
     if not WORST <= score <= BEST:
         raise Unscorable(f"the score {score} is outside {WORST} to {BEST}: {_shown(text)}")
@@ -137,13 +137,13 @@ def _in_range(value: Any, text: str) -> int:
 
 
 def expected_score(text: str, answer: Answer, tokens: Sequence[Any] | None) -> float:
-    """The expectation of the score over the alternatives of the token that holds its digit.
+    """Expectation of the score over the alternatives of its digit's token.
 
     Args:
         tokens: ``choice.logprobs.content``.
 
     Raises:
-        Unscorable: the endpoint gave no log-probabilities, or none of that digit.
+        Unscorable: the endpoint gave no log-probabilities, or none for that digit.
     """
     if not tokens:
         raise Unscorable(
@@ -159,10 +159,10 @@ def expected_score(text: str, answer: Answer, tokens: Sequence[Any] | None) -> f
 
 
 def _token_at(tail: str, tokens: Sequence[Any]) -> Any:
-    """The token that the first sign of ``tail`` lies in, where ``tail`` is how the tokens end; else None.
+    """The token that holds the first character of ``tail``, if the tokens end with ``tail``; else None.
 
-    From the end, in bytes: before the answer tokens may hold thoughts that its text lacks, and a sign may take several
-    tokens. After it may stand what ends a turn, and white space that the endpoint took off.
+    Matched from the end, in bytes: earlier tokens may hold thoughts that the text lacks, and a character may take
+    several tokens. End-of-turn tokens and white space removed by the endpoint may follow.
     """
     wanted, seen = tail.rstrip(_BLANK.decode()).encode(), b""
     for token in reversed(tokens):
@@ -176,7 +176,7 @@ def _token_at(tail: str, tokens: Sequence[Any]) -> Any:
 
 
 def _weights(alternatives: Mapping[str, float]) -> dict[int, float]:
-    """Probability of each score; the same digit with and without a space before it is one score."""
+    """Probability of each score; a digit with or without a leading space is the same score."""
     weights: dict[int, float] = {}
     for token, logprob in alternatives.items():
         digit = token.strip()

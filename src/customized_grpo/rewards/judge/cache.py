@@ -1,8 +1,8 @@
-"""What a judge has answered and spent, in one SQLite file that several processes and runs may share.
+"""Cache of a judge's answers and spending, in one SQLite file that several processes and runs may share.
 
-A commit is all or nothing, so a killed process leaves a good file; an answer that was paid for is asked once. The
-budget is counted in the same file, hence over all processes and restarts, and before a request is sent. A file that
-can't be written any more costs no score that was paid for; but a budget that can't be counted stops the run.
+Commits are atomic, so a killed process leaves a valid file; no question is paid for twice. The budget is counted in
+the same file, hence over all processes and restarts, and before a request is sent. If the file can't be written any
+more, paid scores still count; but a budget that can't be counted stops the run.
 """
 
 import logging
@@ -29,16 +29,16 @@ _WAIT_S: Final = 60.0
 
 @final
 class Cache:
-    """Answers by key, and what ``judge`` has spent; to be used from one thread at a time.
+    """Answers by key, and the spending of ``judge``; to be used from one thread at a time.
 
     Args:
         path: the file; None keeps everything in memory, for this process.
-        judge: model and rubric, whose budget this is.
-        budget_requests: HTTP requests that may be sent, retries among them.
-        budget_tokens: tokens that may be used, as the endpoint reports them. Requests in flight may overshoot it.
+        judge: model and rubric to which the budget belongs.
+        budget_requests: limit on HTTP requests, including retries.
+        budget_tokens: limit on tokens as reported by the endpoint. Requests in flight may overshoot it.
 
     Raises:
-        ValueError: the file can't be opened or is something else.
+        ValueError: the file can't be opened or is not a cache.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Cache:
         try:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            # Transactions are explicit below; the thread of the judge's event loop uses what another thread opened.
+            # Transactions are explicit below; the judge's event loop uses a connection opened by another thread.
             self._db = sqlite3.connect(
                 path or ":memory:", timeout=_WAIT_S, isolation_level=None, check_same_thread=False
             )
@@ -60,7 +60,9 @@ class Cache:
             self._prepare()
         except sqlite3.Error as error:
             self._db.close()
-            raise ValueError(f"cache: {path} is no cache of a judge ({error}); give another file") from error
+            raise ValueError(
+                f"cache: {path} is not a cache of a judge ({error}); give another file"
+            ) from error
         except ValueError:
             self._db.close()
             raise
@@ -72,7 +74,7 @@ class Cache:
         if found != _VERSION and (found or tables):
             self._db.execute("ROLLBACK")
             raise ValueError(
-                f"cache: {self._path} is no cache of this version (its number is {found}, not {_VERSION}); "
+                f"cache: {self._path} is not a cache of this version (its number is {found}, not {_VERSION}); "
                 "give another file"
             )
         for statement in filter(str.strip, _TABLES.split(";")):
@@ -82,12 +84,12 @@ class Cache:
         self._db.execute("COMMIT")
 
     def get(self, key: str) -> float | None:
-        """The score kept under ``key``."""
+        """The cached score of ``key``, if any."""
         row = self._db.execute("SELECT score FROM answers WHERE key = ?", (key,)).fetchone()
         return None if row is None else float(row[0])
 
     def put(self, key: str, score: float, reply: str, *, prompt_tokens: int, answer_tokens: int) -> None:
-        """Keep a score with the words that gave it, for people to read; if it can't be kept, say so once."""
+        """Save a score with the reply, for people to read; if it can't be saved, warn once."""
         try:
             self._db.execute(
                 "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -104,7 +106,7 @@ class Cache:
                 )
 
     def spend(self, tokens: int) -> None:
-        """Count tokens that were used, whatever the answer was worth.
+        """Count used tokens, whether or not the answer was usable.
 
         Raises:
             RewardFailure: they can't be counted.
@@ -115,7 +117,7 @@ class Cache:
         """Count one request, before it is sent.
 
         Raises:
-            RewardFailure: the budget has no more, or can't be counted.
+            RewardFailure: the budget is spent, or can't be counted.
         """
         taken = self._count(
             "UPDATE spent SET requests = requests + 1 WHERE judge = ?"

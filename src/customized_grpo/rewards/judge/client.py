@@ -1,8 +1,8 @@
-"""Requests to an OpenAI-compatible endpoint: what one answer is worth, what costs one image, and what stops a run.
+"""Client of an OpenAI-compatible endpoint: requests, retries, and which errors skip an image or stop a run.
 
-The SDK retries 408, 409, 429, 5xx, timeouts and broken connections, and waits as ``Retry-After`` says. What then still
-fails costs one image. A request that would be refused again (a wrong key, model, parameter, an empty account) stops.
-The client has an event loop in a thread of its own: whoever asks may have any loop, or a new one each time.
+The SDK retries 408, 409, 429, 5xx, timeouts and broken connections, and respects ``Retry-After``. A request that still
+fails leaves one image unscored. One that would be refused again (a wrong key, model, parameter, an empty account)
+stops the run. The client has its own event loop in a thread, so callers may use any loop, or a new one each time.
 """
 
 import asyncio
@@ -29,19 +29,19 @@ _MODERATED: Final = (
     "data_inspection_failed",
     "datainspectionfailed",
 )
-"""Codes of a 400 that is about this one picture or text, and would not meet the next."""
+"""Codes of a 400 that concerns only this picture or text."""
 
 
 @final
 class Client:
-    """One endpoint, reached by the ``openai`` SDK.
+    """Client of one endpoint, by the ``openai`` SDK.
 
     Args:
-        timeout_s: silence after which an attempt is given up, and tried again.
-        deadline_s: for everything, waits and retries among it.
-        retries: after the first attempt.
-        concurrency: questions under way at a time.
-        before_request: called before each HTTP request, retries among them; it may raise ``RewardFailure``.
+        timeout_s: silence after which an attempt is retried.
+        deadline_s: limit on the total time, including waits and retries.
+        retries: number of retries after the first attempt.
+        concurrency: limit on concurrent questions.
+        before_request: called before each HTTP request, including retries; it may raise ``RewardFailure``.
         on_close: called when the client is no longer used.
 
     Raises:
@@ -75,7 +75,7 @@ class Client:
         headers: dict[str, Any] = {}
         if (
             "openai.com" not in endpoint.base_url
-        ):  # the SDK takes these from the environment and sends them anywhere
+        ):  # the SDK takes these from the environment and would send them to any endpoint
             headers = dict.fromkeys(("OpenAI-Organization", "OpenAI-Project"), openai.Omit())
         client = openai.AsyncOpenAI(
             base_url=endpoint.base_url,
@@ -90,31 +90,31 @@ class Client:
         self._loop = asyncio.new_event_loop()
         thread = threading.Thread(target=self._loop.run_forever, name="judge", daemon=True)
         thread.start()
-        # At the latest when the interpreter ends. Nothing in it may refer to this object, or it would live until then.
+        # At the latest at exit. The callback must not refer to this object, or it would live until then.
         self.close = weakref.finalize(self, _shut, self._loop, thread, client.close, on_close)
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do ``work`` on the client's loop; cancelling the wait cancels the work."""
+        """Run ``work`` on the client's loop; cancelling the wait cancels the work."""
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
     async def ask(self, request: dict[str, Any]) -> Any:
-        """A chat completion that has a choice. Only inside ``run``.
+        """A chat completion with a choice. Only inside ``run``.
 
         Raises:
-            Unscorable: no answer, or none that is a chat completion.
+            Unscorable: no answer, or not a chat completion.
             RewardFailure: the endpoint refuses for good, or the budget is spent.
         """
         answer, failure = await self._attempt(request)
         if failure is not None:
-            # Raised here and not where it was caught: the SDK's own error may hold what the endpoint echoed, and what
-            # is chained gets printed.
+            # Raised here and not where it was caught: a chained error of the SDK would be printed, and it may hold
+            # secrets that the endpoint echoed.
             raise failure
         if not isinstance(answer, self._sdk.types.chat.ChatCompletion):
-            raise Unscorable(self._clean(f"the answer is no chat completion: {answer!r}"))
+            raise Unscorable(self._clean(f"the answer is not a chat completion: {answer!r}"))
         return answer
 
     async def _attempt(self, request: dict[str, Any]) -> tuple[Any, Exception | None]:
-        """The SDK's answer, or what to raise instead."""
+        """The SDK's answer, or the exception to raise instead."""
         try:
             async with self._turn, asyncio.timeout(self._deadline_s):
                 return await self._client.chat.completions.create(**request), None
@@ -128,15 +128,15 @@ class Client:
             return None, Unscorable("no answer: the endpoint was silent, at every attempt")
         except self._sdk.APIConnectionError as error:
             cause = error.__cause__ or error
-            if isinstance(cause, RewardFailure):  # of the budget; older SDKs wrap whatever happens on the way
+            if isinstance(cause, RewardFailure):  # of the budget; older SDKs wrap every exception
                 return None, RewardFailure(str(cause))
             said = f"{type(cause).__name__} {cause}".strip()
             return None, Unscorable(self._clean(f"no connection, at every attempt: {said}"))
-        except Exception as error:  # whatever the SDK can't read
+        except Exception as error:  # anything that the SDK can't parse
             return None, Unscorable(self._clean(f"the answer can't be read: {type(error).__name__}: {error}"))
 
     def complaint(self, answer: Any) -> str:
-        """What an answer without choices says instead."""
+        """Message of an answer without choices."""
         said = getattr(answer, "error", None)
         return self._clean(f"the answer has no choices{f': {said}' if said else ''}")
 
@@ -152,7 +152,7 @@ class Client:
         return RewardFailure(f"the judge refuses, and would refuse again: {said}")
 
     def _clean(self, text: str) -> str:
-        """At most a few lines, and never the key."""
+        """Text shortened to a few lines, without the key."""
         flat = " ".join(text.split())
         if self._key:
             flat = flat.replace(self._key, "***")
@@ -174,7 +174,7 @@ def _key(endpoint: Endpoint) -> str:
 
 
 def _said(error: Any) -> str:
-    """The endpoint's own words."""
+    """The endpoint's error message."""
     body = error.body
     if isinstance(body, list) and body:  # Gemini wraps its error in a list
         body = body[0]
@@ -202,7 +202,7 @@ def _shut(
         loop.call_soon(loop.stop)
 
     leaving = asyncio.run_coroutine_threadsafe(leave(), loop)
-    if threading.current_thread() is not thread:  # the garbage collector may come along in any thread
+    if threading.current_thread() is not thread:  # the garbage collector may run in any thread
         try:
             leaving.result(_CLOSE_S)
         except TimeoutError:

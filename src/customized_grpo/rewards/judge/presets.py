@@ -1,8 +1,8 @@
-"""What differs between OpenAI-compatible endpoints: address, key, image form, structured output, log-probabilities.
+"""Presets of OpenAI-compatible endpoints: address, key, image format, structured output, log-probabilities.
 
 A preset is a set of defaults; a recipe may override every field. Sources: the providers' own pages on their
-OpenAI-compatible interfaces, as of 2026-11. An endpoint that has changed since refuses with a message that names the
-parameter, and the field is set in the recipe.
+OpenAI-compatible interfaces, as of 2026-11. If an endpoint has changed since, its refusal names the
+parameter, and the recipe can set the field.
 """
 
 import re
@@ -16,33 +16,37 @@ Preset = Literal["gpt-4o", "gemini-2.5-pro", "qwen-vl-max", "vllm"]
 
 
 class Endpoint(BaseModel):
-    """Where a judge answers and what it understands. The defaults are those of ``gpt-4o``."""
+    """Address and capabilities of a judge's endpoint. The defaults are those of ``gpt-4o``."""
 
     base_url: str = Field(default="https://api.openai.com/v1", description="without /chat/completions")
-    model: str = Field(default="gpt-4o-2024-11-20", description="as the endpoint calls it; pin a snapshot")
+    model: str = Field(
+        default="gpt-4o-2024-11-20", description="name of the model at the endpoint; pin a snapshot"
+    )
     key_env: str = Field(
         default="OPENAI_API_KEY",
         description="name of the environment variable that holds the key; empty: no key",
     )
     output: Literal["json_schema", "json_object", "text"] = Field(
-        default="json_schema", description="the strictest form of answer that the endpoint can be held to"
+        default="json_schema", description="strictest output format that the endpoint supports"
     )
-    logprobs: bool = Field(default=True, description="whether it gives log-probabilities of what it wrote")
+    logprobs: bool = Field(default=True, description="whether the endpoint returns log-probabilities")
     token_limit: Literal["max_tokens", "max_completion_tokens"] = Field(
-        default="max_completion_tokens", description="what it calls the limit of an answer"
+        default="max_completion_tokens", description="the endpoint's parameter for the limit on answer tokens"
     )
     answer_tokens: PositiveInt = Field(
-        default=768, description="that limit; a model that thinks first needs thousands"
+        default=768, description="limit on answer tokens; a reasoning model needs thousands"
     )
     temperature: NonNegativeFloat | None = Field(default=0.0, description="null: not sent")
     image_format: Literal["png", "jpeg"] = Field(
-        default="jpeg", description="of the data URLs; JPEG of quality 95"
+        default="jpeg", description="format of images in data URLs; JPEG has quality 95"
     )
-    image_side: PositiveInt = Field(default=512, description="longer sides are reduced to it")
+    image_side: PositiveInt = Field(default=512, description="limit on an image's longer side in pixels")
     image_order: Literal["text_first", "images_first"] = Field(
-        default="text_first", description="whether the rubric stands before the images or after them"
+        default="text_first", description="order of the rubric and the images"
     )
-    image_tokens: PositiveInt = Field(default=255, description="of one image of 512 x 512, for estimates")
+    image_tokens: PositiveInt = Field(
+        default=255, description="tokens of an image of 512 x 512, for estimates"
+    )
     detail: Literal["low", "high", "auto"] | None = Field(
         default="high", description="OpenAI's image detail; null: not sent"
     )
@@ -53,7 +57,7 @@ class Endpoint(BaseModel):
     @model_validator(mode="after")
     def _is_reachable(self) -> Self:
         url = urlsplit(self.base_url)
-        # What stands in a recipe is saved and printed, so nothing secret may; and so nothing given is repeated here.
+        # Recipes are saved and printed, so they must hold no secrets; hence no given value is repeated here.
         if url.username or url.password or url.query:
             raise ValueError(
                 "base_url: it holds a user, a password or a query; give the plain address, and the key by key_env"
@@ -64,7 +68,7 @@ class Endpoint(BaseModel):
             )
         if not re.fullmatch(r"([A-Z_][A-Z0-9_]*)?", self.key_env):
             raise ValueError(
-                "key_env: that is no name of an environment variable; give the variable's name (OPENAI_API_KEY), "
+                "key_env: that is not the name of an environment variable; give the variable's name (OPENAI_API_KEY), "
                 "never the key itself: recipes are saved with every run"
             )
         if not self.model:
@@ -80,7 +84,7 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
         "key_env": "GEMINI_API_KEY",
         "logprobs": False,
         "token_limit": "max_tokens",
-        "answer_tokens": 8192,  # its thoughts count
+        "answer_tokens": 8192,  # reasoning tokens count
         "image_tokens": 258,
         "detail": None,
     },
@@ -96,12 +100,12 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     },
     "vllm": {
         "base_url": "http://localhost:8000/v1",
-        "model": "",  # whatever is served
+        "model": "",  # any served model
         "key_env": "",
         "token_limit": "max_tokens",
-        "image_format": "png",  # nothing is billed by bytes
+        "image_format": "png",  # bytes are not billed
         "image_tokens": 334,
         "detail": None,
     },
 }
-"""By name, what differs from ``gpt-4o``."""
+"""Overrides of ``gpt-4o``'s defaults, by preset name."""

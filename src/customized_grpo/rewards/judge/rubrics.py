@@ -1,4 +1,4 @@
-"""What a judge is asked: two rubrics after DreamBench++'s definitions (arXiv 2406.16855), in words of our own.
+"""Rubrics of the judge: two, after DreamBench++'s definitions (arXiv 2406.16855), in our own words.
 
 *Concept preservation* looks at the subject alone, *prompt following* at everything but the subject's identity; both
 are whole numbers from 0 to 4. The example's own texts are quoted as JSON and declared to be data.
@@ -31,9 +31,9 @@ class Rubric:
     """A question about a generated image.
 
     Attributes:
-        version: part of every cache key; a change of wording needs the next one.
-        shows_references: whether the judge sees them. Prompt following doesn't: the prompt is all that counts there.
-        text: the rubric itself.
+        version: part of every cache key; increase it with any change of wording.
+        shows_references: whether the judge sees the references; for prompt following only the prompt counts.
+        text: text of the rubric.
     """
 
     name: RubricName
@@ -102,7 +102,7 @@ _REPLY: Final[Mapping[tuple[bool, bool], str]] = {  # by (reasoning, JSON)
 
 
 def question(rubric: Rubric, example: Example, *, reasoning: bool, output: Output) -> str:
-    """The text that goes with the images."""
+    """The question's text, sent with the images."""
     facts = []
     if rubric.name == "prompt_following":
         facts = [f"The prompt: {json.dumps(example.prompt, ensure_ascii=False)}"]
@@ -114,10 +114,10 @@ def question(rubric: Rubric, example: Example, *, reasoning: bool, output: Outpu
 def pictures(
     rubric: Rubric, example: Example, image: Image, *, max_references: int | None
 ) -> list[tuple[str, Image]]:
-    """Each image with the words before it, the generated one last.
+    """Each image with its caption, the generated one last.
 
     Raises:
-        ValueError: the rubric compares with references and the example has none.
+        ValueError: the rubric needs references and the example has none.
     """
     shown: Sequence[Image] = example.references[:max_references] if rubric.shows_references else ()
     if rubric.shows_references and not shown:

@@ -1,6 +1,6 @@
-"""A vision-language model as a judge: one rubric, one image a question, by any OpenAI-compatible endpoint.
+"""A vision-language model as a judge: one rubric, one image per question, by any OpenAI-compatible endpoint.
 
-A failed question is no score (NaN), never 0: a false 0 in a group of twelve moves every other sample's advantage.
+A failed question gives NaN, never 0: a false 0 in a group of twelve moves every other sample's advantage.
 Several rubrics are several rewards. Dimensions: H x W pixels.
 """
 
@@ -33,7 +33,7 @@ from customized_grpo.rewards.judge.rubrics import (
 from customized_grpo.types import Example
 
 _ALTERNATIVES: Final = 20
-"""Most alternatives a token that endpoints give."""
+"""Largest number of alternatives per token that endpoints return."""
 _GRACE_S: Final = 5.0
 
 
@@ -50,32 +50,35 @@ class Vlm(AsyncReward):
             | {"cache", "budget_requests", "budget_tokens", "image_tokens"}
         )
 
-        preset: Preset = Field(default="gpt-4o", description="where the defaults of the endpoint come from")
-        rubric: RubricName = Field(description="what is judged; several are several rewards")
+        preset: Preset = Field(default="gpt-4o", description="defaults of the endpoint")
+        rubric: RubricName = Field(description="what is judged; use one reward per rubric")
         reasoning: bool = Field(default=False, description="whether the judge writes an analysis first")
         expected: bool = Field(
-            default=False, description="the expectation over the digit's log-probabilities, not the digit"
+            default=False,
+            description="use the expectation over the digit's log-probabilities instead of the digit",
         )
         best: PositiveFloat = Field(
-            default=float(BEST), description="what the best answer counts: 4, or 1 as DreamBench++ reports it"
+            default=float(BEST), description="value of the best answer: 4, or 1 as DreamBench++ reports it"
         )
-        max_references: PositiveInt | None = Field(default=None, description="that are shown; null: all")
-        concurrency: PositiveInt = Field(default=8, description="questions under way at a time, a process")
-        timeout_s: PositiveFloat = Field(default=60.0, description="silence after which it is asked again")
+        max_references: PositiveInt | None = Field(
+            default=None, description="limit on references shown; null: all"
+        )
+        concurrency: PositiveInt = Field(default=8, description="limit on concurrent questions per process")
+        timeout_s: PositiveFloat = Field(default=60.0, description="silence after which a request is retried")
         deadline_s: PositiveFloat = Field(
-            default=300.0, description="for a question with all its retries and waits"
+            default=300.0, description="limit on a question's total time, including retries and waits"
         )
         retries: NonNegativeInt = Field(
-            default=4, description="after 408, 409, 429, 5xx and lost connections"
+            default=4, description="number of retries after 408, 409, 429, 5xx and lost connections"
         )
         cache: str | None = Field(
-            default=None, description="file of answers and of what was spent; null: this process's memory"
+            default=None, description="file of answers and spending; null: this process's memory"
         )
         budget_requests: PositiveInt | None = Field(
-            default=None, description="that may be sent, counted in the cache; more stop the run"
+            default=None, description="limit on requests, counted in the cache; more stop the run"
         )
         budget_tokens: PositiveInt | None = Field(
-            default=None, description="that may be used, counted in the cache; more stop the run"
+            default=None, description="limit on tokens, counted in the cache; more stop the run"
         )
 
         @model_validator(mode="before")
@@ -104,7 +107,7 @@ class Vlm(AsyncReward):
             return self.model
 
         def cost(self, samples: int) -> str:
-            """Requests and tokens of judging so many images, and whether the budget has room for them."""
+            """Requests and tokens to judge ``samples`` images, and whether the budget suffices."""
             tokens = samples * _tokens(self)
             text = f"{samples} requests to {self.model} at {self.base_url}, about {tokens:.2g} tokens"
             limits = (
@@ -121,7 +124,7 @@ class Vlm(AsyncReward):
         self._rubric = RUBRICS[config.rubric]
         self._fixed = _fixed(config)
         self.max_concurrent = config.concurrency
-        self.timeout_s = config.deadline_s + _GRACE_S  # the judge's own deadline gives the better message
+        self.timeout_s = config.deadline_s + _GRACE_S  # the judge's own deadline has a better message
         self._cache = Cache(
             Path(config.cache).expanduser() if config.cache else None,
             f"{config.model} for {config.rubric}",
@@ -143,15 +146,15 @@ class Vlm(AsyncReward):
             raise
 
     def close(self) -> None:
-        """Drop connections and close the cache. It happens by itself when the judge is no longer used."""
+        """Close connections and the cache; done automatically when the judge is no longer used."""
         self._client.close()
 
     async def __call__(self, example: Example, image: Image) -> float:
-        """The score of one image; of the same question once and for all, unless ``extra["run"]`` differs.
+        """The score of one image; the same question is asked only once, unless ``extra["run"]`` differs.
 
         Raises:
-            Unscorable: the judge gave no score that can be read.
-            RewardFailure: it refuses for good, or the budget is spent.
+            Unscorable: the judge gave no readable score.
+            RewardFailure: the endpoint refuses for good, or the budget is spent.
             ValueError: concept preservation of an example without references.
         """
         config = self._config
@@ -198,7 +201,7 @@ class Vlm(AsyncReward):
         return [words, *images] if self._config.image_order == "text_first" else [*images, words]
 
     def _key(self, text: str, images: list[Image], run: object) -> str:
-        """Of all that decides the answer: pixels, not files, which another version of Pillow may write otherwise."""
+        """Cache key of everything that decides the answer: pixels, not files, which depend on Pillow's version."""
         config = self._config
         asked = {
             "rubric": [self._rubric.name, self._rubric.version],
@@ -217,7 +220,7 @@ class Vlm(AsyncReward):
 
 
 def _fixed(config: Vlm.Config) -> dict[str, Any]:
-    """What every request of a judge has in common."""
+    """Request parameters common to all questions of a judge."""
     fixed: dict[str, Any] = {"model": config.model, config.token_limit: config.answer_tokens}
     if config.temperature is not None:
         fixed["temperature"] = config.temperature
@@ -234,8 +237,8 @@ def _fixed(config: Vlm.Config) -> dict[str, Any]:
 
 
 def _tokens(config: Vlm.Config) -> int:
-    """A question's tokens, roughly: four letters each, the most references that are shown (one where nothing says how
-    many), and what such answers are long."""
+    """Rough number of tokens per question: four letters each, the largest number of references shown (one if
+    unknown), and the length of typical answers."""
     rubric = RUBRICS[config.rubric]
     area = min(1.0, (config.image_side / 512) ** 2)
     shown = 1 + (config.max_references or 1) if rubric.shows_references else 1
@@ -244,7 +247,7 @@ def _tokens(config: Vlm.Config) -> int:
 
 
 def _reduced(image: Image, side: int) -> Image:
-    """RGB without metadata, at most ``side`` long."""
+    """RGB image without metadata, with sides of at most ``side``."""
     plain = image.convert("RGB")
     plain.info = {}
     if max(plain.size) > side:

@@ -264,7 +264,7 @@ def test_dreambooth_folders(tmp_path: Path) -> None:
     one = run("dreambooth-folder", tmp_path / "set/red_bag2", tmp_path / "one", references="first")
     assert one.rows == 10
     (tmp_path / "prompts.txt").write_text("a bag\n")
-    with pytest.raises(SourceError, match=r"needs \{\} in the place of the class word"):
+    with pytest.raises(SourceError, match=r"needs \{\} in place of the class word"):
         run("dreambooth-folder", tmp_path / "set", tmp_path / "two", prompts=str(tmp_path / "prompts.txt"))
 
 
@@ -381,7 +381,7 @@ def test_halves_of_subjects200k(size: tuple[int, int], left: tuple[int, ...], ri
 
 @pytest.mark.parametrize("size", [(512, 512), (1024, 513), (1023, 512), (700, 528), (1500, 528)])
 def test_pictures_that_are_no_two_views(size: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=f"is {size[0]} x {size[1]}; two views"):
+    with pytest.raises(ValueError, match=f"is {size[0]} x {size[1]}; two square views"):
         halves(size)
 
 
@@ -426,7 +426,7 @@ def test_subjects200k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.skipped == {"below min_quality": 2, "of another collection": 1}
     reasons = [one["reason"] for one in rejected(tmp_path)]
     assert [reason.split(";")[0] for reason in reasons] == [
-        "has no description", "is an HTML page (a failed download?), not an image", "holds no image but NoneType",
+        "has no description", "is an HTML page (a failed download?), not an image", "is not an image but NoneType",
     ]  # fmt: skip
 
 
@@ -492,12 +492,12 @@ def test_a_large_array_is_read_in_pieces(tmp_path: Path, chunk: int) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"a": 1}', "is no JSON array"),
-        ("", "item 1: is no JSON"),
-        ('[{"a": 1}, {"b": ', "item 2: is no JSON"),
-        ('[{"a": 1}, 3]', "item 2 is no object but int"),
+        ('{"a": 1}', "is not a JSON array"),
+        ("", "item 1: is not JSON"),
+        ('[{"a": 1}, {"b": ', "item 2: is not JSON"),
+        ('[{"a": 1}, 3]', "item 2 is not an object but int"),
         ('[{"a": 1}', "closing bracket"),
-        ("[{'a': 1}]", "item 1: is no JSON"),
+        ("[{'a': 1}]", "item 1: is not JSON"),
     ],
 )
 def test_json_that_is_something_else(tmp_path: Path, text: str, message: str) -> None:

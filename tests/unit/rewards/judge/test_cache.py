@@ -68,9 +68,12 @@ def test_a_budget_of_tokens_stops_the_next_request() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"not a database at all, but long enough to be read as a header of one.", "is no cache of a judge"),
+        (
+            b"not a database at all, but long enough to be read as a header of one.",
+            "is not a cache of a judge",
+        ),
         (None, "can't be opened"),
-        ("CREATE TABLE mine (x)", "is no cache of this version"),
+        ("CREATE TABLE mine (x)", "is not a cache of this version"),
         ("PRAGMA user_version = 7", "its number is 7"),
     ],
 )

@@ -335,7 +335,7 @@ def test_the_estimate_counts_the_references_that_are_shown() -> None:
         ("rewards.cp.base_url=localhost:8000", "give the endpoint's address"),
         (f"rewards.cp.base_url=https://me:{KEY}@host/v1", "a user, a password or a query"),
         (f"rewards.cp.base_url=https://host/v1?key={KEY}", "a user, a password or a query"),
-        (f"rewards.cp.key_env={KEY}", "no name of an environment variable"),
+        (f"rewards.cp.key_env={KEY}", "not the name of an environment variable"),
         (f"rewards.cp.api_key={KEY}", "rewards.cp.api_key: unknown key"),
         (f"rewards.cp={{type: vlm, key_env: {KEY}}}", "rubric: is missing"),
     ],
