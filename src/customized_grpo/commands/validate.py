@@ -1,7 +1,7 @@
 """``customized-grpo validate``: check a recipe and show the size of its step. Heavy imports are inside."""
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -10,6 +10,9 @@ from customized_grpo.commands.brief import brief
 from customized_grpo.commands.memory import show_memory
 from customized_grpo.commands.tables import print_rows
 from customized_grpo.console import say
+
+if TYPE_CHECKING:
+    from customized_grpo.recipe.config import Recipe
 
 
 @brief()
@@ -31,7 +34,7 @@ def validate(config: Config, overrides: Overrides = None, memory_gb: MemoryGb = 
             raise typer.Exit(1)
 
 
-def _show_geometry(recipe: Any) -> None:
+def _show_geometry(recipe: "Recipe") -> None:
     from customized_grpo.memory.geometry import step_geometry
 
     world = int(os.environ.get("WORLD_SIZE", "1"))

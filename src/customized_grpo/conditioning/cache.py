@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import safetensors
 import safetensors.torch
@@ -23,6 +23,7 @@ from customized_grpo.atomic import file_hash, replacing
 from customized_grpo.console import OnProgress
 from customized_grpo.data.base import Dataset
 from customized_grpo.policies.base import Policy, dtype_of, load_policy
+from customized_grpo.recipe.sections import PolicySpec
 from customized_grpo.types import Conditioning, Example
 
 Jobs = Sequence[tuple[Dataset, int]]
@@ -43,7 +44,7 @@ class CacheError(ValueError):
 class ConditioningCache:
     """Entries of one policy section in a folder that other sections may share."""
 
-    def __init__(self, folder: str | Path, spec: Any, precision: Literal["no", "bf16"]) -> None:
+    def __init__(self, folder: str | Path, spec: PolicySpec, precision: Literal["no", "bf16"]) -> None:
         """Identify the model by hashes of its files, computed once, or by its commit in the hub's cache.
 
         Args:
@@ -160,7 +161,7 @@ class Process:
     progress: OnProgress
 
 
-def complete(spec: Any, cache: ConditioningCache, jobs: Jobs, process: Process) -> int:
+def complete(spec: PolicySpec, cache: ConditioningCache, jobs: Jobs, process: Process) -> int:
     """``fill`` shared by all processes; encoders are loaded only if needed, and freed afterwards.
 
     Returns:
@@ -186,7 +187,7 @@ def release(device: torch.device) -> None:
 
 
 def open_policy(
-    spec: Any, folder: str | None, jobs: Callable[[], Jobs], process: Process
+    spec: PolicySpec, folder: str | None, jobs: Callable[[], Jobs], process: Process
 ) -> tuple[Policy, Callable[[Example], Conditioning]]:
     """A recipe's policy, and a function to its examples' conditioning: encoded on demand, or from a cache.
 

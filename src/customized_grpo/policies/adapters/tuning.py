@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,12 +12,13 @@ from customized_grpo.policies.adapters.hashes import adapter_hash
 from customized_grpo.policies.adapters.lora_files import AdapterFile
 from customized_grpo.policies.adapters.sharding import cut_like
 from customized_grpo.policies.base import Policy
+from customized_grpo.recipe.sections import PolicySpec
 
 Tuned = AdapterFile | TransformerFolder
 """Result of training on disk."""
 
 
-def attach(policy: Policy, section: Any, seed: int, *, keep_base: bool = False) -> None:
+def attach(policy: Policy, section: PolicySpec, seed: int, *, keep_base: bool = False) -> None:
     """Make trainable what a recipe's section ``policy`` asks for, and freeze the rest; see ``attach`` of both modules.
 
     Args:
@@ -29,7 +29,7 @@ def attach(policy: Policy, section: Any, seed: int, *, keep_base: bool = False) 
     """
     if section.full is not None:
         full.attach(policy, section.full, keep_base=keep_base)
-    else:
+    elif section.lora is not None:
         lora.attach(policy, section.lora, seed)
 
 
