@@ -65,7 +65,7 @@ def test_the_table_of_floors_and_the_tree_agree() -> None:
 
 
 def test_the_root_holds_nouns_only() -> None:
-    files = {path.stem for path in SOURCE.glob("*.py")}
+    files = {path.stem for path in SOURCE.glob("*.py")} | {"registry"}  # a package of three files
     nouns = {"types", "seeding", "registry", "paths", "atomic", "devices", "console", "testing"}
     assert files == nouns | {"__init__", "__main__"}, "a module belongs into a room"
 

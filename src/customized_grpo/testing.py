@@ -18,6 +18,7 @@ from torch import Tensor
 from customized_grpo.policies.adapters.lora import base_transformer
 from customized_grpo.policies.adapters.tuning import reference
 from customized_grpo.policies.base import Policy
+from customized_grpo.registry import config_model
 from customized_grpo.rewards.base import AnyReward, AsyncGroupReward, AsyncReward, Reward
 from customized_grpo.rewards.function import reward_class
 from customized_grpo.types import Example
@@ -96,7 +97,7 @@ def check_policy(policy: Policy, example: Example) -> None:
 def _check_gradient(policy: Policy, x: Tensor, expected: Tensor, velocity: Callable[[], Tensor]) -> None:
     named = dict(base_transformer(policy).named_parameters())
     trained = [name for name, parameter in named.items() if parameter.requires_grad]
-    assert trained, "nothing is trained; attach an adapter first (policies.tuning.attach)"
+    assert trained, "nothing is trained; attach an adapter first (policies.adapters.tuning.attach)"
     adapter = [name for name in trained if ".lora_" in name]
     assert not adapter or adapter == trained, "weights other than the adapter's would be trained"
     kept = {name: named[name].grad for name in trained}
@@ -197,6 +198,8 @@ def check_aggregator(
     Raises:
         AssertionError: names the violated property.
     """
+    if inspect.isfunction(aggregator):
+        config_model("aggregators", aggregator)  # refuses what no recipe could fill
     w = torch.tensor([[0.7, 0.3], [0.5, 0.5], [0.2, 0.8]])
     values = (-5.0, -1.0, -1e-6, 0.0, 1e-6, 1.0, 5.0)
     a = torch.tensor(list(product(values, values)))

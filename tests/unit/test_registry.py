@@ -1,7 +1,9 @@
 """The one resolver: built-in names, entry points, ``module:attr``, and what an unknown name is told."""
 
+import math
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
+from multiprocessing.reduction import ForkingPickler  # what a spawned worker gets its arguments by
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -30,6 +32,34 @@ def softmin(
 ) -> float:
     """The smaller one, softly."""
     return -(a * w) * sharpness
+
+
+def no_default(a: float, w: float, *, k: float = "abc") -> float:  # type: ignore[assignment]
+    return a
+
+
+def not_finite(a: float, w: float, *, k: float = math.nan) -> float:
+    return a
+
+
+def hidden(a: float, w: float, *, _k: float = 1.0) -> float:
+    return a
+
+
+def shadowing(a: float, w: float, *, model_copy: float = 1.0) -> float:
+    return a
+
+
+def aliased(a: float, w: float, *, k: Annotated[float, Field(alias="kay")] = 1.0) -> float:
+    return a
+
+
+def unreadable(a: "Tensor", w: "Tensor", *, k: "Nothing" = 1) -> float:  # type: ignore[name-defined]
+    return k
+
+
+def as_strings(a: "Tensor", w: "Tensor", *, k: "float" = 1) -> float:  # type: ignore[name-defined]
+    return k
 
 
 def positional(a: float, w: float, sharpness: float = 4.0) -> float:
@@ -115,11 +145,47 @@ def test_a_functions_keyword_only_parameters_are_its_section(module: str) -> Non
             section.model_validate({"type": name, **wrong})
 
 
+def test_only_the_options_annotations_are_read_and_defaults_are_of_their_type(module: str) -> None:
+    name = f"{module}:as_strings"
+    section = registry.config_model("aggregators", registry.resolve("aggregators", name))(type=name)
+    given = registry.build_function("aggregators", section)(None, None)
+    assert given == 1.0
+    assert isinstance(given, float)
+
+
+def test_a_functions_section_is_one_class_and_can_be_pickled(module: str) -> None:
+    name = f"{module}:softmin"
+    model = registry.config_model("aggregators", registry.resolve("aggregators", name))
+    assert model is registry.config_model("aggregators", registry.resolve("aggregators", name))
+    section = model.model_validate({"type": name, "sharpness": 2})
+    assert ForkingPickler.loads(ForkingPickler.dumps(section)) == section
+
+
+@pytest.mark.parametrize("body", ["1 +", "raise RuntimeError('no licence')", "import nothing_of_that_name"])
+def test_a_module_that_breaks_is_said_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    (tmp_path / "broken_plugin.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        UnknownPluginError, match=r"can't be loaded from 'broken_plugin:f': (SyntaxE|RuntimeE|Module)"
+    ):
+        registry.resolve("aggregators", "broken_plugin:f")
+    with pytest.raises(UnknownPluginError, match=r"PYTHONPATH=\. customized-grpo"):
+        registry.resolve("aggregators", "no_such_module_of_mine:f")
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
         ("positional", r"no recipe can set sharpness; make it keyword-only, as in f\(a, w, \*, sharpness"),
         ("untyped", "the option sharpness needs an annotation"),
+        ("no_default", "the default of k, 'abc', is not what its annotation allows"),
+        ("not_finite", "the default of k is nan, which is not finite"),
+        ("hidden", "an option can't be called _k"),
+        ("shadowing", "an option can't be called model_copy"),
+        ("aliased", "alias"),
+        ("unreadable", "the annotation of k can't be an option's: name 'Nothing' is not defined"),
         ("narrow", r"can't be called as f\(a, w\)"),
     ],
 )
@@ -131,7 +197,7 @@ def test_a_function_that_no_section_can_fill_is_refused(module: str, name: str, 
 def test_a_class_without_config_is_refused(module: str) -> None:
     with pytest.raises(UnknownPluginError, match="no nested pydantic class 'Config'"):
         registry.config_model("rewards", registry.resolve("rewards", f"{module}:Optionless"))
-    with pytest.raises(UnknownPluginError, match="neither a class nor a function"):
+    with pytest.raises(UnknownPluginError, match="a int can't be a plug-in of rewards; give a class"):
         registry.config_model("rewards", 3)
 
 

@@ -58,7 +58,14 @@ def advantages_of(
     scored = scorable(rewards, axis_of, num_axes=weights.shape[1])
     skipped = float(scored.float().mean()) < min_valid
     used = (scored & (not skipped))[:, None]
-    raw = aggregator(axes, weights) * used
+    joined = aggregator(axes.clone(), weights)
+    expected = (len(axes), len(weights))
+    if not isinstance(joined, Tensor) or joined.shape != expected:
+        shape = tuple(joined.shape) if isinstance(joined, Tensor) else type(joined).__name__
+        raise ValueError(
+            f"advantage.aggregator: it gave {shape}, where a tensor of (G, K) = {expected} is needed"
+        )
+    raw = joined * used
     return Advantages(
         axes=axes,
         advantage=raw.clamp(-clip, clip),

@@ -289,11 +289,12 @@ def _fits_policy(run: Run, policy: PolicySpec, shift: float | str) -> None:
         )
 
 
-def _can_be_made(time_weights: BaseModel, num_steps: int) -> None:
-    """Refuses here, with the place, what the function of the time weights refuses."""
+def _can_be_made(section: BaseModel, num_steps: int) -> None:
     try:
-        registry.build_function("time_weights", time_weights)(num_steps)
-    except ValueError as error:
-        key, colon, _ = str(error).partition(": ")
-        joint = "." if colon and key in type(time_weights).model_fields else ": "
+        weights = registry.build_function("time_weights", section)(num_steps)
+        given = tuple(weights.shape) if weights.isfinite().all() else "values that are not finite"
+    except Exception as error:  # whatever a function of the user's raises
+        joint = "." if str(error).partition(":")[0] in type(section).model_fields else ": "
         raise ValueError(f"advantage.time_weights{joint}{error}") from error
+    if given != (num_steps, len(AXES)):
+        raise ValueError(f"advantage.time_weights: given {given}; allowed: finite (T, Q) = ({num_steps}, 2)")

@@ -9,7 +9,7 @@ Dimensions: G group size, H x W pixels.
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -23,13 +23,18 @@ from customized_grpo.rewards.features import to_pil
 from customized_grpo.types import Example
 
 
+@cache
 def reward_class(function: Callable[..., Any]) -> type[Reward] | type[AsyncReward]:
     """The reward that calls ``function``: an ``AsyncReward`` of an ``async def``, else a ``Reward``.
 
     Raises:
         ValueError: it can't be called as ``f(example, images)``, or a parameter can't be an option.
     """
-    base = _asynchronous(function) if inspect.iscoroutinefunction(function) else _synchronous(function)
+    base = (
+        _asynchronous(function)
+        if inspect.iscoroutinefunction(inspect.unwrap(function))
+        else _synchronous(function)
+    )
     base.__doc__ = function.__doc__
     return base
 

@@ -95,3 +95,15 @@ def test_a_group_with_too_few_scored_samples_teaches_nothing(failed: int, skippe
     assert bool((one.bonus == 0).all()) is skipped
     if failed == 3:  # alone, a sample has no advantage on one axis, but the other axis would still move it
         assert bool((advantages(rewards, min_valid=0.0).advantage != 0).any())
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda a, w: a.mean(-1), lambda a, w: a, lambda a, w: 1.0, lambda a, w: (a @ w.T)[:, :1]]
+)
+def test_an_aggregator_of_another_shape_is_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"advantage.aggregator: it gave .*\(G, K\) = \(4, 3\) is needed"):
+        advantages(aggregator=wrong)
+
+
+def test_an_aggregator_that_writes_into_its_input_changes_no_axes() -> None:
+    assert advantages(aggregator=lambda a, w: sars(a.mul_(0), w)).axes.abs().max() > 0

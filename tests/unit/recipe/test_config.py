@@ -1,5 +1,7 @@
 """The recipe's schema: frozen, closed, and coherent across its sections."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from customized_grpo.recipe import config
 from customized_grpo.recipe.config import AXES, Evaluate, Recipe, Schedule
-from customized_grpo.recipe.loading import load_recipe
+from customized_grpo.recipe.loading import RecipeError, load_recipe
 
 
 def minimal(**changes: Any) -> dict[str, Any]:
@@ -87,3 +89,23 @@ def test_a_recipe_is_a_value() -> None:
     with pytest.raises(ValidationError):
         recipe.train.steps = 3  # type: ignore[misc]
     assert recipe == load_recipe("mini_customized")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("torch.full((num_steps, 3), 0.5)", r"given \(25, 3\); allowed: finite \(T, Q\) = \(25, 2\)"),
+        ("torch.full((num_steps, 2), torch.nan)", "values that are not finite"),
+        ("[0.5] * num_steps", "'list' object has no attribute"),
+    ],
+)
+def test_time_weights_that_no_run_could_use_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, said: str
+) -> None:
+    (tmp_path / "own_weights.py").write_text(f"import torch\ndef f(num_steps):\n    return {body}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_weights", raising=False)
+    with pytest.raises(RecipeError, match=f"advantage.time_weights: .*{said}"):
+        load_recipe(
+            "mini_customized", ["sampling.steps=25", "advantage.time_weights={type: 'own_weights:f'}"]
+        )

@@ -4,6 +4,7 @@ import asyncio
 import math
 import sys
 from collections.abc import Callable, Iterator
+from multiprocessing.reduction import ForkingPickler  # what a spawned worker gets its arguments by
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def built(function: Callable[..., Any]) -> Any:
 def test_its_keyword_only_parameters_are_options_of_its_section() -> None:
     section = {"type": "plain_rewards:colour", "axis": "prompt", "channel": 2, "scale": 2}
     recipe = recipe_of({"rewards": {"blue": section}}, [], Scoring)
+    assert ForkingPickler.loads(ForkingPickler.dumps(recipe)) == recipe  # a server's workers get it so
     reward = registry.resolve("rewards", "plain_rewards:colour")(recipe.rewards["blue"], device=CPU)
     blue = pictures(3)[..., 2].float().mean((1, 2))
     torch.testing.assert_close(reward(example(), pictures(3)), 2 * blue)

@@ -12,23 +12,16 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import cache, lru_cache, partial
 from importlib.metadata import EntryPoints, entry_points
-from typing import Any, Literal, NamedTuple, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, PydanticUserError, create_model
+from pydantic import BaseModel
+
+from customized_grpo.registry.kinds import CALLS
+from customized_grpo.registry.kinds import Kind as Kind
+from customized_grpo.registry.signature import PluginSection as PluginSection
+from customized_grpo.registry.signature import options_model
 
 M = TypeVar("M", bound=BaseModel)
-
-Kind = Literal[
-    "policies",
-    "rewards",
-    "metrics",
-    "datasets",
-    "importers",
-    "aggregators",
-    "time_weights",
-    "dynamics",
-    "plans",
-]
 
 BUILTIN: Mapping[Kind, Mapping[str, str]] = {
     "policies": {
@@ -102,30 +95,6 @@ class UnknownPluginError(ValueError):
     """No plug-in of that name; the message lists what there is and the nearest match."""
 
 
-class PluginSection(BaseModel):
-    """A plug-in's section of a recipe: a ``type``, and the plug-in's own options."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    type: str
-
-
-class _Call(NamedTuple):
-    """Signature required of functions of a kind."""
-
-    positional: tuple[str, ...]
-    given: tuple[str, ...] = ()
-    """Keywords passed by the caller, which are not options."""
-
-
-_CALLS: Mapping[Kind, _Call] = {
-    "aggregators": _Call(("a", "w")),
-    "time_weights": _Call(("num_steps",)),
-    "dynamics": _Call(("velocity", "x", "sigma", "sigma_next"), ("sigma_max",)),
-    "rewards": _Call(("example", "images")),
-}
-
-
 def did_you_mean(given: str, allowed: list[str]) -> str:
     """`` did you mean 'x'?`` if there is a similar name, else an empty string."""
     near = get_close_matches(given, allowed, n=1, cutoff=0.6)
@@ -166,10 +135,15 @@ def resolve(kind: Kind, name: str) -> Any:
         )
     try:
         plugin = _load(target)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever a module of another package does while it is imported
+        own = isinstance(error, ModuleNotFoundError) and error.name == target.split(":")[0].split(".")[0]
         raise UnknownPluginError(
-            f"{kind} plug-in {name!r} can't be loaded from {target!r}: {error}; "
-            "is the package installed, and does the module define that name?"
+            f"{kind} plug-in {name!r} can't be loaded from {target!r}: {type(error).__name__}: {error}; "
+            + (
+                "a file of your own must be in a folder of PYTHONPATH: PYTHONPATH=. customized-grpo ..."
+                if own
+                else "is the package installed, and does the module define that name?"
+            )
         ) from error
     if inspect.isfunction(plugin) and kind in _ADAPTERS:
         try:
@@ -187,85 +161,53 @@ def _load(target: str) -> Any:
     return found
 
 
-@cache
 def config_model(kind: Kind, plugin: Any) -> type[BaseModel]:
     """The pydantic model that reads a plug-in's section of a recipe.
 
     Raises:
         UnknownPluginError: it declares no options in a form that the kind has.
     """
-    if inspect.isclass(plugin) and issubclass(plugin, BaseModel):
-        return plugin
-    if inspect.isclass(plugin):
-        nested = vars(plugin).get("Config")
-        if inspect.isclass(nested) and issubclass(nested, BaseModel):
-            return nested
-        raise UnknownPluginError(
-            f"{plugin.__module__}:{plugin.__qualname__} has no nested pydantic class 'Config'; "
-            "a plug-in class declares its options there"
-        )
-    if inspect.isfunction(plugin) and kind in _CALLS:
+    if inspect.isfunction(plugin) and kind in CALLS:
         try:
-            return section_of(kind, plugin, PluginSection)
+            return _section_of(kind, plugin)
         except ValueError as error:
             raise UnknownPluginError(str(error)) from error
-    raise UnknownPluginError(
-        f"{plugin!r} is neither a class nor a function of a kind that takes functions ({', '.join(_CALLS)}), so it "
-        f"can't be a plug-in of {kind}"
-    )
+    if not inspect.isclass(plugin):
+        raise UnknownPluginError(
+            f"a {type(plugin).__name__} can't be a plug-in of {kind}; give a class"
+            + (", or a function (def) that calls it" if kind in CALLS else "")
+        )
+    place = f"{plugin.__module__}:{plugin.__qualname__}"
+    model = plugin if issubclass(plugin, BaseModel) else vars(plugin).get("Config")
+    if not (inspect.isclass(model) and issubclass(model, BaseModel)):
+        raise UnknownPluginError(
+            f"{place} has no nested pydantic class 'Config'; a plug-in class declares its options there"
+        )
+    if "type" not in model.model_fields:
+        raise UnknownPluginError(f"{place}: its section needs a field 'type', as in type: str")
+    if kind in CALLS and "__call__" not in dir(plugin):
+        raise UnknownPluginError(f"{place} can't be called, as a plug-in of {kind} must be")
+    return model
 
 
 def section_of(kind: Kind, function: Callable[..., Any], base: type[M]) -> type[M]:
-    """The section of a plug-in function: its keyword-only parameters with their annotations and defaults.
+    """The section of a plug-in function, see ``signature.options_model``; it is pickled by its kind and values."""
+    model = options_model(CALLS[kind], function, base)
 
-    ``Annotated[float, Field(ge=0.0, description="...")]`` sets bounds and a description, as in any pydantic model.
+    def reduced(section: BaseModel) -> tuple[Any, ...]:
+        return _unpickled, (kind, dict(section))
 
-    Raises:
-        ValueError: it can't be called as its kind is, or a parameter can't be an option.
-    """
-    call, place = _CALLS[kind], f"{function.__module__}:{function.__qualname__}"
-    parameters = inspect.signature(function).parameters.values()
-    options = [one for one in parameters if one.kind is one.KEYWORD_ONLY and one.name not in call.given]
-    form = ", ".join(
-        [*call.positional, *(["*", *(f"{name}=..." for name in call.given)] if call.given else [])]
-    )
-    try:
-        bound = inspect.signature(function).bind(
-            *call.positional, **dict.fromkeys([*call.given, *(one.name for one in options)])
-        )
-    except TypeError as error:
-        raise ValueError(f"{place} can't be called as f({form}): {error}") from error
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    unset = [one.name for one in parameters if one.name not in bound.arguments and one.kind in positional]
-    if unset:
-        raise ValueError(
-            f"{place}: no recipe can set {', '.join(unset)}; make it keyword-only, as in "
-            f"f({', '.join(call.positional)}, *, {unset[0]}: float = ...)"
-        )
-    try:
-        hints = get_type_hints(function, include_extras=True)
-    except NameError as error:
-        raise ValueError(f"{place}: its annotations can't be read: {error}") from error
-    for one in options:
-        if one.name not in hints:
-            raise ValueError(
-                f"{place}: the option {one.name} needs an annotation, as in {one.name}: float = ..."
-            )
-        if one.name in base.model_fields:
-            raise ValueError(f"{place}: {one.name} is a key of every section of {kind}; rename the parameter")
-    fields: dict[str, Any] = {
-        one.name: (hints[one.name], ... if one.default is one.empty else one.default) for one in options
-    }
-    try:
-        return create_model(
-            function.__name__,
-            __base__=base,
-            __doc__=inspect.getdoc(function),
-            __module__=function.__module__,
-            **fields,
-        )
-    except (PydanticUserError, NameError) as error:
-        raise ValueError(f"{place}: its parameters can't be options: {error}") from error
+    model.__reduce__ = reduced  # type: ignore[method-assign, assignment]
+    return model
+
+
+@cache
+def _section_of(kind: Kind, function: Callable[..., Any]) -> type[BaseModel]:
+    return section_of(kind, function, PluginSection)
+
+
+def _unpickled(kind: Kind, values: dict[str, Any]) -> BaseModel:
+    return config_model(kind, resolve(kind, values["type"])).model_validate(values)
 
 
 def build_function(kind: Kind, spec: BaseModel) -> Callable[..., Any]:
