@@ -1,6 +1,6 @@
 """Comparison of two runs: paired differences and win rates over the same prompts and noise."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,10 +53,10 @@ def _incomparable(run: RunFolder, first: RunFolder, ours: Sequence[Row], theirs:
         if not rows:
             return f"{one.name} has no evaluation; run 'customized-grpo evaluate' on it first"
     for key in _DECIDES:
-        a, b = (_without_path(_section(one, "evaluate").get(key)) for one in (run, first))
+        a, b = (_without_path(one.get("evaluate", key)) for one in (run, first))
         if a != b:
             return f"evaluate.{key} is {a!r} in {run.name} and {b!r} in {first.name}"
-    metrics = [_section(one, "evaluate").get("metrics") or {} for one in (run, first)]
+    metrics = [one.get("evaluate", "metrics") or {} for one in (run, first)]
     for name in metrics[0]:
         if name in metrics[1] and metrics[0][name] != metrics[1][name]:
             return f"evaluate.metrics.{name} is not the same in both"
@@ -88,8 +88,3 @@ def _without_path(value: Any) -> Any:
     if isinstance(value, dict) and value.get("type") == "dreambench":
         return {key: one for key, one in value.items() if key != "path"}
     return value
-
-
-def _section(run: RunFolder, name: str) -> Mapping[str, Any]:
-    section = run.config.get(name)
-    return section if isinstance(section, dict) else {}

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from customized_grpo.evaluation.statistics import Interval
 from customized_grpo.recipe.config import AXES
 from customized_grpo.report.folders import RunFolder
 from customized_grpo.report.plane import plane_figure
@@ -93,7 +92,18 @@ def _heldout(runs: Sequence[RunFolder], axes: Mapping[str, str]) -> list[FigureV
         for colour, run in enumerate(runs):
             points = [(step, values[column]) for step, values in run.curve if column in values]
             if points:
-                curves.append(_interval_line(run.name, points, colour))
+                bounds = [value for _, value in points]
+                curves.append(
+                    Line(
+                        label=run.name,
+                        x=[step for step, _ in points],
+                        y=[value.mean for value in bounds],
+                        colour=colour,
+                        low=[value.low for value in bounds],
+                        high=[value.high for value in bounds],
+                        markers=True,
+                    )
+                )
         title = column.replace("_", " ").capitalize()
         ends = "; ".join(
             f"{line.label}: {line.y[0]:.3f} at step {line.x[0]}, {line.y[-1]:.3f} at step {line.x[-1]}"
@@ -102,19 +112,6 @@ def _heldout(runs: Sequence[RunFolder], axes: Mapping[str, str]) -> list[FigureV
         svg = lines(f"heldout{i}", curves, x="GRPO step", y="mean, band: 95 % interval")
         views.append(FigureView(title, svg, "", f"Held-out {title} over the steps. {ends}."))
     return views
-
-
-def _interval_line(name: str, points: Sequence[tuple[int, Interval]], colour: int) -> Line:
-    values = [value for _, value in points]
-    return Line(
-        label=name,
-        x=[step for step, _ in points],
-        y=[value.mean for value in values],
-        colour=colour,
-        low=[value.low for value in values],
-        high=[value.high for value in values],
-        markers=True,
-    )
 
 
 def _rewards(runs: Sequence[RunFolder]) -> list[FigureView]:
@@ -131,12 +128,8 @@ def _rewards(runs: Sequence[RunFolder]) -> list[FigureView]:
 def _reward_title(runs: Sequence[RunFolder], key: str) -> str:
     """Title of a reward: its key in the recipe and its axis."""
     name = key.split("/")[1]
-    for run in runs:
-        rewards = run.config.get("rewards")
-        spec = rewards.get(name) if isinstance(rewards, dict) else None
-        if isinstance(spec, dict) and "axis" in spec:
-            return f"{name} ({spec['axis']})"
-    return name
+    axes = (run.get("rewards", name, "axis") for run in runs)
+    return next((f"{name} ({axis})" for axis in axes if axis), name)
 
 
 def _over_steps(
@@ -193,16 +186,18 @@ def _conflict(runs: Sequence[RunFolder]) -> list[FigureView]:
 def _weights(runs: Sequence[RunFolder]) -> list[FigureView]:
     """Last logged weight and effective weight of each axis at each trained sampler step."""
     views = []
+    alone = len(runs) == 1
     for name, title, caption in _WEIGHTS:
-        curves = [
-            line
-            for i, run in enumerate(runs)
-            for j, (axis, style) in enumerate(_AXIS_STYLES)
-            if (line := _weight_line(run, f"{name}/{axis}/step_", axis, style, i, j, alone=len(runs) == 1))
-            is not None
-        ]
+        curves = []
+        for i, run in enumerate(runs):
+            for j, (axis, style) in enumerate(_AXIS_STYLES):
+                if points := _last_weights(run, f"{name}/{axis}/step_"):
+                    label, colour = (axis, j) if alone else (f"{run.name}, {axis}", i)
+                    steps, weights = zip(*points, strict=True)
+                    curves.append(
+                        Line(label=label, x=steps, y=weights, colour=colour, style=style, markers=True)
+                    )
         if curves:
-            alone = len(runs) == 1
             svg = lines(
                 name, curves, x="sampler step, from noise to image", y="weight in the advantage", legend=alone
             )
@@ -212,29 +207,7 @@ def _weights(runs: Sequence[RunFolder]) -> list[FigureView]:
     return views
 
 
-def _weight_line(
-    run: RunFolder,
-    prefix: str,
-    axis: str,
-    style: LineStyle,
-    run_colour: int,
-    axis_colour: int,
-    *,
-    alone: bool,
-) -> Line | None:
-    last = {
-        int(key.removeprefix(prefix)): run.series(key)[1][-1:]
-        for key in run.keys(prefix)
-        if key.removeprefix(prefix).isdecimal()
-    }
-    points = sorted((step, values[0]) for step, values in last.items() if values)
-    if not points:
-        return None
-    return Line(
-        label=axis if alone else f"{run.name}, {axis}",
-        x=[step for step, _ in points],
-        y=[weight for _, weight in points],
-        colour=axis_colour if alone else run_colour,
-        style=style,
-        markers=True,
-    )
+def _last_weights(run: RunFolder, prefix: str) -> list[tuple[int, float]]:
+    """(sampler step, weight) in order, of the keys that are ``prefix`` and a step's number."""
+    found = ((key.removeprefix(prefix), run.series(key)[1]) for key in run.keys(prefix))
+    return sorted((int(step), values[-1]) for step, values in found if step.isdecimal() and values)

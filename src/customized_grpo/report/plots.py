@@ -168,7 +168,7 @@ def lines(
             axes.set_yscale("log")
             axes.minorticks_off()
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        if not log:
+        else:
             axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         _finish(axes, x, y, legend=legend)
