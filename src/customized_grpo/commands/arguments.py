@@ -1,6 +1,7 @@
 """Arguments that several commands share."""
 
-from typing import Annotated, Final
+from pathlib import Path
+from typing import Annotated, Final, Literal
 
 import typer
 
@@ -13,6 +14,11 @@ Overrides = Annotated[
 MemoryGb = Annotated[
     float | None,
     typer.Option("--memory-gb", min=0.1, help="GiB of the device to judge by; else the GPU here"),
+]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: the GPU if there is one")]
+Manifest = Annotated[Path, typer.Argument(help="the .jsonl file, or the folder of manifest.jsonl")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="processes that read images; by default one per core")
 ]
 FREE: Final = {"ignore_unknown_options": True}
 """Settings of a command with overrides: a value may begin with a dash, and '--key=value' is a habit of other tools."""

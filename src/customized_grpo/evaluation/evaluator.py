@@ -168,19 +168,11 @@ def evaluate(recipe: EvaluateRecipe, *, progress: OnProgress = quiet) -> Path:
     dataset = load_dataset(spec.data, "evaluate.data")
     total = num_examples(dataset, spec)
     protocol.judged(dataset[0])  # unsuitable data should stop this before models are loaded
-    process = Process(
-        device=state.device,
-        precision=recipe.run.precision,
-        rank=state.process_index,
-        world=state.num_processes,
-        wait=state.wait_for_everyone,
-        progress=progress,
-    )
     policy, encode = open_policy(
         recipe.policy,
         recipe.run.cache,
         lambda: [(dataset, index) for index in encoded_examples(dataset, spec)],
-        process,
+        Process.of(state, recipe.run.precision, progress),
     )
     metrics = build_metrics(spec.metrics, state.device)
     described = json.dumps(settings.model_dump(mode="json"), sort_keys=True)

@@ -12,7 +12,6 @@ from typing import Final, final
 import numpy as np
 import numpy.typing as npt
 
-LEVEL: Final = 0.95
 RESAMPLES: Final = 10_000
 _CHUNK: Final = 1_000
 
@@ -62,9 +61,7 @@ def group_means(values: Mapping[str, float], groups: Mapping[str, str]) -> dict[
     return example_means((groups[key], value) for key, value in values.items())
 
 
-def bootstrap_mean(
-    values: npt.ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
-) -> Interval:
+def bootstrap_mean(values: npt.ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
     """Mean of n values with a percentile bootstrap interval (Efron 1979).
 
     Args:
@@ -86,8 +83,7 @@ def bootstrap_mean(
             for start in range(0, resamples, _CHUNK)
         ]
     )
-    tail = (1.0 - level) / 2.0
-    low, high = np.quantile(means, [tail, 1.0 - tail])
+    low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(data.mean()), float(low), float(high), n)
 
 
@@ -96,7 +92,6 @@ def paired_difference(
     to: Mapping[str, float],
     *,
     groups: Mapping[str, str] | None = None,
-    seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Interval:
     """Mean of ``of - to`` over the examples that both have, with the bootstrap interval of that mean.
@@ -108,7 +103,7 @@ def paired_difference(
     change = {key: of[key] - to[key] for key in of if key in to}
     if groups is not None:
         change = group_means(change, groups)
-    return bootstrap_mean(list(change.values()), seed=seed, resamples=resamples)
+    return bootstrap_mean(list(change.values()), resamples=resamples)
 
 
 def win_rate(of: Mapping[str, float], to: Mapping[str, float]) -> float:

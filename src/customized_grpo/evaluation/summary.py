@@ -54,16 +54,14 @@ def intervals(rows: Sequence[Row], *, unit: Unit = "example", resamples: int = 1
     }
 
 
-def differences(
-    of: Sequence[Row], to: Sequence[Row], *, unit: Unit = "example", resamples: int = 10_000
-) -> dict[str, dict[str, Any]]:
+def differences(of: Sequence[Row], to: Sequence[Row], unit: Unit = "example") -> dict[str, dict[str, Any]]:
     """Paired mean difference over common examples, for every column that both have, with the win rate over prompts."""
     groups = groups_of(of) if unit == "subject" else None
     found = {}
     for column in columns_of(of):
         if column in set(columns_of(to)):
             ours, theirs = column_means(of, column), column_means(to, column)
-            interval = paired_difference(ours, theirs, groups=groups, resamples=resamples)
+            interval = paired_difference(ours, theirs, groups=groups)
             wins = win_rate(ours, theirs) if interval.n else None
             found[column] = interval.as_json() | {"win_rate": wins}
     return found

@@ -5,13 +5,11 @@ has a checksum of every file.
 """
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from importlib import resources
 from pathlib import Path
 from typing import Final, final
 
@@ -19,6 +17,7 @@ import requests
 from filelock import FileLock
 
 from customized_grpo.atomic import file_hash
+from customized_grpo.data.dreambench import facts
 from customized_grpo.paths import is_inside
 
 _TRIES: Final = 6
@@ -65,13 +64,9 @@ def listing(name: str, include: Sequence[str] = (), revision: str | None = None)
         ValueError: no such set, or nothing matches.
     """
     if name == "dreambench":
-        text = resources.files("customized_grpo.data").joinpath("facts/dreambench.json").read_text("utf-8")
-        facts = json.loads(text)
-        files = [
-            Remote(path, facts["base"] + path, size, sha256)
-            for path, (size, sha256) in facts["files"].items()
-        ]
-        licence = str(facts["licence"])
+        known = facts()
+        files = [Remote(path, known["base"] + path, *rest) for path, rest in known["files"].items()]
+        licence = str(known["licence"])
     elif name == "dreambench++":
         files, licence = [Remote("data.zip", *DREAMBENCH_PLUS)], "see the card of yuangpeng/dreambench_plus"
     elif name.count("/") == 1:

@@ -2,16 +2,17 @@
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from customized_grpo.commands.arguments import Manifest, Workers
 from customized_grpo.commands.brief import brief
-from customized_grpo.commands.data.shared import PAIR, Workers, manifest_in, show_prompts
+from customized_grpo.commands.data.shared import PAIR, manifest_in, show_prompts
 from customized_grpo.commands.tables import print_rows
-from customized_grpo.console import err, out, say
+from customized_grpo.console import bars, out, say
 
 if TYPE_CHECKING:
     from customized_grpo.prepare.check import Check
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @brief()
 def check(
-    manifest: Annotated[Path, typer.Argument(help="the .jsonl file, or the folder of manifest.jsonl")],
+    manifest: Manifest,
     sheet: Annotated[
         Path | None, typer.Option(help="the contact sheet; by default contact_sheet.jpg beside the manifest")
     ] = None,
@@ -36,13 +37,9 @@ def check(
     from customized_grpo.prepare.sheet import contact_sheet
 
     path = manifest_in(manifest)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
-        task = bar.add_task("images")
+    with bars() as show:
         report, rows, seen = check_manifest(
-            path,
-            workers=workers or default_workers(),
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            path, workers=workers or default_workers(), progress=partial(show, "images")
         )
     _show_check(report)
     sheet = sheet or path.parent / "contact_sheet.jpg"

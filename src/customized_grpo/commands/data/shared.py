@@ -1,16 +1,13 @@
 """Shared parts of the commands of ``customized-grpo data``: an option, a path, a table of prompts."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
-
-import typer
+from typing import TYPE_CHECKING, Final
 
 from customized_grpo.commands.tables import print_rows
 
 if TYPE_CHECKING:
     from customized_grpo.data.prompts import PromptSurvey
 
-Workers = Annotated[int | None, typer.Option(min=1, help="processes that read images; by default one a core")]
 PAIR: Final = ("", "")
 """Columns of a table of names and values."""
 

@@ -1,16 +1,16 @@
 """``customized-grpo data split``. Heavy imports are inside."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from customized_grpo.commands.arguments import Manifest
 from customized_grpo.commands.data.shared import manifest_in
 from customized_grpo.console import say
 
 
 def split(
-    manifest: Annotated[Path, typer.Argument(help="the .jsonl file, or the folder of manifest.jsonl")],
+    manifest: Manifest,
     share: Annotated[float, typer.Option(help="share of the rows to hold out")] = 0.1,
     hold_out: Annotated[
         list[str] | None, typer.Option(help="hold out this subject; may be given several times")

@@ -15,9 +15,8 @@ from customized_grpo.data.dreambench import (
     multi_list,
     read_templates,
     single_list,
-    subject_photos,
 )
-from customized_grpo.data.images import masks_beside
+from customized_grpo.data.images import images_in, masks_beside
 from customized_grpo.prepare.archive import names, unpack
 from customized_grpo.prepare.importers.base import Draft, Importer, Item, Rejected, SourceError, folder_of
 
@@ -58,7 +57,7 @@ class DreamBench(Importer):
                 references=references,
                 subject=" and ".join(prompt.classes),
                 masks=masks_beside(references),
-                views=tuple(photo for subject in prompt.subjects for photo in subject_photos(root, subject)),
+                views=tuple(photo for subject in prompt.subjects for photo in images_in(root / subject)),
                 extra={
                     "subject_id": prompt.subjects[0] if len(prompt.subjects) == 1 else list(prompt.subjects),
                     "kind": "+".join(kinds),
