@@ -66,7 +66,6 @@ class Prompt:
     Attributes:
         id: unique in its list, and safe as a file's name.
         subjects: folders of the subjects, one or two.
-        classes: their class words, in the same order.
         references: reference photo of each subject, relative to the folder with the subjects.
     """
 
@@ -264,9 +263,6 @@ def photos(path: str) -> str:
     """``original``, or the number of photos that differ from the repository's: scaled ones change image features.
 
     They are compared by file size, which changes if a photo is scaled or saved again.
-
-    Args:
-        path: the repository's folder, or the ``dataset`` folder in it.
     """
     root = find_root(Path(path).expanduser())
     sizes = {name: size for name, (size, _) in facts()["files"].items() if name.endswith(".jpg")}

@@ -45,7 +45,6 @@ class ImageError(ValueError):
     """A file that can't be used as an image.
 
     Attributes:
-        path: the file.
         problem: kind of problem.
         reason: description of the problem and what to do.
     """

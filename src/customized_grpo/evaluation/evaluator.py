@@ -55,7 +55,6 @@ def evaluate_policy(
     """Generate at fixed seeds by the deterministic sampler, score, and write rows and images into ``site``'s folder.
 
     Args:
-        sigmas: noise levels of the sampler.
         weights: identifies the policy's weights, as ``tuning.apply`` does. Finished rows with the same weights, recipe
             and sampler are kept; all others are generated again.
         encode: makes the conditioning of an example; the caller may cache it.
@@ -125,12 +124,7 @@ def block_of(spec: Evaluate) -> int:
 def noise_levels(
     policy: PolicySpec, sampling: EvaluateSampling | Sampling, spec: Evaluate, num_tokens: int
 ) -> Float[Tensor, " t_plus_1"]:
-    """Noise levels of an evaluation's sampler; ``spec.steps`` overrides the training's number of steps.
-
-    Args:
-        policy: the recipe's policy section.
-        num_tokens: latent tokens per image.
-    """
+    """Noise levels of an evaluation's sampler; ``spec.steps`` overrides the training's number of steps."""
     return sigma_grid(policy, sampling.shift, spec.steps or sampling.steps, num_tokens)
 
 

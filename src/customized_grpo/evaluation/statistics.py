@@ -52,12 +52,7 @@ def example_means(values: Iterable[tuple[str, float | None]]) -> dict[str, float
 
 
 def group_means(values: Mapping[str, float], groups: Mapping[str, str]) -> dict[str, float]:
-    """Mean over the examples of each group.
-
-    Args:
-        values: one value per example, by key.
-        groups: the group (subject) of each key.
-    """
+    """Mean over the examples of each group."""
     return example_means((groups[key], value) for key, value in values.items())
 
 
@@ -98,7 +93,6 @@ def paired_difference(
 
     Args:
         of, to: results of ``example_means`` for two systems on the same examples.
-        groups: the subject of each example, if subjects are the unit.
     """
     change = {key: of[key] - to[key] for key in of if key in to}
     if groups is not None:

@@ -35,16 +35,10 @@ class ArchiveError(ValueError):
 def unpack(
     archive: Path, folder: Path, place: Callable[[str], str | None], *, max_bytes: int = MAX_TOTAL_BYTES
 ) -> int:
-    """Unpack a zip archive's files into ``folder``; existing files with the same content are kept.
+    """Unpack a zip archive's files into ``folder``; existing files with the same content are kept and not counted.
 
     Args:
-        archive: the .zip file.
-        folder: the output folder; created if absent.
         place: maps a member's name to its path in ``folder``, or to None to leave it out.
-        max_bytes: limit on the unpacked size of all members.
-
-    Returns:
-        Number of files that were written.
 
     Raises:
         ArchiveError: the archive is damaged or not safe. If it isn't safe, nothing was written.

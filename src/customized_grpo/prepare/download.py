@@ -57,8 +57,6 @@ def listing(name: str, include: Sequence[str] = (), revision: str | None = None)
 
     Args:
         name: one of the first two, or a hub id such as ``nupurkmr9/syncd``.
-        include: patterns of paths; empty: all.
-        revision: commit or tag on the hub.
 
     Raises:
         ValueError: no such set, or nothing matches.
@@ -87,15 +85,10 @@ def listing(name: str, include: Sequence[str] = (), revision: str | None = None)
 def download(
     files: Sequence[Remote], folder: Path, progress: Callable[[str, int], None] = lambda name, size: None
 ) -> int:
-    """Download files into a folder; complete ones are kept. One process at a time downloads, others wait.
+    """Download files into a folder; complete ones are kept and not counted. Others wait meanwhile.
 
     Args:
-        files: the files to download.
-        folder: the output folder.
         progress: called with a file's name and the number of new bytes (negative after a failed start).
-
-    Returns:
-        Number of files that were downloaded.
 
     Raises:
         DownloadError: a file can't be downloaded, or differs from the listed one.

@@ -70,11 +70,7 @@ LookAll = Callable[[Iterable[Look]], Iterator[Seen]]
 
 @contextmanager
 def lookers(workers: int) -> Iterator[LookAll]:
-    """A function that inspects many files and yields the results in the same order.
-
-    Args:
-        workers: number of processes; 1: this process.
-    """
+    """A function that inspects many files and yields the results in the same order; 1 worker: this process."""
     if workers == 1:
         yield lambda wanted: map(look, wanted)
         return

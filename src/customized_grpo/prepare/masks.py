@@ -35,8 +35,6 @@ class MaskReport:
     """Result of ``make_masks``.
 
     Attributes:
-        manifest: the new manifest.
-        made: number of new masks.
         kept: number of masks kept from an earlier call.
         problems: reference to the reason why it has no mask.
     """
@@ -59,12 +57,9 @@ def make_masks(
     """Make every mask that a manifest lacks, and write a manifest with them. Masks that it names stay.
 
     Args:
-        manifest: a .jsonl file.
-        segment: segments a subject.
         settings: settings of ``segment``, saved beside the masks; a later call with other settings is refused.
         folder: output folder inside the manifest's folder; None: beside the pictures.
         target: the new manifest, in the folder of the old one; by default ``<name>-masks.jsonl``.
-        progress: called with the number of references done and their total.
 
     Raises:
         ManifestError: a line is not a manifest row.

@@ -41,17 +41,7 @@ def contact_sheet(
     subtitle: str,
     num: int = 24,
 ) -> None:
-    """Write the sheet (format by suffix: PNG, JPEG, ...) with at most ``num`` rows, spread over subjects and the set.
-
-    Args:
-        path: the output file.
-        rows: rows of the manifest; may be empty.
-        seen: inspection of each file (``check.check_manifest``).
-        root: the manifest's folder.
-        title: first line.
-        subtitle: second line.
-        num: limit on the number of cards.
-    """
+    """Write the sheet (format by suffix) with at most ``num`` rows, spread over subjects and the set."""
     chosen = choose(rows, seen, num)
     tiles = 2 if any(row.target is not None for row in chosen) else 1
     card_width = tiles * (_TILE + _GAP) + _GAP

@@ -63,11 +63,9 @@ def split_manifest(
     """Write ``<stem>.train.jsonl`` and ``<stem>.test.jsonl`` beside a manifest; lines are copied as they are.
 
     Args:
-        path: the manifest.
         share: share of the rows to hold out, in (0, 1); whole groups are drawn until it is reached.
         names: individuals (or class words) to hold out instead, with all connected rows.
         by: what must not be on both sides besides pictures.
-        seed: seed of the draw.
 
     Raises:
         ValueError: a line is bad, a name is unknown, or one side would be empty.

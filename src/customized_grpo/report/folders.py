@@ -30,7 +30,6 @@ class RunFolder:
         config: the resolved recipe, or an empty mapping.
         steps: one mapping per training step, in order; the later one if a resumed run wrote a step twice.
         evaluations: rows of ``evaluation/<label>.jsonl`` by label.
-        summary: ``evaluation/summary.json`` or None.
         missing: sentences about missing or damaged files.
     """
 
@@ -161,7 +160,6 @@ def read_runs(paths: Sequence[Path], *, metrics: str = "") -> list[RunFolder]:
     """Read every folder, each with a unique name.
 
     Args:
-        paths: the folders.
         metrics: prefix of the keys of ``metrics.jsonl`` to keep; a long run has many lines.
 
     Raises:

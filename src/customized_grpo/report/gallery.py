@@ -52,9 +52,6 @@ class Group:
 def gallery(run: RunFolder, axes: Mapping[str, str]) -> list[Group]:
     """Random examples, the best and the worst images, and the largest gains and losses of tuned against base.
 
-    Args:
-        axes: axis to the held-out column that represents it.
-
     Returns:
         Groups with at least one card; empty without saved pictures.
     """

@@ -25,7 +25,6 @@ class Suspicion:
     """One reward that rose between two evaluations while its twin fell.
 
     Attributes:
-        reward: its key in the recipe.
         column: the held-out column of the same axis.
         since: the step of the evaluation where the twin was best.
         until: the step of the newest evaluation.
@@ -62,7 +61,6 @@ def suspicions(
     the steps up to the best one.
 
     Args:
-        steps: lines of ``metrics.jsonl``.
         evaluations: rows of each held-out evaluation, by step; 0 is the base.
         rewards: key of each training reward to its axis.
         twins: axis to the held-out column that represents it.

@@ -17,7 +17,6 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     """Write the report of one run, or the comparison of several.
 
     Args:
-        runs: folders of runs; nothing outside them is read.
         out: the page; by default ``report.html`` in the run's folder, or in its parent folder for several runs.
 
     Raises:
