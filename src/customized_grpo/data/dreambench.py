@@ -119,6 +119,20 @@ def read_templates(text: str) -> Templates:
     return Templates(classes, *lists)
 
 
+def read_prompts(root: Path, subjects: Literal["single", "multi"]) -> tuple[Templates, list[Prompt]]:
+    """The templates in the folder of the subjects, and the list of prompts of one or of two subjects.
+
+    Raises:
+        ValueError: the file of prompts is not DreamBench's.
+    """
+    file = root / PROMPTS_FILE
+    try:
+        templates = read_templates(file.read_text(encoding="utf-8"))
+        return templates, single_list(templates) if subjects == "single" else multi_list(templates)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
 def single_list(templates: Templates) -> list[Prompt]:
     """750 prompts: 25 for each of the 30 subjects."""
     return [
@@ -193,11 +207,7 @@ class DreamBench:
 
     def __init__(self, config: Config) -> None:
         self.root = find_root(Path(config.path).expanduser())
-        file = self.root / PROMPTS_FILE
-        try:
-            templates = read_templates(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
+        templates, prompts = read_prompts(self.root, config.prompts)
         for subject in config.subjects:
             if subject not in templates.classes:
                 hint = did_you_mean(subject, list(templates.classes))
@@ -205,7 +215,6 @@ class DreamBench:
                     f"subjects: given {subject!r};{hint} allowed: {', '.join(templates.classes)}"
                 )
         wanted = set(config.subjects or templates.classes)
-        prompts = single_list(templates) if config.prompts == "single" else multi_list(templates)
         prompts = [prompt for prompt in prompts if wanted.issuperset(prompt.subjects)]
         self._prompts = _spread(prompts, config.per_subject)
         # Checked now: a missing photo should stop an evaluation at its start.
@@ -256,7 +265,9 @@ def find_root(path: Path) -> Path:
 
 def facts() -> dict[str, Any]:
     """The repository's files with size and sha256, and its licence."""
-    return json.loads((resources.files("customized_grpo.data") / "facts/dreambench.json").read_text("utf-8"))
+    file = resources.files("customized_grpo.data") / "facts/dreambench.json"
+    known: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    return known
 
 
 def photos(path: str) -> str:

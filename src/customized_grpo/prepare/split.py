@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, final
 
 from customized_grpo.atomic import replacing
-from customized_grpo.data.rows import ManifestError, Row, read_rows
+from customized_grpo.data.rows import ManifestError, Row, sound_rows
 
 By = Literal["individual", "class"]
 
@@ -122,16 +122,11 @@ def _named(rows: Sequence[Row], groups: Sequence[list[int]], names: Sequence[str
 
 
 def _read(path: Path) -> tuple[list[Row], list[bytes]]:
-    rows, numbers = [], []
-    for number, row in read_rows(path):
-        if isinstance(row, ManifestError):
-            raise row
-        rows.append(row)
-        numbers.append(number)
-    if not rows:
+    found = list(sound_rows(path))
+    if not found:
         raise ManifestError(f"{path}: the manifest is empty; it needs one JSON object per line")
     with path.open("rb") as file:
         lines = file.readlines()
-    return rows, [
-        lines[number - 1].removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n") + b"\n" for number in numbers
+    return [row for _, row in found], [
+        lines[number - 1].removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n") + b"\n" for number, _ in found
     ]

@@ -9,13 +9,7 @@ from typing import Literal, final
 
 from pydantic import Field
 
-from customized_grpo.data.dreambench import (
-    PROMPTS_FILE,
-    find_root,
-    multi_list,
-    read_templates,
-    single_list,
-)
+from customized_grpo.data.dreambench import find_root, read_prompts
 from customized_grpo.data.images import images_in, masks_beside
 from customized_grpo.prepare.archive import names, unpack
 from customized_grpo.prepare.importers.base import Draft, Importer, Item, Rejected, SourceError, folder_of
@@ -40,10 +34,9 @@ class DreamBench(Importer):
         """Rows in the order of the public lists; ``views`` are all pictures of the subject."""
         root = self.root(source)
         try:
-            templates = read_templates((root / PROMPTS_FILE).read_text(encoding="utf-8"))
-            prompts = single_list(templates) if self.subjects == "single" else multi_list(templates)
+            templates, prompts = read_prompts(root, self.subjects)
         except ValueError as error:
-            raise SourceError(f"{root / PROMPTS_FILE}: {error}") from error
+            raise SourceError(str(error)) from error
         for prompt in prompts:
             missing = [subject for subject in prompt.subjects if not (root / subject).is_dir()]
             if missing:
