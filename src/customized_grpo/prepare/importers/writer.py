@@ -182,7 +182,7 @@ class _Writer:
             self._reject(draft.id, "noisy-prompt", f"prompt: {', '.join(problems)}: {draft.prompt}")
             return
         try:
-            names = [self._image(path) for path in (*draft.references, *_one(draft.target), *draft.views)]
+            names = [self._image(path) for path in _images(draft)]
         except _Unusable as error:
             self._reject(draft.id, error.kind, str(error))
             return
@@ -232,21 +232,16 @@ class _Writer:
             return None
         try:
             file, name, _ = self._places(mask)
-        except ValueError as error:
-            self._drop_mask(draft, str(error))
-            return None
-        seen, of = self._seen[file, True], self._seen[self._places(image)[0], False]
-        if seen.problem:
-            self._drop_mask(draft, f"{file}: {seen.reason}")
-        elif not same_shape(seen.size, of.size):
-            self._drop_mask(draft, f"{file}: is {seen.size} but its image is {of.size}")
-        else:
+            seen, of = self._seen[file, True], self._seen[self._places(image)[0], False]
+            if seen.problem:
+                raise ValueError(f"{file}: {seen.reason}")
+            if not same_shape(seen.size, of.size):
+                raise ValueError(f"{file}: is {seen.size} but its image is {of.size}")
             return name
-        return None
-
-    def _drop_mask(self, draft: Draft, reason: str) -> None:
-        self._report.masks_dropped += 1
-        self._write_rejected({"what": "mask", "id": draft.id, "problem": "mask", "reason": reason})
+        except ValueError as error:
+            self._report.masks_dropped += 1
+            self._write_rejected({"what": "mask", "id": draft.id, "problem": "mask", "reason": str(error)})
+            return None
 
     def _reject(self, name: str, kind: str, reason: str) -> None:
         self.first_reason = self.first_reason or reason
@@ -277,14 +272,16 @@ class _Unusable(Exception):
         super().__init__(reason)
 
 
-def _one(path: Path | None) -> tuple[Path, ...]:
-    return () if path is None else (path,)
+def _images(draft: Draft) -> Iterator[Path]:
+    yield from draft.references
+    if draft.target is not None:
+        yield draft.target
+    yield from draft.views
 
 
 def _files(draft: Draft) -> Iterator[tuple[Path, bool]]:
     """All files of a draft, each with whether it is a mask."""
-    for path in (*draft.references, *_one(draft.target), *draft.views):
-        yield path, False
+    yield from ((path, False) for path in _images(draft))
     for mask in (*draft.masks, draft.target_mask):
         if mask is not None:
             yield mask, True
