@@ -49,8 +49,9 @@ def evaluate(
 def _compare(runs: list[str], save: Path | None) -> None:
     from customized_grpo.evaluation.summary import write_json
     from customized_grpo.report.compare import compare_runs
+    from customized_grpo.report.folders import read_runs
 
-    found = compare_runs([Path(run) for run in runs])
+    found = compare_runs(read_runs([Path(run) for run in runs]))
     for entry in found:
         rows = [
             (

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -185,19 +186,7 @@ def evaluate(recipe: EvaluateRecipe, *, progress: OnProgress = quiet) -> Path:
 
     sigmas = noise_levels(settings, recipe.sampling, spec, policy.latent_shape[0])
 
-    def measured(label: str, weights: str) -> list[Row]:
-        return evaluate_policy(
-            policy,
-            dataset,
-            metrics,
-            spec,
-            site,
-            label,
-            sigmas=sigmas,
-            weights=weights,
-            encode=encode,
-        )
-
+    measured = partial(evaluate_policy, policy, dataset, metrics, spec, site, sigmas=sigmas, encode=encode)
     rows: dict[str, list[Row]] = {}
     photos = RealPhotos(dataset, total, protocol)
     identity = identity_metrics(metrics, spec.metrics)
@@ -224,9 +213,9 @@ def evaluate(recipe: EvaluateRecipe, *, progress: OnProgress = quiet) -> Path:
         judged=protocol.judged,
         total=total,
     )
-    rows["base"] = measured("base", base)
+    rows["base"] = measured("base", weights=base)
     if tuned is not None:
-        rows["tuned"] = measured("tuned", base + tuning.apply(policy, tuned))
+        rows["tuned"] = measured("tuned", weights=base + tuning.apply(policy, tuned))
     if state.is_main_process:
         made = settings_of(settings, recipe.sampling, spec, total)
         absent = {} if "real_photos" in rows else {"real_photos": photos.absent if identity else NO_IDENTITY}

@@ -132,7 +132,7 @@ def check_manifest(
     ]
     report.prompts = survey(row.prompt for row in rows)
     report.usable = frozenset(
-        number for number, row in zip(lines, rows, strict=True) if not _unusable(row, seen)
+        number for number, row in zip(lines, rows, strict=True) if not row_problem(row, seen)
     )
     return report, rows, seen
 
@@ -183,8 +183,10 @@ def _misfits(rows: Iterable[Row], seen: Mapping[File, Seen]) -> Iterator[str]:
                 yield f"mask {mask} is {one.size[0]} x {one.size[1]}, its image {of.size[0]} x {of.size[1]}"
 
 
-def _unusable(row: Row, seen: Mapping[File, Seen]) -> bool:
-    return any(seen[file].problem for file in row.files()) or any(True for _ in _misfits([row], seen))
+def row_problem(row: Row, seen: Mapping[File, Seen]) -> str:
+    """Reason why a run can't use a row; empty if it can."""
+    broken = (f"{file[0]} {seen[file].reason}" for file in row.files() if seen[file].problem)
+    return next(broken, "") or next(_misfits([row], seen), "")
 
 
 def _same(keyed: Iterable[tuple[object, str]]) -> list[list[str]]:

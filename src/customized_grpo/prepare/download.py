@@ -128,9 +128,7 @@ def _fetch(file: Remote, path: Path, progress: Callable[[int], None]) -> None:
                 problem += "; accept the licence on the hub and set HF_TOKEN"
             if status < 500 and status not in (408, 416, 429):
                 break
-        except (requests.RequestException, OSError) as error:
-            if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
-                raise  # an error of this machine's disk
+        except requests.RequestException as error:  # but no OSError of this machine's disk
             problem = f"the connection broke ({type(error).__name__})"
         else:
             problem = _wrong(file, part)

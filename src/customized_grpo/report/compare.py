@@ -1,17 +1,16 @@
 """Comparison of two runs: paired differences and win rates over the same prompts and noise."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from customized_grpo.evaluation.summary import Row, differences
-from customized_grpo.report.folders import RunFolder, read_runs
+from customized_grpo.report.folders import RunFolder
 
 _DECIDES: Final = ("protocol", "data", "seed", "images_per_prompt")
 """Evaluation settings that must agree for the images to form pairs."""
 
 
-def compare_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
+def compare_runs(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
     """Compare every later run with the first, by its adapter (or its base, if it has none).
 
     Returns:
@@ -20,15 +19,9 @@ def compare_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
     Raises:
         ValueError: fewer than two runs, a run without an evaluation, or two that are not comparable.
     """
-    if len(paths) < 2:
-        raise ValueError(f"--compare: given {len(paths)} run; give the folders of two or more")
-    return compare(read_runs(paths))
-
-
-def compare(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
-    """``compare_runs`` for runs that are already read."""
-    first = runs[0]
-    return [_pair(run, first) for run in runs[1:]]
+    if len(runs) < 2:
+        raise ValueError(f"--compare: given {len(runs)} run; give the folders of two or more")
+    return [_pair(run, runs[0]) for run in runs[1:]]
 
 
 def _pair(run: RunFolder, first: RunFolder) -> dict[str, Any]:

@@ -99,8 +99,7 @@ def _heldout(runs: Sequence[RunFolder], axes: Mapping[str, str]) -> list[FigureV
                         x=[step for step, _ in points],
                         y=[value.mean for value in bounds],
                         colour=colour,
-                        low=[value.low for value in bounds],
-                        high=[value.high for value in bounds],
+                        bounds=bounds,
                         markers=True,
                     )
                 )

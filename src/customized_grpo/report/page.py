@@ -6,7 +6,7 @@ from typing import Any, Final
 from customized_grpo.evaluation.summary import build_summary
 from customized_grpo.evaluation.tables import notes, unit_sentence
 from customized_grpo.recipe.config import AXES
-from customized_grpo.report.compare import compare
+from customized_grpo.report.compare import compare_runs
 from customized_grpo.report.folders import RunFolder
 from customized_grpo.report.gallery import gallery
 
@@ -165,7 +165,7 @@ def comparison(runs: Sequence[RunFolder], summaries: Sequence[Mapping[str, Any] 
         lines.append({"name": run.name, "tuned": rows.get("tuned", {}), "change": change})
     columns = list(dict.fromkeys(column for line in lines for column in line["tuned"]))
     try:
-        pairs, refused = compare(runs), ""
+        pairs, refused = compare_runs(runs), ""
     except ValueError as error:  # the page still shows each run by itself
         pairs, refused = [], str(error)
     return {"columns": columns, "lines": lines, "pairs": pairs, "refused": refused}

@@ -58,15 +58,14 @@ LineStyle = Literal["-", "--", ":"]
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One curve; ``low`` and ``high`` draw its interval where finite, ``faint`` the raw values under a smoothed one."""
+    """One curve; ``bounds`` draw its intervals where finite, ``faint`` the raw values under a smoothed one."""
 
     label: str
     x: Sequence[int]
     y: Sequence[float]
     colour: int = 0
     style: LineStyle = "-"
-    low: Sequence[float] = ()
-    high: Sequence[float] = ()
+    bounds: Sequence[Interval] = ()
     faint: Sequence[float] = ()
     markers: bool = False
 
@@ -140,10 +139,9 @@ def lines(
             colour = SERIES[curve.colour % len(SERIES)]
             if curve.faint:
                 axes.plot(curve.x, curve.faint, color=colour, linewidth=0.8, alpha=0.25)
-            if curve.low:
-                low, high = (
-                    np.where(np.isfinite(bound), bound, curve.y) for bound in (curve.low, curve.high)
-                )
+            if curve.bounds:
+                ends = zip(*((one.low, one.high) for one in curve.bounds), strict=True)
+                low, high = (np.where(np.isfinite(end), end, curve.y) for end in ends)
                 axes.fill_between(
                     curve.x, low, high, color=colour, alpha=0.16 if len(curves) == 1 else 0.1, linewidth=0
                 )

@@ -32,12 +32,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "number": number,
-        "signed": partial(number, sign="+"),
-        "percent": percent,
-        "label": label,
-    }
+    environment.filters |= {"number": number, "signed": partial(number, sign="+"), "percent": percent}
     summaries = [page.summary_of(run) for run in read]
     axes = page.axes_of(read)
     html = environment.get_template("report.html.j2").render(
@@ -73,8 +68,3 @@ def number(value: float | None, sign: str = "") -> str:
 def percent(value: float | None) -> str:
     """A share in whole percent."""
     return "–" if value is None or not math.isfinite(value) else f"{100 * value:.0f} %"
-
-
-def label(column: str) -> str:
-    """Display name of a column."""
-    return column.replace("_", " ")
