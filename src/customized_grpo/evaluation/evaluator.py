@@ -141,12 +141,9 @@ def _noise(policy: Policy, spec: Evaluate, index: int) -> Float[Tensor, "n s c"]
 
 
 def evaluate(recipe: EvaluateRecipe, *, progress: OnProgress = quiet) -> Path:
-    """Evaluate real photos, the copied reference, the base and, if given, the adapter, into ``run.dir``.
+    """Evaluate real photos, the copied reference, the base and any adapter into ``run.dir``; returns that folder.
 
     The folder may hold an earlier, unfinished evaluation: rows of the same weights and recipe are kept.
-
-    Returns:
-        The run's folder, with ``config.yaml`` and ``evaluation/`` (summaries, rows, pictures).
 
     Raises:
         ValueError: ``run.dir`` is a file or a training run, the adapter does not fit, or the device does not exist.

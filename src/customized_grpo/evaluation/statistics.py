@@ -89,11 +89,7 @@ def paired_difference(
     groups: Mapping[str, str] | None = None,
     resamples: int = RESAMPLES,
 ) -> Interval:
-    """Mean of ``of - to`` over the examples that both have, with the bootstrap interval of that mean.
-
-    Args:
-        of, to: results of ``example_means`` for two systems on the same examples.
-    """
+    """Mean of ``of - to`` (of ``example_means``) over the examples that both have, with its bootstrap interval."""
     change = {key: of[key] - to[key] for key in of if key in to}
     if groups is not None:
         change = group_means(change, groups)

@@ -32,11 +32,7 @@ def columns_of(rows: Sequence[Row]) -> list[str]:
 
 
 def column_means(rows: Sequence[Row], column: str, unit: Unit = "example") -> dict[str, float]:
-    """Mean per unit; examples without a measurable image are left out.
-
-    Returns:
-        Example key to the mean of its images, or subject to the mean of its examples.
-    """
+    """Mean per unit (an example's images, or a subject's examples) by key; what was not measurable is left out."""
     examples = example_means((row["key"], row["values"].get(column)) for row in rows)
     return examples if unit == "example" else group_means(examples, groups_of(rows))
 

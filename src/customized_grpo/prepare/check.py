@@ -86,10 +86,7 @@ def check_manifest(
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Check, list[Row], dict[File, Seen]]:
-    """Check a manifest and every image and mask that it names, each once.
-
-    Returns:
-        The result, the rows, and the inspection of each file.
+    """Check a manifest and every image and mask that it names: the result, the rows, and what was seen of each file.
 
     Raises:
         ManifestError: no such file.

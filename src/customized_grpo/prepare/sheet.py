@@ -63,12 +63,11 @@ def contact_sheet(
             _MARGIN + column * (card_width + _GAP),
             _HEADER + sum(height + _GAP for height in heights[:line]),
         )
-        draw.rectangle((*corner, corner[0] + card_width - 1, corner[1] + heights[line] - 1), _CARD)
+        box = (*corner, corner[0] + card_width - 1, corner[1] + heights[line] - 1)
+        draw.rectangle(box, _CARD)
         sheet.paste(card, corner)
         if row_problem(chosen[at], seen):
-            draw.rectangle(
-                (*corner, corner[0] + card_width - 1, corner[1] + heights[line] - 1), None, _RED, 2
-            )
+            draw.rectangle(box, None, _RED, 2)
     if not cards:
         draw.text((_MARGIN, _HEADER + 20), "no rows", _GREY, _font(16))
     save_image(sheet, path)

@@ -52,8 +52,7 @@ class Group:
 def gallery(run: RunFolder, axes: Mapping[str, str]) -> list[Group]:
     """Random examples, the best and the worst images, and the largest gains and losses of tuned against base.
 
-    Returns:
-        Groups with at least one card; empty without saved pictures.
+    Empty without saved pictures.
     """
     base, tuned = (
         {row["key"]: row for row in rows if row["image"] == 0 and row.get("file")} for rows in run.ends
