@@ -16,7 +16,15 @@ MemoryGb = Annotated[
     typer.Option("--memory-gb", min=0.1, help="GiB of the device to judge by; else the GPU here"),
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: the GPU if there is one")]
-Manifest = Annotated[Path, typer.Argument(help="the .jsonl file, or the folder of manifest.jsonl")]
+
+
+def _manifest_in(path: Path) -> Path:
+    return path / "manifest.jsonl" if path.is_dir() else path
+
+
+Manifest = Annotated[
+    Path, typer.Argument(callback=_manifest_in, help="the .jsonl file, or the folder of manifest.jsonl")
+]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="processes that read images; by default one per core")
 ]

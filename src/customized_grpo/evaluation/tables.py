@@ -97,7 +97,7 @@ def _rendered(template: str, summary: Mapping[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"cell": _cell, "tex": _tex, "published": _published}
-    environment.filters |= {"numbers": _numbers, "tex_numbers": _tex_numbers}
+    environment.filters |= {"number": _number, "tex_number": _tex_number}
     settings = summary.get("settings", {}).items()
     return environment.get_template(template).render(
         summary=summary,
@@ -111,17 +111,14 @@ def _rendered(template: str, summary: Mapping[str, Any]) -> str:
     )
 
 
-def _published(metrics: Mapping[str, float], columns: Sequence[str], form: str, absent: str) -> list[str]:
-    """As many digits as the papers give."""
-    found = {name: f"{value:.1f}" if value >= 10 else f"{value:.2f}" for name, value in metrics.items()}
-    return [form % found[column] if column in found else absent for column in columns]
+def _published(column: str, metrics: Mapping[str, float], form: str, absent: str) -> str:
+    # As many digits as the papers give.
+    value = metrics.get(column)
+    return absent if value is None else form % (f"{value:.1f}" if value >= 10 else f"{value:.2f}")
 
 
-def _numbers(metrics: Mapping[str, Any], columns: Sequence[str], sign: str) -> list[str]:
-    return [_number(metrics.get(column), sign) for column in columns]
-
-
-def _number(value: Mapping[str, Any] | None, sign: str) -> str:
+def _number(column: str, metrics: Mapping[str, Any], sign: str) -> str:
+    value = metrics.get(column)
     if value is None or value["mean"] is None:
         return "-"
     spread = f"(n = {value['n']})"
@@ -131,11 +128,8 @@ def _number(value: Mapping[str, Any] | None, sign: str) -> str:
     return f"{value['mean']:{sign}.3f} {spread}{wins}"
 
 
-def _tex_numbers(metrics: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
-    return [_tex_number(metrics.get(column)) for column in columns]
-
-
-def _tex_number(value: Mapping[str, Any] | None) -> str:
+def _tex_number(column: str, metrics: Mapping[str, Any]) -> str:
+    value = metrics.get(column)
     if value is None or value["mean"] is None:
         return "--"
     if value["low"] is None:

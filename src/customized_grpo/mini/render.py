@@ -102,17 +102,15 @@ def _ears(u: Tensor, v: Tensor, cls: Tensor, ears: Tensor) -> tuple[Tensor, Tens
     """Distances of the ears and of their inner part (second colour), in radii."""
     eu, ev = u.abs() - _EAR_X[cls][:, None, None], v - _EAR_Y[cls][:, None, None]
     far = torch.full_like(u, 9.0)
-    outer, inner = far, far
     pointed = _triangle(eu - 0.04, ev, 0.30, -0.42, 0.30) - 0.05
     round_ = _circle(eu, ev - 0.02, 0.33)
     stalk = _box(eu - 0.05 + 0.12 * (ev + 0.1), ev + 0.10, 0.065, 0.30, 0.06)
     bulb = _circle(eu - 0.09, ev + 0.42, 0.18)
-    outer = torch.where((ears == 1)[:, None, None], pointed, outer)
-    outer = torch.where((ears == 2)[:, None, None], round_, outer)
-    outer = torch.where((ears == 3)[:, None, None], torch.minimum(stalk, bulb), outer)
-    inner = torch.where((ears == 1)[:, None, None], pointed + 0.13, inner)
-    inner = torch.where((ears == 2)[:, None, None], round_ + 0.14, inner)
-    inner = torch.where((ears == 3)[:, None, None], bulb + 0.02, inner)
+    kinds = ((pointed, pointed + 0.13), (round_, round_ + 0.14), (torch.minimum(stalk, bulb), bulb + 0.02))
+    outer, inner = far, far
+    for index, (shape, inside) in enumerate(kinds, start=1):
+        worn = (ears == index)[:, None, None]
+        outer, inner = torch.where(worn, shape, outer), torch.where(worn, inside, inner)
     return outer, inner
 
 

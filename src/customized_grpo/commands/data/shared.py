@@ -1,6 +1,5 @@
 """Shared parts of the commands of ``customized-grpo data``: an option, a path, a table of prompts."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from customized_grpo.commands.tables import print_rows
@@ -10,11 +9,6 @@ if TYPE_CHECKING:
 
 PAIR: Final = ("", "")
 """Columns of a table of names and values."""
-
-
-def manifest_in(path: Path) -> Path:
-    """The manifest: a file, or the ``manifest.jsonl`` of a folder."""
-    return path / "manifest.jsonl" if path.is_dir() else path
 
 
 def show_prompts(prompts: "PromptSurvey | None", rows: int) -> None:

@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 import typer
 
 from customized_grpo.commands.arguments import Manifest
-from customized_grpo.commands.data.shared import manifest_in
 from customized_grpo.console import say
 
 
@@ -23,7 +22,7 @@ def split(
     """Hold subjects out: no individual and no picture is in both parts."""
     from customized_grpo.prepare.split import split_manifest
 
-    done = split_manifest(manifest_in(manifest), share=share, names=hold_out or [], by=by, seed=seed)
+    done = split_manifest(manifest, share=share, names=hold_out or [], by=by, seed=seed)
     for path, rows, groups in (
         (done.train, done.train_rows, done.train_groups),
         (done.test, done.test_rows, done.test_groups),
