@@ -18,15 +18,12 @@ By = Literal["individual", "class"]
 
 @final
 @dataclass(frozen=True, slots=True)
-class Split:
-    """Paths and sizes of the two parts."""
+class Part:
+    """One side of a split: its manifest, and how much is in it."""
 
-    train: Path
-    test: Path
-    train_rows: int
-    test_rows: int
-    train_groups: int
-    test_groups: int
+    path: Path
+    rows: int
+    groups: int
 
 
 def identities(row: Row) -> tuple[str, ...]:
@@ -59,7 +56,7 @@ def groups_of(rows: Sequence[Row], by: By) -> list[list[int]]:
 
 def split_manifest(
     path: Path, *, share: float, names: Sequence[str] = (), by: By = "individual", seed: int = 0
-) -> Split:
+) -> tuple[Part, Part]:
     """Write ``<stem>.train.jsonl`` and ``<stem>.test.jsonl`` beside a manifest; lines are copied as they are.
 
     Args:
@@ -95,11 +92,13 @@ def split_manifest(
             "out; hold out less, or name what to hold out"
         )
     test = {index for group in held for index in groups[group]}
-    parts = path.with_suffix(".train.jsonl"), path.with_suffix(".test.jsonl")
-    for part, inside in zip(parts, (False, True), strict=True):
-        with replacing(part) as aside:
+    train = Part(path.with_suffix(".train.jsonl"), len(rows) - len(test), len(groups) - len(held))
+    tested = Part(path.with_suffix(".test.jsonl"), len(test), len(held))
+    for part in (train, tested):
+        with replacing(part.path) as aside:
+            inside = part is tested
             aside.write_bytes(b"".join(line for at, line in enumerate(lines) if (at in test) is inside))
-    return Split(*parts, len(rows) - len(test), len(test), len(groups) - len(held), len(held))
+    return train, tested
 
 
 def _keys(row: Row, by: By) -> Iterator[tuple[str, str]]:

@@ -64,7 +64,7 @@ def all_figures(
         "health": [
             view
             for key, title, note in _HEALTH
-            if (view := _over_steps(runs, key, title, note, log=key == "ratio/max_abs_log")) is not None
+            for view in _over_steps(runs, key, title, note, log=key == "ratio/max_abs_log")
         ],
     }
 
@@ -76,11 +76,11 @@ def _planes(
     if not {"identity", "prompt"} <= axes.keys():
         return []
     prompts = [axes["prompt"], *(column for run in runs for column in run.axis_columns("prompt"))]
-    views = [
-        plane_figure(runs, summaries, (axes["identity"], column), f"plane{number or ''}")
+    return [
+        view
         for number, column in enumerate(dict.fromkeys(prompts))
+        for view in plane_figure(runs, summaries, (axes["identity"], column), f"plane{number or ''}")
     ]
-    return [view for view in views if view is not None]
 
 
 def _heldout(runs: Sequence[RunFolder], axes: Mapping[str, str]) -> list[FigureView]:
@@ -117,11 +117,11 @@ def _rewards(runs: Sequence[RunFolder]) -> list[FigureView]:
     # The mean of an axis with one reward repeats that reward; the reward is what is optimised.
     axes = {f"reward/{axis}/mean" for axis in AXES}
     keys = [key for run in runs for key in run.keys("reward/") if key.endswith("/mean") and key not in axes]
-    found = [
-        _over_steps(runs, key, _reward_title(runs, key), "", unit="mean of the step")
+    return [
+        view
         for key in dict.fromkeys(keys)
+        for view in _over_steps(runs, key, _reward_title(runs, key), "", unit="mean of the step")
     ]
-    return [view for view in found if view is not None]
 
 
 def _reward_title(runs: Sequence[RunFolder], key: str) -> str:
@@ -140,8 +140,8 @@ def _over_steps(
     log: bool = False,
     zero: bool = False,
     unit: str = "",
-) -> FigureView | None:
-    """One key of ``metrics.jsonl`` over the steps, raw and smoothed, one colour per run."""
+) -> list[FigureView]:
+    """One key of ``metrics.jsonl`` over the steps, raw and smoothed, one colour per run; empty without data."""
     curves = []
     for colour, run in enumerate(runs):
         x, y = run.series(key)
@@ -149,15 +149,17 @@ def _over_steps(
             shown = [value if value > 0.0 else float("nan") for value in y] if log else y
             curves.append(Line(label=run.name, x=x, y=smooth(shown), faint=shown, colour=colour))
     if not curves:
-        return None
+        return []
     name = "".join(letter for letter in key if letter.isalnum())
     ends = "; ".join(f"{line.label}: from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in curves)
     svg = lines(name, curves, x="GRPO step", y=unit, log=log, zero=zero)
-    return FigureView(title, svg, caption, f"{title} over the steps. {ends}.")
+    return [FigureView(title, svg, caption, f"{title} over the steps. {ends}.")]
 
 
 def _conflict(runs: Sequence[RunFolder]) -> list[FigureView]:
-    views = [_over_steps(runs, key, title, note, zero=True) for key, title, note in _CONFLICT]
+    views = [
+        view for key, title, note in _CONFLICT for view in _over_steps(runs, key, title, note, zero=True)
+    ]
     if len(runs) == 1:
         curves = []
         styles: tuple[LineStyle, ...] = ("-", "--", ":")
@@ -173,13 +175,14 @@ def _conflict(runs: Sequence[RunFolder]) -> list[FigureView]:
                 FigureView("Synergy and conflict", svg, note, f"Shares of the samples; at the end {last}.")
             )
     else:
-        views += [_over_steps(runs, key, f"Share {name}", "") for key, name in _SHARES]
+        for key, name in _SHARES:
+            views += _over_steps(runs, key, f"Share {name}", "")
     note = "Groups in which this reward is constant, so that it teaches nothing."
     rewards = dict.fromkeys(key for run in runs for key in run.keys("reward/"))
     for key in (key for key in rewards if key.endswith("/zero_variance_share")):
         if any(value > 0.0 for run in runs for value in run.series(key)[1]):
-            views.append(_over_steps(runs, key, f"Groups without variance: {key.split('/')[1]}", note))
-    return [view for view in views if view is not None]
+            views += _over_steps(runs, key, f"Groups without variance: {key.split('/')[1]}", note)
+    return views
 
 
 def _weights(runs: Sequence[RunFolder]) -> list[FigureView]:

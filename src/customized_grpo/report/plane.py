@@ -14,8 +14,8 @@ def plane_figure(
     summaries: Sequence[Mapping[str, Any] | None],
     columns: tuple[str, str],
     name: str,
-) -> FigureView | None:
-    """The figure, or None if no run has both columns.
+) -> list[FigureView]:
+    """The figure; empty if no run has both columns.
 
     A run's path goes through its evaluations during training, or from base to tuned of its summary.
 
@@ -37,7 +37,7 @@ def plane_figure(
                     points.append(Point2D(label=label, x=x, y=y))
         points += _published(summary or {}, columns, {point.label for point in points})
     if not paths:
-        return None
+        return []
     first, second = (column.replace("_", " ") for column in columns)
     svg = plane(name, paths, points, x=f"{first} →", y=f"↑ {second}")
     ends = "; ".join(f"{path.label}: from {_at(path.points[0])} to {_at(path.points[-1])}" for path in paths)
@@ -50,9 +50,8 @@ def plane_figure(
         caption += " A dashed line has no prompt: it is the identity of real photos with each other."
     if any(point.published for point in points):
         caption += " Squares are published numbers, not measured here."
-    return FigureView(
-        f"{first} against {second}", svg, caption, f"Path of each run as ({first}, {second}). {ends}."
-    )
+    alt = f"Path of each run as ({first}, {second}). {ends}."
+    return [FigureView(f"{first} against {second}", svg, caption, alt)]
 
 
 def _at(point: tuple[Interval, Interval]) -> str:

@@ -22,9 +22,5 @@ def split(
     """Hold subjects out: no individual and no picture is in both parts."""
     from customized_grpo.prepare.split import split_manifest
 
-    done = split_manifest(manifest, share=share, names=hold_out or [], by=by, seed=seed)
-    for path, rows, groups in (
-        (done.train, done.train_rows, done.train_groups),
-        (done.test, done.test_rows, done.test_groups),
-    ):
-        say(f"{path}: {rows:,} rows of {groups:,} subjects")
+    for part in split_manifest(manifest, share=share, names=hold_out or [], by=by, seed=seed):
+        say(f"{part.path}: {part.rows:,} rows of {part.groups:,} subjects")
