@@ -3,6 +3,7 @@
 The prompt lists of DreamBench are in ``data.dreambench``, whose data set reads the folder without an import.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, final
@@ -11,7 +12,7 @@ from pydantic import Field
 
 from customized_grpo.data.dreambench import find_root, read_prompts
 from customized_grpo.data.images import images_in, masks_beside
-from customized_grpo.prepare.archive import names, unpack
+from customized_grpo.prepare.archive import unpack
 from customized_grpo.prepare.importers.base import Draft, Importer, Item, Rejected, SourceError, folder_of
 
 
@@ -99,13 +100,10 @@ def _unpacked(source: Path, out: Path) -> Path | None:
     """Folder in ``out`` to which a zip archive was unpacked; None if the source is not an archive."""
     if source.suffix.lower() != ".zip":
         return None
-    inside = next((name for name in names(source) if "captions/" in name), "captions/")
-    prefix = inside[: inside.index("captions/")]
 
     def place(member: str) -> str | None:
-        tail = member.removeprefix(prefix)
-        wanted = member.startswith(prefix) and tail.startswith(("images/", "captions/"))
-        return tail if wanted else None
+        found = re.search(r"(?:^|/)((?:images|captions)/.+)", member)
+        return found[1] if found and not member.startswith("__MACOSX/") else None
 
     unpack(source, out, place)
     return out
