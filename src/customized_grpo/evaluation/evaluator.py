@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from customized_grpo.conditioning.cache import Process, open_policy
-from customized_grpo.console import OnProgress, err
+from customized_grpo.console import OnProgress, err, say
 from customized_grpo.data.base import Dataset, load_dataset
 from customized_grpo.devices import open_device
 from customized_grpo.evaluation.baselines import NO_IDENTITY, RealPhotos, identity_metrics, reference_copy
@@ -179,7 +179,7 @@ def evaluate(recipe: EvaluateRecipe, *, progress: OnProgress = quiet) -> Path:
     if state.is_main_process:
         save_recipe(recipe, folder / "config.yaml")
         for notice in of_evaluation(spec, total, rows=2 + (tuned is not None)):
-            err.print(notice, markup=False, highlight=False, soft_wrap=True)
+            say(notice, on=err)
 
     sigmas = noise_levels(settings, recipe.sampling, spec, policy.latent_shape[0])
 

@@ -5,6 +5,7 @@ not independent evidence about prompts. If a result should generalise to new sub
 examples are averaged first. Dimensions: n units, B resamples.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, final
@@ -27,12 +28,14 @@ class Interval:
     n: int
 
     def as_json(self) -> dict[str, float | int | None]:
-        """``{"mean", "low", "high", "n"}``; NaN becomes null, so that the file is strict JSON."""
+        """``{"mean", "low", "high", "n"}``; non-finite values become null, so that the file is strict JSON."""
+        bounds = {"mean": self.mean, "low": self.low, "high": self.high}
+        return {name: finite(value) for name, value in bounds.items()} | {"n": self.n}
 
-        def number(value: float) -> float | None:
-            return value if np.isfinite(value) else None
 
-        return {"mean": number(self.mean), "low": number(self.low), "high": number(self.high), "n": self.n}
+def finite(value: float) -> float | None:
+    """The value, or None if it is infinite or NaN, which strict JSON lacks."""
+    return value if math.isfinite(value) else None
 
 
 def example_means(values: Iterable[tuple[str, float | None]]) -> dict[str, float]:

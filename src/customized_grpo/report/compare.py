@@ -25,7 +25,7 @@ def compare_runs(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
 
 
 def _pair(run: RunFolder, first: RunFolder) -> dict[str, Any]:
-    ours, theirs = _newest(run), _newest(first)
+    ours, theirs = (one.ends[1] or one.ends[0] for one in (run, first))
     if problem := _incomparable(run, first, ours, theirs):
         raise ValueError(f"{run.name} and {first.name} can't be compared: {problem}")
     return {
@@ -34,11 +34,6 @@ def _pair(run: RunFolder, first: RunFolder) -> dict[str, Any]:
         "metrics": differences(ours, theirs, unit=run.protocol.unit),
         "notes": _notes(run, first, ours, theirs),
     }
-
-
-def _newest(run: RunFolder) -> Sequence[Row]:
-    base, tuned = run.ends
-    return tuned or base
 
 
 def _incomparable(run: RunFolder, first: RunFolder, ours: Sequence[Row], theirs: Sequence[Row]) -> str:

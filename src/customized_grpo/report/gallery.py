@@ -97,8 +97,8 @@ def _spread(rows: Sequence[Row], column: str) -> float:
     return float(np.std(values)) or 1.0 if values else 1.0
 
 
-def _level(row: Row, scale: Mapping[str, float]) -> float | None:
-    values = [row["values"].get(column) for column in scale]
+def _level(row: Row | None, scale: Mapping[str, float]) -> float | None:
+    values = [row["values"].get(column) for column in scale] if row is not None else []
     if not values or None in values:
         return None
     return float(np.mean([value / unit for value, unit in zip(values, scale.values(), strict=True)]))
@@ -106,8 +106,7 @@ def _level(row: Row, scale: Mapping[str, float]) -> float | None:
 
 def _change(pair: Pair, scale: Mapping[str, float]) -> float | None:
     """Mean over the axes of tuned minus base; None if one was not measurable."""
-    before = _level(pair[0], scale) if pair[0] is not None else None
-    after = _level(pair[1], scale)
+    before, after = (_level(row, scale) for row in pair)
     return None if before is None or after is None else after - before
 
 

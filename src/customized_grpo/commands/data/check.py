@@ -10,8 +10,7 @@ import typer
 
 from customized_grpo.commands.arguments import Manifest, Workers
 from customized_grpo.commands.brief import brief
-from customized_grpo.commands.data.shared import PAIR, show_prompts
-from customized_grpo.commands.tables import print_rows
+from customized_grpo.commands.tables import PAIR, print_rows, show_prompts
 from customized_grpo.console import bars, out, say
 
 if TYPE_CHECKING:

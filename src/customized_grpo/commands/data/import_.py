@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from customized_grpo.commands.arguments import Workers
-from customized_grpo.commands.data.shared import PAIR, show_prompts
-from customized_grpo.commands.tables import print_rows
+from customized_grpo.commands.tables import PAIR, print_rows, show_prompts
 from customized_grpo.console import err, say
 
 if TYPE_CHECKING:

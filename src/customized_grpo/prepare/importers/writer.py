@@ -164,9 +164,9 @@ class _Writer:
             for path, mask in _files(draft):
                 try:
                     file, _, copy = self.places(path)
-                except ValueError as error:
-                    if isinstance(error, SourceError):
-                        raise
+                except SourceError:
+                    raise
+                except ValueError:
                     continue  # reported with the row itself
                 if (file, mask) not in self.seen:
                     wanted[file, mask] = Look(file, mask, self.options.decode or copy is not None, copy)
