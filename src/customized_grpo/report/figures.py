@@ -92,16 +92,10 @@ def _heldout(runs: Sequence[RunFolder], axes: Mapping[str, str]) -> list[FigureV
         for colour, run in enumerate(runs):
             points = [(step, values[column]) for step, values in run.curve if column in values]
             if points:
-                bounds = [value for _, value in points]
+                steps, bounds = zip(*points, strict=True)
+                means = [value.mean for value in bounds]
                 curves.append(
-                    Line(
-                        label=run.name,
-                        x=[step for step, _ in points],
-                        y=[value.mean for value in bounds],
-                        colour=colour,
-                        bounds=bounds,
-                        markers=True,
-                    )
+                    Line(label=run.name, x=steps, y=means, colour=colour, bounds=bounds, markers=True)
                 )
         title = column.replace("_", " ").capitalize()
         ends = "; ".join(
