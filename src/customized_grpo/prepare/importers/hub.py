@@ -27,7 +27,7 @@ class _Hub(Importer):
     """Records of a hub id, of a folder of parquet files, or of one such file."""
 
     prefix: ClassVar[str] = "row"
-    """Of the ids of rows."""
+    """Prefix of the ids of rows."""
 
     split: str = Field(default="train", description="split of the data set")
     revision: str | None = Field(default=None, description="commit or tag on the hub; null: the newest")
@@ -39,7 +39,7 @@ class _Hub(Importer):
 
     @abstractmethod
     def rows(self, record: dict[str, Any], name: str, out: Path) -> Iterator[Item]:
-        """What becomes of one record.
+        """Items of one record.
 
         Raises:
             ValueError: it can't become a row.
