@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from rich.console import Console
@@ -20,6 +21,22 @@ OnProgress = Callable[[str, int, int], None]
 def say(text: str, *, style: str | None = None, on: Console = out) -> None:
     """Print a line verbatim: without markup and never wrapped, so that paths can be copied."""
     on.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def bars(prefix: str = "") -> Iterator[OnProgress]:
+    """One progress bar per task on a terminal; silent elsewhere."""
+    from rich.progress import Progress, TaskID
+
+    tasks: dict[str, TaskID] = {}
+    with Progress(console=err, disable=not err.is_terminal, transient=True) as shown:
+
+        def tell(task: str, done: int, total: int) -> None:
+            if task not in tasks:
+                tasks[task] = shown.add_task(prefix + task)
+            shown.update(tasks[task], completed=done, total=total)
+
+        yield tell
 
 
 def hush_libraries() -> None:

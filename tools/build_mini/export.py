@@ -1,5 +1,6 @@
 """Stage `export`: a complete FLUX.1 folder in diffusers' layout from the parts in the work folder."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 
 from build_mini.common import LOG, Context, replace_folder
 from build_mini.policy import PHASES, SHIFT, new_transformer, weights_after
-from customized_grpo.mini.integrity import write_manifest
+from customized_grpo.atomic import file_hash
+from customized_grpo.mini.integrity import MANIFEST
 
 
 def newest_weights(context: Context) -> Path:
@@ -56,3 +58,10 @@ def export_flux(context: Context) -> None:
     write_manifest(context.out)
     with safe_open(weights, "pt") as file:
         LOG.info("export: %s from %s %s", context.out / "flux", weights.name, file.metadata() or "")
+
+
+def write_manifest(folder: Path) -> None:
+    """Write the sha256 of every file under ``folder``, at the end of a build."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    hashes = {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
+    (folder / MANIFEST).write_text(json.dumps(hashes, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -11,7 +11,12 @@ import typer
 
 from customized_grpo import __version__
 from customized_grpo.commands.arguments import FREE
-from customized_grpo.commands.data.app import data_app
+from customized_grpo.commands.data.cache import cache
+from customized_grpo.commands.data.check import check
+from customized_grpo.commands.data.download import download
+from customized_grpo.commands.data.import_ import import_
+from customized_grpo.commands.data.masks import masks
+from customized_grpo.commands.data.split import split
 from customized_grpo.commands.demo import demo
 from customized_grpo.commands.doctor import doctor
 from customized_grpo.commands.errors import UserErrors
@@ -36,7 +41,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(data_app)
+data = typer.Typer(
+    name="data",
+    help="Download, import, check and split data sets.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(data)
 
 
 def _version(wanted: bool) -> bool:
@@ -68,3 +79,9 @@ app.command()(plugins)
 app.command(context_settings=FREE)(doctor)
 app.command()(schema)
 app.command(context_settings=FREE)(demo)
+data.command()(masks)
+data.command(context_settings=FREE)(cache)
+data.command("import", context_settings=FREE)(import_)
+data.command()(check)
+data.command()(split)
+data.command()(download)

@@ -1,6 +1,7 @@
 """Arguments that several commands share."""
 
-from typing import Annotated, Final
+from pathlib import Path
+from typing import Annotated, Final, Literal
 
 import typer
 
@@ -13,6 +14,19 @@ Overrides = Annotated[
 MemoryGb = Annotated[
     float | None,
     typer.Option("--memory-gb", min=0.1, help="GiB of the device to judge by; else the GPU here"),
+]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: the GPU if there is one")]
+
+
+def _manifest_in(path: Path) -> Path:
+    return path / "manifest.jsonl" if path.is_dir() else path
+
+
+Manifest = Annotated[
+    Path, typer.Argument(callback=_manifest_in, help="the .jsonl file, or the folder of manifest.jsonl")
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="processes that read images; by default one per core")
 ]
 FREE: Final = {"ignore_unknown_options": True}
 """Settings of a command with overrides: a value may begin with a dash, and '--key=value' is a habit of other tools."""

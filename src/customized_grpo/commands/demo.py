@@ -1,14 +1,12 @@
 """``customized-grpo demo``: a training of the embedded miniature. Heavy imports are inside."""
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
+from customized_grpo.commands.arguments import Overrides
 from customized_grpo.console import err, hush_libraries, say
 
 
-def demo(overrides: Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]")] = None) -> None:
+def demo(overrides: Overrides = None) -> None:
     """Train the embedded miniature in a new folder runs/demo and write its report: minutes on a laptop."""
     from customized_grpo.recipe.loading import load_recipe
 

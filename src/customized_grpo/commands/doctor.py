@@ -4,11 +4,10 @@ import os
 import platform
 import shutil
 import sys
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -34,8 +33,7 @@ _EXTRAS = ("wandb", "tensorboard", "trackio", "swanlab")
 _GIB = 1024**3
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """One line of the doctor's table; ``advice`` is empty if nothing needs to be done."""
 
     name: str
@@ -54,7 +52,7 @@ def doctor(
 
     recipe = load_recipe(config, overrides or []) if config is not None else None
     findings = examine(Path.cwd())
-    print_rows("", ("", "found", "what to do"), [(f.name, f.value, f.advice) for f in findings])
+    print_rows("", ("", "found", "what to do"), findings)
     fits = recipe is None or show_memory(recipe, memory_gb)
     if not fits or any(finding.advice for finding in findings):
         raise typer.Exit(1)
@@ -96,24 +94,20 @@ def _devices() -> list[Finding]:
         return [Finding("devices", "unknown", f"torch can't be imported ({error}); install it again")]
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     threads = torch.get_num_threads()
-    findings = [
-        Finding(
-            "CPU",
-            f"{cores} cores, {threads} threads",
-            "more threads than cores: set OMP_NUM_THREADS" if threads > cores else "",
-        )
-    ]
+    crowded = "more threads than cores: set OMP_NUM_THREADS" if threads > cores else ""
+    findings = [Finding("CPU", f"{cores} cores, {threads} threads", crowded)]
     if not torch.cuda.is_available():
-        built = (
-            "this torch is built without CUDA" if torch.version.cuda is None else "no usable driver or device"
-        )
+        built = "no usable driver or device" if torch.version.cuda else "this torch is built without CUDA"
         advice = "a GPU driver is there: install a CUDA build of torch" if shutil.which("nvidia-smi") else ""
         return [*findings, Finding("GPU", f"none ({built}); the miniature needs none", advice)]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        bf16 = properties.major >= 8
         value = f"{properties.name}, {properties.total_memory / _GIB:.0f} GiB, CUDA {torch.version.cuda}"
-        findings.append(Finding(f"GPU {index}", value, "" if bf16 else "slow in bf16: use run.precision=no"))
+        findings.append(
+            Finding(
+                f"GPU {index}", value, "" if properties.major >= 8 else "slow in bf16: use run.precision=no"
+            )
+        )
     return findings
 
 

@@ -1,12 +1,12 @@
 """``customized-grpo evaluate``: evaluate a recipe, or compare evaluated runs. Heavy imports are inside."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from customized_grpo.commands.tables import print_rows
-from customized_grpo.console import RANK, err, hush_libraries, say
+from customized_grpo.console import RANK, bars, hush_libraries, say
 
 
 def evaluate(
@@ -36,16 +36,7 @@ def evaluate(
     from customized_grpo.evaluation.evaluator import evaluate as run
 
     hush_libraries()
-    from rich.progress import Progress
-
-    with Progress(console=err, disable=not err.is_terminal) as bar:
-        tasks: dict[str, Any] = {}
-
-        def show(label: str, done: int, total: int) -> None:
-            if label not in tasks:
-                tasks[label] = bar.add_task(label)
-            bar.update(tasks[label], completed=done, total=total)
-
+    with bars() as show:
         folder = run(recipe, progress=show)
     say(str(folder / "evaluation" / "summary.md"))
     if RANK == 0:
@@ -58,8 +49,9 @@ def evaluate(
 def _compare(runs: list[str], save: Path | None) -> None:
     from customized_grpo.evaluation.summary import write_json
     from customized_grpo.report.compare import compare_runs
+    from customized_grpo.report.folders import read_runs
 
-    found = compare_runs([Path(run) for run in runs])
+    found = compare_runs(read_runs([Path(run) for run in runs]))
     for entry in found:
         rows = [
             (

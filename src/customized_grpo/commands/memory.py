@@ -16,7 +16,6 @@ def show_memory(recipe: "Recipe", memory_gb: float | None) -> bool:
     """Print the estimated memory of a training process, and advice if the device is too small.
 
     Args:
-        recipe: a whole recipe.
         memory_gb: GiB of a device to judge by; None: the GPU at hand, if there is one.
 
     Returns:

@@ -1,12 +1,14 @@
 """``customized-grpo score``: the command around ``scoring``. Heavy imports are inside."""
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from customized_grpo.commands.arguments import Device
 from customized_grpo.commands.tables import print_rows
-from customized_grpo.console import err, hush_libraries, say
+from customized_grpo.console import bars, err, hush_libraries, say
 
 _SHOWN = 50
 """Number of images up to which each is shown on screen; a written table has all of them."""
@@ -32,9 +34,7 @@ def score(
     table: Annotated[
         Path | None, typer.Option("--out", help="a .csv or .jsonl file with one row per image")
     ] = None,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="auto: the GPU if there is one")
-    ] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Score a folder of images with any rewards: against a manifest, or one prompt and one reference for all."""
     from customized_grpo.data.images import load_image
@@ -58,13 +58,8 @@ def score(
     for name, said in costs(specs, dict.fromkeys(specs, len(jobs))).items():
         say(f"{name}: {said}", on=err)
     hush_libraries()
-    from rich.progress import Progress
-
-    with Progress(console=err, disable=not err.is_terminal) as bar:
-        task = bar.add_task("images", total=len(jobs))
-        rows, failure = folder.run(
-            jobs, specs, open_device(device, "--device"), lambda done, _: bar.update(task, completed=done)
-        )
+    with bars() as show:
+        rows, failure = folder.run(jobs, specs, open_device(device, "--device"), partial(show, "images"))
     names = tuple(specs)
     if 0 < len(rows) <= _SHOWN:
         lines = [(row.image, *(folder.shown(row.scores[name]) for name in names)) for row in rows]

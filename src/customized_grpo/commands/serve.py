@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from customized_grpo.commands.arguments import Overrides
 from customized_grpo.console import say
 
 
@@ -12,9 +13,7 @@ def serve(
     config: Annotated[
         str, typer.Argument(metavar="CONFIG", help="a server's YAML file, or the name of a shipped one")
     ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[key.sub=value]", help="change any key of it")
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Serve rewards over HTTP from a GPU or machine of their own; recipes use them by type: remote."""
     from customized_grpo.recipe.loading import load_recipe

@@ -1,11 +1,17 @@
 """Tables on the screen."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 from rich.table import Table
 
 from customized_grpo.console import out
 
+if TYPE_CHECKING:
+    from customized_grpo.data.prompts import PromptSurvey
+
+PAIR: Final = ("", "")
+"""Columns of a table of names and values."""
 _NAME = 40
 """Characters; a first column of no more is never wrapped."""
 
@@ -24,6 +30,19 @@ def table_of(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) 
 def print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; see ``table_of``."""
     out.print(table_of(title, columns, rows))
+
+
+def show_prompts(prompts: "PromptSurvey | None", rows: int) -> None:
+    """Print the survey of the prompts of ``rows`` rows."""
+    if prompts is None or not rows:
+        return
+    lines = [
+        ("words", f"{prompts.mean_words:.1f} on average, {prompts.max_words} at most"),
+        ("noisy", f"{prompts.noisy:,} of {rows:,}"),
+    ]
+    for name, count in prompts.problems.items():
+        lines.append((f"  {name}", f"{count:,}, for instance {prompts.examples[name][0][:100]!r}"))
+    print_rows("prompts", PAIR, lines)
 
 
 def _plain(text: str) -> str:

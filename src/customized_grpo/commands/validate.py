@@ -40,10 +40,9 @@ def _show_geometry(recipe: "Recipe") -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     g = step_geometry(recipe, world=world, latent_shape=recipe.policy.latent_shape())
     train = recipe.train
-    memory = "unknown: the policy doesn't say its latent shape"
+    memory = levels = "unknown: the policy doesn't say its latent shape"
     if g.trajectory_bytes is not None:
         memory = f"{g.trajectory_bytes / 2**20:.1f} MiB a process"
-    levels = "unknown: the policy doesn't say its latent shape"
     if g.sigmas is not None:
         shown = [f"{sigma:.3f}" for sigma in g.sigmas]
         levels = ", ".join(shown if len(shown) < 8 else [*shown[:3], "...", *shown[-3:]])

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, final
+from typing import TYPE_CHECKING, Literal, Self, final
 
 import safetensors
 import safetensors.torch
@@ -25,6 +25,9 @@ from customized_grpo.data.base import Dataset
 from customized_grpo.policies.base import Policy, dtype_of, load_policy
 from customized_grpo.recipe.sections import PolicySpec
 from customized_grpo.types import Conditioning, Example
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator, PartialState
 
 Jobs = Sequence[tuple[Dataset, int]]
 """Data sets and indices of examples."""
@@ -159,6 +162,20 @@ class Process:
     wait: Callable[[], object]
     """Barrier that waits for all processes."""
     progress: OnProgress
+
+    @classmethod
+    def of(
+        cls, state: "Accelerator | PartialState", precision: Literal["no", "bf16"], progress: OnProgress
+    ) -> Self:
+        """This process in accelerate's view of the job."""
+        return cls(
+            device=state.device,
+            precision=precision,
+            rank=state.process_index,
+            world=state.num_processes,
+            wait=state.wait_for_everyone,
+            progress=progress,
+        )
 
 
 def complete(spec: PolicySpec, cache: ConditioningCache, jobs: Jobs, process: Process) -> int:

@@ -27,11 +27,7 @@ class Dataset(Protocol):
 
 
 def load_dataset(spec: DatasetConfig, place: str = "data") -> Dataset:
-    """Load the data set of a recipe's section.
-
-    Args:
-        spec: the section, parsed by the data set's ``Config``.
-        place: its place in the recipe, for the message.
+    """Load the data set of a recipe's section; messages name its ``place``.
 
     Raises:
         ValueError: the data set is empty.

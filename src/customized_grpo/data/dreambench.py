@@ -5,14 +5,15 @@ of 25 prompts (objects, and live subjects). Two lists of 750 prompts are in use,
 follow UNO's evaluation (arXiv 2504.02160) and its order: every subject with each prompt of its list, and 30 pairs.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import resources
 from pathlib import Path
-from typing import Final, Literal, final
+from typing import Any, Final, Literal, final
 
-from PIL import Image
 from pydantic import Field, PositiveInt
 
 from customized_grpo.data.base import DatasetConfig
@@ -20,6 +21,7 @@ from customized_grpo.data.images import images_in, load_image
 from customized_grpo.registry import did_you_mean
 from customized_grpo.types import Example
 
+ORIGINAL: Final = "original"
 PROMPTS_FILE: Final = "prompts_and_classes.txt"
 _LIVE_CLASSES: Final = frozenset({"cat", "dog"})
 _SCENES: Final = 10
@@ -41,37 +43,17 @@ _REFERENCE: Final[Mapping[str, str]] = {
 }
 """Reference photo of each subject, as in UNO's list."""
 
-_PAIRS: Final = (
-    ("backpack_dog", "bear_plushie"),
-    ("berry_bowl", "can"),
-    ("candle", "clock"),
-    ("colorful_sneaker", "duck_toy"),
-    ("fancy_boot", "grey_sloth_plushie"),
-    ("monster_toy", "pink_sunglasses"),
-    ("poop_emoji", "rc_car"),
-    ("red_cartoon", "robot_toy"),
-    ("shiny_sneaker", "teapot"),
-    ("vase", "wolf_plushie"),
-    ("cat", "dog"),
-    ("cat", "dog6"),
-    ("cat", "dog8"),
-    ("cat2", "cat"),
-    ("cat2", "dog3"),
-    ("cat2", "dog7"),
-    ("dog", "dog2"),
-    ("dog3", "dog5"),
-    ("dog6", "dog7"),
-    ("dog7", "dog8"),
-    ("cat", "backpack"),
-    ("cat2", "bear_plushie"),
-    ("dog", "can"),
-    ("dog2", "clock"),
-    ("dog3", "duck_toy"),
-    ("dog5", "grey_sloth_plushie"),
-    ("dog6", "pink_sunglasses"),
-    ("dog7", "rc_car"),
-    ("dog8", "robot_toy"),
-    ("dog6", "teapot"),
+_PAIRS: Final = tuple(
+    (first, second)
+    for pairs in (
+        "backpack_dog+bear_plushie berry_bowl+can candle+clock colorful_sneaker+duck_toy "
+        "fancy_boot+grey_sloth_plushie monster_toy+pink_sunglasses poop_emoji+rc_car red_cartoon+robot_toy "
+        "shiny_sneaker+teapot vase+wolf_plushie",
+        "cat+dog cat+dog6 cat+dog8 cat2+cat cat2+dog3 cat2+dog7 dog+dog2 dog3+dog5 dog6+dog7 dog7+dog8",
+        "cat+backpack cat2+bear_plushie dog+can dog2+clock dog3+duck_toy dog5+grey_sloth_plushie "
+        "dog6+pink_sunglasses dog7+rc_car dog8+robot_toy dog6+teapot",
+    )
+    for first, second in (pair.split("+") for pair in pairs.split())
 )
 """Pairs of the multi-subject list: ten of objects, ten of live subjects, ten mixed."""
 
@@ -84,7 +66,6 @@ class Prompt:
     Attributes:
         id: unique in its list, and safe as a file's name.
         subjects: folders of the subjects, one or two.
-        classes: their class words, in the same order.
         references: reference photo of each subject, relative to the folder with the subjects.
     """
 
@@ -138,6 +119,20 @@ def read_templates(text: str) -> Templates:
     return Templates(classes, *lists)
 
 
+def read_prompts(root: Path, subjects: Literal["single", "multi"]) -> tuple[Templates, list[Prompt]]:
+    """The templates in the folder of the subjects, and the list of prompts of one or of two subjects.
+
+    Raises:
+        ValueError: the file of prompts is not DreamBench's.
+    """
+    file = root / PROMPTS_FILE
+    try:
+        templates = read_templates(file.read_text(encoding="utf-8"))
+        return templates, single_list(templates) if subjects == "single" else multi_list(templates)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
 def single_list(templates: Templates) -> list[Prompt]:
     """750 prompts: 25 for each of the 30 subjects."""
     return [
@@ -189,11 +184,6 @@ def _prompt(name: str, text: str, subjects: tuple[str, ...], templates: Template
     )
 
 
-def subject_photos(root: Path, subject: str) -> list[Path]:
-    """All photos of a subject, sorted by name. ``root`` is the folder with the subjects' folders."""
-    return images_in(root / subject)
-
-
 @final
 class DreamBench:
     """DreamBench's prompts and photos, read from a copy of its public repository (``data download dreambench``)."""
@@ -217,11 +207,7 @@ class DreamBench:
 
     def __init__(self, config: Config) -> None:
         self.root = find_root(Path(config.path).expanduser())
-        file = self.root / PROMPTS_FILE
-        try:
-            templates = read_templates(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
+        templates, prompts = read_prompts(self.root, config.prompts)
         for subject in config.subjects:
             if subject not in templates.classes:
                 hint = did_you_mean(subject, list(templates.classes))
@@ -229,10 +215,15 @@ class DreamBench:
                     f"subjects: given {subject!r};{hint} allowed: {', '.join(templates.classes)}"
                 )
         wanted = set(config.subjects or templates.classes)
-        prompts = single_list(templates) if config.prompts == "single" else multi_list(templates)
         prompts = [prompt for prompt in prompts if wanted.issuperset(prompt.subjects)]
         self._prompts = _spread(prompts, config.per_subject)
-        self._check()
+        # Checked now: a missing photo should stop an evaluation at its start.
+        for path in (self.root / name for prompt in self._prompts for name in prompt.references):
+            if not path.is_file():
+                raise ValueError(
+                    f"{path}: no such file; fetch the whole of DreamBench, or name the subjects "
+                    "that are there in 'subjects'"
+                )
         self._load = lru_cache(maxsize=16)(load_image)  # neighbouring prompts share their subject
 
     def __len__(self) -> int:
@@ -246,28 +237,15 @@ class DreamBench:
         return Example(
             key=prompt.id,
             prompt=prompt.prompt,
-            references=tuple(self._photo(self.root / path) for path in prompt.references),
+            references=tuple(self._load(self.root / path) for path in prompt.references),
             subject=" and ".join(prompt.classes),
             extra={
                 "subject_id": "+".join(prompt.subjects),
                 "views": tuple(
-                    path for subject in prompt.subjects for path in subject_photos(self.root, subject)
+                    path for subject in prompt.subjects for path in images_in(self.root / subject)
                 ),
             },
         )
-
-    def _photo(self, path: Path) -> Image.Image:
-        return self._load(path)
-
-    def _check(self) -> None:
-        """Check that all photos exist: a missing one should stop an evaluation at its start."""
-        for prompt in self._prompts:
-            for path in prompt.references:
-                if not (self.root / path).is_file():
-                    raise ValueError(
-                        f"{self.root / path}: no such file; fetch the whole of DreamBench, or name the subjects "
-                        "that are there in 'subjects'"
-                    )
 
 
 def find_root(path: Path) -> Path:
@@ -283,6 +261,28 @@ def find_root(path: Path) -> Path:
         f"{path}: no {PROMPTS_FILE} in it or in its 'dataset' folder; give the folder of github.com/google/dreambooth, "
         "which 'customized-grpo data download dreambench' fetches"
     )
+
+
+def facts() -> dict[str, Any]:
+    """The repository's files with size and sha256, and its licence."""
+    file = resources.files("customized_grpo.data") / "facts/dreambench.json"
+    known: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    return known
+
+
+def photos(path: str) -> str:
+    """``original``, or the number of photos that differ from the repository's: scaled ones change image features.
+
+    They are compared by file size, which changes if a photo is scaled or saved again.
+    """
+    root = find_root(Path(path).expanduser())
+    sizes = {name: size for name, (size, _) in facts()["files"].items() if name.endswith(".jpg")}
+    others = sum(not _has_size(root / name.removeprefix("dataset/"), size) for name, size in sizes.items())
+    return f"other files ({others} of {len(sizes)})" if others else ORIGINAL
+
+
+def _has_size(file: Path, size: int) -> bool:
+    return file.is_file() and file.stat().st_size == size
 
 
 def _spread(prompts: Sequence[Prompt], per_subject: int | None) -> list[Prompt]:

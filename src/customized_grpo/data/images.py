@@ -45,7 +45,6 @@ class ImageError(ValueError):
     """A file that can't be used as an image.
 
     Attributes:
-        path: the file.
         problem: kind of problem.
         reason: description of the problem and what to do.
     """
@@ -108,7 +107,7 @@ def read_image(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image
     return _rgb(_decode(Path(name), lambda: io.BytesIO(content), max_pixels))
 
 
-def load_mask(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_mask(path: str | Path) -> Image.Image:
     """A mask of mode L, white for the subject. EXIF orientation is applied, as to its image.
 
     For a cut-out subject (the usual ``_seg.png``) the alpha channel is the mask.
@@ -117,7 +116,7 @@ def load_mask(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
         ImageError: as for ``load_image``, or a coloured, opaque picture, which is not a mask.
     """
     path = Path(path)
-    image = _decode(path, lambda: _open(path), max_pixels)
+    image = _decode(path, lambda: _open(path), MAX_PIXELS)
     if image.has_transparency_data:
         opacity = image.convert("RGBA").getchannel("A")
         if opacity.getextrema() != (255, 255):
@@ -130,17 +129,17 @@ def load_mask(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return _plain(grey)
 
 
-def image_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def image_size(path: str | Path) -> tuple[int, int]:
     """Width and height as ``load_image`` would give them, read from the header without decoding pixels.
 
     Raises:
         ImageError: problems visible in the header; truncation is found only by ``load_image``.
     """
     path = Path(path)
-    with _typed_errors(path, max_pixels), _open(path) as stream:
+    with _typed_errors(path, MAX_PIXELS), _open(path) as stream:
         _check_head(path, stream)
         with Image.open(stream) as lazy:
-            _check_size(path, lazy.size, max_pixels)
+            _check_size(path, lazy.size, MAX_PIXELS)
             turned = lazy.getexif().get(0x0112) in (5, 6, 7, 8)
             return (lazy.height, lazy.width) if turned else lazy.size
 

@@ -14,7 +14,7 @@ from pydantic import Field, PositiveInt
 
 from customized_grpo.data.base import DatasetConfig
 from customized_grpo.data.images import ImageError, load_image, load_mask
-from customized_grpo.data.rows import ManifestError, Row, fit_mask, read_rows
+from customized_grpo.data.rows import ManifestError, Row, fit_mask, sound_rows
 from customized_grpo.types import Example
 
 
@@ -36,9 +36,7 @@ class ManifestDataset:
         self._root = self._path.parent
         self._rows: list[tuple[int, Row]] = []
         there: set[str] = set()
-        for number, row in read_rows(self._path):
-            if isinstance(row, ManifestError):
-                raise row
+        for number, row in sound_rows(self._path):
             # Checked now: a missing file should stop a run at its start, not hours later.
             for name in (*row.references, *(mask for mask in row.masks if mask is not None)):
                 if name not in there and not (self._root / name).is_file():

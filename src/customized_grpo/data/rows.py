@@ -79,6 +79,18 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row | ManifestError]]:
                 yield number, row
 
 
+def sound_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """``read_rows``, but the first error is raised.
+
+    Raises:
+        ManifestError: no such file, or a line that is not a row.
+    """
+    for number, row in read_rows(path):
+        if isinstance(row, ManifestError):
+            raise row
+        yield number, row
+
+
 def fit_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Mask at its image's size, scaled if the aspect ratio is the same, since attention maps are smaller.
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from customized_grpo.conditioning.cache import Process, open_policy
-from customized_grpo.console import OnProgress, err
+from customized_grpo.console import OnProgress, err, say
 from customized_grpo.data.base import Dataset, load_dataset
 from customized_grpo.devices import open_device
 from customized_grpo.evaluation.baselines import NO_IDENTITY, RealPhotos, identity_metrics, reference_copy
@@ -55,7 +56,6 @@ def evaluate_policy(
     """Generate at fixed seeds by the deterministic sampler, score, and write rows and images into ``site``'s folder.
 
     Args:
-        sigmas: noise levels of the sampler.
         weights: identifies the policy's weights, as ``tuning.apply`` does. Finished rows with the same weights, recipe
             and sampler are kept; all others are generated again.
         encode: makes the conditioning of an example; the caller may cache it.
@@ -125,12 +125,7 @@ def block_of(spec: Evaluate) -> int:
 def noise_levels(
     policy: PolicySpec, sampling: EvaluateSampling | Sampling, spec: Evaluate, num_tokens: int
 ) -> Float[Tensor, " t_plus_1"]:
-    """Noise levels of an evaluation's sampler; ``spec.steps`` overrides the training's number of steps.
-
-    Args:
-        policy: the recipe's policy section.
-        num_tokens: latent tokens per image.
-    """
+    """Noise levels of an evaluation's sampler; ``spec.steps`` overrides the training's number of steps."""
     return sigma_grid(policy, sampling.shift, spec.steps or sampling.steps, num_tokens)
 
 
@@ -146,12 +141,9 @@ def _noise(policy: Policy, spec: Evaluate, index: int) -> Float[Tensor, "n s c"]
 
 
 def evaluate(recipe: EvaluateRecipe, *, progress: OnProgress = quiet) -> Path:
-    """Evaluate real photos, the copied reference, the base and, if given, the adapter, into ``run.dir``.
+    """Evaluate real photos, the copied reference, the base and any adapter into ``run.dir``; returns that folder.
 
     The folder may hold an earlier, unfinished evaluation: rows of the same weights and recipe are kept.
-
-    Returns:
-        The run's folder, with ``config.yaml`` and ``evaluation/`` (summaries, rows, pictures).
 
     Raises:
         ValueError: ``run.dir`` is a file or a training run, the adapter does not fit, or the device does not exist.
@@ -168,19 +160,11 @@ def evaluate(recipe: EvaluateRecipe, *, progress: OnProgress = quiet) -> Path:
     dataset = load_dataset(spec.data, "evaluate.data")
     total = num_examples(dataset, spec)
     protocol.judged(dataset[0])  # unsuitable data should stop this before models are loaded
-    process = Process(
-        device=state.device,
-        precision=recipe.run.precision,
-        rank=state.process_index,
-        world=state.num_processes,
-        wait=state.wait_for_everyone,
-        progress=progress,
-    )
     policy, encode = open_policy(
         recipe.policy,
         recipe.run.cache,
         lambda: [(dataset, index) for index in encoded_examples(dataset, spec)],
-        process,
+        Process.of(state, recipe.run.precision, progress),
     )
     metrics = build_metrics(spec.metrics, state.device)
     described = json.dumps(settings.model_dump(mode="json"), sort_keys=True)
@@ -195,23 +179,11 @@ def evaluate(recipe: EvaluateRecipe, *, progress: OnProgress = quiet) -> Path:
     if state.is_main_process:
         save_recipe(recipe, folder / "config.yaml")
         for notice in of_evaluation(spec, total, rows=2 + (tuned is not None)):
-            err.print(notice, markup=False, highlight=False, soft_wrap=True)
+            say(notice, on=err)
 
     sigmas = noise_levels(settings, recipe.sampling, spec, policy.latent_shape[0])
 
-    def measured(label: str, weights: str) -> list[Row]:
-        return evaluate_policy(
-            policy,
-            dataset,
-            metrics,
-            spec,
-            site,
-            label,
-            sigmas=sigmas,
-            weights=weights,
-            encode=encode,
-        )
-
+    measured = partial(evaluate_policy, policy, dataset, metrics, spec, site, sigmas=sigmas, encode=encode)
     rows: dict[str, list[Row]] = {}
     photos = RealPhotos(dataset, total, protocol)
     identity = identity_metrics(metrics, spec.metrics)
@@ -238,9 +210,9 @@ def evaluate(recipe: EvaluateRecipe, *, progress: OnProgress = quiet) -> Path:
         judged=protocol.judged,
         total=total,
     )
-    rows["base"] = measured("base", base)
+    rows["base"] = measured("base", weights=base)
     if tuned is not None:
-        rows["tuned"] = measured("tuned", base + tuning.apply(policy, tuned))
+        rows["tuned"] = measured("tuned", weights=base + tuning.apply(policy, tuned))
     if state.is_main_process:
         made = settings_of(settings, recipe.sampling, spec, total)
         absent = {} if "real_photos" in rows else {"real_photos": photos.absent if identity else NO_IDENTITY}

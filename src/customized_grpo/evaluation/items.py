@@ -8,7 +8,6 @@ evaluation continues where it stopped.
 import hashlib
 import json
 import logging
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from customized_grpo.data.base import Dataset
 from customized_grpo.data.images import load_image
 from customized_grpo.evaluation.metrics import AnyMetric, Scores, score
 from customized_grpo.evaluation.protocols import group_of
+from customized_grpo.evaluation.statistics import finite
 from customized_grpo.evaluation.summary import Row, write_atomically
 from customized_grpo.recipe.config import Evaluate
 from customized_grpo.rewards.base import AsyncGroupReward, AsyncReward, transport_of
@@ -147,7 +147,7 @@ def _rows(
             "group": group_of(example),
             "index": index,
             "image": i,
-            "values": {column: _finite(values[i]) for column, values in scores.values.items()},
+            "values": {column: finite(values[i]) for column, values in scores.values.items()},
             "file": files[1][i] if files else None,
             "reference": files[0] if files else None,
             "of": count,
@@ -155,13 +155,9 @@ def _rows(
             "fingerprint": fingerprint,
         }
         if scores.runs:
-            row["runs"] = {column: [_finite(v) for v in values[i]] for column, values in scores.runs.items()}
+            row["runs"] = {column: [finite(v) for v in values[i]] for column, values in scores.runs.items()}
         found.append(row)
     return found
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _fingerprints(spec: Evaluate, made_by: Mapping[str, Any]) -> tuple[str, str]:

@@ -136,11 +136,6 @@ def _all_runs(
         outcome = asyncio.run(requests.ask_singly(metric, questions, requests.limit(metric)))
         values = _values(name, outcome, errors)
         return {name: [values[at : at + count] for at in range(0, len(values), count)]}
-    if count == 1:
-        return {
-            column: [[value] for value in values]
-            for column, values in _columns(name, metric, example, images, errors).items()
-        }
     answers = [_columns(name, metric, one, images, errors) for one in _numbered(example, count)]
     return {
         column: [list(one) for one in zip(*(answer[column] for answer in answers), strict=True)]

@@ -11,8 +11,8 @@ from typing import Any, Final, Literal, final
 
 from PIL.Image import Image
 
+from customized_grpo.data.dreambench import ORIGINAL
 from customized_grpo.data.images import load_image
-from customized_grpo.data.originals import ORIGINAL
 from customized_grpo.evaluation.published import CUSTOMIZED_GRPO_FIGURE, STANDARD, UNO_TABLE_1, Published
 from customized_grpo.registry import did_you_mean
 from customized_grpo.types import Example
@@ -94,10 +94,8 @@ def subject_photos(example: Example) -> list[Image]:
     return [_photo(str(path)) for path in example.extra.get("views", ())]
 
 
-@lru_cache(maxsize=16)
-def _photo(path: str) -> Image:
-    """A decoded photo, cached: neighbouring examples share their subject, and four megapixels decode slowly."""
-    return load_image(path)
+_photo = lru_cache(maxsize=16)(load_image)
+"""A decoded photo, cached: neighbouring examples share their subject, and four megapixels decode slowly."""
 
 
 def group_of(example: Example) -> str:

@@ -5,8 +5,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from customized_grpo import registry
-from customized_grpo.data.dreambench import DreamBench
-from customized_grpo.data.originals import photos
+from customized_grpo.data.dreambench import DreamBench, photos
 from customized_grpo.recipe.config import Evaluate, EvaluateSampling, Sampling
 from customized_grpo.recipe.sections import MetricSpec, PolicySpec
 from customized_grpo.rewards.base import transport_of
@@ -36,18 +35,13 @@ def settings_of(
         "images_per_prompt": spec.images_per_prompt,
         "examples": examples,
         "data": registry.type_of(spec.data),
-        **_photos(spec.data),
+        **({"photos": photos(spec.data.path)} if isinstance(spec.data, DreamBench.Config) else {}),
         "metrics": {
             name: (isinstance(one, MetricSpec) and one.model_name()) or registry.type_of(one)
             for name, one in spec.metrics.items()
         },
         "metric_options": {name: options for name, one in spec.metrics.items() if (options := _options(one))},
     }
-
-
-def _photos(data: BaseModel) -> dict[str, str]:
-    """For DreamBench, whether its photos are the repository's own."""
-    return {"photos": photos(data.path)} if isinstance(data, DreamBench.Config) else {}
 
 
 def _options(spec: BaseModel) -> dict[str, Any]:

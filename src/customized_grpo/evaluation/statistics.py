@@ -5,6 +5,7 @@ not independent evidence about prompts. If a result should generalise to new sub
 examples are averaged first. Dimensions: n units, B resamples.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, final
@@ -12,7 +13,6 @@ from typing import Final, final
 import numpy as np
 import numpy.typing as npt
 
-LEVEL: Final = 0.95
 RESAMPLES: Final = 10_000
 _CHUNK: Final = 1_000
 
@@ -28,12 +28,14 @@ class Interval:
     n: int
 
     def as_json(self) -> dict[str, float | int | None]:
-        """``{"mean", "low", "high", "n"}``; NaN becomes null, so that the file is strict JSON."""
+        """``{"mean", "low", "high", "n"}``; non-finite values become null, so that the file is strict JSON."""
+        bounds = {"mean": self.mean, "low": self.low, "high": self.high}
+        return {name: finite(value) for name, value in bounds.items()} | {"n": self.n}
 
-        def number(value: float) -> float | None:
-            return value if np.isfinite(value) else None
 
-        return {"mean": number(self.mean), "low": number(self.low), "high": number(self.high), "n": self.n}
+def finite(value: float) -> float | None:
+    """The value, or None if it is infinite or NaN, which strict JSON lacks."""
+    return value if math.isfinite(value) else None
 
 
 def example_means(values: Iterable[tuple[str, float | None]]) -> dict[str, float]:
@@ -53,18 +55,11 @@ def example_means(values: Iterable[tuple[str, float | None]]) -> dict[str, float
 
 
 def group_means(values: Mapping[str, float], groups: Mapping[str, str]) -> dict[str, float]:
-    """Mean over the examples of each group.
-
-    Args:
-        values: one value per example, by key.
-        groups: the group (subject) of each key.
-    """
+    """Mean over the examples of each group."""
     return example_means((groups[key], value) for key, value in values.items())
 
 
-def bootstrap_mean(
-    values: npt.ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
-) -> Interval:
+def bootstrap_mean(values: npt.ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
     """Mean of n values with a percentile bootstrap interval (Efron 1979).
 
     Args:
@@ -86,8 +81,7 @@ def bootstrap_mean(
             for start in range(0, resamples, _CHUNK)
         ]
     )
-    tail = (1.0 - level) / 2.0
-    low, high = np.quantile(means, [tail, 1.0 - tail])
+    low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(data.mean()), float(low), float(high), n)
 
 
@@ -96,19 +90,13 @@ def paired_difference(
     to: Mapping[str, float],
     *,
     groups: Mapping[str, str] | None = None,
-    seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Interval:
-    """Mean of ``of - to`` over the examples that both have, with the bootstrap interval of that mean.
-
-    Args:
-        of, to: results of ``example_means`` for two systems on the same examples.
-        groups: the subject of each example, if subjects are the unit.
-    """
+    """Mean of ``of - to`` (of ``example_means``) over the examples that both have, with its bootstrap interval."""
     change = {key: of[key] - to[key] for key in of if key in to}
     if groups is not None:
         change = group_means(change, groups)
-    return bootstrap_mean(list(change.values()), seed=seed, resamples=resamples)
+    return bootstrap_mean(list(change.values()), resamples=resamples)
 
 
 def win_rate(of: Mapping[str, float], to: Mapping[str, float]) -> float:

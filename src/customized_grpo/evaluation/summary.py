@@ -32,11 +32,7 @@ def columns_of(rows: Sequence[Row]) -> list[str]:
 
 
 def column_means(rows: Sequence[Row], column: str, unit: Unit = "example") -> dict[str, float]:
-    """Mean per unit; examples without a measurable image are left out.
-
-    Returns:
-        Example key to the mean of its images, or subject to the mean of its examples.
-    """
+    """Mean per unit (an example's images, or a subject's examples) by key; what was not measurable is left out."""
     examples = example_means((row["key"], row["values"].get(column)) for row in rows)
     return examples if unit == "example" else group_means(examples, groups_of(rows))
 
@@ -54,16 +50,14 @@ def intervals(rows: Sequence[Row], *, unit: Unit = "example", resamples: int = 1
     }
 
 
-def differences(
-    of: Sequence[Row], to: Sequence[Row], *, unit: Unit = "example", resamples: int = 10_000
-) -> dict[str, dict[str, Any]]:
+def differences(of: Sequence[Row], to: Sequence[Row], unit: Unit = "example") -> dict[str, dict[str, Any]]:
     """Paired mean difference over common examples, for every column that both have, with the win rate over prompts."""
     groups = groups_of(of) if unit == "subject" else None
     found = {}
     for column in columns_of(of):
         if column in set(columns_of(to)):
             ours, theirs = column_means(of, column), column_means(to, column)
-            interval = paired_difference(ours, theirs, groups=groups, resamples=resamples)
+            interval = paired_difference(ours, theirs, groups=groups)
             wins = win_rate(ours, theirs) if interval.n else None
             found[column] = interval.as_json() | {"win_rate": wins}
     return found

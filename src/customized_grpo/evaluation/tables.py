@@ -1,6 +1,6 @@
 """Tables of an evaluation: ``summary.json``, and ``summary.md`` and ``summary.tex`` for people."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,8 +22,6 @@ def summarize(
     """Write ``summary.json``, ``summary.md`` and ``summary.tex`` into ``folder``.
 
     Args:
-        folder: a run's ``evaluation`` folder.
-        protocol: name of the protocol; only numbers of the same protocol are comparable.
         rows: per-image rows by name. ``tuned``, if there, is compared with every other, ``base`` first.
         settings: settings by which the images were made; see ``Protocol.departures``.
         absent: rows that a reader may miss, with the reason.
@@ -81,114 +79,57 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
 
 def markdown(summary: Mapping[str, Any]) -> str:
     """The summary as Markdown tables: one line per row, one column per metric, and the paired differences."""
-    columns = columns_of_summary(summary)
-    rows = [(row["name"], row["metrics"]) for row in summary["rows"]]
-    lines = [
-        f"# Evaluation: {_cell(summary['protocol'])}",
-        "",
-        f"{unit_sentence(summary)}, 95 % bootstrap interval.",
-        "",
-        *_table(columns, rows, _signless),
-        *(
-            f"| *{_cell(one['name'])} (published)* | "
-            + " | ".join(
-                f"*{published_number(one['metrics'][column])}*" if column in one["metrics"] else "-"
-                for column in columns
-            )
-            + " |"
-            for one in summary.get("published", [])
-        ),
-    ]
-    if summary["differences"]:
-        compared = [(f"{entry['of']} - {entry['to']}", entry["metrics"]) for entry in summary["differences"]]
-        lines += [
-            "",
-            "Paired differences over the same examples and noise; an interval clear of 0 is a change.",
-            "",
-            *_table(columns, compared, _signed),
-        ]
-    lines += [line for note in notes(summary) for line in ("", _cell(note))]
-    if settings := summary.get("settings"):
-        lines += [
-            "",
-            "Made with "
-            + _cell(
-                ", ".join(
-                    f"{name} {value}" for name, value in settings.items() if not name.startswith("metric")
-                )
-            )
-            + ".",
-        ]
-    return "\n".join(lines) + "\n"
+    return _rendered("summary.md.j2", summary)
 
 
 def latex(summary: Mapping[str, Any]) -> str:
-    """The summary as a LaTeX table (package booktabs), published rows below a line."""
-    columns = columns_of_summary(summary)
-    lines = [
-        f"% {_tex(summary['protocol'])}: {unit_sentence(summary)}, 95 % bootstrap interval. Needs booktabs.",
-        r"\begin{tabular}{l" + "c" * len(columns) + "}",
-        r"\toprule",
-        " & ".join(["", *map(_tex, columns)]) + r" \\",
-        r"\midrule",
-        *(
-            " & ".join([_tex(row["name"]), *(_tex_number(row["metrics"].get(column)) for column in columns)])
-            + r" \\"
-            for row in summary["rows"]
-        ),
-    ]
-    if summary.get("published"):
-        lines += [
-            r"\midrule",
-            rf"\multicolumn{{{len(columns) + 1}}}{{l}}{{\emph{{Published, not measured here}}}} \\",
-        ]
-        for one in summary["published"]:
-            cells = (
-                published_number(one["metrics"][column]) if column in one["metrics"] else "--"
-                for column in columns
-            )
-            lines.append(" & ".join([_tex(one["name"]), *cells]) + r" \\")
-    return (
-        "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in notes(summary))])
-        + "\n"
+    """The summary as a LaTeX table (package booktabs), with published rows below a line."""
+    return _rendered("summary.tex.j2", summary)
+
+
+def _rendered(template: str, summary: Mapping[str, Any]) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("customized_grpo.evaluation"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"cell": _cell, "tex": _tex, "published": _published}
+    environment.filters |= {"number": _number, "tex_number": _tex_number}
+    settings = summary.get("settings", {}).items()
+    return environment.get_template(template).render(
+        summary=summary,
+        unit=unit_sentence(summary),
+        columns=columns_of_summary(summary),
+        rows=[(row["name"], row["metrics"]) for row in summary["rows"]],
+        published=summary.get("published", []),
+        differences=[(f"{one['of']} - {one['to']}", one["metrics"]) for one in summary["differences"]],
+        notes=notes(summary),
+        settings=[f"{name} {value}" for name, value in settings if not name.startswith("metric")],
     )
 
 
-def published_number(value: float) -> str:
-    """A published number with as many digits as the papers give."""
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+def _published(column: str, metrics: Mapping[str, float], form: str, absent: str) -> str:
+    # As many digits as the papers give.
+    value = metrics.get(column)
+    return absent if value is None else form % (f"{value:.1f}" if value >= 10 else f"{value:.2f}")
 
 
-def _table(
-    columns: Sequence[str],
-    rows: Sequence[tuple[str, Mapping[str, Any]]],
-    number: Callable[[Mapping[str, Any]], str],
-) -> list[str]:
-    lines = ["|  | " + " | ".join(map(_cell, columns)) + " |", "| --- |" + " ---: |" * len(columns)]
-    for name, metrics in rows:
-        cells = ["-" if metrics.get(column) is None else number(metrics[column]) for column in columns]
-        lines.append(f"| {_cell(name)} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def _signless(value: Mapping[str, Any]) -> str:
-    return _number(value, "")
-
-
-def _signed(value: Mapping[str, Any]) -> str:
-    wins = value.get("win_rate")
-    return _number(value, "+") + (f" (higher in {wins:.0%})" if wins is not None else "")
-
-
-def _number(value: Mapping[str, Any], sign: str) -> str:
-    if value["mean"] is None:
+def _number(column: str, metrics: Mapping[str, Any], sign: str) -> str:
+    value = metrics.get(column)
+    if value is None or value["mean"] is None:
         return "-"
-    if value["low"] is None:
-        return f"{value['mean']:{sign}.3f} (n = {value['n']})"
-    return f"{value['mean']:{sign}.3f} [{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]"
+    spread = f"(n = {value['n']})"
+    if value["low"] is not None:
+        spread = f"[{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]"
+    wins = f" (higher in {value['win_rate']:.0%})" if value.get("win_rate") is not None else ""
+    return f"{value['mean']:{sign}.3f} {spread}{wins}"
 
 
-def _tex_number(value: Mapping[str, Any] | None) -> str:
+def _tex_number(column: str, metrics: Mapping[str, Any]) -> str:
+    value = metrics.get(column)
     if value is None or value["mean"] is None:
         return "--"
     if value["low"] is None:

@@ -102,17 +102,15 @@ def _ears(u: Tensor, v: Tensor, cls: Tensor, ears: Tensor) -> tuple[Tensor, Tens
     """Distances of the ears and of their inner part (second colour), in radii."""
     eu, ev = u.abs() - _EAR_X[cls][:, None, None], v - _EAR_Y[cls][:, None, None]
     far = torch.full_like(u, 9.0)
-    outer, inner = far, far
     pointed = _triangle(eu - 0.04, ev, 0.30, -0.42, 0.30) - 0.05
     round_ = _circle(eu, ev - 0.02, 0.33)
     stalk = _box(eu - 0.05 + 0.12 * (ev + 0.1), ev + 0.10, 0.065, 0.30, 0.06)
     bulb = _circle(eu - 0.09, ev + 0.42, 0.18)
-    outer = torch.where((ears == 1)[:, None, None], pointed, outer)
-    outer = torch.where((ears == 2)[:, None, None], round_, outer)
-    outer = torch.where((ears == 3)[:, None, None], torch.minimum(stalk, bulb), outer)
-    inner = torch.where((ears == 1)[:, None, None], pointed + 0.13, inner)
-    inner = torch.where((ears == 2)[:, None, None], round_ + 0.14, inner)
-    inner = torch.where((ears == 3)[:, None, None], bulb + 0.02, inner)
+    kinds = ((pointed, pointed + 0.13), (round_, round_ + 0.14), (torch.minimum(stalk, bulb), bulb + 0.02))
+    outer, inner = far, far
+    for index, (shape, inside) in enumerate(kinds, start=1):
+        worn = (ears == index)[:, None, None]
+        outer, inner = torch.where(worn, shape, outer), torch.where(worn, inside, inner)
     return outer, inner
 
 
@@ -157,24 +155,24 @@ def _hat(image: Tensor, u: Tensor, v: Tensor, cls: Tensor, hat: Tensor, pixel: T
     return _paint(image, ramp(band / pixel) * worn, colour * 0.55)
 
 
-def render_float(subjects: Subjects, scenes: Scenes, *, side: int = SIDE) -> Float[Tensor, "n 3 h w"]:
-    """Pictures in [0, 1]. The same input gives the same picture."""
+def render(subjects: Subjects, scenes: Scenes) -> UInt8[Tensor, "n h w 3"]:
+    """Pictures as uint8 RGB, channels last. The same input gives the same picture."""
     n = len(subjects)
     assert len(scenes) == n, f"{n} subjects but {len(scenes)} scenes"
-    axis = (torch.arange(side) + 0.5) / side * 2 - 1
-    y, x = (t.expand(n, side, side) for t in torch.meshgrid(axis, axis, indexing="ij"))
+    axis = (torch.arange(SIDE) + 0.5) / SIDE * 2 - 1
+    y, x = (t.expand(n, SIDE, SIDE) for t in torch.meshgrid(axis, axis, indexing="ij"))
     cls = subjects.cls
     radius = (_RADIUS[scenes.size] + 0.02 * scenes.jitter[:, 2])[:, None, None]
     cx = (_CENTRE_X[scenes.position] + 0.04 * scenes.jitter[:, 0])[:, None, None]
     cy = _GROUND + 0.03 * scenes.jitter[:, 1, None, None] - radius
     u, v = (x - cx) / radius, (y - cy) / radius
-    pixel = (2 / side) / radius  # one pixel, in radii
+    pixel = (2 / SIDE) / radius  # one pixel, in radii
 
     body_colour = hsv(subjects.hue, torch.full((n,), 0.68), subjects.value)
     second = hsv(subjects.pattern_hue, torch.full((n,), 0.62), 1.5 - subjects.value)
     ink = body_colour * 0.42
 
-    image = backdrop(scenes.place, side)
+    image = backdrop(scenes.place, SIDE)
     shadow = torch.hypot(u / 0.95, (v - 1.03) / 0.16) - 1.0
     image = image * (1 - 0.33 * ramp(shadow * 1.5)[:, None])
 
@@ -197,18 +195,7 @@ def render_float(subjects: Subjects, scenes: Scenes, *, side: int = SIDE) -> Flo
     image = _paint(image, ramp((body + line) / pixel), skin)
     image = _face(image, u, v - _FACE_Y[cls][:, None, None], subjects.face, pixel)
     image = _hat(image, u, v, cls, scenes.hat, pixel)
-    return image.clamp(0, 1)
-
-
-def render(subjects: Subjects, scenes: Scenes, *, side: int = SIDE) -> UInt8[Tensor, "n h w 3"]:
-    """Pictures as uint8 RGB, channels last. The same input gives the same picture."""
-    return (
-        (render_float(subjects, scenes, side=side) * 255)
-        .round()
-        .to(torch.uint8)
-        .permute(0, 2, 3, 1)
-        .contiguous()
-    )
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 assert len(_EAR_X) == len(CLASSES)

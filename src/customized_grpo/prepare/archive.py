@@ -35,23 +35,17 @@ class ArchiveError(ValueError):
 def unpack(
     archive: Path, folder: Path, place: Callable[[str], str | None], *, max_bytes: int = MAX_TOTAL_BYTES
 ) -> int:
-    """Unpack a zip archive's files into ``folder``; existing files with the same content are kept.
+    """Unpack a zip archive's files into ``folder``; existing files with the same content are kept and not counted.
 
     Args:
-        archive: the .zip file.
-        folder: the output folder; created if absent.
         place: maps a member's name to its path in ``folder``, or to None to leave it out.
-        max_bytes: limit on the unpacked size of all members.
-
-    Returns:
-        Number of files that were written.
 
     Raises:
         ArchiveError: the archive is damaged or not safe. If it isn't safe, nothing was written.
     """
     with _opened(archive) as file:
         written = 0
-        for member in safe_members(archive, file, max_bytes=max_bytes):
+        for member in _safe_members(archive, file, max_bytes):
             name = place(member.filename)
             if name is None:
                 continue
@@ -65,24 +59,8 @@ def unpack(
         return written
 
 
-def names(archive: Path) -> list[str]:
-    """Names of the files in a safe archive.
-
-    Raises:
-        ArchiveError: the archive is damaged or not safe.
-    """
-    with _opened(archive) as file:
-        return [member.filename for member in safe_members(archive, file)]
-
-
-def safe_members(
-    archive: Path, file: zipfile.ZipFile, *, max_bytes: int = MAX_TOTAL_BYTES
-) -> list[zipfile.ZipInfo]:
-    """Members that are files, in the archive's order.
-
-    Raises:
-        ArchiveError: a member is unsafe.
-    """
+def _safe_members(archive: Path, file: zipfile.ZipFile, max_bytes: int) -> list[zipfile.ZipInfo]:
+    """Members that are files, in the archive's order."""
 
     def refuse(member: zipfile.ZipInfo, reason: str) -> ArchiveError:
         return ArchiveError(f"{archive}: member {member.orig_filename!r} {reason}; nothing was unpacked")

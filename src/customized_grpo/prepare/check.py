@@ -86,10 +86,7 @@ def check_manifest(
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Check, list[Row], dict[File, Seen]]:
-    """Check a manifest and every image and mask that it names, each once.
-
-    Returns:
-        The result, the rows, and the inspection of each file.
+    """Check a manifest and every image and mask that it names: the result, the rows, and what was seen of each file.
 
     Raises:
         ManifestError: no such file.
@@ -132,7 +129,7 @@ def check_manifest(
     ]
     report.prompts = survey(row.prompt for row in rows)
     report.usable = frozenset(
-        number for number, row in zip(lines, rows, strict=True) if not _unusable(row, seen)
+        number for number, row in zip(lines, rows, strict=True) if not row_problem(row, seen)
     )
     return report, rows, seen
 
@@ -183,8 +180,10 @@ def _misfits(rows: Iterable[Row], seen: Mapping[File, Seen]) -> Iterator[str]:
                 yield f"mask {mask} is {one.size[0]} x {one.size[1]}, its image {of.size[0]} x {of.size[1]}"
 
 
-def _unusable(row: Row, seen: Mapping[File, Seen]) -> bool:
-    return any(seen[file].problem for file in row.files()) or any(True for _ in _misfits([row], seen))
+def row_problem(row: Row, seen: Mapping[File, Seen]) -> str:
+    """Reason why a run can't use a row; empty if it can."""
+    broken = (f"{file[0]} {seen[file].reason}" for file in row.files() if seen[file].problem)
+    return next(broken, "") or next(_misfits([row], seen), "")
 
 
 def _same(keyed: Iterable[tuple[object, str]]) -> list[list[str]]:

@@ -5,13 +5,11 @@ has a checksum of every file.
 """
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from importlib import resources
 from pathlib import Path
 from typing import Final, final
 
@@ -19,6 +17,7 @@ import requests
 from filelock import FileLock
 
 from customized_grpo.atomic import file_hash
+from customized_grpo.data.dreambench import facts
 from customized_grpo.paths import is_inside
 
 _TRIES: Final = 6
@@ -58,20 +57,14 @@ def listing(name: str, include: Sequence[str] = (), revision: str | None = None)
 
     Args:
         name: one of the first two, or a hub id such as ``nupurkmr9/syncd``.
-        include: patterns of paths; empty: all.
-        revision: commit or tag on the hub.
 
     Raises:
         ValueError: no such set, or nothing matches.
     """
     if name == "dreambench":
-        text = resources.files("customized_grpo.data").joinpath("facts/dreambench.json").read_text("utf-8")
-        facts = json.loads(text)
-        files = [
-            Remote(path, facts["base"] + path, size, sha256)
-            for path, (size, sha256) in facts["files"].items()
-        ]
-        licence = str(facts["licence"])
+        known = facts()
+        files = [Remote(path, known["base"] + path, *rest) for path, rest in known["files"].items()]
+        licence = str(known["licence"])
     elif name == "dreambench++":
         files, licence = [Remote("data.zip", *DREAMBENCH_PLUS)], "see the card of yuangpeng/dreambench_plus"
     elif name.count("/") == 1:
@@ -92,15 +85,10 @@ def listing(name: str, include: Sequence[str] = (), revision: str | None = None)
 def download(
     files: Sequence[Remote], folder: Path, progress: Callable[[str, int], None] = lambda name, size: None
 ) -> int:
-    """Download files into a folder; complete ones are kept. One process at a time downloads, others wait.
+    """Download files into a folder; complete ones are kept and not counted. Others wait meanwhile.
 
     Args:
-        files: the files to download.
-        folder: the output folder.
         progress: called with a file's name and the number of new bytes (negative after a failed start).
-
-    Returns:
-        Number of files that were downloaded.
 
     Raises:
         DownloadError: a file can't be downloaded, or differs from the listed one.
@@ -140,9 +128,7 @@ def _fetch(file: Remote, path: Path, progress: Callable[[int], None]) -> None:
                 problem += "; accept the licence on the hub and set HF_TOKEN"
             if status < 500 and status not in (408, 416, 429):
                 break
-        except (requests.RequestException, OSError) as error:
-            if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
-                raise  # an error of this machine's disk
+        except requests.RequestException as error:  # but no OSError of this machine's disk
             problem = f"the connection broke ({type(error).__name__})"
         else:
             problem = _wrong(file, part)

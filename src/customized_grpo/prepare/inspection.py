@@ -12,11 +12,11 @@ from hashlib import blake2b
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import final
+from typing import Literal, final
 
 from PIL import Image
 
-from customized_grpo.data.images import ImageError, image_size, load_image, load_mask, save_image
+from customized_grpo.data.images import ImageError, Problem, image_size, load_image, load_mask, save_image
 
 
 @final
@@ -43,7 +43,7 @@ class Seen:
     """Hash of the decoded pixels, so equal for equal pictures in different files; empty if not decoded."""
     coverage: float = 0.0
     """For a mask, the share of pixels above one half."""
-    problem: str = ""
+    problem: Problem | Literal[""] = ""
     reason: str = ""
 
 
@@ -70,11 +70,7 @@ LookAll = Callable[[Iterable[Look]], Iterator[Seen]]
 
 @contextmanager
 def lookers(workers: int) -> Iterator[LookAll]:
-    """A function that inspects many files and yields the results in the same order.
-
-    Args:
-        workers: number of processes; 1: this process.
-    """
+    """A function that inspects many files and yields the results in the same order; 1 worker: this process."""
     if workers == 1:
         yield lambda wanted: map(look, wanted)
         return

@@ -6,7 +6,7 @@ The work can be interrupted and resumed; a picture that can't be read or has no 
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from PIL import Image
 
 from customized_grpo.atomic import replacing
 from customized_grpo.data.images import ImageError, load_image, load_mask, save_image
-from customized_grpo.data.rows import ManifestError
+from customized_grpo.data.rows import Row, sound_rows
 from customized_grpo.paths import is_inside
 from customized_grpo.rewards.segmenter import class_words
 
@@ -35,8 +35,6 @@ class MaskReport:
     """Result of ``make_masks``.
 
     Attributes:
-        manifest: the new manifest.
-        made: number of new masks.
         kept: number of masks kept from an earlier call.
         problems: reference to the reason why it has no mask.
     """
@@ -59,12 +57,9 @@ def make_masks(
     """Make every mask that a manifest lacks, and write a manifest with them. Masks that it names stay.
 
     Args:
-        manifest: a .jsonl file.
-        segment: segments a subject.
         settings: settings of ``segment``, saved beside the masks; a later call with other settings is refused.
         folder: output folder inside the manifest's folder; None: beside the pictures.
         target: the new manifest, in the folder of the old one; by default ``<name>-masks.jsonl``.
-        progress: called with the number of references done and their total.
 
     Raises:
         ManifestError: a line is not a manifest row.
@@ -81,8 +76,7 @@ def make_masks(
         raise ValueError(
             f"{folder!r}: masks must lie inside the manifest's folder; give a relative path without '..'"
         )
-    rows = list(_rows(manifest))
-    wanted = list(dict.fromkeys(one for row in rows for one in _missing(row)))
+    rows, wanted = _missing(manifest)
     _claim(target.with_suffix(".settings.json"), settings)
     report = MaskReport(target)
     names = _names(wanted, folder)
@@ -102,16 +96,13 @@ def is_any_missing(manifest: Path, folder: str | None) -> bool:
     Raises:
         ManifestError: a line is not a manifest row.
     """
-    root = manifest.parent
-    wanted = list(dict.fromkeys(one for row in _rows(manifest) for one in _missing(row)))
-    return any(_is_unmade(root, one, name) for one, name in _names(wanted, folder).items())
+    _, wanted = _missing(manifest)
+    return any(_is_unmade(manifest.parent, one, name) for one, name in _names(wanted, folder).items())
 
 
 def _is_unmade(root: Path, one: Wanted, name: str) -> bool:
-    if not one.word or not is_inside(one.reference):
-        return False
     try:
-        return not _is_whole(root / name, load_image(root / one.reference).size)
+        return bool(one.word) and not _is_whole(root / name, load_image(root / one.reference).size)
     except (ImageError, OSError):
         return False  # a problem that no model solves
 
@@ -120,8 +111,6 @@ def _one(root: Path, one: Wanted, name: str, segment: Segment, report: MaskRepor
     """The mask's path, made or kept; None with the reason in the report."""
     file = root / name
     try:
-        if not is_inside(one.reference):
-            raise ValueError("the path is not inside the manifest's folder")
         if not one.word:
             raise ValueError("its row has no subject, so there is no word to look for")
         image = load_image(root / one.reference)
@@ -148,43 +137,22 @@ def _is_whole(file: Path, size: tuple[int, int]) -> bool:
         return False
 
 
-def _rows(manifest: Path) -> Iterator[dict[str, Any]]:
-    """Lines as objects; keys unknown here are kept."""
-    if not manifest.is_file():
-        raise ManifestError(f"{manifest}: no such manifest; give the path of a .jsonl file")
-    with manifest.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                references, masks = row["references"], row.get("masks") or []
-                sound = all(isinstance(path, str) for path in references)
-                sound &= len(masks) in (0, len(references)) and isinstance(row.get("extra", {}), dict)
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise ManifestError(f"{manifest}:{number}: is not a manifest row ({error!r})") from error
-            if not sound:
-                raise ManifestError(f"{manifest}:{number}: references, masks or extra are not those of a row")
-            yield row
+def _pairs(row: Row) -> list[tuple[Wanted, str | None]]:
+    words = class_words(row.subject, row.extra, len(row.references))
+    masks = row.masks or [None] * len(row.references)
+    return [(Wanted(*one), mask) for *one, mask in zip(row.references, words, masks, strict=True)]
 
 
-def _pairs(row: Mapping[str, Any]) -> list[tuple[Wanted, str | None]]:
-    references = row["references"]
-    masks = row.get("masks") or [None] * len(references)
-    words = class_words(str(row.get("subject", "")), row.get("extra", {}), len(references))
-    return [
-        (Wanted(reference, word), mask)
-        for reference, word, mask in zip(references, words, masks, strict=True)
-    ]
+def _missing(manifest: Path) -> tuple[list[Row], list[Wanted]]:
+    """All rows, and the references without a mask, each once."""
+    rows = [row for _, row in sound_rows(manifest)]
+    pairs = (pair for row in rows for pair in _pairs(row))
+    return rows, list(dict.fromkeys(wanted for wanted, mask in pairs if mask is None))
 
 
-def _missing(row: Mapping[str, Any]) -> list[Wanted]:
-    return [wanted for wanted, mask in _pairs(row) if mask is None]
-
-
-def _filled(row: Mapping[str, Any], found: Mapping[Wanted, str | None]) -> dict[str, Any]:
+def _filled(row: Row, found: Mapping[Wanted, str | None]) -> dict[str, Any]:
     masks = [found.get(wanted) if mask is None else mask for wanted, mask in _pairs(row)]
-    return {**row, "masks": masks}
+    return {**row.model_dump(exclude_unset=True), "masks": masks}
 
 
 def _names(wanted: list[Wanted], folder: str | None) -> dict[Wanted, str]:

@@ -14,7 +14,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from customized_grpo.data.images import load_image, load_mask, save_image
 from customized_grpo.data.rows import Row, fit_mask, same_shape
-from customized_grpo.prepare.check import File
+from customized_grpo.prepare.check import File, row_problem
 from customized_grpo.prepare.inspection import Seen
 from customized_grpo.prepare.split import groups_of
 
@@ -41,17 +41,7 @@ def contact_sheet(
     subtitle: str,
     num: int = 24,
 ) -> None:
-    """Write the sheet (format by suffix: PNG, JPEG, ...) with at most ``num`` rows, spread over subjects and the set.
-
-    Args:
-        path: the output file.
-        rows: rows of the manifest; may be empty.
-        seen: inspection of each file (``check.check_manifest``).
-        root: the manifest's folder.
-        title: first line.
-        subtitle: second line.
-        num: limit on the number of cards.
-    """
+    """Write the sheet (format by suffix) with at most ``num`` rows, spread over subjects and the set."""
     chosen = choose(rows, seen, num)
     tiles = 2 if any(row.target is not None for row in chosen) else 1
     card_width = tiles * (_TILE + _GAP) + _GAP
@@ -73,12 +63,11 @@ def contact_sheet(
             _MARGIN + column * (card_width + _GAP),
             _HEADER + sum(height + _GAP for height in heights[:line]),
         )
-        draw.rectangle((*corner, corner[0] + card_width - 1, corner[1] + heights[line] - 1), _CARD)
+        box = (*corner, corner[0] + card_width - 1, corner[1] + heights[line] - 1)
+        draw.rectangle(box, _CARD)
         sheet.paste(card, corner)
-        if _problem(chosen[at], seen):
-            draw.rectangle(
-                (*corner, corner[0] + card_width - 1, corner[1] + heights[line] - 1), None, _RED, 2
-            )
+        if row_problem(chosen[at], seen):
+            draw.rectangle(box, None, _RED, 2)
     if not cards:
         draw.text((_MARGIN, _HEADER + 20), "no rows", _GREY, _font(16))
     save_image(sheet, path)
@@ -86,9 +75,9 @@ def contact_sheet(
 
 def choose(rows: Sequence[Row], seen: Mapping[File, Seen], num: int) -> list[Row]:
     """Rows to show: unusable ones first (at most a third of the sheet), then rows of as many subjects as fit."""
-    bad = [row for row in rows if _problem(row, seen)]
+    bad = [row for row in rows if row_problem(row, seen)]
     shown = _spread(bad, max(1, num // 3)) if bad else []
-    fine = [row for row in rows if not _problem(row, seen)]
+    fine = [row for row in rows if not row_problem(row, seen)]
     room = num - len(shown)
     # One row per subject in each round; each subject starts at another of its prompts.
     groups = _spread(groups_of(fine, "individual"), room)
@@ -105,22 +94,8 @@ def _spread(items: Sequence[T], num: int) -> list[T]:
     return [items[at * len(items) // num] for at in range(num)]
 
 
-def _problem(row: Row, seen: Mapping[File, Seen]) -> str:
-    for file in row.files():
-        if seen[file].problem:
-            return f"{file[0]} {seen[file].reason}"
-    return next(
-        (
-            f"mask {mask} has another shape than its image"
-            for image, mask in row.pairs()
-            if not same_shape(seen[mask, True].size, seen[image, False].size)
-        ),
-        "",
-    )
-
-
 def _card(row: Row, seen: Mapping[File, Seen], root: Path, width: int) -> Image.Image:
-    problem = _problem(row, seen)
+    problem = row_problem(row, seen)
     colour, text = (_RED, problem) if problem else (_INK, row.prompt)
     lines = _fold(text, 15, width - 2 * _GAP)
     card = Image.new("RGB", (width, _TILE + 2 * _GAP + _LINE * (len(lines) + 1) + _GAP), _CARD)

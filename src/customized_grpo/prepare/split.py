@@ -11,22 +11,19 @@ from pathlib import Path
 from typing import Literal, final
 
 from customized_grpo.atomic import replacing
-from customized_grpo.data.rows import ManifestError, Row, read_rows
+from customized_grpo.data.rows import ManifestError, Row, sound_rows
 
 By = Literal["individual", "class"]
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Split:
-    """Paths and sizes of the two parts."""
+class Part:
+    """One side of a split: its manifest, and how much is in it."""
 
-    train: Path
-    test: Path
-    train_rows: int
-    test_rows: int
-    train_groups: int
-    test_groups: int
+    path: Path
+    rows: int
+    groups: int
 
 
 def identities(row: Row) -> tuple[str, ...]:
@@ -59,15 +56,13 @@ def groups_of(rows: Sequence[Row], by: By) -> list[list[int]]:
 
 def split_manifest(
     path: Path, *, share: float, names: Sequence[str] = (), by: By = "individual", seed: int = 0
-) -> Split:
+) -> tuple[Part, Part]:
     """Write ``<stem>.train.jsonl`` and ``<stem>.test.jsonl`` beside a manifest; lines are copied as they are.
 
     Args:
-        path: the manifest.
         share: share of the rows to hold out, in (0, 1); whole groups are drawn until it is reached.
         names: individuals (or class words) to hold out instead, with all connected rows.
         by: what must not be on both sides besides pictures.
-        seed: seed of the draw.
 
     Raises:
         ValueError: a line is bad, a name is unknown, or one side would be empty.
@@ -97,11 +92,13 @@ def split_manifest(
             "out; hold out less, or name what to hold out"
         )
     test = {index for group in held for index in groups[group]}
-    parts = path.with_suffix(".train.jsonl"), path.with_suffix(".test.jsonl")
-    for part, inside in zip(parts, (False, True), strict=True):
-        with replacing(part) as aside:
+    train = Part(path.with_suffix(".train.jsonl"), len(rows) - len(test), len(groups) - len(held))
+    tested = Part(path.with_suffix(".test.jsonl"), len(test), len(held))
+    for part in (train, tested):
+        with replacing(part.path) as aside:
+            inside = part is tested
             aside.write_bytes(b"".join(line for at, line in enumerate(lines) if (at in test) is inside))
-    return Split(*parts, len(rows) - len(test), len(test), len(groups) - len(held), len(held))
+    return train, tested
 
 
 def _keys(row: Row, by: By) -> Iterator[tuple[str, str]]:
@@ -124,16 +121,11 @@ def _named(rows: Sequence[Row], groups: Sequence[list[int]], names: Sequence[str
 
 
 def _read(path: Path) -> tuple[list[Row], list[bytes]]:
-    rows, numbers = [], []
-    for number, row in read_rows(path):
-        if isinstance(row, ManifestError):
-            raise row
-        rows.append(row)
-        numbers.append(number)
-    if not rows:
+    found = list(sound_rows(path))
+    if not found:
         raise ManifestError(f"{path}: the manifest is empty; it needs one JSON object per line")
     with path.open("rb") as file:
         lines = file.readlines()
-    return rows, [
-        lines[number - 1].removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n") + b"\n" for number in numbers
+    return [row for _, row in found], [
+        lines[number - 1].removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n") + b"\n" for number, _ in found
     ]

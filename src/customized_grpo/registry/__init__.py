@@ -42,7 +42,7 @@ BUILTIN: Mapping[Kind, Mapping[str, str]] = {
         "remote": "customized_grpo.rewards.remote:Remote",
         "vlm": "customized_grpo.rewards.judge.vlm:Vlm",
     },
-    "metrics": {"mini_oracle": "customized_grpo.mini.metric:MiniOracle"},
+    "metrics": {"mini_oracle": "customized_grpo.mini.oracle:MiniOracle"},
     "datasets": {
         "manifest": "customized_grpo.data.manifest:ManifestDataset",
         "dreambench": "customized_grpo.data.dreambench:DreamBench",

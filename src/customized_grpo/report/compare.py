@@ -1,17 +1,16 @@
 """Comparison of two runs: paired differences and win rates over the same prompts and noise."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Final
 
 from customized_grpo.evaluation.summary import Row, differences
-from customized_grpo.report.folders import RunFolder, read_runs
+from customized_grpo.report.folders import RunFolder
 
 _DECIDES: Final = ("protocol", "data", "seed", "images_per_prompt")
 """Evaluation settings that must agree for the images to form pairs."""
 
 
-def compare_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
+def compare_runs(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
     """Compare every later run with the first, by its adapter (or its base, if it has none).
 
     Returns:
@@ -20,19 +19,13 @@ def compare_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
     Raises:
         ValueError: fewer than two runs, a run without an evaluation, or two that are not comparable.
     """
-    if len(paths) < 2:
-        raise ValueError(f"--compare: given {len(paths)} run; give the folders of two or more")
-    return compare(read_runs(paths))
-
-
-def compare(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
-    """``compare_runs`` for runs that are already read."""
-    first = runs[0]
-    return [_pair(run, first) for run in runs[1:]]
+    if len(runs) < 2:
+        raise ValueError(f"--compare: given {len(runs)} run; give the folders of two or more")
+    return [_pair(run, runs[0]) for run in runs[1:]]
 
 
 def _pair(run: RunFolder, first: RunFolder) -> dict[str, Any]:
-    ours, theirs = _newest(run), _newest(first)
+    ours, theirs = (one.ends[1] or one.ends[0] for one in (run, first))
     if problem := _incomparable(run, first, ours, theirs):
         raise ValueError(f"{run.name} and {first.name} can't be compared: {problem}")
     return {
@@ -43,20 +36,15 @@ def _pair(run: RunFolder, first: RunFolder) -> dict[str, Any]:
     }
 
 
-def _newest(run: RunFolder) -> Sequence[Row]:
-    base, tuned = run.ends
-    return tuned or base
-
-
 def _incomparable(run: RunFolder, first: RunFolder, ours: Sequence[Row], theirs: Sequence[Row]) -> str:
     for one, rows in ((run, ours), (first, theirs)):
         if not rows:
             return f"{one.name} has no evaluation; run 'customized-grpo evaluate' on it first"
     for key in _DECIDES:
-        a, b = (_without_path(_section(one, "evaluate").get(key)) for one in (run, first))
+        a, b = (_without_path(one.get("evaluate", key)) for one in (run, first))
         if a != b:
             return f"evaluate.{key} is {a!r} in {run.name} and {b!r} in {first.name}"
-    metrics = [_section(one, "evaluate").get("metrics") or {} for one in (run, first)]
+    metrics = [one.get("evaluate", "metrics") or {} for one in (run, first)]
     for name in metrics[0]:
         if name in metrics[1] and metrics[0][name] != metrics[1][name]:
             return f"evaluate.metrics.{name} is not the same in both"
@@ -88,8 +76,3 @@ def _without_path(value: Any) -> Any:
     if isinstance(value, dict) and value.get("type") == "dreambench":
         return {key: one for key, one in value.items() if key != "path"}
     return value
-
-
-def _section(run: RunFolder, name: str) -> Mapping[str, Any]:
-    section = run.config.get(name)
-    return section if isinstance(section, dict) else {}

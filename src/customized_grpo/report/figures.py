@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from customized_grpo.evaluation.statistics import Interval
 from customized_grpo.recipe.config import AXES
 from customized_grpo.report.folders import RunFolder
 from customized_grpo.report.plane import plane_figure
@@ -65,7 +64,7 @@ def all_figures(
         "health": [
             view
             for key, title, note in _HEALTH
-            if (view := _over_steps(runs, key, title, note, log=key == "ratio/max_abs_log")) is not None
+            for view in _over_steps(runs, key, title, note, log=key == "ratio/max_abs_log")
         ],
     }
 
@@ -77,11 +76,11 @@ def _planes(
     if not {"identity", "prompt"} <= axes.keys():
         return []
     prompts = [axes["prompt"], *(column for run in runs for column in run.axis_columns("prompt"))]
-    views = [
-        plane_figure(runs, summaries, (axes["identity"], column), f"plane{number or ''}")
+    return [
+        view
         for number, column in enumerate(dict.fromkeys(prompts))
+        for view in plane_figure(runs, summaries, (axes["identity"], column), f"plane{number or ''}")
     ]
-    return [view for view in views if view is not None]
 
 
 def _heldout(runs: Sequence[RunFolder], axes: Mapping[str, str]) -> list[FigureView]:
@@ -93,7 +92,11 @@ def _heldout(runs: Sequence[RunFolder], axes: Mapping[str, str]) -> list[FigureV
         for colour, run in enumerate(runs):
             points = [(step, values[column]) for step, values in run.curve if column in values]
             if points:
-                curves.append(_interval_line(run.name, points, colour))
+                steps, bounds = zip(*points, strict=True)
+                means = [value.mean for value in bounds]
+                curves.append(
+                    Line(label=run.name, x=steps, y=means, colour=colour, bounds=bounds, markers=True)
+                )
         title = column.replace("_", " ").capitalize()
         ends = "; ".join(
             f"{line.label}: {line.y[0]:.3f} at step {line.x[0]}, {line.y[-1]:.3f} at step {line.x[-1]}"
@@ -104,39 +107,22 @@ def _heldout(runs: Sequence[RunFolder], axes: Mapping[str, str]) -> list[FigureV
     return views
 
 
-def _interval_line(name: str, points: Sequence[tuple[int, Interval]], colour: int) -> Line:
-    values = [value for _, value in points]
-    return Line(
-        label=name,
-        x=[step for step, _ in points],
-        y=[value.mean for value in values],
-        colour=colour,
-        low=[value.low for value in values],
-        high=[value.high for value in values],
-        markers=True,
-    )
-
-
 def _rewards(runs: Sequence[RunFolder]) -> list[FigureView]:
     # The mean of an axis with one reward repeats that reward; the reward is what is optimised.
     axes = {f"reward/{axis}/mean" for axis in AXES}
     keys = [key for run in runs for key in run.keys("reward/") if key.endswith("/mean") and key not in axes]
-    found = [
-        _over_steps(runs, key, _reward_title(runs, key), "", unit="mean of the step")
+    return [
+        view
         for key in dict.fromkeys(keys)
+        for view in _over_steps(runs, key, _reward_title(runs, key), "", unit="mean of the step")
     ]
-    return [view for view in found if view is not None]
 
 
 def _reward_title(runs: Sequence[RunFolder], key: str) -> str:
     """Title of a reward: its key in the recipe and its axis."""
     name = key.split("/")[1]
-    for run in runs:
-        rewards = run.config.get("rewards")
-        spec = rewards.get(name) if isinstance(rewards, dict) else None
-        if isinstance(spec, dict) and "axis" in spec:
-            return f"{name} ({spec['axis']})"
-    return name
+    axes = (run.get("rewards", name, "axis") for run in runs)
+    return next((f"{name} ({axis})" for axis in axes if axis), name)
 
 
 def _over_steps(
@@ -148,8 +134,8 @@ def _over_steps(
     log: bool = False,
     zero: bool = False,
     unit: str = "",
-) -> FigureView | None:
-    """One key of ``metrics.jsonl`` over the steps, raw and smoothed, one colour per run."""
+) -> list[FigureView]:
+    """One key of ``metrics.jsonl`` over the steps, raw and smoothed, one colour per run; empty without data."""
     curves = []
     for colour, run in enumerate(runs):
         x, y = run.series(key)
@@ -157,15 +143,17 @@ def _over_steps(
             shown = [value if value > 0.0 else float("nan") for value in y] if log else y
             curves.append(Line(label=run.name, x=x, y=smooth(shown), faint=shown, colour=colour))
     if not curves:
-        return None
+        return []
     name = "".join(letter for letter in key if letter.isalnum())
     ends = "; ".join(f"{line.label}: from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in curves)
     svg = lines(name, curves, x="GRPO step", y=unit, log=log, zero=zero)
-    return FigureView(title, svg, caption, f"{title} over the steps. {ends}.")
+    return [FigureView(title, svg, caption, f"{title} over the steps. {ends}.")]
 
 
 def _conflict(runs: Sequence[RunFolder]) -> list[FigureView]:
-    views = [_over_steps(runs, key, title, note, zero=True) for key, title, note in _CONFLICT]
+    views = [
+        view for key, title, note in _CONFLICT for view in _over_steps(runs, key, title, note, zero=True)
+    ]
     if len(runs) == 1:
         curves = []
         styles: tuple[LineStyle, ...] = ("-", "--", ":")
@@ -181,28 +169,31 @@ def _conflict(runs: Sequence[RunFolder]) -> list[FigureView]:
                 FigureView("Synergy and conflict", svg, note, f"Shares of the samples; at the end {last}.")
             )
     else:
-        views += [_over_steps(runs, key, f"Share {name}", "") for key, name in _SHARES]
+        for key, name in _SHARES:
+            views += _over_steps(runs, key, f"Share {name}", "")
     note = "Groups in which this reward is constant, so that it teaches nothing."
     rewards = dict.fromkeys(key for run in runs for key in run.keys("reward/"))
     for key in (key for key in rewards if key.endswith("/zero_variance_share")):
         if any(value > 0.0 for run in runs for value in run.series(key)[1]):
-            views.append(_over_steps(runs, key, f"Groups without variance: {key.split('/')[1]}", note))
-    return [view for view in views if view is not None]
+            views += _over_steps(runs, key, f"Groups without variance: {key.split('/')[1]}", note)
+    return views
 
 
 def _weights(runs: Sequence[RunFolder]) -> list[FigureView]:
     """Last logged weight and effective weight of each axis at each trained sampler step."""
     views = []
+    alone = len(runs) == 1
     for name, title, caption in _WEIGHTS:
-        curves = [
-            line
-            for i, run in enumerate(runs)
-            for j, (axis, style) in enumerate(_AXIS_STYLES)
-            if (line := _weight_line(run, f"{name}/{axis}/step_", axis, style, i, j, alone=len(runs) == 1))
-            is not None
-        ]
+        curves = []
+        for i, run in enumerate(runs):
+            for j, (axis, style) in enumerate(_AXIS_STYLES):
+                if points := _last_weights(run, f"{name}/{axis}/step_"):
+                    label, colour = (axis, j) if alone else (f"{run.name}, {axis}", i)
+                    steps, weights = zip(*points, strict=True)
+                    curves.append(
+                        Line(label=label, x=steps, y=weights, colour=colour, style=style, markers=True)
+                    )
         if curves:
-            alone = len(runs) == 1
             svg = lines(
                 name, curves, x="sampler step, from noise to image", y="weight in the advantage", legend=alone
             )
@@ -212,29 +203,7 @@ def _weights(runs: Sequence[RunFolder]) -> list[FigureView]:
     return views
 
 
-def _weight_line(
-    run: RunFolder,
-    prefix: str,
-    axis: str,
-    style: LineStyle,
-    run_colour: int,
-    axis_colour: int,
-    *,
-    alone: bool,
-) -> Line | None:
-    last = {
-        int(key.removeprefix(prefix)): run.series(key)[1][-1:]
-        for key in run.keys(prefix)
-        if key.removeprefix(prefix).isdecimal()
-    }
-    points = sorted((step, values[0]) for step, values in last.items() if values)
-    if not points:
-        return None
-    return Line(
-        label=axis if alone else f"{run.name}, {axis}",
-        x=[step for step, _ in points],
-        y=[weight for _, weight in points],
-        colour=axis_colour if alone else run_colour,
-        style=style,
-        markers=True,
-    )
+def _last_weights(run: RunFolder, prefix: str) -> list[tuple[int, float]]:
+    """(sampler step, weight) in order, of the keys that are ``prefix`` and a step's number."""
+    found = ((key.removeprefix(prefix), run.series(key)[1]) for key in run.keys(prefix))
+    return sorted((int(step), values[-1]) for step, values in found if step.isdecimal() and values)

@@ -1,6 +1,8 @@
 """Run folders read as data for the report. Only files of the folder are read; missing or damaged ones are reported."""
 
 import json
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +30,6 @@ class RunFolder:
         config: the resolved recipe, or an empty mapping.
         steps: one mapping per training step, in order; the later one if a resumed run wrote a step twice.
         evaluations: rows of ``evaluation/<label>.jsonl`` by label.
-        summary: ``evaluation/summary.json`` or None.
         missing: sentences about missing or damaged files.
     """
 
@@ -41,6 +42,19 @@ class RunFolder:
     summary: Mapping[str, Any] | None
     missing: Sequence[str]
 
+    def get(self, *keys: str) -> Any:
+        """What the recipe says at nested keys; None where it says nothing, as in a damaged file."""
+        found: Any = self.config
+        for key in keys:
+            found = found.get(key) if isinstance(found, dict) else None
+        return found
+
+    def axes_of(self, *keys: str) -> dict[str, str]:
+        """The axis that each section under these keys says, by the section's name."""
+        sections = self.get(*keys)
+        names = sections if isinstance(sections, dict) else ()
+        return {str(name): str(self.get(*keys, name, "axis")) for name in names}
+
     @property
     def is_evaluation(self) -> bool:
         """True if the folder was written by ``evaluate``, without training."""
@@ -49,28 +63,22 @@ class RunFolder:
     @property
     def protocol(self) -> Protocol:
         """Protocol of its evaluation; a plain one if the recipe names no known one."""
-        evaluate = self.config.get("evaluate")
-        name = evaluate.get("protocol") if isinstance(evaluate, dict) else None
+        name = self.get("evaluate", "protocol")
         return PROTOCOLS.get(str(name), Protocol(name=str(name or "heldout")))
 
     def at_steps(self) -> dict[int, Sequence[Row]]:
         """Rows of the evaluations during training, by step."""
-        names = {
-            label: label.removeprefix("step-") for label in self.evaluations if label.startswith("step-")
+        return {
+            int(label.removeprefix("step-")): rows
+            for label, rows in self.evaluations.items()
+            if re.fullmatch(r"step-\d+", label)
         }
-        return {int(step): self.evaluations[label] for label, step in names.items() if step.isdecimal()}
 
     def suspicions(self, until: int | None = None) -> list[Suspicion]:
         """Training rewards that rose while their held-out twin fell, up to an evaluation, by default the last."""
-        specs = self.config.get("rewards")
-        axes = {
-            str(name): str(spec.get("axis"))
-            for name, spec in (specs.items() if isinstance(specs, dict) else ())
-            if isinstance(spec, dict)
-        }
         twins = {axis: column for axis in AXES if (column := self.axis_column(axis)) is not None}
         evaluations = {s: rows for s, rows in self.at_steps().items() if until is None or s <= until}
-        return suspicions(self.steps, evaluations, axes, twins, self.protocol.unit)
+        return suspicions(self.steps, evaluations, self.axes_of("rewards"), twins, self.protocol.unit)
 
     @cached_property
     def curve(self) -> list[tuple[int, dict[str, Interval]]]:
@@ -87,9 +95,8 @@ class RunFolder:
                 if key.startswith("evaluation/") and key.endswith("/mean") and isinstance(value, int | float)
             }
             if logged and line["step"] not in found:
-                nan = float("nan")
                 found[line["step"]] = {
-                    column: Interval(value, nan, nan, 0) for column, value in logged.items()
+                    column: Interval(value, math.nan, math.nan, 0) for column, value in logged.items()
                 }
         return sorted(found.items())
 
@@ -123,13 +130,8 @@ class RunFolder:
 
     def axis_columns(self, axis: str) -> list[str]:
         """Held-out columns of metrics whose section has this axis, in the recipe's order."""
-        evaluate = self.config.get("evaluate")
-        metrics = evaluate.get("metrics") if isinstance(evaluate, dict) else None
-        specs: dict[str, Any] = metrics if isinstance(metrics, dict) else {}
-        configured = (
-            str(name) for name, spec in specs.items() if isinstance(spec, dict) and spec.get("axis") == axis
-        )
-        return [name for name in configured if name in self.columns]
+        configured = self.axes_of("evaluate", "metrics").items()
+        return [name for name, one in configured if one == axis and name in self.columns]
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Steps and values of one key of ``metrics.jsonl``, only where it is a number."""
@@ -145,8 +147,7 @@ class RunFolder:
     @property
     def planned_steps(self) -> int | None:
         """Number of steps in the recipe."""
-        train = self.config.get("train")
-        steps = train.get("steps") if isinstance(train, dict) else None
+        steps = self.get("train", "steps")
         return steps if isinstance(steps, int) else None
 
     @property
@@ -159,7 +160,6 @@ def read_runs(paths: Sequence[Path], *, metrics: str = "") -> list[RunFolder]:
     """Read every folder, each with a unique name.
 
     Args:
-        paths: the folders.
         metrics: prefix of the keys of ``metrics.jsonl`` to keep; a long run has many lines.
 
     Raises:
@@ -193,17 +193,11 @@ def _read(path: Path, name: str, metrics: str) -> RunFolder:
         missing.append(
             "No held-out evaluation yet, so there are no held-out curves and no pictures to compare."
         )
-    _note_progress(missing, steps, config)
-    return RunFolder(path, name, config, config_text, steps, evaluations, summary, missing)
-
-
-def _note_progress(missing: list[str], steps: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> None:
-    train = config.get("train")
-    planned = train.get("steps") if isinstance(train, dict) else None
-    if steps and isinstance(planned, int) and steps[-1]["step"] < planned:
-        missing.insert(
-            0, f"The run is in progress or was stopped: {steps[-1]['step']} of {planned} steps are done."
-        )
+    run = RunFolder(path, name, config, config_text, steps, evaluations, summary, missing)
+    if steps and run.planned_steps is not None and run.last_step < run.planned_steps:
+        done = f"{run.last_step} of {run.planned_steps} steps are done"
+        missing.insert(0, f"The run is in progress or was stopped: {done}.")
+    return run
 
 
 def _lines(
@@ -271,9 +265,3 @@ def _config(path: Path, missing: list[str]) -> tuple[str, dict[str, Any]]:
         missing.append("config.yaml can't be read.")
         return text, {}
     return text, config
-
-
-def short_axis(axis: str) -> str:
-    """Name of an axis in a figure."""
-    assert axis in AXES
-    return {"prompt": "prompt following", "identity": "identity"}[axis]

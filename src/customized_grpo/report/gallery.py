@@ -52,11 +52,7 @@ class Group:
 def gallery(run: RunFolder, axes: Mapping[str, str]) -> list[Group]:
     """Random examples, the best and the worst images, and the largest gains and losses of tuned against base.
 
-    Args:
-        axes: axis to the held-out column that represents it.
-
-    Returns:
-        Groups with at least one card; empty without saved pictures.
+    Empty without saved pictures.
     """
     base, tuned = (
         {row["key"]: row for row in rows if row["image"] == 0 and row.get("file")} for rows in run.ends
@@ -70,25 +66,23 @@ def gallery(run: RunFolder, axes: Mapping[str, str]) -> list[Group]:
     chosen = np.random.default_rng(0).permutation(len(pairs))[:_RANDOM]
     count = f"among the {len(pairs)} examples with saved pictures"
     drawn = [pairs[i] for i in sorted(chosen)]
-    groups = [Group("Random", f"Drawn by a fixed seed {count}, before looking.", _cards(run, drawn, axes))]
+    found = [("Random", f"Drawn by a fixed seed {count}, before looking.", drawn)]
     names = " and ".join(axes)
     scale = {column: _spread([row for _, row in pairs], column) for column in axes.values()}
     mean = f"the mean of {names}, each in units of its standard deviation, {count}"
     ranked = _ranked(pairs, lambda pair: _level(pair[1], scale))
-    if len(ranked) > 1:
-        half = min(_EXTREMES, len(ranked) // 2)
-        best, worst = [pair for _, pair in ranked[:half]], [pair for _, pair in ranked[::-1][:half]]
-        groups.append(Group("Best", f"Highest in {mean}: not the typical ones.", _cards(run, best, axes)))
-        groups.append(Group("Worst", f"Lowest in {mean}: not the typical ones.", _cards(run, worst, axes)))
+    half = min(_EXTREMES, len(ranked) // 2)
+    best, worst = [pair for _, pair in ranked[:half]], [pair for _, pair in ranked[::-1][:half]]
+    found.append(("Best", f"Highest in {mean}: not the typical ones.", best))
+    found.append(("Worst", f"Lowest in {mean}: not the typical ones.", worst))
     if tuned:
         changes = _ranked(pairs, lambda pair: _change(pair, scale))
         gains = [pair for change, pair in changes if change > 0][:_EXTREMES]
         losses = [pair for change, pair in reversed(changes) if change < 0][:_EXTREMES]
         rule = f"The largest {{}} in {mean}: the {{}} cases, not the typical ones."
-        for title, cases, found in (("gains", "best", gains), ("losses", "worst", losses)):
-            if found:
-                groups.append(Group(f"Largest {title}", rule.format(title, cases), _cards(run, found, axes)))
-    return groups
+        found.append(("Largest gains", rule.format("gains", "best"), gains))
+        found.append(("Largest losses", rule.format("losses", "worst"), losses))
+    return [Group(title, rule, _cards(run, cases, axes)) for title, rule, cases in found if cases]
 
 
 def _ranked(pairs: Sequence[Pair], value: Callable[[Pair], float | None]) -> list[tuple[float, Pair]]:
@@ -103,8 +97,8 @@ def _spread(rows: Sequence[Row], column: str) -> float:
     return float(np.std(values)) or 1.0 if values else 1.0
 
 
-def _level(row: Row, scale: Mapping[str, float]) -> float | None:
-    values = [row["values"].get(column) for column in scale]
+def _level(row: Row | None, scale: Mapping[str, float]) -> float | None:
+    values = [row["values"].get(column) for column in scale] if row is not None else []
     if not values or None in values:
         return None
     return float(np.mean([value / unit for value, unit in zip(values, scale.values(), strict=True)]))
@@ -112,8 +106,7 @@ def _level(row: Row, scale: Mapping[str, float]) -> float | None:
 
 def _change(pair: Pair, scale: Mapping[str, float]) -> float | None:
     """Mean over the axes of tuned minus base; None if one was not measurable."""
-    before = _level(pair[0], scale) if pair[0] is not None else None
-    after = _level(pair[1], scale)
+    before, after = (_level(row, scale) for row in pair)
     return None if before is None or after is None else after - before
 
 

@@ -25,7 +25,6 @@ class Suspicion:
     """One reward that rose between two evaluations while its twin fell.
 
     Attributes:
-        reward: its key in the recipe.
         column: the held-out column of the same axis.
         since: the step of the evaluation where the twin was best.
         until: the step of the newest evaluation.
@@ -62,7 +61,6 @@ def suspicions(
     the steps up to the best one.
 
     Args:
-        steps: lines of ``metrics.jsonl``.
         evaluations: rows of each held-out evaluation, by step; 0 is the base.
         rewards: key of each training reward to its axis.
         twins: axis to the held-out column that represents it.
@@ -87,16 +85,12 @@ def suspicions(
             groups=groups_of(evaluations[newest]) if unit == "subject" else None,
             resamples=_RESAMPLES,
         )
-        rise = _rise(steps, f"reward/{reward}/mean", _window(done, best), (before, newest))
+        # The steps before the best evaluation; for the base, the first interval.
+        early = (done[done.index(best) - 1], best) if best != done[0] else (best, done[1])
+        rise = _rise(steps, f"reward/{reward}/mean", early, (before, newest))
         if fall.high < 0.0 and rise is not None:
             found.append(Suspicion(reward, column, best, newest, rise, fall))
     return found
-
-
-def _window(done: Sequence[int], best: int) -> tuple[int, int]:
-    """Steps between the evaluation before ``best`` and ``best``; for the base, the first interval."""
-    at = done.index(best)
-    return (done[at - 1], best) if at else (best, done[1])
 
 
 def _rise(

@@ -6,7 +6,7 @@ from typing import Any, Final
 from customized_grpo.evaluation.summary import build_summary
 from customized_grpo.evaluation.tables import notes, unit_sentence
 from customized_grpo.recipe.config import AXES
-from customized_grpo.report.compare import compare
+from customized_grpo.report.compare import compare_runs
 from customized_grpo.report.folders import RunFolder
 from customized_grpo.report.gallery import gallery
 
@@ -45,9 +45,8 @@ def summary_of(run: RunFolder) -> Mapping[str, Any] | None:
 
 def view(run: RunFolder, summary: Mapping[str, Any] | None, axes: Mapping[str, str]) -> dict[str, Any]:
     """Values of one run's section of the page."""
-    differences = (summary or {"differences": []})["differences"]
-    change: Mapping[str, Any] = next((entry["metrics"] for entry in differences if entry["to"] == "base"), {})
-    rows = {row["name"]: row["metrics"] for row in (summary or {"rows": []})["rows"]}
+    made = summary or {"rows": [], "differences": []}
+    rows, change = _measured(made)
     columns = list(dict.fromkeys(column for metrics in rows.values() for column in metrics))
     # The two axes of the paper come first, wherever the metric put them.
     columns.sort(key=lambda column: [*axes.values(), column].index(column))
@@ -63,17 +62,17 @@ def view(run: RunFolder, summary: Mapping[str, Any] | None, axes: Mapping[str, s
         "facts": _facts(run, summary),
         "is_evaluation": run.is_evaluation,
         "warnings": [str(suspicion) for suspicion in run.suspicions()],
-        "published": (summary or {}).get("published", []),
-        "unit": unit_sentence(summary or {}),
-        "units": f"{(summary or {}).get('unit', 'example')}s",
-        "notes": notes(summary or {"rows": []}),
+        "published": made.get("published", []),
+        "unit": unit_sentence(made),
+        "units": f"{made.get('unit', 'example')}s",
+        "notes": notes(made),
         "headline": _headline(rows, change, axes),
         "missing": list(run.missing),
-        "protocol": (summary or {}).get("protocol"),
+        "protocol": made.get("protocol"),
         "rows": rows,
         "columns": columns,
         "axes": axes,
-        "differences": differences,
+        "differences": made["differences"],
         "change": change,
         "forest": {
             column: _forest(value, units[column] * max(bounds, default=0.0))
@@ -82,6 +81,12 @@ def view(run: RunFolder, summary: Mapping[str, Any] | None, axes: Mapping[str, s
         "gallery": gallery(run, axes),
         "config": run.config_text,
     }
+
+
+def _measured(summary: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """Metrics of each row by its name, and their change from the base."""
+    changes = (entry["metrics"] for entry in summary["differences"] if entry["to"] == "base")
+    return {row["name"]: row["metrics"] for row in summary["rows"]}, next(changes, {})
 
 
 def _unit(rows: Mapping[str, Mapping[str, Any]], column: str) -> float:
@@ -106,21 +111,12 @@ def _forest(value: Mapping[str, Any], scale: float) -> dict[str, float] | None:
 
 
 def _facts(run: RunFolder, summary: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    def get(*keys: str) -> Any:
-        found: Any = run.config
-        for key in keys:
-            found = found.get(key) if isinstance(found, dict) else None
-        return found
-
-    rewards, group = get("rewards"), get("train", "group_size")
-    fed = (
-        [f"{name} ({get('rewards', name, 'axis')})" for name in rewards] if isinstance(rewards, dict) else []
-    )
+    get, group = run.get, run.get("train", "group_size")
     parts = [get("advantage", part, "type") for part in ("aggregator", "time_weights")]
     steps = f"{run.last_step} of {run.planned_steps}" if run.planned_steps else str(run.last_step or "")
     facts = {
         "Policy": f"{get('policy', 'type')}, {get('policy', 'model')}" if get("policy", "type") else None,
-        "Rewards": ", ".join(fed),
+        "Rewards": ", ".join(f"{name} ({axis})" for name, axis in run.axes_of("rewards").items()),
         "Advantage": " + ".join(str(part) for part in parts if part),
         "GRPO steps": steps if run.steps else None,
         "Group": f"{group} images, {get('train', 'groups_per_step')} prompts per step" if group else None,
@@ -165,17 +161,11 @@ def comparison(runs: Sequence[RunFolder], summaries: Sequence[Mapping[str, Any] 
     """One line per run (its last numbers and their change from its own base), and the runs against the first."""
     lines: list[dict[str, Any]] = []
     for run, summary in zip(runs, summaries, strict=True):
-        if summary is None:
-            lines.append({"name": run.name, "tuned": {}, "change": {}})
-            continue
-        rows = {row["name"]: row["metrics"] for row in summary["rows"]}
-        change: Mapping[str, Any] = next(
-            (entry["metrics"] for entry in summary["differences"] if entry["to"] == "base"), {}
-        )
+        rows, change = _measured(summary or {"rows": [], "differences": []})
         lines.append({"name": run.name, "tuned": rows.get("tuned", {}), "change": change})
     columns = list(dict.fromkeys(column for line in lines for column in line["tuned"]))
     try:
-        pairs, refused = compare(runs), ""
+        pairs, refused = compare_runs(runs), ""
     except ValueError as error:  # the page still shows each run by itself
         pairs, refused = [], str(error)
     return {"columns": columns, "lines": lines, "pairs": pairs, "refused": refused}

@@ -1,5 +1,6 @@
 """The identity-versus-prompt plane: path of each run with intervals at its ends, and baselines."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,8 @@ def plane_figure(
     summaries: Sequence[Mapping[str, Any] | None],
     columns: tuple[str, str],
     name: str,
-) -> FigureView | None:
-    """The figure, or None if no run has both columns.
+) -> list[FigureView]:
+    """The figure; empty if no run has both columns.
 
     A run's path goes through its evaluations during training, or from base to tuned of its summary.
 
@@ -27,31 +28,19 @@ def plane_figure(
     for colour, (run, summary) in enumerate(zip(runs, summaries, strict=True)):
         rows = {row["name"]: row["metrics"] for row in (summary or {"rows": []})["rows"]}
         if way := _way(run, rows, columns):
-            identity, prompt = zip(*way, strict=True)
-            paths.append(
-                Path2D(
-                    label=run.name,
-                    x=[value.mean for value in identity],
-                    y=[value.mean for value in prompt],
-                    x_bounds=[(value.low, value.high) for value in identity],
-                    y_bounds=[(value.low, value.high) for value in prompt],
-                    colour=colour,
-                )
-            )
+            paths.append(Path2D(label=run.name, points=way, colour=colour))
         for row, metrics in rows.items():
             label = row.replace("_", " ")
             if row not in ("base", "tuned") and label not in {p.label for p in points}:
-                found = [metrics.get(column) for column in columns]
-                if found[0] and found[0]["mean"] is not None:
-                    points.append(_baseline(label, found[0], found[1]))
+                x, y = (_interval(metrics.get(column)) for column in columns)
+                if x is not None:
+                    points.append(Point2D(label=label, x=x, y=y))
         points += _published(summary or {}, columns, {point.label for point in points})
     if not paths:
-        return None
+        return []
     first, second = (column.replace("_", " ") for column in columns)
     svg = plane(name, paths, points, x=f"{first} →", y=f"↑ {second}")
-    ends = "; ".join(
-        f"{p.label}: from ({p.x[0]:.3f}, {p.y[0]:.3f}) to ({p.x[-1]:.3f}, {p.y[-1]:.3f})" for p in paths
-    )
+    ends = "; ".join(f"{path.label}: from {_at(path.points[0])} to {_at(path.points[-1])}" for path in paths)
     caption = (
         "Up and to the right is better on both. Hollow circle: the base; dots: evaluations during training; "
         "filled circle: the last one. "
@@ -61,30 +50,23 @@ def plane_figure(
         caption += " A dashed line has no prompt: it is the identity of real photos with each other."
     if any(point.published for point in points):
         caption += " Squares are published numbers, not measured here."
-    return FigureView(
-        f"{first} against {second}", svg, caption, f"Path of each run as ({first}, {second}). {ends}."
-    )
+    alt = f"Path of each run as ({first}, {second}). {ends}."
+    return [FigureView(f"{first} against {second}", svg, caption, alt)]
 
 
-def _baseline(label: str, identity: Mapping[str, Any], prompt: Mapping[str, Any] | None) -> Point2D:
-    x, y = _interval(identity), _interval(prompt) if prompt and prompt["mean"] is not None else None
-    return Point2D(
-        label=label,
-        x=x.mean,
-        y=None if y is None else y.mean,
-        x_bounds=(x.low, x.high),
-        y_bounds=None if y is None else (y.low, y.high),
-    )
+def _at(point: tuple[Interval, Interval]) -> str:
+    return f"({point[0].mean:.3f}, {point[1].mean:.3f})"
 
 
 def _published(summary: Mapping[str, Any], columns: tuple[str, str], taken: set[str]) -> list[Point2D]:
     """Published numbers, if they are comparable with the measured ones."""
     if summary.get("departures"):
         return []
+    first, second = columns
     return [
-        Point2D(label=one["name"], x=one["metrics"][columns[0]], y=one["metrics"][columns[1]], published=True)
+        Point2D(label=one["name"], x=_exact(numbers[first]), y=_exact(numbers[second]), published=True)
         for one in summary.get("published", [])
-        if set(columns) <= one["metrics"].keys() and one["name"] not in taken
+        if set(columns) <= (numbers := one["metrics"]).keys() and one["name"] not in taken
     ]
 
 
@@ -95,13 +77,20 @@ def _way(
     way = [(values[first], values[second]) for _, values in run.curve if set(columns) <= values.keys()]
     if len(way) > 1:
         return way
-    ends = [rows[name] for name in ("base", "tuned") if name in rows and set(columns) <= rows[name].keys()]
-    return [(_interval(metrics[first]), _interval(metrics[second])) for metrics in ends] or way
+    ends = [rows[name] for name in ("base", "tuned") if name in rows]
+    found = [(_interval(metrics.get(first)), _interval(metrics.get(second))) for metrics in ends]
+    return [(x, y) for x, y in found if x is not None and y is not None] or way
 
 
-def _interval(metrics: Mapping[str, Any]) -> Interval:
-    nan = float("nan")
+def _exact(value: float) -> Interval:
+    return Interval(value, math.nan, math.nan, 0)
+
+
+def _interval(metrics: Mapping[str, Any] | None) -> Interval | None:
+    """None if nothing was measured."""
+    if metrics is None or metrics["mean"] is None:
+        return None
     mean, low, high = (
-        nan if metrics[key] is None else float(metrics[key]) for key in ("mean", "low", "high")
+        math.nan if metrics[key] is None else float(metrics[key]) for key in ("mean", "low", "high")
     )
     return Interval(mean, low, high, int(metrics["n"]))

@@ -18,6 +18,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from customized_grpo.evaluation.statistics import Interval
+
 INK, MUTED, GRID, PAPER = "#010101", "#010102", "#010103", "#010104"
 SERIES: Final = tuple(f"#0102{i:02x}" for i in range(8))
 """Placeholder colours of the runs, in order; the page's ``--s0`` to ``--s7``."""
@@ -56,15 +58,14 @@ LineStyle = Literal["-", "--", ":"]
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One curve; ``low`` and ``high`` draw its interval where finite, ``faint`` the raw values under a smoothed one."""
+    """One curve; ``bounds`` draw its intervals where finite, ``faint`` the raw values under a smoothed one."""
 
     label: str
     x: Sequence[int]
     y: Sequence[float]
     colour: int = 0
     style: LineStyle = "-"
-    low: Sequence[float] = ()
-    high: Sequence[float] = ()
+    bounds: Sequence[Interval] = ()
     faint: Sequence[float] = ()
     markers: bool = False
 
@@ -72,26 +73,21 @@ class Line:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Path2D:
-    """A run's path in the identity-versus-prompt plane: points in order, each with (low, high)."""
+    """A run's path in the identity-versus-prompt plane: points (identity, prompt) in order."""
 
     label: str
-    x: Sequence[float]
-    y: Sequence[float]
-    x_bounds: Sequence[tuple[float, float]]
-    y_bounds: Sequence[tuple[float, float]]
-    colour: int = 0
+    points: Sequence[tuple[Interval, Interval]]
+    colour: int
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point2D:
-    """A baseline in the plane, with (low, high) if known; a vertical line if it has no y."""
+    """A baseline in the plane; a vertical line if it has no y."""
 
     label: str
-    x: float
-    y: float | None
-    x_bounds: tuple[float, float] | None = None
-    y_bounds: tuple[float, float] | None = None
+    x: Interval
+    y: Interval | None
     published: bool = False
 
 
@@ -143,10 +139,9 @@ def lines(
             colour = SERIES[curve.colour % len(SERIES)]
             if curve.faint:
                 axes.plot(curve.x, curve.faint, color=colour, linewidth=0.8, alpha=0.25)
-            if curve.low:
-                low, high = (
-                    np.where(np.isfinite(bound), bound, curve.y) for bound in (curve.low, curve.high)
-                )
+            if curve.bounds:
+                ends = zip(*((one.low, one.high) for one in curve.bounds), strict=True)
+                low, high = (np.where(np.isfinite(end), end, curve.y) for end in ends)
                 axes.fill_between(
                     curve.x, low, high, color=colour, alpha=0.16 if len(curves) == 1 else 0.1, linewidth=0
                 )
@@ -168,7 +163,7 @@ def lines(
             axes.set_yscale("log")
             axes.minorticks_off()
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        if not log:
+        else:
             axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         _finish(axes, x, y, legend=legend)
@@ -181,33 +176,31 @@ def plane(name: str, paths: Sequence[Path2D], points: Sequence[Point2D], *, x: s
         figure, axes = _canvas(4.9, 3.5)
         for path in paths:
             colour = SERIES[path.colour % len(SERIES)]
-            axes.plot(path.x, path.y, color=colour, linewidth=1.4, alpha=0.8, zorder=2)
-            axes.scatter(path.x[1:-1], path.y[1:-1], s=9, color=colour, alpha=0.8, linewidths=0, zorder=3)
-            for i in sorted({0, len(path.x) - 1}):
-                axes.plot(
-                    path.x_bounds[i], [path.y[i]] * 2, color=colour, linewidth=1.0, alpha=0.65, zorder=2
-                )
-                axes.plot(
-                    [path.x[i]] * 2, path.y_bounds[i], color=colour, linewidth=1.0, alpha=0.65, zorder=2
-                )
-            if len(path.x) > 1:
-                _arrow(axes, path, colour)
+            identity, prompt = ([value.mean for value in values] for values in zip(*path.points, strict=True))
+            axes.plot(identity, prompt, color=colour, linewidth=1.4, alpha=0.8, zorder=2)
+            axes.scatter(identity[1:-1], prompt[1:-1], s=9, color=colour, alpha=0.8, linewidths=0, zorder=3)
+            for i in sorted({0, len(path.points) - 1}):
+                _bars(axes, *path.points[i], colour)
+            if len(path.points) > 1:
+                _arrow(axes, (identity[-2], prompt[-2]), (identity[-1], prompt[-1]), colour)
             axes.scatter(
-                path.x[:1], path.y[:1], s=46, facecolors=PAPER, edgecolors=colour, linewidths=1.6, zorder=4
+                identity[:1], prompt[:1], s=46, facecolors=PAPER, edgecolors=colour, linewidths=1.6, zorder=4
             )
             axes.scatter(
-                path.x[-1:], path.y[-1:], s=52, color=colour, linewidths=0, zorder=5, label=path.label
+                identity[-1:], prompt[-1:], s=52, color=colour, linewidths=0, zorder=5, label=path.label
             )
         for point in points:
             _baseline(axes, point)
         axes.margins(0.09)
         middle = sum(axes.get_xlim()) / 2.0
         for point in points:  # place the label towards the middle, so that it stays inside
-            offset, side = ((7, 5), "left") if point.x < middle else ((-7, 5), "right")
-            height = axes.get_ylim()[1] if point.y is None else point.y  # a line has its label at its top
+            offset, side = ((7, 5), "left") if point.x.mean < middle else ((-7, 5), "right")
+            height = (
+                axes.get_ylim()[1] if point.y is None else point.y.mean
+            )  # a line has its label at its top
             axes.annotate(
                 point.label,
-                (point.x, height),
+                (point.x.mean, height),
                 offset,
                 textcoords="offset points",
                 ha=side,
@@ -221,22 +214,23 @@ def plane(name: str, paths: Sequence[Path2D], points: Sequence[Point2D], *, x: s
 
 def _baseline(axes: Axes, point: Point2D) -> None:
     if point.y is None:
-        axes.axvline(point.x, color=MUTED, linewidth=1.0, linestyle="--", zorder=1)
+        axes.axvline(point.x.mean, color=MUTED, linewidth=1.0, linestyle="--", zorder=1)
         return
-    bar: dict[str, Any] = {"color": MUTED, "linewidth": 1.0, "alpha": 0.65, "zorder": 2}
-    if point.x_bounds is not None:
-        axes.plot(point.x_bounds, [point.y] * 2, **bar)
-    if point.y_bounds is not None:
-        axes.plot([point.x] * 2, point.y_bounds, **bar)
+    if not point.published:
+        _bars(axes, point.x, point.y, MUTED)
     marker, size = ("s", 16) if point.published else ("X", 44)
-    axes.scatter([point.x], [point.y], s=size, marker=marker, color=MUTED, linewidths=0, zorder=4)
+    axes.scatter([point.x.mean], [point.y.mean], s=size, marker=marker, color=MUTED, linewidths=0, zorder=4)
 
 
-def _arrow(axes: Axes, path: Path2D, colour: str) -> None:
-    ends = ((path.x[-2], path.y[-2]), (path.x[-1], path.y[-1]))
-    if all(math.isfinite(value) for end in ends for value in end) and ends[0] != ends[1]:
+def _bars(axes: Axes, x: Interval, y: Interval, colour: str) -> None:
+    axes.plot((x.low, x.high), [y.mean] * 2, color=colour, linewidth=1.0, alpha=0.65, zorder=2)
+    axes.plot([x.mean] * 2, (y.low, y.high), color=colour, linewidth=1.0, alpha=0.65, zorder=2)
+
+
+def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str) -> None:
+    if all(map(math.isfinite, (*start, *end))) and start != end:
         style = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.4, "shrinkB": 3.4, "mutation_scale": 9}
-        axes.annotate("", xy=ends[1], xytext=ends[0], arrowprops=style, zorder=4)
+        axes.annotate("", xy=end, xytext=start, arrowprops=style, zorder=4)
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Final
 
 import jinja2
 
@@ -12,14 +12,11 @@ from customized_grpo.evaluation.summary import write_atomically
 from customized_grpo.report import figures, page
 from customized_grpo.report.folders import read_runs
 
-_MINUS: Final = "\u2212"
-
 
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     """Write the report of one run, or the comparison of several.
 
     Args:
-        runs: folders of runs; nothing outside them is read.
         out: the page; by default ``report.html`` in the run's folder, or in its parent folder for several runs.
 
     Raises:
@@ -35,7 +32,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "signed": signed, "percent": percent, "label": label}
+    environment.filters |= {"number": number, "signed": partial(number, sign="+"), "percent": percent}
     summaries = [page.summary_of(run) for run in read]
     axes = page.axes_of(read)
     html = environment.get_template("report.html.j2").render(
@@ -61,27 +58,13 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     return out
 
 
-def number(value: float | None) -> str:
-    """A number with three decimals, two from 10 on; a dash if unknown."""
-    return _shown(value, "")
-
-
-def signed(value: float | None) -> str:
-    """A number with its sign, with a typographic minus."""
-    return _shown(value, "+")
-
-
-def _shown(value: float | None, sign: str) -> str:
+def number(value: float | None, sign: str = "") -> str:
+    """Three digits after the point, two from 10 on; a true minus; a dash for what is unknown."""
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{value:{sign}.{3 if abs(value) < 10 else 2}f}".replace("-", _MINUS)
+    return f"{value:{sign}.{3 if abs(value) < 10 else 2}f}".replace("-", "\u2212")
 
 
 def percent(value: float | None) -> str:
     """A share in whole percent."""
     return "–" if value is None or not math.isfinite(value) else f"{100 * value:.0f} %"
-
-
-def label(column: str) -> str:
-    """Display name of a column."""
-    return column.replace("_", " ")

@@ -1,10 +1,6 @@
 """Examples that a recipe encodes, for a cache that is completed beforehand."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from customized_grpo.conditioning.cache import Jobs
-from customized_grpo.console import OnProgress, err
 from customized_grpo.data import order
 from customized_grpo.data.base import Dataset, load_dataset
 from customized_grpo.evaluation.evaluator import encoded_examples
@@ -39,19 +35,3 @@ def needed_of(recipe: Recipe | EvaluateRecipe, dataset: Dataset | None, held_out
     if recipe.evaluate is not None and held_out is not None:
         jobs += [(held_out, index) for index in encoded_examples(held_out, recipe.evaluate)]
     return jobs
-
-
-@contextmanager
-def bars() -> Iterator[OnProgress]:
-    """One progress bar per phase on a terminal; silent elsewhere."""
-    from rich.progress import Progress, TaskID
-
-    tasks: dict[str, TaskID] = {}
-    with Progress(console=err, disable=not err.is_terminal, transient=True) as shown:
-
-        def tell(phase: str, done: int, total: int) -> None:
-            if phase not in tasks:
-                tasks[phase] = shown.add_task(f"conditioning: {phase}")
-            shown.update(tasks[phase], completed=done, total=total)
-
-        yield tell

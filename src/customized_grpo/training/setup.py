@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from customized_grpo import registry
 from customized_grpo.advantages.shaping import Aggregator
 from customized_grpo.conditioning.cache import Process, open_policy
+from customized_grpo.console import bars
 from customized_grpo.data.base import Dataset, load_dataset
 from customized_grpo.data.order import groups_a_rank
 from customized_grpo.devices import open_device
@@ -37,7 +38,7 @@ from customized_grpo.scoring.score import load_rewards
 from customized_grpo.scoring.scorer import Scorer
 from customized_grpo.training import engine
 from customized_grpo.training.distributed import together
-from customized_grpo.training.encoded import bars, load_held_out, needed_of
+from customized_grpo.training.encoded import load_held_out, needed_of
 from customized_grpo.training.optimizers import build_optimizer
 from customized_grpo.training.tracking import prepare_folder
 from customized_grpo.types import Conditioning, Example
@@ -161,15 +162,8 @@ def build(recipe: Recipe) -> Parts:
         rewards = load_rewards(recipe.rewards, device=device)
     # Completing a cache waits for the others on its way, so a rank that fails in it can't tell them: it ends the job.
     agreed = together(accelerator, ValueError) if run.cache is None else contextlib.nullcontext()
-    with agreed, bars() as progress:
-        process = Process(
-            device=device,
-            precision=run.precision,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-            wait=accelerator.wait_for_everyone,
-            progress=progress,
-        )
+    with agreed, bars("conditioning: ") as progress:
+        process = Process.of(accelerator, run.precision, progress)
         jobs = partial(needed_of, recipe, dataset, held_out)
         policy, encode = open_policy(recipe.policy, run.cache, jobs, process)
         tuning.attach(policy, recipe.policy, run.seed, keep_base=recipe.objective.kl > 0)

@@ -1,6 +1,5 @@
 """What a protocol's name promises, the baselines that stand beside, and that a photo is encoded once."""
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from customized_grpo.data import originals
+from customized_grpo.data import dreambench
 from customized_grpo.data.dreambench import DreamBench
 from customized_grpo.evaluation.baselines import RealPhotos, identity_metrics, reference_copy
 from customized_grpo.evaluation.metrics import build_metrics, score
@@ -277,7 +276,7 @@ def test_other_photos_and_other_data_are_a_departure(root: Path, monkeypatch: py
         scaled = [one for one in said if one.startswith("photos is other files (158 of 158), not original")]
         assert len(scaled) == name.startswith(("dreambench/", "dreambench-multi/"))
     with monkeypatch.context() as patch:
-        patch.setattr(originals, "_has_size", lambda file, size: True)
+        patch.setattr(dreambench, "_has_size", lambda file, size: True)
         said = PROTOCOLS[ALL].departures(settings_of_metrics(root, metrics))
         assert not [one for one in said if one.startswith(("photos", "data"))]
     mini = Evaluate.model_validate({"data": {"type": "mini"}, "metrics": metrics})
@@ -287,14 +286,14 @@ def test_other_photos_and_other_data_are_a_departure(root: Path, monkeypatch: py
 
 
 def test_the_size_in_bytes_tells_a_photo_from_a_scaled_one(root: Path) -> None:
-    facts = json.loads((Path(originals.__file__).parent / "facts" / "dreambench.json").read_text())["files"]
+    facts = dreambench.facts()["files"]
     name = "dataset/backpack/00.jpg"
     size, _ = facts[name]
     photo = root / name
     before = photo.read_bytes()
     try:
         photo.write_bytes(before + bytes(size - len(before)))
-        assert originals.photos(str(root)) == "other files (157 of 158)"
-        assert originals.photos(str(root / "dataset")) == "other files (157 of 158)"
+        assert dreambench.photos(str(root)) == "other files (157 of 158)"
+        assert dreambench.photos(str(root / "dataset")) == "other files (157 of 158)"
     finally:
         photo.write_bytes(before)

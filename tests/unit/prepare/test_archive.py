@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from customized_grpo.prepare import archive
-from customized_grpo.prepare.archive import ArchiveError, names, unpack
+from customized_grpo.prepare.archive import ArchiveError, unpack
 
 
 def write(path: Path, *members: tuple[str | zipfile.ZipInfo, bytes]) -> Path:
@@ -62,8 +62,6 @@ def test_unsafe_members_refuse_the_archive(tmp_path: Path, kind: str) -> None:
         unpack(path, tmp_path / "out", same)
     assert not (tmp_path / "out").exists()
     assert files_in(tmp_path) == ["x.zip"]
-    with pytest.raises(ArchiveError):
-        names(path)
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -127,7 +125,6 @@ def test_unpacks_what_is_placed_and_goes_on_where_it_stopped(tmp_path: Path) -> 
     def place(name: str) -> str | None:
         return name.removeprefix("wrap/") if name.endswith(".png") else None
 
-    assert names(path) == ["wrap/1/0.png", "wrap/1/1.png", "wrap/notes.txt"]
     assert unpack(path, tmp_path / "out", place) == 2
     assert files_in(tmp_path / "out") == ["1/0.png", "1/1.png"]
     (tmp_path / "out/1/1.png").write_bytes(b"xne")  # of the same size, other content
@@ -150,4 +147,4 @@ def test_what_an_archive_holds_stays_as_it_is_with_its_exif(tmp_path: Path) -> N
 def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(io.BytesIO(b"<html>").getvalue())
     with pytest.raises(ArchiveError, match=r"x\.zip: is not a complete zip archive"):
-        names(tmp_path / "x.zip")
+        unpack(tmp_path / "x.zip", tmp_path / "out", same)

@@ -179,16 +179,16 @@ def test_a_split_holds_whole_subjects_out(tmp_path: Path) -> None:
     ]
     path = write(tmp_path, *rows[:15], "", *rows[15:])
     done = split_manifest(path, share=0.2, seed=1)
-    assert (done.train_rows, done.test_rows, done.train_groups, done.test_groups) == (24, 6, 8, 2)
-    parts = [[json.loads(line) for line in part.read_text().splitlines()] for part in (done.train, done.test)]
+    assert [(part.rows, part.groups) for part in done] == [(24, 8), (6, 2)]
+    parts = [[json.loads(line) for line in part.path.read_text().splitlines()] for part in done]
     subjects = [{one["extra"]["subject_id"] for one in part} for part in parts]
     assert not subjects[0] & subjects[1]
     assert sorted(one["id"] for part in parts for one in part) == sorted(one["id"] for one in rows)
-    before = done.test.read_bytes()
+    before = done[1].path.read_bytes()
     assert split_manifest(path, share=0.2, seed=1) == done
-    assert done.test.read_bytes() == before
+    assert done[1].path.read_bytes() == before
     split_manifest(path, share=0.2, seed=2)
-    assert done.test.read_bytes() != before
+    assert done[1].path.read_bytes() != before
 
 
 def test_named_subjects(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_named_subjects(tmp_path: Path) -> None:
     ]
     path = write(tmp_path, *rows)
     done = split_manifest(path, share=0.1, names=["s1", "s3"])
-    assert [json.loads(line)["id"] for line in done.test.read_text().splitlines()] == ["1", "3"]
+    assert [json.loads(line)["id"] for line in done[1].path.read_text().splitlines()] == ["1", "3"]
     with pytest.raises(ValueError, match="no row is about 's9'; there are 4: s0, s1"):
         split_manifest(path, share=0.1, names=["s9"])
     with pytest.raises(ValueError, match="all would be held out"):

@@ -102,17 +102,16 @@ def test_a_bad_picture_is_reported_and_the_rest_goes_on(save: Callable[[list[Row
     rows = [
         {"id": "a", "references": ["broken.png"], "subject": "bag"},
         {"id": "b", "references": ["none.png"], "subject": "bag"},
-        {"id": "c", "references": ["../bag/0.png"], "subject": "bag"},
         {"id": "d", "references": ["bag/1.png"]},
         {"id": "e", "references": ["bag/2.png"], "subject": "cat"},
         {"id": "f", "references": ["bag/3.png"], "subject": "bag"},
     ]
     report = make_masks(save(rows), Bright(), settings=SETTINGS)
     reasons = list(report.problems.values())
-    expected = ("truncated", "no such file", "not inside", "no subject", "no 'cat' was found")
+    expected = ("truncated", "no such file", "no subject", "no 'cat' was found")
     for reason, part in zip(reasons, expected, strict=True):
         assert part in reason
-    assert [row["masks"] for row in rows_of(report.manifest)] == [[None]] * 5 + [["masks/bag/3_seg.png"]]
+    assert [row["masks"] for row in rows_of(report.manifest)] == [[None]] * 4 + [["masks/bag/3_seg.png"]]
 
 
 def test_it_goes_on_where_it_was_stopped(save: Callable[[list[Row]], Path]) -> None:

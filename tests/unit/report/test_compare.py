@@ -46,7 +46,7 @@ def evaluated(folder: Path, quality: float, *, n: int = 12, **changes: Any) -> P
 
 def test_the_paired_difference_of_the_adapters(tmp_path: Path) -> None:
     a, b = evaluated(tmp_path / "a", 0.5), evaluated(tmp_path / "b", 1.5)
-    (found,) = compare_runs([a, b])
+    (found,) = compare_runs(read_runs([a, b]))
     assert (found["of"], found["to"], found["notes"]) == ("b", "a", [])
     means = [
         column_means(run.evaluations["tuned"], "identity_accuracy") for run in reversed(read_runs([a, b]))
@@ -56,13 +56,13 @@ def test_the_paired_difference_of_the_adapters(tmp_path: Path) -> None:
     assert (value["mean"], value["low"], value["n"]) == (expected.mean, expected.low, 12)
     assert value["win_rate"] == win_rate(*means)
     assert value["low"] > 0
-    (back,) = compare_runs([b, a])
+    (back,) = compare_runs(read_runs([b, a]))
     assert back["metrics"]["identity_accuracy"]["mean"] == pytest.approx(-value["mean"])
 
 
 def test_what_else_differs_is_said(tmp_path: Path) -> None:
     a, b = evaluated(tmp_path / "a", 0.5, n=8), evaluated(tmp_path / "b", 2.5, n=12)
-    (found,) = compare_runs([a, b])
+    (found,) = compare_runs(read_runs([a, b]))
     assert found["notes"] == ["over the 8 prompts that both have, of 12", "steps is 8 in b and 4 in a"]
     assert found["metrics"]["both"]["n"] == 8
 
@@ -80,7 +80,7 @@ def test_what_else_differs_is_said(tmp_path: Path) -> None:
 def test_what_is_not_comparable_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     a, b = evaluated(tmp_path / "a", 0.5), evaluated(tmp_path / "b", 1.5, **change)
     with pytest.raises(ValueError, match=message):
-        compare_runs([a, b])
+        compare_runs(read_runs([a, b]))
     assert "can&#39;t be compared" in write_report([a, b], tmp_path / "page.html").read_text()
 
 
@@ -89,7 +89,7 @@ def test_dreambench_is_the_same_wherever_it_lies(tmp_path: Path) -> None:
         evaluated(tmp_path / name, gain, data={"type": "dreambench", "path": name})
         for name, gain in (("a", 0.5), ("b", 1.5))
     ]
-    assert len(compare_runs(runs)) == 1
+    assert len(compare_runs(read_runs(runs))) == 1
 
 
 def test_the_command_compares_prints_and_saves(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_the_command_compares_prints_and_saves(tmp_path: Path) -> None:
     assert "b − a" in done.output
     assert "c − a" in done.output
     saved = json.loads((tmp_path / "c.json").read_text())
-    assert saved == compare_runs([Path(run) for run in runs])
+    assert saved == compare_runs(read_runs([Path(run) for run in runs]))
     assert f"{saved[0]['metrics']['both']['mean']:+.3f}" in done.output
     assert "two or more" in call("--compare", runs[0]).stderr
     assert "--out: it goes with --compare" in call("mini", "--out", "x.json").stderr
@@ -222,5 +222,5 @@ def test_the_report_warns(tmp_path: Path, gain: float, warned: bool) -> None:
 def test_a_run_without_an_adapter_stands_for_its_base_and_that_is_said(tmp_path: Path) -> None:
     a, b = evaluated(tmp_path / "a", 0.5), evaluated(tmp_path / "b", 1.5)
     (a / "evaluation" / "tuned.jsonl").unlink()
-    (found,) = compare_runs([a, b])
+    (found,) = compare_runs(read_runs([a, b]))
     assert found["notes"] == ["a is its base, as no adapter was evaluated there"]

@@ -1,1 +1,1 @@
-"""The commands of ``customized-grpo data``, one per file; app is their root."""
+"""The commands of ``customized-grpo data``, one per file."""

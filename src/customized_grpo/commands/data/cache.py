@@ -4,14 +4,13 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.console import hush_libraries, say
+from customized_grpo.commands.arguments import Overrides
+from customized_grpo.console import bars, hush_libraries, say
 
 
 def cache(
     config: Annotated[str, typer.Argument(metavar="RECIPE", help="a recipe's file or name, of either kind")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[key.sub=value]", help="change any key of the recipe")
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Encode what a recipe's prompts and references need into run.cache; may be stopped, repeated, and shared.
 
@@ -30,21 +29,14 @@ def cache(
 
     from customized_grpo.conditioning.cache import ConditioningCache, Process, complete
     from customized_grpo.devices import open_device
-    from customized_grpo.training.encoded import bars, needed
+    from customized_grpo.training.encoded import needed
 
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     state = PartialState(cpu=open_device(recipe.run.device).type == "cpu")
     store = ConditioningCache(recipe.run.cache, recipe.policy, recipe.run.precision)
     jobs = needed(recipe)
-    with bars() as progress:
-        process = Process(
-            device=state.device,
-            precision=recipe.run.precision,
-            rank=state.process_index,
-            world=state.num_processes,
-            wait=state.wait_for_everyone,
-            progress=progress,
-        )
+    with bars("conditioning: ") as progress:
+        process = Process.of(state, recipe.run.precision, progress)
         made: int = sum(gather_object([complete(recipe.policy, store, jobs, process)]))
     say(f"{store.folder}\n{made:,} conditionings made; the recipe uses {len(jobs):,} examples")

@@ -2,16 +2,16 @@
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from customized_grpo.commands.arguments import Manifest, Workers
 from customized_grpo.commands.brief import brief
-from customized_grpo.commands.data.shared import PAIR, Workers, manifest_in, show_prompts
-from customized_grpo.commands.tables import print_rows
-from customized_grpo.console import err, out, say
+from customized_grpo.commands.tables import PAIR, print_rows, show_prompts
+from customized_grpo.console import bars, out, say
 
 if TYPE_CHECKING:
     from customized_grpo.prepare.check import Check
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @brief()
 def check(
-    manifest: Annotated[Path, typer.Argument(help="the .jsonl file, or the folder of manifest.jsonl")],
+    manifest: Manifest,
     sheet: Annotated[
         Path | None, typer.Option(help="the contact sheet; by default contact_sheet.jpg beside the manifest")
     ] = None,
@@ -35,25 +35,20 @@ def check(
     from customized_grpo.prepare.inspection import default_workers
     from customized_grpo.prepare.sheet import contact_sheet
 
-    path = manifest_in(manifest)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
-        task = bar.add_task("images")
+    with bars() as show:
         report, rows, seen = check_manifest(
-            path,
-            workers=workers or default_workers(),
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            manifest, workers=workers or default_workers(), progress=partial(show, "images")
         )
     _show_check(report)
-    sheet = sheet or path.parent / "contact_sheet.jpg"
+    sheet = sheet or manifest.parent / "contact_sheet.jpg"
     subtitle = f"{report.rows:,} rows, {report.subjects:,} subjects, {report.images:,} images"
     subtitle += f", {len(report.broken):,} broken files" if report.broken else ""
-    contact_sheet(sheet, rows, seen, path.parent, title=str(path), subtitle=subtitle, num=cards)
+    contact_sheet(sheet, rows, seen, manifest.parent, title=str(manifest), subtitle=subtitle, num=cards)
     if facts is not None:
         found = asdict(report) | {"usable": len(report.usable), "ok": report.ok}
         facts.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if usable is not None:
-        write_usable(path, report.usable, usable)
+        write_usable(manifest, report.usable, usable)
         say(f"{len(report.usable):,} usable rows: {usable}")
     say(f"contact sheet: {sheet}")
     if not report.ok:

@@ -1,13 +1,12 @@
 """``customized-grpo data import``. Heavy imports are inside."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from customized_grpo.commands.data.shared import PAIR, Workers, show_prompts
-from customized_grpo.commands.tables import print_rows
+from customized_grpo.commands.arguments import Workers
+from customized_grpo.commands.tables import PAIR, print_rows, show_prompts
 from customized_grpo.console import err, say
 
 if TYPE_CHECKING:
@@ -49,15 +48,10 @@ def import_(
         workers=workers or default_workers(),
         overwrite=overwrite,
     )
-    with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(),
-        console=err, disable=not err.is_terminal, transient=True,
-    ) as bar:  # fmt: skip
-        task = bar.add_task("reading")
+    with err.status("reading") as status:
 
         def show(report: "Report") -> None:
-            text = f"{report.rows:,} rows, {report.rejected:,} rejected, {report.images:,} images"
-            bar.update(task, description=text)
+            status.update(f"{report.rows:,} rows, {report.rejected:,} rejected, {report.images:,} images")
 
         report = import_data(importer, source, folder, wanted, show)
     _show_import(report)
@@ -67,27 +61,12 @@ def import_(
 
 
 def _importer(kind: str, options: list[str]) -> "Importer":
-    import yaml
-    from pydantic import ValidationError
-
     from customized_grpo import registry
-    from customized_grpo.recipe.problems import RecipeError, dotted, explain
+    from customized_grpo.recipe.loading import recipe_of
 
-    model: Any = registry.resolve("importers", kind)
-    data: dict[str, Any] = {"type": kind}
-    for option in options:
-        key, equals, value = option.removeprefix("--").partition("=")
-        if not equals or not key:
-            raise ValueError(f"option {option!r}: write it as key=value, for example pairs=one")
-        try:
-            data[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"option {option!r}: {value!r} is not a YAML value") from error
-    try:
-        made: Importer = model.model_validate(data)
-    except ValidationError as error:
-        told = (explain(one, model, data) for one in error.errors(include_url=False))
-        raise RecipeError("\n".join(f"{kind}: {dotted(place)}{text}" for place, text in told)) from error
+    if wrong := next((option for option in options if "=" not in option), None):
+        raise ValueError(f"option {wrong!r}: write it as key=value, for example pairs=one")
+    made: Importer = recipe_of({"type": kind}, options, registry.resolve("importers", kind))
     return made
 
 

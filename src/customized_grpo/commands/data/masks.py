@@ -1,11 +1,13 @@
 """``customized-grpo data masks``: the command around ``prepare.masks``. Heavy imports are inside."""
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from customized_grpo.console import err, hush_libraries, say
+from customized_grpo.commands.arguments import Device
+from customized_grpo.console import bars, err, hush_libraries, say
 
 
 def masks(
@@ -20,9 +22,7 @@ def masks(
     target: Annotated[
         Path | None, typer.Option("--out", help="the new manifest; by default <name>-masks.jsonl")
     ] = None,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="auto: the GPU if there is one")
-    ] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Make the masks that a manifest's references lack, by GroundingDINO and SAM; may be stopped and started again."""
     from pydantic import ValidationError
@@ -43,17 +43,14 @@ def masks(
     segment: Segment = lambda image, word: None  # noqa: E731 - never asked where every reference has its mask
     if is_any_missing(manifest, where):
         segment = Segmenter(config, device=on)
-    from rich.progress import Progress
-
-    with Progress(console=err, disable=not err.is_terminal) as bar:
-        task = bar.add_task("masks", total=None)
+    with bars() as show:
         report = make_masks(
             manifest,
             segment,
             settings=config.model_dump(),
             folder=where,
             target=target,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=partial(show, "masks"),
         )
     for one, reason in report.problems.items():
         say(f"{one.reference}: {reason}", style="yellow", on=err)

@@ -1,16 +1,15 @@
 """``customized-grpo data split``. Heavy imports are inside."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from customized_grpo.commands.data.shared import manifest_in
+from customized_grpo.commands.arguments import Manifest
 from customized_grpo.console import say
 
 
 def split(
-    manifest: Annotated[Path, typer.Argument(help="the .jsonl file, or the folder of manifest.jsonl")],
+    manifest: Manifest,
     share: Annotated[float, typer.Option(help="share of the rows to hold out")] = 0.1,
     hold_out: Annotated[
         list[str] | None, typer.Option(help="hold out this subject; may be given several times")
@@ -23,9 +22,5 @@ def split(
     """Hold subjects out: no individual and no picture is in both parts."""
     from customized_grpo.prepare.split import split_manifest
 
-    done = split_manifest(manifest_in(manifest), share=share, names=hold_out or [], by=by, seed=seed)
-    for path, rows, groups in (
-        (done.train, done.train_rows, done.train_groups),
-        (done.test, done.test_rows, done.test_groups),
-    ):
-        say(f"{path}: {rows:,} rows of {groups:,} subjects")
+    for part in split_manifest(manifest, share=share, names=hold_out or [], by=by, seed=seed):
+        say(f"{part.path}: {part.rows:,} rows of {part.groups:,} subjects")

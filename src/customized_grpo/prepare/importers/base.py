@@ -107,3 +107,15 @@ def text_of(entry: Mapping[str, Any], key: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{key}: given {value!r}; it must be a text that isn't blank")
     return value.strip()
+
+
+def paths_of(entry: Mapping[str, Any], key: str) -> list[str]:
+    """A field that is a path, or a list of paths.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    value = entry.get(key)
+    if isinstance(value, list) and value and all(isinstance(path, str) and path for path in value):
+        return value
+    return [text_of(entry, key)]

@@ -3,22 +3,16 @@
 The prompt lists of DreamBench are in ``data.dreambench``, whose data set reads the folder without an import.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, final
 
 from pydantic import Field
 
-from customized_grpo.data.dreambench import (
-    PROMPTS_FILE,
-    find_root,
-    multi_list,
-    read_templates,
-    single_list,
-    subject_photos,
-)
-from customized_grpo.data.images import masks_beside
-from customized_grpo.prepare.archive import names, unpack
+from customized_grpo.data.dreambench import find_root, read_prompts
+from customized_grpo.data.images import images_in, masks_beside
+from customized_grpo.prepare.archive import unpack
 from customized_grpo.prepare.importers.base import Draft, Importer, Item, Rejected, SourceError, folder_of
 
 
@@ -41,10 +35,9 @@ class DreamBench(Importer):
         """Rows in the order of the public lists; ``views`` are all pictures of the subject."""
         root = self.root(source)
         try:
-            templates = read_templates((root / PROMPTS_FILE).read_text(encoding="utf-8"))
-            prompts = single_list(templates) if self.subjects == "single" else multi_list(templates)
+            templates, prompts = read_prompts(root, self.subjects)
         except ValueError as error:
-            raise SourceError(f"{root / PROMPTS_FILE}: {error}") from error
+            raise SourceError(str(error)) from error
         for prompt in prompts:
             missing = [subject for subject in prompt.subjects if not (root / subject).is_dir()]
             if missing:
@@ -58,7 +51,7 @@ class DreamBench(Importer):
                 references=references,
                 subject=" and ".join(prompt.classes),
                 masks=masks_beside(references),
-                views=tuple(photo for subject in prompt.subjects for photo in subject_photos(root, subject)),
+                views=tuple(photo for subject in prompt.subjects for photo in images_in(root / subject)),
                 extra={
                     "subject_id": prompt.subjects[0] if len(prompt.subjects) == 1 else list(prompt.subjects),
                     "kind": "+".join(kinds),
@@ -107,13 +100,10 @@ def _unpacked(source: Path, out: Path) -> Path | None:
     """Folder in ``out`` to which a zip archive was unpacked; None if the source is not an archive."""
     if source.suffix.lower() != ".zip":
         return None
-    inside = next((name for name in names(source) if "captions/" in name), "captions/")
-    prefix = inside[: inside.index("captions/")]
 
     def place(member: str) -> str | None:
-        tail = member.removeprefix(prefix)
-        wanted = member.startswith(prefix) and tail.startswith(("images/", "captions/"))
-        return tail if wanted else None
+        found = re.search(r"(?:^|/)((?:images|captions)/.+)", member)
+        return found[1] if found and not member.startswith("__MACOSX/") else None
 
     unpack(source, out, place)
     return out

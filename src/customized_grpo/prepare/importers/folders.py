@@ -20,6 +20,7 @@ from customized_grpo.prepare.importers.base import (
     Rejected,
     SourceError,
     folder_of,
+    paths_of,
     text_of,
 )
 
@@ -140,7 +141,7 @@ class ImageFolder(Importer):
         prompt = self.prompt or next((key for key in _PROMPT_KEYS if key in entry), "caption")
         identity = "" if self.subject_id is None else str(entry.get(self.subject_id) or "")
         target = None if self.target is None else folder / text_of(entry, self.target)
-        references = _paths(entry, self.reference)
+        references = paths_of(entry, self.reference)
         name = Path(references[0]).with_suffix("").as_posix().replace("/", "-")
         mask = None if self.mask is None or not entry.get(self.mask) else folder / text_of(entry, self.mask)
         target_mask = None if target is None else mask_beside(target)
@@ -166,13 +167,6 @@ class ImageFolder(Importer):
             target_mask=target_mask,
             extra={"subject_id": identity} if identity else {},
         )
-
-
-def _paths(entry: dict[str, Any], key: str) -> list[str]:
-    value = entry.get(key)
-    if isinstance(value, list) and value and all(isinstance(path, str) and path for path in value):
-        return value
-    return [text_of(entry, key)]
 
 
 def _read_templates(path: Path) -> list[str]:

@@ -4,9 +4,10 @@ Nothing is downloaded unless a hub id is given. Pictures inside tables become PN
 """
 
 import re
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from pydantic import Field
 
@@ -25,9 +26,33 @@ from customized_grpo.prepare.importers.base import (
 class _Hub(Importer):
     """Records of a hub id, of a folder of parquet files, or of one such file."""
 
+    prefix: ClassVar[str] = "row"
+    """Prefix of the ids of rows."""
+
     split: str = Field(default="train", description="split of the data set")
     revision: str | None = Field(default=None, description="commit or tag on the hub; null: the newest")
     streaming: bool = Field(default=True, description="read while downloading; false: download the set first")
+
+    def root(self, source: str) -> Path:
+        """No folder of the source is used: images are written to the output folder."""
+        return Path.cwd()
+
+    @abstractmethod
+    def rows(self, record: dict[str, Any], name: str, out: Path) -> Iterator[Item]:
+        """Items of one record.
+
+        Raises:
+            ValueError: it can't become a row.
+        """
+
+    def __call__(self, source: str, out: Path) -> Iterator[Item]:
+        """Rows in the set's order."""
+        for number, record in enumerate(self.records(source)):
+            name = f"{self.prefix}-{number:06d}"
+            try:
+                yield from self.rows(record, name, out)
+            except ValueError as error:
+                yield Rejected(name, error.reason if isinstance(error, ImageError) else str(error))
 
     def records(self, source: str) -> Iterable[dict[str, Any]]:
         """Rows of the table, with images as ``{"bytes", "path"}``, to be decoded by the package's own loader.
@@ -67,6 +92,8 @@ class _Hub(Importer):
 class Subjects200K(_Hub):
     """Subjects200K (arXiv 2411.15098): two views of a subject side by side in one picture."""
 
+    prefix = "s200k"
+
     collections: list[str] = Field(
         default=[], description="collections to use, such as collection_2; empty: all"
     )
@@ -74,24 +101,6 @@ class Subjects200K(_Hub):
         default=5, ge=0, le=5, description="lower limit of all three scores; 0: also unscored"
     )
     swap: bool = Field(default=True, description="use each view as the target, so two rows per picture")
-
-    def root(self, source: str) -> Path:
-        """The output folder: the views are written there."""
-        return Path.cwd()
-
-    def __call__(self, source: str, out: Path) -> Iterator[Item]:
-        """Rows in the set's order; the two views of each picture are written as PNG files."""
-        for number, record in enumerate(self.records(source)):
-            name = f"s200k-{number:06d}"
-            if unfit := self._unfit(record):
-                yield Skipped(unfit)
-                continue
-            try:
-                yield from self._rows(record, name, out)
-            except ImageError as error:
-                yield Rejected(name, error.reason)
-            except ValueError as error:
-                yield Rejected(name, str(error))
 
     def _unfit(self, record: dict[str, Any]) -> str:
         if self.collections and record.get("collection") not in self.collections:
@@ -102,7 +111,11 @@ class Subjects200K(_Hub):
         keys = ("compositeStructure", "objectConsistency", "imageQuality")
         return "" if all((scores.get(key) or 0) >= self.min_quality for key in keys) else "below min_quality"
 
-    def _rows(self, record: dict[str, Any], name: str, out: Path) -> Iterator[Draft]:
+    def rows(self, record: dict[str, Any], name: str, out: Path) -> Iterator[Item]:
+        """A row per view that is a target; the two views are written as PNG files."""
+        if unfit := self._unfit(record):
+            yield Skipped(unfit)
+            return
         description = record.get("description")
         if not isinstance(description, dict):
             raise ValueError("has no description")
@@ -135,22 +148,8 @@ class Hub(_Hub):
     subject: str | None = Field(default=None, description="column of the class word")
     subject_id: str | None = Field(default=None, description="column that identifies individuals")
 
-    def root(self, source: str) -> Path:
-        """The output folder: images are written there."""
-        return Path.cwd()
-
-    def __call__(self, source: str, out: Path) -> Iterator[Item]:
-        """Rows in the set's order; every image is written as a PNG file."""
-        for number, record in enumerate(self.records(source)):
-            name = f"row-{number:06d}"
-            try:
-                yield self._row(record, name, out)
-            except ImageError as error:
-                yield Rejected(name, error.reason)
-            except ValueError as error:
-                yield Rejected(name, str(error))
-
-    def _row(self, record: dict[str, Any], name: str, out: Path) -> Draft:
+    def rows(self, record: dict[str, Any], name: str, out: Path) -> Iterator[Item]:
+        """One row; every image is written as a PNG file."""
         prompt = text_of(record, self.prompt)
         files: dict[str, Path] = {}
         for role, column in (("reference", self.reference), ("target", self.target), ("mask", self.mask)):
@@ -158,7 +157,7 @@ class Hub(_Hub):
                 continue
             files[role] = out / "images" / name[:-3] / f"{name}-{role}.png"
             save_image(read_image(_content(record.get(column)), f"{name}, column {column}"), files[role])
-        return Draft(
+        yield Draft(
             id=name,
             prompt=prompt,
             references=(files["reference"],),

@@ -29,9 +29,7 @@ class Places:
         file = Path(os.path.abspath(path))
         if "\0" in str(file):
             raise ValueError(f"{path!s:.80}: has a zero byte in its name")
-        if file.is_relative_to(self._out) and not self._copy:
-            return file, file.relative_to(self._out).as_posix(), None
-        if file.is_relative_to(self._out / "images"):  # written there by the importer
+        if file.is_relative_to(self._out / "images" if self._copy else self._out):  # the importer wrote it
             return file, file.relative_to(self._out).as_posix(), None
         if not file.is_relative_to(self._root):
             raise ValueError(f"{path}: is outside {self._root}")

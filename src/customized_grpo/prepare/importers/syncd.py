@@ -81,11 +81,7 @@ class SynCD(Importer):
         where = f"{metadata.stem}-{number}"
         try:
             yield from self._rows(entry, images)
-        except (
-            ValueError,
-            LookupError,
-            TypeError,
-        ) as error:  # LookupError, TypeError: scores of another shape
+        except (ValueError, LookupError, TypeError) as error:  # the latter two: scores of another shape
             reason = str(error) if isinstance(error, ValueError) else f"scores can't be read ({error!r})"
             yield Rejected(where, f"{metadata.name}, item {number + 1}: {reason}")
 

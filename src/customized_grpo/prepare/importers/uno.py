@@ -20,6 +20,7 @@ from customized_grpo.prepare.importers.base import (
     Rejected,
     Skipped,
     SourceError,
+    paths_of,
     text_of,
 )
 from customized_grpo.prepare.importers.json_array import json_objects
@@ -92,12 +93,7 @@ class UNO(Importer):
 
 
 def _training_row(entry: dict[str, Any], name: str, root: Path) -> Draft:
-    if "image_paths" in entry:
-        paths = entry["image_paths"]
-        if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
-            raise ValueError(f"image_paths: given {paths!r}; it must be a list of paths")
-    else:
-        paths = [text_of(entry, "image_path")]
+    paths = paths_of(entry, "image_paths" if "image_paths" in entry else "image_path")
     target = entry.get("image_tgt_path")
     return Draft(
         id=name,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, final
 
 from customized_grpo.atomic import replacing
+from customized_grpo.data.images import ImageError
 from customized_grpo.data.prompts import PromptSurvey, prompt_problems, survey
 from customized_grpo.data.rows import Row, same_shape
 from customized_grpo.prepare.importers.base import Draft, Importer, Item, Rejected, Skipped, SourceError
@@ -131,31 +132,27 @@ def _batches(items: Iterator[Item], report: Report, limit: int | None) -> Iterat
 
 
 @final
+@dataclass(slots=True)
 class _Writer:
-    def __init__(
-        self,
-        places: Places,
-        options: Options,
-        look_all: LookAll,
-        manifest: IO[str],
-        rejected: IO[str],
-        report: Report,
-    ) -> None:
-        self._places, self._options, self._look_all = places, options, look_all
-        self._manifest, self._rejected, self._report = manifest, rejected, report
-        self._ids: dict[str, int] = {}
-        self._seen: dict[tuple[Path, bool], Seen] = {}
-        self.prompts: list[str] = []
-        self.first_reason = ""
+    places: Places
+    options: Options
+    look_all: LookAll
+    manifest: IO[str]
+    rejected: IO[str]
+    report: Report
+    ids: dict[str, int] = field(default_factory=dict)
+    seen: dict[tuple[Path, bool], Seen] = field(default_factory=dict)
+    prompts: list[str] = field(default_factory=list)
+    first_reason: str = ""
 
     def take(self, items: list[Item]) -> None:
         """Write a batch of rows, in order."""
         self._look([item for item in items if isinstance(item, Draft)])
         for item in items:
-            if self._report.rows == self._options.limit:
+            if self.report.rows == self.options.limit:
                 return
             if isinstance(item, Skipped):
-                self._report.skipped[item.reason] = self._report.skipped.get(item.reason, 0) + 1
+                self.report.skipped[item.reason] = self.report.skipped.get(item.reason, 0) + 1
             elif isinstance(item, Rejected):
                 self._reject(item.id, "entry", item.reason)
             else:
@@ -166,25 +163,28 @@ class _Writer:
         for draft in drafts:
             for path, mask in _files(draft):
                 try:
-                    file, _, copy = self._places(path)
-                except ValueError as error:
-                    if isinstance(error, SourceError):
-                        raise
+                    file, _, copy = self.places(path)
+                except SourceError:
+                    raise
+                except ValueError:
                     continue  # reported with the row itself
-                if (file, mask) not in self._seen:
-                    wanted[file, mask] = Look(file, mask, self._options.decode or copy is not None, copy)
-        for key, seen in zip(wanted, self._look_all(wanted.values()), strict=True):
-            self._seen[key] = seen
-        self._report.images = sum(not mask for _, mask in self._seen)
+                if (file, mask) not in self.seen:
+                    wanted[file, mask] = Look(file, mask, self.options.decode or copy is not None, copy)
+        for key, seen in zip(wanted, self.look_all(wanted.values()), strict=True):
+            self.seen[key] = seen
+        self.report.images = sum(not mask for _, mask in self.seen)
 
     def _row(self, draft: Draft) -> None:
-        if self._options.noisy == "drop" and (problems := prompt_problems(draft.prompt)):
+        if self.options.noisy == "drop" and (problems := prompt_problems(draft.prompt)):
             self._reject(draft.id, "noisy-prompt", f"prompt: {', '.join(problems)}: {draft.prompt}")
             return
         try:
-            names = [self._image(path) for path in (*draft.references, *_one(draft.target), *draft.views)]
-        except _Unusable as error:
-            self._reject(draft.id, error.kind, str(error))
+            names = [self._image(path) for path in _images(draft)]
+        except ImageError as error:
+            self._reject(draft.id, error.problem, str(error))
+            return
+        except ValueError as error:
+            self._reject(draft.id, "outside", str(error))
             return
         kept = len(draft.references)
         references, rest = names[:kept], names[kept:]
@@ -212,18 +212,15 @@ class _Writer:
         except (ValueError, TypeError) as error:  # an importer's mistake, or half a surrogate pair
             self._reject(draft.id, "entry", f"is not a valid row: {error}")
             return
-        self._manifest.write(line + "\n")
-        self._report.rows += 1
+        self.manifest.write(line + "\n")
+        self.report.rows += 1
         self.prompts.append(draft.prompt)
 
     def _image(self, path: Path) -> str:
-        try:
-            file, name, _ = self._places(path)
-        except ValueError as error:
-            raise _Unusable("outside", str(error)) from error
-        seen = self._seen[file, False]
+        file, name, _ = self.places(path)
+        seen = self.seen[file, False]
         if seen.problem:
-            raise _Unusable(seen.problem, f"{file}: {seen.reason}")
+            raise ImageError(file, seen.problem, seen.reason)
         return name
 
     def _mask(self, draft: Draft, mask: Path | None, image: Path) -> str | None:
@@ -231,60 +228,49 @@ class _Writer:
         if mask is None:
             return None
         try:
-            file, name, _ = self._places(mask)
-        except ValueError as error:
-            self._drop_mask(draft, str(error))
-            return None
-        seen, of = self._seen[file, True], self._seen[self._places(image)[0], False]
-        if seen.problem:
-            self._drop_mask(draft, f"{file}: {seen.reason}")
-        elif not same_shape(seen.size, of.size):
-            self._drop_mask(draft, f"{file}: is {seen.size} but its image is {of.size}")
-        else:
+            file, name, _ = self.places(mask)
+            seen, of = self.seen[file, True], self.seen[self.places(image)[0], False]
+            if seen.problem:
+                raise ValueError(f"{file}: {seen.reason}")
+            if not same_shape(seen.size, of.size):
+                raise ValueError(f"{file}: is {seen.size} but its image is {of.size}")
             return name
-        return None
-
-    def _drop_mask(self, draft: Draft, reason: str) -> None:
-        self._report.masks_dropped += 1
-        self._write_rejected({"what": "mask", "id": draft.id, "problem": "mask", "reason": reason})
+        except ValueError as error:
+            self.report.masks_dropped += 1
+            self._write_rejected({"what": "mask", "id": draft.id, "problem": "mask", "reason": str(error)})
+            return None
 
     def _reject(self, name: str, kind: str, reason: str) -> None:
         self.first_reason = self.first_reason or reason
-        self._report.rejected += 1
-        self._report.problems[kind] = self._report.problems.get(kind, 0) + 1
+        self.report.rejected += 1
+        self.report.problems[kind] = self.report.problems.get(kind, 0) + 1
         self._write_rejected({"what": "row", "id": name, "problem": kind, "reason": reason})
 
     def _write_rejected(self, line: Mapping[str, str]) -> None:
-        self._rejected.write(json.dumps(line) + "\n")
+        self.rejected.write(json.dumps(line) + "\n")
 
     def _free_id(self, wish: str) -> str:
         """The proposed id, made safe as a file name, with a number if it is taken (ignoring case, as for files)."""
         plain = re.sub(r"[^A-Za-z0-9._-]+", "-", wish).strip(".-")[:112] or "row"
-        name, number = plain, self._ids.get(plain.casefold(), 1)
-        while name.casefold() in self._ids:
+        name, number = plain, self.ids.get(plain.casefold(), 1)
+        while name.casefold() in self.ids:
             number += 1
             name = f"{plain}-{number}"
-        self._ids[plain.casefold()] = number
-        self._ids.setdefault(name.casefold(), 1)
+        self.ids[plain.casefold()] = number
+        self.ids.setdefault(name.casefold(), 1)
         return name
 
 
-class _Unusable(Exception):
-    """A row is unusable, with the kind of reason."""
-
-    def __init__(self, kind: str, reason: str) -> None:
-        self.kind = kind
-        super().__init__(reason)
-
-
-def _one(path: Path | None) -> tuple[Path, ...]:
-    return () if path is None else (path,)
+def _images(draft: Draft) -> Iterator[Path]:
+    yield from draft.references
+    if draft.target is not None:
+        yield draft.target
+    yield from draft.views
 
 
 def _files(draft: Draft) -> Iterator[tuple[Path, bool]]:
     """All files of a draft, each with whether it is a mask."""
-    for path in (*draft.references, *_one(draft.target), *draft.views):
-        yield path, False
+    yield from ((path, False) for path in _images(draft))
     for mask in (*draft.masks, draft.target_mask):
         if mask is not None:
             yield mask, True

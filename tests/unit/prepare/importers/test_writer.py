@@ -236,7 +236,7 @@ def test_copies_are_plain_and_apart(source: Path, tmp_path: Path) -> None:
 @given(st.lists(st.text(max_size=6), min_size=1, max_size=12))
 def test_ids_are_safe_and_unique(wishes: list[str]) -> None:
     writer = _Writer.__new__(_Writer)
-    writer._ids = {}
+    writer.ids = {}
     ids = [writer._free_id(wish) for wish in [*wishes, "a" * 200, "a" * 200, "a-2", "A", "a", "a-2"]]
     assert len({name.casefold() for name in ids}) == len(ids)
     for name in ids:
