@@ -11,12 +11,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from customized_grpo import registry
-from customized_grpo.memory.architectures import known_skeleton
 from customized_grpo.memory.estimate import Estimate, Tokens, decode_bytes, estimate
 from customized_grpo.memory.geometry import step_geometry
 from customized_grpo.memory.known_models import MODELS, REWARD_BYTES, UNO_LORA
 from customized_grpo.memory.parameters import Trained, adapted, adapter_parameters
-from customized_grpo.memory.skeleton import Skeleton, of_module
+from customized_grpo.memory.skeleton import Skeleton, of_config
 from customized_grpo.policies.adapters.full import trained_names
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.flux_loading import FluxConfig
@@ -68,7 +67,7 @@ def shapes(source: str, encoders: tuple[str, ...]) -> Shapes:
             )
         known = MODELS[source]
         return Shapes(
-            transformer=_skeleton(known.transformer, known.config),
+            transformer=of_config(known.transformer, known.config),
             encoders=known.encoders,
             vae=known.vae,
             vae_channels=known.vae_channels,
@@ -78,7 +77,7 @@ def shapes(source: str, encoders: tuple[str, ...]) -> Shapes:
         config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
         vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
         return Shapes(
-            transformer=_skeleton(index["transformer"][1], config),
+            transformer=of_config(index["transformer"][1], config),
             encoders={name: _parameters_in(folder / name) for name in encoders},
             vae=_parameters_in(folder / "vae"),
             vae_channels=_channels(vae),
@@ -92,17 +91,6 @@ def _channels(vae: Mapping[str, Any]) -> tuple[int, ...]:
     if "dim_mult" in vae:
         return tuple(vae["base_dim"] * factor for factor in vae["dim_mult"])
     return tuple(vae["block_out_channels"])
-
-
-def _skeleton(name: str, config: Mapping[str, Any]) -> Skeleton:
-    """Skeleton of a transformer; an unknown architecture is built by diffusers, which takes seconds to import."""
-    if (known := known_skeleton(name, config)) is not None:
-        return known
-    import diffusers
-    import torch
-
-    with torch.device("meta"):
-        return of_module(getattr(diffusers, name).from_config(dict(config)))
 
 
 def _parameters_in(folder: Path) -> int:
