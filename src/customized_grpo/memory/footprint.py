@@ -3,18 +3,25 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+from safetensors import SafetensorError, safe_open
 
 from customized_grpo import registry
-from customized_grpo.memory.estimate import Estimate, Tokens, decode_bytes, estimate
+from customized_grpo.memory.estimate import Estimate, Line, Tokens, activations, decode_bytes
 from customized_grpo.memory.geometry import step_geometry
 from customized_grpo.memory.known_models import MODELS, REWARD_BYTES, UNO_LORA
-from customized_grpo.memory.parameters import Trained, adapted, adapter_parameters
+from customized_grpo.memory.parameters import (
+    Trained,
+    adapted,
+    adapter_parameters,
+    optimizer_bytes,
+    weight_bytes,
+)
 from customized_grpo.memory.skeleton import Skeleton, of_config
 from customized_grpo.policies.adapters.full import trained_names
 from customized_grpo.policies.base import Policy
@@ -82,7 +89,7 @@ def shapes(source: str, encoders: tuple[str, ...]) -> Shapes:
             vae=_parameters_in(folder / "vae"),
             vae_channels=_channels(vae),
         )
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
         raise UnknownModelError(f"{folder} is not a pipeline in diffusers' layout ({error})") from error
 
 
@@ -95,18 +102,11 @@ def _channels(vae: Mapping[str, Any]) -> tuple[int, ...]:
 
 def _parameters_in(folder: Path) -> int:
     """Number of parameters in a folder's safetensors files, from their headers."""
-    return sum(
-        prod(entry["shape"])
-        for file in folder.glob("*.safetensors")
-        for name, entry in _header(file).items()
-        if name != "__metadata__"
-    )
-
-
-def _header(file: Path) -> dict[str, Any]:
-    with file.open("rb") as opened:
-        header: dict[str, Any] = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-    return header
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            total += sum(prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+    return total
 
 
 def of_recipe(recipe: Recipe, *, world: int = 1, num_references: int = 1) -> Estimate:
@@ -134,27 +134,64 @@ def of_recipe(recipe: Recipe, *, world: int = 1, num_references: int = 1) -> Est
     if isinstance(policy, FluxConfig) and policy.base_lora is not None and policy.base_lora.mode == "adapter":
         parts["base_lora"] = _values_of_lora(policy.base_lora.path) * b
     rewards, unknown = _rewards(recipe)
-    decoded = min(_DECODE_CHUNK, train.group_size)
-    return estimate(
+    trained = _trained(policy, kind, model.transformer)
+    share, batch = float(policy.gradient_checkpointing), _rollout_batch(recipe)
+    pairs = min(train.pairs_per_backward, train.samples_per_update * len(geometry.trained))
+    forward = partial(
+        activations,
         model.transformer,
-        trained=_trained(policy, kind, model.transformer),
-        reference=recipe.objective.kl > 0,
-        num_forwards=policy.num_forwards(),
-        tokens=_tokens(policy, latent_shape[0], num_references),
+        trained.layers,
+        trained.rank,
+        _tokens(policy, latent_shape[0], num_references),
         b=b,
-        quantization=policy.quantization,
-        optimizer=train.optimizer,
-        ema=train.ema is not None,
-        checkpointing=float(policy.gradient_checkpointing),
-        microbatch=min(train.pairs_per_backward, train.samples_per_update * len(geometry.trained)),
-        group_size=_rollout_batch(recipe),
-        world=world,
-        trajectories=geometry.trajectory_bytes or 0,
-        parts=parts | rewards,
-        peaks={"decode": decode_bytes(decoded, policy.height, policy.width, model.vae_channels)},
-        reserve=_RESERVE,
-        unknown=unknown,
     )
+    replay = forward(n=pairs, checkpointing=share)
+    again = {0.0: "without", 1.0: "with"}.get(share, f"{share:.0%} of the blocks with")
+    decoded = min(_DECODE_CHUNK, train.group_size)
+    resident = [
+        *_weights(recipe, model.transformer, trained, b, world),
+        *(Line(name=name, bytes=size) for name, size in (parts | rewards).items()),
+        Line(name="trajectories", bytes=geometry.trajectory_bytes or 0),
+        Line(name="reserve", bytes=_RESERVE, note="context, workspaces, fragments: an assumption"),
+    ]
+    peaks = [
+        Line(
+            name="replay",
+            bytes=policy.num_forwards() * replay.stored + replay.working,
+            note=f"{pairs} pairs, {again} gradient checkpointing",
+        ),
+        Line(name="rollout", bytes=forward(n=batch, checkpointing=1.0).working // 2, note=f"{batch} samples"),
+        Line(
+            name="update",
+            bytes=4 * sum(trained.sizes) if train.optimizer == "adamw" else 0,
+            note="roots of the second moments",
+        ),
+        Line(name="decode", bytes=decode_bytes(decoded, policy.height, policy.width, model.vae_channels)),
+    ]
+    return Estimate(resident=tuple(resident), peaks=tuple(peaks), unknown=tuple(unknown))
+
+
+def _weights(recipe: Recipe, transformer: Skeleton, trained: Trained, b: int, world: int) -> list[Line]:
+    """Frozen and trained weights, and the optimizer's moments."""
+    train, quantization, values = recipe.train, recipe.policy.quantization, sum(trained.sizes)
+    copies = [("weights", 4), ("gradients", 4)]
+    copies += [("running average (ema)", 4)] if train.ema is not None else []
+    copies += [("autocast's copy", b)] if b < 4 else []
+    copies += [("buckets of data-parallel", 4)] if world > 1 else []
+    copies += [("the base's, for the KL", 4)] if recipe.objective.kl > 0 and trained.own else []
+    return [
+        Line(
+            name="frozen weights of the transformer" if trained.own else "transformer",
+            bytes=weight_bytes(transformer, quantization, b, trained.own),
+            note=quantization,
+        ),
+        Line(
+            name="trained weights" if trained.own else "adapter",
+            bytes=sum(each for _, each in copies) * values,
+            note=f"{values / 1e6:,.1f} M parameters: " + ", ".join(name for name, _ in copies),
+        ),
+        Line(name="optimizer", bytes=optimizer_bytes(trained.sizes, train.optimizer), note=train.optimizer),
+    ]
 
 
 def _trained(policy: PolicySpec, kind: type[Policy], transformer: Skeleton) -> Trained:
