@@ -12,7 +12,7 @@ from customized_grpo.policies.adapters.flux_keys import from_original, key_map
 from customized_grpo.policies.adapters.tensor_files import read_tensors
 from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN
 from customized_grpo.policies.hub_files import weights_file
-from customized_grpo.policies.pipelines import PipelineConfig, check_folder, explained, open_pipeline
+from customized_grpo.policies.pipelines import PipelineConfig, check_folder, empty_transformer, open_pipeline
 from customized_grpo.recipe.sections import ShiftRule
 
 
@@ -101,8 +101,6 @@ def load_flux(
     Raises:
         ValueError: no such model, a gated one, one that is not FLUX.1, or a file whose keys don't match the model.
     """
-    from diffusers import FluxTransformer2DModel
-
     source = config.source()
     others = "a hub id such as black-forest-labs/FLUX.1-dev, or 'mini'. A single file of weights goes into "
     check_folder(pipeline_class, source, others + "policy.transformer")
@@ -115,7 +113,6 @@ def load_flux(
         device=device,
         dtype=dtype,
         absent=absent,
-        transformer_class=FluxTransformer2DModel,
         own={"transformer": _original_transformer(config, dtype)} if single_file else {},
         offline=config.offline,
     )
@@ -126,29 +123,10 @@ def load_flux(
     return pipeline
 
 
-def empty_transformer(config: FluxConfig) -> Any:
-    """The model of ``model``'s configuration on the meta device: names and shapes without weights.
-
-    Raises:
-        ValueError: the configuration can't be loaded.
-    """
-    from diffusers import FluxTransformer2DModel
-
-    with explained(config):
-        settings: Any = FluxTransformer2DModel.load_config(
-            config.source(),
-            subfolder="transformer",
-            revision=config.revision,
-            local_files_only=config.offline,
-        )
-    with torch.device("meta"):
-        return FluxTransformer2DModel.from_config(settings)
-
-
 def _original_transformer(config: FluxConfig, dtype: torch.dtype) -> Any:
     """The model of ``model``'s configuration with the weights of ``transformer``."""
     assert config.transformer is not None
-    transformer = empty_transformer(config)
+    transformer = empty_transformer(config, offline=config.offline)
     file = weights_file(
         config.transformer, "policy.transformer", default=None, revision=None, offline=config.offline
     )
