@@ -109,13 +109,12 @@ def _parameters_in(folder: Path) -> int:
     return total
 
 
-def of_recipe(recipe: Recipe, *, world: int = 1, num_references: int = 1) -> Estimate:
+def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
     """Estimated memory of one training process.
 
     Args:
         recipe: a whole recipe.
         world: P.
-        num_references: number of references per example.
 
     Raises:
         UnknownModelError: see ``shapes``.
@@ -142,7 +141,7 @@ def of_recipe(recipe: Recipe, *, world: int = 1, num_references: int = 1) -> Est
         model.transformer,
         trained.layers,
         trained.rank,
-        _tokens(policy, latent_shape[0], num_references),
+        _tokens(policy, latent_shape[0]),
         b=b,
     )
     replay = forward(n=pairs, checkpointing=share)
@@ -225,12 +224,12 @@ def _rollout_batch(recipe: Recipe) -> int:
     return 1 if batch == "auto" else min(batch or recipe.train.group_size, recipe.train.group_size)
 
 
-def _tokens(policy: PolicySpec, of_image: int, num_references: int) -> Tokens:
-    """Tokens of a sample with square references; FLUX's defaults if the policy's section doesn't say."""
+def _tokens(policy: PolicySpec, of_image: int) -> Tokens:
+    """Tokens of a sample with one square reference; FLUX's defaults if the policy's section doesn't say."""
     pixels = policy.height * policy.width // of_image
     side = policy.reference_side() or _LONG_SIDE
     return Tokens(
-        image=of_image + num_references * side * side // pixels,
+        image=of_image + side * side // pixels,
         text=policy.prompt_tokens() or _TEXT_TOKENS,
     )
 
