@@ -150,7 +150,7 @@ def test_a_failed_call_of_a_server_costs_its_group_alone() -> None:
     with scorer(server=Server(serve), a=LOCAL) as under_test:
         pending = [under_test.submit(example(), group(*ids)) for ids in ((0, 1), (2, 3), (4, 5))]
         first, second, third = (one.result() for one in pending)
-        assert under_test.failures == {"server": 3, "a": 0}
+        assert under_test.tally.failures == {"server": 3, "a": 0}
         assert under_test.drain()["reward/server/failed_share"] == 0.5
     assert first[:, 0].isnan().all()
     assert first[:, 1].isfinite().all()
@@ -222,7 +222,7 @@ def test_failures_are_nan_and_counted_and_stay_in_their_sample() -> None:
         "one reward's failures aren't another's"
     )
     assert torch.equal(untouched, torch.tensor([[6.0, 6.0], [7.0, 7.0]]))
-    assert under_test.failures == {"net": 5, "a": 0}
+    assert under_test.tally.failures == {"net": 5, "a": 0}
 
 
 def test_the_timeout_does_not_count_the_queue() -> None:
@@ -240,7 +240,7 @@ def test_local_infinities_become_nan() -> None:
     with scorer(a=Local(lambda example, images: values)) as under_test:
         result = under_test.submit(example(), group(0, 1, 2, 3)).result()
     assert result.isnan().flatten().tolist() == [False, True, True, True]
-    assert under_test.failures == {"a": 3}
+    assert under_test.tally.failures == {"a": 3}
     assert values.isinf().sum() == 2, "the reward's own tensor is left alone"
 
 
@@ -331,8 +331,8 @@ def test_old_failures_are_forgotten() -> None:
     with Scorer({"a": reward}, max_failed_share=0.5, window=40) as under_test:
         for _ in range(27):
             under_test.submit(example(), group(*range(8))).result()
-        assert under_test.failures == {"a": 16}
-        assert sum(under_test.state_dict()["a"]["recent"]) == 0
+        assert under_test.tally.failures == {"a": 16}
+        assert sum(under_test.tally.state_dict()["a"]["recent"]) == 0
 
 
 def test_zero_allowed_share_stops_at_the_first_failure() -> None:
@@ -346,7 +346,7 @@ def test_a_second_result_counts_nothing_twice() -> None:
     with scorer(a=Local(lambda example, images: torch.tensor([1.0, math.nan]))) as under_test:
         pending = under_test.submit(example(), group(0, 1))
         assert pending.result() is pending.result()
-        assert under_test.failures == {"a": 1}
+        assert under_test.tally.failures == {"a": 1}
 
 
 def test_resumed_state_stops_where_the_uninterrupted_run_does() -> None:
@@ -369,15 +369,15 @@ def test_resumed_state_stops_where_the_uninterrupted_run_does() -> None:
     first = failing_every(3)
     assert steps_until_stop(first, total - 1) == total - 1
     second = failing_every(3)
-    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    assert second.failures == first.failures
+    second.tally.load_state_dict(json.loads(json.dumps(first.tally.state_dict())))
+    assert second.tally.failures == first.tally.failures
     assert steps_until_stop(second, 10) == 1
 
 
 def test_the_state_of_other_rewards_is_refused() -> None:
-    state = scorer(a=LOCAL).state_dict()
+    state = scorer(a=LOCAL).tally.state_dict()
     with pytest.raises(ValueError, match="checkpoint's rewards are a but the recipe's are a, b"):
-        scorer(a=LOCAL, b=LOCAL).load_state_dict(state)
+        scorer(a=LOCAL, b=LOCAL).tally.load_state_dict(state)
 
 
 def test_drain_gives_seconds_and_shares_once() -> None:
@@ -498,15 +498,15 @@ def test_a_step_says_how_many_were_unscorable_and_why() -> None:
         first = under_test.submit(example(), group(0, 1, 2, 3))
         first.result()
         under_test.submit(example(key="dog-2"), group(4, 5)).result()
-        assert under_test.drain_news() == [], "one line a step, when it is over"
+        assert under_test.tally.drain_news() == [], "one line a step, when it is over"
         under_test.drain()
-        assert under_test.drain_news() == [
+        assert under_test.tally.drain_news() == [
             "reward cp: 3 of 6 unscorable, last: OSError: no route to 5 (example 'dog-2')",
             "reward dino: 2 of 6 unscorable, last: the score was nan (example 'dog-1')",
         ]
-        assert under_test.drain_news() == []
+        assert under_test.tally.drain_news() == []
         under_test.drain()
-        assert under_test.drain_news() == []
+        assert under_test.tally.drain_news() == []
     assert first.reasons == {
         "cp": ["", "OSError: no route to 1", "", "OSError: no route to 3"],
         "fine": [""] * 4,
