@@ -27,7 +27,6 @@ from customized_grpo.policies.pipelines import FromLibrary, PipelineConfig, deco
 from customized_grpo.recipe.sections import ShiftRule
 from customized_grpo.types import Conditioning
 
-_CHANNELS = 128
 _PLANE = 10
 """Distance along time between one reference and the next."""
 _SHORTEST, _WIDEST = 64, 8
@@ -36,6 +35,7 @@ _SHORTEST, _WIDEST = 64, 8
 
 class _Config(PipelineConfig):
     shift_rules: ClassVar[Mapping[str, ShiftRule]] = {"dynamic": shifts.flux2}
+    channels: ClassVar[int] = 128
 
     max_sequence_length: int = Field(
         default=512, ge=1, le=512, description="text tokens; shorter ones are padded"
@@ -53,10 +53,6 @@ class _Config(PipelineConfig):
     def prompt_tokens(self) -> int:
         """Its ``max_sequence_length``."""
         return self.max_sequence_length
-
-    def latent_shape(self) -> tuple[int, int]:
-        """(S, 128): a token is 2 x 2 latents of FLUX.2's 32 channels."""
-        return self.grid[0] * self.grid[1], _CHANNELS
 
 
 class Flux2Config(_Config):
@@ -119,7 +115,7 @@ class _Flux2(PipelinePolicy):
         encoded = [self._encode_reference(image) for image in references]
         tokens = [pack(latents) for latents in encoded]
         grids = [(latents.shape[-2] // 2, latents.shape[-1] // 2) for latents in encoded]
-        packed = torch.cat([*tokens, torch.zeros(1, 0, _CHANNELS, device=self.device)], dim=1)
+        packed = torch.cat([*tokens, torch.zeros(1, 0, self.config.channels, device=self.device)], dim=1)
         return Conditioning(
             {
                 **self._encode_text(prompt),

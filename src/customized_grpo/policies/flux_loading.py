@@ -10,7 +10,6 @@ from customized_grpo.policies import shifts
 from customized_grpo.policies.adapters.base_lora import BaseLora, apply_base_lora
 from customized_grpo.policies.adapters.flux_keys import from_original, key_map
 from customized_grpo.policies.adapters.tensor_files import read_tensors
-from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN
 from customized_grpo.policies.hub_files import weights_file
 from customized_grpo.policies.pipelines import PipelineConfig, check_folder, empty_transformer, open_pipeline
 from customized_grpo.recipe.sections import ShiftRule
@@ -76,10 +75,6 @@ class FluxConfig(PipelineConfig):
         """Its ``max_sequence_length``."""
         return self.max_sequence_length
 
-    def latent_shape(self) -> tuple[int, int]:
-        """(S, 64): a token is 2 x 2 latents of FLUX's 16 channels."""
-        return (self.height // PIXELS_PER_TOKEN) * (self.width // PIXELS_PER_TOKEN), 64
-
 
 def load_flux(
     config: FluxConfig,
@@ -131,8 +126,9 @@ def _original_transformer(config: FluxConfig, dtype: torch.dtype) -> Any:
         config.transformer, "policy.transformer", default=None, revision=None, offline=config.offline
     )
     tensors = read_tensors(file, "policy.transformer:")
+    shapes = {name: tensor.shape for name, tensor in transformer.state_dict().items()}
     try:
-        state = from_original(tensors, original_keys(transformer), _shapes(transformer))
+        state = from_original(tensors, original_keys(transformer), shapes)
     except ValueError as error:
         raise ValueError(
             f"policy.transformer: {config.transformer!r} does not fit {config.model!r}: {error}. Is it FLUX.1 in Black "
@@ -148,7 +144,3 @@ def original_keys(transformer: Any) -> dict[str, tuple[str, ...]]:
     """``key_map`` of a diffusers transformer."""
     settings = transformer.config
     return key_map(settings.num_layers, settings.num_single_layers, guidance=settings.guidance_embeds)
-
-
-def _shapes(transformer: Any) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in transformer.state_dict().items()}

@@ -44,6 +44,9 @@ class PipelineConfig(PolicyConfig):
 
     not_encoded: ClassVar[frozenset[str]] = PolicyConfig.not_encoded | {"max_references"}
 
+    channels: ClassVar[int] = 64
+    """C of a token: of 2 x 2 latents of the VAE."""
+
     model: str = Field(description="a folder in diffusers' layout, or a hub id")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
     variant: str | None = Field(default=None, description="weights variant, such as 'fp16'")
@@ -62,6 +65,10 @@ class PipelineConfig(PolicyConfig):
     def grid(self) -> tuple[int, int]:
         """(h, w) of an image in tokens."""
         return self.height // PIXELS_PER_TOKEN, self.width // PIXELS_PER_TOKEN
+
+    def latent_shape(self) -> tuple[int, int]:
+        """(S, C)."""
+        return self.grid[0] * self.grid[1], self.channels
 
     def check_references(self, references: Sequence[Image], *, least: int) -> None:
         """Refuse too few or too many references.

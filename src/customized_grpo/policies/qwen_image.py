@@ -25,7 +25,6 @@ from customized_grpo.policies.pipelines import FromLibrary, PipelineConfig, deco
 from customized_grpo.recipe.sections import ShiftRule
 from customized_grpo.types import Conditioning
 
-_CHANNELS = 64
 _SEEN_SIZE = 384
 """Side of the square whose area a reference has for Qwen2.5-VL, roughly."""
 _ROUNDING = 32
@@ -65,10 +64,6 @@ class QwenImageEditPlusConfig(PipelineConfig):
     def num_forwards(self) -> int:
         """2 with guidance."""
         return 2 if self.guidance > 1 else 1
-
-    def latent_shape(self) -> tuple[int, int]:
-        """(S, 64): a token is 2 x 2 latents of the VAE's 16 channels."""
-        return self.grid[0] * self.grid[1], _CHANNELS
 
 
 @final

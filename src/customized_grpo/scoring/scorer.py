@@ -20,7 +20,7 @@ from customized_grpo.rewards.base import AnyReward, AsyncGroupReward, AsyncRewar
 from customized_grpo.rewards.features import to_pil
 from customized_grpo.scoring import requests
 from customized_grpo.scoring.requests import Outcome
-from customized_grpo.scoring.tally import WINDOW, Tally
+from customized_grpo.scoring.tally import Tally
 from customized_grpo.scoring.workers import Inline, LoopThread, worker
 from customized_grpo.types import Example
 
@@ -57,11 +57,7 @@ class Scorer:
 
     Args:
         rewards: rewards by name, in the order of the score columns.
-        max_failed_share: largest allowed share of unscorable samples among a reward's last ``window``.
-        window: number of samples over which that share is taken.
-        max_concurrent: limit on concurrent requests, for each network reward that doesn't set its own.
-        timeout_s: timeout for one image of an ``AsyncReward``, from the moment it's sent; then the sample is
-            unscorable. A reward may set its own.
+        max_failed_share: largest allowed share of unscorable samples among a reward's recent ones; see ``Tally``.
         background: device of local rewards that run in their own thread (and stream), one group after the other,
             while the next group is sampled; None: they are done when ``submit`` returns.
 
@@ -75,9 +71,6 @@ class Scorer:
         rewards: Mapping[str, AnyReward],
         *,
         max_failed_share: float,
-        window: int = WINDOW,
-        max_concurrent: int = requests.MAX_CONCURRENT,
-        timeout_s: float = requests.TIMEOUT_S,
         background: torch.device | None = None,
     ) -> None:
         if not rewards:
@@ -93,10 +86,9 @@ class Scorer:
             raise ValueError(
                 f"reward {strange[0]!r} is not a Reward, AsyncReward or AsyncGroupReward; subclass one of them"
             )
-        self.tally = Tally(self.names, max_failed_share=max_failed_share, window=window)
+        self.tally = Tally(self.names, max_failed_share=max_failed_share)
         self._seconds = dict.fromkeys(rewards, 0.0)
-        self._limits = {name: requests.limit(reward, max_concurrent) for name, reward in self._remote.items()}
-        self._timeout_s = timeout_s
+        self._limits = {name: requests.limit(reward) for name, reward in self._remote.items()}
         self._loop = LoopThread() if self._remote else None
         self._workers = worker(background) if background is not None and self._local else Inline()
 
@@ -177,7 +169,7 @@ class Scorer:
     ) -> Outcome:
         if isinstance(reward, AsyncReward):
             questions = [(example, image) for image in images]
-            return await requests.ask_singly(reward, questions, self._limits[name], self._timeout_s)
+            return await requests.ask_singly(reward, questions, self._limits[name])
         return await requests.ask_together(reward, example, images, self._limits[name])
 
     def _collect(

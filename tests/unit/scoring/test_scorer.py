@@ -14,6 +14,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from customized_grpo.rewards.base import AnyReward, AsyncGroupReward, AsyncReward, Reward, RewardFailure
+from customized_grpo.scoring import requests
 from customized_grpo.scoring.scorer import Scorer
 from customized_grpo.types import Example
 from tiny_rewards import example
@@ -32,8 +33,13 @@ class Local(Reward):
 
 @final
 class Remote(AsyncReward):
-    def __init__(self, score: Callable[[int], Awaitable[float]]) -> None:
-        self.score = score
+    def __init__(
+        self,
+        score: Callable[[int], Awaitable[float]],
+        max_concurrent: int | None = None,
+        timeout_s: float | None = 5.0,
+    ) -> None:
+        self.score, self.max_concurrent, self.timeout_s = score, max_concurrent, timeout_s
 
     async def __call__(self, example: Example, image: Image) -> float:
         pixel = image.getpixel((0, 0))
@@ -60,7 +66,7 @@ def ids_of(images: Tensor) -> Tensor:
 
 
 def scorer(max_failed_share: float = 1.0, **rewards: AnyReward) -> Scorer:
-    return Scorer(rewards, max_failed_share=max_failed_share, timeout_s=5.0)
+    return Scorer(rewards, max_failed_share=max_failed_share)
 
 
 LOCAL = Local(lambda example, images: ids_of(images))
@@ -127,15 +133,17 @@ def test_network_rewards_go_on_while_the_caller_does_something_else() -> None:
         assert torch.equal(pending.result(), torch.tensor([[1.0, 1.0], [2.0, 2.0]]))
 
 
-def test_a_server_is_asked_once_a_group_and_has_its_own_time_limit() -> None:
+def test_a_server_is_asked_once_a_group_and_has_its_own_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[list[int]] = []
+
+    monkeypatch.setattr(requests, "TIMEOUT_S", 0.01)  # of a reward that is asked image by image
 
     async def serve(ids: list[int]) -> list[float]:
         calls.append(ids)
         await asyncio.sleep(0.2)
         return [float(one) for one in ids]
 
-    with Scorer({"a": Server(serve)}, max_failed_share=0.0, timeout_s=0.01) as under_test:
+    with Scorer({"a": Server(serve)}, max_failed_share=0.0) as under_test:
         result = under_test.submit(example(), group(3, 1, 2)).result()
     assert calls == [[3, 1, 2]]
     assert result.flatten().tolist() == [3.0, 1.0, 2.0]
@@ -198,7 +206,7 @@ def test_concurrency_is_limited() -> None:
         now -= 1
         return image
 
-    with Scorer({"a": Remote(score)}, max_failed_share=1.0, max_concurrent=2) as under_test:
+    with Scorer({"a": Remote(score, max_concurrent=2)}, max_failed_share=1.0) as under_test:
         pending = [under_test.submit(example(), group(*range(GROUP))) for _ in range(3)]
         [one.result() for one in pending]
     assert most == 2
@@ -212,7 +220,7 @@ def test_failures_are_nan_and_counted_and_stay_in_their_sample() -> None:
             await asyncio.sleep(60)
         return {3: math.nan, 4: -math.inf, 5: 1e300}.get(image, float(image))
 
-    with Scorer({"net": Remote(score), "a": LOCAL}, max_failed_share=1.0, timeout_s=0.05) as under_test:
+    with Scorer({"net": Remote(score, timeout_s=0.05), "a": LOCAL}, max_failed_share=1.0) as under_test:
         bad = under_test.submit(example(), group(0, 1, 2, 3, 4, 5))
         good = under_test.submit(example(), group(6, 7))
         result, untouched = bad.result(), good.result()
@@ -230,7 +238,7 @@ def test_the_timeout_does_not_count_the_queue() -> None:
         await asyncio.sleep(0.05)
         return image
 
-    with Scorer({"a": Remote(score)}, max_failed_share=0.0, max_concurrent=1, timeout_s=0.2) as under_test:
+    with Scorer({"a": Remote(score, max_concurrent=1, timeout_s=0.2)}, max_failed_share=0.0) as under_test:
         result = under_test.submit(example(), group(*range(8))).result()  # 0.4 s in all
     assert result.isfinite().all()
 
@@ -326,10 +334,10 @@ def test_too_many_failures_stop_the_run_with_the_last_error() -> None:
 
 
 def test_old_failures_are_forgotten() -> None:
-    values = iter([math.nan] * 16 + [1.0] * 200)
+    values = iter([math.nan] * 16 + [1.0] * 600)
     reward = Local(lambda example, images: torch.tensor([next(values) for _ in images]))
-    with Scorer({"a": reward}, max_failed_share=0.5, window=40) as under_test:
-        for _ in range(27):
+    with Scorer({"a": reward}, max_failed_share=0.5) as under_test:
+        for _ in range(66):
             under_test.submit(example(), group(*range(8))).result()
         assert under_test.tally.failures == {"a": 16}
         assert sum(under_test.tally.state_dict()["a"]["recent"]) == 0
