@@ -21,7 +21,7 @@ PROCESSES := $(shell command -v nvidia-smi >/dev/null 2>&1 || [ "$(CORES)" -lt 2
 METHOD := $(addprefix tests/unit/,advantages sampling objectives training recipe test_registry.py test_seeding.py test_testing.py) \
   tests/test_imports.py
 
-.PHONY: help setup demo check method test test-deepspeed lint docs pages ablation assets clean
+.PHONY: help setup demo check method test test-deepspeed lint docs pages skeletons ablation assets clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo "make lint      ruff and mypy alone"
 	@echo "make docs      the documentation, into site/"
 	@echo "make pages     the generated parts of docs/, from what the code does; a few minutes"
+	@echo "make skeletons  the shapes of known models, from what diffusers builds"
 	@echo "make ablation  the comparison of docs/ablation.md; hours, resumable"
 	@echo "make assets    rebuild the miniature checkpoints of src/customized_grpo/mini/assets"
 	@echo "make clean     remove caches and built files; keeps .venv and runs/"
@@ -77,6 +78,9 @@ docs: $(TOOLS)
 
 pages: $(TOOLS)
 	PYTHONPATH=tests/support HF_HUB_OFFLINE=1 $(BIN)/python tools/pages.py $(ARGS)
+
+skeletons: $(RUNTIME)
+	$(BIN)/python tools/skeletons.py
 
 ablation: $(RUNTIME)
 	$(BIN)/python benchmarks/ablation.py $(ARGS)

@@ -30,7 +30,6 @@ from unittest.mock import patch
 
 import diffusers
 import torch
-from diffusers import FluxTransformer2DModel
 from random_flux import random_flux
 from rewards import clip_b32, dinov2_base
 from torch.profiler import ProfilerActivity, profile
@@ -95,7 +94,7 @@ class Bench:
     def _load_flux(config: Any, *_: Any, device: torch.device, **__: Any) -> Any:
         """In the place of files."""
         pipeline = random_flux(device)
-        place_and_freeze(pipeline, config, device, FluxTransformer2DModel)
+        place_and_freeze(pipeline, config, device)
         return pipeline
 
     @staticmethod

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image as PILImage
 from torch import Tensor
 
-from customized_grpo.policies.adapters.lora import base_transformer
+from customized_grpo.policies.adapters.sharding import base_transformer
 from customized_grpo.policies.adapters.tuning import reference
 from customized_grpo.policies.base import Policy
 from customized_grpo.registry import config_model

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from customized_grpo.policies.adapters.lora import adapter_state, frozen_hash
+from customized_grpo.policies.adapters.lora import adapter_state
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
+from frozen_weights import frozen_hash
 from runs import make_tiny_world, tiny_recipe, with_evaluation
 
 

@@ -21,6 +21,7 @@ from customized_grpo.testing import check_policy
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
 from customized_grpo.types import Example
+from frozen_weights import frozen_hash
 from runs import checkpoint_bytes, metrics_of, tiny_recipe
 
 bitsandbytes = pytest.importorskip(
@@ -90,9 +91,9 @@ def test_a_run_on_a_quantised_base(tiny_world: Path, tmp_path: Path, quantizatio
     )  # fmt: skip
     trainer = Trainer(build(recipe))
     transformer = trainer.parts.policy.transformer
-    frozen, start = lora.frozen_hash(transformer), lora.adapter_state(transformer)
+    frozen, start = frozen_hash(transformer), lora.adapter_state(transformer)
     trainer.run()
-    assert lora.frozen_hash(transformer) == frozen
+    assert frozen_hash(transformer) == frozen
     moved = lora.adapter_state(transformer)
     assert all(not torch.equal(moved[name], start[name]) for name in moved if ".lora_B." in name)
     assert [row["ratio/max_abs_log_first"] for row in metrics_of(tmp_path / "run")] == [0.0, 0.0]

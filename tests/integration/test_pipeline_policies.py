@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from customized_grpo.commands.app import app
 from customized_grpo.data.images import load_image
-from customized_grpo.policies.adapters.lora import adapter_state, frozen_hash, read_adapter
+from customized_grpo.policies.adapters.lora import adapter_state, read_adapter
 from customized_grpo.recipe.loading import load_recipe, save_recipe
 from customized_grpo.sampling import draw
 from customized_grpo.sampling.rollout import sample_images
@@ -26,6 +26,7 @@ from customized_grpo.sampling.schedule import sigma_grid
 from customized_grpo.seeding import generator
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
+from frozen_weights import frozen_hash
 from pipeline_cases import CASES, pictures, shrink_constants
 from runs import metrics_of, tiny_recipe, with_evaluation
 

@@ -16,7 +16,7 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
-from customized_grpo.policies.adapters.lora import adapter_state, frozen_hash
+from customized_grpo.policies.adapters.lora import adapter_state
 from customized_grpo.policies.adapters.tensor_files import read_tensors
 from customized_grpo.policies.flux import UNO
 from customized_grpo.rewards.base import RewardFailure
@@ -25,6 +25,7 @@ from customized_grpo.training import trainer as module
 from customized_grpo.training.checkpoint import check
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import DivergedError, Trainer
+from frozen_weights import frozen_hash
 from runs import metrics_of, tiny_recipe
 
 from .conftest import Finished

@@ -23,7 +23,7 @@ from customized_grpo.data.order import groups_a_rank
 from customized_grpo.policies.flux import UNO
 from customized_grpo.training import state
 from customized_grpo.training import trainer as module
-from customized_grpo.training.checkpoint import SaveError, check, has_any, latest
+from customized_grpo.training.checkpoint import SaveError, check, latest, newest
 from customized_grpo.training.tracking import RunLog
 from customized_grpo.training.trainer import Trainer, train
 from runs import SIGNAL_AT, make_tiny_world, metrics_of, signal_at, tiny_recipe
@@ -212,7 +212,7 @@ def interrupted_twice(site: Site) -> str:
 def not_finite(site: Site) -> str:
     with mock.patch.object(module, "clipped_surrogate", lambda new, *_, **__: (new * torch.inf).mean()):
         said = site.fails(module.DivergedError)
-    assert not has_any(site.run / "checkpoints")
+    assert newest(site.run / "checkpoints") is None
     return said
 
 
@@ -224,7 +224,7 @@ def other_replay(site: Site) -> str:
 
     with mock.patch.object(UNO, "velocity", velocity):
         said = site.fails(module.DivergedError, train__ratio_guard=1e-6)
-    assert not has_any(site.run / "checkpoints")
+    assert newest(site.run / "checkpoints") is None
     return said
 
 

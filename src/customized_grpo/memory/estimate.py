@@ -7,16 +7,9 @@ b bytes.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from customized_grpo.memory.parameters import (
-    Optimizer,
-    Quantization,
-    Trained,
-    optimizer_bytes,
-    weight_bytes,
-)
 from customized_grpo.memory.skeleton import Layers, LinearShape, Skeleton
 from customized_grpo.policies.checkpointing import num_checkpointed
 
@@ -161,80 +154,3 @@ class Estimate:
     def total(self) -> int:
         """Bytes."""
         return sum(line.bytes for line in self.resident) + max((line.bytes for line in self.peaks), default=0)
-
-
-def estimate(
-    transformer: Skeleton,
-    *,
-    trained: Trained,
-    reference: bool,
-    num_forwards: int,
-    tokens: Tokens,
-    b: int,
-    quantization: Quantization,
-    optimizer: Optimizer,
-    ema: bool,
-    checkpointing: float,
-    microbatch: int,
-    group_size: int,
-    world: int,
-    trajectories: int,
-    parts: Mapping[str, int],
-    peaks: Mapping[str, int],
-    reserve: int,
-    unknown: Sequence[str] = (),
-) -> Estimate:
-    """The whole estimate; each formula is in a function above.
-
-    Args:
-        transformer: its names and shapes.
-        trained: see there.
-        reference: the trained weights' first values are kept, for a KL; an adapter's are 0.
-        num_forwards: of the transformer in one velocity, whose activations are all stored.
-        tokens: of a sample.
-        b: bytes of ``run.precision``.
-        parts: bytes of further resident parts (VAE, encoders, rewards) by name.
-        peaks: bytes of further peaks (decoding) by name.
-        reserve: bytes of CUDA's context and the allocator's fragmentation.
-    """
-    layers, rank, values = trained.layers, trained.rank, sum(trained.sizes)
-    acts = activations(transformer, layers, rank, tokens, n=microbatch, b=b, checkpointing=checkpointing)
-    widest = activations(transformer, layers, rank, tokens, n=group_size, b=b, checkpointing=1.0).working // 2
-    copies = [("weights", 4), ("gradients", 4)]
-    copies += [("running average (ema)", 4)] if ema else []
-    copies += [("autocast's copy", b)] if b < 4 else []
-    copies += [("buckets of data-parallel", 4)] if world > 1 else []
-    copies += [("the base's, for the KL", 4)] if reference and trained.own else []
-    resident = [
-        Line(
-            name="frozen weights of the transformer" if trained.own else "transformer",
-            bytes=weight_bytes(transformer, quantization, b, trained.own),
-            note=quantization,
-        ),
-        Line(
-            name="trained weights" if trained.own else "adapter",
-            bytes=sum(each for _, each in copies) * values,
-            note=f"{values / 1e6:,.1f} M parameters: " + ", ".join(name for name, _ in copies),
-        ),
-        Line(name="optimizer", bytes=optimizer_bytes(trained.sizes, optimizer), note=optimizer),
-        *(Line(name=name, bytes=size) for name, size in parts.items()),
-        Line(name="trajectories", bytes=trajectories),
-        Line(name="reserve", bytes=reserve, note="context, workspaces, fragments: an assumption"),
-    ]
-    found = [
-        Line(
-            name="replay",
-            bytes=num_forwards * acts.stored + acts.working,
-            note=f"{microbatch} pairs, {_checkpointed(checkpointing)} gradient checkpointing",
-        ),
-        Line(name="rollout", bytes=widest, note=f"{group_size} samples"),
-        Line(
-            name="update", bytes=4 * values if optimizer == "adamw" else 0, note="roots of the second moments"
-        ),
-        *(Line(name=name, bytes=size) for name, size in peaks.items()),
-    ]
-    return Estimate(resident=tuple(resident), peaks=tuple(found), unknown=tuple(unknown))
-
-
-def _checkpointed(share: float) -> str:
-    return {0.0: "without", 1.0: "with"}.get(float(share), f"{share:.0%} of the blocks with")

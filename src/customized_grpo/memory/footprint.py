@@ -3,20 +3,26 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+from safetensors import SafetensorError, safe_open
 
 from customized_grpo import registry
-from customized_grpo.memory.architectures import known_skeleton
-from customized_grpo.memory.estimate import Estimate, Tokens, decode_bytes, estimate
+from customized_grpo.memory.estimate import Estimate, Line, Tokens, activations, decode_bytes
 from customized_grpo.memory.geometry import step_geometry
 from customized_grpo.memory.known_models import MODELS, REWARD_BYTES, UNO_LORA
-from customized_grpo.memory.parameters import Trained, adapted, adapter_parameters
-from customized_grpo.memory.skeleton import Skeleton, of_module
+from customized_grpo.memory.parameters import (
+    Trained,
+    adapted,
+    adapter_parameters,
+    optimizer_bytes,
+    weight_bytes,
+)
+from customized_grpo.memory.skeleton import Skeleton, of_config
 from customized_grpo.policies.adapters.full import trained_names
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.flux_loading import FluxConfig
@@ -68,7 +74,7 @@ def shapes(source: str, encoders: tuple[str, ...]) -> Shapes:
             )
         known = MODELS[source]
         return Shapes(
-            transformer=_skeleton(known.transformer, known.config),
+            transformer=of_config(known.transformer, known.config),
             encoders=known.encoders,
             vae=known.vae,
             vae_channels=known.vae_channels,
@@ -78,12 +84,12 @@ def shapes(source: str, encoders: tuple[str, ...]) -> Shapes:
         config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
         vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
         return Shapes(
-            transformer=_skeleton(index["transformer"][1], config),
+            transformer=of_config(index["transformer"][1], config),
             encoders={name: _parameters_in(folder / name) for name in encoders},
             vae=_parameters_in(folder / "vae"),
             vae_channels=_channels(vae),
         )
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
         raise UnknownModelError(f"{folder} is not a pipeline in diffusers' layout ({error})") from error
 
 
@@ -94,40 +100,21 @@ def _channels(vae: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(vae["block_out_channels"])
 
 
-def _skeleton(name: str, config: Mapping[str, Any]) -> Skeleton:
-    """Skeleton of a transformer; an unknown architecture is built by diffusers, which takes seconds to import."""
-    if (known := known_skeleton(name, config)) is not None:
-        return known
-    import diffusers
-    import torch
-
-    with torch.device("meta"):
-        return of_module(getattr(diffusers, name).from_config(dict(config)))
-
-
 def _parameters_in(folder: Path) -> int:
     """Number of parameters in a folder's safetensors files, from their headers."""
-    return sum(
-        prod(entry["shape"])
-        for file in folder.glob("*.safetensors")
-        for name, entry in _header(file).items()
-        if name != "__metadata__"
-    )
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            total += sum(prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+    return total
 
 
-def _header(file: Path) -> dict[str, Any]:
-    with file.open("rb") as opened:
-        header: dict[str, Any] = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-    return header
-
-
-def of_recipe(recipe: Recipe, *, world: int = 1, num_references: int = 1) -> Estimate:
+def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
     """Estimated memory of one training process.
 
     Args:
         recipe: a whole recipe.
         world: P.
-        num_references: number of references per example.
 
     Raises:
         UnknownModelError: see ``shapes``.
@@ -146,27 +133,64 @@ def of_recipe(recipe: Recipe, *, world: int = 1, num_references: int = 1) -> Est
     if isinstance(policy, FluxConfig) and policy.base_lora is not None and policy.base_lora.mode == "adapter":
         parts["base_lora"] = _values_of_lora(policy.base_lora.path) * b
     rewards, unknown = _rewards(recipe)
-    decoded = min(_DECODE_CHUNK, train.group_size)
-    return estimate(
+    trained = _trained(policy, kind, model.transformer)
+    share, batch = float(policy.gradient_checkpointing), _rollout_batch(recipe)
+    pairs = min(train.pairs_per_backward, train.samples_per_update * len(geometry.trained))
+    forward = partial(
+        activations,
         model.transformer,
-        trained=_trained(policy, kind, model.transformer),
-        reference=recipe.objective.kl > 0,
-        num_forwards=policy.num_forwards(),
-        tokens=_tokens(policy, latent_shape[0], num_references),
+        trained.layers,
+        trained.rank,
+        _tokens(policy, latent_shape[0]),
         b=b,
-        quantization=policy.quantization,
-        optimizer=train.optimizer,
-        ema=train.ema is not None,
-        checkpointing=float(policy.gradient_checkpointing),
-        microbatch=min(train.pairs_per_backward, train.samples_per_update * len(geometry.trained)),
-        group_size=_rollout_batch(recipe),
-        world=world,
-        trajectories=geometry.trajectory_bytes or 0,
-        parts=parts | rewards,
-        peaks={"decode": decode_bytes(decoded, policy.height, policy.width, model.vae_channels)},
-        reserve=_RESERVE,
-        unknown=unknown,
     )
+    replay = forward(n=pairs, checkpointing=share)
+    again = {0.0: "without", 1.0: "with"}.get(share, f"{share:.0%} of the blocks with")
+    decoded = min(_DECODE_CHUNK, train.group_size)
+    resident = [
+        *_weights(recipe, model.transformer, trained, b, world),
+        *(Line(name=name, bytes=size) for name, size in (parts | rewards).items()),
+        Line(name="trajectories", bytes=geometry.trajectory_bytes or 0),
+        Line(name="reserve", bytes=_RESERVE, note="context, workspaces, fragments: an assumption"),
+    ]
+    peaks = [
+        Line(
+            name="replay",
+            bytes=policy.num_forwards() * replay.stored + replay.working,
+            note=f"{pairs} pairs, {again} gradient checkpointing",
+        ),
+        Line(name="rollout", bytes=forward(n=batch, checkpointing=1.0).working // 2, note=f"{batch} samples"),
+        Line(
+            name="update",
+            bytes=4 * sum(trained.sizes) if train.optimizer == "adamw" else 0,
+            note="roots of the second moments",
+        ),
+        Line(name="decode", bytes=decode_bytes(decoded, policy.height, policy.width, model.vae_channels)),
+    ]
+    return Estimate(resident=tuple(resident), peaks=tuple(peaks), unknown=tuple(unknown))
+
+
+def _weights(recipe: Recipe, transformer: Skeleton, trained: Trained, b: int, world: int) -> list[Line]:
+    """Frozen and trained weights, and the optimizer's moments."""
+    train, quantization, values = recipe.train, recipe.policy.quantization, sum(trained.sizes)
+    copies = [("weights", 4), ("gradients", 4)]
+    copies += [("running average (ema)", 4)] if train.ema is not None else []
+    copies += [("autocast's copy", b)] if b < 4 else []
+    copies += [("buckets of data-parallel", 4)] if world > 1 else []
+    copies += [("the base's, for the KL", 4)] if recipe.objective.kl > 0 and trained.own else []
+    return [
+        Line(
+            name="frozen weights of the transformer" if trained.own else "transformer",
+            bytes=weight_bytes(transformer, quantization, b, trained.own),
+            note=quantization,
+        ),
+        Line(
+            name="trained weights" if trained.own else "adapter",
+            bytes=sum(each for _, each in copies) * values,
+            note=f"{values / 1e6:,.1f} M parameters: " + ", ".join(name for name, _ in copies),
+        ),
+        Line(name="optimizer", bytes=optimizer_bytes(trained.sizes, train.optimizer), note=train.optimizer),
+    ]
 
 
 def _trained(policy: PolicySpec, kind: type[Policy], transformer: Skeleton) -> Trained:
@@ -200,12 +224,12 @@ def _rollout_batch(recipe: Recipe) -> int:
     return 1 if batch == "auto" else min(batch or recipe.train.group_size, recipe.train.group_size)
 
 
-def _tokens(policy: PolicySpec, of_image: int, num_references: int) -> Tokens:
-    """Tokens of a sample with square references; FLUX's defaults if the policy's section doesn't say."""
+def _tokens(policy: PolicySpec, of_image: int) -> Tokens:
+    """Tokens of a sample with one square reference; FLUX's defaults if the policy's section doesn't say."""
     pixels = policy.height * policy.width // of_image
     side = policy.reference_side() or _LONG_SIDE
     return Tokens(
-        image=of_image + num_references * side * side // pixels,
+        image=of_image + side * side // pixels,
         text=policy.prompt_tokens() or _TEXT_TOKENS,
     )
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from customized_grpo.memory.skeleton import LinearShape, Skeleton
-from customized_grpo.policies.acceleration import NOT_QUANTIZED
+from customized_grpo.policies.acceleration import NOT_QUANTIZED, Quantization
 
-Quantization = Literal["none", "8bit", "4bit"]
 Optimizer = Literal["adamw", "adamw_8bit"]
 _QKV = re.compile(r"((^|\.)(to|add)_)[qkv](_proj)?$")
 _SMALLEST_8BIT = 4096

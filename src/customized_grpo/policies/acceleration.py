@@ -82,27 +82,20 @@ def need_bitsandbytes(key: str) -> None:
         raise ValueError(f"{key} needs bitsandbytes: pip install 'customized-grpo[bitsandbytes]'")
 
 
-def place_and_freeze(pipeline: Any, config: Any, device: torch.device, transformer: Any) -> None:
+def place_and_freeze(pipeline: Any, config: Any, device: torch.device) -> None:
     """Move a loaded pipeline to its device, freeze its parts, and turn on gradient checkpointing if configured.
 
     Args:
         pipeline: as ``from_pretrained`` gave it.
         config: the policy's section.
         device: where it runs.
-        transformer: the class of its transformer. One that was left out is put in with shapes and no weights, so that
-            what depends on its configuration still works.
     """
     pipeline.to(device)
-    if pipeline.transformer is None:
-        with torch.device("meta"):
-            pipeline.transformer = transformer.from_config(
-                transformer.load_config(config.source(), subfolder="transformer", revision=config.revision)
-            )
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False)
             part.eval()
-    if config.gradient_checkpointing:
+    if config.gradient_checkpointing and pipeline.transformer is not None:
         checkpoint_blocks(pipeline.transformer, float(config.gradient_checkpointing))
 
 

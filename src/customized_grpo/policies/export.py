@@ -23,7 +23,8 @@ from customized_grpo.policies.adapters.lora_files import (
 from customized_grpo.policies.adapters.low_rank import Factors, fuse, joined
 from customized_grpo.policies.adapters.tensor_files import write_tensors
 from customized_grpo.policies.base import load_policy
-from customized_grpo.policies.flux_loading import FluxConfig, empty_transformer, original_keys
+from customized_grpo.policies.flux_loading import FluxConfig, original_keys
+from customized_grpo.policies.pipelines import empty_transformer
 from customized_grpo.recipe.config import EvaluateRecipe, Recipe
 
 Format = Literal["diffusers", "uno", "model", "original"]
@@ -85,7 +86,9 @@ def _flux_policy(recipe: Recipe | EvaluateRecipe | None, what: str) -> FluxConfi
 def _base_update(config: FluxConfig) -> dict[str, Factors]:
     if config.base_lora is None:
         raise ValueError("--with-base: the recipe has no policy.base_lora, so the adapter is all there is")
-    return read_base_lora(empty_transformer(config), config.base_lora, offline=config.offline)
+    return read_base_lora(
+        empty_transformer(config, offline=config.offline), config.base_lora, offline=config.offline
+    )
 
 
 def _write_model(

@@ -22,7 +22,7 @@ from customized_grpo.policies.flux_tokens import (
     fit_to_long_side,
     layered_ids,
 )
-from customized_grpo.policies.pipelines import FromDiffusers
+from customized_grpo.policies.pipelines import FromLibrary
 from customized_grpo.recipe.sections import ShiftRule
 
 _LONG_SIDE_ONE, _LONG_SIDE_SEVERAL = 512, 320
@@ -51,7 +51,7 @@ class UNO(Flux):
     """FLUX.1-dev, or the miniature, with UNO's references: each lies diagonally beyond what precedes it."""
 
     Config: ClassVar[type[PolicyConfig]] = UNOConfig
-    pipeline_class: ClassVar[Any] = FromDiffusers("FluxPipeline")
+    pipeline_class: ClassVar[Any] = FromLibrary("diffusers", "FluxPipeline")
     config: UNOConfig
 
     def fit(self, image: Image, count: int) -> Image:
@@ -86,7 +86,7 @@ class Kontext(Flux):
     """FLUX.1-Kontext-dev: the reference lies on a plane of its own, at the image's own rows and columns."""
 
     Config: ClassVar[type[PolicyConfig]] = KontextConfig
-    pipeline_class: ClassVar[Any] = FromDiffusers("FluxKontextPipeline")
+    pipeline_class: ClassVar[Any] = FromLibrary("diffusers", "FluxKontextPipeline")
     config: KontextConfig
 
     def fit(self, image: Image, count: int) -> Image:

@@ -10,7 +10,7 @@ D text features, h x w a grid of tokens (16 x 16 pixels each). sigma in [0, 1], 
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -20,22 +20,13 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from customized_grpo.policies import shifts
-from customized_grpo.policies.base import Policy, PolicyConfig
+from customized_grpo.policies.base import PolicyConfig
 from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN, pack, unpack
-from customized_grpo.policies.pipelines import (
-    ExactInputs,
-    FromDiffusers,
-    PipelineConfig,
-    checked_source,
-    decode_images,
-    explained,
-    open_pipeline,
-    run_tokens,
-)
+from customized_grpo.policies.pipeline_policy import PipelinePolicy
+from customized_grpo.policies.pipelines import FromLibrary, PipelineConfig, decode_images, run_tokens
 from customized_grpo.recipe.sections import ShiftRule
 from customized_grpo.types import Conditioning
 
-_CHANNELS = 128
 _PLANE = 10
 """Distance along time between one reference and the next."""
 _SHORTEST, _WIDEST = 64, 8
@@ -44,6 +35,7 @@ _SHORTEST, _WIDEST = 64, 8
 
 class _Config(PipelineConfig):
     shift_rules: ClassVar[Mapping[str, ShiftRule]] = {"dynamic": shifts.flux2}
+    channels: ClassVar[int] = 128
 
     max_sequence_length: int = Field(
         default=512, ge=1, le=512, description="text tokens; shorter ones are padded"
@@ -61,10 +53,6 @@ class _Config(PipelineConfig):
     def prompt_tokens(self) -> int:
         """Its ``max_sequence_length``."""
         return self.max_sequence_length
-
-    def latent_shape(self) -> tuple[int, int]:
-        """(S, 128): a token is 2 x 2 latents of FLUX.2's 32 channels."""
-        return self.grid[0] * self.grid[1], _CHANNELS
 
 
 class Flux2Config(_Config):
@@ -91,7 +79,7 @@ class Flux2KleinConfig(_Config):
         return 2 if self.guidance > 1 else 1
 
 
-class _Flux2(Policy):
+class _Flux2(PipelinePolicy):
     """Shared base of both families. The reference latents are the mode of the VAE's posterior, as in the pipelines."""
 
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
@@ -102,46 +90,16 @@ class _Flux2(Policy):
         r"single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)",
     )
 
+    # FLUX.2's "tokenizer" is a processor that needs torchvision to be made. It is asked for text alone, for which its
+    # own tokenizer and chat template, which are in the same folder, are enough.
+    replaced: ClassVar[str] = "tokenizer"
+    replacement: ClassVar[Any] = FromLibrary("transformers", "AutoTokenizer")
+    time_embedding: ClassVar[str] = "time_guidance_embed"
+
     def __init__(self, pipeline: Any, config: Any, *, device: torch.device, dtype: torch.dtype) -> None:
-        self.config = config
-        self.device = device
-        self.dtype = dtype
-        self.transformer = pipeline.transformer
-        self.latent_shape = config.latent_shape()
-        self._pipeline = pipeline
-        self._vae = pipeline.vae
+        super().__init__(pipeline, config, device=device, dtype=dtype)
         self._mean = self._vae.bn.running_mean.float()
         self._std = (self._vae.bn.running_var.float() + self._vae.config.batch_norm_eps).sqrt()
-        self._exact = ExactInputs(pipeline.transformer.time_guidance_embed)
-
-    @classmethod
-    def load(
-        cls, config: Any, *, device: torch.device, dtype: torch.dtype, absent: Sequence[str] = ()
-    ) -> Self:
-        """See ``pipelines.open_pipeline``."""
-        from diffusers import Flux2Transformer2DModel
-        from transformers import AutoTokenizer
-
-        source = checked_source(cls.pipeline_class, config)
-        # FLUX.2's "tokenizer" is a processor that needs torchvision to be made. It is asked for text alone, and for
-        # that its own tokenizer and chat template, which are in the same folder, do the same.
-        pipeline = open_pipeline(
-            cls.pipeline_class,
-            config,
-            source,
-            device=device,
-            dtype=dtype,
-            absent=absent,
-            transformer_class=Flux2Transformer2DModel,
-            own={"tokenizer": None},
-        )
-        if "tokenizer" not in absent:
-            with explained(config):
-                tokenizer = AutoTokenizer.from_pretrained(
-                    source, subfolder="tokenizer", revision=config.revision
-                )
-            pipeline.register_modules(tokenizer=tokenizer)
-        return cls(pipeline, config, device=device, dtype=dtype)
 
     @torch.no_grad()
     def encode(self, prompt: str, references: Sequence[Image]) -> Conditioning:
@@ -157,7 +115,7 @@ class _Flux2(Policy):
         encoded = [self._encode_reference(image) for image in references]
         tokens = [pack(latents) for latents in encoded]
         grids = [(latents.shape[-2] // 2, latents.shape[-1] // 2) for latents in encoded]
-        packed = torch.cat([*tokens, torch.zeros(1, 0, _CHANNELS, device=self.device)], dim=1)
+        packed = torch.cat([*tokens, torch.zeros(1, 0, self.config.channels, device=self.device)], dim=1)
         return Conditioning(
             {
                 **self._encode_text(prompt),
@@ -170,10 +128,7 @@ class _Flux2(Policy):
         return {"text": self._states(prompt)}
 
     def _states(self, prompt: str) -> Float[Tensor, "1 l d"]:
-        if self._pipeline.text_encoder is None:
-            raise ValueError(
-                "this policy was loaded without its text encoder; load it by Policy.load to encode"
-            )
+        self._require_text_encoder()
         states: Tensor = self._pipeline.encode_prompt(
             prompt, device=self.device, max_sequence_length=self.config.max_sequence_length
         )[0]
@@ -219,7 +174,7 @@ class Flux2(_Flux2):
     """FLUX.2-dev: guidance is distilled into the model, which embeds it as it embeds the time."""
 
     Config: ClassVar[type[PolicyConfig]] = Flux2Config
-    pipeline_class: ClassVar[Any] = FromDiffusers("Flux2Pipeline")
+    pipeline_class: ClassVar[Any] = FromLibrary("diffusers", "Flux2Pipeline")
 
     def velocity(
         self, x: Float[Tensor, "n s c"], sigma: Float[Tensor, ""] | Float[Tensor, " n"], cond: Conditioning
@@ -234,7 +189,7 @@ class Flux2Klein(_Flux2):
     """FLUX.2 [klein], 4B or 9B: step-distilled without guidance, or a base model with classifier-free guidance."""
 
     Config: ClassVar[type[PolicyConfig]] = Flux2KleinConfig
-    pipeline_class: ClassVar[Any] = FromDiffusers("Flux2KleinPipeline")
+    pipeline_class: ClassVar[Any] = FromLibrary("diffusers", "Flux2KleinPipeline")
 
     def _encode_text(self, prompt: str) -> dict[str, Float[Tensor, "1 l d"]]:
         guided = self.config.guidance > 1 and not self._pipeline.config.is_distilled

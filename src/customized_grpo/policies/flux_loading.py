@@ -10,9 +10,8 @@ from customized_grpo.policies import shifts
 from customized_grpo.policies.adapters.base_lora import BaseLora, apply_base_lora
 from customized_grpo.policies.adapters.flux_keys import from_original, key_map
 from customized_grpo.policies.adapters.tensor_files import read_tensors
-from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN
 from customized_grpo.policies.hub_files import weights_file
-from customized_grpo.policies.pipelines import PipelineConfig, check_folder, explained, open_pipeline
+from customized_grpo.policies.pipelines import PipelineConfig, check_folder, empty_transformer, open_pipeline
 from customized_grpo.recipe.sections import ShiftRule
 
 
@@ -76,10 +75,6 @@ class FluxConfig(PipelineConfig):
         """Its ``max_sequence_length``."""
         return self.max_sequence_length
 
-    def latent_shape(self) -> tuple[int, int]:
-        """(S, 64): a token is 2 x 2 latents of FLUX's 16 channels."""
-        return (self.height // PIXELS_PER_TOKEN) * (self.width // PIXELS_PER_TOKEN), 64
-
 
 def load_flux(
     config: FluxConfig,
@@ -101,8 +96,6 @@ def load_flux(
     Raises:
         ValueError: no such model, a gated one, one that is not FLUX.1, or a file whose keys don't match the model.
     """
-    from diffusers import FluxTransformer2DModel
-
     source = config.source()
     others = "a hub id such as black-forest-labs/FLUX.1-dev, or 'mini'. A single file of weights goes into "
     check_folder(pipeline_class, source, others + "policy.transformer")
@@ -115,7 +108,6 @@ def load_flux(
         device=device,
         dtype=dtype,
         absent=absent,
-        transformer_class=FluxTransformer2DModel,
         own={"transformer": _original_transformer(config, dtype)} if single_file else {},
         offline=config.offline,
     )
@@ -126,35 +118,17 @@ def load_flux(
     return pipeline
 
 
-def empty_transformer(config: FluxConfig) -> Any:
-    """The model of ``model``'s configuration on the meta device: names and shapes without weights.
-
-    Raises:
-        ValueError: the configuration can't be loaded.
-    """
-    from diffusers import FluxTransformer2DModel
-
-    with explained(config):
-        settings: Any = FluxTransformer2DModel.load_config(
-            config.source(),
-            subfolder="transformer",
-            revision=config.revision,
-            local_files_only=config.offline,
-        )
-    with torch.device("meta"):
-        return FluxTransformer2DModel.from_config(settings)
-
-
 def _original_transformer(config: FluxConfig, dtype: torch.dtype) -> Any:
     """The model of ``model``'s configuration with the weights of ``transformer``."""
     assert config.transformer is not None
-    transformer = empty_transformer(config)
+    transformer = empty_transformer(config, offline=config.offline)
     file = weights_file(
         config.transformer, "policy.transformer", default=None, revision=None, offline=config.offline
     )
     tensors = read_tensors(file, "policy.transformer:")
+    shapes = {name: tensor.shape for name, tensor in transformer.state_dict().items()}
     try:
-        state = from_original(tensors, original_keys(transformer), _shapes(transformer))
+        state = from_original(tensors, original_keys(transformer), shapes)
     except ValueError as error:
         raise ValueError(
             f"policy.transformer: {config.transformer!r} does not fit {config.model!r}: {error}. Is it FLUX.1 in Black "
@@ -170,7 +144,3 @@ def original_keys(transformer: Any) -> dict[str, tuple[str, ...]]:
     """``key_map`` of a diffusers transformer."""
     settings = transformer.config
     return key_map(settings.num_layers, settings.num_single_layers, guidance=settings.guidance_embeds)
-
-
-def _shapes(transformer: Any) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in transformer.state_dict().items()}

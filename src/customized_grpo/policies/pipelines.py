@@ -6,6 +6,7 @@ Dimensions: n batch, S latent tokens, C channels of a token, H x W pixels. sigma
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -27,23 +28,24 @@ _INDEX = "model_index.json"
 
 
 @final
-class FromDiffusers:
-    """A diffusers class as an attribute of a policy's class, imported at first use: diffusers is slow to import."""
+class FromLibrary:
+    """A class of a heavy library as an attribute of a policy's class, imported on access."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, library: str, name: str) -> None:
+        self._library, self._name = library, name
 
     def __get__(self, instance: object, owner: type) -> Any:
         """The class itself."""
-        import diffusers
-
-        return getattr(diffusers, self._name)
+        return getattr(import_module(self._library), self._name)
 
 
 class PipelineConfig(PolicyConfig):
     """Fields of every policy that is a diffusers pipeline with references."""
 
     not_encoded: ClassVar[frozenset[str]] = PolicyConfig.not_encoded | {"max_references"}
+
+    channels: ClassVar[int] = 64
+    """C of a token: of 2 x 2 latents of the VAE."""
 
     model: str = Field(description="a folder in diffusers' layout, or a hub id")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
@@ -63,6 +65,10 @@ class PipelineConfig(PolicyConfig):
     def grid(self) -> tuple[int, int]:
         """(h, w) of an image in tokens."""
         return self.height // PIXELS_PER_TOKEN, self.width // PIXELS_PER_TOKEN
+
+    def latent_shape(self) -> tuple[int, int]:
+        """(S, C)."""
+        return self.grid[0] * self.grid[1], self.channels
 
     def check_references(self, references: Sequence[Image], *, least: int) -> None:
         """Refuse too few or too many references.
@@ -115,7 +121,6 @@ def open_pipeline(
     device: torch.device,
     dtype: torch.dtype,
     absent: Sequence[str],
-    transformer_class: Any,
     own: Mapping[str, Any],
     offline: bool = False,
 ) -> Any:
@@ -128,7 +133,6 @@ def open_pipeline(
         device: where it runs.
         dtype: of everything but the VAE.
         absent: parts to leave out; a transformer that is left out has its shapes, without weights.
-        transformer_class: of the pipeline's transformer.
         own: parts that are made elsewhere, or None for one that will be.
         offline: don't ask the hub.
 
@@ -151,8 +155,24 @@ def open_pipeline(
             f"policy.model: the VAE of {config.model!r} shrinks by {pipeline.vae_scale_factor}; "
             f"policy.type {config.type} needs one that shrinks by 8"
         )
-    place_and_freeze(pipeline, config, device, transformer_class)
+    place_and_freeze(pipeline, config, device)
+    if pipeline.transformer is None:  # what depends on its configuration still works
+        pipeline.transformer = empty_transformer(config, offline=offline).requires_grad_(False).eval()
     return pipeline
+
+
+def empty_transformer(config: PipelineConfig, *, offline: bool = False) -> Any:
+    """The transformer of ``model``'s configuration on the meta device: names and shapes without weights.
+
+    Raises:
+        ValueError: the configuration can't be loaded.
+    """
+    from diffusers import AutoModel
+
+    with explained(config), torch.device("meta"):
+        return AutoModel.from_config(
+            config.source(), subfolder="transformer", revision=config.revision, local_files_only=offline
+        )
 
 
 @contextmanager

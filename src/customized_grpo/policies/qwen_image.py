@@ -18,22 +18,13 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from customized_grpo.policies import shifts
-from customized_grpo.policies.base import Policy, PolicyConfig
+from customized_grpo.policies.base import PolicyConfig
 from customized_grpo.policies.flux_tokens import pack, unpack
-from customized_grpo.policies.pipelines import (
-    ExactInputs,
-    FromDiffusers,
-    PipelineConfig,
-    checked_source,
-    decode_images,
-    explained,
-    open_pipeline,
-    run_tokens,
-)
+from customized_grpo.policies.pipeline_policy import PipelinePolicy
+from customized_grpo.policies.pipelines import FromLibrary, PipelineConfig, decode_images, run_tokens
 from customized_grpo.recipe.sections import ShiftRule
 from customized_grpo.types import Conditioning
 
-_CHANNELS = 64
 _SEEN_SIZE = 384
 """Side of the square whose area a reference has for Qwen2.5-VL, roughly."""
 _ROUNDING = 32
@@ -74,17 +65,13 @@ class QwenImageEditPlusConfig(PipelineConfig):
         """2 with guidance."""
         return 2 if self.guidance > 1 else 1
 
-    def latent_shape(self) -> tuple[int, int]:
-        """(S, 64): a token is 2 x 2 latents of the VAE's 16 channels."""
-        return self.grid[0] * self.grid[1], _CHANNELS
-
 
 @final
-class QwenImageEditPlus(Policy):
+class QwenImageEditPlus(PipelinePolicy):
     """Qwen-Image-Edit-2509 or -2511 on diffusers' own transformer, for 1 to 3 references."""
 
     Config: ClassVar[type[PolicyConfig]] = QwenImageEditPlusConfig
-    pipeline_class: ClassVar[Any] = FromDiffusers("QwenImageEditPlusPipeline")
+    pipeline_class: ClassVar[Any] = FromLibrary("diffusers", "QwenImageEditPlusPipeline")
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer", "processor")
     # The image stream, and the keys and values by which it reads the text. The last block drops its text output, so the
     # text stream's other layers have no gradient there, and data-parallel training would wait for one.
@@ -93,55 +80,17 @@ class QwenImageEditPlus(Policy):
         r"transformer_blocks\.\d+\.img_mlp\.net\.(0\.proj|2)",
     )
 
-    def __init__(
-        self, pipeline: Any, config: QwenImageEditPlusConfig, *, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        self.config = config
-        self.device = device
-        self.dtype = dtype
-        self.transformer = pipeline.transformer
-        self.latent_shape = config.latent_shape()
-        self._pipeline = pipeline
-        self._vae = pipeline.vae
+    # The PIL processor by name, for two reasons: with torchvision installed the default would be another one, and the
+    # whole Qwen2VLProcessor can't even be made without it, because of its videos.
+    replaced: ClassVar[str] = "processor"
+    replacement: ClassVar[Any] = FromLibrary("transformers", "Qwen2VLImageProcessorPil")
+    time_embedding: ClassVar[str] = "time_text_embed"
+
+    def __init__(self, pipeline: Any, config: Any, *, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(pipeline, config, device=device, dtype=dtype)
         shape = (1, -1, 1, 1)
         self._mean = torch.tensor(self._vae.config.latents_mean, device=device).view(shape)
         self._std = torch.tensor(self._vae.config.latents_std, device=device).view(shape)
-        self._exact = ExactInputs(pipeline.transformer.time_text_embed)
-
-    @classmethod
-    def load(
-        cls,
-        config: QwenImageEditPlusConfig,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        absent: Sequence[str] = (),
-    ) -> Self:
-        """See ``pipelines.open_pipeline``."""
-        from diffusers import QwenImageTransformer2DModel
-
-        # The PIL processor by name, for two reasons: with torchvision installed the default would be another one, and
-        # the whole Qwen2VLProcessor can't even be made without it, because of its videos.
-        from transformers import Qwen2VLImageProcessorPil
-
-        source = checked_source(cls.pipeline_class, config)
-        pipeline = open_pipeline(
-            cls.pipeline_class,
-            config,
-            source,
-            device=device,
-            dtype=dtype,
-            absent=absent,
-            transformer_class=QwenImageTransformer2DModel,
-            own={"processor": None},
-        )
-        if "processor" not in absent:
-            with explained(config):
-                processor = Qwen2VLImageProcessorPil.from_pretrained(
-                    source, subfolder="processor", revision=config.revision
-                )
-            pipeline.register_modules(processor=processor)
-        return cls(pipeline, config, device=device, dtype=dtype)
 
     @classmethod
     def idle(cls, transformer: Any) -> tuple[str, ...]:
@@ -190,11 +139,8 @@ class QwenImageEditPlus(Policy):
         ``mm_token_type_ids``. diffusers' pipeline doesn't say so and gets positions that the model was not trained
         with (https://github.com/huggingface/diffusers/issues/14194, open in 0.42.1).
         """
+        self._require_text_encoder()
         p = self._pipeline
-        if p.text_encoder is None:
-            raise ValueError(
-                "this policy was loaded without its text encoder; load it by Policy.load to encode"
-            )
         patches = p.processor(images=list(pictures), return_tensors="pt")
         counts = (patches["image_grid_thw"].prod(dim=1) // p.processor.merge_size**2).tolist()
         images = "".join(_PICTURE.format(k, _PAD * count) for k, count in enumerate(counts, start=1))

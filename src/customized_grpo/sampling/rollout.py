@@ -102,7 +102,7 @@ def sample_group(
         sigmas, draws = sigmas.to(policy.device), draws.to(policy.device, non_blocking=True)
         x = noise.to(policy.device, policy.dtype, non_blocking=True)
         velocity = partial(_in_batches, policy, cond, batch)
-        k = plan.first_stochastic if shared_noise else 0
+        k = plan.stochastic[0] if shared_noise else 0  # until then the samples are equal
         x = ode_steps(velocity, x[:1] if k else x, _at(sigmas, plan.path(0, k)), plan.solver).expand_as(x)
         before, after, scores = [], [], []
         while k < plan.num_steps:

@@ -92,11 +92,6 @@ class StepPlan:
         ends = {0, *self.stochastic, *(k + 1 for k in self.stochastic), self.num_steps}
         assert not ends & set(self.skipped), "a stochastic step begins and ends on the grid"
 
-    @property
-    def first_stochastic(self) -> int:
-        """First stochastic step; before it the samples of a group with shared initial noise are equal."""
-        return self.stochastic[0]
-
     def next_stochastic(self, k: int) -> int:
         """The first stochastic step from ``k`` on, or T."""
         return min((step for step in self.stochastic if step >= k), default=self.num_steps)

@@ -39,16 +39,13 @@ class Outcome:
         return ["" if math.isfinite(score) else error or f"the score was {score:g}" for score, error in pairs]
 
 
-def limit(reward: AsyncReward | AsyncGroupReward, default: int = MAX_CONCURRENT) -> asyncio.Semaphore:
+def limit(reward: AsyncReward | AsyncGroupReward) -> asyncio.Semaphore:
     """Semaphore that limits the reward's concurrent requests; for one event loop."""
-    return asyncio.Semaphore(reward.max_concurrent or default)
+    return asyncio.Semaphore(reward.max_concurrent or MAX_CONCURRENT)
 
 
 async def ask_singly(
-    reward: AsyncReward,
-    questions: Sequence[tuple[Example, Image]],
-    limit: asyncio.Semaphore,
-    timeout_s: float = TIMEOUT_S,
+    reward: AsyncReward, questions: Sequence[tuple[Example, Image]], limit: asyncio.Semaphore
 ) -> Outcome:
     """Request scores concurrently, one per image, in order. Waiting for ``limit`` doesn't count as time.
 
@@ -56,7 +53,7 @@ async def ask_singly(
         RewardFailure: the reward asks to stop; requests in flight are cancelled.
     """
     errors = [""] * len(questions)
-    time_s = reward.timeout_s or timeout_s
+    time_s = reward.timeout_s or TIMEOUT_S
 
     async def score(index: int) -> float:
         try:

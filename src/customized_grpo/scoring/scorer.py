@@ -9,7 +9,7 @@ Dimensions: G group size, R rewards, H x W pixels.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, Self, final
+from typing import Self, final
 
 import torch
 from jaxtyping import Float, UInt8
@@ -20,7 +20,7 @@ from customized_grpo.rewards.base import AnyReward, AsyncGroupReward, AsyncRewar
 from customized_grpo.rewards.features import to_pil
 from customized_grpo.scoring import requests
 from customized_grpo.scoring.requests import Outcome
-from customized_grpo.scoring.tally import WINDOW, Tally
+from customized_grpo.scoring.tally import Tally
 from customized_grpo.scoring.workers import Inline, LoopThread, worker
 from customized_grpo.types import Example
 
@@ -57,16 +57,13 @@ class Scorer:
 
     Args:
         rewards: rewards by name, in the order of the score columns.
-        max_failed_share: largest allowed share of unscorable samples among a reward's last ``window``.
-        window: number of samples over which that share is taken.
-        max_concurrent: limit on concurrent requests, for each network reward that doesn't set its own.
-        timeout_s: timeout for one image of an ``AsyncReward``, from the moment it's sent; then the sample is
-            unscorable. A reward may set its own.
+        max_failed_share: largest allowed share of unscorable samples among a reward's recent ones; see ``Tally``.
         background: device of local rewards that run in their own thread (and stream), one group after the other,
             while the next group is sampled; None: they are done when ``submit`` returns.
 
     Attributes:
         names: the reward of each column.
+        tally: samples that each reward could not score; part of every checkpoint.
     """
 
     def __init__(
@@ -74,9 +71,6 @@ class Scorer:
         rewards: Mapping[str, AnyReward],
         *,
         max_failed_share: float,
-        window: int = WINDOW,
-        max_concurrent: int = requests.MAX_CONCURRENT,
-        timeout_s: float = requests.TIMEOUT_S,
         background: torch.device | None = None,
     ) -> None:
         if not rewards:
@@ -92,17 +86,11 @@ class Scorer:
             raise ValueError(
                 f"reward {strange[0]!r} is not a Reward, AsyncReward or AsyncGroupReward; subclass one of them"
             )
-        self._tally = Tally(self.names, max_failed_share=max_failed_share, window=window)
+        self.tally = Tally(self.names, max_failed_share=max_failed_share)
         self._seconds = dict.fromkeys(rewards, 0.0)
-        self._limits = {name: requests.limit(reward, max_concurrent) for name, reward in self._remote.items()}
-        self._timeout_s = timeout_s
+        self._limits = {name: requests.limit(reward) for name, reward in self._remote.items()}
         self._loop = LoopThread() if self._remote else None
         self._workers = worker(background) if background is not None and self._local else Inline()
-
-    @property
-    def failures(self) -> Mapping[str, int]:
-        """Number of samples that each reward could not score, over the whole run."""
-        return self._tally.failures
 
     def submit(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Pending:
         """Start scoring a group. On return, network rewards are in flight, local ones done or in their thread.
@@ -136,23 +124,7 @@ class Scorer:
         """
         metrics = {f"time/reward/{name}": seconds for name, seconds in self._seconds.items()}
         self._seconds.update(dict.fromkeys(self.names, 0.0))
-        return metrics | self._tally.drain()
-
-    def drain_news(self) -> list[str]:
-        """Messages since the last drain: how many samples a reward could not score, and the last reason."""
-        return self._tally.drain_news()
-
-    def state_dict(self) -> dict[str, Any]:
-        """JSON state by which a resumed run stops where the uninterrupted one would."""
-        return self._tally.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state of ``state_dict``.
-
-        Raises:
-            ValueError: the state belongs to other rewards.
-        """
-        self._tally.load_state_dict(state)
+        return metrics | self.tally.drain()
 
     def close(self) -> None:
         """Cancel requests in flight and end the threads. May be called twice."""
@@ -197,7 +169,7 @@ class Scorer:
     ) -> Outcome:
         if isinstance(reward, AsyncReward):
             questions = [(example, image) for image in images]
-            return await requests.ask_singly(reward, questions, self._limits[name], self._timeout_s)
+            return await requests.ask_singly(reward, questions, self._limits[name])
         return await requests.ask_together(reward, example, images, self._limits[name])
 
     def _collect(
@@ -214,9 +186,9 @@ class Scorer:
             self._seconds[name] += time.perf_counter() - start
             scores = torch.tensor(outcome.scores, dtype=torch.float32)  # which may overflow to infinity
             reasons[name] = Outcome(scores.tolist(), outcome.errors).reasons()
-            self._tally.count(name, example.key, reasons[name])
+            self.tally.count(name, example.key, reasons[name])
             columns.append(torch.where(scores.isfinite(), scores, torch.nan))
-        self._tally.check()
+        self.tally.check()
         return torch.stack(columns, dim=1)
 
 

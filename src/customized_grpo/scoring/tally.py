@@ -17,16 +17,16 @@ class Tally:
     """Failures of every reward.
 
     Args:
-        max_failed_share: largest allowed share of unscorable samples among a reward's last ``window``.
+        max_failed_share: largest allowed share of unscorable samples among a reward's last ``WINDOW``.
 
     Attributes:
         failures: number of samples that each reward could not score, over the whole run.
     """
 
-    def __init__(self, names: Sequence[str], *, max_failed_share: float, window: int = WINDOW) -> None:
+    def __init__(self, names: Sequence[str], *, max_failed_share: float) -> None:
         self.failures = dict.fromkeys(names, 0)
         self._max_failed_share = max_failed_share
-        self._recent: dict[str, deque[bool]] = {name: deque(maxlen=window) for name in names}
+        self._recent: dict[str, deque[bool]] = {name: deque(maxlen=WINDOW) for name in names}
         self._last_error = dict.fromkeys(names, "")
         self._scored = dict.fromkeys(names, 0)
         self._failed = dict.fromkeys(names, 0)

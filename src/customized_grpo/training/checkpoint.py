@@ -107,11 +107,6 @@ def check(checkpoint: Path) -> int:
     return int(step)
 
 
-def has_any(folder: Path) -> bool:
-    """True if there is a checkpoint, complete or not, except those still being written."""
-    return bool(_candidates(folder))
-
-
 def newest(folder: Path) -> Path | None:
     """The newest checkpoint, unverified; None if there is none."""
     return next(iter(_candidates(folder)), None)
@@ -171,11 +166,6 @@ def restore_optimizer(
             cut_like(tensor, of) if tensor.shape == of.shape else tensor
         )
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """JSON with sorted keys."""
-    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
 def _candidates(folder: Path) -> list[Path]:

@@ -61,7 +61,7 @@ def save(parts: Parts, done: int) -> None:
         "skipped": parts.state.skipped,
         "rollout_batch": parts.state.rollout_batch,
         "old_log_probs": parts.state.old_log_probs,
-        "scorers": gather_rows([parts.scorer.state_dict()]),
+        "scorers": gather_rows([parts.scorer.tally.state_dict()]),
     }
 
     def write(aside: Path) -> None:
@@ -75,7 +75,7 @@ def save(parts: Parts, done: int) -> None:
         write_tensors(state / "optimizer.safetensors", optimizer)
         if average:
             write_tensors(state / "ema.safetensors", average)
-        checkpoint.write_json(state / "trainer.json", trainer)
+        (state / "trainer.json").write_text(json.dumps(trainer, indent=1, sort_keys=True) + "\n")
 
     with together(accelerator, checkpoint.SaveError):
         if accelerator.is_main_process:
@@ -96,7 +96,7 @@ def restore(parts: Parts) -> int:
     start, held = 0, None
     with together(parts.accelerator, checkpoint.CheckpointError):
         if run.resume is not None:
-            warn = parts.accelerator.print if main else _silent
+            warn = parts.accelerator.print if main else lambda _: None
             path = _checkpoint(parts, warn)
             start = 0 if path is None else checkpoint.check(path)
             changed = compare_recipes(load_recipe((path or parts.folder) / "config.yaml", []), parts.recipe)
@@ -134,14 +134,10 @@ def _checkpoint(parts: Parts, warn: Callable[[str], None]) -> Path | None:
                 "run.resume=latest would take; move them away first"
             )
         return path
-    if not checkpoint.has_any(folder):
+    if checkpoint.newest(folder) is None:
         warn(f"{parts.folder} has no checkpoint yet; its run starts anew from step 0")
         return None
     return checkpoint.latest(folder, warn)
-
-
-def _silent(_text: str) -> None:
-    """Warning function of all ranks but the main one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +181,7 @@ def _put_back(parts: Parts, held: _Held) -> None:
     parts.state.rollout_batch = saved.get("rollout_batch")  # older checkpoints have neither
     parts.state.old_log_probs = saved.get("old_log_probs")
     share = scorer_share(saved["scorers"], accelerator.process_index, accelerator.num_processes)
-    parts.scorer.load_state_dict(share)
+    parts.scorer.tally.load_state_dict(share)
 
 
 def scorer_share(states: Sequence[dict[str, Any]], rank: int, world: int) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class Trainer:
             if done == 1:  # constants, so they are logged once
                 metrics |= explain.weights(parts.time_weights, parts.step_sensitivity)
             log.write(done, metrics, explain.headline(metrics))
-            news = parts.state.drain_news() + parts.scorer.drain_news()
+            news = parts.state.drain_news() + parts.scorer.tally.drain_news()
             for text in news + self.signal_warnings.of_step(metrics):
                 log.say(f"step {done}: {text}")
             if evaluating:

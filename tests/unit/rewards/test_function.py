@@ -105,7 +105,7 @@ def test_a_recipe_names_it_by_its_place_and_the_scorer_runs_it() -> None:
         (images[..., 0].float().mean((1, 2)) / 9).tolist(), rel=1e-5
     )
     assert scores[:, 1].nan_to_num(-1.0).tolist() == [1.0, -1.0, 1.0, 1.0]
-    assert scorer.failures == {"red": 0, "judge": 1}
+    assert scorer.tally.failures == {"red": 0, "judge": 1}
 
 
 def test_options_are_refused_by_name() -> None:

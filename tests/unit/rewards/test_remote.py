@@ -63,7 +63,7 @@ def test_a_failed_group_is_masked_and_the_next_is_scored() -> None:
     ):
         first = scorer.submit(example(), pictures(2)).result()
         second = scorer.submit(example(), pictures(2)).result()
-        assert scorer.failures == {"dino": 2}
+        assert scorer.tally.failures == {"dino": 2}
     assert first.isnan().all()
     assert torch.equal(second[:, 0], torch.tensor([1.0, 2.0]))
 

@@ -72,7 +72,7 @@ def test_every_plan_keeps_the_rules(plan: Plan, step: int, num_steps: int, seed:
     assert roles == plan.steps(step, num_steps, seed, group)
     assert set(roles.trained) <= set(roles.stochastic) <= set(range(num_steps - 1))
     assert roles.trained
-    assert roles.first_stochastic == min(roles.stochastic)
+    assert roles.stochastic[0] == min(roles.stochastic)
     assert list(roles.trained) == sorted(set(roles.trained))
     # every group of a GRPO step trains equally many steps: the loss divides by one count
     assert len(roles.trained) == len(plan.steps(step, num_steps, seed, group + 1).trained)
@@ -113,7 +113,7 @@ def test_fraction_reaches_every_step_equally() -> None:
 
 
 def firsts(plan: Plan, num_steps: int, count: int) -> list[int]:
-    return [plan.steps(step, num_steps, 0).first_stochastic for step in range(count)]
+    return [plan.steps(step, num_steps, 0).stochastic[0] for step in range(count)]
 
 
 def places(plan: Plan, num_steps: int, count: int) -> list[tuple[int, int]]:

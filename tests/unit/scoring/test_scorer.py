@@ -14,6 +14,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from customized_grpo.rewards.base import AnyReward, AsyncGroupReward, AsyncReward, Reward, RewardFailure
+from customized_grpo.scoring import requests
 from customized_grpo.scoring.scorer import Scorer
 from customized_grpo.types import Example
 from tiny_rewards import example
@@ -32,8 +33,13 @@ class Local(Reward):
 
 @final
 class Remote(AsyncReward):
-    def __init__(self, score: Callable[[int], Awaitable[float]]) -> None:
-        self.score = score
+    def __init__(
+        self,
+        score: Callable[[int], Awaitable[float]],
+        max_concurrent: int | None = None,
+        timeout_s: float | None = 5.0,
+    ) -> None:
+        self.score, self.max_concurrent, self.timeout_s = score, max_concurrent, timeout_s
 
     async def __call__(self, example: Example, image: Image) -> float:
         pixel = image.getpixel((0, 0))
@@ -60,7 +66,7 @@ def ids_of(images: Tensor) -> Tensor:
 
 
 def scorer(max_failed_share: float = 1.0, **rewards: AnyReward) -> Scorer:
-    return Scorer(rewards, max_failed_share=max_failed_share, timeout_s=5.0)
+    return Scorer(rewards, max_failed_share=max_failed_share)
 
 
 LOCAL = Local(lambda example, images: ids_of(images))
@@ -127,15 +133,17 @@ def test_network_rewards_go_on_while_the_caller_does_something_else() -> None:
         assert torch.equal(pending.result(), torch.tensor([[1.0, 1.0], [2.0, 2.0]]))
 
 
-def test_a_server_is_asked_once_a_group_and_has_its_own_time_limit() -> None:
+def test_a_server_is_asked_once_a_group_and_has_its_own_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[list[int]] = []
+
+    monkeypatch.setattr(requests, "TIMEOUT_S", 0.01)  # of a reward that is asked image by image
 
     async def serve(ids: list[int]) -> list[float]:
         calls.append(ids)
         await asyncio.sleep(0.2)
         return [float(one) for one in ids]
 
-    with Scorer({"a": Server(serve)}, max_failed_share=0.0, timeout_s=0.01) as under_test:
+    with Scorer({"a": Server(serve)}, max_failed_share=0.0) as under_test:
         result = under_test.submit(example(), group(3, 1, 2)).result()
     assert calls == [[3, 1, 2]]
     assert result.flatten().tolist() == [3.0, 1.0, 2.0]
@@ -150,7 +158,7 @@ def test_a_failed_call_of_a_server_costs_its_group_alone() -> None:
     with scorer(server=Server(serve), a=LOCAL) as under_test:
         pending = [under_test.submit(example(), group(*ids)) for ids in ((0, 1), (2, 3), (4, 5))]
         first, second, third = (one.result() for one in pending)
-        assert under_test.failures == {"server": 3, "a": 0}
+        assert under_test.tally.failures == {"server": 3, "a": 0}
         assert under_test.drain()["reward/server/failed_share"] == 0.5
     assert first[:, 0].isnan().all()
     assert first[:, 1].isfinite().all()
@@ -198,7 +206,7 @@ def test_concurrency_is_limited() -> None:
         now -= 1
         return image
 
-    with Scorer({"a": Remote(score)}, max_failed_share=1.0, max_concurrent=2) as under_test:
+    with Scorer({"a": Remote(score, max_concurrent=2)}, max_failed_share=1.0) as under_test:
         pending = [under_test.submit(example(), group(*range(GROUP))) for _ in range(3)]
         [one.result() for one in pending]
     assert most == 2
@@ -212,7 +220,7 @@ def test_failures_are_nan_and_counted_and_stay_in_their_sample() -> None:
             await asyncio.sleep(60)
         return {3: math.nan, 4: -math.inf, 5: 1e300}.get(image, float(image))
 
-    with Scorer({"net": Remote(score), "a": LOCAL}, max_failed_share=1.0, timeout_s=0.05) as under_test:
+    with Scorer({"net": Remote(score, timeout_s=0.05), "a": LOCAL}, max_failed_share=1.0) as under_test:
         bad = under_test.submit(example(), group(0, 1, 2, 3, 4, 5))
         good = under_test.submit(example(), group(6, 7))
         result, untouched = bad.result(), good.result()
@@ -222,7 +230,7 @@ def test_failures_are_nan_and_counted_and_stay_in_their_sample() -> None:
         "one reward's failures aren't another's"
     )
     assert torch.equal(untouched, torch.tensor([[6.0, 6.0], [7.0, 7.0]]))
-    assert under_test.failures == {"net": 5, "a": 0}
+    assert under_test.tally.failures == {"net": 5, "a": 0}
 
 
 def test_the_timeout_does_not_count_the_queue() -> None:
@@ -230,7 +238,7 @@ def test_the_timeout_does_not_count_the_queue() -> None:
         await asyncio.sleep(0.05)
         return image
 
-    with Scorer({"a": Remote(score)}, max_failed_share=0.0, max_concurrent=1, timeout_s=0.2) as under_test:
+    with Scorer({"a": Remote(score, max_concurrent=1, timeout_s=0.2)}, max_failed_share=0.0) as under_test:
         result = under_test.submit(example(), group(*range(8))).result()  # 0.4 s in all
     assert result.isfinite().all()
 
@@ -240,7 +248,7 @@ def test_local_infinities_become_nan() -> None:
     with scorer(a=Local(lambda example, images: values)) as under_test:
         result = under_test.submit(example(), group(0, 1, 2, 3)).result()
     assert result.isnan().flatten().tolist() == [False, True, True, True]
-    assert under_test.failures == {"a": 3}
+    assert under_test.tally.failures == {"a": 3}
     assert values.isinf().sum() == 2, "the reward's own tensor is left alone"
 
 
@@ -326,13 +334,13 @@ def test_too_many_failures_stop_the_run_with_the_last_error() -> None:
 
 
 def test_old_failures_are_forgotten() -> None:
-    values = iter([math.nan] * 16 + [1.0] * 200)
+    values = iter([math.nan] * 16 + [1.0] * 600)
     reward = Local(lambda example, images: torch.tensor([next(values) for _ in images]))
-    with Scorer({"a": reward}, max_failed_share=0.5, window=40) as under_test:
-        for _ in range(27):
+    with Scorer({"a": reward}, max_failed_share=0.5) as under_test:
+        for _ in range(66):
             under_test.submit(example(), group(*range(8))).result()
-        assert under_test.failures == {"a": 16}
-        assert sum(under_test.state_dict()["a"]["recent"]) == 0
+        assert under_test.tally.failures == {"a": 16}
+        assert sum(under_test.tally.state_dict()["a"]["recent"]) == 0
 
 
 def test_zero_allowed_share_stops_at_the_first_failure() -> None:
@@ -346,7 +354,7 @@ def test_a_second_result_counts_nothing_twice() -> None:
     with scorer(a=Local(lambda example, images: torch.tensor([1.0, math.nan]))) as under_test:
         pending = under_test.submit(example(), group(0, 1))
         assert pending.result() is pending.result()
-        assert under_test.failures == {"a": 1}
+        assert under_test.tally.failures == {"a": 1}
 
 
 def test_resumed_state_stops_where_the_uninterrupted_run_does() -> None:
@@ -369,15 +377,15 @@ def test_resumed_state_stops_where_the_uninterrupted_run_does() -> None:
     first = failing_every(3)
     assert steps_until_stop(first, total - 1) == total - 1
     second = failing_every(3)
-    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    assert second.failures == first.failures
+    second.tally.load_state_dict(json.loads(json.dumps(first.tally.state_dict())))
+    assert second.tally.failures == first.tally.failures
     assert steps_until_stop(second, 10) == 1
 
 
 def test_the_state_of_other_rewards_is_refused() -> None:
-    state = scorer(a=LOCAL).state_dict()
+    state = scorer(a=LOCAL).tally.state_dict()
     with pytest.raises(ValueError, match="checkpoint's rewards are a but the recipe's are a, b"):
-        scorer(a=LOCAL, b=LOCAL).load_state_dict(state)
+        scorer(a=LOCAL, b=LOCAL).tally.load_state_dict(state)
 
 
 def test_drain_gives_seconds_and_shares_once() -> None:
@@ -498,15 +506,15 @@ def test_a_step_says_how_many_were_unscorable_and_why() -> None:
         first = under_test.submit(example(), group(0, 1, 2, 3))
         first.result()
         under_test.submit(example(key="dog-2"), group(4, 5)).result()
-        assert under_test.drain_news() == [], "one line a step, when it is over"
+        assert under_test.tally.drain_news() == [], "one line a step, when it is over"
         under_test.drain()
-        assert under_test.drain_news() == [
+        assert under_test.tally.drain_news() == [
             "reward cp: 3 of 6 unscorable, last: OSError: no route to 5 (example 'dog-2')",
             "reward dino: 2 of 6 unscorable, last: the score was nan (example 'dog-1')",
         ]
-        assert under_test.drain_news() == []
+        assert under_test.tally.drain_news() == []
         under_test.drain()
-        assert under_test.drain_news() == []
+        assert under_test.tally.drain_news() == []
     assert first.reasons == {
         "cp": ["", "OSError: no route to 1", "", "OSError: no route to 3"],
         "fine": [""] * 4,

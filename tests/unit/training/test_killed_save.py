@@ -1,5 +1,6 @@
 """A process that is killed before any one of the file system's operations that a save makes, by a real SIGKILL."""
 
+import json
 import os
 import signal
 import sys
@@ -15,7 +16,6 @@ from customized_grpo.training.checkpoint import (
     check,
     latest,
     save_checkpoint,
-    write_json,
 )
 
 OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
@@ -26,7 +26,7 @@ def writer(value: float) -> Callable[[Path], None]:
     def write(aside: Path) -> None:
         (aside / "state").mkdir()
         write_tensors(aside / "state" / "adapter.safetensors", {"a": torch.full((8,), value)})
-        write_json(aside / "state" / "trainer.json", {"value": value})
+        (aside / "state" / "trainer.json").write_text(json.dumps({"value": value}))
 
     return write
 

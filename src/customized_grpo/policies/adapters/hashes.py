@@ -5,7 +5,7 @@ from hashlib import sha256
 from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from customized_grpo.policies.adapters.sharding import whole
 
@@ -21,21 +21,13 @@ def base_hash(transformer: nn.Module) -> str:
     Neither quantisation nor a LoRA that was fused in changes those, and another dtype does not change the hash.
     """
     digest = sha256()
-    for name, weight in _frozen(transformer):
-        if weight.ndim == 1 and weight.is_floating_point() and not weight.is_meta:
+    bare = {name.replace(".base_layer.", "."): weight for name, weight in transformer.named_parameters()}
+    for name, weight in sorted(bare.items()):
+        if not OURS.search(name) and weight.ndim == 1 and weight.is_floating_point() and not weight.is_meta:
             digest.update(f"{name} {tuple(weight.shape)}\n".encode())
-            rounded = weight.to("cpu", torch.bfloat16).contiguous()
+            rounded = weight.detach().to("cpu", torch.bfloat16).contiguous()
             digest.update(rounded.view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
-
-
-def frozen_hash(transformer: nn.Module) -> str:
-    """sha256 of every weight but the trained adapter's; the same before and after it is attached."""
-    digest = sha256()
-    for name, weight in _frozen(transformer):
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
-        digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def adapter_hash(module: nn.Module) -> str:
@@ -46,15 +38,3 @@ def adapter_hash(module: nn.Module) -> str:
             digest.update(name.encode())
             digest.update(whole(parameter.detach()).cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _frozen(transformer: nn.Module) -> list[tuple[str, Tensor]]:
-    """Frozen weights, sorted by their names without adapters."""
-    return sorted(
-        (
-            (name.replace(".base_layer.", "."), weight.detach())
-            for name, weight in transformer.named_parameters()
-            if not OURS.search(name)
-        ),
-        key=lambda item: item[0],
-    )

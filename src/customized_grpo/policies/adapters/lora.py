@@ -15,12 +15,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from customized_grpo.policies.adapters.hashes import ADAPTER, OURS, base_hash, frozen_hash
+from customized_grpo.policies.adapters.hashes import ADAPTER, OURS, base_hash
 from customized_grpo.policies.adapters.lora_files import (
     WEIGHTS_NAME,
     AdapterFile,
     exactly,
-    find_adapter,
     read_adapter,
     write_adapter,
 )
@@ -28,22 +27,6 @@ from customized_grpo.policies.adapters.low_rank import Update, check_fits, misma
 from customized_grpo.policies.adapters.sharding import base_transformer, whole
 from customized_grpo.policies.base import LoraSettings, Policy
 from customized_grpo.seeding import generator
-
-__all__ = [
-    "WEIGHTS_NAME",
-    "AdapterFile",
-    "adapter_state",
-    "attach",
-    "attach_frozen",
-    "base_transformer",
-    "find_adapter",
-    "frozen_hash",
-    "load_adapter",
-    "read_adapter",
-    "reference",
-    "save_adapter",
-    "trainable_parameters",
-]
 
 _FROZEN: Final = "base"
 _QKV: Final = (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"))

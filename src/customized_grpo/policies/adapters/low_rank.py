@@ -80,16 +80,12 @@ def fuse(transformer: nn.Module, update: Update) -> None:
     """
     check_fits(update, transformer)
     for name, factors in update.items():
-        weight: Any = _linear(transformer, name).weight
+        layer: Any = transformer.get_submodule(name)
+        weight = (layer if isinstance(layer, nn.Linear) else layer.base_layer).weight
         if not weight.is_floating_point() or weight.shape != (factors.b.shape[0], factors.a.shape[1]):
             raise ValueError(f"{name} is quantised, so nothing can be fused into it; use mode: adapter")
         delta = factors.b.to(weight.device, torch.float32) @ factors.a.to(weight.device, torch.float32)
         weight.copy_((weight.float() + delta).to(weight.dtype))
-
-
-def _linear(transformer: nn.Module, name: str) -> nn.Module:
-    module = transformer.get_submodule(name)
-    return module if isinstance(module, nn.Linear) else module.get_submodule("base_layer")
 
 
 def mismatch(given: Set[str], expected: Set[str]) -> str:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from customized_grpo.policies.adapters import full, lora
 from customized_grpo.policies.adapters.full import TransformerFolder
 from customized_grpo.policies.adapters.hashes import adapter_hash
-from customized_grpo.policies.adapters.lora_files import AdapterFile
-from customized_grpo.policies.adapters.sharding import cut_like
+from customized_grpo.policies.adapters.lora_files import AdapterFile, read_adapter
+from customized_grpo.policies.adapters.sharding import base_transformer, cut_like
 from customized_grpo.policies.base import Policy
 from customized_grpo.recipe.sections import PolicySpec
 
@@ -38,7 +38,7 @@ def trainable_parameters(policy: Policy) -> dict[str, nn.Parameter]:
 
     A transformer's are in its own order: accelerate compares the list with the model's when it clips FSDP2's gradients.
     """
-    named = lora.base_transformer(policy).named_parameters()
+    named = base_transformer(policy).named_parameters()
     return lora.trainable_parameters(policy) or {name: one for name, one in named if one.requires_grad}
 
 
@@ -46,7 +46,7 @@ def untrained_parameters(policy: Policy) -> dict[str, nn.Parameter]:
     """Frozen parameters to save in a checkpoint: the rest of a transformer saved whole; none for an adapter."""
     if lora.trainable_parameters(policy):
         return {}
-    named = lora.base_transformer(policy).named_parameters()
+    named = base_transformer(policy).named_parameters()
     return dict(sorted((n, p) for n, p in named if not p.requires_grad))
 
 
@@ -60,7 +60,7 @@ def follow_shards(policy: Policy) -> None:
 def reference(policy: Policy) -> AbstractContextManager[None]:
     """Context in which the policy is the untrained one, for the KL: adapter off, or initial weights restored."""
     if policy.base_weights is not None:
-        return full.exchanged(lora.base_transformer(policy), policy.base_weights)
+        return full.exchanged(base_transformer(policy), policy.base_weights)
     assert lora.trainable_parameters(policy), (
         "full fine-tuning has a reference where it was attached with keep_base"
     )
@@ -86,7 +86,7 @@ def save(
     if lora.trainable_parameters(policy):
         lora.save_adapter(policy, folder, metadata, trained)
     else:
-        full.save(lora.base_transformer(policy), folder, {**untrained, **trained}, policy.dtype)
+        full.save(base_transformer(policy), folder, {**untrained, **trained}, policy.dtype)
 
 
 def read(path: str | Path) -> Tuned:
@@ -95,7 +95,7 @@ def read(path: str | Path) -> Tuned:
     Raises:
         ValueError: neither is there, or an adapter's file can't be used.
     """
-    return full.find(path) or lora.read_adapter(path)
+    return full.find(path) or read_adapter(path)
 
 
 def load_tuned(policy: Policy, path: str | Path) -> None:

@@ -14,7 +14,6 @@ from customized_grpo.policies.adapters.lora import (
     adapter_state,
     attach,
     attach_frozen,
-    frozen_hash,
     load_adapter,
     read_adapter,
     reference,
@@ -28,6 +27,7 @@ from customized_grpo.policies.flux import UNO, UNOConfig
 from customized_grpo.policies.flux_loading import original_keys
 from customized_grpo.testing import check_policy
 from customized_grpo.types import Example
+from frozen_weights import frozen_hash
 from one_rank import data_parallel
 from tiny import make_tiny_flux
 from uno_tiny import uno_file

@@ -18,16 +18,16 @@ from customized_grpo.policies.adapters.lora import (
     WEIGHTS_NAME,
     adapter_state,
     attach,
-    find_adapter,
-    frozen_hash,
     load_adapter,
     read_adapter,
     reference,
     save_adapter,
     trainable_parameters,
 )
+from customized_grpo.policies.adapters.lora_files import find_adapter
 from customized_grpo.policies.base import LoraSettings
 from customized_grpo.policies.flux import UNO
+from frozen_weights import frozen_hash
 from one_rank import data_parallel
 from tiny import make_tiny_flux, tiny_policy
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 import uno_golden
 from customized_grpo.policies.adapters.flux_keys import to_original
-from customized_grpo.policies.adapters.lora import frozen_hash
 from customized_grpo.policies.adapters.uno_lora import to_uno
 from customized_grpo.policies.flux import UNO, UNOConfig
 from customized_grpo.policies.flux_loading import original_keys
 from customized_grpo.sampling.schedule import sigma_grid
+from frozen_weights import frozen_hash
 from tiny import make_tiny_flux
 from uno_golden import CASES
 

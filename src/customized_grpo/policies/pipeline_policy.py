@@ -1,0 +1,60 @@
+"""Base of the policies on FLUX.2 and Qwen-Image: a diffusers pipeline, one part of which transformers reads itself."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from customized_grpo.policies.base import Policy
+from customized_grpo.policies.pipelines import ExactInputs, checked_source, explained, open_pipeline
+
+
+class PipelinePolicy(Policy):
+    """A policy on a pipeline whose own class for one part needs torchvision.
+
+    Attributes:
+        replaced: name of that part.
+        replacement: class of transformers that reads it instead.
+        time_embedding: name of the transformer's module that embeds sigma.
+    """
+
+    replaced: ClassVar[str]
+    replacement: ClassVar[Any]
+    time_embedding: ClassVar[str]
+    _mean: Tensor
+    _std: Tensor
+
+    def __init__(self, pipeline: Any, config: Any, *, device: torch.device, dtype: torch.dtype) -> None:
+        self.config = config
+        self.device = device
+        self.dtype = dtype
+        self.transformer = pipeline.transformer
+        self.latent_shape = config.latent_shape()
+        self._pipeline = pipeline
+        self._vae = pipeline.vae
+        self._exact = ExactInputs(pipeline.transformer.get_submodule(self.time_embedding))
+
+    @classmethod
+    def load(
+        cls, config: Any, *, device: torch.device, dtype: torch.dtype, absent: Sequence[str] = ()
+    ) -> Self:
+        """See ``pipelines.open_pipeline``."""
+        source = checked_source(cls.pipeline_class, config)
+        own = {cls.replaced: None}
+        pipeline = open_pipeline(
+            cls.pipeline_class, config, source, device=device, dtype=dtype, absent=absent, own=own
+        )
+        if cls.replaced not in absent:
+            with explained(config):
+                part = cls.replacement.from_pretrained(
+                    source, subfolder=cls.replaced, revision=config.revision
+                )
+            pipeline.register_modules(**{cls.replaced: part})
+        return cls(pipeline, config, device=device, dtype=dtype)
+
+    def _require_text_encoder(self) -> None:
+        if self._pipeline.text_encoder is None:
+            raise ValueError(
+                "this policy was loaded without its text encoder; load it by Policy.load to encode"
+            )
