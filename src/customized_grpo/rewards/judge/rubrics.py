@@ -85,13 +85,11 @@ Scale:
     )
 }
 
+_JSON: Final = "Reply with one JSON object and nothing else: "
 _REPLY: Final[Mapping[tuple[bool, bool], str]] = {  # by (reasoning, JSON)
-    (
-        True,
-        True,
-    ): 'Reply with one JSON object and nothing else: {"analysis": "<your comparison, at most three '
-    'sentences>", "score": <0, 1, 2, 3 or 4>}',
-    (False, True): 'Reply with one JSON object and nothing else: {"score": <0, 1, 2, 3 or 4>}',
+    (True, True): _JSON
+    + '{"analysis": "<your comparison, at most three sentences>", "score": <0, 1, 2, 3 or 4>}',
+    (False, True): _JSON + '{"score": <0, 1, 2, 3 or 4>}',
     (
         True,
         False,

@@ -27,6 +27,7 @@ from customized_grpo.recipe.loading import RecipeError, load_recipe, save_recipe
 from customized_grpo.rewards.base import RewardFailure
 from customized_grpo.rewards.judge.presets import PRESETS
 from customized_grpo.rewards.judge.vlm import Vlm
+from customized_grpo.scoring import requests
 from customized_grpo.scoring.scorer import Scorer
 from customized_grpo.testing import check_reward
 from judge_cases import EXAMPLE, KEY, KEY_ENV, images, judge
@@ -198,17 +199,18 @@ def test_what_failed_is_asked_again() -> None:
         reward.close()
 
 
-def test_no_more_questions_at_a_time_than_allowed_and_no_fewer() -> None:
+def test_no_more_questions_at_a_time_than_allowed_and_no_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "MAX_CONCURRENT", 1)  # of a reward that says none
     with JudgeServer(lambda request: score(2)) as server:
         reward = judge(server.url, concurrency=3)
-        with Scorer({"cp": reward}, max_failed_share=0.0, max_concurrent=1) as scorer:
+        with Scorer({"cp": reward}, max_failed_share=0.0) as scorer:
             assert scorer.submit(EXAMPLE, images(*range(40, 70))).result().eq(2.0).all()
         reward.close()
         assert server.most_at_once <= 3
         assert reward.max_concurrent == 3
     with JudgeServer(lambda request: Reply(how="hang") if request.attempt == 0 else score(1)) as server:
         reward = judge(server.url, concurrency=3, timeout_s=2.0, deadline_s=30.0)
-        with Scorer({"cp": reward}, max_failed_share=0.0, max_concurrent=1) as scorer:
+        with Scorer({"cp": reward}, max_failed_share=0.0) as scorer:
             assert scorer.submit(EXAMPLE, images(1, 2, 3)).result().eq(1.0).all()
         reward.close()
         assert server.most_at_once >= 3, "all three waited side by side"
