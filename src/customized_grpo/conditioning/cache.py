@@ -117,40 +117,6 @@ class ConditioningCache:
             ) from error
 
 
-def fill(
-    cache: ConditioningCache,
-    jobs: Jobs,
-    load: Callable[[], Policy],
-    progress: OnProgress,
-) -> int:
-    """Make missing entries, and keep existing ones.
-
-    Args:
-        cache: the cache to fill.
-        jobs: data sets and indices of this process's examples.
-        load: returns the policy to encode with; called only if an entry is missing.
-        progress: progress callback.
-
-    Returns:
-        Number of new entries.
-    """
-    missing: dict[Path, tuple[Dataset, int]] = {}
-    for done, (dataset, index) in enumerate(jobs, start=1):
-        example = dataset[index]
-        if not cache.has(example.prompt, example.references):
-            missing.setdefault(cache.path(example.prompt, example.references), (dataset, index))
-        progress("looking", done, len(jobs))
-    if not missing:
-        return 0
-    policy = load()
-    for done, (dataset, index) in enumerate(missing.values(), start=1):
-        example = dataset[index]
-        if not cache.has(example.prompt, example.references):  # another process may have made it by now
-            cache.write(example.prompt, example.references, policy.encode(example.prompt, example.references))
-        progress("encoding", done, len(missing))
-    return len(missing)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Process:
     """Rank and device of this process, and its callbacks to report and to synchronise."""
@@ -179,21 +145,30 @@ class Process:
 
 
 def complete(spec: PolicySpec, cache: ConditioningCache, jobs: Jobs, process: Process) -> int:
-    """``fill`` shared by all processes; encoders are loaded only if needed, and freed afterwards.
+    """Make missing entries, shared by all processes; encoders are loaded only if needed, and freed afterwards.
 
     Returns:
         Number of entries that this process made.
     """
-    made = fill(
-        cache,
-        jobs[process.rank :: process.world],
-        lambda: load_policy(spec, device=process.device, precision=process.precision, parts="encoders"),
-        process.progress,
-    )
-    if made:
+    mine = jobs[process.rank :: process.world]
+    missing: dict[Path, tuple[Dataset, int]] = {}
+    for done, (dataset, index) in enumerate(mine, start=1):
+        example = dataset[index]
+        if not cache.has(example.prompt, example.references):
+            missing.setdefault(cache.path(example.prompt, example.references), (dataset, index))
+        process.progress("looking", done, len(mine))
+    if missing:
+        policy = load_policy(spec, device=process.device, precision=process.precision, parts="encoders")
+        for done, (dataset, index) in enumerate(missing.values(), start=1):
+            example = dataset[index]
+            if not cache.has(example.prompt, example.references):  # another process may have made it by now
+                cond = policy.encode(example.prompt, example.references)
+                cache.write(example.prompt, example.references, cond)
+            process.progress("encoding", done, len(missing))
+        del policy
         release(process.device)
     process.wait()
-    return made
+    return len(missing)
 
 
 def release(device: torch.device) -> None:

@@ -1,6 +1,7 @@
 """Cached conditioning: bit for bit what ``encode`` gives, one entry for equal inputs and another for changed ones."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from customized_grpo.conditioning.cache import (
     CacheError,
     ConditioningCache,
     Process,
-    fill,
     model_identity,
     open_policy,
 )
@@ -184,26 +184,29 @@ def test_a_hub_id_is_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         model_identity("org/other", None, tmp_path / "hashes.json")
 
 
-def test_fill_makes_what_is_missing_once(
-    tiny_flux: Path, references: tuple[Image.Image, ...], tmp_path: Path
+def test_complete_makes_what_is_missing_once(
+    tiny_flux: Path, references: tuple[Image.Image, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = spec_of(tiny_flux)
     cache = ConditioningCache(tmp_path, spec, "no")
     data = Examples([example("a dog", references[0]), example("a cat"), example("a dog", references[0])])
     loads, told = [], []
 
-    def load() -> Policy:
-        loads.append(1)
-        return load_policy(spec, device=CPU, precision="no", parts="encoders")
+    def load(section: Any, **options: Any) -> Policy:
+        loads.append(options["parts"])
+        return load_policy(section, **options)
+
+    monkeypatch.setattr(module, "load_policy", load)
+    watched = replace(place(), progress=lambda *what: told.append(what))
 
     jobs = [(data, i) for i in range(3)]
-    assert fill(cache, jobs, load, lambda *what: told.append(what)) == 2  # two rows are equal
+    assert module.complete(spec, cache, jobs, watched) == 2  # two rows are equal
     assert told == [("looking", i, 3) for i in (1, 2, 3)] + [("encoding", i, 2) for i in (1, 2)]
-    assert fill(cache, jobs, load, quiet) == 0
-    assert len(loads) == 1, "encoders are loaded although nothing is missing"
+    assert module.complete(spec, cache, jobs, place()) == 0
+    assert loads == ["encoders"], "encoders are loaded although nothing is missing"
     path = cache.path(data[1].prompt, ())
     path.write_bytes(path.read_bytes()[:-5])  # a disk that was full
-    assert fill(cache, jobs, load, quiet) == 1
+    assert module.complete(spec, cache, jobs, place()) == 1
     assert not [file for file in tmp_path.rglob("*") if file.name.startswith(".")]
 
 
