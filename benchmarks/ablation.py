@@ -88,9 +88,7 @@ def collect() -> list[dict[str, Any]]:
         base = record["curve"]["0"]
         rows.setdefault(name, {})[seed] = record["examples"]
     generator = np.random.default_rng(0)
-    result: list[dict[str, Any]] = [
-        {"of": "base", "metric": metric, "mean": value} for metric, value in base.items()
-    ]
+    result: list[dict[str, Any]] = [{"of": "base", "metric": metric, "mean": value} for metric, value in base.items()]
     for name, seeds in rows.items():
         values = {metric: [list(seeds[seed][metric].values()) for seed in seeds] for metric in base}
         result += [
@@ -132,10 +130,7 @@ def over_front(rows: Rows, name: str, generator: Any, resamples: int = 2000) -> 
     seeds = sorted(set.intersection(*(set(rows[cell]) for cell in (*STATIC, name))))
     shown = ("prompt_accuracy", "identity_accuracy", "both", "copy")
     values = np.array(
-        [
-            [[list(rows[cell][seed][metric].values()) for seed in seeds] for cell in (*STATIC, name)]
-            for metric in shown
-        ]
+        [[[list(rows[cell][seed][metric].values()) for seed in seeds] for cell in (*STATIC, name)] for metric in shown]
     )  # metrics, cells, seeds, examples
 
     def gap(means: Any) -> tuple[Any, bool]:
@@ -165,9 +160,7 @@ def compares(name: str, other: str) -> bool:
 
 def main(arguments: Sequence[str]) -> None:
     """Run what is missing, then collect."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=GRID.parts)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after so long")

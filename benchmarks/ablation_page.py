@@ -93,9 +93,7 @@ def styles(result: Result) -> dict[str, dict[str, Any]]:
     found["tdw_only"] = {"color": COLOURS["tdw_only"], "marker": "s"}
     found["sars_only"] = {"color": COLOURS["sars_only"], "marker": "s"}
     found["sars_tdw_fitted"] = {"color": "#c2185b", "marker": "D"}
-    for name, marker in zip(
-        ("weighted_minimum", "weighted_maximum", "harmonic", "product"), "v^<>", strict=True
-    ):
+    for name, marker in zip(("weighted_minimum", "weighted_maximum", "harmonic", "product"), "v^<>", strict=True):
         found[name] = {"color": "#b08d57", "marker": marker}
     return {name: style for name, style in found.items() if (f"{name}-equal", None) in result}
 
@@ -155,9 +153,7 @@ def curves(records: Records, file: Path) -> None:
                     axis.plot(steps, means, lw=1.8, color=colour, label=family)
             axis.set_title(f"{metric}, {weighting}", fontsize=9)
             axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(
-        *axes[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False
-    )
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
     for axis in axes[1]:
         axis.set_xlabel("GRPO step")
     figure.savefig(file, dpi=160)

@@ -93,9 +93,7 @@ def digests(run_folder: Path) -> dict[str, str]:
     """Every file that an evaluation leaves in its folder, the images too."""
     folder = run_folder / "evaluation"
     files = sorted(path for path in folder.rglob("*") if path.is_file() and ".parts" not in path.parts)
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
-    }
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def differing(one: Path, other: Path) -> list[str]:
@@ -167,9 +165,7 @@ def measured(data: Path, folder: Path, limit: int | None, steps: int) -> dict[st
     result["files_compared"] = len(digests(folder / "once"))
     shutil.copytree(folder / "once", folder / "input")
     runs["other_protocol"] = timed(lambda: run(*command(ONE, "input", f"evaluate.protocol={PROTOCOLS[1]}")))
-    result["baselines"] = dict(
-        zip(PROTOCOLS, (baselines(folder / name) for name in ("once", "input")), strict=True)
-    )
+    result["baselines"] = dict(zip(PROTOCOLS, (baselines(folder / name) for name in ("once", "input")), strict=True))
     return result
 
 
@@ -200,10 +196,7 @@ def page(result: dict[str, Any]) -> str:
         lines = [
             [
                 name,
-                *(
-                    f"{metrics[c]['mean']:.2f} (n = {metrics[c]['n']})" if c in metrics else "-"
-                    for c in columns
-                ),
+                *(f"{metrics[c]['mean']:.2f} (n = {metrics[c]['n']})" if c in metrics else "-" for c in columns),
             ]
             for name, metrics in rows.items()
         ]
@@ -212,9 +205,7 @@ def page(result: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "dreambench")
     parser.add_argument("--limit", type=int, help="only so many prompts, for a trial; all 750 otherwise")
     parser.add_argument("--steps", type=int, default=2, help="of the sampler")

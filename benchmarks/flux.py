@@ -219,9 +219,7 @@ def kernels(bench: Bench) -> dict[str, list[tuple[str, float, int]]]:
     """What a forward and a replay of the group consist of: operators by their own time, in milliseconds, and calls."""
     found = {}
     for name, work in (("forward", bench.forward), ("replay", bench.backward)):
-        with profile(
-            activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if CUDA else [])]
-        ) as profiler:
+        with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if CUDA else [])]) as profiler:
             work(bench.pairs(bench.size))
             synchronize()
         own = {
@@ -309,9 +307,7 @@ def say(what: Any) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--stages", nargs="*", choices=list(STAGES), default=list(STAGES))
     parser.add_argument("--seconds", type=float, default=3600, help="no stage begins later than this")

@@ -195,8 +195,7 @@ def _examples(file: Path) -> dict[str, dict[str, float]]:
         for metric, value in row["values"].items():
             found.setdefault(metric, {}).setdefault(row["key"], []).append(value)
     return {
-        metric: {key: round(sum(values) / len(values), 4) for key, values in of.items()}
-        for metric, of in found.items()
+        metric: {key: round(sum(values) / len(values), 4) for key, values in of.items()} for metric, of in found.items()
     }
 
 

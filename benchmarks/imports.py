@@ -135,9 +135,7 @@ def page(result: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--entries", type=int, default=6924)
     parser.add_argument("--side", type=int, default=128, help="pixels of a picture's side")
     parser.add_argument("--out", type=Path, default=RESULT)

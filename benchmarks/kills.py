@@ -68,9 +68,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after so long")
     given = parser.parse_args(arguments)

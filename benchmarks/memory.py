@@ -102,9 +102,7 @@ def measure(recipe: str, overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="mini_customized")
     parser.add_argument("--json", type=Path)
     parser.add_argument("overrides", nargs="*")

@@ -74,9 +74,7 @@ def plan(name: str, steps: int, section: str, dynamics: str = FLOW, microbatch: 
 
 CELLS = (
     plan("all", 6, "type: all"),
-    plan(
-        "published", 25, "type: fraction, fraction: 0.6", "sampling.dynamics={type: dance_sde, eta: 0.4}", 84
-    ),
+    plan("published", 25, "type: fraction, fraction: 0.6", "sampling.dynamics={type: dance_sde, eta: 0.4}", 84),
     plan("published_flow", 25, "type: fraction, fraction: 0.6", FLOW, 84),
     plan("fraction", 6, "type: fraction, fraction: 0.6"),
     plan("window_progressive", 6, "type: window, width: 2, every: 10"),
@@ -168,9 +166,7 @@ def times(sooner: dict[str, float] | None) -> str:
     """A ratio with its interval, or with its number of seeds where that is too small for one."""
     if sooner is None:
         return "-"
-    known = (
-        f"{sooner['low']:.1f} to {sooner['high']:.1f}" if "low" in sooner else f"{sooner['seeds']} seed(s)"
-    )
+    known = f"{sooner['low']:.1f} to {sooner['high']:.1f}" if "low" in sooner else f"{sooner['seeds']} seed(s)"
     return f"{sooner['mean']:.1f} ({known})"
 
 
@@ -199,15 +195,11 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
 
 def main(arguments: Sequence[str]) -> None:
     """Run what is missing, or time, then collect."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after so long")
     parser.add_argument("--repeats", type=int, default=5, help="of --time")
-    parser.add_argument(
-        "--time", action="store_true", help="measure the seconds of updates instead of training"
-    )
+    parser.add_argument("--time", action="store_true", help="measure the seconds of updates instead of training")
     parser.add_argument("--collect", action="store_true")
     given = parser.parse_args(arguments)
     if given.time:

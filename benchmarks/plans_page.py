@@ -27,9 +27,7 @@ def curves(result: dict[str, Any], file: Path) -> None:
             for number, curve in enumerate(found["curves"].values()):
                 line = sorted((int(step) * scale, values[METRIC]) for step, values in curve.items())
                 line = line[axis is axes[1] :]  # a logarithmic axis has no 0
-                axis.plot(
-                    *zip(*line, strict=True), lw=1.2, color=colour, marker=".", label="" if number else name
-                )
+                axis.plot(*zip(*line, strict=True), lw=1.2, color=colour, marker=".", label="" if number else name)
     for axis, label in zip(axes, ("updates", "seconds of updates on one thread"), strict=True):
         axis.axhline(QUALITY, color="black", lw=0.8, ls=":")
         axis.set_xlabel(label)

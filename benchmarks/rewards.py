@@ -98,9 +98,7 @@ def head(folder: Path, width: int) -> str:
 
 def build(name: str, folder: Path, **options: Any) -> Reward:
     reward_class = registry.resolve("rewards", name)
-    config = reward_class.Config.model_validate(
-        {"type": name, "axis": "identity", "model": str(folder), **options}
-    )
+    config = reward_class.Config.model_validate({"type": name, "axis": "identity", "model": str(folder), **options})
     reward: Reward = reward_class(config, device=torch.device("cpu"))
     return reward
 

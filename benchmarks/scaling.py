@@ -103,9 +103,7 @@ def worker(folder: Path, steps: int) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Measure every axis, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--axes", nargs="*", choices=list(AXES), default=list(AXES))
     parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2])
@@ -120,9 +118,7 @@ def main(arguments: Sequence[str]) -> None:
     for axis in given.axes:
         first = next(iter(found[axis].values()))["median"]
         for value, second in found[axis].items():
-            sys.stdout.write(
-                f"{axis:>12} {value:>4}: {second['median']:.3f} s, {second['median'] / first:.2f} x\n"
-            )
+            sys.stdout.write(f"{axis:>12} {value:>4}: {second['median']:.3f} s, {second['median'] / first:.2f} x\n")
     for ranks, rate in found["groups_a_second"].items():
         sys.stdout.write(f"{ranks} process(es): {rate:.3f} groups a second\n")
     if given.json is not None:

@@ -70,14 +70,10 @@ def singles(server: Server, clients: int, local: Dino) -> dict[str, Any]:
     }
 
 
-def groups(
-    server: Server, clients: int, local: Dino, act: Callable[[], None] | None = None
-) -> dict[str, Any]:
+def groups(server: Server, clients: int, local: Dino, act: Callable[[], None] | None = None) -> dict[str, Any]:
     """Whole groups by the reward ``remote``, each with its own example; ``act`` happens while they are under way."""
     config = {"type": "remote", "axis": "identity", "urls": [server.url], "reward": "dino", "retries": 8}
-    reward = Remote(
-        Remote.Config.model_validate({**config, "wait_s": STARTS_IN_S}), device=torch.device("cpu")
-    )
+    reward = Remote(Remote.Config.model_validate({**config, "wait_s": STARTS_IN_S}), device=torch.device("cpu"))
     examples = [example(2, key=f"dog-{at}") for at in range(clients)]
     images = [pictures(GROUP, at, SIDE, SIDE) for at in range(clients)]
     statuses: Counter[str] = Counter()

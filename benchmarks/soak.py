@@ -89,9 +89,7 @@ def summary(seen: Sequence[dict[str, float]]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2000)
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:

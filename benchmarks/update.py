@@ -178,8 +178,7 @@ def measure(recipe: str, overrides: Sequence[str], repeats: int) -> dict[str, An
     peaks: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         trainers = {
-            name: make_trainer(recipe, [*overrides, *keys], Path(folder, name))
-            for name, keys in SCHEDULES.items()
+            name: make_trainer(recipe, [*overrides, *keys], Path(folder, name)) for name, keys in SCHEDULES.items()
         }
         one_at_a_time(trainers["published"])
         for step in range(repeats + 1):
@@ -210,9 +209,7 @@ def measure(recipe: str, overrides: Sequence[str], repeats: int) -> dict[str, An
         "recipe": recipe,
         "overrides": list(overrides),
         "machine": {
-            "device": torch.cuda.get_device_name(device)
-            if device.type == "cuda"
-            else platform.processor() or "CPU",
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "python": platform.python_version(),
@@ -249,9 +246,7 @@ def show(found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="mini_customized")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)

@@ -112,9 +112,7 @@ def decided(parts: Parts, groups: int) -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> None:
     """Print JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["gate", "decided"])
     parser.add_argument("--groups", type=int, default=32)
     given, overrides = parser.parse_known_args(arguments)

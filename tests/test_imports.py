@@ -85,17 +85,14 @@ def test_nothing_below_the_commands_prepares_data() -> None:
     wrong = [
         module
         for module, targets in GRAPH.items()
-        if part(module) not in {"prepare", "commands"}
-        and any(part(target) == "prepare" for target in targets)
+        if part(module) not in {"prepare", "commands"} and any(part(target) == "prepare" for target in targets)
     ]
     assert not wrong, f"{wrong} import data preparation: a run reads a manifest that is finished"
 
 
 def test_the_design_shows_the_floors() -> None:
     page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
-    rows = [
-        f"| {number} | {', '.join(f'`{room}`' for room in rooms)} |" for number, rooms in enumerate(FLOORS)
-    ]
+    rows = [f"| {number} | {', '.join(f'`{room}`' for room in rooms)} |" for number, rooms in enumerate(FLOORS)]
     assert "\n".join(rows) in page, "docs/design.md needs these rows:\n" + "\n".join(rows)
 
 
@@ -143,9 +140,7 @@ def test_source_files_are_small() -> None:
 
 
 def test_source_files_say_what_they_are() -> None:
-    silent = [
-        str(path.relative_to(ROOT)) for name, path in FILES.items() if not ast.get_docstring(TREES[name])
-    ]
+    silent = [str(path.relative_to(ROOT)) for name, path in FILES.items() if not ast.get_docstring(TREES[name])]
     assert not silent, f"without a docstring: {silent}"
 
 
@@ -171,9 +166,7 @@ def test_unsafe_loaders_are_not_called() -> None:
         f"{module}:{node.lineno}"
         for module, tree in TREES.items()
         for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute)
-        and isinstance(node.value, ast.Name)
-        and (node.value.id, node.attr) in unsafe
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and (node.value.id, node.attr) in unsafe
     ]
     assert not calls, f"use safetensors and yaml.safe_load: {calls}"
 

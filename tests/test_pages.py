@@ -21,15 +21,11 @@ def test_the_tables_of_cards_are_what_the_estimate_says() -> None:
     page = (DOCS / "performance.md").read_text(encoding="utf-8")
     made, _, left_out = page.partition(BEGIN)[2].partition(END)[0].partition("Not in the table")
     for recipe in cards.RECIPES:
-        tables = [
-            made.partition(f"**`{recipe}`, rank {rank}**")[2].partition("**`")[0] for rank in cards.RANKS
-        ]
+        tables = [made.partition(f"**`{recipe}`, rank {rank}**")[2].partition("**`")[0] for rank in cards.RANKS]
         assert all(tables) or (not any(tables) and f"`{recipe}`" in left_out), recipe
     rows = made.partition("**`uno_customized_grpo`, rank 64**")[2].partition("**`")[0]
     for card in (24, 141):
-        assert cards.row("uno_customized_grpo", 64, card) in rows, (
-            "run `make pages` and look at what has changed"
-        )
+        assert cards.row("uno_customized_grpo", 64, card) in rows, "run `make pages` and look at what has changed"
 
 
 def test_a_page_without_marks_is_refused() -> None:

@@ -20,9 +20,7 @@ def called(node: ast.Call) -> str:
     return ast.unparse(node.func)
 
 
-CALLS = [
-    (module, node) for module, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, ast.Call)
-]
+CALLS = [(module, node) for module, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, ast.Call)]
 
 UNSAFE = {
     "torch.load", "torch.jit.load", "torch.package.PackageImporter", "joblib.load", "shelve.open", "marshal.load",
@@ -52,9 +50,7 @@ def test_the_list_finds_them(source: str) -> None:
 
 def test_no_code_of_a_model_is_run() -> None:
     trusted = [
-        f"{module}:{node.lineno}"
-        for module, node in CALLS
-        if keyword(node, "trust_remote_code") not in (None, "False")
+        f"{module}:{node.lineno}" for module, node in CALLS if keyword(node, "trust_remote_code") not in (None, "False")
     ]
     assert not trusted
 
@@ -106,9 +102,7 @@ def test_a_secret_reaches_no_file_no_log_and_no_tracker(
     )
     run = train(recipe)
     files = [path for path in run.rglob("*") if path.is_file()]
-    assert {"config.yaml", "pytorch_lora_weights.safetensors", "metrics.jsonl"} <= {
-        path.name for path in files
-    }
+    assert {"config.yaml", "pytorch_lora_weights.safetensors", "metrics.jsonl"} <= {path.name for path in files}
     assert not [path for path in files if SECRET.encode() in path.read_bytes()]
     said = capfd.readouterr()
     assert tracked

@@ -15,9 +15,7 @@ def test_docstrings_name_their_thing() -> None:
     for path in [*FILES.values(), *(ROOT / "tools").rglob("*.py")]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         if QUESTION.match(ast.get_docstring(tree) or ""):
-            wrong.append(
-                f"{path.relative_to(ROOT)}:1: begins with a question word; name the module's content first"
-            )
+            wrong.append(f"{path.relative_to(ROOT)}:1: begins with a question word; name the module's content first")
         wrong += [
             f"{path.relative_to(ROOT)}:{node.lineno}: {node.value.value[:40]!r}; say what it is, as in 'Mean of rho.'"
             for node in ast.walk(tree)

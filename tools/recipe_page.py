@@ -58,9 +58,7 @@ def _table(rows: list[str]) -> str:
     return HEAD + "\n".join(rows) + "\n" if rows else ""
 
 
-def _rows(
-    node: dict[str, Any], defined: dict[str, Any], nested: dict[str, Any], prefix: str = ""
-) -> list[str]:
+def _rows(node: dict[str, Any], defined: dict[str, Any], nested: dict[str, Any], prefix: str = "") -> list[str]:
     """A row per key; the keys of a nested section follow it as ``section.key``."""
     rows = []
     for key, field in node["properties"].items():

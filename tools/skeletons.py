@@ -54,14 +54,10 @@ def text() -> str:
     for transformer, config in wanted:
         model = built(transformer, config)
         whole, made = configuration(model), parts(model)
-        entry = next(
-            (one for one in entries if (one["transformer"], one["parts"]) == (transformer, made)), None
-        )
+        entry = next((one for one in entries if (one["transformer"], one["parts"]) == (transformer, made)), None)
         if entry is None:
             defaults = configuration(built(transformer, {}))
-            entries.append(
-                entry := dict(transformer=transformer, defaults=defaults, configurations=[], parts=made)
-            )
+            entries.append(entry := dict(transformer=transformer, defaults=defaults, configurations=[], parts=made))
         if whole not in entry["configurations"]:
             entry["configurations"].append(whole)
     return "[\n" + ",\n".join(json.dumps(entry) for entry in entries) + "\n]\n"

@@ -45,12 +45,8 @@ def check_policy(policy: Policy, example: Example) -> None:
         assert tensor.shape[0] == 1, (
             f"conditioning {name!r} has shape {tuple(tensor.shape)}; its first dimension must be 1"
         )
-        assert not tensor.requires_grad, (
-            f"conditioning {name!r} carries a gradient; encode under torch.no_grad"
-        )
-        assert not tensor.is_inference(), (
-            f"conditioning {name!r} is an inference tensor; use torch.no_grad instead"
-        )
+        assert not tensor.requires_grad, f"conditioning {name!r} carries a gradient; encode under torch.no_grad"
+        assert not tensor.is_inference(), f"conditioning {name!r} is an inference tensor; use torch.no_grad instead"
     again = policy.encode(example.prompt, example.references)
     for name, tensor in cond.tensors.items():
         assert torch.equal(tensor, again.tensors[name]), f"encoding twice gives another {name!r}"
@@ -60,13 +56,9 @@ def check_policy(policy: Policy, example: Example) -> None:
         assert whole.shape == x.shape, f"velocity of x {tuple(x.shape)} has shape {tuple(whole.shape)}"
         assert whole.dtype == torch.float32, f"velocity must be float32, not {whole.dtype}"
         assert bool(whole.isfinite().all()), "velocity is not finite"
-        assert torch.equal(whole, policy.velocity(x, sigma, cond)), (
-            "the same velocity twice differs (dropout, noise?)"
-        )
+        assert torch.equal(whole, policy.velocity(x, sigma, cond)), "the same velocity twice differs (dropout, noise?)"
         rows = policy.velocity(x, sigma.expand(n), cond)
-        assert torch.equal(whole, rows), (
-            "one sigma per row, all equal, gives another velocity than one sigma for all"
-        )
+        assert torch.equal(whole, rows), "one sigma per row, all equal, gives another velocity than one sigma for all"
         for size in (1, 2):
             parts = torch.cat([policy.velocity(part, sigma, cond) for part in torch.split(x, size)])
             _close(parts, whole, policy.dtype, f"velocity in batches of {size} differs from a batch of {n}")
@@ -78,13 +70,9 @@ def check_policy(policy: Policy, example: Example) -> None:
 
     _check_gradient(policy, x, whole, lambda: policy.velocity(x, sigma, cond))
     with torch.no_grad(), reference(policy):
-        assert bool(policy.velocity(x, sigma, cond).isfinite().all()), (
-            "without its training the velocity is not finite"
-        )
+        assert bool(policy.velocity(x, sigma, cond).isfinite().all()), "without its training the velocity is not finite"
     with torch.no_grad():
-        assert torch.equal(whole, policy.velocity(x, sigma, cond)), (
-            "tuning.reference did not restore what is trained"
-        )
+        assert torch.equal(whole, policy.velocity(x, sigma, cond)), "tuning.reference did not restore what is trained"
 
     images = policy.decode(x)
     assert images.dtype == torch.uint8, f"decode must give uint8, not {images.dtype}"
@@ -102,9 +90,7 @@ def _check_gradient(policy: Policy, x: Tensor, expected: Tensor, velocity: Calla
     assert not adapter or adapter == trained, "weights other than the adapter's would be trained"
     kept = {name: named[name].grad for name in trained}
     output = velocity()
-    assert torch.equal(output, expected), (
-        "velocity with gradients differs from velocity without: the ratio is not 1"
-    )
+    assert torch.equal(output, expected), "velocity with gradients differs from velocity without: the ratio is not 1"
     for name in trained:
         named[name].grad = None
     output.square().mean().backward()
@@ -145,17 +131,13 @@ def check_reward(
     assert group >= 3, f"give at least 3 images, not {group}"
     before, references = images.clone(), [image.tobytes() for image in example.references]
     scores = _score(reward, example, images)
-    assert scores.shape == (group,), (
-        f"{group} images must give {group} scores, not shape {tuple(scores.shape)}"
-    )
+    assert scores.shape == (group,), f"{group} images must give {group} scores, not shape {tuple(scores.shape)}"
     assert scores.dtype == torch.float32, f"scores must be float32, not {scores.dtype}"
     assert scores.device.type == "cpu", f"scores must be on the CPU, not on {scores.device}"
     assert not scores.requires_grad, "scores carry a gradient; score under torch.no_grad"
     assert not bool(scores.isinf().any()), f"infinite scores: {scores.tolist()}; unscorable is NaN"
     assert torch.equal(images, before), "the reward changed the images it was given"
-    assert [image.tobytes() for image in example.references] == references, (
-        "the reward changed the references"
-    )
+    assert [image.tobytes() for image in example.references] == references, "the reward changed the references"
     again = _score(reward, example, images)
     assert torch.allclose(scores, again, rtol=0, atol=0, equal_nan=True), "scoring twice differs"
     order = torch.arange(group).roll(1)
@@ -225,14 +207,10 @@ def check_aggregator(
         group = a[first : first + 2]
         assert bool(aggregator(group, w).isfinite().all()), f"not finite in a small group: {group.tolist()}"
     zero = aggregator(torch.zeros(4, 2), w)
-    assert torch.equal(zero, torch.zeros(4, 3)), (
-        f"a group without advantages must get zeros, not {zero.tolist()}"
-    )
+    assert torch.equal(zero, torch.zeros(4, 3)), f"a group without advantages must get zeros, not {zero.tolist()}"
 
 
 def _close(given: Tensor, expected: Tensor, dtype: torch.dtype, message: str) -> None:
     difference = float((given - expected).abs().max() / expected.abs().max())
     allowed = _TOLERANCE[dtype]
-    assert difference <= allowed, (
-        f"{message}: by {difference:.1e} of the largest value; allowed is {allowed:.0e}"
-    )
+    assert difference <= allowed, f"{message}: by {difference:.1e} of the largest value; allowed is {allowed:.0e}"

@@ -52,9 +52,7 @@ def main(world: Path, out: Path) -> None:
         trainer = train(world, out, "again", run__resume="latest")
     base = trainer.parts.policy.base_weights
     assert base is not None
-    assert sum(one.to_local().numel() for one in base.values()) < 0.6 * sum(
-        one.numel() for one in base.values()
-    )
+    assert sum(one.to_local().numel() for one in base.values()) < 0.6 * sum(one.numel() for one in base.values())
 
 
 def train(world: Path, out: Path, name: str, **more: Any) -> Trainer:

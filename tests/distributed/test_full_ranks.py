@@ -47,9 +47,7 @@ def test_two_processes_train_what_one_does(root: Path, engine: str) -> None:
     ranks = [read_tensors(root / f"{engine}-{rank}.safetensors") for rank in range(2)]
     assert distance(*ranks) == 0
     assert distance(ranks[0], state(root, engine)) == 0
-    start = dict(
-        FluxTransformer2DModel.from_pretrained(root / "flux", subfolder="transformer").named_parameters()
-    )
+    start = dict(FluxTransformer2DModel.from_pretrained(root / "flux", subfolder="transformer").named_parameters())
     moved = distance(state(root, "one"), {name: one.detach() for name, one in start.items()})
     # Adam makes a step of full size of a gradient that is nearly 0, and a pixel may round otherwise.
     assert distance(ranks[0], state(root, "one")) < 5e-2 * moved

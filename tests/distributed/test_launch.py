@@ -134,9 +134,7 @@ def kill(*jobs: "subprocess.Popen[str]") -> str:
     return "\n".join(f"rank {rank}:\n{job.communicate()[1]}" for rank, job in enumerate(jobs))
 
 
-def test_two_hosts_train_and_survive_the_loss_of_one(
-    hosts: tuple[str, str], world: Path, tmp_path: Path
-) -> None:
+def test_two_hosts_train_and_survive_the_loss_of_one(hosts: tuple[str, str], world: Path, tmp_path: Path) -> None:
     recipe = recipe_file(world, tmp_path)
     first, second = (launch(host, rank, recipe, "train.steps=500") for rank, host in enumerate(hosts))
     try:
@@ -152,9 +150,7 @@ def test_two_hosts_train_and_survive_the_loss_of_one(
         assert "imed out" in said or "timeout" in said.lower()
     finally:
         kill(first, second)
-    done = max(
-        int(path.name.removeprefix("step-")) for path in (tmp_path / "run" / "checkpoints").glob("step-*")
-    )
+    done = max(int(path.name.removeprefix("step-")) for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
 
     ip("-n", hosts[1], "link", "set", "cable", "up")
     steps = f"train.steps={done + 1}"

@@ -187,6 +187,4 @@ if __name__ == "__main__":
     with mock.patch("accelerate.Accelerator.end_training", return_value=None):
         for name in sys.argv[3:]:
             # a slow reward on one rank: the other waits, and nothing else changes
-            two_ranks(
-                Path(sys.argv[2]), partial(main, Path(sys.argv[1]), Path(sys.argv[2]), name), {SLOW: "0.3"}
-            )
+            two_ranks(Path(sys.argv[2]), partial(main, Path(sys.argv[1]), Path(sys.argv[2]), name), {SLOW: "0.3"})

@@ -47,9 +47,7 @@ def ten(tiny_world: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def finished(
-    tiny_world: Path, ten: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Finished]:
+def finished(tiny_world: Path, ten: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     folder = tmp_path_factory.mktemp("runs") / "ten"
     trainer = Trainer(build(tiny_recipe(tiny_world, folder, **ten)))
     transformer = trainer.parts.policy.transformer

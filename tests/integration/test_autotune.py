@@ -150,9 +150,7 @@ def test_one_sample_that_does_not_fit_is_the_usual_error(
     tiny_world: Path, tmp_path: Path, holds: Callable[[int], None]
 ) -> None:
     holds(0)
-    with pytest.raises(
-        MemoryFullError, match=r"out of memory: CUDA out of memory. Tried to allocate 2.00 GiB. What"
-    ):
+    with pytest.raises(MemoryFullError, match=r"out of memory: CUDA out of memory. Tried to allocate 2.00 GiB. What"):
         train(tiny_recipe(tiny_world, tmp_path / "run", sampling__batch="auto", **SMALL))
 
 

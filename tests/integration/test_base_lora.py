@@ -27,9 +27,7 @@ def test_a_run_on_unos_lora(tiny_world: Path, tmp_path: Path, mode: str) -> None
     train(whole)
     rows = metrics_of(tmp_path / "whole")
     assert [row["ratio/max_abs_log_first"] for row in rows] == [0.0, 0.0]
-    assert all(
-        row["loss/kl"] > 0 for row in rows
-    )  # after each rollout's first update the policy has left its base
+    assert all(row["loss/kl"] > 0 for row in rows)  # after each rollout's first update the policy has left its base
 
     train(tiny_recipe(tiny_world, tmp_path / "parts", **changes | {"train__steps": 1}))
     train(tiny_recipe(tiny_world, tmp_path / "parts", **changes, run__resume="latest"))

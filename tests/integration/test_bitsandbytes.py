@@ -24,9 +24,7 @@ from customized_grpo.types import Example
 from frozen_weights import frozen_hash
 from runs import checkpoint_bytes, metrics_of, tiny_recipe
 
-bitsandbytes = pytest.importorskip(
-    "bitsandbytes", reason="needs bitsandbytes: pip install -r requirements-dev.txt"
-)
+bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install -r requirements-dev.txt")
 BITS = ["8bit", "4bit"]
 
 
@@ -54,9 +52,7 @@ def test_settings() -> None:
 @pytest.mark.parametrize("quantization", BITS)
 def test_a_quantised_policy(tiny_world: Path, tmp_path: Path, quantization: Any) -> None:
     """It conforms, is near the whole one, and takes as much memory as is estimated."""
-    spec = tiny_recipe(
-        tiny_world, tmp_path / "run", policy__quantization=quantization, run__precision="bf16"
-    ).policy
+    spec = tiny_recipe(tiny_world, tmp_path / "run", policy__quantization=quantization, run__precision="bf16").policy
     cpu, reference = torch.device("cpu"), Image.linear_gradient("L").convert("RGB")
     policy = load_policy(spec, device=cpu, precision="bf16")
     whole = load_policy(spec.model_copy(update={"quantization": "none"}), device=cpu, precision="bf16")
@@ -107,9 +103,7 @@ def test_a_run_with_8_bit_moments_resumes_exactly(tiny_world: Path, tmp_path: Pa
     sizes = [one.numel() for one in trainer.parts.parameters.values()]
     assert min(sizes) < 4096 <= max(sizes), "both kinds of state should be there"
     state: Any = trainer.parts.optimizer.optimizer.state
-    moments = sum(
-        value.nbytes for entries in state.values() for name, value in entries.items() if name != "step"
-    )
+    moments = sum(value.nbytes for entries in state.values() for name, value in entries.items() if name != "step")
     assert optimizer_bytes(sizes, "adamw_8bit") == moments
     Trainer(build(tiny_recipe(tiny_world, parts, **changes | {"train__steps": 2}))).run()
     Trainer(build(tiny_recipe(tiny_world, parts, **changes, run__resume="latest"))).run()

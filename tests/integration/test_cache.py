@@ -53,9 +53,7 @@ def test_training_completes_a_cache_by_itself(
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2  # two groups, of two examples
 
 
-def test_every_data_set_is_opened_once(
-    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_data_set_is_opened_once(tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
 
     def counted(spec: Any, key: str) -> Dataset:
@@ -64,9 +62,7 @@ def test_every_data_set_is_opened_once(
 
     for module in (setup, encoded):
         monkeypatch.setattr(module, "load_dataset", counted)
-    build(
-        tiny_recipe(tiny_world, tmp_path / "run", run__cache=str(tmp_path / "cache"), **changes(tiny_world))
-    )
+    build(tiny_recipe(tiny_world, tmp_path / "run", run__cache=str(tmp_path / "cache"), **changes(tiny_world)))
     assert sorted(opened) == ["data", "evaluate.data"]
 
 

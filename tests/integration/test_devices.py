@@ -27,9 +27,7 @@ WHOLE = {"train__microbatch": None, "run__precision": "bf16"}
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("batch", [None, "auto"])
-def test_a_run_in_bfloat16_replays_exactly(
-    device: str, batch: str | None, tiny_world: Path, tmp_path: Path
-) -> None:
+def test_a_run_in_bfloat16_replays_exactly(device: str, batch: str | None, tiny_world: Path, tmp_path: Path) -> None:
     changes = {**WHOLE, "run__device": device, "train__steps": 2, "sampling__batch": batch}
     rows = metrics_of(train(tiny_recipe(tiny_world, tmp_path / "run", **changes)))
     assert [row["ratio/max_abs_log_first"] for row in rows if "loss/surrogate" in row] == [0.0, 0.0]
@@ -69,9 +67,7 @@ def test_gradients_in_bfloat16_are_those_of_float32(device: str, tiny_world: Pat
 
 
 @gpu
-def test_a_step_never_waits_for_the_gpu(
-    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_never_waits_for_the_gpu(tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Clock.phase
 
     @contextmanager
@@ -92,7 +88,5 @@ def test_a_step_never_waits_for_the_gpu(
 @gpu
 def test_compiled_blocks_replay_exactly_or_are_recomputed(tiny_world: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {**WHOLE, "run__device": "cuda", "policy__compile": True, "train__steps": 2}
-    rows = metrics_of(
-        train(tiny_recipe(tiny_world, tmp_path / "run", **changes, train__old_log_probs="auto"))
-    )
+    rows = metrics_of(train(tiny_recipe(tiny_world, tmp_path / "run", **changes, train__old_log_probs="auto")))
     assert all(row["ratio/max_abs_log_first"] == 0 for row in rows if "loss/surrogate" in row)

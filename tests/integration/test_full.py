@@ -60,9 +60,7 @@ def test_every_weight_is_trained_from_a_ratio_of_one(run: Trainer) -> None:
     assert all(not torch.equal(one, base[name]) for name, one in run.parts.parameters.items())
 
 
-def test_the_kl_is_to_the_first_weights(
-    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_kl_is_to_the_first_weights(tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exactly 0 before the first update, above 0 after it, and asking for it moves no weight."""
     trainer = Trainer(build(tiny_recipe(tiny_world, tmp_path / "run", **FULL)))
     start = {name: one.detach().clone() for name, one in trainer.parts.parameters.items()}
@@ -240,14 +238,10 @@ def test_half_precision_keeps_float32_weights_and_saves_half(tiny_world: Path, t
     assert saved.keys() == start.keys()
     opened = load_policy(trainer.recipe.policy, device=torch.device("cpu"), precision="bf16")
     full.load(opened, folder)
-    torch.testing.assert_close(
-        velocity(opened, trainer), velocity(trainer.parts.policy, trainer), rtol=0, atol=2e-2
-    )
+    torch.testing.assert_close(velocity(opened, trainer), velocity(trainer.parts.policy, trainer), rtol=0, atol=2e-2)
 
 
-def test_a_run_starts_from_another_and_is_held_to_the_base(
-    run: Trainer, tiny_world: Path, tmp_path: Path
-) -> None:
+def test_a_run_starts_from_another_and_is_held_to_the_base(run: Trainer, tiny_world: Path, tmp_path: Path) -> None:
     changes = FULL | {"policy__full": {"path": str(run.parts.folder)}}
     trainer = Trainer(build(tiny_recipe(tiny_world, tmp_path / "run", **changes)))
     average = read_tensors(last(run) / "state" / "ema.safetensors")
@@ -268,9 +262,7 @@ def test_a_run_starts_from_another_and_is_held_to_the_base(
         ({"policy__full": {"target": ["attn"]}}, r"target"),
     ],
 )
-def test_what_does_not_go_together_is_refused(
-    tiny_world: Path, changes: dict[str, Any], message: str
-) -> None:
+def test_what_does_not_go_together_is_refused(tiny_world: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         tiny_recipe(tiny_world, tiny_world / "run", **(FULL | changes))
 
@@ -283,9 +275,7 @@ def test_what_does_not_go_together_is_refused(
         ({"path": "nowhere"}, "there is no transformer in diffusers' layout at 'nowhere'"),
     ],
 )
-def test_wrong_settings_are_refused(
-    tiny_world: Path, tmp_path: Path, settings: dict[str, Any], message: str
-) -> None:
+def test_wrong_settings_are_refused(tiny_world: Path, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(tiny_recipe(tiny_world, tmp_path / "run", **(FULL | {"policy__full": settings})))
 

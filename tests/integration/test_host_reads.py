@@ -142,17 +142,13 @@ WINDOW = {"type": "window", "width": 2, "every": 1}
     ],
     ids=["as it is", "flow_sde", "cps", "window, solver", "branch, one by one", "recomputed", "KL"],
 )
-def test_a_step_reads_nothing_of_the_device(
-    parts: Parts, watched: list[str], changes: dict[str, Any]
-) -> None:
+def test_a_step_reads_nothing_of_the_device(parts: Parts, watched: list[str], changes: dict[str, Any]) -> None:
     trainer = trainer_of(parts, **changes)
     trainer.step(1)
     assert set(watched) == {"rollout", "replay"}
 
 
-def test_a_look_into_the_loop_is_found(
-    parts: Parts, watched: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_look_into_the_loop_is_found(parts: Parts, watched: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The control, in both phases and in the backward pass."""
     real = UNO.velocity
     trainer = trainer_of(parts)
@@ -188,9 +184,7 @@ def test_a_look_into_the_loop_is_found(
 
 
 @pytest.mark.parametrize("name", ["flux2", "klein", "qwen-2509"])
-def test_other_policies_forwards_read_nothing(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_policies_forwards_read_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shrink_constants(monkeypatch)
     case = CASES[name]
     policy = adapted(case.load(case.make(tmp_path / name, **case.options), torch.float32))

@@ -68,9 +68,7 @@ def test_dreambench_plus_on_the_miniature(tmp_path: Path, capsys: pytest.Capture
         folder = evaluate(recipe)
         asked = len(server.requests)
         assert asked == 2 * 2 * 3 * EXAMPLES, "base and copied reference, two rubrics, three runs"
-        evaluate(
-            recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"retry_failed": False})})
-        )
+        evaluate(recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"retry_failed": False})}))
         assert len(server.requests) == asked, "finished prompts are kept"
     assert f"evaluate.metrics.cp: {2 * 3 * EXAMPLES} requests to gpt-4o-2024-05-13" in capsys.readouterr().err
 
@@ -79,10 +77,7 @@ def test_dreambench_plus_on_the_miniature(tmp_path: Path, capsys: pytest.Capture
     for row in summary["rows"]:
         found = row["metrics"]
         assert {"cp", "pf", "cp_x_pf"} <= set(found)
-        lines = [
-            json.loads(line)
-            for line in (folder / "evaluation" / f"{row['name']}.jsonl").read_text().splitlines()
-        ]
+        lines = [json.loads(line) for line in (folder / "evaluation" / f"{row['name']}.jsonl").read_text().splitlines()]
         assert len(lines) == EXAMPLES
         for name in ("cp", "pf", "cp_x_pf"):
             runs = [line["runs"][name] for line in lines]

@@ -16,9 +16,7 @@ def whole(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-@pytest.mark.parametrize(
-    ("kind", "occurrence"), [("rollout", 8), ("replay", 9), ("save", 2), ("evaluate", 2)]
-)
+@pytest.mark.parametrize(("kind", "occurrence"), [("rollout", 8), ("replay", 9), ("save", 2), ("evaluate", 2)])
 def test_killed_in_a_phase(whole: Path, tiny_world: Path, tmp_path: Path, kind: str, occurrence: int) -> None:
     record = one("it", tmp_path, tiny_world, whole, kind, occurrence, 0.001)
     assert record["died_in"] != "ended before"

@@ -166,9 +166,7 @@ def test_generate_never_holds_encoders_and_transformer_together(
     monkeypatch.setattr(draw, "load_policy", spy)
     recipe = load_recipe(run.world / "recipe.yaml")
     references = [load_image(run.world / "0.png")]
-    (file,) = draw.draw(
-        recipe, None, references, "a red dog", tmp_path / "a.png", steps=2, seed=3, num=1, grid=None
-    )
+    (file,) = draw.draw(recipe, None, references, "a red dog", tmp_path / "a.png", steps=2, seed=3, num=1, grid=None)
     assert held == [(True, False), (False, True)]
     whole = real(recipe.policy, device=torch.device("cpu"), precision="no")
     noise = torch.randn(whole.latent_shape, generator=generator(3, "generate", 0, 0))[None]

@@ -46,9 +46,7 @@ def assert_same(one: Trajectory, other: Trajectory) -> None:
 @pytest.mark.parametrize("plan", ["all", "window"])
 def test_a_group_at_once_is_its_samples_one_by_one(parts: Parts, batch: int, plan: str) -> None:
     kind: dict[str, Any] = {"type": plan} | ({"width": 2, "every": 1} if plan == "window" else {})
-    assert_same(
-        rollout(parts, sampling__plan=kind), rollout(parts, sampling__plan=kind, sampling__batch=batch)
-    )
+    assert_same(rollout(parts, sampling__plan=kind), rollout(parts, sampling__plan=kind, sampling__batch=batch))
 
 
 def test_a_shared_prefix_is_each_samples_own(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,9 +64,7 @@ def test_a_shared_prefix_is_each_samples_own(parts: Parts, monkeypatch: pytest.M
     shared = rollout(parts, **window)
     assert sizes == [1, 1, 1, G, G, G]
     sizes.clear()
-    monkeypatch.setattr(
-        module, "sample_group", lambda *given, **how: sample(*given, **(how | {"shared_noise": False}))
-    )
+    monkeypatch.setattr(module, "sample_group", lambda *given, **how: sample(*given, **(how | {"shared_noise": False})))
     own = rollout(parts, **window)
     assert sizes == [G] * 6
     assert_same(shared, own)
@@ -83,9 +79,7 @@ def test_images_decoded_together_are_those_decoded_alone(parts: Parts) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch's own compiler
-def test_compiled_blocks_are_the_plain_ones_in_both_phases(
-    parts: Parts, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiled_blocks_are_the_plain_ones_in_both_phases(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the shapes of a rollout, a shared prefix and a replay; traced for both passes, without making C++ of it."""
     real = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: real(self, backend="aot_eager", **how))

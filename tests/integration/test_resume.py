@@ -81,7 +81,7 @@ def test_killed_while_a_checkpoint_is_written(
     recipe = tiny_recipe(tiny_world, tmp_path / "run", run__resume="latest", **ten)
 
     def killed_while_saving() -> None:
-        checkpoint.write_json = lambda path, value: os.kill(os.getpid(), signal.SIGKILL)
+        checkpoint._sync = lambda path: os.kill(os.getpid(), signal.SIGKILL)
         train(recipe)
 
     code = exit_code(forked(tmp_path / "log", killed_while_saving))
@@ -232,9 +232,7 @@ def test_an_evaluation_that_a_signal_put_off_is_made_up_for(
     every = {**ten, "train__evaluate_every": 5}
     train(tiny_recipe(tiny_world, tmp_path / "run", run__resume="latest", **every))
     assert (tmp_path / "run" / "evaluation" / f"{label}.jsonl").is_file()
-    assert any(
-        "evaluation/" in key for row in metrics_of(tmp_path / "run") if row["step"] == 5 for key in row
-    )
+    assert any("evaluation/" in key for row in metrics_of(tmp_path / "run") if row["step"] == 5 for key in row)
 
 
 def restored(finished: Finished, world: Path, **changes: Any) -> None:

@@ -71,13 +71,9 @@ class Environment:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
         scripts = "Scripts" if os.name == "nt" else "bin"
         self.python = folder / "venv" / scripts / "python"
-        site = self.run(
-            "-c", "import sysconfig, sys; sys.stdout.write(sysconfig.get_paths()['purelib'])"
-        ).stdout
+        site = self.run("-c", "import sysconfig, sys; sys.stdout.write(sysconfig.get_paths()['purelib'])").stdout
         paths = [SOURCE, sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"]]
-        (Path(site) / "shared.pth").write_text(
-            "".join(f"{path}\n" for path in dict.fromkeys(map(str, paths)))
-        )
+        (Path(site) / "shared.pth").write_text("".join(f"{path}\n" for path in dict.fromkeys(map(str, paths))))
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", self.python, "install"]
         subprocess.run(
             [*pip, "--quiet", "--no-index", "--no-deps", HERE / "third_party"],
@@ -88,11 +84,7 @@ class Environment:
 
     @property
     def variables(self) -> dict[str, str]:
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in ("PYTHONPATH", "RANK", "WORLD_SIZE")
-        }
+        kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RANK", "WORLD_SIZE")}
         return {**kept, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -161,11 +153,7 @@ def test_they_hold_what_plugins_must_hold(environment: Environment) -> None:
 def test_they_train(environment: Environment) -> None:
     done = environment.run("-m", "customized_grpo", "train", "recipe.yaml")
     assert done.returncode == 0, done.stderr
-    rows = [
-        json.loads(line) for line in (environment.folder / "run" / "metrics.jsonl").read_text().splitlines()
-    ]
+    rows = [json.loads(line) for line in (environment.folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     assert any("red" in key for key in rows[0])
-    assert (
-        environment.folder / "run" / "checkpoints" / "step-000002" / "pytorch_lora_weights.safetensors"
-    ).is_file()
+    assert (environment.folder / "run" / "checkpoints" / "step-000002" / "pytorch_lora_weights.safetensors").is_file()

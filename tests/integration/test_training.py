@@ -77,9 +77,7 @@ def test_a_checkpoint_holds_the_adapter_and_no_frozen_weight(finished: Finished)
     parameters = finished.trainer.parts.parameters
     assert set(read_tensors(path / "state" / "adapter.safetensors")) == set(parameters)
     saved = read_tensors(path / "pytorch_lora_weights.safetensors")
-    assert same(
-        {name.removeprefix("transformer."): one for name, one in saved.items()}, adapter(finished.trainer)
-    )
+    assert same({name.removeprefix("transformer."): one for name, one in saved.items()}, adapter(finished.trainer))
     bytes_of_adapter = sum(one.numel() * 4 for one in parameters.values())
     frozen = sum(one.numel() * 4 for one in finished.trainer.parts.policy.transformer.parameters())
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -103,9 +101,7 @@ def test_flux_pipeline_loads_the_adapter_to_the_same_velocity(tiny_world: Path, 
         assert (loaded - base).abs().max() > 1e-3
 
 
-def gradient(
-    trainer: Trainer, advantage: float | None, microbatch: int, monkeypatch: pytest.MonkeyPatch
-) -> Tensor:
+def gradient(trainer: Trainer, advantage: float | None, microbatch: int, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     """Of one update of two groups, with the optimizer left out; ``advantage`` replaces every one of the real."""
     monkeypatch.setattr(Trainer, "optimize", lambda self: {})
     settings = trainer.recipe.train.model_copy(update={"microbatch": microbatch})
@@ -113,8 +109,7 @@ def gradient(
     monkeypatch.setattr(trainer, "parts", dataclasses.replace(trainer.parts, recipe=recipe))
     groups = [trainer.sample(7, group, index) for group, index in trainer.assignments(7)]
     advantages = [
-        trainer.advantages_of(trainer.parts.scorer.submit(one.example, one.images).result(), one)
-        for one in groups
+        trainer.advantages_of(trainer.parts.scorer.submit(one.example, one.images).result(), one) for one in groups
     ]
     if advantage is not None:
         for one in advantages:
@@ -135,9 +130,7 @@ def test_micro_batches_never_change_the_gradient(finished: Finished, monkeypatch
         assert (other - whole).norm() / whole.norm() < 1e-5, f"micro-batch {size}"
 
 
-def test_zero_advantages_give_exactly_zero_gradient(
-    finished: Finished, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_zero_advantages_give_exactly_zero_gradient(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     for size in (1, 4):
         none = gradient(finished.trainer, 0.0, size, monkeypatch)
         assert len(none) > 1000
@@ -210,9 +203,7 @@ def test_the_saved_adapter_is_the_average(trainer_of: MakeTrainer, monkeypatch: 
     monkeypatch.setattr(Trainer, "optimize", spy)
     folder = trainer.run() / "checkpoints" / "step-000003"
     saved = read_tensors(folder / "pytorch_lora_weights.safetensors")
-    assert same(
-        adapter(trainer), passed[-1]
-    )  # training goes on from the newest weights, not from the average
+    assert same(adapter(trainer), passed[-1])  # training goes on from the newest weights, not from the average
     for name, newest in passed[-1].items():
         # diffusers begins with the first weights and warms the decay up: (1 + n) / (10 + n), at most that of the recipe
         average = passed[0][name]
@@ -223,9 +214,7 @@ def test_the_saved_adapter_is_the_average(trainer_of: MakeTrainer, monkeypatch: 
         assert not torch.equal(saved[f"transformer.{name}"], newest)
 
 
-def test_an_unscorable_image_is_masked_and_counted(
-    trainer_of: MakeTrainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unscorable_image_is_masked_and_counted(trainer_of: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
     rewards = {
         "patchy": {"type": "runs:Patchy", "axis": "prompt"},
         "warm": {"type": "runs:Warmth", "axis": "identity"},
@@ -272,9 +261,7 @@ def test_a_replay_that_differs_stops_the_run_before_anything_moves(
         trainer.step(0)
 
 
-def test_a_gradient_that_is_not_finite_moves_nothing(
-    trainer_of: MakeTrainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gradient_that_is_not_finite_moves_nothing(trainer_of: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = module.clipped_surrogate, [0]
 
     def bad_at_first(*given: Any, **named: Any) -> Tensor:
@@ -296,8 +283,6 @@ def test_a_gradient_that_is_not_finite_moves_nothing(
 
     calls[0] = 0
     moved = adapter(trainer)
-    with pytest.raises(
-        DivergedError, match=r"2 time\(s\) so far \(train\.max_skipped=1\); nothing was updated"
-    ):
+    with pytest.raises(DivergedError, match=r"2 time\(s\) so far \(train\.max_skipped=1\); nothing was updated"):
         trainer.step(2)
     assert same(moved, adapter(trainer))

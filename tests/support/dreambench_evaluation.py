@@ -30,9 +30,7 @@ def make_models(folder: Path) -> Path:
 
 def evaluation(models: Path, data: Path, run: Path, *, steps: int = 2, **evaluate: Any) -> dict[str, Any]:
     """The recipe; ``evaluate`` are further keys of its section."""
-    named: dict[str, dict[str, Any]] = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["evaluate"][
-        "metrics"
-    ]
+    named: dict[str, dict[str, Any]] = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["evaluate"]["metrics"]
     for section in named.values():
         model = str(models / ("dino" if section["type"] == "dino" else "clip"))
         section |= {"model": model} | ({"processor": model} if section["type"] == "pickscore" else {})

@@ -11,8 +11,7 @@ CLASSES = {"backpack": "backpack", "can": "can", "berry_bowl": "bowl", "cat": "c
 CHOSEN = {"backpack": "02", "can": "01", "berry_bowl": "02", "cat": "04", "dog": "02"}
 _SCENES = [f"'a {{0}} {{1}} in place {number}'.format(unique_token, class_token)," for number in range(10)]
 _ATTRIBUTES = [
-    f"'a {word} {{0}} {{1}}'.format(unique_token, class_token)"
-    for word in ("red", "old", "big", "wet", "new")
+    f"'a {word} {{0}} {{1}}'.format(unique_token, class_token)" for word in ("red", "old", "big", "wet", "new")
 ]
 
 

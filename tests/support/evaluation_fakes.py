@@ -88,9 +88,7 @@ class Channels(Metric):
     def __init__(self, config: Any, *, device: torch.device) -> None:
         self.device = device
 
-    def __call__(
-        self, example: Example, images: UInt8[Tensor, "g h w 3"]
-    ) -> Mapping[str, Float[Tensor, " g"]]:
+    def __call__(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Mapping[str, Float[Tensor, " g"]]:
         Channels.calls.append(example.key)
         red, _, blue = (images.float() / 255.0).mean((1, 2)).unbind(1)
         return {"red": red, "blue": torch.where(blue > 0.5, blue, torch.nan)}
@@ -167,9 +165,7 @@ class Moody(Metric):
     def __init__(self, config: Any, *, device: torch.device) -> None:
         self.device = device
 
-    def __call__(
-        self, example: Example, images: UInt8[Tensor, "g h w 3"]
-    ) -> Mapping[str, Float[Tensor, " g"]]:
+    def __call__(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Mapping[str, Float[Tensor, " g"]]:
         run = int(example.extra.get("run", 0))
         light = images.float().mean((1, 2, 3)) / 255.0
         fails = (images[:, 0, 0, 0] > 100) & (run == 1)

@@ -41,9 +41,7 @@ def refill(model: nn.Module) -> None:
 def save_golden_dinov2(folder: Path) -> Path:
     """DINOv2's architecture, with its preprocessing at a quarter of its size."""
     model = Dinov2Model(
-        Dinov2Config(
-            hidden_size=48, num_hidden_layers=3, num_attention_heads=3, image_size=SIDE, patch_size=PATCH
-        )
+        Dinov2Config(hidden_size=48, num_hidden_layers=3, num_attention_heads=3, image_size=SIDE, patch_size=PATCH)
     )
     refill(model)
     model.save_pretrained(folder)

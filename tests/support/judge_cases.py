@@ -26,9 +26,7 @@ KEY_ENV = "TEST_JUDGE_KEY"
 GOOD = {10: 1, 30: 4}
 """First pixel of the neighbours to their scores."""
 TROUBLED = 20
-EXAMPLE = Example(
-    key="bag-1", prompt="a bag", references=(Image.new("RGB", (8, 8), (5, 5, 5)),), subject="backpack"
-)
+EXAMPLE = Example(key="bag-1", prompt="a bag", references=(Image.new("RGB", (8, 8), (5, 5, 5)),), subject="backpack")
 
 
 @dataclass(frozen=True)

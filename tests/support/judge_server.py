@@ -137,8 +137,7 @@ class JudgeServer:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 lines = head.decode().split("\r\n")
                 headers = {
-                    name.lower(): value.strip()
-                    for name, _, value in (line.partition(":") for line in lines[1:])
+                    name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])
                 }
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 self._now += 1
@@ -160,9 +159,7 @@ class JudgeServer:
             for part in message["content"]
             if isinstance(part, dict) and part["type"] == "image_url"
         ]
-        images = [
-            Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB") for url in urls
-        ]
+        images = [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB") for url in urls]
         same, now = urls[-1].encode(), time.monotonic()
         attempt = sum(one.image.tobytes() == images[-1].tobytes() for one in self.requests)
         request = Request(asked, headers, images, attempt, now - self._last.get(same, -1e9))

@@ -67,9 +67,7 @@ def palette() -> bytes:
 
 
 def animated(form: str, **options: object) -> bytes:
-    return saved(
-        picture(), form, save_all=True, append_images=[Image.new("RGB", (32, 48), "green")], **options
-    )
+    return saved(picture(), form, save_all=True, append_images=[Image.new("RGB", (32, 48), "green")], **options)
 
 
 def png(width: int, height: int, bits: int, colour: int, raw: bytes) -> bytes:
@@ -79,12 +77,7 @@ def png(width: int, height: int, bits: int, colour: int, raw: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(raw))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
 
 
 def grey16() -> bytes:

@@ -21,9 +21,7 @@ PLACES = {
 COLOURS = ((201, 72, 60), (60, 120, 200), (222, 170, 40), (120, 80, 170))
 
 
-def picture(
-    colour: tuple[int, int, int], place: tuple[int, int, int], x: float, side: int = 64
-) -> Image.Image:
+def picture(colour: tuple[int, int, int], place: tuple[int, int, int], x: float, side: int = 64) -> Image.Image:
     """A round critter somewhere."""
     image = Image.new("RGB", (side * 4, side * 4), place)
     draw = ImageDraw.Draw(image)
@@ -61,9 +59,7 @@ def evaluation_rows(
             for path, image in (
                 (
                     file,
-                    picture(
-                        COLOURS[(i + (quality < identity * 0.4)) % 4], PLACES[place], 0.3 + 0.4 * following
-                    ),
+                    picture(COLOURS[(i + (quality < identity * 0.4)) % 4], PLACES[place], 0.3 + 0.4 * following),
                 ),
                 (reference, picture(COLOURS[i % 4], PLACES[list(PLACES)[(i + 1) % 4]], 0.5)),
             ):
@@ -158,9 +154,7 @@ def make_run(
             "time/step": 3.9,
         }
         for k in rng.permutation(9)[:6]:
-            prompt_weight = (
-                0.7 if k < 3 else 0.3 + 0.4 / (1 + math.exp(20 * (k / 10 - 0.4))) if k < 8 else 0.5
-            )
+            prompt_weight = 0.7 if k < 3 else 0.3 + 0.4 / (1 + math.exp(20 * (k / 10 - 0.4))) if k < 8 else 0.5
             line |= {
                 f"weight/prompt/step_{k:02d}": prompt_weight,
                 f"weight/identity/step_{k:02d}": 1 - prompt_weight,

@@ -137,9 +137,7 @@ def make_tiny_world(folder: Path) -> Path:
     for i in range(NUM_EXAMPLES):
         one = example(1, key=f"dog-{i}", prompt=("a red dog", "a blue cat", "a dog")[i])
         one.references[0].rotate(90 * i).save(folder / f"{i}.png")
-        lines.append(
-            json.dumps({"id": one.key, "prompt": one.prompt, "references": [f"{i}.png"], "subject": "dog"})
-        )
+        lines.append(json.dumps({"id": one.key, "prompt": one.prompt, "references": [f"{i}.png"], "subject": "dog"}))
     (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 

@@ -22,9 +22,7 @@ def _tokenizers() -> tuple[CLIPTokenizer, T5Tokenizer]:
     clip = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
     t5 = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0), *((letter, -4.0) for letter in LETTERS)]
     return (
-        CLIPTokenizer(
-            vocab={piece: index for index, piece in enumerate(clip)}, merges=[], model_max_length=24
-        ),
+        CLIPTokenizer(vocab={piece: index for index, piece in enumerate(clip)}, merges=[], model_max_length=24),
         T5Tokenizer(vocab=t5, extra_ids=0, model_max_length=64),
     )
 

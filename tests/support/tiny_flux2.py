@@ -104,9 +104,7 @@ def make_tiny_flux2(folder: Path, *, klein: bool = False, distilled: bool = Fals
         vae.bn.running_mean.normal_()
         vae.bn.running_var.uniform_(0.5, 2.0)
     parts = {
-        "scheduler": FlowMatchEulerDiscreteScheduler(
-            use_dynamic_shifting=True, time_shift_type="exponential"
-        ),
+        "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="exponential"),
         "vae": vae,
         "text_encoder": text_encoder,
         "tokenizer": tokenizer,

@@ -63,9 +63,7 @@ def save_clip(folder: Path) -> Path:
     }
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)).save_pretrained(
-            folder
-        )
+        CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     size = {"height": SIDE, "width": SIDE}
     CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=size).save_pretrained(folder)
@@ -82,9 +80,7 @@ def pictures(count: int, seed: int = 0, height: int = 32, width: int = 40) -> to
 
 def example(num_references: int = 2, *, prompt: str = "a red dog", key: str = "dog-1") -> Example:
     """An example with random references."""
-    references: Any = (
-        pictures(num_references, seed=100, height=36, width=30).numpy() if num_references else []
-    )
+    references: Any = pictures(num_references, seed=100, height=36, width=30).numpy() if num_references else []
     return Example(key=key, prompt=prompt, references=tuple(Image.fromarray(one) for one in references))
 
 

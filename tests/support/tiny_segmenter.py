@@ -46,9 +46,7 @@ def save_detector(folder: Path) -> Path:
         torch.manual_seed(2)
         model = GroundingDinoForObjectDetection(config)
     with torch.no_grad():
-        model.model.decoder.layer_norm.weight *= (
-            0.05  # random features are long, and would all be sure of everything
-        )
+        model.model.decoder.layer_norm.weight *= 0.05  # random features are long, and would all be sure of everything
     model.save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(WORDS))
     BertTokenizer(vocab={word: at for at, word in enumerate(WORDS)}).save_pretrained(folder)
@@ -75,7 +73,5 @@ def save_sam(folder: Path) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         SamModel(config).save_pretrained(folder)
-    SamImageProcessorPil(size={"longest_edge": 64}, pad_size={"height": 64, "width": 64}).save_pretrained(
-        folder
-    )
+    SamImageProcessorPil(size={"longest_edge": 64}, pad_size={"height": 64, "width": 64}).save_pretrained(folder)
     return folder

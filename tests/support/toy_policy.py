@@ -41,9 +41,4 @@ class ToyPolicy(Policy):
         return torch.tanh(mixed) + sigma.expand(len(x))[:, None, None] + cond.tensors["shift"] * 0.1
 
     def decode(self, x: Tensor) -> Tensor:
-        return (
-            (x.float().mean((1, 2)) * 20 + 128)
-            .clamp(0, 255)
-            .to(torch.uint8)[:, None, None, None]
-            .repeat(1, 2, 2, 3)
-        )
+        return (x.float().mean((1, 2)) * 20 + 128).clamp(0, 255).to(torch.uint8)[:, None, None, None].repeat(1, 2, 2, 3)

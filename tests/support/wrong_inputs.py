@@ -192,12 +192,8 @@ CASES = [
         "train|recipe.yaml|rewards.dino.axis=prompt",
         "no reward feeds the axis 'identity'",
     ),
-    case(
-        "A size that FLUX can't draw", "train|recipe.yaml|policy.height=70", "a multiple of 16: use 64 or 80"
-    ),
-    case(
-        "Evaluation of nothing", "train|recipe.yaml|train.evaluate_every=5", "there is no 'evaluate' section"
-    ),
+    case("A size that FLUX can't draw", "train|recipe.yaml|policy.height=70", "a multiple of 16: use 64 or 80"),
+    case("Evaluation of nothing", "train|recipe.yaml|train.evaluate_every=5", "there is no 'evaluate' section"),
     case(
         "Updates that don't divide a group",
         "train|recipe.yaml|train.updates_per_rollout=3",
@@ -214,12 +210,8 @@ CASES = [
         "run.dir: taken",
         "run.resume=latest",
     ),
-    case(
-        "A file in a run's place", "train|recipe.yaml|run.dir=recipe.yaml", "run.dir: recipe.yaml is a file"
-    ),
-    case(
-        "A folder that can't be made", "train|recipe.yaml|run.dir=recipe.yaml/run", "run.dir", "can't be made"
-    ),
+    case("A file in a run's place", "train|recipe.yaml|run.dir=recipe.yaml", "run.dir: recipe.yaml is a file"),
+    case("A folder that can't be made", "train|recipe.yaml|run.dir=recipe.yaml/run", "run.dir", "can't be made"),
     case(
         "Nothing to resume",
         "train|recipe.yaml|run.resume=latest",
@@ -279,12 +271,8 @@ CASES = [
         "takes 1 to 4",
     ),
     case("An adapter that isn't there", "train|recipe.yaml|policy.lora.path=lost", "no adapter at 'lost'"),
-    case(
-        "An adapter that is none", "train|recipe.yaml|policy.lora.path=adapter.safetensors", "can't be read"
-    ),
-    case(
-        "A LoRA on no layer", "train|recipe.yaml|policy.lora.targets=[to_x]", "no linear layer matches 'to_x'"
-    ),
+    case("An adapter that is none", "train|recipe.yaml|policy.lora.path=adapter.safetensors", "can't be read"),
+    case("A LoRA on no layer", "train|recipe.yaml|policy.lora.targets=[to_x]", "no linear layer matches 'to_x'"),
     case("An evaluation of a lost adapter", "evaluate|evaluation.yaml|lora=lost", "no adapter at 'lost'"),
     case(
         "A training recipe for evaluate",

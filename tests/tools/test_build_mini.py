@@ -56,9 +56,7 @@ def test_grid_of_sigmas() -> None:
 
 def test_targets_prefer_the_subject_then_the_scene() -> None:
     same = torch.zeros(3, dtype=torch.long)
-    truth = {
-        name: same.clone() for name in ("cls", "pattern", "ears", "face", "place", "position", "size", "hat")
-    }
+    truth = {name: same.clone() for name in ("cls", "pattern", "ears", "face", "place", "position", "size", "hat")}
     truth |= {"hue": torch.tensor([0.1, 0.1, 0.6]), "pattern_hue": torch.tensor([0.4, 0.4, 0.9])}
     truth["value"] = torch.full((3,), 0.8)
     truth["place"] = torch.tensor([0, 1, 0])

@@ -53,9 +53,7 @@ def test_fsdp2_reaches_the_processes(more: list[str], monkeypatch: pytest.Monkey
     assert not plugin.activation_checkpointing
 
 
-@pytest.mark.parametrize(
-    "model", [FluxTransformer2DModel, Flux2Transformer2DModel, QwenImageTransformer2DModel]
-)
+@pytest.mark.parametrize("model", [FluxTransformer2DModel, Flux2Transformer2DModel, QwenImageTransformer2DModel])
 def test_models_name_the_blocks_that_fsdp2_wraps(model: type) -> None:
     assert all(name.endswith("TransformerBlock") for name in model._no_split_modules)  # type: ignore[attr-defined]
 

@@ -10,9 +10,7 @@ def test_the_device_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
     assert open_device("cpu") == torch.device("cpu")
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
     assert open_device("auto") == torch.device("cpu")
-    monkeypatch.setattr(
-        torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda")
-    )
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
     assert open_device("auto") == torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert open_device("cuda:1") == torch.device("cuda", 1)

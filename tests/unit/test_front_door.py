@@ -34,12 +34,7 @@ def test_types_table_and_list_agree() -> None:
     """What type checkers read (the imports under TYPE_CHECKING) is what is found at run time."""
     tree = ast.parse(Path(customized_grpo.__file__).read_text(encoding="utf-8"))
     block = next(node for node in tree.body if isinstance(node, ast.If))
-    typed = {
-        alias.name: node.module
-        for node in block.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
+    typed = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert typed == customized_grpo._MODULE_OF
     assert sorted(typed) == sorted(NAMES)
 

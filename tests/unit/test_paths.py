@@ -41,9 +41,7 @@ def test_a_folder_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert model_path("~/my/model", "dino") == str(tmp_path / "my/model")
 
 
-@pytest.mark.parametrize(
-    "name", ["./model", "/nowhere/model", "~/nowhere", "models/dino/base", "models\\dino"]
-)
+@pytest.mark.parametrize("name", ["./model", "/nowhere/model", "~/nowhere", "models/dino/base", "models\\dino"])
 def test_a_missing_folder_is_named(name: str) -> None:
     with pytest.raises(ValueError, match="no such folder"):
         model_path(name, "dino")

@@ -27,9 +27,7 @@ class Doubled(BaseModel):
         return x * self.factor
 
 
-def softmin(
-    a: float, w: float, *, sharpness: Annotated[float, Field(gt=0.0, description="of it")] = 4.0
-) -> float:
+def softmin(a: float, w: float, *, sharpness: Annotated[float, Field(gt=0.0, description="of it")] = 4.0) -> float:
     """The smaller one, softly."""
     return -(a * w) * sharpness
 
@@ -162,14 +160,10 @@ def test_a_functions_section_is_one_class_and_can_be_pickled(module: str) -> Non
 
 
 @pytest.mark.parametrize("body", ["1 +", "raise RuntimeError('no licence')", "import nothing_of_that_name"])
-def test_a_module_that_breaks_is_said_in_a_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str
-) -> None:
+def test_a_module_that_breaks_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
     (tmp_path / "broken_plugin.py").write_text(body)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(
-        UnknownPluginError, match=r"can't be loaded from 'broken_plugin:f': (SyntaxE|RuntimeE|Module)"
-    ):
+    with pytest.raises(UnknownPluginError, match=r"can't be loaded from 'broken_plugin:f': (SyntaxE|RuntimeE|Module)"):
         registry.resolve("aggregators", "broken_plugin:f")
     with pytest.raises(UnknownPluginError, match=r"PYTHONPATH=\. customized-grpo"):
         registry.resolve("aggregators", "no_such_module_of_mine:f")
@@ -203,9 +197,7 @@ def test_a_class_without_config_is_refused(module: str) -> None:
 
 def test_entry_points_are_found_and_cannot_take_a_builtin_name(monkeypatch: pytest.MonkeyPatch) -> None:
     group = "customized_grpo.rewards"
-    entries = EntryPoints(
-        [EntryPoint("mine", "elsewhere:Mine", group), EntryPoint("dino", "elsewhere:Fake", group)]
-    )
+    entries = EntryPoints([EntryPoint("mine", "elsewhere:Mine", group), EntryPoint("dino", "elsewhere:Fake", group)])
     monkeypatch.setattr(registry, "_entry_points", lambda path: {"rewards": entries})
     known = registry.available("rewards")
     assert known["mine"] == "elsewhere:Mine"

@@ -86,9 +86,7 @@ def noisy(inner: Policy, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor
 
 
 def detached(inner: Policy, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-    return inner.velocity(x, sigma, cond).detach() + 0.0 * sum(
-        p.sum() for p in trainable_parameters(inner).values()
-    )
+    return inner.velocity(x, sigma, cond).detach() + 0.0 * sum(p.sum() for p in trainable_parameters(inner).values())
 
 
 @pytest.mark.parametrize(
@@ -119,9 +117,7 @@ def test_broken_velocities_are_found(policy: Policy, velocity: Velocity, message
         (lambda p, x: p.decode(x) + (torch.rand(1) * 250).byte(), "decoding twice differs"),
     ],
 )
-def test_broken_decoders_are_found(
-    policy: Policy, decode: Callable[[Policy, Tensor], Tensor], message: str
-) -> None:
+def test_broken_decoders_are_found(policy: Policy, decode: Callable[[Policy, Tensor], Tensor], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_policy(Altered(policy, decode=decode), EXAMPLE)
 

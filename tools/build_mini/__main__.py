@@ -45,13 +45,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m build_mini", description=__doc__)
     parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
     parser.add_argument("--out", type=Path, default=ASSETS, help="output folder of the assets")
-    parser.add_argument(
-        "--work", type=Path, default=Path("runs/mini-build"), help="state of an unfinished build"
-    )
+    parser.add_argument("--work", type=Path, default=Path("runs/mini-build"), help="state of an unfinished build")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--scale", type=float, default=1.0, help="multiplies all training steps, for a quick trial"
-    )
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies all training steps, for a quick trial")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

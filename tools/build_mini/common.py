@@ -57,9 +57,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], **metadata: str) -> Non
     """Writes a safetensors file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".part")
-    save_file(
-        {name: t.detach().contiguous().clone() for name, t in tensors.items()}, aside, metadata=metadata
-    )
+    save_file({name: t.detach().contiguous().clone() for name, t in tensors.items()}, aside, metadata=metadata)
     aside.rename(path)
 
 
@@ -192,9 +190,7 @@ class Training:
             self.average[key].copy_(state[key])
 
 
-def write_card(
-    folder: Path, title: str, *, data: str, recipe: str, seconds: float, metrics: dict[str, float]
-) -> None:
+def write_card(folder: Path, title: str, *, data: str, recipe: str, seconds: float, metrics: dict[str, float]) -> None:
     """Writes README.md and metrics.json of an asset: data, recipe, time and metrics."""
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
     text = (

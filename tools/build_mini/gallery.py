@@ -67,9 +67,7 @@ def _draw(vae: AutoencoderKL, n: int, split: Split, seed: int) -> dict[str, Tens
     }
     for name in ("place", "position", "size", "hat"):
         truth[name] = torch.stack([getattr(s, name) for s in (*scenes, first)], dim=1)
-    rows = scene_row(
-        truth["cls"], truth["place"], truth["position"], truth["size"].clamp_max(1), truth["hat"]
-    )
+    rows = scene_row(truth["cls"], truth["place"], truth["position"], truth["size"].clamp_max(1), truth["hat"])
     rows[:, SLOTS.index("reference")] = -1  # no prompt has the reference's size
     return {"images": torch.stack(pictures, dim=1), "prompt": rows, **truth}
 

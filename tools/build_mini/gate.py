@@ -126,9 +126,7 @@ def save_grid(path: Path, images: Tensor, pairs: Pairs, *, columns: int = 12, ro
     """Saves references above the pictures made from them, enlarged twice."""
     n = columns * rows
     both = torch.stack([render_many(pairs.subjects, pairs.reference_scenes)[:n], images[:n]], dim=1)
-    sheet = (
-        both.view(rows, columns, 2, 64, 64, 3).permute(0, 2, 3, 1, 4, 5).reshape(rows * 128, columns * 64, 3)
-    )
+    sheet = both.view(rows, columns, 2, 64, 64, 3).permute(0, 2, 3, 1, 4, 5).reshape(rows * 128, columns * 64, 3)
     Image.fromarray(sheet.numpy()).resize((columns * 128, rows * 256), Image.Resampling.NEAREST).save(path)
 
 

@@ -23,10 +23,7 @@ def attribute_loss(outputs: dict[str, Tensor], truth: dict[str, Tensor]) -> Tens
         loss = loss + F.cross_entropy(outputs[name].float(), truth[name])
     for name in HUES:
         angle = truth[name] * 2 * torch.pi
-        loss = (
-            loss
-            + 2 * (outputs[name].float() - torch.stack([angle.sin(), angle.cos()], 1)).square().sum(1).mean()
-        )
+        loss = loss + 2 * (outputs[name].float() - torch.stack([angle.sin(), angle.cos()], 1)).square().sum(1).mean()
     return loss + 20 * (outputs["value"].float()[:, 0] - truth["value"]).square().mean()
 
 
@@ -77,12 +74,8 @@ def measure_oracle(context: Context, oracle: Oracle) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for slot in ("prompted", "decoded"):
         column = SLOTS.index(slot)
-        right = correct(
-            oracle(gallery.images[:, column]), {k: v[:, column] for k, v in gallery.truth.items()}
-        )
+        right = correct(oracle(gallery.images[:, column]), {k: v[:, column] for k, v in gallery.truth.items()})
         metrics |= {f"{slot}/{name}": float(value.mean()) for name, value in right.items()}
         for group, names in (("identity", IDENTITY), ("prompt", PROMPT)):
-            metrics[f"{slot}/{group}_all"] = float(
-                torch.stack([right[n] for n in names]).min(0).values.mean()
-            )
+            metrics[f"{slot}/{group}_all"] = float(torch.stack([right[n] for n in names]).min(0).values.mean())
     return metrics

@@ -36,9 +36,7 @@ def draw_pairs(n: int, split: Split, seed: int) -> Pairs:
     generator = torch.Generator().manual_seed(seed)
     subjects = sample_subjects(n, split, generator)
     scenes = sample_scenes(subjects.cls, generator, held_out=split == "test")
-    return Pairs(
-        subjects=subjects, scenes=scenes, reference_scenes=sample_reference_scenes(scenes.place, generator)
-    )
+    return Pairs(subjects=subjects, scenes=scenes, reference_scenes=sample_reference_scenes(scenes.place, generator))
 
 
 def render_many(subjects: Subjects, scenes: Scenes, *, chunk: int = 128) -> UInt8[Tensor, "n h w 3"]:

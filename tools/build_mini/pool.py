@@ -88,9 +88,7 @@ def draw_pictures(context: Context) -> None:
                 "leak": render_many(pairs.subjects, leaked),
                 "generic": render_many(other, scenes.take(rows)),
                 "generic_leak": render_many(other, leaked.take(rows)),
-                "prompt": scene_row(
-                    pairs.subjects.cls, scenes.place, scenes.position, scenes.size, scenes.hat
-                ),
+                "prompt": scene_row(pairs.subjects.cls, scenes.place, scenes.position, scenes.size, scenes.hat),
             },
         )
         LOG.info("pictures: %d of %d shards", index + 1, SHARDS)

@@ -79,9 +79,7 @@ def all_prompts() -> list[str]:
 
 def token_ids(tokenizer: CLIPTokenizer | T5Tokenizer, texts: list[str]) -> Tensor:
     """Token ids, padded to MAX_TOKENS."""
-    return torch.as_tensor(
-        tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True).input_ids
-    )
+    return torch.as_tensor(tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True).input_ids)
 
 
 def new_text_encoders(clip_vocab: int, clip_eos: int, t5_vocab: int) -> tuple[CLIPTextModel, T5EncoderModel]:
@@ -137,9 +135,7 @@ def _loss(logits: Tensor, scene: Tensor) -> Tensor:
 def _right(logits: Tensor, scene: Tensor) -> float:
     """Share of prompts with all attributes predicted correctly."""
     parts = logits.split(_COUNTS, dim=-1)
-    return float(
-        torch.stack([part.argmax(-1) == scene[:, i] for i, part in enumerate(parts)]).all(0).float().mean()
-    )
+    return float(torch.stack([part.argmax(-1) == scene[:, i] for i, part in enumerate(parts)]).all(0).float().mean())
 
 
 def train_text(context: Context) -> None:

@@ -57,9 +57,7 @@ def _reconstruction(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 def _pictures(context: Context) -> tuple[Tensor, Tensor]:
     """Training pictures and, for each, the column (in pixels) of the critter's centre."""
     pairs = draw_pairs(POOL, "train", 100 + context.seed)
-    images = torch.cat(
-        [render_many(pairs.subjects, pairs.scenes), render_many(pairs.subjects, pairs.reference_scenes)]
-    )
+    images = torch.cat([render_many(pairs.subjects, pairs.scenes), render_many(pairs.subjects, pairs.reference_scenes)])
     position = torch.cat([pairs.scenes.position, pairs.reference_scenes.position])
     LOG.info("vae: %d pictures drawn", len(images))
     return images, 32 + 13 * (position - 1)

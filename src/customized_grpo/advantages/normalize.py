@@ -50,9 +50,7 @@ def to_axes(
         if len(columns) == 1:
             axes.append(z[:, columns[0]])
             continue
-        weight = (
-            finite[:, columns] * torch.tensor([weight_of[r] for r in columns], device=rewards.device).double()
-        )
+        weight = finite[:, columns] * torch.tensor([weight_of[r] for r in columns], device=rewards.device).double()
         mean = (z[:, columns] * weight).sum(1) / weight.sum(1)  # NaN where nothing is finite
         # The parts have spread 1: the rest of cancelling rewards is rounding relative to 1, not to their mean of 0.
         axes.append(_standardize(mean, mean.isfinite(), scale=1.0))

@@ -62,9 +62,7 @@ def advantages_of(
     expected = (len(axes), len(weights))
     if not isinstance(joined, Tensor) or joined.shape != expected:
         shape = tuple(joined.shape) if isinstance(joined, Tensor) else type(joined).__name__
-        raise ValueError(
-            f"advantage.aggregator: it gave {shape}, where a tensor of (G, K) = {expected} is needed"
-        )
+        raise ValueError(f"advantage.aggregator: it gave {shape}, where a tensor of (G, K) = {expected} is needed")
     raw = joined * used
     return Advantages(
         axes=axes,

@@ -53,9 +53,7 @@ def constant(
     return torch.tensor([[prompt, identity]], dtype=torch.float32).repeat(num_steps, 1)
 
 
-def table(
-    num_steps: int, *, rows: tuple[tuple[NonNegativeFloat, NonNegativeFloat], ...]
-) -> Float[Tensor, "t q"]:
+def table(num_steps: int, *, rows: tuple[tuple[NonNegativeFloat, NonNegativeFloat], ...]) -> Float[Tensor, "t q"]:
     """Any weights, one (prompt, identity) row per step.
 
     Raises:

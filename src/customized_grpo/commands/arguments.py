@@ -5,12 +5,8 @@ from typing import Annotated, Final, Literal
 
 import typer
 
-Config = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="a recipe's YAML file, or the name of a shipped one")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[key.sub=value]", help="change any key of the recipe")
-]
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="a recipe's YAML file, or the name of a shipped one")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]", help="change any key of the recipe")]
 MemoryGb = Annotated[
     float | None,
     typer.Option("--memory-gb", min=0.1, help="GiB of the device to judge by; else the GPU here"),
@@ -25,8 +21,6 @@ def _manifest_in(path: Path) -> Path:
 Manifest = Annotated[
     Path, typer.Argument(callback=_manifest_in, help="the .jsonl file, or the folder of manifest.jsonl")
 ]
-Workers = Annotated[
-    int | None, typer.Option(min=1, help="processes that read images; by default one per core")
-]
+Workers = Annotated[int | None, typer.Option(min=1, help="processes that read images; by default one per core")]
 FREE: Final = {"ignore_unknown_options": True}
 """Settings of a command with overrides: a value may begin with a dash, and '--key=value' is a habit of other tools."""

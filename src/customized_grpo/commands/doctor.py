@@ -104,9 +104,7 @@ def _devices() -> list[Finding]:
         properties = torch.cuda.get_device_properties(index)
         value = f"{properties.name}, {properties.total_memory / _GIB:.0f} GiB, CUDA {torch.version.cuda}"
         findings.append(
-            Finding(
-                f"GPU {index}", value, "" if properties.major >= 8 else "slow in bf16: use run.precision=no"
-            )
+            Finding(f"GPU {index}", value, "" if properties.major >= 8 else "slow in bf16: use run.precision=no")
         )
     return findings
 

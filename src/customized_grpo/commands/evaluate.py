@@ -20,9 +20,7 @@ def evaluate(
     compare: Annotated[
         bool, typer.Option("--compare", help="compare evaluated runs: evaluate --compare RUN_A RUN_B ...")
     ] = False,
-    save: Annotated[
-        Path | None, typer.Option("--out", help="with --compare: a JSON file to write, too")
-    ] = None,
+    save: Annotated[Path | None, typer.Option("--out", help="with --compare: a JSON file to write, too")] = None,
 ) -> None:
     """Generate held-out images by the base, and by an adapter (lora=RUN), score and report them; or compare runs."""
     if compare:

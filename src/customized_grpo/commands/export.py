@@ -10,9 +10,7 @@ from customized_grpo.registry import did_you_mean
 
 
 def export(
-    adapter: Annotated[
-        str, typer.Argument(metavar="RUN", help="a run, a checkpoint, or an adapter's folder or file")
-    ],
+    adapter: Annotated[str, typer.Argument(metavar="RUN", help="a run, a checkpoint, or an adapter's folder or file")],
     folder: Annotated[Path, typer.Option("--out", help="a new folder")],
     form: Annotated[
         str,

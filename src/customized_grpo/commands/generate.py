@@ -45,9 +45,7 @@ def generate(
     elif lora is not None:
         recipe = load_any(run_config(lora))
     else:
-        raise ValueError(
-            "--lora: missing; give a run or an adapter, or --config RECIPE to draw with its base"
-        )
+        raise ValueError("--lora: missing; give a run or an adapter, or --config RECIPE to draw with its base")
     from customized_grpo.sampling.draw import draw
 
     hush_libraries()

@@ -74,6 +74,4 @@ def _device_bytes(device: str) -> int | None:
 
     if device == "cpu" or not torch.cuda.is_available():
         return None
-    return min(
-        torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())
-    )
+    return min(torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count()))

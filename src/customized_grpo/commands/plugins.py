@@ -29,8 +29,7 @@ def plugins(
 def _described(kind: registry.Kind) -> Iterator[tuple[str, str, str, str]]:
     """A row for every known plug-in of a kind, the built-in ones first."""
     packages = {
-        entry.name: entry.dist.name if entry.dist is not None else entry.value
-        for entry in registry.third_party(kind)
+        entry.name: entry.dist.name if entry.dist is not None else entry.value for entry in registry.third_party(kind)
     }
     own = registry.BUILTIN[kind]
     for name in [*own, *sorted(registry.available(kind).keys() - own.keys())]:

@@ -31,9 +31,7 @@ def score(
         list[Path] | None, typer.Option(help="one subject for all; several images may be given")
     ] = None,
     subject: Annotated[str, typer.Option(help="its class word, for segmentation and judges")] = "",
-    table: Annotated[
-        Path | None, typer.Option("--out", help="a .csv or .jsonl file with one row per image")
-    ] = None,
+    table: Annotated[Path | None, typer.Option("--out", help="a .csv or .jsonl file with one row per image")] = None,
     device: Device = "auto",
 ) -> None:
     """Score a folder of images with any rewards: against a manifest, or one prompt and one reference for all."""
@@ -50,9 +48,7 @@ def score(
         one = Example(key="all", prompt=prompt, references=references, subject=subject)
         jobs = folder.with_one_example(images, one)
     elif prompt or reference or subject:
-        raise ValueError(
-            "--manifest holds prompts and references; give either it, or --prompt and --reference"
-        )
+        raise ValueError("--manifest holds prompts and references; give either it, or --prompt and --reference")
     else:
         jobs = folder.with_manifest(images, manifest)
     for name, said in costs(specs, dict.fromkeys(specs, len(jobs))).items():

@@ -10,9 +10,7 @@ from customized_grpo.console import say
 
 
 def serve(
-    config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="a server's YAML file, or the name of a shipped one")
-    ],
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="a server's YAML file, or the name of a shipped one")],
     overrides: Overrides = None,
 ) -> None:
     """Serve rewards over HTTP from a GPU or machine of their own; recipes use them by type: remote."""

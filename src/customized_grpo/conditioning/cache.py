@@ -130,9 +130,7 @@ class Process:
     progress: OnProgress
 
     @classmethod
-    def of(
-        cls, state: "Accelerator | PartialState", precision: Literal["no", "bf16"], progress: OnProgress
-    ) -> Self:
+    def of(cls, state: "Accelerator | PartialState", precision: Literal["no", "bf16"], progress: OnProgress) -> Self:
         """This process in accelerate's view of the job."""
         return cls(
             device=state.device,
@@ -224,9 +222,7 @@ def model_identity(source: str, revision: str | None, hashes: Path) -> dict[str,
         try:
             file = huggingface_hub.hf_hub_download(source, name, revision=revision)
         except EntryNotFoundError as error:
-            reason = (
-                error  # a repository without this file, or a local cache without it that can't be completed
-            )
+            reason = error  # a repository without this file, or a local cache without it that can't be completed
         except (OSError, ValueError) as error:
             raise ValueError(_unreachable(source, error)) from error
         else:

@@ -106,12 +106,7 @@ def read_templates(text: str) -> Templates:
         [line.replace("{0} {1}", "{}") for line in re.findall(r"^\s*'(.*?)'\.format", body, re.MULTILINE)]
         for body in re.findall(r"prompt_list\s*=\s*\[(.*?)\n\]", text, flags=re.DOTALL)
     ]
-    if (
-        not classes
-        or len(lists) != 2
-        or len(lists[0]) != len(lists[1])
-        or len(lists[0]) < _SCENES + _ATTRIBUTES
-    ):
+    if not classes or len(lists) != 2 or len(lists[0]) != len(lists[1]) or len(lists[0]) < _SCENES + _ATTRIBUTES:
         raise ValueError(
             f"it holds {len(classes)} classes and {len(lists)} prompt lists, but DreamBench has 30 classes and "
             "two lists of 25 prompts; take the file as it is at github.com/google/dreambooth"
@@ -172,9 +167,7 @@ def _texts_of_two(templates: Templates, first: str, second: str) -> list[str]:
 def _prompt(name: str, text: str, subjects: tuple[str, ...], templates: Templates) -> Prompt:
     unknown = [subject for subject in subjects if subject not in _REFERENCE]
     if unknown:
-        raise ValueError(
-            f"subject {unknown[0]!r} is not one of DreamBench's 30, so it has no chosen reference"
-        )
+        raise ValueError(f"subject {unknown[0]!r} is not one of DreamBench's 30, so it has no chosen reference")
     return Prompt(
         id=name,
         prompt=text,
@@ -211,9 +204,7 @@ class DreamBench:
         for subject in config.subjects:
             if subject not in templates.classes:
                 hint = did_you_mean(subject, list(templates.classes))
-                raise ValueError(
-                    f"subjects: given {subject!r};{hint} allowed: {', '.join(templates.classes)}"
-                )
+                raise ValueError(f"subjects: given {subject!r};{hint} allowed: {', '.join(templates.classes)}")
         wanted = set(config.subjects or templates.classes)
         prompts = [prompt for prompt in prompts if wanted.issuperset(prompt.subjects)]
         self._prompts = _spread(prompts, config.per_subject)
@@ -241,9 +232,7 @@ class DreamBench:
             subject=" and ".join(prompt.classes),
             extra={
                 "subject_id": "+".join(prompt.subjects),
-                "views": tuple(
-                    path for subject in prompt.subjects for path in images_in(self.root / subject)
-                ),
+                "views": tuple(path for subject in prompt.subjects for path in images_in(self.root / subject)),
             },
         )
 

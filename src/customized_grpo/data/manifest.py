@@ -27,9 +27,7 @@ class ManifestDataset:
         """The ``data`` section of a recipe with ``type: manifest``."""
 
         path: str = Field(min_length=1, description="the .jsonl file; image paths are relative to its folder")
-        limit: PositiveInt | None = Field(
-            default=None, description="number of lines to use, from the first; null: all"
-        )
+        limit: PositiveInt | None = Field(default=None, description="number of lines to use, from the first; null: all")
 
     def __init__(self, config: Config) -> None:
         self._path = Path(config.path).expanduser()

@@ -39,8 +39,7 @@ def groups_a_rank(groups_per_step: int, world: int) -> int:
         below = groups_per_step // world * world
         allowed = f"{below} or {below + world}" if below else f"{world}"
         raise ValueError(
-            f"train.groups_per_step is {groups_per_step}, "
-            f"which {world} processes can't share equally; use {allowed}"
+            f"train.groups_per_step is {groups_per_step}, which {world} processes can't share equally; use {allowed}"
         )
     return groups_per_step // world
 

@@ -9,9 +9,7 @@ from typing import Final
 MAX_WORDS: Final = 60
 """Limit on words: about CLIP's 77 tokens; rewards built on CLIP don't see the rest."""
 
-_DANGLING: Final = (
-    "a an the of to and or with in on at by for from its their his her into near next is are as"
-)
+_DANGLING: Final = "a an the of to and or with in on at by for from its their his her into near next is are as"
 
 _PATTERNS: Final[Mapping[str, str]] = {
     # "a -out book", "a of a rabbit": a word, or one half of it, is gone

@@ -47,9 +47,7 @@ class Row(BaseModel):
         images = [*self.references, self.target]
         masks = [*(self.masks or [None] * len(self.references)), self.target_mask]
         return [
-            (image, mask)
-            for image, mask in zip(images, masks, strict=True)
-            if image is not None and mask is not None
+            (image, mask) for image, mask in zip(images, masks, strict=True) if image is not None and mask is not None
         ]
 
 
@@ -118,24 +116,18 @@ def _parse(line: bytes) -> Row:
     except UnicodeDecodeError as error:
         raise ValueError(f"is not UTF-8 text ({error.reason}); save the manifest as UTF-8") from error
     except json.JSONDecodeError as error:
-        raise ValueError(
-            f"is not JSON ({error.msg}, column {error.colno}); write one object per line"
-        ) from error
+        raise ValueError(f"is not JSON ({error.msg}, column {error.colno}); write one object per line") from error
     try:
         row = Row.model_validate(data)
     except ValidationError as error:
         raise ValueError(_first_problem(error)) from error
     if row.masks and len(row.masks) != len(row.references):
-        raise ValueError(
-            f"{len(row.masks)} masks for {len(row.references)} references; give one or null each"
-        )
+        raise ValueError(f"{len(row.masks)} masks for {len(row.references)} references; give one or null each")
     if row.target_mask is not None and row.target is None:
         raise ValueError("target_mask without target; give both or none")
     for path in (*row.images(), *(mask for _, mask in row.pairs())):
         if not is_inside(path):
-            raise ValueError(
-                f"path {path!r} is not inside the manifest's folder; use a relative path without '..'"
-            )
+            raise ValueError(f"path {path!r} is not inside the manifest's folder; use a relative path without '..'")
     return row
 
 

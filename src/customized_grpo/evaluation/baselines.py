@@ -24,9 +24,7 @@ def reference_copy(example: Example, height: int, width: int) -> UInt8[Tensor, "
     return _pixels(ImageOps.fit(example.references[0], (width, height), Image.Resampling.BICUBIC))
 
 
-def identity_metrics(
-    metrics: Mapping[str, AnyMetric], specs: Mapping[str, BaseModel]
-) -> dict[str, AnyMetric]:
+def identity_metrics(metrics: Mapping[str, AnyMetric], specs: Mapping[str, BaseModel]) -> dict[str, AnyMetric]:
     """The metrics whose section says ``axis: identity``; the others need a prompt, and a photo has none."""
     return {
         name: metric

@@ -80,9 +80,7 @@ def evaluate_policy(
             noise = [_noise(policy, spec, i) for i in members]
             together = stack(policy, conds, spec.images_per_prompt) if block > 1 else None
             if together is not None:
-                images = sample_images(policy, together, torch.cat(noise), sigmas).split(
-                    spec.images_per_prompt
-                )
+                images = sample_images(policy, together, torch.cat(noise), sigmas).split(spec.images_per_prompt)
             else:
                 images = tuple(
                     torch.cat([sample_images(policy, cond, batch, sigmas) for batch in one.split(spec.batch)])
@@ -225,16 +223,12 @@ def _folder(recipe: EvaluateRecipe) -> Path:
     spec = recipe.policy
     for key, section in {"lora": spec.lora, "full": spec.full}.items():
         if section is not None and section.path is not None:
-            raise ValueError(
-                f"policy.{key}.path is where a training starts; give what is to be evaluated as lora=..."
-            )
+            raise ValueError(f"policy.{key}.path is where a training starts; give what is to be evaluated as lora=...")
     folder = Path(recipe.run.dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"run.dir: {folder} is a file; give a folder")
     if (folder / "metrics.jsonl").exists() or (folder / "checkpoints").exists():
-        raise ValueError(
-            f"run.dir: {folder} is a training run; give the evaluation a folder of its own (run.dir=...)"
-        )
+        raise ValueError(f"run.dir: {folder} is a training run; give the evaluation a folder of its own (run.dir=...)")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -101,9 +101,7 @@ def evaluate_images(
                 images = _pictures(folder, [rows for (i, _), rows in earlier.items() if i == index], drawn)
                 if images is None:
                     images = draw(index, example)
-                scores = score(
-                    metrics, judged(example), images, runs=spec.runs, products=spec.products, known=known
-                )
+                scores = score(metrics, judged(example), images, runs=spec.runs, products=spec.products, known=known)
                 _say_once(scores.errors, example, label, said)
                 files = _save_pictures(folder, label, example, images) if index < spec.save_images else None
                 found = _rows(index, example, scores, files, len(images), drawn, fingerprint)
@@ -123,9 +121,7 @@ def evaluate_images(
 def _say_once(errors: Mapping[str, str], example: Example, label: str, said: set[str]) -> None:
     """Log the first reason why a metric skipped an image; the summary's n says how many remain."""
     for name in errors.keys() - said:
-        _log.warning(
-            "%s: %s could not score an image of %r: %s (said once)", label, name, example.key, errors[name]
-        )
+        _log.warning("%s: %s could not score an image of %r: %s (said once)", label, name, example.key, errors[name])
     said.update(errors)
 
 
@@ -168,9 +164,7 @@ def _fingerprints(spec: Evaluate, made_by: Mapping[str, Any]) -> tuple[str, str]
         for field in transport_of(section):
             scored["metrics"][name].pop(field, None)
     pixels = {name: scored[name] for name in ("data", "images_per_prompt", "batch", "seed")}
-    texts = (
-        json.dumps({"recipe": one, "made_by": dict(made_by)}, sort_keys=True) for one in (pixels, scored)
-    )
+    texts = (json.dumps({"recipe": one, "made_by": dict(made_by)}, sort_keys=True) for one in (pixels, scored))
     drawn, fingerprint = (hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts)
     return drawn, fingerprint
 
@@ -193,9 +187,7 @@ def _complete(folder: Path, files: Sequence[Path], save_images: int) -> dict[tup
     complete = {}
     for (index, fingerprint), images in found.items():
         rows = [images[i] for i in sorted(images)]
-        pictures = index >= save_images or all(
-            row["file"] and (folder / row["file"]).is_file() for row in rows
-        )
+        pictures = index >= save_images or all(row["file"] and (folder / row["file"]).is_file() for row in rows)
         if len(rows) == rows[0]["of"] and pictures:
             complete[index, fingerprint] = rows
     return complete

@@ -34,9 +34,7 @@ class Metric(ABC):
         """Load the frozen model named by ``config`` onto ``device``."""
 
     @abstractmethod
-    def __call__(
-        self, example: Example, images: UInt8[Tensor, "g h w 3"]
-    ) -> Mapping[str, Float[Tensor, " g"]]:
+    def __call__(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Mapping[str, Float[Tensor, " g"]]:
         """Column name to one float32 value per image, on the CPU; NaN where an image is not measurable."""
 
 
@@ -113,9 +111,7 @@ def score(
         count = (runs or {}).get(name, 1)
         for column, values in _all_runs(name, metric, example, images, count, errors).items():
             if column in columns:
-                raise ValueError(
-                    f"evaluate.metrics.{name}: the column {column!r} is already given by another metric"
-                )
+                raise ValueError(f"evaluate.metrics.{name}: the column {column!r} is already given by another metric")
             columns[column] = values
     for name, pair in (products or {}).items():
         columns[name] = _product(name, pair, columns)
@@ -150,9 +146,7 @@ def _numbered(example: Example, count: int) -> list[Example]:
     return [replace(example, extra={**example.extra, "run": run}) for run in range(count)]
 
 
-def _product(
-    name: str, pair: tuple[str, str], columns: Mapping[str, Sequence[Sequence[float]]]
-) -> list[list[float]]:
+def _product(name: str, pair: tuple[str, str], columns: Mapping[str, Sequence[Sequence[float]]]) -> list[list[float]]:
     if lost := [column for column in pair if column not in columns]:
         raise ValueError(
             f"evaluate.products.{name}: there is no column {lost[0]!r};{registry.did_you_mean(lost[0], list(columns))} "
@@ -182,9 +176,7 @@ def _columns(
         outcome = asyncio.run(requests.ask_together(metric, example, to_pil(images), requests.limit(metric)))
         found = {name: _values(name, outcome, errors)}
     elif isinstance(metric, Metric):
-        found = {
-            column: [float(v) for v in values.tolist()] for column, values in metric(example, images).items()
-        }
+        found = {column: [float(v) for v in values.tolist()] for column, values in metric(example, images).items()}
     else:
         metric.reason = ""
         scores = metric(example, images).tolist()

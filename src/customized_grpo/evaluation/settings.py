@@ -47,6 +47,4 @@ def settings_of(
 def _options(spec: BaseModel) -> dict[str, Any]:
     """A metric's type and its non-default options that change its values."""
     shown = {"axis", "weight", "model", *transport_of(spec)}
-    return spec.model_dump(mode="json", exclude=shown, exclude_defaults=True) | {
-        "type": registry.type_of(spec)
-    }
+    return spec.model_dump(mode="json", exclude=shown, exclude_defaults=True) | {"type": registry.type_of(spec)}

@@ -69,9 +69,7 @@ def _metrics(rows: Sequence[Row], unit: Unit) -> dict[str, dict[str, Any]]:
     for column, interval in intervals(rows, unit=unit).items():
         found[column] = dict(interval.as_json())
         runs = [row["runs"][column] for row in rows if column in row.get("runs", {})]
-        answers = (
-            [value for one in runs for value in one] if runs else [row["values"].get(column) for row in rows]
-        )
+        answers = [value for one in runs for value in one] if runs else [row["values"].get(column) for row in rows]
         excluded = sum(value is None for value in answers) / len(answers)
         if runs or excluded:
             found[column]["excluded"] = excluded
@@ -84,9 +82,7 @@ def _over_runs(rows: Sequence[Row], column: str, unit: Unit, count: int) -> dict
     """Mean of each run over all examples, without failed items, and the standard deviation of those means."""
     means = []
     for run in range(count):
-        alone = [
-            row | {"values": {column: row["runs"][column][run]}} for row in rows if column in row["runs"]
-        ]
+        alone = [row | {"values": {column: row["runs"][column][run]}} for row in rows if column in row["runs"]]
         values = list(column_means(alone, column, unit).values())
         means.append(float(np.mean(values)) if values else None)
     known = [mean for mean in means if mean is not None]
@@ -123,9 +119,7 @@ def build_summary(
         ],
     }
     tuned = rows.get("tuned", [])
-    for other in sorted(
-        (name for name in rows if name != "tuned" and tuned), key=lambda name: name != "base"
-    ):
+    for other in sorted((name for name in rows if name != "tuned" and tuned), key=lambda name: name != "base"):
         if {row["key"] for row in tuned} & {row["key"] for row in rows[other]}:
             compared = differences(tuned, rows[other], unit=rules.unit)
             summary["differences"].append({"of": "tuned", "to": other, "metrics": compared})

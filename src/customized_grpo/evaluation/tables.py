@@ -71,9 +71,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
                     f"{value['excluded']:.1%} failed and are excluded."
                 )
             elif value.get("excluded"):
-                found.append(
-                    f"{row['name']}, {column}: {value['excluded']:.1%} of the images could not be scored."
-                )
+                found.append(f"{row['name']}, {column}: {value['excluded']:.1%} of the images could not be scored.")
     return found
 
 

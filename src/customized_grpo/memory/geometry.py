@@ -75,14 +75,10 @@ def step_geometry(recipe: Recipe, *, world: int, latent_shape: tuple[int, int] |
         steps=sampling.steps,
         stochastic=plan.stochastic,
         trained=plan.trained,
-        rollout_forwards=groups
-        * (plan.num_forwards(0, shared) + plan.num_forwards(shared, sampling.steps) * size),
+        rollout_forwards=groups * (plan.num_forwards(0, shared) + plan.num_forwards(shared, sampling.steps) * size),
         replay_forwards=replay,
         reference_forwards=replay if recipe.objective.kl else 0,
-        backwards_rank=groups
-        // world
-        * train.updates_per_rollout
-        * -(-share * trained // train.pairs_per_backward),
+        backwards_rank=groups // world * train.updates_per_rollout * -(-share * trained // train.pairs_per_backward),
         updates=train.updates_per_rollout,
         total_updates=train.steps * train.updates_per_rollout,
         trajectory_bytes=states,

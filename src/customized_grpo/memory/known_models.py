@@ -49,9 +49,7 @@ def _flux(guidance: bool) -> KnownModel:
     )
 
 
-def _flux2(
-    double: int, single: int, heads: int, text: int, encoder: int, *, guidance: bool = False
-) -> KnownModel:
+def _flux2(double: int, single: int, heads: int, text: int, encoder: int, *, guidance: bool = False) -> KnownModel:
     return KnownModel(
         transformer="Flux2Transformer2DModel",
         config={

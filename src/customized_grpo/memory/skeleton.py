@@ -94,9 +94,7 @@ def of_parts(parts: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> S
     whole = Layers(
         parameters={f"{name}.{key}": n for name, part in named for key, n in part.parameters.items()},
         linears=tuple(
-            LinearShape(
-                f"{name}.{one.name}".rstrip("."), one.inputs, one.outputs
-            )  # a part may be a layer itself
+            LinearShape(f"{name}.{one.name}".rstrip("."), one.inputs, one.outputs)  # a part may be a layer itself
             for name, part in named
             for one in part.linears
         ),
@@ -124,9 +122,7 @@ def layers_of(module: Any) -> Layers:
     return Layers(
         parameters={name: one.numel() for name, one in module.named_parameters()},
         linears=tuple(
-            LinearShape(name, one.in_features, one.out_features)
-            for name, one in named
-            if isinstance(one, nn.Linear)
+            LinearShape(name, one.in_features, one.out_features) for name, one in named if isinstance(one, nn.Linear)
         ),
         layer_norms=tuple(name for name, one in named if isinstance(one, nn.LayerNorm)),
     )

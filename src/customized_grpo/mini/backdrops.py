@@ -17,9 +17,7 @@ def ramp(distance: Tensor) -> Tensor:
     return (0.5 - distance).clamp(0, 1)
 
 
-def hsv(
-    hue: Float[Tensor, "n"], saturation: Float[Tensor, "n"], value: Float[Tensor, "n"]
-) -> Float[Tensor, "n 3"]:
+def hsv(hue: Float[Tensor, "n"], saturation: Float[Tensor, "n"], value: Float[Tensor, "n"]) -> Float[Tensor, "n 3"]:
     """HSV in [0, 1] to RGB in [0, 1]."""
     offset = torch.tensor([5.0, 3.0, 1.0])
     k = (offset + hue[:, None] * 6) % 6
@@ -90,9 +88,7 @@ def _red_floor(x: Tensor, y: Tensor, p: float) -> Tensor:
     image = _mix(image, ramp(((x - 0.58).abs() - 0.18) / p) * ramp(((y + 0.5).abs() - 0.20) / p), "A8DCF5")
     image = _mix(image, ramp((0.18 - y) / p), "FFFFFF")
     image = _mix(image, ramp((0.25 - y) / p), "C8342F")
-    lines = (
-        (((x / (0.55 + 0.6 * (y - 0.25))) * 2.0 + 0.5) % 1.0 - 0.5).abs() / 2.0 * (0.55 + 0.6 * (y - 0.25))
-    )
+    lines = (((x / (0.55 + 0.6 * (y - 0.25))) * 2.0 + 0.5) % 1.0 - 0.5).abs() / 2.0 * (0.55 + 0.6 * (y - 0.25))
     return _mix(image, ramp((lines - 0.015) / p) * ramp((0.25 - y) / p), "A3231F")
 
 

@@ -33,9 +33,7 @@ class MiniDataset:
     class Config(DatasetConfig):
         """The ``data`` section of a recipe with ``type: mini``."""
 
-        split: Literal["train", "tune", "test"] = Field(
-            default="train", description="split of subjects and prompts"
-        )
+        split: Literal["train", "tune", "test"] = Field(default="train", description="split of subjects and prompts")
         size: int = Field(default=4096, ge=1, description="number of examples")
         seed: int = Field(default=0, ge=0, description="seed of the examples within the split")
 

@@ -52,9 +52,7 @@ class Oracle(nn.Module):
         channels = 5
         for width in widths:
             layers += [nn.Conv2d(channels, width, 3, 2, 1), nn.GroupNorm(8, width), nn.SiLU()]
-            layers += (
-                [nn.Conv2d(width, width, 3, 1, 1), nn.GroupNorm(8, width), nn.SiLU()] if channels > 5 else []
-            )
+            layers += [nn.Conv2d(width, width, 3, 1, 1), nn.GroupNorm(8, width), nn.SiLU()] if channels > 5 else []
             channels = width
         self.trunk = nn.Sequential(*layers)
         side = 64 // 2 ** len(widths)
@@ -90,9 +88,7 @@ class Oracle(nn.Module):
             ValueError: the images are not uint8 of shape (n, h, w, 3).
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-            raise ValueError(
-                f"the oracle reads uint8 images (n, h, w, 3), not {images.dtype} {tuple(images.shape)}"
-            )
+            raise ValueError(f"the oracle reads uint8 images (n, h, w, 3), not {images.dtype} {tuple(images.shape)}")
         x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
         if x.shape[-2:] != (64, 64):
             x = F.interpolate(x, size=(64, 64), mode="area")
@@ -162,9 +158,7 @@ class MiniOracle(Metric):
         self._oracle = Oracle.load(Path(model_path(config.model, "oracle"))).to(device)
         self._device = device
 
-    def __call__(
-        self, example: Example, images: UInt8[Tensor, "g h w 3"]
-    ) -> Mapping[str, Float[Tensor, "g"]]:
+    def __call__(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Mapping[str, Float[Tensor, "g"]]:
         """identity_accuracy, prompt_accuracy, identity_all, prompt_all, both and copy of each image.
 
         Raises:

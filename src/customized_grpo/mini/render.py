@@ -19,9 +19,7 @@ _CENTRE_X: Final = torch.tensor([-0.40, 0.0, 0.40])
 _RADIUS: Final = torch.tensor([0.44, 0.64, 0.54])
 _GROUND: Final = 0.84
 _INK: Final = torch.tensor([0.13, 0.11, 0.16])
-_HAT_COLOURS: Final = torch.tensor(
-    [[0.0, 0.0, 0.0], [0.90, 0.16, 0.18], [0.16, 0.36, 0.92], [0.99, 0.82, 0.12]]
-)
+_HAT_COLOURS: Final = torch.tensor([[0.0, 0.0, 0.0], [0.90, 0.16, 0.18], [0.16, 0.36, 0.92], [0.99, 0.82, 0.12]])
 # Positions on each body shape, in radii: x and y of an ear, y of the hat's brim.
 _EAR_X: Final = torch.tensor([0.58, 0.62, 0.42, 0.50, 0.52, 0.46])
 _EAR_Y: Final = torch.tensor([-0.78, -0.78, -0.42, -0.52, -0.48, -0.82])

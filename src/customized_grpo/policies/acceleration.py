@@ -64,9 +64,7 @@ def bitsandbytes_config(quantization: Literal["8bit", "4bit"], dtype: torch.dtyp
     from diffusers import BitsAndBytesConfig
 
     if quantization == "8bit":
-        return BitsAndBytesConfig(
-            load_in_8bit=True, llm_int8_threshold=0.0, llm_int8_skip_modules=list(NOT_QUANTIZED)
-        )
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0, llm_int8_skip_modules=list(NOT_QUANTIZED))
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -31,9 +31,7 @@ Format = Literal["diffusers", "uno", "model", "original"]
 ORIGINAL_NAME = "transformer.safetensors"
 
 
-def export(
-    adapter: str, out: Path, form: Format, *, with_base: bool, recipe: Recipe | EvaluateRecipe | None
-) -> Path:
+def export(adapter: str, out: Path, form: Format, *, with_base: bool, recipe: Recipe | EvaluateRecipe | None) -> Path:
     """Write an adapter, or its model, into a new folder.
 
     Args:
@@ -86,18 +84,14 @@ def _flux_policy(recipe: Recipe | EvaluateRecipe | None, what: str) -> FluxConfi
 def _base_update(config: FluxConfig) -> dict[str, Factors]:
     if config.base_lora is None:
         raise ValueError("--with-base: the recipe has no policy.base_lora, so the adapter is all there is")
-    return read_base_lora(
-        empty_transformer(config, offline=config.offline), config.base_lora, offline=config.offline
-    )
+    return read_base_lora(empty_transformer(config, offline=config.offline), config.base_lora, offline=config.offline)
 
 
 def _write_model(
     file: tuning.Tuned, out: Path, form: str, config: FluxConfig, precision: Literal["no", "bf16"]
 ) -> Path:
     """Fuse both LoRAs at once, to round the weights once; a fully trained transformer already has the base's."""
-    bare = config.model_copy(
-        update={"base_lora": None, "quantization": "none"}
-    )  # quantized weights can't be fused
+    bare = config.model_copy(update={"base_lora": None, "quantization": "none"})  # quantized weights can't be fused
     policy: Any = load_policy(bare, device=torch.device("cpu"), precision=precision)
     if isinstance(file, TransformerFolder):
         tuning.apply(policy, file)

@@ -37,9 +37,7 @@ class _Config(PipelineConfig):
     shift_rules: ClassVar[Mapping[str, ShiftRule]] = {"dynamic": shifts.flux2}
     channels: ClassVar[int] = 128
 
-    max_sequence_length: int = Field(
-        default=512, ge=1, le=512, description="text tokens; shorter ones are padded"
-    )
+    max_sequence_length: int = Field(default=512, ge=1, le=512, description="text tokens; shorter ones are padded")
     reference_size: int = Field(
         default=1024,
         ge=_SHORTEST,
@@ -92,8 +90,8 @@ class _Flux2(PipelinePolicy):
 
     # FLUX.2's "tokenizer" is a processor that needs torchvision to be made. It is asked for text alone, for which its
     # own tokenizer and chat template, which are in the same folder, are enough.
-    replaced: ClassVar[str] = "tokenizer"
-    replacement: ClassVar[Any] = FromLibrary("transformers", "AutoTokenizer")
+    processor: ClassVar[str] = "tokenizer"
+    processor_class: ClassVar[Any] = FromLibrary("transformers", "AutoTokenizer")
     time_embedding: ClassVar[str] = "time_guidance_embed"
 
     def __init__(self, pipeline: Any, config: Any, *, device: torch.device, dtype: torch.dtype) -> None:

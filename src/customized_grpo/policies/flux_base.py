@@ -42,9 +42,7 @@ class Flux(Policy):
     }
     """``uno``: the layers that UNO's LoRA has."""
 
-    def __init__(
-        self, pipeline: Any, config: FluxConfig, *, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, pipeline: Any, config: FluxConfig, *, device: torch.device, dtype: torch.dtype) -> None:
         self.config = config
         self.device = device
         self.dtype = dtype
@@ -57,9 +55,7 @@ class Flux(Policy):
         self._exact = ExactInputs(pipeline.transformer.time_text_embed)
 
     @classmethod
-    def load(
-        cls, config: FluxConfig, *, device: torch.device, dtype: torch.dtype, absent: Sequence[str] = ()
-    ) -> Self:
+    def load(cls, config: FluxConfig, *, device: torch.device, dtype: torch.dtype, absent: Sequence[str] = ()) -> Self:
         """Load a frozen model, its base LoRA included, without the parts that are ``absent``.
 
         Raises:

@@ -36,9 +36,7 @@ class FluxConfig(PipelineConfig):
         "LoRA fused in), by path or as organisation/name/file on the hub; all else comes from model",
     )
     base_lora: BaseLora | None = Field(default=None, description="a released LoRA that is part of the base")
-    guidance: NonNegativeFloat = Field(
-        default=3.5, description="distilled guidance; without effect on FLUX.1-schnell"
-    )
+    guidance: NonNegativeFloat = Field(default=3.5, description="distilled guidance; without effect on FLUX.1-schnell")
     max_sequence_length: int = Field(default=512, ge=1, le=512, description="T5 tokens of a prompt")
     min_references: NonNegativeInt = Field(default=1, description="0 also draws from a prompt alone")
 
@@ -66,9 +64,7 @@ class FluxConfig(PipelineConfig):
     @model_validator(mode="after")
     def _can_be_trained_in_full(self) -> "FluxConfig":
         if self.full is not None and self.base_lora is not None and self.base_lora.mode == "adapter":
-            raise ValueError(
-                "full: the base's LoRA must be in the weights that are trained; use base_lora.mode=fuse"
-            )
+            raise ValueError("full: the base's LoRA must be in the weights that are trained; use base_lora.mode=fuse")
         return self
 
     def prompt_tokens(self) -> int:
@@ -112,9 +108,7 @@ def load_flux(
         offline=config.offline,
     )
     if whole and config.base_lora is not None:
-        apply_base_lora(
-            pipeline.transformer, config.base_lora, offline=config.offline, device=device, dtype=dtype
-        )
+        apply_base_lora(pipeline.transformer, config.base_lora, offline=config.offline, device=device, dtype=dtype)
     return pipeline
 
 
@@ -122,9 +116,7 @@ def _original_transformer(config: FluxConfig, dtype: torch.dtype) -> Any:
     """The model of ``model``'s configuration with the weights of ``transformer``."""
     assert config.transformer is not None
     transformer = empty_transformer(config, offline=config.offline)
-    file = weights_file(
-        config.transformer, "policy.transformer", default=None, revision=None, offline=config.offline
-    )
+    file = weights_file(config.transformer, "policy.transformer", default=None, revision=None, offline=config.offline)
     tensors = read_tensors(file, "policy.transformer:")
     shapes = {name: tensor.shape for name, tensor in transformer.state_dict().items()}
     try:
@@ -134,9 +126,7 @@ def _original_transformer(config: FluxConfig, dtype: torch.dtype) -> Any:
             f"policy.transformer: {config.transformer!r} does not fit {config.model!r}: {error}. Is it FLUX.1 in Black "
             "Forest Labs' format?"
         ) from error
-    transformer.load_state_dict(
-        {name: tensor.to(dtype) for name, tensor in state.items()}, strict=True, assign=True
-    )
+    transformer.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, strict=True, assign=True)
     return transformer
 
 

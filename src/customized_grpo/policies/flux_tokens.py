@@ -40,9 +40,7 @@ def layered_ids(grid: tuple[int, int], references: Sequence[tuple[int, int]]) ->
 
 
 def _ids(plane: int, row: int, column: int, h: int, w: int) -> Float[Tensor, "s 3"]:
-    rows, columns = torch.meshgrid(
-        torch.arange(row, row + h), torch.arange(column, column + w), indexing="ij"
-    )
+    rows, columns = torch.meshgrid(torch.arange(row, row + h), torch.arange(column, column + w), indexing="ij")
     return torch.stack([torch.full_like(rows, plane), rows, columns], dim=-1).reshape(-1, 3).float()
 
 
@@ -82,8 +80,7 @@ def fit_to_kontext(image: Image, side: int) -> Image:
     aspect = image.width / image.height
     _, width, height = min((abs(aspect - w / h), w, h) for w, h in PREFERRED_KONTEXT_RESOLUTIONS)
     width, height = (
-        max(edge * side // _KONTEXT_SIDE // PIXELS_PER_TOKEN, 1) * PIXELS_PER_TOKEN
-        for edge in (width, height)
+        max(edge * side // _KONTEXT_SIDE // PIXELS_PER_TOKEN, 1) * PIXELS_PER_TOKEN for edge in (width, height)
     )
     return image.convert("RGB").resize((width, height), PILImage.Resampling.LANCZOS)
 
@@ -100,7 +97,5 @@ def unpack(tokens: Float[Tensor, "n s c4"], grid: tuple[int, int]) -> Float[Tens
     n, _, channels = tokens.shape
     h, w = grid
     return (
-        tokens.reshape(n, h, w, channels // 4, 2, 2)
-        .permute(0, 3, 1, 4, 2, 5)
-        .reshape(n, channels // 4, h * 2, w * 2)
+        tokens.reshape(n, h, w, channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(n, channels // 4, h * 2, w * 2)
     )

@@ -28,17 +28,13 @@ def weights_file(given: str, key: str, *, default: str | None, revision: str | N
     inside = inside or default or ""
     if path.is_dir() or given.startswith((".", "/", "~")) or not name or not inside.endswith(".safetensors"):
         example = f"organisation/name/{default or 'file.safetensors'}"
-        raise ValueError(
-            f"{key}: there is no file {given!r}; give a .safetensors file, or {example} on the hub"
-        )
+        raise ValueError(f"{key}: there is no file {given!r}; give a .safetensors file, or {example} on the hub")
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(f"{owner}/{name}", inside, revision=revision, local_files_only=offline))
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{key}: {given!r} can't be loaded: {hub_problem(error, f'{owner}/{name}')}"
-        ) from error
+        raise ValueError(f"{key}: {given!r} can't be loaded: {hub_problem(error, f'{owner}/{name}')}") from error
 
 
 def hub_problem(error: BaseException, name: str) -> str:

@@ -14,13 +14,13 @@ class PipelinePolicy(Policy):
     """A policy on a pipeline whose own class for one part needs torchvision.
 
     Attributes:
-        replaced: name of that part.
-        replacement: class of transformers that reads it instead.
+        processor: name of that part.
+        processor_class: class of transformers that reads it instead.
         time_embedding: name of the transformer's module that embeds sigma.
     """
 
-    replaced: ClassVar[str]
-    replacement: ClassVar[Any]
+    processor: ClassVar[str]
+    processor_class: ClassVar[Any]
     time_embedding: ClassVar[str]
     _mean: Tensor
     _std: Tensor
@@ -36,25 +36,17 @@ class PipelinePolicy(Policy):
         self._exact = ExactInputs(pipeline.transformer.get_submodule(self.time_embedding))
 
     @classmethod
-    def load(
-        cls, config: Any, *, device: torch.device, dtype: torch.dtype, absent: Sequence[str] = ()
-    ) -> Self:
+    def load(cls, config: Any, *, device: torch.device, dtype: torch.dtype, absent: Sequence[str] = ()) -> Self:
         """See ``pipelines.open_pipeline``."""
         source = checked_source(cls.pipeline_class, config)
-        own = {cls.replaced: None}
-        pipeline = open_pipeline(
-            cls.pipeline_class, config, source, device=device, dtype=dtype, absent=absent, own=own
-        )
-        if cls.replaced not in absent:
+        own = {cls.processor: None}
+        pipeline = open_pipeline(cls.pipeline_class, config, source, device=device, dtype=dtype, absent=absent, own=own)
+        if cls.processor not in absent:
             with explained(config):
-                part = cls.replacement.from_pretrained(
-                    source, subfolder=cls.replaced, revision=config.revision
-                )
-            pipeline.register_modules(**{cls.replaced: part})
+                part = cls.processor_class.from_pretrained(source, subfolder=cls.processor, revision=config.revision)
+            pipeline.register_modules(**{cls.processor: part})
         return cls(pipeline, config, device=device, dtype=dtype)
 
     def _require_text_encoder(self) -> None:
         if self._pipeline.text_encoder is None:
-            raise ValueError(
-                "this policy was loaded without its text encoder; load it by Policy.load to encode"
-            )
+            raise ValueError("this policy was loaded without its text encoder; load it by Policy.load to encode")

@@ -82,8 +82,8 @@ class QwenImageEditPlus(PipelinePolicy):
 
     # The PIL processor by name, for two reasons: with torchvision installed the default would be another one, and the
     # whole Qwen2VLProcessor can't even be made without it, because of its videos.
-    replaced: ClassVar[str] = "processor"
-    replacement: ClassVar[Any] = FromLibrary("transformers", "Qwen2VLImageProcessorPil")
+    processor: ClassVar[str] = "processor"
+    processor_class: ClassVar[Any] = FromLibrary("transformers", "Qwen2VLImageProcessorPil")
     time_embedding: ClassVar[str] = "time_text_embed"
 
     def __init__(self, pipeline: Any, config: Any, *, device: torch.device, dtype: torch.dtype) -> None:

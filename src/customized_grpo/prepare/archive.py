@@ -32,9 +32,7 @@ class ArchiveError(ValueError):
     """An archive was refused; the message names it, the member and the reason."""
 
 
-def unpack(
-    archive: Path, folder: Path, place: Callable[[str], str | None], *, max_bytes: int = MAX_TOTAL_BYTES
-) -> int:
+def unpack(archive: Path, folder: Path, place: Callable[[str], str | None], *, max_bytes: int = MAX_TOTAL_BYTES) -> int:
     """Unpack a zip archive's files into ``folder``; existing files with the same content are kept and not counted.
 
     Args:
@@ -90,9 +88,7 @@ def _safe_members(archive: Path, file: zipfile.ZipFile, max_bytes: int) -> list[
             raise refuse(member, f"unpacks to more than {MAX_RATIO} times its size (a zip bomb?)")
         total += member.file_size
     if total > max_bytes:
-        raise ArchiveError(
-            f"{archive}: unpacks to {total:,} bytes; the limit is {max_bytes:,}; nothing was unpacked"
-        )
+        raise ArchiveError(f"{archive}: unpacks to {total:,} bytes; the limit is {max_bytes:,}; nothing was unpacked")
     return [member for member in members if not member.is_dir()]
 
 
@@ -102,9 +98,7 @@ def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(archive) as file:
             yield file
     except (zipfile.BadZipFile, ZlibError, EOFError, NotImplementedError) as error:
-        raise ArchiveError(
-            f"{archive}: is not a complete zip archive ({error}); download it again"
-        ) from error
+        raise ArchiveError(f"{archive}: is not a complete zip archive ({error}); download it again") from error
 
 
 def _crc(path: Path) -> int:

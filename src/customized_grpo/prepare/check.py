@@ -109,9 +109,7 @@ def check_manifest(
     report.images = len(images)
     report.sizes = _sizes([one.size for one in images.values() if not one.problem])
     used = Counter(file for row in rows for file in row.files())
-    report.broken = [
-        Broken(file[0], one.problem, one.reason, used[file]) for file, one in seen.items() if one.problem
-    ]
+    report.broken = [Broken(file[0], one.problem, one.reason, used[file]) for file, one in seen.items() if one.problem]
     report.mask_problems = sorted(set(_misfits(rows, seen)))
     masks = [one for (_, mask), one in seen.items() if mask and not one.problem]
     report.masks = len(seen) - len(images)
@@ -128,27 +126,21 @@ def check_manifest(
         if row.target in digest and digest[row.target] in {digest.get(name) for name in row.references}
     ]
     report.prompts = survey(row.prompt for row in rows)
-    report.usable = frozenset(
-        number for number, row in zip(lines, rows, strict=True) if not row_problem(row, seen)
-    )
+    report.usable = frozenset(number for number, row in zip(lines, rows, strict=True) if not row_problem(row, seen))
     return report, rows, seen
 
 
 def write_usable(path: Path, usable: frozenset[int], to: Path) -> None:
     """Copy the lines with these numbers unchanged to another file of the same folder."""
     if to.resolve().parent != path.resolve().parent:
-        raise ValueError(
-            f"{to}: must be in the manifest's folder {path.parent}: image paths are relative to it"
-        )
+        raise ValueError(f"{to}: must be in the manifest's folder {path.parent}: image paths are relative to it")
     with replacing(to) as aside, path.open("rb") as source, aside.open("wb") as target:
         for number, line in enumerate(source, start=1):
             if number in usable:
                 target.write(line.rstrip(b"\r\n") + b"\n")
 
 
-def _look(
-    root: Path, rows: Sequence[Row], workers: int, progress: Callable[[int, int], None]
-) -> dict[File, Seen]:
+def _look(root: Path, rows: Sequence[Row], workers: int, progress: Callable[[int, int], None]) -> dict[File, Seen]:
     files = list(dict.fromkeys(file for row in rows for file in row.files()))
     seen: dict[File, Seen] = {}
     with lookers(workers) as look_all:

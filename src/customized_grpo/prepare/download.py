@@ -76,9 +76,7 @@ def listing(name: str, include: Sequence[str] = (), revision: str | None = None)
     chosen = [file for file in files if not include or any(fnmatch(file.name, one) for one in include)]
     if not chosen:
         some = ", ".join(file.name for file in files[:8])
-        raise ValueError(
-            f"--include: none of the {len(files)} files matches {', '.join(include)}; there are {some}"
-        )
+        raise ValueError(f"--include: none of the {len(files)} files matches {', '.join(include)}; there are {some}")
     return chosen, licence
 
 
@@ -154,9 +152,7 @@ def _stream(file: Remote, part: Path, progress: Callable[[int], None]) -> None:
             progress(-have)
             part.unlink()
         answer.raise_for_status()
-        goes_on = answer.status_code == 206 and answer.headers.get("Content-Range", "").startswith(
-            f"bytes {have}-"
-        )
+        goes_on = answer.status_code == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         if have and not goes_on:
             progress(-have)
         with part.open("ab" if goes_on else "wb") as target:
@@ -164,9 +160,7 @@ def _stream(file: Remote, part: Path, progress: Callable[[int], None]) -> None:
             for piece in answer.iter_content(_CHUNK):
                 arrived += len(piece)
                 if arrived > file.size:
-                    raise DownloadError(
-                        f"{file.url}: sends more than the {file.size:,} bytes that are listed"
-                    )
+                    raise DownloadError(f"{file.url}: sends more than the {file.size:,} bytes that are listed")
                 target.write(piece)
                 progress(len(piece))
 

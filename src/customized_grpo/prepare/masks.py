@@ -73,9 +73,7 @@ def make_masks(
             "and under another name"
         )
     if folder is not None and not is_inside(folder):
-        raise ValueError(
-            f"{folder!r}: masks must lie inside the manifest's folder; give a relative path without '..'"
-        )
+        raise ValueError(f"{folder!r}: masks must lie inside the manifest's folder; give a relative path without '..'")
     rows, wanted = _missing(manifest)
     _claim(target.with_suffix(".settings.json"), settings)
     report = MaskReport(target)

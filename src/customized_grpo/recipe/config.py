@@ -135,9 +135,7 @@ class Train(Section):
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: PositiveFloat = 1.0
     schedule: Schedule = Schedule()
-    ema: float | None = Field(
-        default=None, gt=0.0, lt=1.0, description="decay of the averaged adapter; null: none"
-    )
+    ema: float | None = Field(default=None, gt=0.0, lt=1.0, description="decay of the averaged adapter; null: none")
     ratio_guard: PositiveFloat = Field(
         default=1.0e-3, description="largest |log-ratio| allowed in a first replay, where it should be 0"
     )
@@ -157,9 +155,7 @@ class Train(Section):
     evaluate_every: NonNegativeInt = Field(
         default=50, description="0: never; else also before the first step and at the end"
     )
-    save_samples_every: NonNegativeInt = Field(
-        default=10, description="0: never; else after the first step too"
-    )
+    save_samples_every: NonNegativeInt = Field(default=10, description="0: never; else after the first step too")
 
     @property
     def samples_per_update(self) -> int:
@@ -179,9 +175,7 @@ class Evaluate(Section):
     metrics: dict[str, MetricField] = Field(min_length=1)
     limit: PositiveInt | None = Field(default=None, description="examples; null: all")
     images_per_prompt: PositiveInt = 1
-    batch: PositiveInt = Field(
-        default=4, description="images per forward, of several prompts if they can share it"
-    )
+    batch: PositiveInt = Field(default=4, description="images per forward, of several prompts if they can share it")
     steps: PositiveInt | None = Field(default=None, description="sampler steps; null: the training sampler's")
     seed: NonNegativeInt = 0
     protocol: str = Field(
@@ -205,9 +199,7 @@ class Evaluate(Section):
     def _runs_are_of_metrics(self) -> Self:
         if lost := [name for name in self.runs if name not in self.metrics]:
             hint = registry.did_you_mean(lost[0], list(self.metrics))
-            raise ValueError(
-                f"runs: there is no metric {lost[0]!r};{hint} allowed: {', '.join(self.metrics)}"
-            )
+            raise ValueError(f"runs: there is no metric {lost[0]!r};{hint} allowed: {', '.join(self.metrics)}")
         return self
 
 
@@ -230,14 +222,10 @@ class Recipe(Section):
         for name, reward in self.rewards.items():
             if reward.axis not in AXES:
                 hint = registry.did_you_mean(reward.axis, list(AXES))
-                raise ValueError(
-                    f"rewards.{name}.axis: given {reward.axis!r};{hint} allowed: {', '.join(AXES)}"
-                )
+                raise ValueError(f"rewards.{name}.axis: given {reward.axis!r};{hint} allowed: {', '.join(AXES)}")
             fed.add(reward.axis)
         if missing := [axis for axis in AXES if axis not in fed]:
-            raise ValueError(
-                f"rewards: no reward feeds the axis {missing[0]!r}; add one with axis: {missing[0]}"
-            )
+            raise ValueError(f"rewards: no reward feeds the axis {missing[0]!r}; add one with axis: {missing[0]}")
         if self.train.group_size % self.train.updates_per_rollout:
             raise ValueError(
                 f"train.updates_per_rollout: {self.train.updates_per_rollout} does not divide "

@@ -70,9 +70,7 @@ class _Source:
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe: ...
 @overload
 def load_recipe(path: str | Path, overrides: Sequence[str], model: type[M]) -> M: ...
-def load_recipe(
-    path: str | Path, overrides: Sequence[str] = (), model: type[BaseModel] = Recipe
-) -> BaseModel:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), model: type[BaseModel] = Recipe) -> BaseModel:
     """Read a recipe.
 
     Args:
@@ -133,9 +131,7 @@ def _validated(
 def load_any(path: str | Path, overrides: Sequence[str] = ()) -> Recipe | EvaluateRecipe:
     """Read a recipe of either kind: one with rewards or a train section is for training."""
     data, _ = read_yaml(find_recipe(path))
-    training = "evaluate" not in data or not data.keys().isdisjoint(
-        {"rewards", "train", "advantage", "objective"}
-    )
+    training = "evaluate" not in data or not data.keys().isdisjoint({"rewards", "train", "advantage", "objective"})
     return load_recipe(path, overrides) if training else load_recipe(path, overrides, EvaluateRecipe)
 
 
@@ -178,12 +174,7 @@ def save_recipe(recipe: BaseModel, path: Path) -> None:
 def shipped_recipes() -> dict[str, Path]:
     """Name to file of every recipe that comes with the package."""
     kinds = ("train", "eval", "serve")  # beside them lie accelerate's own
-    return {
-        file.stem: file
-        for folder in _FOLDERS
-        for kind in kinds
-        for file in sorted(folder.glob(f"{kind}/*.yaml"))
-    }
+    return {file.stem: file for folder in _FOLDERS for kind in kinds for file in sorted(folder.glob(f"{kind}/*.yaml"))}
 
 
 def find_recipe(path: str | Path) -> Path:
@@ -197,9 +188,7 @@ def find_recipe(path: str | Path) -> Path:
         return file
     if file.is_dir():
         inside = ", ".join(sorted(found.name for found in file.glob("*.yaml"))[:8])
-        raise RecipeError(
-            f"{path}: is a folder; give a recipe's file" + (f", one of: {inside}" if inside else "")
-        )
+        raise RecipeError(f"{path}: is a folder; give a recipe's file" + (f", one of: {inside}" if inside else ""))
     given = str(path)
     if "/" in given or os.sep in given:
         near = [str(other) for other in file.parent.glob("*.y*ml")]

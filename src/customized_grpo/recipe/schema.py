@@ -134,9 +134,7 @@ class Place:
 
     def _at(self, node: Mapping[str, Any]) -> Self:
         # A description next to a reference belongs to the field, so it goes before the referenced one.
-        return type(self)(
-            {**self._resolve(node), **{k: v for k, v in node.items() if k != "$ref"}}, self.definitions
-        )
+        return type(self)({**self._resolve(node), **{k: v for k, v in node.items() if k != "$ref"}}, self.definitions)
 
     def _describe(self, node: Mapping[str, Any]) -> str:
         if values := _listed(node):

@@ -44,9 +44,7 @@ class LoraSettings(Section):
     """The trained adapter: peft's LoRA, by way of diffusers' ``add_adapter``."""
 
     rank: PositiveInt = 64
-    alpha: PositiveFloat | None = Field(
-        default=None, description="scale is alpha / rank; null means alpha = rank"
-    )
+    alpha: PositiveFloat | None = Field(default=None, description="scale is alpha / rank; null means alpha = rank")
     init: Literal["gaussian", "kaiming"] = "gaussian"
     targets: tuple[str, ...] | None = Field(
         default=None,
@@ -57,9 +55,7 @@ class LoraSettings(Section):
         default="separate",
         description="shared: q, k and v of a layer have one A, as in UNO's LoRA, which it is exported to without loss",
     )
-    path: str | None = Field(
-        default=None, description="start from this adapter (folder or .safetensors file)"
-    )
+    path: str | None = Field(default=None, description="start from this adapter (folder or .safetensors file)")
 
 
 class FullSettings(Section):
@@ -94,9 +90,7 @@ class PolicySpec(registry.PluginSection):
     model: str
     height: PositiveInt = 512
     width: PositiveInt = 512
-    lora: LoraSettings | None = Field(
-        default=LoraSettings(), description="train an adapter; null where full is given"
-    )
+    lora: LoraSettings | None = Field(default=LoraSettings(), description="train an adapter; null where full is given")
     full: FullSettings | None = Field(
         default=None, description="train the transformer itself instead of an adapter; {}: all of its weights"
     )
@@ -136,9 +130,7 @@ class PolicySpec(registry.PluginSection):
     @model_validator(mode="after")
     def _one_form_of_training(self) -> Self:
         if self.lora is None and self.full is None:
-            raise ValueError(
-                "lora: null leaves nothing to train; give full: {} to train the transformer itself"
-            )
+            raise ValueError("lora: null leaves nothing to train; give full: {} to train the transformer itself")
         if self.full is None:
             return self
         if self.lora is not None:
@@ -238,9 +230,7 @@ def _reader(kind: registry.Kind, base: type[BaseModel]) -> Callable[[Any], BaseM
             return section
         known = ", ".join(sorted(registry.available(kind)))
         if not isinstance(section, dict) or not isinstance(section.get("type"), str):
-            raise ValueError(
-                f"this section needs a 'type' (one of: {known}), as in {{type: ...}}; given: {section!r}"
-            )
+            raise ValueError(f"this section needs a 'type' (one of: {known}), as in {{type: ...}}; given: {section!r}")
         model = registry.config_model(kind, registry.resolve(kind, section["type"]))
         if not issubclass(model, base):
             raise registry.UnknownPluginError(
@@ -267,9 +257,7 @@ def _read_shift(value: Any) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if (number and 0 < value < float("inf")) or isinstance(value, str):
         return value  # the policy itself checks the name of the rule
-    raise ValueError(
-        f"given {value!r}; allowed: a number above 0, or a rule of the policy's, such as 'dynamic'"
-    )
+    raise ValueError(f"given {value!r}; allowed: a number above 0, or a rule of the policy's, such as 'dynamic'")
 
 
 ShiftSetting: TypeAlias = Annotated[float | str, BeforeValidator(_read_shift)]

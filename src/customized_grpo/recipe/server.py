@@ -18,17 +18,13 @@ class Batching(Section):
     """Batching of a worker's requests."""
 
     max_requests: PositiveInt = Field(default=64, description="limit on requests per batch")
-    wait_ms: PositiveFloat = Field(
-        default=5.0, description="time to wait for further requests after the first"
-    )
+    wait_ms: PositiveFloat = Field(default=5.0, description="time to wait for further requests after the first")
 
 
 class Limits(Section):
     """Limits of a server."""
 
-    body_mb: PositiveInt = Field(
-        default=128, description="limit on a request's size; more is refused with 413"
-    )
+    body_mb: PositiveInt = Field(default=128, description="limit on a request's size; more is refused with 413")
     pixels: PositiveInt = Field(
         default=64_000_000, description="limit on the pixels of all images of a request, references included"
     )
@@ -66,11 +62,7 @@ class ServerConfig(Section):
                     f"rewards: the name {name!r} is part of an address; use letters, digits, '-', '_' and '.'"
                 )
             if spec.axis:
-                raise ValueError(
-                    f"rewards.{name}.axis: has no effect here; the recipe that uses the reward says it"
-                )
+                raise ValueError(f"rewards.{name}.axis: has no effect here; the recipe that uses the reward says it")
             if spec.weight != 1.0:
-                raise ValueError(
-                    f"rewards.{name}.weight: has no effect here; the recipe that uses the reward says it"
-                )
+                raise ValueError(f"rewards.{name}.weight: has no effect here; the recipe that uses the reward says it")
         return self

@@ -54,20 +54,14 @@ def _incomparable(run: RunFolder, first: RunFolder, ours: Sequence[Row], theirs:
 
 
 def _notes(run: RunFolder, first: RunFolder, ours: Sequence[Row], theirs: Sequence[Row]) -> list[str]:
-    found = [
-        f"{one.name} is its base, as no adapter was evaluated there"
-        for one in (run, first)
-        if not one.ends[1]
-    ]
+    found = [f"{one.name} is its base, as no adapter was evaluated there" for one in (run, first) if not one.ends[1]]
     keys = [{row["key"] for row in rows} for rows in (ours, theirs)]
     if keys[0] != keys[1]:
         found.append(f"over the {len(keys[0] & keys[1])} prompts that both have, of {len(keys[0] | keys[1])}")
     settings = [(one.summary or {}).get("settings", {}) for one in (run, first)]
     for name in settings[0].keys() & settings[1].keys() - {"examples", "metrics", "metric_options"}:
         if settings[0][name] != settings[1][name]:
-            found.append(
-                f"{name} is {settings[0][name]} in {run.name} and {settings[1][name]} in {first.name}"
-            )
+            found.append(f"{name} is {settings[0][name]} in {run.name} and {settings[1][name]} in {first.name}")
     return sorted(found)
 
 

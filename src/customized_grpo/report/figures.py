@@ -94,9 +94,7 @@ def _heldout(runs: Sequence[RunFolder], axes: Mapping[str, str]) -> list[FigureV
             if points:
                 steps, bounds = zip(*points, strict=True)
                 means = [value.mean for value in bounds]
-                curves.append(
-                    Line(label=run.name, x=steps, y=means, colour=colour, bounds=bounds, markers=True)
-                )
+                curves.append(Line(label=run.name, x=steps, y=means, colour=colour, bounds=bounds, markers=True))
         title = column.replace("_", " ").capitalize()
         ends = "; ".join(
             f"{line.label}: {line.y[0]:.3f} at step {line.x[0]}, {line.y[-1]:.3f} at step {line.x[-1]}"
@@ -151,9 +149,7 @@ def _over_steps(
 
 
 def _conflict(runs: Sequence[RunFolder]) -> list[FigureView]:
-    views = [
-        view for key, title, note in _CONFLICT for view in _over_steps(runs, key, title, note, zero=True)
-    ]
+    views = [view for key, title, note in _CONFLICT for view in _over_steps(runs, key, title, note, zero=True)]
     if len(runs) == 1:
         curves = []
         styles: tuple[LineStyle, ...] = ("-", "--", ":")
@@ -165,9 +161,7 @@ def _conflict(runs: Sequence[RunFolder]) -> list[FigureView]:
             svg = lines("shares", curves, x="GRPO step", y="share of the samples", legend=True)
             last = ", ".join(f"{line.label} {line.y[-1]:.0%}" for line in curves)
             note = "Samples that are above their group's mean on both axes, on one, or on none."
-            views.append(
-                FigureView("Synergy and conflict", svg, note, f"Shares of the samples; at the end {last}.")
-            )
+            views.append(FigureView("Synergy and conflict", svg, note, f"Shares of the samples; at the end {last}."))
     else:
         for key, name in _SHARES:
             views += _over_steps(runs, key, f"Share {name}", "")
@@ -190,13 +184,9 @@ def _weights(runs: Sequence[RunFolder]) -> list[FigureView]:
                 if points := _last_weights(run, f"{name}/{axis}/step_"):
                     label, colour = (axis, j) if alone else (f"{run.name}, {axis}", i)
                     steps, weights = zip(*points, strict=True)
-                    curves.append(
-                        Line(label=label, x=steps, y=weights, colour=colour, style=style, markers=True)
-                    )
+                    curves.append(Line(label=label, x=steps, y=weights, colour=colour, style=style, markers=True))
         if curves:
-            svg = lines(
-                name, curves, x="sampler step, from noise to image", y="weight in the advantage", legend=alone
-            )
+            svg = lines(name, curves, x="sampler step, from noise to image", y="weight in the advantage", legend=alone)
             caption += "" if alone else " Solid: prompt, dashed: identity."
             ends = "; ".join(f"{line.label}: from {line.y[0]:.2f} to {line.y[-1]:.2f}" for line in curves)
             views.append(FigureView(title, svg, caption, f"{title} over the sampler's steps. {ends}."))

@@ -135,9 +135,7 @@ class RunFolder:
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Steps and values of one key of ``metrics.jsonl``, only where it is a number."""
-        pairs = [
-            (line["step"], float(line[key])) for line in self.steps if isinstance(line.get(key), int | float)
-        ]
+        pairs = [(line["step"], float(line[key])) for line in self.steps if isinstance(line.get(key), int | float)]
         return [step for step, _ in pairs], [value for _, value in pairs]
 
     def keys(self, prefix: str) -> list[str]:
@@ -190,9 +188,7 @@ def _read(path: Path, name: str, metrics: str) -> RunFolder:
             "give the folder of a run that has done at least one step"
         )
     if not any(evaluations.values()):
-        missing.append(
-            "No held-out evaluation yet, so there are no held-out curves and no pictures to compare."
-        )
+        missing.append("No held-out evaluation yet, so there are no held-out curves and no pictures to compare.")
     run = RunFolder(path, name, config, config_text, steps, evaluations, summary, missing)
     if steps and run.planned_steps is not None and run.last_step < run.planned_steps:
         done = f"{run.last_step} of {run.planned_steps} steps are done"
@@ -200,9 +196,7 @@ def _read(path: Path, name: str, metrics: str) -> RunFolder:
     return run
 
 
-def _lines(
-    path: Path, missing: list[str], wanted: Callable[[str], bool] = lambda _: True
-) -> list[dict[str, Any]]:
+def _lines(path: Path, missing: list[str], wanted: Callable[[str], bool] = lambda _: True) -> list[dict[str, Any]]:
     good, bad = [], 0
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
@@ -235,16 +229,12 @@ def _rows(path: Path, missing: list[str]) -> list[Row]:
 
 def _summary(path: Path, missing: list[str]) -> dict[str, Any] | None:
     if not path.is_file():
-        missing.append(
-            "No evaluation/summary.json: the final comparison of base and tuned has not been made."
-        )
+        missing.append("No evaluation/summary.json: the final comparison of base and tuned has not been made.")
         return None
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         well_formed = all("metrics" in row and "name" in row for row in summary["rows"])
-        assert well_formed and all(
-            {"of", "to", "metrics"} <= entry.keys() for entry in summary["differences"]
-        )
+        assert well_formed and all({"of", "to", "metrics"} <= entry.keys() for entry in summary["differences"])
     except (ValueError, KeyError, TypeError, AssertionError, AttributeError):
         missing.append("evaluation/summary.json can't be read.")
         return None

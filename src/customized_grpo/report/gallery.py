@@ -54,13 +54,9 @@ def gallery(run: RunFolder, axes: Mapping[str, str]) -> list[Group]:
 
     Empty without saved pictures.
     """
-    base, tuned = (
-        {row["key"]: row for row in rows if row["image"] == 0 and row.get("file")} for rows in run.ends
-    )
+    base, tuned = ({row["key"]: row for row in rows if row["image"] == 0 and row.get("file")} for rows in run.ends)
     # Without an adapter the base alone is shown, in both places.
-    pairs: list[Pair] = [
-        (base.get(key), row) for key, row in (tuned or base).items() if not tuned or key in base
-    ]
+    pairs: list[Pair] = [(base.get(key), row) for key, row in (tuned or base).items() if not tuned or key in base]
     if not pairs:
         return []
     chosen = np.random.default_rng(0).permutation(len(pairs))[:_RANDOM]

@@ -93,9 +93,7 @@ def suspicions(
     return found
 
 
-def _rise(
-    steps: Sequence[Mapping[str, Any]], key: str, early: tuple[int, int], late: tuple[int, int]
-) -> float | None:
+def _rise(steps: Sequence[Mapping[str, Any]], key: str, early: tuple[int, int], late: tuple[int, int]) -> float | None:
     """Rise of the mean from the early to the late steps; None unless it is clear."""
     first, last = (
         np.array(

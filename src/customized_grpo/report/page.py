@@ -75,8 +75,7 @@ def view(run: RunFolder, summary: Mapping[str, Any] | None, axes: Mapping[str, s
         "differences": made["differences"],
         "change": change,
         "forest": {
-            column: _forest(value, units[column] * max(bounds, default=0.0))
-            for column, value in change.items()
+            column: _forest(value, units[column] * max(bounds, default=0.0)) for column, value in change.items()
         },
         "gallery": gallery(run, axes),
         "config": run.config_text,
@@ -127,9 +126,7 @@ def _facts(run: RunFolder, summary: Mapping[str, Any] | None) -> list[tuple[str,
         size = f"{made['width']} x {made['height']}" if {"width", "height"} <= made.keys() else None
         facts |= {
             "Adapter": get("lora"),
-            "Examples": f"{made.get('examples')} (images each: {made.get('images_per_prompt')})"
-            if made
-            else None,
+            "Examples": f"{made.get('examples')} (images each: {made.get('images_per_prompt')})" if made else None,
             "Size": size,
             "Sampler": f"{made.get('steps')} steps, shift {made.get('shift')}" if made else None,
             "Guidance": made.get("guidance"),
@@ -138,9 +135,7 @@ def _facts(run: RunFolder, summary: Mapping[str, Any] | None) -> list[tuple[str,
     return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
 
 
-def _headline(
-    rows: Mapping[str, Any], change: Mapping[str, Any], axes: Mapping[str, str]
-) -> list[dict[str, Any]]:
+def _headline(rows: Mapping[str, Any], change: Mapping[str, Any], axes: Mapping[str, str]) -> list[dict[str, Any]]:
     """Result per axis, as the parts of a sentence; the verb follows the interval, not the mean."""
     found = []
     for axis, column in axes.items():
@@ -151,9 +146,7 @@ def _headline(
         verdict = "unclear"
         if difference["low"] is not None:
             verdict = "up" if difference["low"] > 0 else "down" if difference["high"] < 0 else "unclear"
-        found.append(
-            {"axis": axis, "base": base, "tuned": tuned, "difference": difference, "verdict": verdict}
-        )
+        found.append({"axis": axis, "base": base, "tuned": tuned, "difference": difference, "verdict": verdict})
     return found
 
 

@@ -90,7 +90,5 @@ def _interval(metrics: Mapping[str, Any] | None) -> Interval | None:
     """None if nothing was measured."""
     if metrics is None or metrics["mean"] is None:
         return None
-    mean, low, high = (
-        math.nan if metrics[key] is None else float(metrics[key]) for key in ("mean", "low", "high")
-    )
+    mean, low, high = (math.nan if metrics[key] is None else float(metrics[key]) for key in ("mean", "low", "high"))
     return Interval(mean, low, high, int(metrics["n"]))

@@ -183,21 +183,15 @@ def plane(name: str, paths: Sequence[Path2D], points: Sequence[Point2D], *, x: s
                 _bars(axes, *path.points[i], colour)
             if len(path.points) > 1:
                 _arrow(axes, (identity[-2], prompt[-2]), (identity[-1], prompt[-1]), colour)
-            axes.scatter(
-                identity[:1], prompt[:1], s=46, facecolors=PAPER, edgecolors=colour, linewidths=1.6, zorder=4
-            )
-            axes.scatter(
-                identity[-1:], prompt[-1:], s=52, color=colour, linewidths=0, zorder=5, label=path.label
-            )
+            axes.scatter(identity[:1], prompt[:1], s=46, facecolors=PAPER, edgecolors=colour, linewidths=1.6, zorder=4)
+            axes.scatter(identity[-1:], prompt[-1:], s=52, color=colour, linewidths=0, zorder=5, label=path.label)
         for point in points:
             _baseline(axes, point)
         axes.margins(0.09)
         middle = sum(axes.get_xlim()) / 2.0
         for point in points:  # place the label towards the middle, so that it stays inside
             offset, side = ((7, 5), "left") if point.x.mean < middle else ((-7, 5), "right")
-            height = (
-                axes.get_ylim()[1] if point.y is None else point.y.mean
-            )  # a line has its label at its top
+            height = axes.get_ylim()[1] if point.y is None else point.y.mean  # a line has its label at its top
             axes.annotate(
                 point.label,
                 (point.x.mean, height),

@@ -45,16 +45,12 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
         times=[(run.name, time) for run in read if (time := page.time(run))],
         names=[run.name for run in read],
         lower_is_better=("copy",),
-        explained={
-            name: text for name, text in page.MEANINGS.items() if any(name in run.columns for run in read)
-        },
+        explained={name: text for name, text in page.MEANINGS.items() if any(name in run.columns for run in read)},
     )
     try:
         write_atomically(out, html)
     except OSError as error:
-        raise ValueError(
-            f"{out}: the report can't be written ({error.strerror}); give another file"
-        ) from error
+        raise ValueError(f"{out}: the report can't be written ({error.strerror}); give another file") from error
     return out
 
 

@@ -33,9 +33,7 @@ class ClipConfig(ModelRewardSpec):
     """Options of both CLIP rewards."""
 
     transport: ClassVar[frozenset[str]] = frozenset({"batch_size"})
-    model: str = Field(
-        default="openai/clip-vit-large-patch14", description="hub id, folder, 'mini' or 'mini-judge'"
-    )
+    model: str = Field(default="openai/clip-vit-large-patch14", description="hub id, folder, 'mini' or 'mini-judge'")
     batch_size: PositiveInt = Field(default=32, description="images per forward")
     dtype: DtypeName = "float32"
 
@@ -55,9 +53,7 @@ class Clip:
         from transformers import CLIPImageProcessorPil
 
         self.device = device
-        self.model = load_frozen(
-            {"clip": "CLIPModel"}, config.model, "clip", dtype=config.dtype, device=device
-        )
+        self.model = load_frozen({"clip": "CLIPModel"}, config.model, "clip", dtype=config.dtype, device=device)
         self._processor = CLIPImageProcessorPil.from_pretrained(model_path(processor, "clip"))
 
     @torch.no_grad()

@@ -31,9 +31,7 @@ def is_empty(mask: Image.Image) -> bool:
     return binary(mask).getbbox() is None
 
 
-def cut_out(
-    image: Image.Image, mask: Image.Image, *, background: Colour, crop: bool, padding: float
-) -> Image.Image:
+def cut_out(image: Image.Image, mask: Image.Image, *, background: Colour, crop: bool, padding: float) -> Image.Image:
     """The subject alone: everything outside the mask gets the background's colour.
 
     Args:

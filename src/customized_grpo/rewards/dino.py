@@ -62,9 +62,7 @@ class Dino(Reward):
             default=(255, 255, 255), min_length=3, max_length=3, description="RGB background of cut-outs"
         )
         crop: bool = Field(default=False, description="crop to a square around the cut-out subject")
-        padding: float = Field(
-            default=0.1, ge=0.0, le=1.0, description="margin in that square, as a share of its side"
-        )
+        padding: float = Field(default=0.1, ge=0.0, le=1.0, description="margin in that square, as a share of its side")
         missing_mask: Literal["error", "skip"] = Field(
             default="error",
             description="for a reference without mask: stop the run, or leave its group unscored",
@@ -108,8 +106,7 @@ class Dino(Reward):
                     "missing_mask": "reference or both, or a copy_penalty",
                 }
                 raise ValueError(
-                    f"{unused[0]}: has no effect here; it takes segment: "
-                    + takes.get(unused[0], "reference or both")
+                    f"{unused[0]}: has no effect here; it takes segment: " + takes.get(unused[0], "reference or both")
                 )
             return self
 
@@ -209,9 +206,7 @@ class Dino(Reward):
         """Pictures in which a subject is found, and the features of the F cut-outs."""
         masks = [segmenter(picture, word) for picture in pictures]
         seen = torch.tensor([mask is not None for mask in masks])
-        cut = [
-            self._cut(image, mask) for image, mask in zip(pictures, masks, strict=True) if mask is not None
-        ]
+        cut = [self._cut(image, mask) for image, mask in zip(pictures, masks, strict=True) if mask is not None]
         return seen, in_batches(self._encoder.cls, cut, self._config.batch_size) if cut else None
 
     def _cut(self, image: Image, mask: Image) -> Image:

@@ -24,9 +24,7 @@ Encode = Callable[[Sequence[Image.Image]], Tensor]
 """Maps n images to features (n, D), or (n, T, D) with one row per token."""
 
 
-def load_frozen(
-    families: Mapping[str, str], name: str, kind: str, *, dtype: DtypeName, device: torch.device
-) -> Any:
+def load_frozen(families: Mapping[str, str], name: str, kind: str, *, dtype: DtypeName, device: torch.device) -> Any:
     """A frozen transformers model in evaluation mode, from safetensors only.
 
     Args:
@@ -56,9 +54,7 @@ def load_frozen(
     except (OSError, ValueError) as error:
         raise ValueError(f"reward model {name!r} can't be loaded: {error}") from error
     if absent := sorted(report["missing_keys"]):
-        raise ValueError(
-            f"reward model {name!r} lacks {len(absent)} weights, such as {absent[0]!r}; is it complete?"
-        )
+        raise ValueError(f"reward model {name!r} lacks {len(absent)} weights, such as {absent[0]!r}; is it complete?")
     # Weights of a mapped file have arbitrary alignment, on which the last bit of a CPU's product depends: without
     # aligned copies two processes score differently from one.
     for parameter in model.parameters():

@@ -30,11 +30,7 @@ def reward_class(function: Callable[..., Any]) -> type[Reward] | type[AsyncRewar
     Raises:
         ValueError: it can't be called as ``f(example, images)``, or a parameter can't be an option.
     """
-    base = (
-        _asynchronous(function)
-        if inspect.iscoroutinefunction(inspect.unwrap(function))
-        else _synchronous(function)
-    )
+    base = _asynchronous(function) if inspect.iscoroutinefunction(inspect.unwrap(function)) else _synchronous(function)
     base.__doc__ = function.__doc__
     return base
 

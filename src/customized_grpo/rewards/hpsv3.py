@@ -49,9 +49,7 @@ class HPSv3(Reward):
             default="MizzenAI/HPSv3", description=f"a .safetensors file, or a hub id that holds {_FILE}"
         )
         batch_size: PositiveInt = Field(default=4, description="images per forward")
-        dtype: DtypeName = Field(
-            default="bfloat16", description="dtype of the trunk; the head is always float32"
-        )
+        dtype: DtypeName = Field(default="bfloat16", description="dtype of the trunk; the head is always float32")
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
         # The PIL processor explicitly: with torchvision installed the default, and so the reward, would differ.
@@ -74,9 +72,7 @@ class HPSv3(Reward):
         self._reward_id = int(self._tokenizer.convert_tokens_to_ids(REWARD_TOKEN))
         self._image_id = int(settings.image_token_id)
         self._merge = int(self._processor.merge_size)
-        self._trunk, self._head = _load(
-            settings, checkpoint, DTYPES[config.dtype], device, rows=self._reward_id + 1
-        )
+        self._trunk, self._head = _load(settings, checkpoint, DTYPES[config.dtype], device, rows=self._reward_id + 1)
 
     def __call__(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Float[Tensor, " g"]:
         """Preference score of each image for the example's prompt.
@@ -87,16 +83,12 @@ class HPSv3(Reward):
         require_prompt(example)
         pictures = to_pil(images)
         batches = range(0, len(pictures), self._batch_size)
-        return torch.cat(
-            [self._score(example.prompt, pictures[at : at + self._batch_size]) for at in batches]
-        )
+        return torch.cat([self._score(example.prompt, pictures[at : at + self._batch_size]) for at in batches])
 
     @torch.no_grad()
     def _score(self, prompt: str, images: list[Image.Image]) -> Float[Tensor, " n"]:
         # The images of a group share size and prompt, so their inputs have equal length: no padding is needed.
-        picture = self._processor(
-            images=[_resized(image) for image in images], do_resize=False, return_tensors="pt"
-        )
+        picture = self._processor(images=[_resized(image) for image in images], do_resize=False, return_tensors="pt")
         grid = picture["image_grid_thw"]
         tokens = self._tokens(prompt, int(grid[0].prod()) // self._merge**2).to(self._device)
         n, length = len(images), len(tokens)
@@ -182,9 +174,7 @@ def _load(
     try:
         parts.load_state_dict(weights, strict=True, assign=True)
     except RuntimeError as error:
-        raise ValueError(
-            f"checkpoint {checkpoint} doesn't fit HPSv3 on this 'model': {_first_lines(error)}"
-        ) from error
+        raise ValueError(f"checkpoint {checkpoint} doesn't fit HPSv3 on this 'model': {_first_lines(error)}") from error
     parts.to(device).eval().requires_grad_(False)
     return parts["trunk"], parts["head"]
 

@@ -73,7 +73,5 @@ def chat(prompt: str) -> str:
         ValueError: the prompt holds the beginning of a special token.
     """
     if "<|" in prompt:
-        raise ValueError(
-            f"the prompt {prompt!r} holds '<|', which begins a special token of the model; remove it"
-        )
+        raise ValueError(f"the prompt {prompt!r} holds '<|', which begins a special token of the model; remove it")
     return _BEFORE + INSTRUCTION.format(text_prompt=prompt) + _AFTER

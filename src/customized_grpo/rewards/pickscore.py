@@ -25,9 +25,7 @@ class PickScore(Reward):
     class Config(ClipConfig):
         """A reward's section with ``type: pickscore``."""
 
-        model: str = Field(
-            default="yuvalkirstain/PickScore_v1", description="hub id or folder of the weights"
-        )
+        model: str = Field(default="yuvalkirstain/PickScore_v1", description="hub id or folder of the weights")
         processor: str = Field(
             default="laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
             description="hub id or folder of tokenizer and image processor, which PickScore's own page takes from here",

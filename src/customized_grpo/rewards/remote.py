@@ -53,9 +53,7 @@ class RequestFailed(Exception):
 
 def _server(url: str) -> str:
     parts = urlsplit(url)
-    if (
-        parts.username or parts.password or parts.query or parts.fragment
-    ):  # the URL is not shown: it may hold a secret
+    if parts.username or parts.password or parts.query or parts.fragment:  # the URL is not shown: it may hold a secret
         raise ValueError(
             "a URL must hold no user, password, query or fragment; write it as http://host:8000, and put a token into "
             f"the environment variable {TOKEN_ENV}"
@@ -73,9 +71,7 @@ class Remote(AsyncGroupReward):
     class Config(RewardConfig):
         """A reward's section with ``type: remote``."""
 
-        transport: ClassVar[frozenset[str]] = frozenset(
-            ("urls", "token_env", "timeout_s", "retries", "wait_s")
-        )
+        transport: ClassVar[frozenset[str]] = frozenset(("urls", "token_env", "timeout_s", "retries", "wait_s"))
 
         urls: tuple[Annotated[str, AfterValidator(_server)], ...] = Field(
             min_length=1,
@@ -228,9 +224,7 @@ class Remote(AsyncGroupReward):
         """Raise unless the fingerprint is the run's: all scores must be of one reward, also after a restart."""
         self._fingerprint = self._fingerprint or fingerprint
         if fingerprint != self._fingerprint:
-            expected = (
-                "the recipe's fingerprint" if self._config.fingerprint else "the one that answered first"
-            )
+            expected = "the recipe's fingerprint" if self._config.fingerprint else "the one that answered first"
             raise RewardFailure(
                 f"{url} serves another {self._config.reward!r}: its fingerprint is {fingerprint}, and {expected} is "
                 f"{self._fingerprint}; its type, model or options differ. Start the server with the former "

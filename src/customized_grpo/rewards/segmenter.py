@@ -27,13 +27,9 @@ class SegmenterConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    detector: str = Field(
-        default="IDEA-Research/grounding-dino-base", description="GroundingDINO: hub id or folder"
-    )
+    detector: str = Field(default="IDEA-Research/grounding-dino-base", description="GroundingDINO: hub id or folder")
     sam: str = Field(default="facebook/sam-vit-base", description="SAM: hub id or folder")
-    threshold: float = Field(
-        default=0.35, gt=0.0, lt=1.0, description="lower limit on the confidence of a box"
-    )
+    threshold: float = Field(default=0.35, gt=0.0, lt=1.0, description="lower limit on the confidence of a box")
 
 
 def class_words(subject: str, extra: Mapping[str, Any], num_references: int) -> list[str]:

@@ -46,9 +46,7 @@ class Siglip(Reward):
         from transformers import AutoTokenizer, SiglipImageProcessorPil
 
         self._device, self._batch_size = device, config.batch_size
-        self._model = load_frozen(
-            {"siglip": "SiglipModel"}, config.model, "siglip", dtype=config.dtype, device=device
-        )
+        self._model = load_frozen({"siglip": "SiglipModel"}, config.model, "siglip", dtype=config.dtype, device=device)
         path = model_path(config.model, "siglip")
         self._processor = SiglipImageProcessorPil.from_pretrained(path)
         try:
@@ -88,7 +86,5 @@ class Siglip(Reward):
             max_length=self._max_length,
             return_tensors="pt",
         )
-        features: Tensor = self._model.get_text_features(
-            input_ids=tokens["input_ids"].to(self._device)
-        ).pooler_output
+        features: Tensor = self._model.get_text_features(input_ids=tokens["input_ids"].to(self._device)).pooler_output
         return features.float()

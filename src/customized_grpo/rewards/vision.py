@@ -119,9 +119,7 @@ def _float_resize(settings: Mapping[str, Any]) -> Prepare:
 
     def one(image: Image.Image) -> Tensor:
         scaled = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255.0
-        resized = torch.nn.functional.interpolate(
-            scaled[None], shape, mode=mode, antialias=True, align_corners=False
-        )
+        resized = torch.nn.functional.interpolate(scaled[None], shape, mode=mode, antialias=True, align_corners=False)
         return (resized[0] - mean) / std
 
     return lambda images: torch.stack([one(image) for image in images])

@@ -151,9 +151,7 @@ def _save(image: Image.Image, path: Path) -> None:
     image.save(path)
 
 
-def side_by_side(
-    references: Sequence[Image.Image], rows: Mapping[str, UInt8[Tensor, "n h w 3"]]
-) -> Image.Image:
+def side_by_side(references: Sequence[Image.Image], rows: Mapping[str, UInt8[Tensor, "n h w 3"]]) -> Image.Image:
     """A picture of named rows: the references, whole and as high as the images, then each of ``rows``."""
     height, width = next(iter(rows.values())).shape[1:3]
     tiles = {"references": [ImageOps.pad(one, (width, height), color="white") for one in references]}

@@ -41,10 +41,7 @@ def initial_noise(
         return draw.expand(group_size, *latent_shape)
     first = group * group_size
     return torch.stack(
-        [
-            torch.randn(latent_shape, generator=generator(seed, "noise", step, first + g))
-            for g in range(group_size)
-        ]
+        [torch.randn(latent_shape, generator=generator(seed, "noise", step, first + g)) for g in range(group_size)]
     )
 
 
@@ -110,9 +107,7 @@ def sample_group(
                 ahead = plan.next_stochastic(k)
                 x, k = ode_steps(velocity, x, _at(sigmas, plan.path(k, ahead)), plan.solver), ahead
                 continue
-            gaussian = transition(
-                velocity(x, sigmas[k]), x.float(), sigmas[k], sigmas[k + 1], sigma_max=sigmas[1]
-            )
+            gaussian = transition(velocity(x, sigmas[k]), x.float(), sigmas[k], sigmas[k + 1], sigma_max=sigmas[1])
             x_next = (gaussian.mean + gaussian.std * draws[:, plan.stochastic.index(k)]).to(policy.dtype)
             if k in plan.trained:
                 before.append(x)
@@ -157,6 +152,4 @@ def sample_images(
 ) -> UInt8[Tensor, "n h w 3"]:
     """Deterministic sampling of n images of one prompt, or of a stack of n, from ``noise`` at sigma = 1."""
     x = noise.to(policy.device, policy.dtype)
-    return policy.decode(
-        ode_steps(lambda x, sigma: policy.velocity(x, sigma, cond), x, sigmas.to(policy.device))
-    )
+    return policy.decode(ode_steps(lambda x, sigma: policy.velocity(x, sigma, cond), x, sigmas.to(policy.device)))

@@ -50,9 +50,7 @@ def shifted_sigmas(num_steps: int, shift: float, terminal: float | None = None) 
     return bent.float()
 
 
-def sigma_grid(
-    section: PolicySpec, shift: float | str, num_steps: int, num_tokens: int
-) -> Float[Tensor, " t_plus_1"]:
+def sigma_grid(section: PolicySpec, shift: float | str, num_steps: int, num_tokens: int) -> Float[Tensor, " t_plus_1"]:
     """The noise levels of a recipe.
 
     Args:
@@ -199,9 +197,7 @@ class WindowPlan(_FlowPlan):
     )
     shortest: PositiveInt = Field(default=1, description="decay: fewest GRPO steps at one place")
     rate: NonNegativeFloat = Field(default=0.1, description="exp_decay: rate per sampler step")
-    onset: float = Field(
-        default=0.52, ge=0.0, le=1.0, description="exp_decay: share of T up to which nothing decays"
-    )
+    onset: float = Field(default=0.52, ge=0.0, le=1.0, description="exp_decay: share of T up to which nothing decays")
 
     @model_validator(mode="after")
     def _keys_are_used(self) -> Self:
@@ -209,9 +205,7 @@ class WindowPlan(_FlowPlan):
         own = {"stride": moving, "shortest": {"decay"}, "rate": {"exp_decay"}, "onset": {"exp_decay"}}
         given = dict(self)
         for key, modes in own.items():
-            changed = (
-                given[key] != WindowPlan.model_fields[key].default
-            )  # a saved recipe writes every default
+            changed = given[key] != WindowPlan.model_fields[key].default  # a saved recipe writes every default
             if changed and self.mode not in modes:
                 raise ValueError(
                     f"{key} has no effect with mode {self.mode!r}; it belongs to {', '.join(sorted(modes))}"
@@ -272,9 +266,7 @@ class BranchPlan(_FlowPlan):
 
 def _num_trainable(num_steps: int) -> int:
     if num_steps < 2:
-        raise ValueError(
-            f"sampling.steps: given {num_steps}; at least 2, because the last step is never trained"
-        )
+        raise ValueError(f"sampling.steps: given {num_steps}; at least 2, because the last step is never trained")
     return num_steps - 1
 
 

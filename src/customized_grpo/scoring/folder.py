@@ -79,9 +79,7 @@ def read_rewards(types: Sequence[str], options: Sequence[str]) -> Mapping[str, A
         name, equals, kind = text.rpartition("=")
         name = name if equals else re.split(r"[:.]", kind)[-1]
         if name in names:
-            raise RecipeError(
-                f"--reward {text}: the name {name!r} comes twice; name one: --reward other={kind}"
-            )
+            raise RecipeError(f"--reward {text}: the name {name!r} comes twice; name one: --reward other={kind}")
         names.add(name)
         chosen.append(f"rewards.{name}.type={kind}")
     for option in options:
@@ -160,9 +158,7 @@ def _chunk(jobs: Sequence[Job], example: Example, scorer: Scorer) -> list[Scored
         try:
             image = load_image(job.path)
         except ImageError as error:
-            rows[job.name] = Scored(
-                job.name, job.key, dict.fromkeys(scorer.names, math.nan), str(error), True
-            )
+            rows[job.name] = Scored(job.name, job.key, dict.fromkeys(scorer.names, math.nan), str(error), True)
         else:
             by_size.setdefault(image.size, []).append((job, image))
     for pairs in by_size.values():

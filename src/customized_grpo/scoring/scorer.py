@@ -78,9 +78,7 @@ class Scorer:
         self.names = tuple(rewards)
         self._local = {name: reward for name, reward in rewards.items() if isinstance(reward, Reward)}
         self._remote = {
-            name: reward
-            for name, reward in rewards.items()
-            if isinstance(reward, AsyncReward | AsyncGroupReward)
+            name: reward for name, reward in rewards.items() if isinstance(reward, AsyncReward | AsyncGroupReward)
         }
         if strange := [name for name in rewards if name not in self._local and name not in self._remote]:
             raise ValueError(
@@ -139,9 +137,7 @@ class Scorer:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _score_local(
-        self, name: str, reward: Reward, example: Example, images: UInt8[Tensor, "g h w 3"]
-    ) -> Outcome:
+    def _score_local(self, name: str, reward: Reward, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Outcome:
         reward.reason = ""
         try:
             with torch.no_grad():

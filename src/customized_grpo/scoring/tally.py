@@ -64,9 +64,7 @@ class Tally:
             if count:
                 shares[f"reward/{name}/failed_share"] = failed / count
             if failed:
-                self._news.append(
-                    f"reward {name}: {failed} of {count} unscorable, last: {self._last_error[name]}"
-                )
+                self._news.append(f"reward {name}: {failed} of {count} unscorable, last: {self._last_error[name]}")
         for totals in (self._scored, self._failed):
             totals.update(dict.fromkeys(totals, 0))
         return shares

@@ -17,9 +17,7 @@ OPEN: Final = "/health"
 class Admission:
     """ASGI middleware that refuses requests by their headers, before a body is read."""
 
-    def __init__(
-        self, app: ASGIApp, *, token: str | None, max_bytes: int, is_ready: Callable[[str], bool]
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, token: str | None, max_bytes: int, is_ready: Callable[[str], bool]) -> None:
         self._app = app
         self._token = token.encode() if token else None
         self._max_bytes = max_bytes

@@ -140,8 +140,7 @@ class RewardAPI(LitAPI):
             subject=message.subject,
             references=tuple(read(one, f"references[{at}]") for at, one in enumerate(message.references)),
             masks=tuple(
-                None if one is None else read(one, f"masks[{at}]").convert("L")
-                for at, one in enumerate(message.masks)
+                None if one is None else read(one, f"masks[{at}]").convert("L") for at, one in enumerate(message.masks)
             ),
             extra=message.extra,
         )

@@ -52,9 +52,7 @@ def serve(config: ServerConfig, say: Callable[[str], None]) -> None:
     server = RewardServer(config, token, say)
 
     def stop(signum: int, frame: object) -> None:
-        logging.getLogger("litserve").setLevel(
-            logging.CRITICAL + 1
-        )  # its messages at shutdown are not errors
+        logging.getLogger("litserve").setLevel(logging.CRITICAL + 1)  # its messages at shutdown are not errors
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)

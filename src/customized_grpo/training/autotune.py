@@ -80,9 +80,7 @@ def is_recomputed(parts: Parts) -> bool:
     return (parts.state.old_log_probs if asked == "auto" else asked) == "replay"
 
 
-def with_old_log_probs(
-    parts: Parts, groups: Sequence[Trajectory], shares: Sequence[range]
-) -> list[Trajectory]:
+def with_old_log_probs(parts: Parts, groups: Sequence[Trajectory], shares: Sequence[range]) -> list[Trajectory]:
     """Trajectories with the old log-probabilities for the updates after the first.
 
     The first update's own forward gives its old values for free (``new.detach()``), so only the shares of later

@@ -54,11 +54,7 @@ def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], *, k
             shutil.rmtree(left)
         aside.mkdir()
         write(aside)
-        files = {
-            str(path.relative_to(aside)): _describe(path)
-            for path in sorted(aside.rglob("*"))
-            if path.is_file()
-        }
+        files = {str(path.relative_to(aside)): _describe(path) for path in sorted(aside.rglob("*")) if path.is_file()}
         (aside / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1) + "\n")
         for path in aside.rglob("*"):
             _sync(path)
@@ -96,9 +92,7 @@ def check(checkpoint: Path) -> int:
         ) from error
     for name, expected in files.items():
         if not is_inside(name):
-            raise CheckpointError(
-                f"{checkpoint}: its manifest names {name!r}, which is outside; don't trust it"
-            )
+            raise CheckpointError(f"{checkpoint}: its manifest names {name!r}, which is outside; don't trust it")
         path = checkpoint / name
         if not path.is_file():
             raise CheckpointError(f"{checkpoint}: {name} is missing; resume from another checkpoint")
@@ -125,9 +119,7 @@ def latest(folder: Path, warn: Callable[[str], None]) -> Path:
             warn(f"{error}; falling back to the checkpoint before it")
             continue
         return candidate
-    raise CheckpointError(
-        f"{folder}: no complete checkpoint to resume from; start the run anew with run.resume=null"
-    )
+    raise CheckpointError(f"{folder}: no complete checkpoint to resume from; start the run anew with run.resume=null")
 
 
 def newer_than(checkpoint: Path) -> list[str]:
@@ -162,9 +154,7 @@ def restore_optimizer(
     for key, tensor in tensors.items():
         name, _, entry = key.rpartition("/")
         of = parameters[name]
-        state.setdefault(index_of[name], {})[entry] = (
-            cut_like(tensor, of) if tensor.shape == of.shape else tensor
-        )
+        state.setdefault(index_of[name], {})[entry] = cut_like(tensor, of) if tensor.shape == of.shape else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -114,9 +114,7 @@ class Lockstep:
     def __init__(self, accelerator: Accelerator, model: nn.Module) -> None:
         self._accelerator = accelerator
         self._own = True
-        self._hook = model.register_forward_pre_hook(
-            self._announce, prepend=True
-        )  # before weights are gathered
+        self._hook = model.register_forward_pre_hook(self._announce, prepend=True)  # before weights are gathered
 
     def _announce(self, *_: object) -> None:
         if self._own:

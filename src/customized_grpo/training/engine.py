@@ -50,9 +50,7 @@ def configure(accelerator: Accelerator, recipe: Recipe) -> None:
         ValueError: the recipe needs something that this engine can't do.
     """
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
-        raise ValueError(
-            "FSDP of version 1 is not supported; use fsdp_version: 2 (config/accelerate/fsdp2.yaml)"
-        )
+        raise ValueError("FSDP of version 1 is not supported; use fsdp_version: 2 (config/accelerate/fsdp2.yaml)")
     if recipe.sampling.batch == "auto" and _cuts_weights(accelerator):
         raise ValueError(
             "sampling.batch: auto tries forwards until one fits, and where weights are cut over processes one that "
@@ -87,9 +85,7 @@ def configure(accelerator: Accelerator, recipe: Recipe) -> None:
 
 
 @contextmanager
-def micro_batch(
-    accelerator: Accelerator, model: nn.Module, *, last: bool
-) -> Iterator[Callable[[Tensor], None]]:
+def micro_batch(accelerator: Accelerator, model: nn.Module, *, last: bool) -> Iterator[Callable[[Tensor], None]]:
     """Forward and backward of one micro-batch; gives the backward. Gradients are exchanged with the ``last`` one."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         # accelerate's own backward would step at once, before the ratio is checked
@@ -191,9 +187,7 @@ def optimizer_state(accelerator: Accelerator, optimizer: Any, parameters: Parame
             for name, parameter in parameters.items()
             for entry in entries
         }
-    return checkpoint.flatten_optimizer(
-        optimizer.optimizer, list(parameters), keep=accelerator.is_main_process
-    )
+    return checkpoint.flatten_optimizer(optimizer.optimizer, list(parameters), keep=accelerator.is_main_process)
 
 
 def load_optimizer_state(

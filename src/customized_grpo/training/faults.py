@@ -60,9 +60,7 @@ def _knobs(recipe: Recipe) -> list[str]:
         knobs.append("policy.gradient_checkpointing=true")
     if recipe.evaluate is not None and recipe.evaluate.batch > 1:
         knobs.append(f"a smaller evaluate.batch (now {recipe.evaluate.batch})")
-    knobs.append(
-        "weights cut over several GPUs (accelerate launch --config_file config/accelerate/fsdp2.yaml)"
-    )
+    knobs.append("weights cut over several GPUs (accelerate launch --config_file config/accelerate/fsdp2.yaml)")
     precision = "" if recipe.run.precision == "bf16" else ", run.precision=bf16"
     knobs.append(
         f"a smaller train.group_size (now {train.group_size}) or policy.height and width "

@@ -203,9 +203,7 @@ def build(recipe: Recipe) -> Parts:
         plan=plan_of(recipe.sampling.plan),
         transition=transition,
         aggregator=registry.build_function("aggregators", recipe.advantage.aggregator),
-        time_weights=registry.build_function("time_weights", recipe.advantage.time_weights)(
-            recipe.sampling.steps
-        ),
+        time_weights=registry.build_function("time_weights", recipe.advantage.time_weights)(recipe.sampling.steps),
         loss_weights=loss_weights.to(device),
         step_sensitivity=step_sensitivity(transition, sigmas) * loss_weights,
         parameters=parameters,
@@ -217,9 +215,7 @@ def build(recipe: Recipe) -> Parts:
     )
 
 
-def _evaluation(
-    recipe: Recipe, held_out: Dataset | None, encode: Encode, device: torch.device
-) -> Evaluation | None:
+def _evaluation(recipe: Recipe, held_out: Dataset | None, encode: Encode, device: torch.device) -> Evaluation | None:
     spec = recipe.evaluate
     if spec is None or held_out is None:
         return None

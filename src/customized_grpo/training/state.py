@@ -107,9 +107,7 @@ def restore(parts: Parts) -> int:
             if parts.evaluation is not None:
                 _read_base_rows(parts)
         if main:
-            cut_metrics(
-                parts.folder / METRICS, start or -1
-            )  # a run that starts anew evaluates its base again
+            cut_metrics(parts.folder / METRICS, start or -1)  # a run that starts anew evaluates its base again
             save_recipe(parts.recipe, parts.folder / "config.yaml")
     if held is not None:
         _put_back(parts, held)

@@ -57,14 +57,10 @@ def prepare_folder(folder: Path, *, resuming: bool) -> None:
             f"run.dir: {folder} can't be made ({error.strerror}); give a folder that can be written"
         ) from error
     try:
-        with tempfile.TemporaryFile(
-            dir=folder
-        ):  # before minutes of loading: a folder may be there and read-only
+        with tempfile.TemporaryFile(dir=folder):  # before minutes of loading: a folder may be there and read-only
             pass
     except OSError as error:
-        raise ValueError(
-            f"run.dir: {folder} can't be written ({error.strerror}); give a folder that can"
-        ) from error
+        raise ValueError(f"run.dir: {folder} can't be written ({error.strerror}); give a folder that can") from error
 
 
 def cut_metrics(path: Path, step: int) -> None:

@@ -277,9 +277,7 @@ class Trainer:
             "lr": parts.schedule.get_last_lr()[0],
         }
 
-    def save_samples(
-        self, done: int, trajectory: Trajectory, rewards: Tensor, advantages: Advantages
-    ) -> None:
+    def save_samples(self, done: int, trajectory: Trajectory, rewards: Tensor, advantages: Advantages) -> None:
         """A group as a picture, the reference first, its rewards and advantages beside it: of step 1 and every N."""
         every = self.recipe.train.save_samples_every
         is_first = every > 0 and done == 1

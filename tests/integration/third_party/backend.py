@@ -13,12 +13,8 @@ def build_wheel(wheel_directory: str, config_settings: Any = None, metadata_dire
     stem = f"{project['name'].replace('-', '_')}-{project['version']}"
     info = f"{stem}.dist-info"
     files = {str(path.relative_to("src")): path.read_text() for path in Path("src").rglob("*.py")}
-    files[f"{info}/METADATA"] = (
-        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
-    )
-    files[f"{info}/WHEEL"] = (
-        "Wheel-Version: 1.0\nGenerator: backend\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    )
+    files[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    files[f"{info}/WHEEL"] = "Wheel-Version: 1.0\nGenerator: backend\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     files[f"{info}/entry_points.txt"] = "\n".join(
         f"[{group}]\n" + "\n".join(f"{name} = {target}" for name, target in entries.items()) + "\n"
         for group, entries in project["entry-points"].items()

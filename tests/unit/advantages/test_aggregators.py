@@ -35,9 +35,9 @@ ALL = [weighted_sum, sars, harmonic, minimum, maximum, weighted_minimum, weighte
 EVEN = torch.tensor([[0.5, 0.5]])
 FINITE = st.floats(-5, 5, width=32)
 GROUPS = st.lists(st.tuples(FINITE, FINITE), min_size=2, max_size=16).map(torch.tensor)
-WEIGHTS = st.lists(
-    st.tuples(st.floats(0, 1, width=32), st.floats(0, 1, width=32)), min_size=1, max_size=6
-).map(torch.tensor)
+WEIGHTS = st.lists(st.tuples(st.floats(0, 1, width=32), st.floats(0, 1, width=32)), min_size=1, max_size=6).map(
+    torch.tensor
+)
 
 
 def axes(group_size: int = 12, num_axes: int = 2, seed: int = 0) -> Tensor:
@@ -73,9 +73,7 @@ def test_sars_is_its_formula_at_every_step() -> None:
 def test_quadrants_of_sars(p: float, i: float, sign: int) -> None:
     a = torch.tensor([[p, i]])
     bonus = sars(a, EVEN, gamma=0.4) - weighted_sum(a, EVEN)
-    torch.testing.assert_close(
-        bonus, torch.full((1, 1), sign * 0.4 * math.tanh(abs(p * i))), atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(bonus, torch.full((1, 1), sign * 0.4 * math.tanh(abs(p * i))), atol=1e-6, rtol=0)
 
 
 def test_a_sample_of_sars_worked_out_by_hand() -> None:
@@ -133,9 +131,7 @@ def test_a_step_depends_on_its_own_weights_alone(
 
 @pytest.mark.parametrize("aggregator", ALL, ids=lambda one: one.__name__)
 @pytest.mark.parametrize("num_axes", [2, 3])
-def test_finite_on_every_pattern_of_signs(
-    aggregator: Callable[[Tensor, Tensor], Tensor], num_axes: int
-) -> None:
+def test_finite_on_every_pattern_of_signs(aggregator: Callable[[Tensor, Tensor], Tensor], num_axes: int) -> None:
     values = (0.0, 1.0, -1.0, 0.25, -0.25, 5.0, -5.0, 1e-6, -1e-6, -5e-7, -2e-6, 30.0, -200.0)
     a = torch.tensor(list(itertools.product(values, repeat=num_axes)))
     w = torch.tensor(list(itertools.product((0.0, 0.3, 1.0), repeat=num_axes)))
@@ -170,12 +166,8 @@ def test_minimum_and_maximum_ignore_the_weights_and_their_weighted_forms_follow_
 
 def test_harmonic_is_its_formula_away_from_the_pole() -> None:
     a, w = torch.tensor([[1.0, 3.0], [2.0, -0.5], [-1.0, -1.0]]), torch.tensor([[0.7, 0.3]])
-    expected = [
-        0.7 * p + 0.3 * i + 0.4 * p * i / (p + i + 1e-6) for p, i in ((1.0, 3.0), (2.0, -0.5), (-1.0, -1.0))
-    ]
-    torch.testing.assert_close(
-        harmonic(a, w, gamma=0.4).flatten(), torch.tensor(expected), atol=1e-5, rtol=1e-5
-    )
+    expected = [0.7 * p + 0.3 * i + 0.4 * p * i / (p + i + 1e-6) for p, i in ((1.0, 3.0), (2.0, -0.5), (-1.0, -1.0))]
+    torch.testing.assert_close(harmonic(a, w, gamma=0.4).flatten(), torch.tensor(expected), atol=1e-5, rtol=1e-5)
 
 
 def test_harmonic_at_its_pole_is_finite() -> None:
@@ -209,9 +201,7 @@ def test_sections_are_strict_and_carry_their_own_parameters() -> None:
     section = registry.config_model("aggregators", sars)
     assert dict(section(type="sars")) == {"type": "sars", "gamma": 0.4}
     with pytest.raises(ValidationError, match="Extra inputs"):
-        registry.config_model("aggregators", weighted_sum).model_validate(
-            {"type": "weighted_sum", "gamma": 0.4}
-        )
+        registry.config_model("aggregators", weighted_sum).model_validate({"type": "weighted_sum", "gamma": 0.4})
     with pytest.raises(ValidationError, match="greater than or equal to 0"):
         section.model_validate({"type": "sars", "gamma": -1})
 

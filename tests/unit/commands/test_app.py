@@ -95,9 +95,7 @@ def test_a_mistake_is_one_clean_message() -> None:
     done = run("validate", "mini_customized", "train.stps=3")
     assert done.exit_code == 2
     assert done.stdout == ""
-    assert done.stderr.startswith(
-        "error: override 'train.stps=3': train.stps: unknown key; did you mean 'steps'?"
-    )
+    assert done.stderr.startswith("error: override 'train.stps=3': train.stps: unknown key; did you mean 'steps'?")
     assert "Traceback" not in done.stderr
 
 

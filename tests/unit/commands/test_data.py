@@ -23,9 +23,7 @@ def folder(tmp_path: Path) -> Path:
     for name in ("cat", "dog", "cow"):
         (tmp_path / "set" / name).mkdir(parents=True)
         for number in range(2):
-            Image.new("RGB", (300, 300), (40 * len(lines), 9, 9)).save(
-                tmp_path / "set" / name / f"{number}.png"
-            )
+            Image.new("RGB", (300, 300), (40 * len(lines), 9, 9)).save(tmp_path / "set" / name / f"{number}.png")
             lines.append(name)
     (tmp_path / "set/dog/1.png").write_bytes(b"")
     return tmp_path

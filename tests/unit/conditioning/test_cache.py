@@ -90,8 +90,7 @@ def test_policies_in_parts(tiny_flux: Path, references: tuple[Image.Image, ...])
     """Encoders without a transformer's weights, and a transformer without encoders, do what the whole does."""
     spec = spec_of(tiny_flux)
     whole, light, blind = (
-        load_policy(spec, device=CPU, precision="no", parts=parts)
-        for parts in ("all", "encoders", "all but encoders")
+        load_policy(spec, device=CPU, precision="no", parts=parts) for parts in ("all", "encoders", "all but encoders")
     )
     assert {p.device.type for p in light.transformer.parameters()} == {"meta"}
     assert isinstance(blind, UNO)
@@ -106,9 +105,7 @@ def test_policies_in_parts(tiny_flux: Path, references: tuple[Image.Image, ...])
     assert torch.equal(whole.decode(x), blind.decode(x))
 
 
-def path_of(
-    spec: UNOConfig, folder: Path, one: Example | None = None, precision: Any = "no"
-) -> tuple[str, Path]:
+def path_of(spec: UNOConfig, folder: Path, one: Example | None = None, precision: Any = "no") -> tuple[str, Path]:
     one = one or example()
     path = ConditioningCache(folder, spec, precision).path(one.prompt, one.references)
     return path.name, path
@@ -154,9 +151,7 @@ def test_what_is_the_same_entry(tiny_flux: Path, tmp_path: Path) -> None:
     assert path_of(spec_of(moved), tmp_path)[0] != base
 
 
-def test_files_of_a_model_are_hashed_once(
-    tiny_flux: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_of_a_model_are_hashed_once(tiny_flux: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = model_identity(str(tiny_flux), None, tmp_path / "hashes.json")
     assert "vae/diffusion_pytorch_model.safetensors" in first
     assert not [name for name in first if name.startswith(("transformer/", "scheduler/"))]
@@ -219,9 +214,7 @@ def test_processes_share_the_work(tiny_flux: Path, tmp_path: Path) -> None:
     assert all(cache.has(one.prompt, ()) for one in data)
 
 
-def test_open_policy_encodes_or_reads(
-    tiny_flux: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_open_policy_encodes_or_reads(tiny_flux: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec, data = spec_of(tiny_flux), Examples([example("a dog"), example("a cat")])
     _, fresh = open_policy(spec, None, lambda: pytest.fail("no cache needs no jobs"), place())
     policy, cached = open_policy(spec, str(tmp_path), lambda: [(data, 0), (data, 1)], place())

@@ -60,10 +60,7 @@ def templates_of_all() -> Templates:
     attributes = [f"a {word} {{}}" for word in ("red", "old", "big", "wet", "new")]
     return Templates(
         classes,
-        *(
-            [*scenes, *(f"a {{}} {more} {n}" for n in range(10)), *attributes]
-            for more in ("floating", "wearing hat")
-        ),
+        *([*scenes, *(f"a {{}} {more} {n}" for n in range(10)), *attributes] for more in ("floating", "wearing hat")),
     )
 
 
@@ -154,17 +151,13 @@ def test_objects_and_live_subjects_have_their_own_prompts() -> None:
 def test_two_subjects_share_a_scene_and_an_attribute_goes_to_whom_it_fits(
     subjects: tuple[str, str], texts: tuple[str, ...]
 ) -> None:
-    found = [
-        one.prompt for one in multi_list(read_templates(prompts_and_classes())) if one.subjects == subjects
-    ]
+    found = [one.prompt for one in multi_list(read_templates(prompts_and_classes())) if one.subjects == subjects]
     assert tuple(found[i] for i in (0, 10, 15)) == texts
 
 
 def test_both_references_of_a_pair_are_given(folder: Path) -> None:
     examples = load(folder, prompts="multi")
-    one = next(
-        examples[i] for i in range(len(examples)) if examples[i].extra["subject_id"] == "berry_bowl+can"
-    )
+    one = next(examples[i] for i in range(len(examples)) if examples[i].extra["subject_id"] == "berry_bowl+can")
     assert len(one.references) == 2
     assert len(one.extra["views"]) == 10
     assert one.subject == "bowl and can"
@@ -206,13 +199,9 @@ def test_bad_settings_are_named(folder: Path, options: dict[str, Any], message: 
         DreamBench(DreamBench.Config(**({"type": "dreambench", "path": str(folder)} | options)))
 
 
-@pytest.mark.parametrize(
-    "text", ["", "subject_name,class\n\n", prompts_and_classes().replace("Live", "", 1)[:900]]
-)
+@pytest.mark.parametrize("text", ["", "subject_name,class\n\n", prompts_and_classes().replace("Live", "", 1)[:900]])
 def test_a_damaged_prompts_file_is_refused(tmp_path: Path, text: str) -> None:
     folder = make_dreambench(tmp_path)
     (folder / "dataset" / "prompts_and_classes.txt").write_text(text)
-    with pytest.raises(
-        ValueError, match=r"prompts_and_classes\.txt: it holds \d+ classes and \d prompt lists"
-    ):
+    with pytest.raises(ValueError, match=r"prompts_and_classes\.txt: it holds \d+ classes and \d prompt lists"):
         load(folder)

@@ -250,9 +250,7 @@ def test_a_cut_out_subject_is_a_mask_by_its_opacity(tmp_path: Path) -> None:
 
 def test_a_coloured_picture_is_no_mask(tmp_path: Path) -> None:
     Image.new("RGB", (4, 2), (200, 40, 40)).save(tmp_path / "a.png")
-    with pytest.raises(
-        ImageError, match=r"a\.png: is a coloured picture, not a mask; .* transparency"
-    ) as error:
+    with pytest.raises(ImageError, match=r"a\.png: is a coloured picture, not a mask; .* transparency") as error:
         load_mask(tmp_path / "a.png")
     assert error.value.problem == "no-mask"
 

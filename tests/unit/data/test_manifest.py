@@ -132,9 +132,7 @@ def test_images_are_read_late_and_their_errors_name_the_line(root: Path) -> None
 
 def test_a_mask_of_another_size_is_refused(root: Path) -> None:
     data = load(write(root, row(masks=["bag/small_mask.png"])))
-    with pytest.raises(
-        ManifestError, match=r":1: mask 'bag/small_mask\.png' is 6 x 6 but its image is 8 x 6"
-    ):
+    with pytest.raises(ManifestError, match=r":1: mask 'bag/small_mask\.png' is 6 x 6 but its image is 8 x 6"):
         data[0]
 
 

@@ -87,8 +87,7 @@ def test_a_set_of_all_kinds_keeps_every_good_row(folder: Path, tmp_path: Path, i
 
 def test_a_manifest_by_hand_is_checked_to_the_end(folder: Path) -> None:
     lines = [
-        json.dumps({"id": f"k{at}", "prompt": "a thing", "references": [kind.name]})
-        for at, kind in enumerate(KINDS)
+        json.dumps({"id": f"k{at}", "prompt": "a thing", "references": [kind.name]}) for at, kind in enumerate(KINDS)
     ]
     (folder / "all.jsonl").write_text("\n".join([*lines, "{"]))
     check, rows, seen = check_manifest(folder / "all.jsonl")

@@ -11,13 +11,10 @@ SEEDS = st.integers(0, 2**31 - 1)
 
 
 @given(step=st.integers(0, 500), world=st.integers(1, 8), share=st.integers(1, 5), size=SIZES, seed=SEEDS)
-def test_ranks_together_are_one_process_alone(
-    step: int, world: int, share: int, size: int, seed: int
-) -> None:
+def test_ranks_together_are_one_process_alone(step: int, world: int, share: int, size: int, seed: int) -> None:
     groups = world * share
     slices = [
-        indices(step, rank=rank, world=world, groups_per_step=groups, size=size, seed=seed)
-        for rank in range(world)
+        indices(step, rank=rank, world=world, groups_per_step=groups, size=size, seed=seed) for rank in range(world)
     ]
     assert {len(one) for one in slices} == {share}
     alone = indices(step, rank=0, world=1, groups_per_step=groups, size=size, seed=seed)
@@ -59,9 +56,7 @@ def test_epochs_and_seeds_differ_and_nothing_is_remembered() -> None:
         assert [epoch(number, seed) for number in (0, 1) for seed in (0, 1)] == orders
 
 
-@pytest.mark.parametrize(
-    ("groups", "world", "allowed"), [(6, 4, "use 4 or 8"), (2, 4, "use 4"), (9, 8, "use 8 or 16")]
-)
+@pytest.mark.parametrize(("groups", "world", "allowed"), [(6, 4, "use 4 or 8"), (2, 4, "use 4"), (9, 8, "use 8 or 16")])
 def test_unequal_shares_are_refused_with_what_is_allowed(groups: int, world: int, allowed: str) -> None:
     with pytest.raises(ValueError, match=f"groups_per_step is {groups}, which {world} processes.*{allowed}$"):
         indices(0, rank=0, world=world, groups_per_step=groups, size=10, seed=0)

@@ -44,9 +44,7 @@ def run(tmp_path: Path) -> Run:
         policy = changes.pop("policy", TinyPolicy())
         arguments["encode"] = lambda example: policy.encode(example.prompt, example.references)
         metrics = build_metrics(spec.metrics, policy.device)
-        return evaluate_policy(
-            policy, TinyData(None), metrics, spec, Site(**site), "base", **(arguments | changes)
-        )
+        return evaluate_policy(policy, TinyData(None), metrics, spec, Site(**site), "base", **(arguments | changes))
 
     return call
 
@@ -59,9 +57,7 @@ def test_rows_and_pictures_are_on_disk(run: Run, tmp_path: Path) -> None:
     rows = run()
     assert [(row["index"], row["image"]) for row in rows] == [(i, j) for i in range(7) for j in range(3)]
     folder = tmp_path / "evaluation"
-    assert plain([json.loads(line) for line in (folder / "base.jsonl").read_text().splitlines()]) == plain(
-        rows
-    )
+    assert plain([json.loads(line) for line in (folder / "base.jsonl").read_text().splitlines()]) == plain(rows)
     with Image.open(folder / "images" / "base" / "example-0-1.png") as picture:
         first = np.asarray(picture)
     assert first[..., 0].mean() / 255 == pytest.approx(rows[1]["values"]["red"])
@@ -78,9 +74,7 @@ def test_why_a_metric_leaves_images_out_is_logged_once(run: Run, caplog: pytest.
     rows = run(spec={"metrics": metrics})
     assert {row["values"]["down"] for row in rows} == {None}
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert said == [
-        "base: down could not score an image of 'example-0': ConnectionError: refused (said once)"
-    ]
+    assert said == ["base: down could not score an image of 'example-0': ConnectionError: refused (said once)"]
 
 
 def test_every_image_has_its_own_noise(run: Run) -> None:
@@ -89,9 +83,7 @@ def test_every_image_has_its_own_noise(run: Run) -> None:
 
 # 3 images in batches of 2, one image alone, and blocks of two examples in one forward.
 @pytest.mark.parametrize(("images", "batch"), [(3, 2), (1, 1), (2, 5)])
-def test_result_does_not_depend_on_the_number_of_processes(
-    run: Run, tmp_path: Path, images: int, batch: int
-) -> None:
+def test_result_does_not_depend_on_the_number_of_processes(run: Run, tmp_path: Path, images: int, batch: int) -> None:
     spec = {"images_per_prompt": images, "batch": batch}
     alone = run(folder=tmp_path / "one", spec=spec)
     gathered: list[Row] = []
@@ -174,23 +166,17 @@ def test_a_larger_limit_goes_on_from_the_rows_there(run: Run) -> None:
     assert len(run(spec={"limit": 99})) == 21
 
 
-def test_blocks_of_examples_share_forwards_and_a_limit_changes_nothing_in_them(
-    run: Run, tmp_path: Path
-) -> None:
+def test_blocks_of_examples_share_forwards_and_a_limit_changes_nothing_in_them(run: Run, tmp_path: Path) -> None:
     blocks, alone = TinyPolicy(), TinyPolicy()
     spec = {"images_per_prompt": 2, "batch": 6}
     together = run(folder=tmp_path / "blocks", policy=blocks, spec=spec)
     apart = run(folder=tmp_path / "alone", policy=alone, spec=spec | {"batch": 2})
-    assert [row["values"]["red"] for row in together] == pytest.approx(
-        [row["values"]["red"] for row in apart]
-    )
+    assert [row["values"]["red"] for row in together] == pytest.approx([row["values"]["red"] for row in apart])
     assert (blocks.velocities, alone.velocities) == (3 * 4, 7 * 4)
     assert plain(run(folder=tmp_path / "limit", spec=spec | {"limit": 4})) == plain(together[:8])
 
 
-def test_pictures_are_kept_of_the_first_examples_and_made_where_they_are_gone(
-    run: Run, tmp_path: Path
-) -> None:
+def test_pictures_are_kept_of_the_first_examples_and_made_where_they_are_gone(run: Run, tmp_path: Path) -> None:
     rows = run(spec={"save_images": 2})
     assert [row["file"] is not None for row in rows] == [True] * 6 + [False] * 15
     picture = tmp_path / "evaluation" / "images" / "base" / "example-1-0.png"
@@ -206,9 +192,7 @@ def test_a_key_never_leaves_the_folder(run: Run, tmp_path: Path) -> None:
     for path in tmp_path.rglob("*.png"):
         assert path.resolve().is_relative_to(tmp_path / "evaluation")
     assert file_name("plain-1.a") == "plain-1.a"
-    names = {
-        file_name(key) for key in ("a/b", "a_b", "a b", "../a", "..", ".", "é", "x" * 300, "x" * 301, "")
-    }
+    names = {file_name(key) for key in ("a/b", "a_b", "a b", "../a", "..", ".", "é", "x" * 300, "x" * 301, "")}
     assert len(names) == 10
     assert all(name and "/" not in name and not name.startswith(".") and len(name) < 120 for name in names)
 
@@ -379,9 +363,7 @@ def test_runs_and_products_are_in_the_rows_and_survive_a_restart(run: Run) -> No
 
 def test_a_protocol_s_typo_stops_before_anything_is_loaded(tmp_path: Path) -> None:
     wrong = recipe(tmp_path / "run")
-    wrong = wrong.model_copy(
-        update={"evaluate": wrong.evaluate.model_copy(update={"protocol": "dreambench/x"})}
-    )
+    wrong = wrong.model_copy(update={"evaluate": wrong.evaluate.model_copy(update={"protocol": "dreambench/x"})})
     with pytest.raises(ValueError, match=r"evaluate\.protocol: given 'dreambench/x'"):
         evaluate(wrong)
     assert not (tmp_path / "run").exists()

@@ -74,9 +74,7 @@ def test_one_protocol_compares_with_every_photo_and_the_other_with_the_input(roo
 def test_all_references_is_the_mean_over_pairs_of_the_public_evaluation(root: Path) -> None:
     """Features normalised, their product, its mean, as UNO's script has it; text clipped at 0 there with w = 1."""
     example, built = load(root)[0], build_metrics(specs(root), CPU)
-    image = torch.randint(
-        0, 256, (1, 40, 40, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
-    )
+    image = torch.randint(0, 256, (1, 40, 40, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     found = score(built, find_protocol(ALL).judged(example), image).values
     photos = [Image.open(path).convert("RGB") for path in example.extra["views"]]
     dino, clip_i, clip_t = built["dino"], built["clip_i"], built["clip_t"]
@@ -162,9 +160,7 @@ def test_baselines_of_the_real_photos(root: Path) -> None:
         copy = score(metric, protocol.judged(dataset[index]), reference_copy(dataset[index], 512, 512))
         assert copy.values["dino"] == pytest.approx([100.0], abs=1e-3)
     oracle = RealPhotos(dataset, 2, protocol)
-    values = [
-        score(metric, oracle[i], oracle.draw(i, oracle[i])).values["dino"][0] for i in range(len(oracle))
-    ]
+    values = [score(metric, oracle[i], oracle.draw(i, oracle[i])).values["dino"][0] for i in range(len(oracle))]
     assert max(values) < 99.99
 
 
@@ -199,9 +195,7 @@ def row(key: str, group: str, value: float | None, **more: Any) -> dict[str, Any
 def test_macro_average_is_over_subjects_whatever_their_number_of_prompts() -> None:
     rows = [row("a1", "a", 0.0), row("a2", "a", 1.0), row("a3", "a", 2.0), row("b1", "b", 5.0)]
     assert column_means(rows, "m", "subject") == {"a": 1.0, "b": 5.0}
-    summary = build_summary(
-        INPUT, {"base": rows, "tuned": [r | {"values": {"m": r["values"]["m"] + 1}} for r in rows]}
-    )
+    summary = build_summary(INPUT, {"base": rows, "tuned": [r | {"values": {"m": r["values"]["m"] + 1}} for r in rows]})
     metric = summary["rows"][0]["metrics"]["m"]
     assert (metric["mean"], metric["n"]) == (3.0, 2)
     assert build_summary("heldout", {"base": rows})["rows"][0]["metrics"]["m"]["mean"] == 2.0
@@ -255,9 +249,7 @@ def test_published_numbers_stand_beside_their_own_protocol_and_what_departs_is_s
         ({"type": "clip_i", "model": "facebook/dino-vits16"}, ["dino_vits16 is not of type dino"]),
     ],
 )
-def test_options_of_a_metric_are_a_departure(
-    root: Path, change: dict[str, Any], departures: list[str]
-) -> None:
+def test_options_of_a_metric_are_a_departure(root: Path, change: dict[str, Any], departures: list[str]) -> None:
     metric = {"type": "dino", "axis": "identity", "model": "facebook/dino-vits16"} | change
     found = PROTOCOLS[ALL].departures(settings_of_metrics(root, {"dino_vits16": metric}))
     assert [one for one in found if one.startswith("dino")] == departures

@@ -41,8 +41,7 @@ def test_summary_has_the_documented_form(tmp_path: Path) -> None:
 
 def test_what_was_never_measurable_is_null_and_strict_json(tmp_path: Path) -> None:
     rows = [
-        row | {"values": {"broken": None, "fine": 0.5}}
-        for row in evaluation_rows(tmp_path, "a", 0.0, 3, save=False)
+        row | {"values": {"broken": None, "fine": 0.5}} for row in evaluation_rows(tmp_path, "a", 0.0, 3, save=False)
     ]
     summary = summarize(tmp_path, "p|<b>", {"base": rows, "tuned": rows})
     assert summary["rows"][0]["metrics"]["broken"] == {
@@ -56,9 +55,7 @@ def test_what_was_never_measurable_is_null_and_strict_json(tmp_path: Path) -> No
 def test_images_of_one_prompt_are_one_piece_of_evidence(tmp_path: Path) -> None:
     rows = evaluation_rows(tmp_path, "a", 0.0, 8, save=False)
     copies = [row | {"image": i} for row in rows for i in range(10)]
-    once, tenfold = (
-        summarize(tmp_path, "p", {"base": measured})["rows"][0]["metrics"] for measured in (rows, copies)
-    )
+    once, tenfold = (summarize(tmp_path, "p", {"base": measured})["rows"][0]["metrics"] for measured in (rows, copies))
     assert once["identity_accuracy"] == pytest.approx(tenfold["identity_accuracy"])
 
 

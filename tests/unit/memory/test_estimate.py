@@ -6,7 +6,6 @@ documents state.
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,6 +43,7 @@ from customized_grpo.policies.adapters import lora, tuning
 from customized_grpo.policies.base import FullSettings, LoraSettings, load_policy
 from customized_grpo.policies.flux import UNO, UNOConfig
 from customized_grpo.recipe.loading import load_recipe
+from customized_grpo.recipe.sections import PolicySpec
 from pipeline_cases import CASES, pictures, shrink_constants
 from tiny import make_tiny_flux
 
@@ -104,15 +104,13 @@ def test_stored_activations_are_what_autograd_keeps(
 def test_stored_activations_of_full_fine_tuning(flux: Path, precision: Any, checkpointing: bool) -> None:
     policy = policy_of(flux, precision, checkpointing)
     b = 2 if precision == "bf16" else 4
-    tuning.attach(policy, SimpleNamespace(full=FullSettings(), lora=None), seed=0)
+    tuning.attach(policy, PolicySpec(type="own", model="own", full=FullSettings()), seed=0)
     # What autocast makes of the weights is counted as theirs; their sum is exact there.
     copies = sum(one.numel() * b for one in policy.transformer.parameters() if one.ndim == 2) if b == 2 else 0
     measured = saved_bytes(policy, 2) - (0 if checkpointing else copies)
     bare = shapes(str(flux), UNO.encoders).transformer
     tokens = Tokens(image=64 + 64, text=16)
-    found = activations(
-        bare, list(bare.whole.linears), 0, tokens, n=2, b=b, checkpointing=float(checkpointing)
-    )
+    found = activations(bare, list(bare.whole.linears), 0, tokens, n=2, b=b, checkpointing=float(checkpointing))
     assert -0.1 < found.stored / measured - 1 < 0.2, (found.stored, measured)
 
 
@@ -124,9 +122,7 @@ def test_full_fine_tuning_is_counted_exactly() -> None:
     assert lines["frozen weights of the transformer"] == 0
     assert lines["trained weights"] == count_of * (4 + 4 + 2)
     assert lines["optimizer"] == count_of * 8
-    kept = {
-        line.name: line.bytes for line in estimate_of(*given, "objective.kl=0.1", "train.ema=0.9").resident
-    }
+    kept = {line.name: line.bytes for line in estimate_of(*given, "objective.kl=0.1", "train.ema=0.9").resident}
     assert kept["trained weights"] == count_of * (4 + 4 + 2 + 4 + 4)
     assert {line.name: line.bytes for line in estimate_of(*given).peaks}["update"] == count_of * 4
     part = [*given, r'policy.full.targets=["attn"]']
@@ -147,9 +143,7 @@ def test_fewer_targets_store_less(flux: Path) -> None:
     policy = policy_of(flux, "no")
     lora.attach(policy, LoraSettings(rank=4, targets=targets), seed=0)
     measured = saved_bytes(policy, 2)
-    found = activations(
-        bare, adapted(bare, targets), 4, Tokens(image=128, text=16), n=2, b=4, checkpointing=0.0
-    )
+    found = activations(bare, adapted(bare, targets), 4, Tokens(image=128, text=16), n=2, b=4, checkpointing=0.0)
     whole = activations(
         bare, adapted(bare, UNO.lora_targets), 4, Tokens(image=128, text=16), n=2, b=4, checkpointing=0.0
     )
@@ -184,9 +178,7 @@ def test_adapter_is_counted_exactly(flux: Path) -> None:
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    moments = sum(
-        value.nbytes for state in optimizer.state.values() for name, value in state.items() if name != "step"
-    )
+    moments = sum(value.nbytes for state in optimizer.state.values() for name, value in state.items() if name != "step")
     assert optimizer_bytes(sizes, "adamw") == moments
 
 
@@ -305,10 +297,7 @@ def test_the_newer_models_have_an_estimate(recipe: str) -> None:
     guided, alone = (of_recipe(load_recipe(recipe, [f"policy.guidance={g}"])) for g in (4.0, 1.0))
     known = MODELS[load_recipe(recipe).policy.model]
     resident = {line.name: line.bytes for line in guided.resident}
-    assert (
-        resident["transformer"]
-        == 2 * shapes(load_recipe(recipe).policy.model, ()).transformer.whole.num_values
-    )
+    assert resident["transformer"] == 2 * shapes(load_recipe(recipe).policy.model, ()).transformer.whole.num_values
     assert resident["text encoders"] == 2 * sum(known.encoders.values())
     replays = [next(line.bytes for line in one.peaks if line.name == "replay") for one in (guided, alone)]
     assert alone.total < guided.total
@@ -386,9 +375,7 @@ def test_no_more_is_computed_again_than_a_budget_needs(limit: int) -> None:
     (override,) = faster(load_recipe("uno_customized_grpo", small), limit * GIB)
     share = float(override.split("=")[1])
     assert 0 < share < 1
-    assert (
-        total(*small, override) < 0.95 * limit < total(*small, f"policy.gradient_checkpointing={share - 0.1}")
-    )
+    assert total(*small, override) < 0.95 * limit < total(*small, f"policy.gradient_checkpointing={share - 0.1}")
     none = load_recipe("uno_customized_grpo", (*small, "policy.gradient_checkpointing=false"))
     assert override in changes(none, limit * GIB)[0]
     assert faster(load_recipe("uno_customized_grpo", (*small, override)), limit * GIB) == []

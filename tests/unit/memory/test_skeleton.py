@@ -11,9 +11,7 @@ from customized_grpo.memory.skeleton import known_skeleton, of_config, of_module
 
 def test_the_file_is_what_diffusers_makes() -> None:
     made = skeletons.text()
-    assert skeletons.FILE.read_text(encoding="utf-8") == made, (
-        "run `make skeletons` and look at what has changed"
-    )
+    assert skeletons.FILE.read_text(encoding="utf-8") == made, "run `make skeletons` and look at what has changed"
 
 
 @pytest.mark.parametrize("name", ["black-forest-labs/FLUX.1-dev", "Qwen/Qwen-Image-Edit-2511"])

@@ -34,9 +34,7 @@ def test_surrogate_is_its_formula(seed: int, clip: float) -> None:
     new, old, advantage = numbers(seed)
     given_ = clipped_surrogate(new, old, advantage, clip)
     assert given_.shape == ()
-    assert float(given_) == pytest.approx(
-        slow(new.tolist(), old.tolist(), advantage.tolist(), clip), abs=1e-4
-    )
+    assert float(given_) == pytest.approx(slow(new.tolist(), old.tolist(), advantage.tolist(), clip), abs=1e-4)
 
 
 def test_any_shape_is_averaged_over_all_its_elements() -> None:
@@ -57,16 +55,12 @@ def test_at_ratio_one_the_gradient_is_reinforce() -> None:
     ("advantage", "rho", "moves"),
     [(1.0, 1.5, False), (1.0, 0.5, True), (-1.0, 0.5, False), (-1.0, 1.5, True), (1.0, 1.05, True)],
 )
-def test_gradient_stops_only_where_the_ratio_has_gone_the_wanted_way(
-    advantage: float, rho: float, moves: bool
-) -> None:
+def test_gradient_stops_only_where_the_ratio_has_gone_the_wanted_way(advantage: float, rho: float, moves: bool) -> None:
     new = torch.tensor([math.log(rho)], requires_grad=True)
     clipped_surrogate(new, torch.zeros(1), torch.tensor([advantage]), 0.1).backward()
     assert (new.grad != 0).item() == moves
     assert ratio_stats(new.detach(), torch.tensor([advantage]), 0.1).clip_share_low == (rho < 1 and not moves)
-    assert ratio_stats(new.detach(), torch.tensor([advantage]), 0.1).clip_share_high == (
-        rho > 1 and not moves
-    )
+    assert ratio_stats(new.detach(), torch.tensor([advantage]), 0.1).clip_share_high == (rho > 1 and not moves)
 
 
 def test_no_gradient_reaches_the_old_policy_or_the_advantage() -> None:

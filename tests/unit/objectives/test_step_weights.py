@@ -39,9 +39,7 @@ def test_sensitivity_of_the_dance_sde_in_closed_form() -> None:
     given_ = step_sensitivity(partial(dance_sde, eta=eta), sigmas)
     for k in range(24):
         s, d = float(sigmas[k]), float(sigmas[k] - sigmas[k + 1])
-        assert float(given_[k]) == pytest.approx(
-            (d + eta**2 / (2 * s) * (1 - s) * d) / (eta * math.sqrt(d)), rel=1e-5
-        )
+        assert float(given_[k]) == pytest.approx((d + eta**2 / (2 * s) * (1 - s) * d) / (eta * math.sqrt(d)), rel=1e-5)
 
 
 @pytest.mark.parametrize("transition", DYNAMICS, ids=lambda one: one.func.__name__)

@@ -101,9 +101,7 @@ def test_attention_that_cannot_run_here_is_refused(tiny_flux: Path, name: str) -
 
 def test_attention_without_a_gradient_is_refused(tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = attention_dispatch.dispatch_attention_fn
-    monkeypatch.setattr(
-        attention_dispatch, "dispatch_attention_fn", lambda *given, **how: real(*given, **how).detach()
-    )
+    monkeypatch.setattr(attention_dispatch, "dispatch_attention_fn", lambda *given, **how: real(*given, **how).detach())
     with pytest.raises(ValueError, match=r"'native' can't be used here \(it has no gradient\)"):
         load_policy(spec_of(tiny_flux, attention="native"), device=CPU, precision="no")
 
@@ -122,9 +120,7 @@ def test_attention_that_is_only_near_is_refused(tiny_flux: Path, monkeypatch: py
 
 def test_repeated_blocks_are_compiled(tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[tuple[str, bool]] = []
-    monkeypatch.setattr(
-        nn.Module, "compile", lambda self, *, dynamic: compiled.append((type(self).__name__, dynamic))
-    )
+    monkeypatch.setattr(nn.Module, "compile", lambda self, *, dynamic: compiled.append((type(self).__name__, dynamic)))
     load_policy(spec_of(tiny_flux, compile=True), device=CPU, precision="no")
     assert sorted(compiled) == [("FluxSingleTransformerBlock", False), ("FluxTransformerBlock", False)]
     with pytest.raises(ValueError, match=r"policy.compile: Linear names no repeated blocks"):

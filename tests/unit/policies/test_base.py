@@ -6,9 +6,7 @@ from customized_grpo.policies.base import stack
 from customized_grpo.policies.flux import UNO
 
 
-def test_a_stack_of_prompts_is_each_prompt_on_its_own(
-    policy: UNO, references: tuple[Image.Image, ...]
-) -> None:
+def test_a_stack_of_prompts_is_each_prompt_on_its_own(policy: UNO, references: tuple[Image.Image, ...]) -> None:
     square, _ = references
     conds = [policy.encode("a red dog", [square]), policy.encode("a blue cat", [square.rotate(90)])]
     together = stack(policy, conds, 2)
@@ -17,9 +15,7 @@ def test_a_stack_of_prompts_is_each_prompt_on_its_own(
     sigma = torch.tensor(0.6)
     with torch.no_grad():
         given = policy.velocity(x, sigma, together)
-        first, second = (
-            policy.velocity(rows, sigma, cond) for rows, cond in zip(x.split(2), conds, strict=True)
-        )
+        first, second = (policy.velocity(rows, sigma, cond) for rows, cond in zip(x.split(2), conds, strict=True))
         swapped = policy.velocity(x[:2], sigma, conds[1])
     torch.testing.assert_close(given, torch.cat([first, second]), atol=1e-5, rtol=1e-5)
     assert not torch.allclose(first, swapped, atol=1e-3)  # the prompts do matter

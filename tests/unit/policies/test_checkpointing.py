@@ -124,9 +124,7 @@ def test_the_first_blocks_are_computed_again_and_no_other(policy: Any) -> None:
 def test_blocks_are_listed_in_the_order_of_the_forward(policy: Any) -> None:
     seen: list[str] = []
     blocks = repeated_blocks(policy.transformer)
-    handles = [
-        block.register_forward_pre_hook(lambda *_, name=name: seen.append(name)) for name, block in blocks
-    ]
+    handles = [block.register_forward_pre_hook(lambda *_, name=name: seen.append(name)) for name, block in blocks]
     with torch.no_grad():
         policy.velocity(torch.zeros(1, *policy.latent_shape), torch.tensor(0.5), policy.given)
     for handle in handles:
@@ -154,9 +152,7 @@ def test_a_model_without_names_for_its_blocks() -> None:
 
     with torch.device("meta"):
         model = Plain(num_layers=1, num_single_layers=1)
-    with pytest.raises(
-        ValueError, match=r"policy.gradient_checkpointing: given 0.5, but Plain names no .* true or"
-    ):
+    with pytest.raises(ValueError, match=r"policy.gradient_checkpointing: given 0.5, but Plain names no .* true or"):
         checkpoint_blocks(model, 0.5)
     checkpoint_blocks(model, 1.0)
     assert model.is_gradient_checkpointing

@@ -159,9 +159,7 @@ def test_diffusers_format_is_the_checkpoints(world: Path, tmp_path: Path) -> Non
         ),
     ],
 )
-def test_what_has_no_such_form_is_refused(
-    world: Path, tmp_path: Path, arguments: list[str], message: str
-) -> None:
+def test_what_has_no_such_form_is_refused(world: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     run_of(world, tmp_path / "run", {"rank": 2}, with_base=False)
     command = ["export", str(tmp_path / "run"), "--out", str(tmp_path / "out"), *arguments]
     result = CliRunner().invoke(app, command)

@@ -52,9 +52,7 @@ def uno_ids(height: int, width: int, references: Sequence[tuple[int, int]]) -> l
 
 @pytest.mark.parametrize("references", [[], [(4, 4)], [(2, 5), (3, 1), (6, 6)]])
 def test_position_ids_are_unos(references: list[tuple[int, int]]) -> None:
-    assert diagonal_ids((4, 3), references).tolist() == [
-        list(map(float, i)) for i in uno_ids(4, 3, references)
-    ]
+    assert diagonal_ids((4, 3), references).tolist() == [list(map(float, i)) for i in uno_ids(4, 3, references)]
 
 
 def test_image_ids_are_flux_pipelines() -> None:

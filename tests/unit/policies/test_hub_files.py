@@ -57,9 +57,7 @@ def test_a_model_that_the_hub_refuses(kind: Any, message: str, monkeypatch: pyte
             raise OSError("Cannot load model owner/name:\n several lines") from error
 
     monkeypatch.setattr(FluxPipeline, "from_pretrained", fail)
-    with pytest.raises(
-        ValueError, match=rf"policy\.model: 'owner/name' can't be loaded: .*{message}"
-    ) as caught:
+    with pytest.raises(ValueError, match=rf"policy\.model: 'owner/name' can't be loaded: .*{message}") as caught:
         UNO.load(UNOConfig(model="owner/name"), device=torch.device("cpu"), dtype=torch.float32)
     assert "\n" not in str(caught.value)
 
@@ -96,9 +94,7 @@ def test_what_a_path_stands_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("owner/name", "sub/b.safetensors", "main", True),
     ]
     for nowhere in (tmp_path / "absent.safetensors", "./x.safetensors", "name"):
-        with pytest.raises(
-            ValueError, match=r"policy\.x: there is no file .*organisation/name/a\.safetensors"
-        ):
+        with pytest.raises(ValueError, match=r"policy\.x: there is no file .*organisation/name/a\.safetensors"):
             find(nowhere)
     with pytest.raises(ValueError, match="there is no file"):
         find("owner/name", None)

@@ -91,9 +91,7 @@ def test_qwens_sizes_are_the_pipelines(size: tuple[int, int], side: int) -> None
         ((512, 64), 64, (176, 16)),  # 181 x 22
     ],
 )
-def test_flux2s_references_are_shrunk_and_cropped(
-    size: tuple[int, int], side: int, expected: tuple[int, int]
-) -> None:
+def test_flux2s_references_are_shrunk_and_cropped(size: tuple[int, int], side: int, expected: tuple[int, int]) -> None:
     assert fit_reference(Image.new("RGB", size), side).size == expected
 
 

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor
 from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.adapters.lora import attach, save_adapter, trainable_parameters
 from customized_grpo.policies.base import FullSettings, LoraSettings, load_policy, stack
+from customized_grpo.recipe.sections import PolicySpec
 from customized_grpo.sampling.clock import Clock
 from customized_grpo.sampling.dynamics import dance_sde
 from customized_grpo.sampling.rollout import initial_noise, sample_group, sample_images, transition_noise
@@ -173,7 +173,7 @@ def test_conformance_of_full_fine_tuning(world: World, name: str) -> None:
     x, cond = noise(policy, 2).bfloat16(), policy.encode(PROMPT, pictures()[:1])
     with torch.no_grad():
         frozen = policy.velocity(x, SIGMA, cond)
-    tuning.attach(policy, SimpleNamespace(full=FullSettings(), lora=None), seed=0, keep_base=True)
+    tuning.attach(policy, PolicySpec(type="own", model="own", full=FullSettings()), seed=0, keep_base=True)
     with torch.no_grad():
         assert torch.equal(policy.velocity(x, SIGMA, cond), frozen), "float32 weights of bfloat16 values"
     check_policy(policy, Example(key="1", prompt=PROMPT, references=pictures()[1:2]))
@@ -189,9 +189,7 @@ def test_checkpointing_changes_no_gradient(world: World, name: str) -> None:
         policy = adapted(world.policy(name))
         if checkpointing:
             policy.transformer.enable_gradient_checkpointing()
-        policy.velocity(
-            noise(policy, 2), SIGMA, policy.encode(PROMPT, pictures()[:1])
-        ).square().mean().backward()
+        policy.velocity(noise(policy, 2), SIGMA, policy.encode(PROMPT, pictures()[:1])).square().mean().backward()
         gradients.append({n: p.grad for n, p in policy.transformer.named_parameters() if p.grad is not None})
     plain, again = gradients
     assert plain.keys() == again.keys()
@@ -202,11 +200,7 @@ def test_checkpointing_changes_no_gradient(world: World, name: str) -> None:
 def test_sigma_reaches_the_time_embedding_in_float32(world: World, name: str) -> None:
     policy = world.policy(name, torch.bfloat16)
     seen: list[Tensor] = []
-    module = (
-        policy.transformer.time_text_embed
-        if name.startswith("qwen")
-        else policy.transformer.time_guidance_embed
-    )
+    module = policy.transformer.time_text_embed if name.startswith("qwen") else policy.transformer.time_guidance_embed
     module.register_forward_pre_hook(lambda _, args: seen.extend(args[:2]))
     sigmas = torch.tensor([0.986, 0.923])
     scale = 1 if name.startswith("qwen") else 1000  # where the multiplication is
@@ -223,9 +217,7 @@ def test_sigma_reaches_the_time_embedding_in_float32(world: World, name: str) ->
 
 
 @each_policy
-def test_the_pipeline_loads_a_saved_adapter_to_the_same_velocity(
-    world: World, name: str, tmp_path: Path
-) -> None:
+def test_the_pipeline_loads_a_saved_adapter_to_the_same_velocity(world: World, name: str, tmp_path: Path) -> None:
     policy = adapted(world.policy(name))
     save_adapter(policy, tmp_path, {})
     stock = copy.deepcopy(world.stock(name))
@@ -237,9 +229,7 @@ def test_the_pipeline_loads_a_saved_adapter_to_the_same_velocity(
         loaded = other.velocity(x, SIGMA, cond)
         assert torch.equal(loaded, policy.velocity(x, SIGMA, cond))
         assert (loaded - base).abs().max() > 1e-3
-    added, ours = (
-        [key for key, _ in one.transformer.named_parameters() if ".lora_" in key] for one in (stock, policy)
-    )
+    added, ours = ([key for key, _ in one.transformer.named_parameters() if ".lora_" in key] for one in (stock, policy))
     assert len(added) == len(ours) > 10
 
 
@@ -282,9 +272,7 @@ def test_prompts_of_one_length_share_a_batch(world: World, name: str) -> None:
 def test_wrong_numbers_of_references(world: World, name: str) -> None:
     policy = world.policy(name)
     most = policy.config.max_references
-    with pytest.raises(
-        ValueError, match=rf"{most + 1} references given, but policy\.max_references is {most}"
-    ):
+    with pytest.raises(ValueError, match=rf"{most + 1} references given, but policy\.max_references is {most}"):
         policy.encode(PROMPT, [pictures()[0]] * (most + 1))
     if name == "flux2":
         assert policy.encode(PROMPT, []).tensors["references"].shape == (1, 0, 128)

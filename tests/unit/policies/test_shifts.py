@@ -78,8 +78,6 @@ def test_a_terminal_needs_two_steps() -> None:
 )
 def test_a_rule_of_another_model_is_refused(recipe: str, policy: str) -> None:
     override = "sampling.shift=uno"
-    with pytest.raises(
-        RecipeError, match=f"'uno'; policy.type {policy} allows: a number above 0, or dynamic"
-    ):
+    with pytest.raises(RecipeError, match=f"'uno'; policy.type {policy} allows: a number above 0, or dynamic"):
         load_recipe(recipe, [override])
     assert load_recipe("uno_customized_grpo", [override]).sampling.shift == "uno"

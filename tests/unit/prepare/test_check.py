@@ -101,9 +101,7 @@ def test_everything_is_found_at_once(root: Path) -> None:
 
 
 def test_workers_see_the_same(root: Path) -> None:
-    path = write(
-        root, *(row(str(n), references=[name]) for n, name in enumerate(("a.png", "b.png", "broken.png")))
-    )
+    path = write(root, *(row(str(n), references=[name]) for n, name in enumerate(("a.png", "b.png", "broken.png"))))
     counts: list[tuple[int, int]] = []
     one = check_manifest(path)
     two = check_manifest(path, workers=2, progress=lambda done, total: counts.append((done, total)))
@@ -157,25 +155,17 @@ def test_rows_that_share_an_individual_or_a_picture_stay_together() -> None:
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9)), min_size=1, max_size=20))
 def test_groups_are_a_partition_without_anything_shared(pairs: list[tuple[int, int]]) -> None:
     rows = made(
-        *(
-            row(str(n), references=[f"{r}.png"], extra={"subject_id": f"s{s}"})
-            for n, (s, r) in enumerate(pairs)
-        )
+        *(row(str(n), references=[f"{r}.png"], extra={"subject_id": f"s{s}"}) for n, (s, r) in enumerate(pairs))
     )
     groups = groups_of(rows, "individual")
     assert sorted(index for group in groups for index in group) == list(range(len(rows)))
-    keys = [
-        {key for index in group for key in (("s", pairs[index][0]), ("r", pairs[index][1]))}
-        for group in groups
-    ]
+    keys = [{key for index in group for key in (("s", pairs[index][0]), ("r", pairs[index][1]))} for group in groups]
     assert sum(map(len, keys)) == len(set().union(*keys))
 
 
 def test_a_split_holds_whole_subjects_out(tmp_path: Path) -> None:
     rows = [
-        row(f"{s}-{n}", references=[f"{s}.png"], extra={"subject_id": f"s{s}"})
-        for s in range(10)
-        for n in range(3)
+        row(f"{s}-{n}", references=[f"{s}.png"], extra={"subject_id": f"s{s}"}) for s in range(10) for n in range(3)
     ]
     path = write(tmp_path, *rows[:15], "", *rows[15:])
     done = split_manifest(path, share=0.2, seed=1)
@@ -192,9 +182,7 @@ def test_a_split_holds_whole_subjects_out(tmp_path: Path) -> None:
 
 
 def test_named_subjects(tmp_path: Path) -> None:
-    rows = [
-        row(f"{s}", references=[f"{s}.png"], extra={"subject_id": f"s{s}"}, subject="bag") for s in range(4)
-    ]
+    rows = [row(f"{s}", references=[f"{s}.png"], extra={"subject_id": f"s{s}"}, subject="bag") for s in range(4)]
     path = write(tmp_path, *rows)
     done = split_manifest(path, share=0.1, names=["s1", "s3"])
     assert [json.loads(line)["id"] for line in done[1].path.read_text().splitlines()] == ["1", "3"]

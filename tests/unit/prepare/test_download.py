@@ -47,9 +47,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             body = state.content[first:]
             self.send_response(206 if first else 200)
             if first:
-                self.send_header(
-                    "Content-Range", f"bytes {first}-{len(state.content) - 1}/{len(state.content)}"
-                )
+                self.send_header("Content-Range", f"bytes {first}-{len(state.content) - 1}/{len(state.content)}")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if state.break_after:
@@ -139,9 +137,7 @@ def test_a_wrong_file_never_takes_its_place(server: Server, tmp_path: Path) -> N
     ("status", "requests", "message"),
     [(404, 1, "404 Not Found"), (403, 1, "accept the licence on the hub and set HF_TOKEN"), (503, 6, "503")],
 )
-def test_what_the_server_refuses(
-    server: Server, tmp_path: Path, status: int, requests: int, message: str
-) -> None:
+def test_what_the_server_refuses(server: Server, tmp_path: Path, status: int, requests: int, message: str) -> None:
     server.status = status
     with pytest.raises(DownloadError, match=message):
         download([remote(server)], tmp_path)

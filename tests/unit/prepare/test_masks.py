@@ -152,9 +152,7 @@ def test_two_masks_never_share_a_file(save: Callable[[list[Row]], Path], tmp_pat
     [({"folder": "../out"}, "inside the manifest's folder"), ({"folder": "/out"}, "inside the manifest's folder"),
      ({"target": "sub/new.jsonl"}, "must lie beside the old one"), ({"target": "train.jsonl"}, "another name")],
 )  # fmt: skip
-def test_other_places_are_refused(
-    save: Callable[[list[Row]], Path], options: dict[str, str], message: str
-) -> None:
+def test_other_places_are_refused(save: Callable[[list[Row]], Path], options: dict[str, str], message: str) -> None:
     manifest = save([{"id": "a", "references": ["bag/0.png"], "subject": "bag"}])
     given: dict[str, Any] = dict(options)
     if "target" in options:
@@ -163,18 +161,14 @@ def test_other_places_are_refused(
         make_masks(manifest, Bright(), settings=SETTINGS, **given)
 
 
-@pytest.mark.parametrize(
-    "line", ["{", "[]", "{}", '{"references": [1]}', '{"references": ["a"], "masks": ["b", "c"]}']
-)
+@pytest.mark.parametrize("line", ["{", "[]", "{}", '{"references": [1]}', '{"references": ["a"], "masks": ["b", "c"]}'])
 def test_a_line_that_is_no_row_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "m.jsonl").write_text(f"\n{line}\n")
     with pytest.raises(ManifestError, match=r"m\.jsonl:2: "):
         make_masks(tmp_path / "m.jsonl", Bright(), settings=SETTINGS)
 
 
-def test_the_command_makes_masks_by_grounding_dino_and_sam(
-    save: Callable[[list[Row]], Path], tmp_path: Path
-) -> None:
+def test_the_command_makes_masks_by_grounding_dino_and_sam(save: Callable[[list[Row]], Path], tmp_path: Path) -> None:
     manifest = save(
         [
             {"id": "a", "references": ["bag/0.png"], "subject": "bag"},

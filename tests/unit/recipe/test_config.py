@@ -106,6 +106,4 @@ def test_time_weights_that_no_run_could_use_are_refused(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "own_weights", raising=False)
     with pytest.raises(RecipeError, match=f"advantage.time_weights: .*{said}"):
-        load_recipe(
-            "mini_customized", ["sampling.steps=25", "advantage.time_weights={type: 'own_weights:f'}"]
-        )
+        load_recipe("mini_customized", ["sampling.steps=25", "advantage.time_weights={type: 'own_weights:f'}"])

@@ -76,9 +76,7 @@ def test_options_of_a_default_plugin(file: Path) -> None:
 
 
 def test_an_override_may_add_a_reward(file: Path) -> None:
-    recipe = load_recipe(
-        file, ["rewards.more.type=clip_i", "rewards.more.axis=identity", "--rewards.more.weight=0.5"]
-    )
+    recipe = load_recipe(file, ["rewards.more.type=clip_i", "rewards.more.axis=identity", "--rewards.more.weight=0.5"])
     assert list(recipe.rewards) == ["clip", "dino", "more"]
     assert recipe.rewards["more"].model_dump()["weight"] == 0.5
 
@@ -91,9 +89,7 @@ def test_yaml_words_stay_words(file: Path) -> None:
 
 
 def test_every_problem_is_listed_with_its_line(file: Path) -> None:
-    file.write_text(
-        MINIMAL.replace("group_size: 4", "group_sise: 4\n  lr: fast").replace("type: dino", "type: dinno")
-    )
+    file.write_text(MINIMAL.replace("group_size: 4", "group_sise: 4\n  lr: fast").replace("type: dino", "type: dinno"))
     lines = refused(file, "run.device=cudaa", "train.stps=3").splitlines()
     assert len(lines) == 5
     expected = [
@@ -222,11 +218,7 @@ def test_shipped_recipes_are_found_by_name_and_are_valid() -> None:
         "hpsv3",
     } <= set(names)
     assert {path.parent.name for path in names.values()} == {"train", "eval", "serve"}
-    assert (
-        find_recipe("mini_naive_1to1.5")
-        == find_recipe("mini_naive_1to1.5.yaml")
-        == names["mini_naive_1to1.5"]
-    )
+    assert find_recipe("mini_naive_1to1.5") == find_recipe("mini_naive_1to1.5.yaml") == names["mini_naive_1to1.5"]
     for name, path in names.items():
         kind = {"eval": EvaluateRecipe, "serve": ServerConfig, "train": Recipe}[path.parent.name]
         assert is_server(name) == (kind is ServerConfig)
@@ -242,9 +234,7 @@ def test_the_ablation_recipes_differ_in_the_advantage_alone() -> None:
 
 
 def test_the_naive_recipe_on_flux_differs_in_the_advantage_alone() -> None:
-    full, naive = (
-        load_recipe(name).model_dump(exclude={"run"}) for name in ("uno_customized_grpo", "uno_naive_grpo")
-    )
+    full, naive = (load_recipe(name).model_dump(exclude={"run"}) for name in ("uno_customized_grpo", "uno_naive_grpo"))
     assert naive.pop("advantage") != full.pop("advantage")
     assert naive == full
 
@@ -312,8 +302,7 @@ def test_a_saved_recipe_loads_back_equal(tmp_path: Path) -> None:
         save_recipe(recipe, tmp_path / "deep" / "config.yaml")
         assert load_any(tmp_path / "deep" / "config.yaml") == recipe
         assert (
-            yaml.safe_load((tmp_path / "deep" / "config.yaml").read_text())["run"]["precision"]
-            == recipe.run.precision
+            yaml.safe_load((tmp_path / "deep" / "config.yaml").read_text())["run"]["precision"] == recipe.run.precision
         )
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["config.yaml"]
 

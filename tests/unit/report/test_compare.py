@@ -48,9 +48,7 @@ def test_the_paired_difference_of_the_adapters(tmp_path: Path) -> None:
     a, b = evaluated(tmp_path / "a", 0.5), evaluated(tmp_path / "b", 1.5)
     (found,) = compare_runs(read_runs([a, b]))
     assert (found["of"], found["to"], found["notes"]) == ("b", "a", [])
-    means = [
-        column_means(run.evaluations["tuned"], "identity_accuracy") for run in reversed(read_runs([a, b]))
-    ]
+    means = [column_means(run.evaluations["tuned"], "identity_accuracy") for run in reversed(read_runs([a, b]))]
     expected = paired_difference(*means)
     value = found["metrics"]["identity_accuracy"]
     assert (value["mean"], value["low"], value["n"]) == (expected.mean, expected.low, 12)
@@ -155,9 +153,7 @@ def test_tables_show_the_runs_of_a_judge_and_the_share_that_failed() -> None:
         row | {"key": "b", "values": {"cp": 0.5}, "runs": {"cp": [0.5, None]}},
     ]
     text = markdown(build_summary("mine", {"tuned": rows}))
-    assert (
-        "tuned, cp: 2 runs, standard deviation of their means 0.265; 25.0% failed and are excluded." in text
-    )
+    assert "tuned, cp: 2 runs, standard deviation of their means 0.265; 25.0% failed and are excluded." in text
 
 
 def heldout(level: float, seed: int = 0) -> Rows:

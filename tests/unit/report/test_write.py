@@ -31,9 +31,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         given = dict(attrs)
-        self.loaded += [
-            value or "" for name, value in attrs if name in ("src", "href", "data", "action", "xlink:href")
-        ]
+        self.loaded += [value or "" for name, value in attrs if name in ("src", "href", "data", "action", "xlink:href")]
         if given.get("id"):
             self.ids.append(given["id"] or "")
         self.images_without_alt += tag == "img" and not given.get("alt")
@@ -87,9 +85,7 @@ def test_headline_is_the_summary(page: str, complete: Path) -> None:
     start = page.index('class="headline">')
     text = re.sub(r"<[^>]*>", "", page[start : page.index("</p>", start)]).replace("\u2212", "-")
     difference = summary["differences"][0]["metrics"]["identity_accuracy"]
-    assert (
-        f"from {rows['base']['mean']:.3f} to {rows['tuned']['mean']:.3f} ({difference['mean']:+.3f};" in text
-    )
+    assert f"from {rows['base']['mean']:.3f} to {rows['tuned']['mean']:.3f} ({difference['mean']:+.3f};" in text
     assert f"interval {difference['low']:+.3f} to {difference['high']:+.3f}; 12 examples)" in text
 
 
@@ -126,13 +122,9 @@ def test_hostile_prompt_recipe_and_folder_are_text(tmp_path: Path) -> None:
     run = make_run(tmp_path / '<img src=x onerror="alert(1)">$x$', steps=20, planned=20, n=3, prompt=HOSTILE)
     with (run / "config.yaml").open("a") as file:
         file.write("# </pre><script>alert(2)</script>\n")
-    text = write_report(
-        [run, make_run(tmp_path / "b", steps=20, planned=20, n=3)], tmp_path / "out.html"
-    ).read_text()
+    text = write_report([run, make_run(tmp_path / "b", steps=20, planned=20, n=3)], tmp_path / "out.html").read_text()
     assert "<script" not in text
-    shown = re.sub(
-        r"&lt;img\s+src=x\s+onerror=", "", re.sub(r"&quot;|&#34;", "", text)
-    )  # as text, which YAML may wrap
+    shown = re.sub(r"&lt;img\s+src=x\s+onerror=", "", re.sub(r"&quot;|&#34;", "", text))  # as text, which YAML may wrap
     assert "onerror=" not in re.sub(r'"[^"]*"', "", shown)
     assert "&lt;script&gt;alert(" in text
     assert not {"script", "image"} & set(Page(text).tags)
@@ -146,9 +138,7 @@ def test_a_picture_outside_of_the_folder_is_not_read(tmp_path: Path) -> None:
     for label in ("step-000000", "step-000020"):
         path = run / "evaluation" / f"{label}.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-        write_rows(
-            path.parent, label, [row | {"file": "../../secret.png", "reference": str(secret)} for row in rows]
-        )
+        write_rows(path.parent, label, [row | {"file": "../../secret.png", "reference": str(secret)} for row in rows])
     text = write_report([run]).read_text()
     assert "data:image/" not in text
     assert "not saved" in text
@@ -191,9 +181,7 @@ def test_an_evaluation_without_training_is_a_report(tmp_path: Path) -> None:
     from customized_grpo.evaluation.tables import summarize
 
     folder = tmp_path / "eval" / "evaluation"
-    rows = {
-        name: evaluation_rows(folder, name, quality, 6) for name, quality in (("base", 0.0), ("tuned", 1.0))
-    }
+    rows = {name: evaluation_rows(folder, name, quality, 6) for name, quality in (("base", 0.0), ("tuned", 1.0))}
     for name, measured in rows.items():
         write_rows(folder, name, measured)
     summarize(folder, "heldout", rows)
@@ -240,9 +228,7 @@ def test_a_damaged_summary_is_named(tmp_path: Path, damage: str) -> None:
     assert "summary.json can&#39;t be read" in write_report([run]).read_text()
 
 
-@pytest.mark.parametrize(
-    "recipe", ["- a\n- b\n", "a: [", "evaluate: 3\ntrain: no\nrewards: []\npolicy: x\n", ""]
-)
+@pytest.mark.parametrize("recipe", ["- a\n- b\n", "a: [", "evaluate: 3\ntrain: no\nrewards: []\npolicy: x\n", ""])
 def test_an_odd_recipe_does_not_stop_the_report(tmp_path: Path, recipe: str) -> None:
     run = make_run(tmp_path / "run", steps=2, planned=20, evaluate=False)
     (run / "config.yaml").write_text(recipe)
@@ -277,10 +263,7 @@ def test_random_examples_do_not_depend_on_their_scores(tmp_path: Path) -> None:
 
     axes = {"identity": "identity_accuracy", "prompt": "prompt_accuracy"}
     runs = read_runs(
-        [
-            make_run(tmp_path / name, steps=20, planned=20, n=20, gain=gain)
-            for name, gain in (("a", 2.0), ("b", -2.0))
-        ]
+        [make_run(tmp_path / name, steps=20, planned=20, n=20, gain=gain) for name, gain in (("a", 2.0), ("b", -2.0))]
     )
     better, worse = (gallery(run, axes) for run in runs)
     assert [card.reference for card in better[0].cards] == [card.reference for card in worse[0].cards]
@@ -291,8 +274,7 @@ def test_random_examples_do_not_depend_on_their_scores(tmp_path: Path) -> None:
         for axis, column in axes.items()
     }
     changes = [
-        float(np.mean([(after - before) / spread[axis] for axis, before, after in card.values]))
-        for card in gains.cards
+        float(np.mean([(after - before) / spread[axis] for axis, before, after in card.values])) for card in gains.cards
     ]
     assert changes == sorted(changes, reverse=True)
     assert changes[-1] > 0

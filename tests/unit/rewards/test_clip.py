@@ -60,9 +60,7 @@ def test_clip_i_is_the_mean_cosine_to_the_references(clip_folder: Path) -> None:
     images, one = pictures(3), example(2)
     model = CLIPModel.from_pretrained(clip_folder).eval()
     with torch.no_grad():
-        a = model.get_image_features(
-            pixels_of(clip_folder, [Image.fromarray(i.numpy()) for i in images])
-        ).pooler_output
+        a = model.get_image_features(pixels_of(clip_folder, [Image.fromarray(i.numpy()) for i in images])).pooler_output
         b = model.get_image_features(pixels_of(clip_folder, list(one.references))).pooler_output
     expected = 100.0 * torch.cosine_similarity(a[:, None], b[None], dim=-1).mean(dim=1)
     scores = build_i(clip_folder)(one, images)
@@ -73,9 +71,7 @@ def test_clip_i_is_the_mean_cosine_to_the_references(clip_folder: Path) -> None:
 @pytest.mark.parametrize("build", [build_t, build_i])
 def test_batches_do_not_change_scores(clip_folder: Path, build: type) -> None:
     images, one = pictures(5), example(2)
-    torch.testing.assert_close(
-        build(clip_folder, 2)(one, images), build(clip_folder)(one, images), rtol=0, atol=1e-4
-    )
+    torch.testing.assert_close(build(clip_folder, 2)(one, images), build(clip_folder)(one, images), rtol=0, atol=1e-4)
 
 
 def test_clip_i_needs_a_reference(clip_folder: Path) -> None:

@@ -94,16 +94,11 @@ def test_a_recipe_names_it_by_its_place_and_the_scorer_runs_it() -> None:
     assert red.__doc__ == "How red an image is."
     assert issubclass(registry.resolve("rewards", "plain_rewards:judge"), AsyncReward)
     images, one = pictures(4), example(prompt="a red dog")
-    rewards = {
-        name: registry.resolve("rewards", spec.type)(spec, device=CPU)
-        for name, spec in recipe.rewards.items()
-    }
+    rewards = {name: registry.resolve("rewards", spec.type)(spec, device=CPU) for name, spec in recipe.rewards.items()}
     images[1] = 0
     with Scorer(rewards, max_failed_share=1.0) as scorer:
         scores = scorer.submit(one, images).result()
-    assert scores[:, 0].tolist() == pytest.approx(
-        (images[..., 0].float().mean((1, 2)) / 9).tolist(), rel=1e-5
-    )
+    assert scores[:, 0].tolist() == pytest.approx((images[..., 0].float().mean((1, 2)) / 9).tolist(), rel=1e-5)
     assert scores[:, 1].nan_to_num(-1.0).tolist() == [1.0, -1.0, 1.0, 1.0]
     assert scorer.tally.failures == {"red": 0, "judge": 1}
 

@@ -72,9 +72,7 @@ def test_a_stop_names_the_reward_and_the_example() -> None:
     with (
         serving(refuse(422, "no reference")) as server,
         Scorer({"mine": client(server.server_address[1])}, max_failed_share=1.0) as scorer,
-        pytest.raises(
-            RewardFailure, match=r"'mine' stopped the run on example 'dog-1': .* 422: no reference"
-        ),
+        pytest.raises(RewardFailure, match=r"'mine' stopped the run on example 'dog-1': .* 422: no reference"),
     ):
         scorer.submit(example(), pictures(2)).result()
 
@@ -95,9 +93,7 @@ def test_it_can_be_built_inside_an_event_loop() -> None:
     assert asyncio.run(build()) == [1.0, 2.0]
 
 
-def test_the_token_is_sent_and_never_shown(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_token_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv(TOKEN_ENV, TOKEN)
     with quick_pauses(), caplog.at_level(logging.DEBUG), serving(reset, GOOD) as server:
         reward = client(server.server_address[1])
@@ -119,9 +115,7 @@ def test_a_pinned_fingerprint_is_checked_before_anything_is_drawn() -> None:
     with serving(GOOD) as server:
         port = server.server_address[1]
         client(port, fingerprint=MINE)
-        with pytest.raises(
-            RewardFailure, match=f"fingerprint is {MINE}, and the recipe's fingerprint is {OTHER}"
-        ):
+        with pytest.raises(RewardFailure, match=f"fingerprint is {MINE}, and the recipe's fingerprint is {OTHER}"):
             client(port, fingerprint=OTHER)
         assert server.bodies == []
 

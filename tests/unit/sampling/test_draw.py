@@ -29,9 +29,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def drawn(
-    world: Path, file: Path, adapter: str | None, references: int = 1, **changes: Any
-) -> list[Image.Image]:
+def drawn(world: Path, file: Path, adapter: str | None, references: int = 1, **changes: Any) -> list[Image.Image]:
     settings: dict[str, Any] = {"steps": 2, "seed": 0, "num": 1, "grid": None, **changes}
     pictures = [load_image(world / f"{i}.png") for i in range(references)]
     recipe = tiny_recipe(world, world / "run", policy__min_references=0)
@@ -52,9 +50,7 @@ def test_base_adapter_and_grid(world: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert not same(tuned[0], base[0])
     assert not same(base[0], base[1])
-    tiles = [
-        sheet.crop((4 + 36 * k, 64 * row + 28, 36 + 36 * k, 64 * row + 60)) for row in (1, 2) for k in (0, 1)
-    ]
+    tiles = [sheet.crop((4 + 36 * k, 64 * row + 28, 36 + 36 * k, 64 * row + 60)) for row in (1, 2) for k in (0, 1)]
     assert all(same(tile, image) for tile, image in zip(tiles, (*base, *tuned), strict=True))
 
 
@@ -106,9 +102,7 @@ def test_without_references_the_grid_has_no_row_of_them(world: Path, tmp_path: P
 
 def test_references_in_a_grid_are_whole() -> None:
     """A reference of another shape is padded with white, not cropped or stretched."""
-    sheet = side_by_side(
-        [Image.new("RGB", (64, 32), "red")], {"base": torch.zeros(1, 32, 32, 3, dtype=torch.uint8)}
-    )
+    sheet = side_by_side([Image.new("RGB", (64, 32), "red")], {"base": torch.zeros(1, 32, 32, 3, dtype=torch.uint8)})
     tile = sheet.crop((4, 28, 36, 60))
     assert [tile.getpixel((16, y)) for y in (2, 16, 29)] == [(255, 255, 255), (255, 0, 0), (255, 255, 255)]
     assert [tile.getpixel((x, 16)) for x in (0, 31)] == [(255, 0, 0)] * 2

@@ -94,9 +94,7 @@ def test_floats_and_tensors_and_batched_sigmas_give_the_same_bits(
     for k in range(9):
         one = slice(k, k + 1)
         single = transition(v[one], x[one], SIGMAS[k], SIGMAS[k + 1], sigma_max=SIGMAS[1])
-        floats = transition(
-            v[one], x[one], float(SIGMAS[k]), float(SIGMAS[k + 1]), sigma_max=float(SIGMAS[1])
-        )
+        floats = transition(v[one], x[one], float(SIGMAS[k]), float(SIGMAS[k + 1]), sigma_max=float(SIGMAS[1]))
         for given in (single, floats):
             assert torch.equal(given.mean, batched.mean[one])
             assert torch.equal(given.std, batched.std[k, 0, 0])
@@ -193,9 +191,9 @@ def test_log_prob_is_the_mean_normal_density(shape: tuple[int, ...]) -> None:
 def test_kl_is_torchs_and_never_negative_and_zero_of_itself() -> None:
     a, b = tensors()
     p, q = Gaussian(a, torch.tensor(0.3)), Gaussian(b, torch.tensor([0.2, 0.3, 0.7])[:, None, None])
-    expected = kl_divergence(
-        Normal(p.mean.double(), p.std.double()), Normal(q.mean.double(), q.std.double())
-    ).mean((1, 2))
+    expected = kl_divergence(Normal(p.mean.double(), p.std.double()), Normal(q.mean.double(), q.std.double())).mean(
+        (1, 2)
+    )
     torch.testing.assert_close(kl(p, q).double(), expected, atol=1e-5, rtol=1e-5)
     assert (kl(p, q) > 0).all()
     assert (kl(q, p) > 0).all()
@@ -217,9 +215,7 @@ def test_the_gradient_reaches_the_velocity() -> None:
     ("function", "given"),
     [(dance_sde, {"eta": 0.0}), (flow_sde, {"noise_level": -1.0}), (cps, {"noise_level": 1.5})],
 )
-def test_sections_refuse_what_has_no_probability(
-    function: Callable[..., Gaussian], given: dict[str, float]
-) -> None:
+def test_sections_refuse_what_has_no_probability(function: Callable[..., Gaussian], given: dict[str, float]) -> None:
     section = config_model("dynamics", function)
     assert section.model_fields.keys() == {"type", *given}  # sigma_max is the sampler's
     for wrong in (given, {"etta": 1.0}):

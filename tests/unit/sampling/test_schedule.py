@@ -37,9 +37,7 @@ PLANS: list[Plan] = [
 @given(num_steps=st.integers(1, 60), shift=st.floats(0.3, 10))
 def test_grid_is_its_formula(num_steps: int, shift: float) -> None:
     grid = shifted_sigmas(num_steps, shift)
-    expected = [
-        shift * s / (1 + (shift - 1) * s) for s in ((num_steps - k) / num_steps for k in range(num_steps + 1))
-    ]
+    expected = [shift * s / (1 + (shift - 1) * s) for s in ((num_steps - k) / num_steps for k in range(num_steps + 1))]
     torch.testing.assert_close(grid, torch.tensor(expected), atol=1e-6, rtol=1e-6)
     assert grid.dtype == torch.float32
     assert grid[0] == 1
@@ -51,9 +49,7 @@ def test_shift_one_is_even() -> None:
     torch.testing.assert_close(shifted_sigmas(4, 1.0), torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0]))
 
 
-@pytest.mark.parametrize(
-    ("num_steps", "shift"), [(0, 1.0), (-3, 1.0), (5, 0.0), (5, -1.0), (5, float("nan"))]
-)
+@pytest.mark.parametrize(("num_steps", "shift"), [(0, 1.0), (-3, 1.0), (5, 0.0), (5, -1.0), (5, float("nan"))])
 def test_impossible_grids_are_refused(num_steps: int, shift: float) -> None:
     with pytest.raises(ValueError, match="at least 1 step and a positive shift"):
         shifted_sigmas(num_steps, shift)

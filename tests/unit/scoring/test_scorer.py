@@ -189,9 +189,7 @@ def test_failed_groups_stop_the_run_with_the_last_error() -> None:
 
     with scorer(0.25, server=Server(serve)) as under_test:
         under_test.submit(example(), group(*range(6))).result()
-        with pytest.raises(
-            RewardFailure, match=r"failed on 12 of its last 12 samples.*OSError: no route for 6"
-        ):
+        with pytest.raises(RewardFailure, match=r"failed on 12 of its last 12 samples.*OSError: no route for 6"):
             under_test.submit(example(), group(*range(6, 12))).result()
 
 
@@ -226,9 +224,7 @@ def test_failures_are_nan_and_counted_and_stay_in_their_sample() -> None:
         result, untouched = bad.result(), good.result()
     assert result[:, 0].isnan().tolist() == [False, True, True, True, True, True]
     assert result[0, 0] == 0.0
-    assert torch.equal(result[:, 1], torch.arange(6, dtype=torch.float32)), (
-        "one reward's failures aren't another's"
-    )
+    assert torch.equal(result[:, 1], torch.arange(6, dtype=torch.float32)), "one reward's failures aren't another's"
     assert torch.equal(untouched, torch.tensor([[6.0, 6.0], [7.0, 7.0]]))
     assert under_test.tally.failures == {"net": 5, "a": 0}
 
@@ -359,9 +355,7 @@ def test_a_second_result_counts_nothing_twice() -> None:
 
 def test_resumed_state_stops_where_the_uninterrupted_run_does() -> None:
     def failing_every(period: int) -> Scorer:
-        return scorer(
-            0.25, a=Local(lambda e, images: torch.where(ids_of(images) % period == 0, math.nan, 1.0))
-        )
+        return scorer(0.25, a=Local(lambda e, images: torch.where(ids_of(images) % period == 0, math.nan, 1.0)))
 
     def steps_until_stop(under_test: Scorer, limit: int) -> int:
         for step in range(limit):
@@ -471,9 +465,7 @@ def test_local_rewards_in_the_background_work_while_the_next_group_is_sampled() 
         order.append(float(ids_of(images)[0]))
         return ids_of(images)
 
-    with Scorer(
-        {"a": Local(score), "b": Local(score)}, max_failed_share=0.0, background=torch.device("cpu")
-    ) as scorer:
+    with Scorer({"a": Local(score), "b": Local(score)}, max_failed_share=0.0, background=torch.device("cpu")) as scorer:
         pending = [scorer.submit(example(1), group(1, 2)), scorer.submit(example(1), group(3, 4))]
         submitted.set()
         second, first = pending[1].result(), pending[0].result()

@@ -61,9 +61,7 @@ def red() -> RewardAPI:
 
 def request(*values: int, key: str = "a", shared: bool = True, size: int = 2) -> ScoreRequest:
     images = [png(Image.new("RGB", (size, size), (value, 0, 0))) for value in values]
-    return ScoreRequest.model_validate(
-        {"example": {"key": key, "prompt": "p"}, "images": images, "shared": shared}
-    )
+    return ScoreRequest.model_validate({"example": {"key": key, "prompt": "p"}, "images": images, "shared": shared})
 
 
 def ask(worker: RewardAPI, *requests: ScoreRequest) -> list[tuple[int, dict[str, Any]]]:
@@ -82,9 +80,7 @@ def hpsv3(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("reward", [dino, hpsv3])
-def test_scores_through_the_server_are_the_local_ones(
-    reward: Callable[[Path], dict[str, Any]], tmp_path: Path
-) -> None:
+def test_scores_through_the_server_are_the_local_ones(reward: Callable[[Path], dict[str, Any]], tmp_path: Path) -> None:
     section = reward(tmp_path)
     plugin = registry.resolve("rewards", section["type"])
     spec = registry.config_model("rewards", plugin).model_validate(section)
@@ -172,9 +168,7 @@ async def judge(one: Example, images: list[Image.Image]) -> list[float]:
     return [float(image.getpixel((0, 0))[0]) for image in images]  # type: ignore[index]
 
 
-def test_a_reward_that_cant_be_loaded_is_said_plainly(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_reward_that_cant_be_loaded_is_said_plainly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR), pytest.raises(ValueError, match="can't be loaded"):
         worker({"type": "dino", "model": str(tmp_path)})
     assert "rewards.mine: reward model" in caplog.text

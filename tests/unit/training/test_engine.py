@@ -38,9 +38,7 @@ def recipe(**changes: Any) -> Any:
         (DistributedType.DEEPSPEED, 3, True, True),
     ],
 )
-def test_which_forwards_take_all_ranks(
-    kind: DistributedType, stage: int, plain: bool, with_buffers: bool
-) -> None:
+def test_which_forwards_take_all_ranks(kind: DistributedType, stage: int, plain: bool, with_buffers: bool) -> None:
     engine = accelerator(kind, stage=stage)
     assert needs_all_ranks(engine, nn.Linear(2, 2)) is plain
     assert needs_all_ranks(engine, nn.BatchNorm1d(2)) is with_buffers

@@ -81,9 +81,7 @@ def test_killed_anywhere_in_a_save(tmp_path: Path, prepare: Callable[[Path], Non
             prepare(folder)
         killed = dies_before(number, lambda at=folder: save(at, step))  # type: ignore[misc]
         cut_what_was_not_synced(folder)
-        visible = [
-            path for path in folder.glob("step-*") if path.name != f"step-{step:06d}" or prepare is None
-        ]
+        visible = [path for path in folder.glob("step-*") if path.name != f"step-{step:06d}" or prepare is None]
         assert visible
         for path in visible:
             assert read_tensors(path / "state" / "adapter.safetensors")["a"][0] == check(path)

@@ -70,9 +70,7 @@ def test_an_unscorable_value_is_valid_json(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "1.json").read_text(), parse_constant=refuse)["clip"] == [None]
 
 
-def test_a_line_a_step_with_null_for_what_has_no_value(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_line_a_step_with_null_for_what_has_no_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunLog(Accelerator(cpu=True), tmp_path, 100, 0) as log:
         for step in range(1, 11):
             log.write(step, {"b": float(torch.tensor(0.5)), "a": math.nan, "c": math.inf}, f"headline {step}")

@@ -57,9 +57,7 @@ def check(
 
 def _show_check(report: "Check") -> None:
     counts = [("rows", f"{report.rows:,}"), ("subjects", f"{report.subjects:,}")]
-    counts += [
-        (f"rows with {n} reference{'s' * (n > 1)}", f"{count:,}") for n, count in report.references.items()
-    ]
+    counts += [(f"rows with {n} reference{'s' * (n > 1)}", f"{count:,}") for n, count in report.references.items()]
     counts += [("rows with a target", f"{report.targets:,}"), ("distinct images", f"{report.images:,}")]
     if report.sizes is not None:
         sizes = report.sizes
@@ -81,9 +79,7 @@ def _show_check(report: "Check") -> None:
     _list("rows with equal prompt and images", [", ".join(names) for names in report.same_rows])
     _list("rows whose target is their reference", report.copies)
     style = "green" if report.ok else "red"
-    out.print(
-        f"{len(report.usable):,} of {report.rows + len(report.bad_lines):,} rows can be used", style=style
-    )
+    out.print(f"{len(report.usable):,} of {report.rows + len(report.bad_lines):,} rows can be used", style=style)
 
 
 def _list(title: str, lines: list[str], most: int = 10) -> None:

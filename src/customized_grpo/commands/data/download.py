@@ -10,9 +10,7 @@ from customized_grpo.console import err, say
 
 
 def download(
-    name: Annotated[
-        str, typer.Argument(metavar="SET", help="dreambench, dreambench++, or a data set's hub id")
-    ],
+    name: Annotated[str, typer.Argument(metavar="SET", help="dreambench, dreambench++, or a data set's hub id")],
     folder: Annotated[Path, typer.Option("--out", help="the folder to download to")],
     include: Annotated[
         list[str] | None, typer.Option(help="only paths like this pattern; may be given several times")
@@ -35,7 +33,5 @@ def download(
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
         task = bar.add_task(name, total=total)
-        fetched = fetch(
-            files, folder, lambda one, size: bar.update(task, advance=size, description=one[-40:])
-        )
+        fetched = fetch(files, folder, lambda one, size: bar.update(task, advance=size, description=one[-40:]))
     say(f"{folder}: {fetched:,} files fetched, all {len(files):,} checked")

@@ -17,12 +17,8 @@ if TYPE_CHECKING:
 def import_(
     kind: Annotated[str, typer.Argument(metavar="TYPE", help="the source's layout: see 'plugins importers'")],
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="a folder, a file, or a hub id")],
-    options: Annotated[
-        list[str] | None, typer.Argument(metavar="[key=value]", help="options of the importer")
-    ] = None,
-    folder: Annotated[Path, typer.Option("--out", help="the folder to write manifest.jsonl to")] = Path(
-        "data"
-    ),
+    options: Annotated[list[str] | None, typer.Argument(metavar="[key=value]", help="options of the importer")] = None,
+    folder: Annotated[Path, typer.Option("--out", help="the folder to write manifest.jsonl to")] = Path("data"),
     images: Annotated[
         Literal["link", "copy"],
         typer.Option(help="use the images where they are, or copy them as PNG without metadata"),

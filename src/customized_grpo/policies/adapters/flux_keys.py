@@ -71,8 +71,7 @@ def key_map(num_double: int, num_single: int, *, guidance: bool) -> dict[str, tu
     ):
         for i in range(count):
             layers |= {
-                f"{theirs}.{i}.{name}": tuple(f"{ours}.{i}.{one}" for one in names)
-                for name, names in linear.items()
+                f"{theirs}.{i}.{name}": tuple(f"{ours}.{i}.{one}" for one in names) for name, names in linear.items()
             }
             norms |= {f"{theirs}.{i}.{name}": f"{ours}.{i}.{one}" for name, one in norm.items()}
     pairs = {

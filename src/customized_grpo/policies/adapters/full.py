@@ -123,11 +123,7 @@ def _norm_in_float32(transformer: nn.Module, dtype: torch.dtype) -> None:
     from diffusers.models.normalization import RMSNorm
 
     for module in transformer.modules():
-        if (
-            isinstance(module, nn.RMSNorm | RMSNorm)
-            and module.weight is not None
-            and module.weight.requires_grad
-        ):
+        if isinstance(module, nn.RMSNorm | RMSNorm) and module.weight is not None and module.weight.requires_grad:
             module.register_forward_pre_hook(lambda _, args: (args[0].float(), *args[1:]))
             module.register_forward_hook(lambda _, __, output: output.to(dtype))
 

@@ -265,9 +265,7 @@ def _target_regex(transformer: nn.Module, targets: tuple[str, ...]) -> str:
         try:
             matches = [name for name in linear if re.fullmatch(rf"(.*\.)?({target})", name)]
         except re.error as error:
-            raise ValueError(
-                f"policy.lora.targets: {target!r} is not a regular expression ({error})"
-            ) from error
+            raise ValueError(f"policy.lora.targets: {target!r} is not a regular expression ({error})") from error
         if not matches:
             ends = sorted({name.rsplit(".", 1)[-1] for name in linear if not name[-1].isdigit()})
             raise ValueError(

@@ -80,9 +80,7 @@ def read_adapter(path: str | Path) -> AdapterFile:
             f"as policy.base_lora.path={file}"
         )
     tensors = _of_transformer(file, tensors)
-    ranks = {
-        tensor.shape[0 if ".lora_A." in name else 1] for name, tensor in tensors.items() if tensor.ndim == 2
-    }
+    ranks = {tensor.shape[0 if ".lora_A." in name else 1] for name, tensor in tensors.items() if tensor.ndim == 2}
     if len(ranks) != 1:
         raise ValueError(
             f"adapter {str(file)!r} has the ranks {sorted(ranks)}; only one rank for all is supported here. "
@@ -188,9 +186,7 @@ def newest_complete(run: Path, name: str) -> Path | None:
     complete = {
         int(folder.name.removeprefix("step-")): folder / name
         for folder in (run / "checkpoints").glob("step-*")
-        if re.fullmatch(r"step-\d+", folder.name)
-        and (folder / "manifest.json").is_file()
-        and (folder / name).is_file()
+        if re.fullmatch(r"step-\d+", folder.name) and (folder / "manifest.json").is_file() and (folder / name).is_file()
     }
     return complete[max(complete)] if complete else None
 

@@ -32,9 +32,7 @@ def cut_like(tensor: Tensor, other: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if isinstance(other, DTensor):
-        return distribute_tensor(
-            tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None
-        )
+        return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
     return tensor
 
 

@@ -61,9 +61,7 @@ def reference(policy: Policy) -> AbstractContextManager[None]:
     """Context in which the policy is the untrained one, for the KL: adapter off, or initial weights restored."""
     if policy.base_weights is not None:
         return full.exchanged(base_transformer(policy), policy.base_weights)
-    assert lora.trainable_parameters(policy), (
-        "full fine-tuning has a reference where it was attached with keep_base"
-    )
+    assert lora.trainable_parameters(policy), "full fine-tuning has a reference where it was attached with keep_base"
     return lora.reference(policy)
 
 

@@ -62,9 +62,7 @@ def from_uno(tensors: Mapping[str, Tensor], num_double: int, num_single: int) ->
         down, up = (tensors[f"{place}.{side}.weight"] for side in ("down", "up"))
         if down.ndim != 2 or up.ndim != 2 or up.shape[1] != down.shape[0] or up.shape[0] % len(modules):
             raise ValueError(f"{place}: down {tuple(down.shape)} and up {tuple(up.shape)} don't fit")
-        update |= {
-            module: Factors(down, rows) for module, rows in zip(modules, up.chunk(len(modules)), strict=True)
-        }
+        update |= {module: Factors(down, rows) for module, rows in zip(modules, up.chunk(len(modules)), strict=True)}
     return update
 
 

@@ -20,9 +20,7 @@ from customized_grpo.prepare.importers.base import Draft, Importer, Item, Reject
 class DreamBench(Importer):
     """DreamBench: 750 prompts of one subject, or UNO's 750 of two, in the order of the public lists."""
 
-    subjects: Literal["single", "multi"] = Field(
-        default="single", description="one subject per prompt, or two"
-    )
+    subjects: Literal["single", "multi"] = Field(default="single", description="one subject per prompt, or two")
 
     def root(self, source: str) -> Path:
         """Folder of the subjects."""

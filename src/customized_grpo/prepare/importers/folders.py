@@ -57,17 +57,13 @@ class DreamBoothFolder(Importer):
         root = folder_of(source, "a folder of pictures for each subject")
         subjects = [root] if images_in(root) else sorted(path for path in root.iterdir() if path.is_dir())
         words = self._class_words(root)
-        templates = (
-            list(_TEMPLATES) if self.prompts is None else _read_templates(Path(self.prompts).expanduser())
-        )
+        templates = list(_TEMPLATES) if self.prompts is None else _read_templates(Path(self.prompts).expanduser())
         for folder in subjects:
             pictures = images_in(folder)
             if not pictures:
                 yield Rejected(folder.name, f"{folder}: there is no picture in it")
                 continue
-            word = (
-                words.get(folder.name) or re.sub(r"[_\-\s]*\d*$", "", folder.name).replace("_", " ").strip()
-            )
+            word = words.get(folder.name) or re.sub(r"[_\-\s]*\d*$", "", folder.name).replace("_", " ").strip()
             for picture in pictures if self.references == "each" else pictures[:1]:
                 for number, template in enumerate(templates):
                     yield Draft(
@@ -100,12 +96,8 @@ class DreamBoothFolder(Importer):
 class ImageFolder(Importer):
     """Hugging Face's imagefolder: pictures and metadata.jsonl or metadata.csv with a caption for each."""
 
-    prompt: str | None = Field(
-        default=None, description="column of the prompt; null: prompt, caption or text"
-    )
-    reference: str = Field(
-        default="file_name", description="column of the reference's path, or a list of paths"
-    )
+    prompt: str | None = Field(default=None, description="column of the prompt; null: prompt, caption or text")
+    reference: str = Field(default="file_name", description="column of the reference's path, or a list of paths")
     target: str | None = Field(default=None, description="column of the target's path")
     mask: str | None = Field(default=None, description="column of the reference's mask")
     subject: str | None = Field(default=None, description="column of the class word")
@@ -120,9 +112,7 @@ class ImageFolder(Importer):
         folder = folder_of(source, "pictures and metadata.jsonl or metadata.csv")
         entries = list(_read_metadata(folder))
         if self.pairs == "subject" and self.subject_id is None:
-            raise SourceError(
-                "pairs=subject needs subject_id=COLUMN, which says whose pictures belong together"
-            )
+            raise SourceError("pairs=subject needs subject_id=COLUMN, which says whose pictures belong together")
         others: dict[str, list[str]] = {}
         if self.subject_id is not None:
             for _, entry in entries:
@@ -175,9 +165,7 @@ def _read_templates(path: Path) -> list[str]:
     templates = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     if not templates or not all("{}" in template for template in templates):
         wrong = next((template for template in templates if "{}" not in template), "")
-        raise SourceError(
-            f"prompts: {path}: given {wrong!r}; every line needs {{}} in place of the class word"
-        )
+        raise SourceError(f"prompts: {path}: given {wrong!r}; every line needs {{}} in place of the class word")
     return templates
 
 

@@ -69,9 +69,7 @@ class _Hub(Importer):
         if path.exists():
             files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
             if not files:
-                raise SourceError(
-                    f"{source}: there is no .parquet file in it; give a folder with some, or a hub id"
-                )
+                raise SourceError(f"{source}: there is no .parquet file in it; give a folder with some, or a hub id")
             options: dict[str, Any] = {"path": "parquet", "data_files": [str(file) for file in files]}
         elif re.fullmatch(r"[\w.-]+/[\w.-]+", source):
             options = {"path": source, "revision": self.revision}
@@ -94,12 +92,8 @@ class Subjects200K(_Hub):
 
     prefix = "s200k"
 
-    collections: list[str] = Field(
-        default=[], description="collections to use, such as collection_2; empty: all"
-    )
-    min_quality: int = Field(
-        default=5, ge=0, le=5, description="lower limit of all three scores; 0: also unscored"
-    )
+    collections: list[str] = Field(default=[], description="collections to use, such as collection_2; empty: all")
+    min_quality: int = Field(default=5, ge=0, le=5, description="lower limit of all three scores; 0: also unscored")
     swap: bool = Field(default=True, description="use each view as the target, so two rows per picture")
 
     def _unfit(self, record: dict[str, Any]) -> str:

@@ -46,9 +46,7 @@ class Places:
         if link.is_symlink() and Path(os.readlink(link)) == self._root:
             return
         if link.exists() or link.is_symlink():
-            raise SourceError(
-                f"{link}: is in the way of a link to {self._root}; give a new folder with --out"
-            )
+            raise SourceError(f"{link}: is in the way of a link to {self._root}; give a new folder with --out")
         try:
             link.symlink_to(self._root, target_is_directory=True)
         except OSError as error:

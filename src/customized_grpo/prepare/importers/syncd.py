@@ -41,15 +41,9 @@ class SynCD(Importer):
     references: PositiveInt = Field(default=1, description="number of reference views per row")
     category: Literal["rigid", "deformable"] | None = Field(default=None, description="null: both")
     masks: bool = Field(default=True, description="attach existing masks")
-    min_dino: float | None = Field(
-        default=None, description="lower limit on the similarity of reference and target"
-    )
-    max_dino: float | None = Field(
-        default=None, description="upper limit: above 0.98 a view is nearly a copy"
-    )
-    min_aesthetics: float | None = Field(
-        default=None, description="lower limit on the score of every view of a row"
-    )
+    min_dino: float | None = Field(default=None, description="lower limit on the similarity of reference and target")
+    max_dino: float | None = Field(default=None, description="upper limit: above 0.98 a view is nearly a copy")
+    min_aesthetics: float | None = Field(default=None, description="lower limit on the score of every view of a row")
 
     def __call__(self, source: str, out: Path) -> Iterator[Item]:
         """Rows in the order of the metadata, then of the views."""
@@ -64,10 +58,7 @@ class SynCD(Importer):
 
     def _metadata(self, folder: Path) -> list[Path]:
         scored = sorted(folder.glob("*metadata*with_scores.json"))
-        if (
-            any(bound is not None for bound in (self.min_dino, self.max_dino, self.min_aesthetics))
-            and not scored
-        ):
+        if any(bound is not None for bound in (self.min_dino, self.max_dino, self.min_aesthetics)) and not scored:
             raise SourceError(
                 f"{folder}: min_dino, max_dino and min_aesthetics need scores, "
                 "but there is no *metadata_with_scores.json"
@@ -122,9 +113,7 @@ class SynCD(Importer):
             if self.max_dino is not None and max(similar) > self.max_dino:
                 return "above max_dino"
         if self.min_aesthetics is not None:
-            beauty = [
-                entry["aesthetics_scores"][PurePosixPath(names[view]).stem] for view in (target, *chosen)
-            ]
+            beauty = [entry["aesthetics_scores"][PurePosixPath(names[view]).stem] for view in (target, *chosen)]
             if min(beauty) < self.min_aesthetics:
                 return "below min_aesthetics"
         return ""
@@ -134,9 +123,7 @@ class SynCD(Importer):
 class SynCDJson(Importer):
     """The list of pairs of Customized-GRPO's code (train_1w_syncd_embedding.json), over the images of SynCD."""
 
-    images: str | None = Field(
-        default=None, description="folder of the images; null: the one of the JSON file"
-    )
+    images: str | None = Field(default=None, description="folder of the images; null: the one of the JSON file")
     masks: bool = Field(default=True, description="attach existing masks")
     swap: bool = Field(default=False, description="add each pair with target and reference swapped")
 

@@ -34,9 +34,7 @@ class UNO(Importer):
         default=None,
         description="folder of the images; null: images/ beside the labels, else the labels' folder",
     )
-    min_score: float = Field(
-        default=3.5, ge=0, le=4, description="lower limit on score_final of UNO-1M's labels"
-    )
+    min_score: float = Field(default=3.5, ge=0, le=4, description="lower limit on score_final of UNO-1M's labels")
     swap: bool = Field(default=False, description="UNO-1M: add each pair with target and reference swapped")
 
     def root(self, source: str) -> Path:
@@ -70,9 +68,7 @@ class UNO(Importer):
             return
         captions = entry.get("caption")
         if not isinstance(captions, dict):
-            raise ValueError(
-                f"caption: given {captions!r}; it must be an object with img_path1 and img_path2"
-            )
+            raise ValueError(f"caption: given {captions!r}; it must be an object with img_path1 and img_path2")
         # the second half of a name differs between the two pictures of a subject, the part before "_1" doesn't
         subjects = captions.get("subject") or []
         identity = re.sub(r"_\d+_\d+x\d+$", "", Path(text_of(entry, "img_path1")).stem)

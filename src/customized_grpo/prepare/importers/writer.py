@@ -71,16 +71,12 @@ def import_data(
         ValueError: the source can't be read, ``out`` holds a manifest already, or nothing became a row.
     """
     if (out / MANIFEST).exists() and not options.overwrite:
-        raise ValueError(
-            f"{out / MANIFEST}: is there already; give another folder with --out, or --overwrite"
-        )
+        raise ValueError(f"{out / MANIFEST}: is there already; give another folder with --out, or --overwrite")
     out.mkdir(parents=True, exist_ok=True)
     report = Report()
     with ExitStack() as stack:
         manifest, rejected = (
-            stack.enter_context(
-                stack.enter_context(replacing(out / name)).open("w", encoding="utf-8", newline="\n")
-            )
+            stack.enter_context(stack.enter_context(replacing(out / name)).open("w", encoding="utf-8", newline="\n"))
             for name in (MANIFEST, REJECTED)
         )
         look_all = stack.enter_context(lookers(options.workers))
@@ -99,9 +95,7 @@ def import_data(
             )
     with replacing(out / REPORT) as aside:
         facts = {"importer": importer.model_dump(), "source": source, "options": asdict(options)}
-        aside.write_text(
-            json.dumps(facts | asdict(report), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        aside.write_text(json.dumps(facts | asdict(report), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return report
 
 
@@ -121,11 +115,7 @@ def _batches(items: Iterator[Item], report: Report, limit: int | None) -> Iterat
         if batch:
             yield batch
         if broken is not None:
-            before = (
-                f"; {report.rows} rows came before, '--limit {report.rows}' imports them"
-                if report.rows
-                else ""
-            )
+            before = f"; {report.rows} rows came before, '--limit {report.rows}' imports them" if report.rows else ""
             raise SourceError(f"{broken}{before}") from broken
         if not batch:
             return

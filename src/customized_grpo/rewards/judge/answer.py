@@ -146,9 +146,7 @@ def expected_score(text: str, answer: Answer, tokens: Sequence[Any] | None) -> f
         Unscorable: the endpoint gave no log-probabilities, or none for that digit.
     """
     if not tokens:
-        raise Unscorable(
-            "the endpoint gave no log-probabilities; set expected: false, or logprobs for another"
-        )
+        raise Unscorable("the endpoint gave no log-probabilities; set expected: false, or logprobs for another")
     token = _token_at(text[answer.at :], tokens)
     if token is not None and token.token.strip() == str(answer.score):
         weights = _weights({entry.token: entry.logprob for entry in token.top_logprobs or ()})

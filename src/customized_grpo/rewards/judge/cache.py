@@ -60,9 +60,7 @@ class Cache:
             self._prepare()
         except sqlite3.Error as error:
             self._db.close()
-            raise ValueError(
-                f"cache: {path} is not a cache of a judge ({error}); give another file"
-            ) from error
+            raise ValueError(f"cache: {path} is not a cache of a judge ({error}); give another file") from error
         except ValueError:
             self._db.close()
             raise
@@ -143,9 +141,7 @@ class Cache:
 
     def spent(self) -> tuple[int, int]:
         """Requests and tokens of this judge so far."""
-        row = self._db.execute(
-            "SELECT requests, tokens FROM spent WHERE judge = ?", (self._judge,)
-        ).fetchone()
+        row = self._db.execute("SELECT requests, tokens FROM spent WHERE judge = ?", (self._judge,)).fetchone()
         return int(row[0]), int(row[1])
 
     def close(self) -> None:

@@ -19,9 +19,7 @@ class Endpoint(BaseModel):
     """Address and capabilities of a judge's endpoint. The defaults are those of ``gpt-4o``."""
 
     base_url: str = Field(default="https://api.openai.com/v1", description="without /chat/completions")
-    model: str = Field(
-        default="gpt-4o-2024-11-20", description="name of the model at the endpoint; pin a snapshot"
-    )
+    model: str = Field(default="gpt-4o-2024-11-20", description="name of the model at the endpoint; pin a snapshot")
     key_env: str = Field(
         default="OPENAI_API_KEY",
         description="name of the environment variable that holds the key; empty: no key",
@@ -44,9 +42,7 @@ class Endpoint(BaseModel):
     image_order: Literal["text_first", "images_first"] = Field(
         default="text_first", description="order of the rubric and the images"
     )
-    image_tokens: PositiveInt = Field(
-        default=255, description="tokens of an image of 512 x 512, for estimates"
-    )
+    image_tokens: PositiveInt = Field(default=255, description="tokens of an image of 512 x 512, for estimates")
     detail: Literal["low", "high", "auto"] | None = Field(
         default="high", description="OpenAI's image detail; null: not sent"
     )

@@ -87,8 +87,7 @@ Scale:
 
 _JSON: Final = "Reply with one JSON object and nothing else: "
 _REPLY: Final[Mapping[tuple[bool, bool], str]] = {  # by (reasoning, JSON)
-    (True, True): _JSON
-    + '{"analysis": "<your comparison, at most three sentences>", "score": <0, 1, 2, 3 or 4>}',
+    (True, True): _JSON + '{"analysis": "<your comparison, at most three sentences>", "score": <0, 1, 2, 3 or 4>}',
     (False, True): _JSON + '{"score": <0, 1, 2, 3 or 4>}',
     (
         True,
@@ -109,9 +108,7 @@ def question(rubric: Rubric, example: Example, *, reasoning: bool, output: Outpu
     return "\n\n".join([rubric.text, *facts, _REPLY[reasoning, output != "text"]])
 
 
-def pictures(
-    rubric: Rubric, example: Example, image: Image, *, max_references: int | None
-) -> list[tuple[str, Image]]:
+def pictures(rubric: Rubric, example: Example, image: Image, *, max_references: int | None) -> list[tuple[str, Image]]:
     """Each image with its caption, the generated one last.
 
     Raises:
@@ -119,9 +116,7 @@ def pictures(
     """
     shown: Sequence[Image] = example.references[:max_references] if rubric.shows_references else ()
     if rubric.shows_references and not shown:
-        raise ValueError(
-            f"example {example.key!r} has no reference; {rubric.name} compares with at least one"
-        )
+        raise ValueError(f"example {example.key!r} has no reference; {rubric.name} compares with at least one")
     numbers = [f" {at}" for at in range(1, len(shown) + 1)] if len(shown) > 1 else [""]
     labels = [f"Reference image{number}:" for number in numbers[: len(shown)]]
     return [*zip(labels, shown, strict=True), ("Generated image:", image)]

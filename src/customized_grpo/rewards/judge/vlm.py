@@ -60,9 +60,7 @@ class Vlm(AsyncReward):
         best: PositiveFloat = Field(
             default=float(BEST), description="value of the best answer: 4, or 1 as DreamBench++ reports it"
         )
-        max_references: PositiveInt | None = Field(
-            default=None, description="limit on references shown; null: all"
-        )
+        max_references: PositiveInt | None = Field(default=None, description="limit on references shown; null: all")
         concurrency: PositiveInt = Field(default=8, description="limit on concurrent questions per process")
         timeout_s: PositiveFloat = Field(default=60.0, description="silence after which a request is retried")
         deadline_s: PositiveFloat = Field(
@@ -71,9 +69,7 @@ class Vlm(AsyncReward):
         retries: NonNegativeInt = Field(
             default=4, description="number of retries after 408, 409, 429, 5xx and lost connections"
         )
-        cache: str | None = Field(
-            default=None, description="file of answers and spending; null: this process's memory"
-        )
+        cache: str | None = Field(default=None, description="file of answers and spending; null: this process's memory")
         budget_requests: PositiveInt | None = Field(
             default=None, description="limit on requests, counted in the cache; more stop the run"
         )
@@ -176,9 +172,7 @@ class Vlm(AsyncReward):
         ]
         answer = await self._client.ask({"messages": messages, **self._fixed})
         used = answer.usage
-        counts = (
-            (used.prompt_tokens or 0, used.completion_tokens or 0) if used else (_tokens(self._config), 0)
-        )
+        counts = (used.prompt_tokens or 0, used.completion_tokens or 0) if used else (_tokens(self._config), 0)
         self._cache.spend(sum(counts))
         if not answer.choices:
             raise Unscorable(self._client.complaint(answer))

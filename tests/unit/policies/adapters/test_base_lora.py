@@ -66,9 +66,7 @@ def velocity(policy: UNO, *, grad: bool = False) -> Tensor:
 
 @pytest.mark.parametrize("mode", ["adapter", "fuse"])
 @pytest.mark.parametrize("targets", [("uno",), None], ids=["uno's layers", "more layers"])
-def test_the_base_keeps_its_lora(
-    tiny_flux: Path, base_file: Path, mode: str, targets: tuple[str, ...] | None
-) -> None:
+def test_the_base_keeps_its_lora(tiny_flux: Path, base_file: Path, mode: str, targets: tuple[str, ...] | None) -> None:
     """Before training, while training, and in the KL's reference: with UNO's LoRA, which never moves."""
     bare, policy = load(tiny_flux, None), load(tiny_flux, base_file, mode)
     base = velocity(policy)
@@ -125,9 +123,7 @@ def test_a_shared_a_is_one_parameter(tiny_flux: Path) -> None:
         velocity(policy, grad=True).square().mean().backward()
     assert torch.equal(velocity(shared), velocity(apart))
     one, three = trainable_parameters(shared), trainable_parameters(apart)
-    assert (
-        len(one) == len(three) - 2 * 3
-    )  # two streams of a double block and a single block share one A of three
+    assert len(one) == len(three) - 2 * 3  # two streams of a double block and a single block share one A of three
     prefix = "transformer_blocks.0.attn."
     parts = [three[f"{prefix}{name}.lora_A.default.weight"].grad for name in ("to_q", "to_k", "to_v")]
     total = one[f"{prefix}to_q.lora_A.default.weight"].grad
@@ -186,9 +182,7 @@ def test_every_key_of_the_full_size_maps() -> None:
         assert len(names) == 2 * (19 * 4 + 38 * 2)
         state = {
             f"{place}.{side}.weight": torch.empty(
-                (512, 15360 if place.endswith(".proj_lora") else 3072)
-                if side == "down"
-                else (3072 * len(modules), 512)
+                (512, 15360 if place.endswith(".proj_lora") else 3072) if side == "down" else (3072 * len(modules), 512)
             )
             for place, modules in layers(19, 38).items()
             for side in ("down", "up")

@@ -92,9 +92,7 @@ def test_default_targets_are_the_blocks_and_not_the_last_layer(tiny_flux: Path) 
 
 def test_a_target_is_a_name_its_end_or_an_expression(tiny_flux: Path) -> None:
     policy = tiny_policy(tiny_flux)
-    attach(
-        policy, LoraSettings(rank=2, targets=("to_q", r"single_\w+\.0\.proj_(mlp|out)", "norm_out.linear")), 0
-    )
+    attach(policy, LoraSettings(rank=2, targets=("to_q", r"single_\w+\.0\.proj_(mlp|out)", "norm_out.linear")), 0)
     assert {name.split(".lora_")[0] for name in trainable_parameters(policy)} == {
         "transformer_blocks.0.attn.to_q",
         "single_transformer_blocks.0.attn.to_q",
@@ -164,9 +162,7 @@ def test_only_the_adapter_is_trained(tiny_flux: Path) -> None:
 
 
 @pytest.mark.parametrize("alpha", [None, 4.0, 10.0, 2.5])
-def test_flux_pipeline_loads_it_to_the_same_velocity(
-    tiny_flux: Path, tmp_path: Path, alpha: float | None
-) -> None:
+def test_flux_pipeline_loads_it_to_the_same_velocity(tiny_flux: Path, tmp_path: Path, alpha: float | None) -> None:
     policy = trained(tiny_flux, LoraSettings(rank=4, alpha=alpha))
     save_adapter(policy, tmp_path, {"base": "tiny"})
 
@@ -207,9 +203,7 @@ def test_attach_starts_from_a_path(tiny_flux: Path, tmp_path: Path) -> None:
     assert torch.equal(velocity(other), velocity(policy))
 
 
-@pytest.mark.parametrize(
-    "targets", [("to_q", "proj_out"), ("^proj_out", r"transformer_blocks\.0\.attn\.to_k")]
-)
+@pytest.mark.parametrize("targets", [("to_q", "proj_out"), ("^proj_out", r"transformer_blocks\.0\.attn\.to_k")])
 def test_a_file_knows_its_own_settings(tiny_flux: Path, tmp_path: Path, targets: tuple[str, ...]) -> None:
     policy = trained(tiny_flux, LoraSettings(rank=3, alpha=6, targets=targets))
     file = read_adapter(save_adapter(policy, tmp_path, {"base": "tiny"}))
@@ -260,9 +254,7 @@ def test_missing_and_surplus_keys_are_named(tiny_flux: Path, tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r"missing: \S*to_v\.lora_A.*surplus: \S*to_k\.lora_A"):
         load_adapter(other, saved)
     after = adapter_state(other.transformer)
-    assert all(torch.equal(before[name], after[name]) for name in before), (
-        "a refused file must change nothing"
-    )
+    assert all(torch.equal(before[name], after[name]) for name in before), "a refused file must change nothing"
 
 
 @pytest.mark.parametrize("settings", [LoraSettings(rank=8, alpha=8), LoraSettings(rank=4, alpha=8)])
@@ -277,9 +269,7 @@ def test_another_rank_or_scale_is_refused(tiny_flux: Path, tmp_path: Path, setti
 def test_foreign_and_damaged_files_are_refused(policy: UNO, tmp_path: Path) -> None:
     attach(policy, LoraSettings(rank=4), seed=0)
     foreign = tmp_path / "foreign.safetensors"
-    safetensors.torch.save_file(
-        {"double_blocks.0.processor.qkv_lora1.down.weight": torch.zeros(2, 2)}, foreign
-    )
+    safetensors.torch.save_file({"double_blocks.0.processor.qkv_lora1.down.weight": torch.zeros(2, 2)}, foreign)
     with pytest.raises(ValueError, match=r"UNO.s format, not .*double_blocks\.0.*policy\.base_lora\.path"):
         load_adapter(policy, foreign)
     short = tmp_path / "short.safetensors"

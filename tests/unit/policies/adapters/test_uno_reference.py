@@ -71,8 +71,7 @@ def test_the_lora_and_the_case_matter(files: dict[str, str]) -> None:
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_fused_and_adapter_agree(files: dict[str, str], scale: float) -> None:
     fused, kept = (
-        load(files, base_lora={"path": files["lora"], "mode": mode, "scale": scale})
-        for mode in ("fuse", "adapter")
+        load(files, base_lora={"path": files["lora"], "mode": mode, "scale": scale}) for mode in ("fuse", "adapter")
     )
     for case in CASES:
         torch.testing.assert_close(velocity(fused, case), velocity(kept, case), rtol=0, atol=1e-5)
@@ -141,9 +140,7 @@ def broken(files: dict[str, str], folder: Path, what: str, change: str) -> str:
     ],
 )
 @pytest.mark.parametrize("what", ["transformer", "lora"])
-def test_every_key_must_map(
-    files: dict[str, str], tmp_path: Path, what: str, change: str, message: str
-) -> None:
+def test_every_key_must_map(files: dict[str, str], tmp_path: Path, what: str, change: str, message: str) -> None:
     path = broken(files, tmp_path, what, change)
     changes = {"transformer": path} if what == "transformer" else {"base_lora": {"path": path}}
     key = "policy.transformer" if what == "transformer" else "policy.base_lora"

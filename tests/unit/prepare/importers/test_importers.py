@@ -18,9 +18,7 @@ from customized_grpo.prepare.importers.json_array import json_objects
 from customized_grpo.prepare.importers.writer import Options, Report, import_data
 from layouts import DREAMBENCH, draw, read, rejected, syncd
 
-needs_dreambench = pytest.mark.skipif(
-    not DREAMBENCH.is_dir(), reason="DreamBench is not at ../shared/data/dreambench"
-)
+needs_dreambench = pytest.mark.skipif(not DREAMBENCH.is_dir(), reason="DreamBench is not at ../shared/data/dreambench")
 
 
 def run(kind: str, source: Path, out: Path, **options: Any) -> Report:
@@ -36,9 +34,7 @@ def test_syncd_uses_every_view_as_reference_and_as_target(tmp_path: Path) -> Non
     report = run("syncd", tmp_path / "syncd", tmp_path / "out")
     rows = read(tmp_path / "out")
     assert (report.rows, report.rejected, report.images) == (12, 0, 6)
-    assert [row["id"] for row in rows[:6]] == [
-        f"syncd-17-{r}-{t}" for r, t in ("10", "20", "01", "21", "02", "12")
-    ]
+    assert [row["id"] for row in rows[:6]] == [f"syncd-17-{r}-{t}" for r, t in ("10", "20", "01", "21", "02", "12")]
     first = rows[0]
     assert first["prompt"] == "a bag 0 in place 0"
     assert first["references"] == ["source/17/1.png"]
@@ -137,9 +133,7 @@ def test_syncd_with_an_unsafe_archive_writes_nothing(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("form", ["folder", "archives"])
-def test_a_bad_object_costs_itself_alone(
-    tmp_path: Path, change: dict[str, Any], reason: str, form: str
-) -> None:
+def test_a_bad_object_costs_itself_alone(tmp_path: Path, change: dict[str, Any], reason: str, form: str) -> None:
     source = tmp_path / "made"
     entries = syncd(source)
     entries[0] |= change
@@ -216,9 +210,7 @@ def test_uno_1m_labels(tmp_path: Path) -> None:
         draw(tmp_path / "images" / path)
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels/split10.json").write_text(json.dumps([label(3.5)]))
-    (tmp_path / "labels/split2.json").write_text(
-        json.dumps([label(4), label(3), label(131184.67), label(None)])
-    )
+    (tmp_path / "labels/split2.json").write_text(json.dumps([label(4), label(3), label(131184.67), label(None)]))
     report = run("uno", tmp_path, tmp_path / "out", swap=True)
     rows = read(tmp_path / "out")
     assert [row["id"] for row in rows] == [
@@ -241,9 +233,7 @@ def test_dreambooth_folders(tmp_path: Path) -> None:
     (tmp_path / "set/empty").mkdir()
     (tmp_path / "set/classes.txt").write_text("cat,tabby cat\n")
     (tmp_path / "prompts.txt").write_text("a {} in the snow\n\na {} at night\n")
-    report = run(
-        "dreambooth-folder", tmp_path / "set", tmp_path / "out", prompts=str(tmp_path / "prompts.txt")
-    )
+    report = run("dreambooth-folder", tmp_path / "set", tmp_path / "out", prompts=str(tmp_path / "prompts.txt"))
     rows = read(tmp_path / "out")
     assert [row["prompt"] for row in rows] == [
         "a tabby cat in the snow", "a tabby cat at night",
@@ -448,9 +438,7 @@ def test_parquet_files_by_datasets(tmp_path: Path, streaming: bool) -> None:
     assert run("subjects200k", tmp_path / "pairs.parquet", tmp_path / "two", streaming=streaming).rows == 4
 
 
-def test_a_hub_set_needs_the_library_or_a_real_source(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_set_needs_the_library_or_a_real_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(SourceError, match=r"pip install 'customized-grpo\[hub\]'"):
         run("hub", Path("some/set"), tmp_path)
@@ -465,9 +453,7 @@ def test_a_hub_set_that_breaks_off_is_the_source_s_error() -> None:
 
     records = _read("some/set", table())
     assert next(records) == {"prompt": "a"}
-    with pytest.raises(
-        SourceError, match=r"some/set: reading broke off after record 1: ConnectionResetError: by"
-    ):
+    with pytest.raises(SourceError, match=r"some/set: reading broke off after record 1: ConnectionResetError: by"):
         next(records)
 
 

@@ -39,9 +39,7 @@ def draft(root: Path, **fields: Any) -> Draft:
         return value if value is None else root / value
 
     files = {
-        key: at(fields.pop(key))
-        for key in ("references", "masks", "target", "target_mask", "views")
-        if key in fields
+        key: at(fields.pop(key)) for key in ("references", "masks", "target", "target_mask", "views") if key in fields
     }
     return Draft(**{"id": "a", "prompt": "a bag", "references": (root / "a.png",)} | fields | files)
 
@@ -99,8 +97,7 @@ def test_each_file_is_looked_at_once(
     if workers == 1:  # another process counts for itself
         monkeypatch.setattr(inspection, "look", lambda wanted: (looks.append(wanted.path), plain(wanted))[1])
     items = [
-        {"references": ("a.png",), "masks": ("m.png",), "target": "t.png", "prompt": f"bag {n}"}
-        for n in range(1100)
+        {"references": ("a.png",), "masks": ("m.png",), "target": "t.png", "prompt": f"bag {n}"} for n in range(1100)
     ]
     report = run(source, tmp_path / "out", *items, workers=workers)
     assert (report.rows, report.images) == (1100, 2)
@@ -173,9 +170,7 @@ def test_a_source_that_breaks_off_says_what_came_before(source: Path, tmp_path: 
         raise SourceError("the hub: ConnectionError: gone")
 
     ITEMS_OF[:] = [breaking()]
-    with pytest.raises(
-        SourceError, match=r"^the hub: .*: gone; 2 rows came before, '--limit 2' imports them$"
-    ):
+    with pytest.raises(SourceError, match=r"^the hub: .*: gone; 2 rows came before, '--limit 2' imports them$"):
         run(source, tmp_path / "out")
     assert not (tmp_path / "out" / "manifest.jsonl").exists(), "it is whole or absent"
     ITEMS_OF[:] = [breaking()]

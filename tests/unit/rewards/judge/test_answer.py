@@ -133,18 +133,14 @@ def test_the_expectation_is_over_scores_alone(digit: dict[str, float], expected:
 
 
 @given(st.lists(st.floats(0.01, 1.0), min_size=5, max_size=5), SCORES)
-def test_the_expectation_lies_on_the_scale_and_is_the_score_where_sure(
-    weights: list[float], score: int
-) -> None:
+def test_the_expectation_lies_on_the_scale_and_is_the_score_where_sure(weights: list[float], score: int) -> None:
     pieces = ("Score", ": ", str(score))
     mass = sum(weights)
     spread = tokens(*pieces, digit={str(s): weight / mass for s, weight in enumerate(weights)})
     value = expected_score("".join(pieces), Answer(score, 7), spread)
     assert value == pytest.approx(sum(s * weight for s, weight in enumerate(weights)) / mass)
     assert 0.0 <= value <= 4.0
-    assert (
-        expected_score("".join(pieces), Answer(score, 7), tokens(*pieces, digit={str(score): 1.0})) == score
-    )
+    assert expected_score("".join(pieces), Answer(score, 7), tokens(*pieces, digit={str(score): 1.0})) == score
 
 
 @pytest.mark.parametrize(

@@ -111,9 +111,7 @@ def test_every_field_of_a_preset_can_be_set(options: dict[str, Any], sent: dict[
         ({"image_format": "jpeg", "detail": "low", "image_order": "images_first"}, "image/jpeg", (100, 50)),
     ],
 )
-def test_images_are_what_they_are_called_without_metadata(
-    options: Any, mime: str, size: tuple[int, int]
-) -> None:
+def test_images_are_what_they_are_called_without_metadata(options: Any, mime: str, size: tuple[int, int]) -> None:
     picture = Image.new("RGB", (100, 50), (200, 100, 50))
     picture.info["comment"] = b"who took this, and where"
     with JudgeServer(brightness) as server:
@@ -135,13 +133,9 @@ def test_images_are_what_they_are_called_without_metadata(
 def test_the_expectation_is_taken_where_it_is_asked_for() -> None:
     def reply(request: Request) -> Reply:
         assert (request.body["logprobs"], request.body["top_logprobs"]) == (True, 20)
-        alternatives = [
-            {"token": str(s), "logprob": math.log(p), "bytes": None} for s, p in ((3, 0.6), (4, 0.4))
-        ]
+        alternatives = [{"token": str(s), "logprob": math.log(p), "bytes": None} for s, p in ((3, 0.6), (4, 0.4))]
         pieces = ('{"score": ', "3", "}")
-        content = [
-            {"token": one, "logprob": -0.5, "bytes": None, "top_logprobs": alternatives} for one in pieces
-        ]
+        content = [{"token": one, "logprob": -0.5, "bytes": None, "top_logprobs": alternatives} for one in pieces]
         return completion("".join(pieces), logprobs={"content": content, "refusal": None})
 
     with JudgeServer(reply) as server:
@@ -209,7 +203,7 @@ def test_no_more_questions_at_a_time_than_allowed_and_no_fewer(monkeypatch: pyte
         assert server.most_at_once <= 3
         assert reward.max_concurrent == 3
     with JudgeServer(lambda request: Reply(how="hang") if request.attempt == 0 else score(1)) as server:
-        reward = judge(server.url, concurrency=3, timeout_s=2.0, deadline_s=30.0)
+        reward = judge(server.url, concurrency=3, timeout_s=4.0, deadline_s=30.0)
         with Scorer({"cp": reward}, max_failed_share=0.0) as scorer:
             assert scorer.submit(EXAMPLE, images(1, 2, 3)).result().eq(1.0).all()
         reward.close()
@@ -285,9 +279,7 @@ def test_any_loop_may_ask_and_nothing_is_left_behind() -> None:
         reward = judge(server.url)
         for at in range(3):  # as an evaluation does: a new loop a group
             assert asyncio.run(reward(EXAMPLE, Image.new("RGB", (8, 8), (at, at, at)))) == 0.0
-        found = evaluate(
-            {"cp": reward}, EXAMPLE, images(255, 0), runs={"cp": 3}, products={"sq": ("cp", "cp")}
-        )
+        found = evaluate({"cp": reward}, EXAMPLE, images(255, 0), runs={"cp": 3}, products={"sq": ("cp", "cp")})
         assert found.runs["cp"] == [[4.0] * 3, [0.0] * 3]
         assert found.values["sq"] == [16.0, 0.0]
         del reward
@@ -301,9 +293,7 @@ def section(**options: Any) -> dict[str, Any]:
 
 def test_presets_fill_what_the_recipe_leaves_open() -> None:
     for name in PRESETS:
-        config = Vlm.Config.model_validate(
-            section(preset=name, **({"model": "mine"} if name == "vllm" else {}))
-        )
+        config = Vlm.Config.model_validate(section(preset=name, **({"model": "mine"} if name == "vllm" else {})))
         for field, value in PRESETS[name].items():
             assert getattr(config, field) == ("mine" if field == "model" and name == "vllm" else value)
         again = Vlm.Config.model_validate(config.model_dump())
@@ -356,9 +346,7 @@ def test_the_key_is_in_no_log_file_or_error(tmp_path: Path, caplog: pytest.LogCa
     with JudgeServer(lambda r: score(3) if r.pixel[0] else Reply(401, f"bad key {KEY}".encode())) as server:
         recipe = load_recipe(
             "mini_customized",
-            [
-                f"rewards.cp={json.dumps(section(model='m', base_url=server.url, key_env=KEY_ENV, cache=str(cache)))}"
-            ],
+            [f"rewards.cp={json.dumps(section(model='m', base_url=server.url, key_env=KEY_ENV, cache=str(cache)))}"],
         )
         save_recipe(recipe, tmp_path / "config.yaml")
         reward = Vlm(recipe.rewards["cp"], device=torch.device("cpu"))
