@@ -35,7 +35,7 @@ def load_rewards(
     loaded: dict[str, AnyReward] = {}
     for name, section in sections.items():
         try:
-            loaded[name] = registry.resolve("rewards", registry.type_of(section))(section, device=device)
+            loaded[name] = registry.resolve("rewards", section.type)(section, device=device)
         except ValueError as error:
             raise ValueError(f"{place}{name}: {error}") from error
     return loaded
