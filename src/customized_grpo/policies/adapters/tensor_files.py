@@ -10,6 +10,18 @@ import safetensors
 from safetensors.torch import save_file
 from torch import Tensor
 
+from customized_grpo.policies.adapters.low_rank import shown
+
+_BEGINNINGS = (
+    (b"version https://git-lfs", "it is a pointer of Git LFS and not the file itself: run 'git lfs pull' where it is"),
+    (b"<", "it is a web page saved under this name: download the file itself"),
+    (b"PK\x03\x04", "it is a pickle of torch.save, which is never opened here: convert it to safetensors"),
+    (b"\x80", "it is a pickle, which is never opened here: convert it to safetensors"),
+    (b"GGUF", "it is a GGUF file, which is not read here"),
+    (b"{", "it is a JSON text"),
+)
+"""What a file that is no safetensors begins with, and what to say of it."""
+
 
 def read_tensors(file: Path, what: str = "file") -> dict[str, Tensor]:
     """Every tensor of a safetensors file, on the CPU.
@@ -31,15 +43,54 @@ def read_metadata(file: Path, what: str = "file") -> dict[str, str]:
         return opened.metadata() or {}
 
 
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not numbers.
+
+    Raises:
+        ValueError: NaN or infinity; the message names the tensors and how many values.
+    """
+    broken = {name: count for name, tensor in tensors.items() if (count := _num_broken(tensor))}
+    if broken:
+        raise ValueError(
+            f"{sum(broken.values())} values are NaN or infinite, in {shown(sorted(broken))}; such weights draw black "
+            "pictures: take an earlier checkpoint, or ask who made the file"
+        )
+
+
+def _num_broken(tensor: Tensor) -> int:
+    if tensor.is_meta or not tensor.is_floating_point():
+        return 0
+    values = tensor.float() if tensor.itemsize == 1 else tensor  # float8 can't be summed
+    if values.sum().isfinite():  # one pass without a copy; a sum may also overflow where all values are finite
+        return 0
+    return int((~values.isfinite()).sum())
+
+
 @contextmanager
 def _opened(file: Path, what: str) -> Iterator[Any]:
     try:
         with safetensors.safe_open(str(file), framework="pt") as opened:
             yield opened
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{what} {str(file)!r} can't be read ({error}); is it whole, and a safetensors file?"
-        ) from error
+    except (safetensors.SafetensorError, OSError, ArithmeticError, LookupError, TypeError, MemoryError) as error:
+        raise ValueError(f"{what} {str(file)!r} can't be read ({error}): {_diagnosis(file)}") from error
+
+
+def _diagnosis(file: Path) -> str:
+    """Why a file is no safetensors, from its first bytes and its size."""
+    if not file.is_file():
+        return "there is no such file"
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        beginning = opened.read(64)
+    if not size:
+        return "it is empty: download it again"
+    for start, meaning in _BEGINNINGS:
+        if beginning.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(start):
+            return meaning
+    length = int.from_bytes(beginning[:8], "little")
+    if beginning[8:9] == b"{" and 8 + length > size:
+        return f"it is cut off: its header alone takes {length} bytes, and the file has {size}; download it again"
+    return "is it whole, and a safetensors file?"
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
