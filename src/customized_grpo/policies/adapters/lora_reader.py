@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
 from customized_grpo.console import err, say
@@ -21,11 +20,9 @@ from customized_grpo.policies.adapters.lora_files import HEADER, PEFT_WEIGHTS, P
 from customized_grpo.policies.adapters.lora_keys import Key
 from customized_grpo.policies.adapters.lora_names import factors_at, places, unknown
 from customized_grpo.policies.adapters.low_rank import Factors, linear_shapes, shown
-from customized_grpo.policies.adapters.tensor_files import check_finite, read_metadata, read_tensors
+from customized_grpo.policies.adapters.tensor_files import FLOAT8, FLOATS, read_metadata, read_tensors
 
 _PEFT_CONFIG: Final = "adapter_config.json"
-_FLOATS: Final = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
-_FLOAT8: Final = frozenset({torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +119,7 @@ def read_lora(path: str | Path) -> LoraFile:
         keys = lora_keys.parse(mine)
         pairs = _pairs(keys, mine)
         alphas = _alphas(keys, mine, {name: a.shape[0] for name, (a, _) in pairs.items()}, config)
-    except (ValueError, re.error) as error:
+    except ValueError as error:
         raise ValueError(f"LoRA {str(file)!r} can't be used: {error}") from error
     lora = LoraFile(
         path=file,
@@ -138,10 +135,9 @@ def read_lora(path: str | Path) -> LoraFile:
 
 
 def _set_aside(tensors: Mapping[str, Tensor]) -> tuple[dict[str, int], dict[str, Tensor]]:
-    """What is left aside, counted, and the rest; all of it checked to be finite and of a kind that is read."""
+    """What is left aside, counted, and the rest; all of it of a kind that is read."""
     if not tensors:
         raise ValueError("it is empty")
-    check_finite(tensors)
     encoders = {name for name in tensors if lora_keys.of_encoder(name)}
     zeros = {n for n in tensors.keys() - encoders if lora_keys.is_added(n) and not tensors[n].any()}
     mine = {name: tensor for name, tensor in tensors.items() if name not in encoders | zeros}
@@ -185,7 +181,7 @@ def _pairs(keys: Sequence[Key], tensors: Mapping[str, Tensor]) -> dict[str, tupl
 def _matrix(key: str, tensors: Mapping[str, Tensor]) -> Tensor:
     """A factor as a matrix: that of a 1x1 convolution has sides of length 1, and float8 becomes float32."""
     tensor = tensors[key]
-    if tensor.dtype not in _FLOATS | _FLOAT8:
+    if tensor.dtype not in FLOATS | FLOAT8:
         raise ValueError(f"{key} is of {tensor.dtype}, quantised numbers without their scales; get it in bfloat16")
     if not tensor.numel():
         raise ValueError(f"{key} is of size 0: {tuple(tensor.shape)}")
@@ -194,7 +190,7 @@ def _matrix(key: str, tensors: Mapping[str, Tensor]) -> Tensor:
         matrix = matrix.squeeze(-1)
     if matrix.ndim != 2:
         raise ValueError(f"{key} is of shape {tuple(tensor.shape)}; factors of linear layers and 1x1 convolutions fit")
-    return matrix.float() if tensor.dtype in _FLOAT8 else matrix
+    return matrix.float() if tensor.dtype in FLOAT8 else matrix
 
 
 def _alphas(

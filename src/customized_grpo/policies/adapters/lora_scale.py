@@ -6,6 +6,7 @@ entry of ``alpha_pattern`` and ``rank_pattern`` that matches its name or its nam
 
 import dataclasses
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
@@ -90,6 +91,13 @@ def of_config(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, 
     read = LoraConfig(**{name: config[name] for name in _READ - {"init_lora_weights"} if config.get(name) is not None})
     of_rank, of_alpha = dict(read.rank_pattern), dict(read.alpha_pattern)
     alphas = {}
+    for pattern in (*of_rank, *of_alpha):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"its configuration has the pattern {pattern!r}, no regular expression: {error}"
+            ) from error
     for module, rank in ranks.items():
         said = of_rank.get(get_pattern_key(of_rank, module), read.r)
         if said != rank:
