@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from customized_grpo.rewards.judge.answer import Answer, Unscorable, expected_score, read
+from customized_grpo.rewards.judge.answer import Answer, Unscorable, read
+from customized_grpo.rewards.judge.logprobs import expected_score
 
 SCORES = st.integers(0, 4)
 WORDS = st.text(st.characters(blacklist_characters="{}", blacklist_categories=("Cs",)), max_size=60)
