@@ -6,12 +6,14 @@
 3. Without a JSON object, the last score line must be readable: what follows an answer may take it back.
 """
 
+import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, final
 
 from customized_grpo.rewards.judge.numbers import PLAIN, of_member, stated
 from customized_grpo.rewards.judge.objects import Found, objects, whole
+from customized_grpo.rewards.judge.rubrics import BEST, WORST
 from customized_grpo.rewards.judge.thoughts import spoken
 from customized_grpo.rewards.judge.unscorable import Unscorable, shown
 
@@ -23,7 +25,13 @@ _WRAPPER: Final = re.compile(
     re.IGNORECASE,
 )
 """Tags around an answer: of templates, of GLM's box, of the end of a turn."""
-_LINE: Final = re.compile(r"^[\s>*_#`\-<(\[]*(?:(?P<final>final|overall)\s+|my\s+)?score\b(?P<rest>.*)$", re.IGNORECASE)
+_LINE: Final = re.compile(
+    r"^[\s>*_#`\-<(\[]*(?:(?P<final>final|overall)\s+|my\s+)?score\b"
+    rf"(?:\s*\((?:{WORST}\s*(?:-|\u2013|to)|out of)\s*{BEST}\))?(?P<rest>.*)$",
+    re.IGNORECASE,
+)
+_ESCAPED: Final = re.compile(r'\s*"?\s*\{\s*\\"')
+"""JSON within a string of JSON."""
 _HEADED: Final = re.compile(r"[^\n]*\s*[^\n]*")
 _CLOSED: Final = re.compile(r"^>(?P<inside>.*?)</\s*score\s*>\s*$", re.IGNORECASE)
 _MEMBER: Final = re.compile(r"(?<!\\)[\"'](?:(?:final|overall)[ _-]?)?score[\"']\s*:\s*[\"']?\+?(\d)", re.IGNORECASE)
@@ -61,12 +69,12 @@ def read(text: str) -> Answer:
     Raises:
         Unscorable: no score, contradicting ones, one that is not whole or out of range, or unfinished thoughts.
     """
+    if _ESCAPED.match(text) and (inner := _unescaped(text)):
+        return replace(read(inner), at=-1)
     alone = whole(text)  # tags of thoughts in its strings are words
     outside = text if alone is not None and alone.scores else spoken(text)
     found = list(objects(outside))
-    from_json = [
-        Answer(of_member(value, text), _digit(text, one), closed=True) for one in found for value in one.scores
-    ]
+    from_json = [_of_object(text, one, of_member(value, text)) for one in found for value in one.scores]
     lines = _lines(_without(outside, found))
     readable = [(line.answer, line.is_final) for line in lines if line.answer is not None]
     said = [answer for answer, is_final in readable if is_final] or [answer for answer, _ in readable]
@@ -81,9 +89,17 @@ def read(text: str) -> Answer:
     return said[-1]
 
 
-def _digit(text: str, found: Found) -> int:
-    matches = [match.start(1) for match in _MEMBER.finditer(text, found.start, found.end)]
-    return matches[-1] if matches else -1
+def _unescaped(text: str) -> str:
+    try:
+        inner = str(json.loads(f'"{text.strip().strip(chr(34))}"', strict=False))
+    except json.JSONDecodeError:
+        return ""
+    return "" if _ESCAPED.match(inner) else inner
+
+
+def _of_object(text: str, found: Found, score: int) -> Answer:
+    matches = [match.start(1) for match in _MEMBER.finditer(text, found.start, found.end) if int(match[1]) == score]
+    return Answer(score, matches[-1] if matches else -1, closed=True)
 
 
 def _without(text: str, found: list[Found]) -> str:

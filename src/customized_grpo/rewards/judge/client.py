@@ -21,6 +21,7 @@ from customized_grpo.rewards.base import RewardFailure
 from customized_grpo.rewards.judge.presets import Endpoint
 from customized_grpo.rewards.judge.refusals import Refusal, error_in, refusal
 from customized_grpo.rewards.judge.unscorable import Unscorable
+from customized_grpo.web.addresses import tls_advice
 from customized_grpo.web.proxies import is_private, proxy_of, unusable
 
 T = TypeVar("T")
@@ -30,13 +31,6 @@ _CLOSE_S: Final = 5.0
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 8.0
 _SHOWN: Final = 400
-_TLS: Final = {
-    "CERTIFICATE_VERIFY_FAILED": "its certificate is not trusted here; name its authority's file in SSL_CERT_FILE",
-    "WRONG_VERSION_NUMBER": "it speaks plain HTTP; write base_url with http://",
-    "record layer failure": "it speaks plain HTTP; write base_url with http://",
-    "x15\\x03": "it speaks TLS; write base_url with https://",
-}
-"""What a broken connection says that will break again, and what to do."""
 
 
 @final
@@ -152,8 +146,8 @@ class Client:
             left = end - self._loop.time()
             if problem.wait_s is not None and problem.wait_s >= left:
                 return answer, Unscorable(
-                    f"{message}; it asks to wait {problem.wait_s:.4g} s, and {left:.4g} s are left of deadline_s "
-                    f"({self._deadline_s:g}); raise it, or lower concurrency"
+                    f"{message.rstrip('.')}; it asks to wait {problem.wait_s:.4g} s, longer than what is left of "
+                    f"deadline_s ({self._deadline_s:g}); raise it, or lower concurrency"
                 )
             if attempt >= self._retries:
                 return answer, Unscorable(f"{message}, at every attempt")
@@ -191,9 +185,8 @@ class Client:
 
     def _broken(self, said: str) -> Refusal:
         """What a lost connection means: it may come again, unless the address itself is wrong."""
-        for sign, advice in _TLS.items():
-            if sign in said:
-                return Refusal("stop", f"{self._url} can't be asked{self._way()}: {advice} ({said})")
+        if advice := tls_advice(said):
+            return Refusal("stop", f"{self._url} can't be asked{self._way()}: {advice} ({said})")
         if said.startswith("ProxyError") and any(f" {status}" in said for status in (401, 403, 404, 407)):
             return Refusal("stop", f"{self._url} can't be asked{self._way()}: {said}")
         return Refusal("again", f"no connection{self._way()}: {said}")

@@ -10,9 +10,9 @@ from customized_grpo.rewards.judge.unscorable import Unscorable, shown
 GRADES: Final = r"(?:very\s+)?(?:poor|bad|fair|good|excellent|perfect)\b"
 _LIMIT: Final = 120
 _STATED: Final = re.compile(
-    rf"^[\s*_`:=]*(?:is\s+)?(?:{GRADES})?[\s*_`(\[<$]*(?:\\boxed\s*{{\s*)?"
-    rf"(?P<number>[+-]?\d+(?:\.\d*)?)[\s*_`)\]>}}$]*"
-    rf"(?:\(?\s*(?:/|out\s+of|of)\s*{BEST}(?:\.0*)?[\s*_`)]*)?(?:[-–—,(]?\s*{GRADES}[\s*_`)]*)?[\s*_`)\].]*$",
+    rf"^[\s*_`:=]*(?:is\s+)?(?:{GRADES})?[\s*_`(\[<$\"']*(?:\\boxed\s*{{\s*)?"
+    rf"(?P<number>[+-]?\d+(?:\.\d*)?)[\s*_`)\]>}}$\"']*"
+    rf"(?:\(?\s*(?:/|out\s+of|of)\s*{BEST}(?:\.0*)?[\s*_`)]*)?(?:[-–—,(]?\s*{GRADES}[\s*_`)]*)?[\s*_`)\].,;!\"']*$",
     re.IGNORECASE,
 )
 """A number alone, after or before a grade, or out of the best: "3", "3.0", "[3]", "Excellent (4)", "3/4", "3 out of 4".
@@ -35,7 +35,7 @@ def stated(text: str) -> tuple[int, int] | None:
     match = _STATED.match(text) if len(text) <= _LIMIT else None
     if match is None:
         return None
-    return on_scale(match["number"], text), match.start("number") + (match["number"][0] in "+-")
+    return on_scale(match["number"], text.strip(" :=*_`")), match.start("number") + (match["number"][0] in "+-")
 
 
 def on_scale(number: str, text: str) -> int:

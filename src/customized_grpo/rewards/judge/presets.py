@@ -12,14 +12,14 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, Field, JsonValue, NonNegativeFloat, PositiveInt, model_validator
 
+from customized_grpo.web.addresses import tidy
+
 Preset = Literal["gpt-4o", "gemini-2.5-pro", "qwen-vl-max", "vllm"]
 
 
 def _base(url: str) -> str:
-    """An address as people paste it: blanks around it, a slash or the whole path of a question at its end."""
-    base = re.sub(r"(/chat)?/completions$", "", url.strip().rstrip("/")).rstrip("/")
-    scheme, mark, rest = base.partition("://")
-    return f"{scheme.lower()}{mark}{rest}"
+    """An address as people paste it: with the whole path of a question."""
+    return re.sub(r"(/chat)?/completions$", "", tidy(url)).rstrip("/")
 
 
 class Endpoint(BaseModel):

@@ -66,8 +66,8 @@ def refusal(status: int, headers: Mapping[str, str], body: Any) -> Refusal:
     if status in (0, 429) and _is_daily(codes, low):
         return Refusal(
             "stop",
-            f"the judge's quota for the day is used up: {message}. Go on with run.resume=latest when it is renewed "
-            "(answers in the cache are kept), or take another key or model",
+            f"the judge's quota for the day is used up: {message.rstrip('.')}; go on with run.resume=latest when it is "
+            "renewed (answers in the cache are kept), or take another key or model",
         )
     if status in _PASSING or status >= 500:
         return Refusal("again", message, asked_wait(headers, body))
