@@ -1,7 +1,9 @@
 """User errors of commands: one message on stderr, exit code 2, no traceback."""
 
 import os
+import re
 import traceback
+from pathlib import Path
 from typing import Any, Final, final
 
 import typer
@@ -13,11 +15,16 @@ from customized_grpo.registry import BUILTIN, UnknownPluginError, third_party
 from customized_grpo.web.proxies import unusable
 
 _PACKAGE: Final = "customized_grpo"
+_HOME: Final = re.compile(r"^(--[\w-]+=)~(?=/|$)")
 
 
 @final
 class UserErrors(TyperGroup):
     """Command group that shows user errors as one message; other errors keep their traceback."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments; ``--out=~/x`` means the home folder, which no shell replaces behind an equals sign."""
+        return super().parse_args(ctx, [_HOME.sub(lambda found: found[1] + str(Path.home()), arg) for arg in args])
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""

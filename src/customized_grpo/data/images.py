@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, Literal, final
 
 import numpy as np
-from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
 
 from customized_grpo.atomic import replacing
 
@@ -169,7 +169,11 @@ def _decode(path: Path, opened: Callable[[], _Stream], max_pixels: int) -> Image
 
 @contextmanager
 def _typed_errors(path: Path, max_pixels: int) -> Iterator[None]:
-    """Turn any Pillow error inside the block into an ``ImageError``; silence warnings about broken metadata."""
+    """Turn any Pillow error inside the block into an ``ImageError``; silence warnings about broken metadata.
+
+    A half file is an error here even if some module has set Pillow's ``LOAD_TRUNCATED_IMAGES``, by which it turns grey.
+    """
+    lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -186,6 +190,8 @@ def _typed_errors(path: Path, max_pixels: int) -> Iterator[None]:
             # Pillow's decoders raise many exceptions for damaged files: OSError, SyntaxError, struct.error, ...
             reason = f"is damaged or truncated ({error}); download or save it again"
             raise ImageError(path, "damaged", reason) from error
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
 
 def _open(path: Path) -> _Stream:

@@ -1,7 +1,7 @@
 """YAML with the line of every value: safe-loaded, duplicate keys refused, errors with line and column.
 
-Booleans are YAML 1.2's (``true`` and ``false`` only), ``1e-4`` is a number and dates stay text: by PyYAML's own
-rules ``precision: no`` would be false, ``lr: 1e-4`` a text and ``dir: 2026-01-01`` a date.
+Plain values are read by the rules of YAML 1.2, and dates stay text: by PyYAML's own rules ``precision: no`` would be
+false, ``lr: 1e-4`` a text, ``seed: 010`` eight, ``steps: 1:30`` ninety and ``dir: 2026-01-01`` a date.
 """
 
 import re
@@ -16,19 +16,24 @@ from customized_grpo.recipe.schema import Location, shown
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with YAML 1.2's booleans and exponents (``1e-4`` is a number), and without dates."""
+    """PyYAML's safe loader with the booleans and numbers of YAML 1.2, and without dates.
+
+    A whole number with leading zeros stays text, which a field of whole numbers reads in tens, not in eights as PyYAML.
+    """
 
 
+_OLDER = (":bool", ":int", ":float", ":timestamp")
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":timestamp"))]
+    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith(_OLDER)]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+."),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
 def read_yaml(file: Path) -> tuple[dict[str, Any], dict[Location, int]]:
