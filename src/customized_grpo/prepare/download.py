@@ -16,8 +16,8 @@ from typing import Final, final
 import requests
 from filelock import FileLock
 
-from customized_grpo.atomic import file_hash
 from customized_grpo.data.dreambench import facts
+from customized_grpo.identity.hashes import file_hash
 from customized_grpo.paths import is_inside
 
 _TRIES: Final = 6
