@@ -13,7 +13,7 @@ from source import FILES, GRAPH, PACKAGE, ROOT, SOURCE, TREES, imported_names
 # Floors of the house: a room imports from lower floors only. docs/design.md shows this very table.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("types", "seeding", "registry", "paths", "atomic", "devices", "advantages", "web"),
-    ("recipe", "console"),
+    ("recipe", "console", "identity"),
     ("data", "policies", "rewards"),
     ("conditioning", "scoring", "prepare", "testing"),
     ("sampling", "serve"),

@@ -18,8 +18,8 @@ from urllib.request import getproxies
 import requests
 from filelock import FileLock
 
-from customized_grpo.atomic import file_hash
 from customized_grpo.data.dreambench import facts
+from customized_grpo.identity.hashes import file_hash
 from customized_grpo.paths import is_inside
 from customized_grpo.web.proxies import proxy_of, unusable
 from customized_grpo.web.waits import asked_wait

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from customized_grpo.atomic import file_hash
+from customized_grpo.identity.hashes import file_hash
 from customized_grpo.paths import is_inside
 from customized_grpo.policies.adapters.sharding import cut_like, whole
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from customized_grpo.atomic import file_hash
+from customized_grpo.identity.hashes import file_hash
 from customized_grpo.policies.acceleration import is_quantized
 from customized_grpo.policies.adapters.hashes import base_hash
 from customized_grpo.policies.adapters.lora_files import newest_complete
