@@ -1,5 +1,6 @@
 """Text from outside: read where there is one way to, and refused with its place where not."""
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,17 @@ def test_json_with_two_meanings_or_none(text: str, words: str) -> None:
 def test_json_with_one_meaning() -> None:
     given = '{"a": "\\ud83d\\udc36 \u2028", "b": [1e3, null]}'
     assert parse_json(given) == {"a": "\U0001f436 \u2028", "b": [1e3, None]}
+
+
+def test_no_text_file_is_opened_in_the_encoding_of_the_machine() -> None:
+    """A locale of ISO-8859-1, or Windows, would read our own UTF-8 as mojibake."""
+    loose = []
+    for path in sorted((Path(__file__).parents[2] / "src").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                modes = [one.value for one in node.args if isinstance(one, ast.Constant)]
+                writes = node.func.attr == "open" and modes in (["r"], ["w"], ["a"])
+                named = "utf-8" in modes or any(one.arg == "encoding" for one in node.keywords)
+                if (node.func.attr in ("read_text", "write_text") or writes) and not named:
+                    loose.append(f"{path.name}:{node.lineno}")
+    assert loose == []

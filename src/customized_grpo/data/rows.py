@@ -7,6 +7,7 @@ from typing import Any, Final, final
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from customized_grpo.data.prompts import is_blank
 from customized_grpo.paths import is_inside
 from customized_grpo.text import TextError, parse_json, read_lines
 
@@ -135,6 +136,8 @@ def _parse(line: str) -> Row:
         row = Row.model_validate(data)
     except ValidationError as error:
         raise ValueError(_first_problem(error)) from error
+    if is_blank(row.prompt):
+        raise ValueError(f"prompt: is empty; given {row.prompt!r}, in which there is nothing to see")
     if row.masks and len(row.masks) != len(row.references):
         raise ValueError(f"{len(row.masks)} masks for {len(row.references)} references; give one or null each")
     if row.target_mask is not None and row.target is None:

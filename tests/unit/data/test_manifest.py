@@ -99,6 +99,8 @@ def test_paths_are_relative_to_the_manifest(root: Path, monkeypatch: pytest.Monk
         (row(id="a/b"), "id: given 'a/b'"),
         (row(id="first"), "id 'first' is already that of line 1"),
         (row(masks=["bag/mask.png"] * 2), "2 masks for 1 references"),
+        (row(prompt="\u200b\u00a0\ufeff"), "prompt: is empty"),
+        (row(prompt=7), "prompt: Input should be a valid string"),
         (row(references=["bag/7.png"]), r"no such file: .*bag/7\.png"),
         (row(references=["../outside.png"]), "'../outside.png' is not inside the manifest's folder"),
         (row(references=["bag/../../outside.png"]), "not inside"),
