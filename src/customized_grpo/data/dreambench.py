@@ -19,6 +19,7 @@ from pydantic import Field, PositiveInt
 from customized_grpo.data.base import DatasetConfig, Sources
 from customized_grpo.data.images import images_in, load_recent
 from customized_grpo.registry import did_you_mean
+from customized_grpo.text import TextError, lines_of, read_text
 from customized_grpo.types import Example
 
 ORIGINAL: Final = "original"
@@ -122,8 +123,10 @@ def read_prompts(root: Path, subjects: Literal["single", "multi"]) -> tuple[Temp
     """
     file = root / PROMPTS_FILE
     try:
-        templates = read_templates(file.read_text(encoding="utf-8"))
+        templates = read_templates("\n".join(lines_of(read_text(file))))
         return templates, single_list(templates) if subjects == "single" else multi_list(templates)
+    except TextError:
+        raise  # names its place
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 

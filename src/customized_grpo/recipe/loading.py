@@ -23,7 +23,7 @@ from customized_grpo.recipe.problems import (
     what_is_allowed,
 )
 from customized_grpo.recipe.schema import Location, Place, recipe_schema, shown
-from customized_grpo.recipe.yaml_source import construct, read_yaml, yaml_problem
+from customized_grpo.recipe.yaml_source import construct, dump, read_yaml, yaml_problem
 
 __all__ = [
     "RecipeError",
@@ -176,7 +176,7 @@ def save_recipe(recipe: BaseModel, path: Path) -> None:
 
     Secrets never reach it: what a plug-in declares as a pydantic secret is written as asterisks.
     """
-    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+    text = dump(recipe.model_dump(mode="json"))
     with replacing(path) as aside:
         aside.write_text("# The resolved recipe, defaults included.\n" + text, encoding="utf-8")
 

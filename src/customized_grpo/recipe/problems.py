@@ -12,6 +12,7 @@ from customized_grpo.paths import unread_variable
 from customized_grpo.recipe.schema import Location, Place, shown
 
 _PRIVATE = re.compile(r"key|token|secret|password", re.IGNORECASE)
+_OCTAL = re.compile(r"[-+]?0[0-9]")
 _LOGIN = re.compile(r"://[^/\s]*@")
 _SECRET_NAME = re.compile(
     r"(?:^|_)(?:api_?key|access_?key|secret|secret_key|password|passwd|(?:hf|auth|access|api)_token)$"
@@ -84,7 +85,7 @@ def _unknown_key(location: Location, model: type[BaseModel], data: Any) -> str:
 
 
 def converted(given: Any, read: Any, location: Location) -> Iterator[tuple[Location, str]]:
-    """Values that pydantic accepts silently but nobody means: true for 1, and infinite numbers."""
+    """Values that pydantic accepts silently but nobody means: true for 1, 010 for 10, and infinite numbers."""
     if isinstance(given, dict) and isinstance(read, dict):
         for key in given.keys() & read.keys():
             yield from converted(given[key], read[key], (*location, key))
@@ -93,6 +94,8 @@ def converted(given: Any, read: Any, location: Location) -> Iterator[tuple[Locat
             yield from converted(one, other, (*location, index))
     elif isinstance(read, float) and not math.isfinite(read):
         yield location, f"given {shown(given)}, which is not finite"
+    elif isinstance(given, str) and isinstance(read, int | float) and _OCTAL.match(given):
+        yield location, f"given {given}, which some readers take for octal; write it without the leading zero"
     elif isinstance(given, bool) and isinstance(read, int | float) and not isinstance(read, bool):
         yield location, f"given {shown(given)}"
 
