@@ -79,7 +79,8 @@ def places(transformer: Any) -> dict[str, Place]:
         original = _of_flux(transformer.config)
     elif "Flux2Transformer2DModel" in classes:
         original = _of_flux2(transformer.config)
-    return {_flat(name): Place(ours, name == _SWAPPED) for name, ours in original.items()} | known
+    parts = {f"{name}.{i}": (one,) for name, ours in original.items() if len(ours) > 1 for i, one in enumerate(ours)}
+    return {_flat(name): Place(ours, name == _SWAPPED) for name, ours in (parts | original).items()} | known
 
 
 def factors_at(place: Place, factors: Factors, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Factors]:
