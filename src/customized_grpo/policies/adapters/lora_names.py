@@ -79,8 +79,7 @@ def places(transformer: Any) -> dict[str, Place]:
         original = _of_flux(transformer.config)
     elif "Flux2Transformer2DModel" in classes:
         original = _of_flux2(transformer.config)
-    parts = {f"{name}.{i}": (one,) for name, ours in original.items() if len(ours) > 1 for i, one in enumerate(ours)}
-    return {_flat(name): Place(ours, name == _SWAPPED) for name, ours in (parts | original).items()} | known
+    return {_flat(name): Place(ours, name == _SWAPPED) for name, ours in original.items()} | known
 
 
 def factors_at(place: Place, factors: Factors, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Factors]:
@@ -133,7 +132,11 @@ def _of_flux(config: Any) -> dict[str, tuple[str, ...]]:
         for name, ours in keys.items()
         if name.endswith(".weight")
     }
-    return linear | uno_lora.layers(config.num_layers, config.num_single_layers)
+    # OneTrainer's OMI format numbers the layers of a fused one.
+    omi = {f"{name}.{i}": (one,) for name, ours in linear.items() if len(ours) > 1 for i, one in enumerate(ours)}
+    return (
+        linear | omi | {"img_in.proj": linear["img_in"]} | uno_lora.layers(config.num_layers, config.num_single_layers)
+    )
 
 
 def _of_flux2(config: Any) -> dict[str, tuple[str, ...]]:
