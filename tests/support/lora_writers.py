@@ -1,7 +1,7 @@
 """LoRA files for the tiny models in the conventions of public training tools, each with the update that it means.
 
-Names, dtypes, alphas and headers follow the tools' own source; peft's folders and diffusers' files are written by peft and
-diffusers themselves. What a file means is computed here from the stored factors in float64: scale x up x down. r rank.
+Names, dtypes, alphas and headers follow the tools' own source; peft's folders and diffusers' files are written by
+peft and diffusers themselves. What a file means is computed here from the stored factors in float64: scale x up x down.
 """
 
 import json
