@@ -48,9 +48,7 @@ class PipelineConfig(PolicyConfig):
 
     channels: ClassVar[int] = 64
     """C of a token: of 2 x 2 latents of the VAE."""
-    one_file_goes: ClassVar[str] = (
-        "give a hub id, or a folder in diffusers' layout (made by its from_single_file)"
-    )
+    one_file_goes: ClassVar[str] = "give a hub id, or a folder in diffusers' layout (made by its from_single_file)"
     """What to do with a single file of weights."""
 
     model: str = Field(description="a folder in diffusers' layout, or a hub id")
