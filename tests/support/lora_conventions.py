@@ -130,7 +130,7 @@ FLUX: tuple[Convention, ...] = (
         "the same, alpha of some layers only", "FLUX.1",
         Plain(FLUX_MODULES, Names(dotted("transformer."), **AB), Numbers(alpha=_some)),
         "transformer.transformer_blocks.0.attn.to_q.alpha", "`.alpha` of some layers, else scale 1",
-        "other", "gives layers without an alpha the others' one",
+        "other", "gives layers without an alpha the others' one", "has an alpha for some modules and none for",
     ),
     Convention(
         "sd-scripts (kohya)", "FLUX.1",
