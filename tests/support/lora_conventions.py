@@ -14,11 +14,15 @@ from diffusers.loaders import lora_pipeline
 from torch import Tensor
 
 import lora_writers as w
-from lora_writers import Names, Numbers, OfPeft, Plain, Written, as_diffusers, dotted, flat
+from customized_grpo.types import Conditioning
+from lora_writers import Beside, Names, Numbers, OfPeft, Plain, Written, as_diffusers, dotted, flat
 from pipeline_cases import CASES
 from tiny import make_tiny_flux, tiny_policy
 
 Family = Literal["FLUX.1", "FLUX.2", "Qwen-Image"]
+Outcome = Literal["same", "rounds", "refuses", "loads nothing", "other", "ignores", "reads"]
+"""Compared with the true velocity: the same but for float32's rounding, or for a file's half precision; an error; the
+base's; another one. Where this package refuses, diffusers may ignore what makes the file no plain LoRA, or read it."""
 AB = {"down": ".lora_A.weight", "up": ".lora_B.weight"}
 FLUX_MODULES = as_diffusers(w.FLUX_ORIGINAL)
 BLOCKS = "(single_)?transformer_blocks.*"
@@ -35,7 +39,7 @@ class Convention:
     example: str
     alpha: str
     """How a scale is said."""
-    diffusers: Literal["same", "rounds", "refuses", "loads nothing", "other"] = "same"
+    diffusers: Outcome = "same"
     why: str = ""
     """Reason of what diffusers does, where it isn't the same."""
     refused: str = ""
@@ -71,6 +75,10 @@ QWEN_PATTERNS: Mapping[str, Any] = {
 
 def _rslora(module: str, rank: int) -> float:
     return 3 / math.sqrt(rank)
+
+
+def _plain_alpha(module: str, rank: int) -> float:
+    return 3 / rank
 
 
 def _qwen_patterned(module: str, rank: int) -> float:
@@ -255,6 +263,74 @@ FLUX: tuple[Convention, ...] = (
     ),
 )  # fmt: skip
 
+REFUSED: tuple[Convention, ...] = (
+    Convention(
+        "LyCORIS or OneTrainer, DoRA", "FLUX.1",
+        Plain(
+            w.FLUX_ORIGINAL, Names(flat("lora_unet")), Numbers(alpha=lambda name: 1.0), {},
+            {"lora_unet_double_blocks_0_img_attn_proj.dora_scale": torch.ones(64, 1)},
+        ),
+        "lora_unet_double_blocks_0_img_attn_proj.dora_scale", "`.alpha` of each layer",
+        "ignores", "drops the magnitudes, with a warning", "DoRA",
+    ),
+    Convention(
+        "peft, DoRA", "FLUX.1", OfPeft(RSLORA | {"use_rslora": False, "use_dora": True}, _plain_alpha, "FluxPipeline"),
+        "transformer.transformer_blocks.0.attn.to_q.lora_magnitude_vector", "header", "reads", "", "DoRA",
+    ),
+    Convention(
+        "LyCORIS, LoKr", "FLUX.1",
+        Beside({f"lycoris_transformer_blocks_0_attn_to_q.lokr_w{i}": torch.ones(8, 8) for i in (1, 2)}),
+        "lycoris_transformer_blocks_0_attn_to_q.lokr_w1", "in the factors",
+        "refuses", "knows no `lycoris_` names of FLUX.1", "LoKr",
+    ),
+    Convention(
+        "LyCORIS, LoHa", "FLUX.1",
+        Beside({f"lora_unet_double_blocks_0_img_attn_proj.hada_w{i}": torch.ones(64, 64) for i in ("1_a", "1_b")}),
+        "lora_unet_double_blocks_0_img_attn_proj.hada_w1_a", "`.alpha` of each layer",
+        "loads nothing", "knows no LoHa", "LoHa",
+    ),
+    Convention(
+        "ComfyUI's LoraSave, with biases", "FLUX.1",
+        Plain(
+            w.FLUX_ORIGINAL, Names(dotted("diffusion_model.")), Numbers(dtype=FP16), {},
+            {"diffusion_model.double_blocks.0.img_attn.proj.diff_b": torch.ones(64)},
+        ),
+        "diffusion_model.double_blocks.0.img_attn.proj.diff_b", "none: scale 1",
+        "ignores", "drops what was added to biases", "full differences of weights",
+    ),
+    Convention(
+        "Black Forest Labs' Depth and Canny LoRA", "FLUX.1",
+        Plain(
+            w.FLUX_ORIGINAL, Names(dotted(""), **AB), Numbers(), {},
+            {"double_blocks.0.img_attn.norm.query_norm.scale": torch.ones(16),
+             "double_blocks.0.img_attn.proj.lora_B.bias": torch.ones(64)},
+        ),
+        "double_blocks.0.img_attn.norm.query_norm.scale", "none: scale 1",
+        "refuses", "wants every layer (the real files have them, and are read)", "LoRA with biases",
+    ),
+    Convention(
+        "peft, PiSSA", "FLUX.1",
+        OfPeft(RSLORA | {"use_rslora": False}, _plain_alpha, says={"init_lora_weights": "pissa"}),
+        "base_model.model.transformer_blocks.0.attn.to_q.lora_A.weight", "adapter_config.json",
+        "refuses", "takes every `base_model` key for fal's Kontext trainer", "init_lora_weights: 'pissa'",
+    ),
+    Convention(
+        "musubi-tuner (Blissful), rsLoRA", "FLUX.1",
+        Plain(
+            w.FLUX_ORIGINAL, Names(flat("lora_unet")), Numbers(alpha=lambda name: 2.0), {},
+            {"use_rslora_flag": torch.tensor(1.0)},
+        ),
+        "use_rslora_flag", "`.alpha` of each layer, by its root", "ignores", "drops the flag", "use_rslora_flag",
+    ),
+    Convention(
+        "sd-scripts, SDXL", "FLUX.1",
+        Beside({f"lora_unet_down_blocks_0_attentions_0_proj_in.{end}": torch.ones(4, 4)
+                for end in ("lora_down.weight", "lora_up.weight")}),
+        "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight", "`.alpha` of each layer",
+        "refuses", "knows no such layer", "it is a LoRA of a Stable Diffusion model",
+    ),
+)  # fmt: skip
+
 FLUX2: tuple[Convention, ...] = (
     Convention(
         "diffusers' examples, with header", "FLUX.2",
@@ -265,6 +341,12 @@ FLUX2: tuple[Convention, ...] = (
         "ai-toolkit", "FLUX.2",
         Plain(w.FLUX2_ORIGINAL, Names(dotted("diffusion_model."), **AB), Numbers(dtype=BF16)),
         "diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight", "none: scale 1",
+    ),
+    Convention(
+        "ai-toolkit, layers outside the blocks", "FLUX.2",
+        Plain({**w.FLUX2_ORIGINAL, **w.FLUX2_OUTSIDE}, Names(dotted("diffusion_model."), **AB)),
+        "diffusion_model.final_layer.adaLN_modulation.1.lora_A.weight", "none: scale 1",
+        "other", "leaves the last modulation's halves in the original order",
     ),
     Convention(
         "sd-scripts, musubi-tuner", "FLUX.2",
@@ -291,12 +373,13 @@ QWEN: tuple[Convention, ...] = (
         "transformer.transformer_blocks.0.attn.to_q.lora_A.weight", "header `lora_adapter_metadata`",
     ),
     Convention(
-        "ai-toolkit", "Qwen-Image", Plain(w.QWEN, Names(dotted("diffusion_model."), **AB), Numbers(dtype=BF16)),
+        "ai-toolkit", "Qwen-Image",
+        Plain({**w.QWEN, **w.QWEN_OUTSIDE}, Names(dotted("diffusion_model."), **AB), Numbers(dtype=BF16)),
         "diffusion_model.transformer_blocks.0.attn.to_q.lora_A.weight", "none: scale 1",
     ),
     Convention(
         "musubi-tuner", "Qwen-Image",
-        Plain(w.QWEN, Names(flat("lora_unet")), Numbers(alpha=lambda name: 1.0, dtype=BF16)),
+        Plain({**w.QWEN, **w.QWEN_OUTSIDE}, Names(flat("lora_unet")), Numbers(alpha=lambda name: 1.0, dtype=BF16)),
         "lora_unet_transformer_blocks_0_attn_to_q.lora_down.weight", "`.alpha` of each layer",
     ),
     Convention(
@@ -314,7 +397,7 @@ QWEN: tuple[Convention, ...] = (
         "loads nothing", "only looks at names that begin with `transformer.`",
     ),
 )  # fmt: skip
-CONVENTIONS = FLUX + FLUX2 + QWEN
+CONVENTIONS = FLUX + FLUX2 + QWEN + REFUSED
 
 
 def make_model(family: Family, folder: Path) -> Path:
@@ -371,3 +454,44 @@ def add(policy: Any, delta: Mapping[str, Tensor]) -> None:
     for name, one in delta.items():
         weight = policy.transformer.get_submodule(name).weight
         weight.copy_(weight.double() + one)
+
+
+@torch.no_grad()
+def velocity(policy: Any, cond: Conditioning) -> Tensor:
+    """Of two samples at one noise level."""
+    x = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
+    found: Tensor = policy.velocity(x, torch.tensor(0.7), cond)
+    return found
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """The largest."""
+    return float((one - other).abs().max())
+
+
+CLOSE = 1e-5
+"""Rounding of float32 through the tiny models; what a LoRA moves is above a hundredth."""
+
+
+def check_outcome(convention: Convention, error: str, found: Tensor, right: Tensor, base: Tensor) -> None:
+    """Refuse (AssertionError) a velocity of diffusers that is not what a convention declares.
+
+    Args:
+        convention: says what diffusers makes of its files.
+        error: of loading by diffusers, or empty.
+        found: diffusers' velocity.
+        right: the true one.
+        base: without the LoRA.
+    """
+    apart, moved = difference(found, right), difference(found, base)
+    declared = {
+        "same": not error and apart < CLOSE,
+        "rounds": not error and CLOSE < apart < 1e-3,
+        "refuses": bool(error),
+        "loads nothing": not error and moved == 0,
+        "other": not error and moved > 0 and apart > 1e-2,
+        "ignores": not error and moved > 0,
+        "reads": not error and moved > 0,
+    }
+    assert declared[convention.diffusers], (convention.name, error, apart, moved)
+    assert not convention.refused or convention.diffusers not in ("same", "rounds")

@@ -55,6 +55,16 @@ FLUX2_ORIGINAL: Layers = {
     "single_blocks.0.linear1": ("single_transformer_blocks.0.attn.to_qkv_mlp_proj",),
     "single_blocks.0.linear2": ("single_transformer_blocks.0.attn.to_out",),
 }
+FLUX2_OUTSIDE: Layers = {
+    "img_in": ("x_embedder",),
+    "txt_in": ("context_embedder",),
+    "time_in.in_layer": ("time_guidance_embed.timestep_embedder.linear_1",),
+    "guidance_in.out_layer": ("time_guidance_embed.guidance_embedder.linear_2",),
+    "double_stream_modulation_img.lin": ("double_stream_modulation_img.linear",),
+    "single_stream_modulation.lin": ("single_stream_modulation.linear",),
+    "final_layer.linear": ("proj_out",),
+    "final_layer.adaLN_modulation.1": ("norm_out.linear",),
+}
 FLUX_XLABS: Layers = {
     "double_blocks.0.processor.qkv_lora1": FLUX_ORIGINAL["double_blocks.0.img_attn.qkv"],
     "double_blocks.0.processor.proj_lora1": FLUX_ORIGINAL["double_blocks.0.img_attn.proj"],
@@ -72,6 +82,7 @@ QWEN: Layers = {
         *(f"{stream}_mlp.net.{part}" for stream in ("img", "txt") for part in ("0.proj", "2")),
     )
 }
+QWEN_OUTSIDE: Layers = {name: (name,) for name in ("img_in", "txt_in", "proj_out", "norm_out.linear")}
 
 
 def as_diffusers(layers: Layers) -> Layers:
@@ -183,6 +194,18 @@ class Plain:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """A file of these tensors, whose meaning isn't worked out here."""
+
+    tensors: Mapping[str, Tensor]
+
+    def __call__(self, folder: Path, transformer: torch.nn.Module) -> Written:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: one.clone() for name, one in self.tensors.items()}, folder / "lora.safetensors")
+        return Written(folder / "lora.safetensors", {})
+
+
+@dataclass(frozen=True)
 class OfPeft:
     """peft's own ``save_pretrained``, or diffusers' ``save_lora_weights`` with its header, from a real adapter."""
 
@@ -191,7 +214,8 @@ class OfPeft:
     """(module, rank) -> scale, worked out by hand from ``config``."""
     pipeline: str | None = None
     """Class of diffusers that writes; None: peft writes a folder."""
-    header: bool = True
+    says: Mapping[str, Any] = field(default_factory=dict)
+    """What adapter_config.json is made to say besides."""
 
     def __call__(self, folder: Path, transformer: torch.nn.Module) -> Written:
         import diffusers
@@ -212,17 +236,14 @@ class OfPeft:
         state = get_peft_model_state_dict(tuned)
         if self.pipeline is None:
             tuned.save_pretrained(folder)
+            config = json.loads((folder / "adapter_config.json").read_text())
+            (folder / "adapter_config.json").write_text(json.dumps(config | dict(self.says)))
             path = folder
         else:
-            about = _collate_lora_metadata({"transformer": tuned}) if self.header else {}
+            about = _collate_lora_metadata({"transformer": tuned})
             getattr(diffusers, self.pipeline).save_lora_weights(folder, transformer_lora_layers=state, **about)
             path = folder / "pytorch_lora_weights.safetensors"
         bare = {name.removeprefix("base_model.model."): one.double() for name, one in state.items()}
-        modules = sorted({name.split(".lora_")[0] for name in bare})
+        modules = sorted({name.split(".lora_")[0] for name in bare})  # of DoRA, what is low-rank
         pairs = {one: (bare[f"{one}.lora_A.weight"], bare[f"{one}.lora_B.weight"]) for one in modules}
         return Written(path, {name: self.scale(name, len(a)) * b @ a for name, (a, b) in pairs.items()})
-
-
-def json_header(**entries: str) -> dict[str, str]:
-    """Header entries as tools that keep JSON in them write these."""
-    return {name: json.dumps(entry) for name, entry in entries.items()}

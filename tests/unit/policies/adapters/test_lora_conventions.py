@@ -21,12 +21,20 @@ from customized_grpo.policies.export import export
 from customized_grpo.policies.flux import UNO, UNOConfig
 from customized_grpo.recipe.config import EvaluateRecipe
 from customized_grpo.types import Conditioning
-from lora_conventions import CONVENTIONS, Convention, add, by_diffusers, make_model, open_model
+from lora_conventions import (
+    CLOSE,
+    CONVENTIONS,
+    Convention,
+    add,
+    by_diffusers,
+    check_outcome,
+    difference,
+    make_model,
+    open_model,
+    velocity,
+)
 from lora_writers import Written
 from pipeline_cases import pictures, shrink_constants
-
-CLOSE = 1e-5
-"""Rounding of float32 through the tiny models; what a LoRA moves is above a hundredth."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +73,6 @@ def case(request: pytest.FixtureRequest, models: dict[str, Path], tmp_path_facto
         base = velocity(policy, cond)
         add(policy, written.delta)
         yield Case(convention, written, model, cond, base, velocity(policy, cond))
-
-
-@torch.no_grad()
-def velocity(policy: Any, cond: Conditioning) -> Tensor:
-    x = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
-    found: Tensor = policy.velocity(x, torch.tensor(0.7), cond)
-    return found
-
-
-def difference(one: Tensor, other: Tensor) -> float:
-    return float((one - other).abs().max())
 
 
 TYPES = {"FLUX.1": "uno", "FLUX.2": "flux2", "Qwen-Image": "qwen-image-edit-plus"}
@@ -146,16 +143,7 @@ def test_what_diffusers_makes_of_it_is_known(case: Case) -> None:
     """The difference to the true velocity, or that it refuses; the table of the documentation shows it."""
     theirs = open_model(case.convention.family, case.model)
     error = by_diffusers(theirs, case.written)
-    found = velocity(theirs, case.cond)
-    apart, moved = difference(found, case.right), difference(found, case.base)
-    expected = {
-        "same": not error and apart < CLOSE,
-        "rounds": not error and CLOSE < apart < 1e-3,
-        "refuses": bool(error),
-        "loads nothing": not error and moved == 0,
-        "other": not error and moved > 0 and apart > 1e-2,
-    }
-    assert [name for name, so in expected.items() if so] == [case.convention.diffusers], (error, apart, moved)
+    check_outcome(case.convention, error, velocity(theirs, case.cond), case.right, case.base)
 
 
 def test_what_is_left_aside_is_counted(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
