@@ -22,6 +22,7 @@ from customized_grpo.policies.adapters.tensor_files import check_finite
 from customized_grpo.policies.base import Policy, PolicyConfig
 from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN
 from customized_grpo.policies.hub_files import hub_problem
+from customized_grpo.policies.single_file import check_no_file
 from customized_grpo.types import Conditioning
 
 _DECODE_CHUNK = 4
@@ -47,6 +48,8 @@ class PipelineConfig(PolicyConfig):
 
     channels: ClassVar[int] = 64
     """C of a token: of 2 x 2 latents of the VAE."""
+    one_file_goes: ClassVar[str] = "give a hub id, or a folder in diffusers' layout (made by its from_single_file)"
+    """What to do with a single file of weights."""
 
     model: str = Field(description="a folder in diffusers' layout, or a hub id")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
@@ -61,6 +64,15 @@ class PipelineConfig(PolicyConfig):
             near = f"{low} or {low + PIXELS_PER_TOKEN}" if low else str(PIXELS_PER_TOKEN)
             raise ValueError(f"given {pixels}; this model needs a multiple of {PIXELS_PER_TOKEN}: use {near}")
         return pixels
+
+    def source(self) -> str:
+        """The folder or hub id that the weights are read from.
+
+        Raises:
+            ValueError: it is one file of weights, or nothing is there.
+        """
+        check_no_file(self.model, self.one_file_goes)
+        return super().source()
 
     @property
     def grid(self) -> tuple[int, int]:
