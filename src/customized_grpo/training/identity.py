@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, final
 
-from customized_grpo import __version__, registry
+from customized_grpo import registry
 from customized_grpo.advantages.aggregators import FORMULAS
 from customized_grpo.data.base import Dataset, FromFiles
 from customized_grpo.data.content import contents, hash_files
@@ -46,7 +46,6 @@ class RunIdentity:
         self._read_ahead.result()
         aggregator = registry.type_of(self._recipe.advantage.aggregator)
         return {
-            "version": __version__,
             "formula": [aggregator, FORMULAS.get(aggregator, 1)],
             "named": named_in(self._recipe, self._hashes),
             "examples": examples_of(self._dataset, self._hashes),

@@ -27,6 +27,7 @@ def test_durations(text: str, seconds: float | None) -> None:
     "said",
     [formatdate(time.time() + 600, usegmt=True), (datetime.now(UTC) + timedelta(seconds=600)).isoformat(),
      (datetime.now(UTC) + timedelta(seconds=600)).strftime("%Y-%m-%dT%H:%M:%SZ")],
+    ids=["http", "iso", "zulu"],
 )  # fmt: skip
 def test_dates(said: str) -> None:
     assert duration(said) == pytest.approx(600, abs=30)
