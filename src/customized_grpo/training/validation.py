@@ -50,10 +50,11 @@ def evaluate(parts: Parts, done: int) -> dict[str, float]:
                 rank=accelerator.process_index,
                 world=accelerator.num_processes,
                 gather=gather,
+                hashes=parts.hashes,
             ),
             _rows_file(parts, done).stem,
             sigmas=noise_levels(recipe.policy, recipe.sampling, spec, parts.policy.latent_shape[0]),
-            weights=engine.fingerprint(accelerator, parts.policy.transformer, done),
+            weights=held.base + engine.fingerprint(accelerator, parts.policy.transformer, done),
             encode=held.encode,
         )
     held.rows["base" if done == 0 else "tuned"] = rows
@@ -120,7 +121,13 @@ def is_due(parts: Parts, done: int) -> bool:
 
 def is_owed(parts: Parts, start: int) -> bool:
     """True if a run that starts at ``start`` lacks its evaluation: the base's, or one delayed by a signal."""
-    return is_due(parts, start) and not (start > 0 and _rows_file(parts, start).is_file())
+    return start == 0 or not _rows_file(parts, start).is_file()
+
+
+def renew_base(parts: Parts) -> None:
+    """Evaluate the untrained policy again where it was evaluated: rows that stand on the same data are kept."""
+    if parts.evaluation is not None and _rows_file(parts, 0).is_file():
+        evaluate(parts, 0)
 
 
 def write_summary(parts: Parts) -> None:
