@@ -207,7 +207,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         # A PNG's own method would decode the pixels, for metadata after them; ``png.plain`` has put that before them.
         exif = Image.Image.getexif(image)
-        return _TURNS.get(exif.get(0x0112))
+        return _TURNS.get(exif.get(0x0112, 1))
     except Exception:  # of a dozen types, as for damaged pixels
         return None
 

@@ -19,6 +19,7 @@ from pydantic import (
 
 from customized_grpo import registry
 from customized_grpo.paths import model_path
+from customized_grpo.recipe.references import ReferenceLimits
 
 
 class Section(BaseModel):
@@ -72,7 +73,7 @@ class FullSettings(Section):
     )
 
 
-class PolicySpec(registry.PluginSection):
+class PolicySpec(registry.PluginSection, ReferenceLimits):
     """The typed base of every policy's ``Config``; each policy adds its own fields.
 
     Attributes:
