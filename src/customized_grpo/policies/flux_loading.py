@@ -74,6 +74,14 @@ class FluxConfig(PipelineConfig):
             raise ValueError("full: the base's LoRA must be in the weights that are trained; use base_lora.mode=fuse")
         return self
 
+    def reference_counts(self) -> tuple[int, int]:
+        """``min_references`` to ``max_references``."""
+        return self.min_references, self.max_references
+
+    def count_keys(self) -> Mapping[str, int]:
+        """Both."""
+        return {"min_references": self.min_references, "max_references": self.max_references}
+
     def prompt_tokens(self) -> int:
         """Its ``max_sequence_length``."""
         return self.max_sequence_length

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float, UInt8
-from PIL.Image import Image
 from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor, nn
 
@@ -46,6 +45,7 @@ class PipelineConfig(PolicyConfig):
 
     not_encoded: ClassVar[frozenset[str]] = PolicyConfig.not_encoded | {"max_references"}
 
+    least_references: ClassVar[int] = 0
     channels: ClassVar[int] = 64
     """C of a token: of 2 x 2 latents of the VAE."""
     one_file_goes: ClassVar[str] = "give a hub id, or a folder in diffusers' layout (made by its from_single_file)"
@@ -83,22 +83,13 @@ class PipelineConfig(PolicyConfig):
         """(S, C)."""
         return self.grid[0] * self.grid[1], self.channels
 
-    def check_references(self, references: Sequence[Image], *, least: int) -> None:
-        """Refuse too few or too many references.
+    def reference_counts(self) -> tuple[int, int]:
+        """``least_references`` to ``max_references``."""
+        return self.least_references, self.max_references
 
-        Raises:
-            ValueError: their number is not between ``least`` and ``max_references``.
-        """
-        if len(references) < least:
-            raise ValueError(
-                f"{len(references)} references given, but policy.type {self.type} draws from at least {least}; "
-                "give every example a reference, or use a policy that draws from text alone (flux2, uno)"
-            )
-        if len(references) > self.max_references:
-            raise ValueError(
-                f"{len(references)} references given, but policy.max_references is {self.max_references}; "
-                "give fewer, or raise it"
-            )
+    def count_keys(self) -> Mapping[str, int]:
+        """Its ``max_references``."""
+        return {"max_references": self.max_references}
 
 
 @final
