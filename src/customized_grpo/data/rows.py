@@ -1,6 +1,7 @@
 """Rows of a manifest, read and checked without images and without torch."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, final
@@ -112,7 +113,7 @@ def same_shape(mask: tuple[int, int], image: tuple[int, int]) -> bool:
 def _parse(line: bytes) -> Row:
     try:
         # utf-8-sig: some editors begin a file with a byte-order mark.
-        data = json.loads(line.decode("utf-8-sig"))
+        data = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_once)
     except UnicodeDecodeError as error:
         raise ValueError(f"is not UTF-8 text ({error.reason}); save the manifest as UTF-8") from error
     except json.JSONDecodeError as error:
@@ -129,6 +130,15 @@ def _parse(line: bytes) -> Row:
         if not is_inside(path):
             raise ValueError(f"path {path!r} is not inside the manifest's folder; use a relative path without '..'")
     return row
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, whose keys must differ: Python would keep the last of them and drop the others."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice!r} is given twice; keep one")
+    return found
 
 
 def _first_problem(error: ValidationError) -> str:
