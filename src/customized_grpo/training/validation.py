@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from customized_grpo.data.base import Dataset, FromFiles
 from customized_grpo.evaluation.costs import evaluations, of_evaluation, of_training
 from customized_grpo.evaluation.evaluator import (
     evaluate_policy,
@@ -15,6 +16,7 @@ from customized_grpo.evaluation.items import Site
 from customized_grpo.evaluation.settings import settings_of
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.evaluation.tables import summarize
+from customized_grpo.identity.hashes import equal_files
 from customized_grpo.recipe.config import AXES, Recipe
 from customized_grpo.recipe.sections import RewardSpec
 from customized_grpo.report.folders import read_runs
@@ -96,7 +98,27 @@ def notices(parts: Parts) -> list[str]:
     if recipe.evaluate is not None and held is not None:
         examples = num_examples(held.dataset, recipe.evaluate)
         found += of_evaluation(recipe.evaluate, examples, rows=evaluations(recipe))
+        found += seen_in_training(parts.dataset, held.dataset)
     return found + blind_spots(recipe)
+
+
+def seen_in_training(trained: Dataset, held: Dataset) -> list[str]:
+    """A notice of held-out references that training shows, too, under whatever name; only of data from files."""
+    shown, asked = _pictures(trained), _pictures(held)
+    first = equal_files([*shown, *asked])
+    known = {first[path] for path in shown if path in first}
+    both = [key for path, key in asked.items() if first.get(path) in known]
+    return [
+        f"{len(both)} of {len(asked)} held-out references are pictures of the training data, too, such as that of "
+        f"{both[0]!r}: held-out scores then show what was learnt by heart; customized-grpo data split keeps them apart"
+        for _ in both[:1]
+    ]
+
+
+def _pictures(dataset: Dataset) -> dict[Path, str]:
+    """File of each reference to the key of an example that shows it."""
+    known = [dataset.sources(index) for index in range(len(dataset))] if isinstance(dataset, FromFiles) else []
+    return {one.root / name: one.key for one in known if one is not None for name in one.references}
 
 
 def blind_spots(recipe: Recipe) -> list[str]:
