@@ -183,4 +183,4 @@ def test_a_key_that_is_given_twice_is_refused(tmp_path: Path, line: str) -> None
     """JSON leaves open which one counts; Python kept the last."""
     (tmp_path / "m.jsonl").write_text(line)
     ((_, found),) = read_rows(tmp_path / "m.jsonl")
-    assert "m.jsonl:1: the key 'prompt' is given twice; keep one" in str(found)
+    assert "m.jsonl:1: the key 'prompt' is there twice; keep one" in str(found)
