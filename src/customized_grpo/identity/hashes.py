@@ -127,7 +127,7 @@ class FileHashes:
         began = time.time_ns()
         try:
             made = file_hash(path)
-        except OSError:
+        except (OSError, ValueError):
             return ""
         if f"{name}|{_state(path)}" == key and _settled(path, began):
             self._known[key] = made
@@ -154,7 +154,7 @@ def _state(path: Path) -> str:
     """
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name with a zero byte
         return ""
     if not stat.S_ISREG(found.st_mode):
         return ""

@@ -18,7 +18,7 @@ from customized_grpo.identity.hashes import FileHashes, short_hash
 from customized_grpo.identity.sections import named, source_hash
 from customized_grpo.recipe.config import AXES, Recipe
 from customized_grpo.recipe.loading import load_recipe
-from customized_grpo.rewards.base import transport_of
+from customized_grpo.rewards.base import AnyReward, fingerprint_of, transport_of
 
 FILE: Final = "identity.json"
 """Its name in a checkpoint's ``state``."""
@@ -35,8 +35,13 @@ Examples = list[list[str]]
 class RunIdentity:
     """What a run stands on. Files are hashed in a thread from the beginning, and waited for when they are needed."""
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, hashes: FileHashes) -> None:
+    def __init__(self, recipe: Recipe, dataset: Dataset, rewards: Mapping[str, AnyReward], hashes: FileHashes) -> None:
         self._recipe, self._dataset, self._hashes = recipe, dataset, hashes
+        self._servers = {
+            f"rewards.{name}.fingerprint": known
+            for name, reward in rewards.items()
+            if (known := fingerprint_of(reward)) is not None
+        }
         pool = ThreadPoolExecutor(1)
         self._read_ahead = pool.submit(hash_files, dataset, range(len(dataset)), hashes)
         pool.shutdown(wait=False)
@@ -47,7 +52,7 @@ class RunIdentity:
         aggregator = registry.type_of(self._recipe.advantage.aggregator)
         return {
             "formula": [aggregator, FORMULAS.get(aggregator, 1)],
-            "named": named_in(self._recipe, self._hashes),
+            "named": named_in(self._recipe, self._hashes) | self._servers,
             "examples": examples_of(self._dataset, self._hashes),
         }
 

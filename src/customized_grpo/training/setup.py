@@ -168,9 +168,9 @@ def build(recipe: Recipe) -> Parts:
             prepare_folder(folder, resuming=run.resume is not None)
     with together(accelerator, ValueError):
         dataset, held_out = load_dataset(recipe.data, "data"), load_held_out(recipe)
-        hashes = FileHashes(folder / HASHES)
-        identity = RunIdentity(recipe, dataset, hashes) if accelerator.is_main_process else None
         rewards = load_rewards(recipe.rewards, device=device)
+        hashes = FileHashes(folder / HASHES)
+        identity = RunIdentity(recipe, dataset, rewards, hashes) if accelerator.is_main_process else None
     # Completing a cache waits for the others on its way, so a rank that fails in it can't tell them: it ends the job.
     agreed = together(accelerator, ValueError) if run.cache is None else contextlib.nullcontext()
     with agreed, bars("conditioning: ") as progress:
