@@ -174,6 +174,8 @@ CASES = [
     masked("Broken JSON with status 200", Reply(200, b"{", {"content-type": "application/json"}), says="can't be read"),
     stopped("400", error(400, "'max_tokens' is not supported"), says="HTTP 400: 'max_tokens' is not supported"),
     masked("400 of a content filter", error(400, "unsafe", "content_policy_violation"), says="content filter"),
+    masked("400 of a safety system, in words", error(400, "Your request was rejected by our safety system.", "1301"),
+           says="content filter"),
     masked("403 of a router's moderation", as_json(_router(403, "flagged", flagged_input="a bag"), 403),
            says="content filter"),
     stopped("301 to another address", Reply(301, b"", {"location": "https://host/v1/chat/completions"}),

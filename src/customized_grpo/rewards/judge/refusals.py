@@ -16,6 +16,9 @@ _PASSING: Final = (408, 409, 425, 429, 498)
 _CODES: Final = ("code", "type", "status", "reason", "quotaid", "limit_source", "error_code")
 _MODERATED: Final = re.compile(r"content_?filter|content_?policy|moderat|data_?inspection|sensitive|responsibleai")
 """In a code: the refusal concerns only this picture or text."""
+_UNSAFE_WORDS: Final = re.compile(
+    r"safety system|content (?:management )?policy|inappropriate content|unsafe content|敏感内容|不安全"
+)
 _EMPTY_CODE: Final = re.compile(
     r"insufficient_?(?:\w+_)?(?:quota|balance|credits?)|billing|arrearage|exceeded_current_quota|freetieronly"
     r"|payment_required|credits?_(?:exhausted|depleted)"
@@ -58,7 +61,8 @@ def refusal(status: int, headers: Mapping[str, str], body: Any) -> Refusal:
     """
     codes, words = " ".join(_codes(body)).lower(), said(body)
     message, low = f"{f'HTTP {status}' if status else 'an error with HTTP 200'}: {words}", words.lower()
-    if status < 500 and (_MODERATED.search(codes) or _flagged(body)):
+    moderated = _MODERATED.search(codes) or _flagged(body) or (status == 400 and _UNSAFE_WORDS.search(low))
+    if status < 500 and moderated:
         return Refusal("image", f"refused by the endpoint's content filter: {message}")
     throttled = _THROTTLED.search(f"{codes} {low}")
     if _EMPTY_WORDS.search(low) or (_EMPTY_CODE.search(codes) and not throttled):
