@@ -43,7 +43,7 @@ class UserErrors(TyperGroup):
             if os.environ.get("CUSTOMIZED_GRPO_TRACEBACK") or not (proxies or is_users(error)):
                 raise
             show(proxies or error)
-            raise typer.Exit(2 if isinstance(error, ValueError | OSError) else 1) from None
+            raise typer.Exit(2 if isinstance(proxies or error, ValueError | OSError) else 1) from None
 
 
 def _proxies_of(error: BaseException | None) -> ValueError | None:

@@ -1,10 +1,13 @@
 """The command: thin, clean messages for its user's mistakes, tracebacks for ours."""
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import httpx2
 import pytest
 import typer
 from click.testing import Result
@@ -138,6 +141,42 @@ def test_defects_keep_their_traceback() -> None:
         done = raising(defect)
         assert done.exit_code == 1
         assert done.exception is defect
+
+
+def test_a_proxy_that_stops_the_hubs_client_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask_the_hub() -> None:
+        try:
+            httpx2.Client()
+        except ValueError as error:
+            raise RuntimeError("a library's own words") from error
+
+    for name in ("ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "socks://me:s3cret@host:7890")
+    shown = one_command(ask_the_hub)
+    assert shown.exit_code == 2
+    said = " ".join(shown.output.split())
+    assert "error: the hub can't be asked: all_proxy: given 'socks://***@host:7890', but socks:// is none of" in said
+    assert "s3cret" not in shown.output
+    monkeypatch.setenv("ALL_PROXY", "")
+    monkeypatch.setenv("all_proxy", "")
+    assert isinstance(one_command(lambda: json.loads("{")).exception, json.JSONDecodeError), "a defect stays one"
+
+
+def one_command(work: Callable[[], object]) -> Result:
+    small = typer.Typer(cls=UserErrors)
+    small.command("work")(lambda: work() and None)
+    small.command("other")(lambda: None)
+    return CliRunner().invoke(small, ["work"], env={"COLUMNS": "200"})
+
+
+def test_private_hosts_are_spared_from_proxies_in_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "a.com")  # and is put back
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    assert run("plugins").exit_code == 0
+    listed = os.environ["NO_PROXY"].split(",")
+    assert {"a.com", "localhost", "127.0.0.0/8", "10.0.0.0/8"} <= set(listed)
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"]
 
 
 def test_files_and_interrupts() -> None:
