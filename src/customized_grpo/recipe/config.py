@@ -268,7 +268,7 @@ class EvaluateRecipe(Section):
     policy: PolicyField
     lora: str | tuple[str, ...] | None = Field(
         default=None,
-        description="a run, a checkpoint, an adapter's folder or file, or a LoRA's hub id; a list of them adds up; each "
+        description="a run, a checkpoint, an adapter's folder or file, or a LoRA's hub id; a list adds up; each "
         "may end in a scale, as in =0.8; null: base only",
     )
     sampling: EvaluateSampling = EvaluateSampling()

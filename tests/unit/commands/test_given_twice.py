@@ -1,4 +1,4 @@
-"""What is given twice on a command line: several LoRAs all count, an option of one value is refused, an override said."""
+"""What is given twice on a command line: LoRAs all count, an option of one value is refused, an override is said."""
 
 import json
 from pathlib import Path
