@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.commands.arguments import Device
+from customized_grpo.commands.arguments import Device, say_undone
 from customized_grpo.commands.tables import print_rows
 from customized_grpo.console import bars, err, hush_libraries, say
 
@@ -42,7 +42,7 @@ def score(
     from customized_grpo.types import Example
 
     folder.check_table(table)
-    specs = folder.read_rewards(reward, options or [])
+    specs = folder.read_rewards(reward, say_undone(options))
     if manifest is None:
         references = tuple(load_image(path) for path in reference or [])
         one = Example(key="all", prompt=prompt, references=references, subject=subject)

@@ -154,7 +154,7 @@ def evaluate(recipe: EvaluateRecipe, *, progress: OnProgress = quiet) -> Path:
     on_cpu = open_device(recipe.run.device).type == "cpu"
     state = PartialState(cpu=on_cpu, timeout=timedelta(seconds=recipe.run.timeout_s))
     settings = recipe.policy
-    tuned = tuning.read(recipe.lora) if recipe.lora is not None else None
+    tuned = tuning.read_all(recipe.lora or [])
     spec = recipe.evaluate
     dataset = load_dataset(spec.data, "evaluate.data")
     total = num_examples(dataset, spec)
@@ -180,7 +180,7 @@ def evaluate(recipe: EvaluateRecipe, *, progress: OnProgress = quiet) -> Path:
     base = base_identity(settings, site.hashes)
     if state.is_main_process:
         save_recipe(recipe, folder / "config.yaml")
-        for notice in of_evaluation(spec, total, rows=2 + (tuned is not None)):
+        for notice in of_evaluation(spec, total, rows=2 + bool(tuned)):
             say(notice, on=err)
 
     sigmas = noise_levels(settings, recipe.sampling, spec, policy.latent_shape[0])
@@ -213,8 +213,8 @@ def evaluate(recipe: EvaluateRecipe, *, progress: OnProgress = quiet) -> Path:
         total=total,
     )
     rows["base"] = measured("base", weights=base)
-    if tuned is not None:
-        rows["tuned"] = measured("tuned", weights=base + tuning.apply(policy, tuned))
+    if tuned:
+        rows["tuned"] = measured("tuned", weights=base + tuning.apply_all(policy, tuned))
     if state.is_main_process:
         made = settings_of(settings, recipe.sampling, spec, total)
         absent = {} if "real_photos" in rows else {"real_photos": photos.absent if identity else NO_IDENTITY}

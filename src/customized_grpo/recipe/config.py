@@ -266,8 +266,10 @@ class EvaluateRecipe(Section):
 
     run: Run
     policy: PolicyField
-    lora: str | None = Field(
-        default=None, description="a run, a checkpoint, or an adapter's folder or file; null: base only"
+    lora: str | tuple[str, ...] | None = Field(
+        default=None,
+        description="a run, a checkpoint, an adapter's folder or file, or a LoRA's hub id; a list adds up; each "
+        "may end in a scale, as in =0.8; null: base only",
     )
     sampling: EvaluateSampling = EvaluateSampling()
     evaluate: Evaluate

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from customized_grpo.commands.arguments import Workers
+from customized_grpo.commands.arguments import Workers, say_undone
 from customized_grpo.commands.tables import PAIR, print_rows, show_prompts
 from customized_grpo.console import err, say
 
@@ -32,7 +32,7 @@ def import_(
     workers: Workers = None,
 ) -> None:
     """Make a manifest of a data set. What can't be used is listed in rejected.jsonl, and never stops the rest."""
-    importer = _importer(kind, options or [])
+    importer = _importer(kind, say_undone(options))
     from customized_grpo.prepare.importers.writer import MANIFEST, REJECTED, Options, import_data
     from customized_grpo.prepare.inspection import default_workers
 

@@ -1,17 +1,14 @@
 """The base LoRA, a released LoRA as part of FLUX's base: fused, or a frozen adapter beneath the trained one."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from customized_grpo.policies.adapters.lora_files import WEIGHTS_NAME
 from customized_grpo.policies.adapters.lora_layers import attach_frozen
 from customized_grpo.policies.adapters.lora_reader import read_lora
 from customized_grpo.policies.adapters.low_rank import Factors, fuse, scaled
 from customized_grpo.policies.adapters.uno_lora import FILE_NAME, REPOSITORY
-from customized_grpo.policies.hub_files import weights_file
 
 
 class BaseLora(BaseModel):
@@ -57,17 +54,7 @@ def read_base_lora(transformer: Any, section: BaseLora, *, offline: bool) -> dic
         ValueError: see ``apply_base_lora``.
     """
     try:
-        update = read_lora(_find(section, offline)).update(transformer)
+        update = read_lora(section.path, revision=section.revision, offline=offline).update(transformer)
     except ValueError as error:
         raise ValueError(f"policy.base_lora: {error}") from error
     return scaled(update, section.scale)
-
-
-def _find(section: BaseLora, offline: bool) -> Path:
-    given = Path(section.path).expanduser()
-    if given.exists():
-        return given
-    default = FILE_NAME if section.path == REPOSITORY else WEIGHTS_NAME
-    return weights_file(
-        section.path, "policy.base_lora.path", default=default, revision=section.revision, offline=offline
-    )

@@ -10,19 +10,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from torch import Tensor
 
 from customized_grpo.console import err, say
 from customized_grpo.policies.adapters import lora_keys, lora_scale
-from customized_grpo.policies.adapters.lora_files import HEADER, PEFT_WEIGHTS, PREFIX, find_adapter
+from customized_grpo.policies.adapters.lora_files import HEADER, PEFT_CONFIG, PEFT_WEIGHTS, PREFIX, find_adapter
 from customized_grpo.policies.adapters.lora_keys import Key
 from customized_grpo.policies.adapters.lora_names import factors_at, places, unknown
 from customized_grpo.policies.adapters.low_rank import Factors, linear_shapes, shown
 from customized_grpo.policies.adapters.tensor_files import FLOAT8, FLOATS, read_metadata, read_tensors
-
-_PEFT_CONFIG: Final = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +100,8 @@ class LoraFile:
             )
 
 
-def read_lora(path: str | Path) -> LoraFile:
-    """Read a LoRA: a file, its folder, a checkpoint, or a run (its newest complete checkpoint).
+def read_lora(path: str | Path, *, revision: str | None = None, offline: bool = False) -> LoraFile:
+    """Read a LoRA: a file, its folder, a checkpoint, a run (its newest complete checkpoint), or one on the hub.
 
     Read are the names of diffusers, peft, sd-scripts, ComfyUI, ai-toolkit, OneTrainer, SimpleTuner, XLabs and UNO, and
     each module's own rank and alpha. Keys of text encoders are left aside, which is said on the console.
@@ -111,7 +109,7 @@ def read_lora(path: str | Path) -> LoraFile:
     Raises:
         ValueError: nothing there, a damaged file, or one that is not wholly understood; what isn't is named.
     """
-    file = find_adapter(path)
+    file = find_adapter(path, revision=revision, offline=offline)
     tensors, metadata = read_tensors(file, "LoRA"), read_metadata(file, "LoRA")
     try:
         config = _config(file, metadata)
@@ -226,10 +224,10 @@ def _factors(a: Tensor, b: Tensor, alpha: float) -> Factors:
 
 def _config(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """The transformer's entries of peft's ``LoraConfig``, from the header or from the file that peft writes beside."""
-    beside = file.parent / _PEFT_CONFIG
+    beside = file.parent / PEFT_CONFIG
     text, where = metadata.get(HEADER, "{}"), HEADER
     if file.name == PEFT_WEIGHTS and beside.is_file():
-        text, where = beside.read_text(encoding="utf-8"), _PEFT_CONFIG
+        text, where = beside.read_text(encoding="utf-8"), PEFT_CONFIG
     try:
         entries = json.loads(text)
     except ValueError as error:
