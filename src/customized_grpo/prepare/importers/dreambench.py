@@ -11,7 +11,8 @@ from typing import Literal, final
 from pydantic import Field
 
 from customized_grpo.data.dreambench import find_root, read_prompts
-from customized_grpo.data.images import images_in, masks_beside
+from customized_grpo.data.folders import images_in, masks_beside
+from customized_grpo.paths import files_under, is_system
 from customized_grpo.prepare.archive import unpack
 from customized_grpo.prepare.importers.base import Draft, Importer, Item, Rejected, SourceError, folder_of
 from customized_grpo.text import TextError, lines_of, read_text
@@ -70,7 +71,7 @@ class DreamBenchPlus(Importer):
     def __call__(self, source: str, out: Path) -> Iterator[Item]:
         """Rows by the path of the picture, then by the number of the prompt."""
         root = _unpacked(Path(source).expanduser(), out) or self.root(source)
-        captions = sorted((root / "captions").rglob("*.txt"))
+        captions = [path for path in files_under(root / "captions") if path.suffix == ".txt"]
         if not captions:
             raise SourceError(f"{source}: there is no captions/**/*.txt; is this the folder of DreamBench++?")
         for caption in captions:
@@ -106,7 +107,7 @@ def _unpacked(source: Path, out: Path) -> Path | None:
 
     def place(member: str) -> str | None:
         found = re.search(r"(?:^|/)((?:images|captions)/.+)", member)
-        return found[1] if found and not member.startswith("__MACOSX/") else None
+        return found[1] if found and not any(map(is_system, member.split("/"))) else None
 
     unpack(source, out, place)
     return out

@@ -15,7 +15,8 @@ from typing import Any, Literal, final
 
 from pydantic import Field, PositiveInt
 
-from customized_grpo.data.images import mask_beside
+from customized_grpo.data.folders import mask_beside
+from customized_grpo.paths import matching
 from customized_grpo.prepare.archive import unpack
 from customized_grpo.prepare.importers.base import (
     Draft,
@@ -59,13 +60,13 @@ class SynCD(Importer):
                     yield from self._object(entry, images, metadata, number)
 
     def _metadata(self, folder: Path) -> list[Path]:
-        scored = sorted(folder.glob("*metadata*with_scores.json"))
+        scored = matching(folder, "*metadata*with_scores.json")
         if any(bound is not None for bound in (self.min_dino, self.max_dino, self.min_aesthetics)) and not scored:
             raise SourceError(
                 f"{folder}: min_dino, max_dino and min_aesthetics need scores, "
                 "but there is no *metadata_with_scores.json"
             )
-        found = scored or sorted(folder.glob("*metadata*.json"))
+        found = scored or matching(folder, "*metadata*.json")
         if not found:
             raise SourceError(f"{folder}: there is no *metadata*.json in it; is this the folder of SynCD?")
         return found
@@ -189,7 +190,7 @@ def _unpack(folder: Path, metadata: Path, out: Path) -> Path:
 
     Only files named by the metadata, and their masks, are unpacked; an outer folder in an archive is dropped.
     """
-    archives = sorted(folder.glob("*.zip"))
+    archives = matching(folder, "*.zip")
     if not archives:
         return folder
     wanted: set[str] = set()

@@ -13,6 +13,7 @@ from typing import Any, final
 
 from pydantic import Field
 
+from customized_grpo.paths import matching
 from customized_grpo.prepare.importers.base import (
     Draft,
     Importer,
@@ -106,7 +107,7 @@ def _files(source: str) -> list[Path]:
     if not path.is_dir():
         return [path]
     folder = path / "labels" if (path / "labels").is_dir() else path
-    files = sorted(folder.glob("*.json"), key=lambda file: [int(n) for n in re.findall(r"\d+", file.stem)])
+    files = sorted(matching(folder, "*.json"), key=lambda file: [int(n) for n in re.findall(r"\d+", file.stem)])
     if not files:
         raise SourceError(f"{source}: there is no .json file in it or in labels/")
     return files

@@ -17,12 +17,14 @@ from customized_grpo.atomic import replacing
 from customized_grpo.data.images import ImageError
 from customized_grpo.data.prompts import PromptSurvey, prompt_problems, survey
 from customized_grpo.data.rows import Row, same_shape
-from customized_grpo.prepare.importers.base import Draft, Importer, Item, Rejected, Skipped, SourceError
+from customized_grpo.prepare.importers.base import Draft, Importer, Item, Rejected, Remark, Skipped, SourceError
 from customized_grpo.prepare.importers.places import Places
 from customized_grpo.prepare.inspection import Look, LookAll, Seen, lookers
 
 MANIFEST, REJECTED, REPORT = "manifest.jsonl", "rejected.jsonl", "import.json"
 _BATCH = 512
+_NAMED = 3
+"""Number of entries that the report names of each kind; ``rejected.jsonl`` has all that were rejected."""
 
 
 @final
@@ -50,11 +52,16 @@ class Report:
     rows: int = 0
     rejected: int = 0
     masks_dropped: int = 0
+    views_dropped: int = 0
     images: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
-    """Number of entries that each option excluded."""
+    """Number of entries that each option or rule excluded."""
     problems: dict[str, int] = field(default_factory=dict)
-    """Number of rejected rows per kind."""
+    """Number of rejected rows and files per kind."""
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    """The first names of each reason of ``skipped`` and kind of ``problems``, the latter with their reason."""
+    remarks: list[str] = field(default_factory=list)
+    """What the importer says about how it read the source."""
     prompts: PromptSurvey | None = None
 
 
@@ -143,8 +150,11 @@ class _Writer:
                 return
             if isinstance(item, Skipped):
                 self.report.skipped[item.reason] = self.report.skipped.get(item.reason, 0) + 1
+                self._example(item.reason, item.name)
+            elif isinstance(item, Remark):
+                self.report.remarks.append(item.text)
             elif isinstance(item, Rejected):
-                self._reject(item.id, "entry", item.reason)
+                self._reject(item.id, item.kind, item.reason)
             else:
                 self._row(item)
 
@@ -169,7 +179,8 @@ class _Writer:
             self._reject(draft.id, "noisy-prompt", f"prompt: {', '.join(problems)}: {draft.prompt}")
             return
         try:
-            names = [self._image(path) for path in _images(draft)]
+            needed = [*draft.references, *(() if draft.target is None else (draft.target,))]
+            names = [self._image(path) for path in needed]
         except ImageError as error:
             self._reject(draft.id, error.problem, str(error))
             return
@@ -177,8 +188,7 @@ class _Writer:
             self._reject(draft.id, "outside", str(error))
             return
         kept = len(draft.references)
-        references, rest = names[:kept], names[kept:]
-        target = rest.pop(0) if draft.target is not None else None
+        references, target = names[:kept], names[kept] if draft.target is not None else None
         masks = [
             self._mask(draft, mask, image)
             for mask, image in zip(draft.masks, draft.references, strict=bool(draft.masks))
@@ -192,7 +202,7 @@ class _Writer:
             "masks": masks if any(mask is not None for mask in masks) else [],
             "target": target,
             "target_mask": target_mask,
-            "views": rest,
+            "views": [view for view in (self._view(draft, path) for path in draft.views) if view is not None],
             "extra": dict(draft.extra),
         }
         try:
@@ -213,6 +223,15 @@ class _Writer:
             raise ImageError(file, seen.problem, seen.reason)
         return name
 
+    def _view(self, draft: Draft, path: Path) -> str | None:
+        """A view's path; None if it is broken, which is recorded: a row doesn't need all of its views."""
+        try:
+            return self._image(path)
+        except ValueError as error:
+            self.report.views_dropped += 1
+            self._write_rejected({"what": "view", "id": draft.id, "problem": "view", "reason": str(error)})
+            return None
+
     def _mask(self, draft: Draft, mask: Path | None, image: Path) -> str | None:
         """A mask's path; None if there is none or it is broken, which is recorded."""
         if mask is None:
@@ -231,10 +250,18 @@ class _Writer:
             return None
 
     def _reject(self, name: str, kind: str, reason: str) -> None:
-        self.first_reason = self.first_reason or reason
+        self.first_reason = self.first_reason or (f"{name}: {reason}" if kind == "file" else reason)
         self.report.rejected += 1
         self.report.problems[kind] = self.report.problems.get(kind, 0) + 1
-        self._write_rejected({"what": "row", "id": name, "problem": kind, "reason": reason})
+        if not any(reason in example for example in self.report.examples.get(kind, [])):  # one picture costs many rows
+            self._example(kind, f"{name}: {reason}")
+        what = "file" if kind == "file" else "row"
+        self._write_rejected({"what": what, "id": name, "problem": kind, "reason": reason})
+
+    def _example(self, kind: str, text: str) -> None:
+        named = self.report.examples.setdefault(kind, [])
+        if text and len(named) < _NAMED:
+            named.append(text)
 
     def _write_rejected(self, line: Mapping[str, str]) -> None:
         self.rejected.write(json.dumps(line) + "\n")
