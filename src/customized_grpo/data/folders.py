@@ -18,10 +18,12 @@ SUFFIXES: Final = frozenset(
 )
 """Suffixes of image files, in lower case."""
 
-_UNREAD: Final = (
-    ".heic .heif .jxl .jp2 .svg .psd .xcf .exr .tga .ico .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf "
-    ".mp4 .mov .webm .avi .mkv"
-)
+UNREAD: Final = frozenset(
+    (
+        ".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".xcf", ".exr", ".tga", ".ico", ".raw", ".dng", ".cr2",
+        ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".mp4", ".mov", ".webm", ".avi", ".mkv",
+    )
+)  # fmt: skip
 """Suffixes of pictures and films that are not read, in lower case."""
 
 _CAPTIONS: Final = (".txt", ".caption")
@@ -119,7 +121,7 @@ def _why(path: Path) -> str:
     suffix = path.suffix.lower()
     if path.is_symlink() and not path.exists():
         return f"is a link to {os.readlink(path)}, which is not there"
-    if suffix in _UNREAD.split():
+    if suffix in UNREAD:
         return f"is a {suffix} file, which isn't read; save it as PNG or JPEG"
     if suffix in SUFFIXES:
         return "is named like a mask, but there is no picture of that name"

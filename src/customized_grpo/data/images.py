@@ -136,6 +136,27 @@ def image_size(path: str | Path) -> tuple[int, int]:
             return (lazy.height, lazy.width) if _turn(lazy) in _ON_ITS_SIDE else lazy.size
 
 
+def has_frames(path: str | Path) -> bool:
+    """True for an animation or a file of several pages, of which ``load_image`` reads the first.
+
+    The second picture of a phone's MPO is a preview or a depth map, so such a file counts as one picture.
+
+    Raises:
+        ImageError: as for ``image_size``.
+    """
+    path = Path(path)
+    with _typed_errors(path, MAX_PIXELS), _open(path) as stream, Image.open(stream) as lazy:
+        if lazy.format == "MPO":
+            return False
+        try:
+            lazy.seek(1)
+        except EOFError:
+            return False
+        except (OSError, SyntaxError, ValueError):  # of a damaged second one
+            return True
+        return True
+
+
 def save_image(image: Image.Image, path: Path) -> None:
     """Write an image in the format of the path's suffix, without any metadata, complete or not at all."""
     with replacing(path) as aside:

@@ -75,11 +75,9 @@ def _show_import(report: "Report") -> None:
     rows += [("masks dropped", f"{report.masks_dropped:,}")] if report.masks_dropped else []
     rows += [("views dropped", f"{report.views_dropped:,}")] if report.views_dropped else []
     print_rows("import", PAIR, rows)
-    for kind, count in report.problems.items():
-        for line in report.examples[kind]:
+    for kind in (*report.problems, "mask", "view"):
+        for line in report.examples.get(kind, []):
             say(f"left out: {line}", style="yellow")
-        if count > len(report.examples[kind]):
-            say(f"  and {count - len(report.examples[kind]):,} more ({kind})", style="yellow")
     for remark in report.remarks:
         say(remark)
     show_prompts(report.prompts, report.rows)

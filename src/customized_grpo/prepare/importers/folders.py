@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeVar, final
 
 from pydantic import Field
 
-from customized_grpo.data.folders import look_inside, mask_beside, masks_beside
+from customized_grpo.data.folders import UNREAD, look_inside, mask_beside, masks_beside
 from customized_grpo.paths import folders_under
 from customized_grpo.prepare.importers.base import (
     Draft,
@@ -142,11 +142,14 @@ class ImageFolder(Importer):
 
 
 def _unnamed(folder: Path, out: Path, named: set[str]) -> Iterator[Item]:
-    """Pictures that the metadata doesn't name."""
+    """Pictures that the metadata doesn't name, and files that look like some but aren't read."""
     for inside in map(look_inside, folders_under(folder, lambda path: is_output(path, out))):
         for path in inside.pictures:
             if os.path.abspath(path) not in named:
                 yield Skipped("pictures that the metadata doesn't name", path.relative_to(folder).as_posix())
+        for path, reason in inside.others.items():
+            if path.suffix.lower() in UNREAD and os.path.abspath(path) not in named:
+                yield Rejected(path.relative_to(folder).as_posix(), reason, "file")
 
 
 def _of_file(entries: Iterator[tuple[int, T]]) -> Iterator[tuple[int, T]]:

@@ -21,6 +21,7 @@ from customized_grpo.prepare.importers.base import (
     Rejected,
     Skipped,
     SourceError,
+    is_nothing,
     paths_of,
     text_of,
 )
@@ -73,7 +74,8 @@ class UNO(Importer):
         if not isinstance(captions, dict):
             raise ValueError(f"caption: given {captions!r}; it must be an object with img_path1 and img_path2")
         # the second half of a name differs between the two pictures of a subject, the part before "_1" doesn't
-        subjects = captions.get("subject") or []
+        given = captions.get("subject")
+        subjects = [word for word in (given if isinstance(given, list) else [given]) if not is_nothing(word)]
         identity = re.sub(r"_\d+_\d+x\d+$", "", Path(text_of(entry, "img_path1")).stem)
         for reference, target, suffix in (
             ("img_path1", "img_path2", ""),

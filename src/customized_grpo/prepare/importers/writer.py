@@ -15,16 +15,15 @@ from typing import IO, Any, Literal, final
 
 from customized_grpo.atomic import replacing
 from customized_grpo.data.images import ImageError
-from customized_grpo.data.prompts import PromptSurvey, prompt_problems, survey
+from customized_grpo.data.prompts import prompt_problems, survey
 from customized_grpo.data.rows import Row, same_shape
 from customized_grpo.prepare.importers.base import Draft, Importer, Item, Rejected, Remark, Skipped, SourceError
 from customized_grpo.prepare.importers.places import Places
+from customized_grpo.prepare.importers.report import Report
 from customized_grpo.prepare.inspection import Look, LookAll, Seen, lookers
 
 MANIFEST, REJECTED, REPORT = "manifest.jsonl", "rejected.jsonl", "import.json"
 _BATCH = 512
-_NAMED = 3
-"""Number of entries that the report names of each kind; ``rejected.jsonl`` has all that were rejected."""
 
 
 @final
@@ -42,27 +41,6 @@ class Options:
     """Number of rows after which the import stops."""
     workers: int = 1
     overwrite: bool = False
-
-
-@final
-@dataclass(slots=True)
-class Report:
-    """Result of an import."""
-
-    rows: int = 0
-    rejected: int = 0
-    masks_dropped: int = 0
-    views_dropped: int = 0
-    images: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
-    """Number of entries that each option or rule excluded."""
-    problems: dict[str, int] = field(default_factory=dict)
-    """Number of rejected rows and files per kind."""
-    examples: dict[str, list[str]] = field(default_factory=dict)
-    """The first names of each reason of ``skipped`` and kind of ``problems``, the latter with their reason."""
-    remarks: list[str] = field(default_factory=list)
-    """What the importer says about how it read the source."""
-    prompts: PromptSurvey | None = None
 
 
 def import_data(
@@ -95,7 +73,7 @@ def import_data(
             progress(report)
         report.prompts = survey(writer.prompts)
         if not report.rows:
-            first = "" if not writer.first_reason else f"; the first reason: {writer.first_reason}"
+            first = "" if not report.first_reason else f"; the first reason: {report.first_reason}"
             raise SourceError(
                 f"{source}: none of {report.rejected} entries became a row "
                 f"({sum(report.skipped.values())} left out by options){first}"
@@ -140,7 +118,6 @@ class _Writer:
     ids: dict[str, int] = field(default_factory=dict)
     seen: dict[tuple[Path, bool], Seen] = field(default_factory=dict)
     prompts: list[str] = field(default_factory=list)
-    first_reason: str = ""
 
     def take(self, items: list[Item]) -> None:
         """Write a batch of rows, in order."""
@@ -149,8 +126,7 @@ class _Writer:
             if self.report.rows == self.options.limit:
                 return
             if isinstance(item, Skipped):
-                self.report.skipped[item.reason] = self.report.skipped.get(item.reason, 0) + 1
-                self._example(item.reason, item.name)
+                self.report.skip(item.reason, item.name)
             elif isinstance(item, Remark):
                 self.report.remarks.append(item.text)
             elif isinstance(item, Rejected):
@@ -172,6 +148,8 @@ class _Writer:
                     wanted[file, mask] = Look(file, mask, self.options.decode or copy is not None, copy)
         for key, seen in zip(wanted, self.look_all(wanted.values()), strict=True):
             self.seen[key] = seen
+            if seen.frames:
+                self.report.skip("all frames or pages but the first", seen.path.name)
         self.report.images = sum(not mask for _, mask in self.seen)
 
     def _row(self, draft: Draft) -> None:
@@ -229,7 +207,7 @@ class _Writer:
             return self._image(path)
         except ValueError as error:
             self.report.views_dropped += 1
-            self._write_rejected({"what": "view", "id": draft.id, "problem": "view", "reason": str(error)})
+            self._drop(draft, "view", str(error))
             return None
 
     def _mask(self, draft: Draft, mask: Path | None, image: Path) -> str | None:
@@ -246,22 +224,17 @@ class _Writer:
             return name
         except ValueError as error:
             self.report.masks_dropped += 1
-            self._write_rejected({"what": "mask", "id": draft.id, "problem": "mask", "reason": str(error)})
+            self._drop(draft, "mask", str(error))
             return None
 
+    def _drop(self, draft: Draft, what: str, reason: str) -> None:
+        self.report.name(what, f"{draft.id}: {reason}", reason)
+        self._write_rejected({"what": what, "id": draft.id, "problem": what, "reason": reason})
+
     def _reject(self, name: str, kind: str, reason: str) -> None:
-        self.first_reason = self.first_reason or (f"{name}: {reason}" if kind == "file" else reason)
-        self.report.rejected += 1
-        self.report.problems[kind] = self.report.problems.get(kind, 0) + 1
-        if not any(reason in example for example in self.report.examples.get(kind, [])):  # one picture costs many rows
-            self._example(kind, f"{name}: {reason}")
+        self.report.reject(name, kind, reason)
         what = "file" if kind == "file" else "row"
         self._write_rejected({"what": what, "id": name, "problem": kind, "reason": reason})
-
-    def _example(self, kind: str, text: str) -> None:
-        named = self.report.examples.setdefault(kind, [])
-        if text and len(named) < _NAMED:
-            named.append(text)
 
     def _write_rejected(self, line: Mapping[str, str]) -> None:
         self.rejected.write(json.dumps(line) + "\n")
