@@ -92,7 +92,7 @@ def matching(folder: Path, pattern: str) -> list[Path]:
 
 
 def files_under(folder: Path, skip: Callable[[Path], bool] = lambda folder: False) -> Iterator[Path]:
-    """The user's files in a folder and in the folders below it, sorted by path, without folders to ``skip``.
+    """The user's files in a folder, then those in the folders below it, without folders to ``skip``.
 
     None where there is no folder. Links to folders are followed, except to one that they lie in.
     """

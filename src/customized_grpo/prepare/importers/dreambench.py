@@ -71,7 +71,7 @@ class DreamBenchPlus(Importer):
     def __call__(self, source: str, out: Path) -> Iterator[Item]:
         """Rows by the path of the picture, then by the number of the prompt."""
         root = _unpacked(Path(source).expanduser(), out) or self.root(source)
-        captions = [path for path in files_under(root / "captions") if path.suffix == ".txt"]
+        captions = sorted(path for path in files_under(root / "captions") if path.suffix == ".txt")
         if not captions:
             raise SourceError(f"{source}: there is no captions/**/*.txt; is this the folder of DreamBench++?")
         for caption in captions:
