@@ -11,7 +11,7 @@ from customized_grpo.console import err, say
 
 if TYPE_CHECKING:
     from customized_grpo.prepare.importers.base import Importer
-    from customized_grpo.prepare.importers.writer import Report
+    from customized_grpo.prepare.importers.report import Report
 
 
 def import_(

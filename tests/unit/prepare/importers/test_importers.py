@@ -16,7 +16,8 @@ from customized_grpo.prepare.importers.dreambench import DreamBench
 from customized_grpo.prepare.importers.hub import Subjects200K, halves
 from customized_grpo.prepare.importers.hub_tables import read as read_table
 from customized_grpo.prepare.importers.json_array import json_objects
-from customized_grpo.prepare.importers.writer import Options, Report, import_data
+from customized_grpo.prepare.importers.report import Report
+from customized_grpo.prepare.importers.writer import Options, import_data
 from layouts import DREAMBENCH, draw, read, rejected, syncd
 
 needs_dreambench = pytest.mark.skipif(not DREAMBENCH.is_dir(), reason="DreamBench is not at ../shared/data/dreambench")

@@ -12,7 +12,8 @@ from customized_grpo import registry
 from customized_grpo.data.images import image_size
 from customized_grpo.prepare.importers.base import SourceError
 from customized_grpo.prepare.importers.class_words import class_word
-from customized_grpo.prepare.importers.writer import Options, Report, import_data
+from customized_grpo.prepare.importers.report import Report
+from customized_grpo.prepare.importers.writer import Options, import_data
 from layouts import draw, read, rejected
 
 SYSTEM = (

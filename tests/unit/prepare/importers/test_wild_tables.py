@@ -8,7 +8,8 @@ import pytest
 
 from customized_grpo import registry
 from customized_grpo.prepare.importers.base import SourceError
-from customized_grpo.prepare.importers.writer import Options, Report, import_data
+from customized_grpo.prepare.importers.report import Report
+from customized_grpo.prepare.importers.writer import Options, import_data
 from layouts import draw, read, rejected
 
 datasets = pytest.importorskip("datasets", reason="the extra 'hub' is not installed")
