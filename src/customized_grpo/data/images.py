@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, final
+from typing import Final, Literal, final
 
 import numpy as np
 from PIL import Image, ImageChops, ImageFile, UnidentifiedImageError

@@ -12,9 +12,9 @@ from pydantic import Field
 
 from customized_grpo.data.dreambench import find_root, read_prompts
 from customized_grpo.data.folders import images_in, masks_beside
-from customized_grpo.paths import files_under, is_system
+from customized_grpo.paths import entries, files_under, is_system
 from customized_grpo.prepare.archive import unpack
-from customized_grpo.prepare.importers.base import Draft, Importer, Item, Rejected, SourceError, folder_of
+from customized_grpo.prepare.importers.base import Draft, Importer, Item, Rejected, Skipped, SourceError, folder_of
 from customized_grpo.text import TextError, lines_of, read_text
 
 
@@ -38,6 +38,9 @@ class DreamBench(Importer):
             templates, prompts = read_prompts(root, self.subjects)
         except ValueError as error:
             raise SourceError(str(error)) from error
+        for path in entries(root):
+            if path.is_dir() and path.name not in templates.classes:
+                yield Skipped("folders that are no subject of DreamBench", path.name)
         for prompt in prompts:
             missing = [subject for subject in prompt.subjects if not (root / subject).is_dir()]
             if missing:
@@ -74,6 +77,10 @@ class DreamBenchPlus(Importer):
         captions = sorted(path for path in files_under(root / "captions") if path.suffix == ".txt")
         if not captions:
             raise SourceError(f"{source}: there is no captions/**/*.txt; is this the folder of DreamBench++?")
+        captioned = {caption.relative_to(root / "captions").with_suffix("") for caption in captions}
+        for picture in files_under(root / "images"):
+            if (inner := picture.relative_to(root / "images")).with_suffix("") not in captioned:
+                yield Skipped("pictures without a list of prompts", inner.as_posix())
         for caption in captions:
             inner = caption.relative_to(root / "captions").with_suffix("")
             name = "-".join(inner.parts)

@@ -201,5 +201,7 @@ def _instead(folder: Path) -> str:
     ]
     if parts:
         return f", but in {', '.join(parts)}: give one of them, because splits are not mixed"
+    if any(look_inside(path).pictures for path in inside.folders):
+        return ", but folders of pictures, which dreambooth-folder reads"
     tables = [path.name for path in inside.others if path.suffix in (".csv", ".tsv", ".jsonl", ".json", ".parquet")]
     return f"; rename {tables[0]} if it is that" if tables else ""

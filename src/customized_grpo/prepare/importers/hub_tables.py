@@ -64,12 +64,8 @@ def open_table(source: str, wanted: Wanted) -> Table:
         raise SourceError(f"{source}: no such folder and no hub id such as Yuanshi/Subjects200K")
     if path.is_file() and path.suffix.lower() != ".parquet":
         raise SourceError(f"{source}: is no parquet file; give the folder that holds it")
-    parquet = _parquet_files(path)
     try:
-        options, split, remarks = (
-            _of_parquet(path, parquet, wanted) if parquet else _of_datasets(datasets, source, path, wanted)
-        )
-        table: Any = datasets.load_dataset(**options, split=split, streaming=wanted.streaming)
+        table, remarks = _opened(datasets, source, path, wanted)
         for name, feature in (table.features or {}).items():
             if (plain := _undecoded(datasets, feature)) is not None:
                 table = table.cast_column(name, plain)
@@ -90,6 +86,18 @@ def read(source: str, table: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any
         raise SourceError(
             f"{source}: reading broke off after record {number}: {type(error).__name__}: {error}; try again"
         ) from error
+
+
+def _opened(datasets: Any, source: str, path: Path, wanted: Wanted) -> tuple[Any, list[str]]:
+    if (path / "state.json").is_file():  # written by save_to_disk, which knows one split
+        table: Any = datasets.load_from_disk(str(path))
+        _choose(source, wanted.split, [str(table.split or _WHOLE)], [str(table.split or _WHOLE)], 1)
+        return table, []
+    parquet = _parquet_files(path)
+    options, split, remarks = (
+        _of_parquet(path, parquet, wanted) if parquet else _of_datasets(datasets, source, path, wanted)
+    )
+    return datasets.load_dataset(**options, split=split, streaming=wanted.streaming), remarks
 
 
 _Opening = tuple[dict[str, Any], str, list[str]]

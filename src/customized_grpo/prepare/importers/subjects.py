@@ -150,9 +150,18 @@ def _subjects(root: Path, out: Path, left_out: list[Item]) -> list[tuple[Path, I
         SourceError: the root's pictures and its folders could both be the subjects.
     """
     top = look_inside(root)
-    below = {folder: look_inside(folder) for folder in top.folders if not is_output(folder, out)}
+    below: dict[Path, Inside] = {}
+    for folder in top.folders:
+        if is_output(folder, out):
+            left_out.append(Skipped(_WRITTEN, folder.name))
+            continue
+        try:
+            below[folder] = look_inside(folder)
+        except OSError as error:
+            left_out.append(Rejected(folder.name, f"can't be listed ({error.strerror})", "file"))
     subjects = [(folder, inside) for folder, inside in below.items() if inside.pictures]
     if not subjects and top.pictures:
+        left_out.clear()  # the one subject says it itself
         return [(root, top)]
     names = ", ".join(folder.name for folder, _ in subjects[:3]) + (", ..." if len(subjects) > 3 else "")
     if len(top.pictures) > len(subjects):
@@ -165,7 +174,6 @@ def _subjects(root: Path, out: Path, left_out: list[Item]) -> list[tuple[Path, I
         left_out.append(Rejected(picture.name, reason, "file"))
     left_out += (Rejected(path.name, reason, "file") for path, reason in top.others.items())
     left_out += (Skipped(_SYSTEM, path.name) for path in top.system)
-    left_out += (Skipped(_WRITTEN, path.name) for path in top.folders if path not in below)
     left_out += (
         Rejected(folder.name, _empty(inside), "file") for folder, inside in below.items() if not inside.pictures
     )

@@ -203,6 +203,20 @@ def test_names_of_all_kinds(tmp_path: Path) -> None:
         assert all((out / row["references"][0]).is_file() for row in rows)
 
 
+def test_a_folder_that_cannot_be_listed_is_named(pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Path.iterdir
+
+    def iterdir(self: Path) -> Any:
+        if self.name == "cat":
+            raise PermissionError(13, "Permission denied")
+        return plain(self)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    run("dreambooth-folder", pets, tmp_path / "out")
+    assert subjects(tmp_path / "out") == {"dog"}
+    assert reasons(tmp_path / "out")["cat"] == "can't be listed (Permission denied)"
+
+
 # --- class words
 
 
@@ -424,6 +438,9 @@ def test_what_a_folder_without_a_table_may_be(tmp_path: Path) -> None:
     caption(tmp_path / "captions", a_txt="one")
     with pytest.raises(SourceError, match="captions beside pictures, which dreambooth-folder reads"):
         run("imagefolder", tmp_path / "captions", tmp_path / "out")
+    draw(tmp_path / "labels/dog/a.png")
+    with pytest.raises(SourceError, match="but folders of pictures, which dreambooth-folder reads"):
+        run("imagefolder", tmp_path / "labels", tmp_path / "out")
     metadata(tmp_path / "captions").joinpath("metadata.csv").write_text("file_name,text\n")
     with pytest.raises(SourceError, match=r"there are metadata\.jsonl and metadata\.csv"):
         run("imagefolder", tmp_path / "captions", tmp_path / "out")
@@ -458,7 +475,9 @@ def test_dreambench_plus_from_a_mac(tmp_path: Path) -> None:
     (tmp_path / "data/captions/object").mkdir(parents=True)
     (tmp_path / "data/captions/object/00.txt").write_text("\n".join(["Lamp", *(f"a lamp {n}" for n in range(9))]))
     (tmp_path / "data/captions/object/._00.txt").write_bytes(b"\0\5\x16\7\xff")
-    assert run("dreambench++", tmp_path / "data", tmp_path / "out").rows == 9
+    draw(tmp_path / "data/images/object/01.jpg")
+    report = run("dreambench++", tmp_path / "data", tmp_path / "out")
+    assert (report.rows, report.skipped) == (9, {"pictures without a list of prompts": 1})
 
 
 def test_order_and_ids_of_plain_folders_stay(pets: Path, tmp_path: Path) -> None:

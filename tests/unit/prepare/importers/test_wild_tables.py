@@ -184,3 +184,17 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("a,b\n")
     with pytest.raises(SourceError, match="is no parquet file; give the folder"):
         run(tmp_path / "x.csv", tmp_path / "out")
+
+
+def test_a_set_that_datasets_saved_is_read(tmp_path: Path) -> None:
+    one = datasets.Dataset.from_list([{"image": image(tmp_path), "prompt": "a bag"}])
+    one.save_to_disk(str(tmp_path / "one"))
+    run(tmp_path / "one", tmp_path / "out")
+    assert prompts(tmp_path / "out") == ["a bag"]
+    with pytest.raises(SourceError, match="there is no split 'test'; there are: train"):
+        run(tmp_path / "one", tmp_path / "out2", split="test")
+    datasets.DatasetDict({"train": one, "test": one}).save_to_disk(str(tmp_path / "two"))
+    with pytest.raises(SourceError, match=r"has the splits .*, which are not mixed"):
+        run(tmp_path / "two", tmp_path / "out2")
+    run(tmp_path / "two", tmp_path / "two_out", split="test")
+    assert prompts(tmp_path / "two_out") == ["a bag"]
