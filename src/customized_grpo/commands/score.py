@@ -51,6 +51,11 @@ def score(
         raise ValueError("--manifest holds prompts and references; give either it, or --prompt and --reference")
     else:
         jobs = folder.with_manifest(images, manifest)
+    left_out = folder.not_images(images)
+    for line in left_out[:_SHOWN]:
+        say(f"left out: {line}", style="yellow", on=err)
+    if len(left_out) > _SHOWN:
+        say(f"and {len(left_out) - _SHOWN} more", style="yellow", on=err)
     for name, said in costs(specs, dict.fromkeys(specs, len(jobs))).items():
         say(f"{name}: {said}", on=err)
     hush_libraries()

@@ -31,6 +31,7 @@ from customized_grpo.evaluation.standing import Earlier, Standing, StandsOn
 from customized_grpo.evaluation.statistics import finite
 from customized_grpo.evaluation.summary import Row, write_atomically
 from customized_grpo.identity.hashes import FileHashes, file_hash, pixel_hash
+from customized_grpo.paths import matching
 from customized_grpo.recipe.config import Evaluate
 from customized_grpo.rewards.base import AsyncGroupReward, AsyncReward
 from customized_grpo.types import Example
@@ -90,7 +91,7 @@ def evaluate_images(
     mine = [index for index in range(total) if index // block % site.world == site.rank]
     standing = Standing.of(spec, metrics, made_by, site.hashes)
     folder, parts = site.folder, site.folder / ".parts" / label
-    files = [folder / f"{label}.jsonl", *sorted(parts.glob("*.jsonl"))]
+    files = [folder / f"{label}.jsonl", *matching(parts, "*.jsonl")]
     earlier = Earlier(folder, files, spec.save_images, site.hashes)
     # All of them only where there is something to say about them.
     known = contents(dataset, range(total) if earlier and site.rank == 0 else mine, site.hashes)
@@ -122,7 +123,7 @@ def evaluate_images(
     if site.rank == 0:
         lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in everything)
         write_atomically(folder / f"{label}.jsonl", lines)
-        for path in parts.glob("*.jsonl"):
+        for path in matching(parts, "*.jsonl"):
             path.unlink()
         site.hashes.save()
     return everything

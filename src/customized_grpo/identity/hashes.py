@@ -18,6 +18,7 @@ from typing import Any, Final, final
 from PIL.Image import Image
 
 from customized_grpo.atomic import replacing
+from customized_grpo.paths import is_system
 
 HASHES: Final = ".hashes.json"
 """Name of a ``FileHashes``' memory beside the result that it serves."""
@@ -109,9 +110,9 @@ class FileHashes:
         return found
 
     def of_folder(self, folder: Path, wanted: Callable[[Path], bool] = lambda part: True) -> dict[str, str]:
-        """sha256 of a folder's files by their names in it, without hidden ones and those that aren't ``wanted``."""
+        """sha256 of a folder's files by their names in it, without the system's and those that aren't ``wanted``."""
         parts = (path.relative_to(folder) for path in sorted(folder.rglob("*")))
-        visible = (part for part in parts if not any(name.startswith(".") for name in part.parts))
+        visible = (part for part in parts if not any(map(is_system, part.parts)))
         names = [part.as_posix() for part in visible if wanted(part) and (folder / part).is_file()]
         return self.of(folder, names)
 

@@ -23,6 +23,7 @@ from customized_grpo.memory.parameters import (
     weight_bytes,
 )
 from customized_grpo.memory.skeleton import Skeleton, of_config
+from customized_grpo.paths import matching
 from customized_grpo.policies.adapters.full import trained_names
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.flux_loading import FluxConfig
@@ -103,7 +104,7 @@ def _channels(vae: Mapping[str, Any]) -> tuple[int, ...]:
 def _parameters_in(folder: Path) -> int:
     """Number of parameters in a folder's safetensors files, from their headers."""
     total = 0
-    for file in folder.glob("*.safetensors"):
+    for file in matching(folder, "*.safetensors"):
         with safe_open(file, framework="pt") as opened:
             total += sum(prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
     return total

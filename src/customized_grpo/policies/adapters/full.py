@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from customized_grpo.identity.hashes import file_hash
+from customized_grpo.paths import matching
 from customized_grpo.policies.acceleration import is_quantized
 from customized_grpo.policies.adapters.hashes import base_hash
 from customized_grpo.policies.adapters.lora_files import newest_complete
@@ -40,7 +41,7 @@ class TransformerFolder:
     @property
     def files(self) -> list[Path]:
         """Its safetensors files."""
-        return sorted(self.path.glob("*.safetensors"))
+        return matching(self.path, "*.safetensors")
 
     def fingerprint(self) -> str:
         """A hash of its weights' files."""
@@ -58,7 +59,7 @@ def find(path: str | Path) -> TransformerFolder | None:
     """
     given = Path(path).expanduser()
     for folder in (given, given / FOLDER):
-        if (folder / _CONFIG).is_file() and any(folder.glob("*.safetensors")):
+        if (folder / _CONFIG).is_file() and matching(folder, "*.safetensors"):
             return TransformerFolder(folder)
     newest = newest_complete(given, f"{FOLDER}/{_CONFIG}")
     return None if newest is None else TransformerFolder(newest.parent)

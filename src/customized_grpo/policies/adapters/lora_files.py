@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from customized_grpo.paths import matching
 from customized_grpo.policies.adapters.low_rank import Update
 from customized_grpo.policies.adapters.tensor_files import write_tensors
 from customized_grpo.policies.adapters.uno_lora import FILE_NAME, REPOSITORY
@@ -94,7 +95,7 @@ def find_adapter(path: str | Path, *, revision: str | None = None, offline: bool
         return given
     if (newest := newest_complete(given, WEIGHTS_NAME)) is not None:
         return newest
-    inside = sorted(given.glob("*.safetensors")) if given.is_dir() else []
+    inside = matching(given, "*.safetensors")
     named = [one for one in inside if one.name in (WEIGHTS_NAME, PEFT_WEIGHTS, FILE_NAME)] or inside
     if len(named) == 1:
         return named[0]
