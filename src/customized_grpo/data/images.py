@@ -15,6 +15,7 @@ from typing import Final, Literal, final
 
 import numpy as np
 from PIL import Image, ImageChops, ImageFile, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 
 from customized_grpo.atomic import replacing
 from customized_grpo.data import png
@@ -145,9 +146,15 @@ def has_frames(path: str | Path) -> bool:
         ImageError: as for ``image_size``.
     """
     path = Path(path)
-    with _typed_errors(path, MAX_PIXELS), _open(path) as stream, Image.open(stream) as lazy:
+    with (
+        _typed_errors(path, MAX_PIXELS),
+        _open(path) as stream,
+        Image.open(_whole(stream, pixels=False)) as lazy,
+    ):
         if lazy.format == "MPO":
             return False
+        if isinstance(lazy, PngImageFile):
+            return lazy.is_animated
         try:
             lazy.seek(1)
         except EOFError:

@@ -151,7 +151,7 @@ def test_diffusers_format_is_the_checkpoints(world: Path, tmp_path: Path) -> Non
     [
         (["--format", "unoo"], r"--format: given 'unoo'; did you mean 'uno'"),
         (["--format", "model", "--with-base"], r"holds the base's LoRA anyway"),
-        (["--config", "mini_customized"], r"--config: it has no effect"),
+        (["--config", "mini_customized"], r"is of a model of another width"),
         (["--with-base"], r"no policy\.base_lora"),
         (
             ["--format", "uno"],
