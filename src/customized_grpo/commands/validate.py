@@ -37,7 +37,7 @@ def validate(config: Config, overrides: Overrides = None, memory_gb: MemoryGb = 
 def _show_geometry(recipe: "Recipe") -> None:
     from customized_grpo.memory.geometry import step_geometry
 
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = int(os.environ.get("WORLD_SIZE") or 1)
     g = step_geometry(recipe, world=world, latent_shape=recipe.policy.latent_shape())
     train = recipe.train
     memory = levels = "unknown: the policy doesn't say its latent shape"

@@ -5,6 +5,7 @@ depend on the number of processes or on what was evaluated before. Dimensions: S
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,9 @@ from accelerate.utils import gather_object
 from jaxtyping import Float
 from torch import Tensor
 
+from customized_grpo.atomic import held
 from customized_grpo.conditioning.cache import Process, open_policy
-from customized_grpo.console import OnProgress, err, say
+from customized_grpo.console import RANK, OnProgress, err, say
 from customized_grpo.data.base import Dataset, load_dataset
 from customized_grpo.data.content import hash_files
 from customized_grpo.devices import open_device
@@ -24,7 +26,7 @@ from customized_grpo.evaluation.baselines import NO_IDENTITY, RealPhotos, identi
 from customized_grpo.evaluation.costs import of_evaluation
 from customized_grpo.evaluation.items import Site, evaluate_images, quiet
 from customized_grpo.evaluation.metrics import AnyMetric, build_metrics
-from customized_grpo.evaluation.protocols import find_protocol
+from customized_grpo.evaluation.protocols import Protocol, find_protocol
 from customized_grpo.evaluation.settings import settings_of
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.evaluation.tables import summarize
@@ -149,6 +151,11 @@ def evaluate(recipe: EvaluateRecipe, *, progress: OnProgress = quiet) -> Path:
     """
     protocol = find_protocol(recipe.evaluate.protocol)
     folder = _folder(recipe)
+    with held(folder) if RANK == 0 else nullcontext():
+        return _evaluate(recipe, protocol, folder, progress)
+
+
+def _evaluate(recipe: EvaluateRecipe, protocol: Protocol, folder: Path, progress: OnProgress) -> Path:
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     on_cpu = open_device(recipe.run.device).type == "cpu"

@@ -19,6 +19,7 @@ from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.features import (
     DtypeName,
     FeatureCache,
+    PromptLimit,
     in_batches,
     load_frozen,
     mean_cosine,
@@ -76,10 +77,12 @@ class ClipText:
         self._clip = clip
         self._tokenizer = CLIPTokenizer.from_pretrained(model_path(tokenizer, "clip"))
         self._max_length: int = clip.model.config.text_config.max_position_embeddings
+        self._limit = PromptLimit("CLIP", self._max_length)
 
     @torch.no_grad()
     def __call__(self, prompt: str) -> Float[Tensor, "1 d"]:
         """Projected features of a prompt, truncated at the model's limit."""
+        self._limit.check(prompt, len(self._tokenizer(prompt, verbose=False)["input_ids"]))
         tokens = self._tokenizer(
             [prompt],
             truncation=True,

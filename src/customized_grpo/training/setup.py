@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from customized_grpo import registry
 from customized_grpo.advantages.shaping import Aggregator
+from customized_grpo.atomic import held
 from customized_grpo.conditioning.cache import Process, open_policy
 from customized_grpo.console import bars
 from customized_grpo.data.base import Dataset, load_dataset
@@ -141,8 +142,12 @@ def _trackers_are_there(names: Sequence[str]) -> None:
         )
 
 
-def build(recipe: Recipe) -> Parts:
+def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Parts:
     """Check the run's folder, then load data and models of a recipe, the heaviest last.
+
+    Args:
+        recipe: of the run.
+        until_end: where the run's folder is held against other processes; None: it isn't.
 
     Raises:
         ValueError: the folder is taken, there is no such device, the data set is empty, or a model or file that the
@@ -166,6 +171,8 @@ def build(recipe: Recipe) -> Parts:
     with together(accelerator, ValueError):
         if accelerator.is_main_process:
             prepare_folder(folder, resuming=run.resume is not None)
+            if until_end is not None:
+                until_end.enter_context(held(folder))
     with together(accelerator, ValueError):
         dataset, held_out = load_dataset(recipe.data, "data"), load_held_out(recipe)
         rewards = load_rewards(recipe.rewards, device=device)

@@ -11,6 +11,7 @@ import httpx2
 import pytest
 import typer
 from click.testing import Result
+from PIL import Image
 from typer.testing import CliRunner
 
 from customized_grpo.commands import doctor
@@ -235,3 +236,23 @@ def test_importing_the_command_is_light() -> None:
         env={"PATH": "", "PYTHONPATH": str(ROOT / "src")},
     )  # fmt: skip
     assert done.stdout == ""
+
+
+def test_empty_variables_of_a_launcher_are_none() -> None:
+    """An exported but empty RANK stopped every command with a traceback."""
+    emptied = os.environ | {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": ""}
+    command = [sys.executable, "-m", "customized_grpo", "validate", "mini_customized"]
+    done = subprocess.run(command, env=emptied, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_tilde_behind_an_equals_sign_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells leave it there, and a folder called '~' was made."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    image = tmp_path / "a.png"
+    Image.new("RGB", (64, 64), "red").save(image)
+    done = run("score", str(image), "--reward", "clip_t", "clip_t.model=mini", "--prompt", "red", "--out=~/new/s.csv")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "new" / "s.csv").is_file()
+    assert not (tmp_path / "~").exists()
