@@ -23,9 +23,11 @@ from customized_grpo.data.base import Dataset, load_dataset
 from customized_grpo.data.content import hash_files
 from customized_grpo.devices import open_device
 from customized_grpo.evaluation.baselines import NO_IDENTITY, RealPhotos, identity_metrics, reference_copy
+from customized_grpo.evaluation.blocks import block_of, encoded_examples, num_examples
 from customized_grpo.evaluation.costs import of_evaluation
 from customized_grpo.evaluation.items import Site, evaluate_images, quiet
 from customized_grpo.evaluation.metrics import AnyMetric, build_metrics
+from customized_grpo.evaluation.precheck import check_held_out
 from customized_grpo.evaluation.protocols import Protocol, find_protocol
 from customized_grpo.evaluation.settings import settings_of
 from customized_grpo.evaluation.summary import Row
@@ -107,22 +109,6 @@ def evaluate_policy(
     )
 
 
-def num_examples(dataset: Dataset, spec: Evaluate) -> int:
-    """Number of examples that are evaluated."""
-    return min(len(dataset), spec.limit or len(dataset))
-
-
-def encoded_examples(dataset: Dataset, spec: Evaluate) -> range:
-    """Indices of the examples whose conditioning an evaluation needs: whole blocks, also beyond the limit."""
-    block = block_of(spec)
-    return range(min(-(-num_examples(dataset, spec) // block) * block, len(dataset)))
-
-
-def block_of(spec: Evaluate) -> int:
-    """Number of examples that are generated in one batch."""
-    return max(1, spec.batch // spec.images_per_prompt)
-
-
 def noise_levels(
     policy: PolicySpec, sampling: EvaluateSampling | Sampling, spec: Evaluate, num_tokens: int
 ) -> Float[Tensor, " t_plus_1"]:
@@ -165,7 +151,8 @@ def _evaluate(recipe: EvaluateRecipe, protocol: Protocol, folder: Path, progress
     spec = recipe.evaluate
     dataset = load_dataset(spec.data, "evaluate.data")
     total = num_examples(dataset, spec)
-    protocol.judged(dataset[0])  # unsuitable data should stop this before models are loaded
+    # Unsuitable data should stop this before models are loaded.
+    check_held_out(settings, spec, dataset, download=True)
     site = Site(
         folder=folder / "evaluation",
         rank=state.process_index,

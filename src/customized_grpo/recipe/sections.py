@@ -20,7 +20,7 @@ from pydantic import (
 
 from customized_grpo import registry
 from customized_grpo.paths import home_expanded, model_path
-from customized_grpo.recipe.references import ReferenceLimits
+from customized_grpo.recipe.limits import ExampleNeeds, PolicyLimits
 
 LocalPath: TypeAlias = Annotated[str, AfterValidator(home_expanded)]
 """A file or folder of this machine."""
@@ -77,7 +77,7 @@ class FullSettings(Section):
     )
 
 
-class PolicySpec(registry.PluginSection, ReferenceLimits):
+class PolicySpec(registry.PluginSection, PolicyLimits):
     """The typed base of every policy's ``Config``; each policy adds its own fields.
 
     Attributes:
@@ -185,7 +185,7 @@ class PolicySpec(registry.PluginSection, ReferenceLimits):
         return None
 
 
-class MetricSpec(registry.PluginSection):
+class MetricSpec(registry.PluginSection, ExampleNeeds):
     """The typed base of the ``Config`` of what measures images."""
 
     def model_name(self) -> str | None:

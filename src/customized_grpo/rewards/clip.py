@@ -14,6 +14,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from customized_grpo.paths import model_path
+from customized_grpo.recipe.limits import Need
 from customized_grpo.recipe.sections import ModelRewardSpec
 from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.features import (
@@ -128,6 +129,10 @@ class ClipI(Reward):
     @final
     class Config(ClipConfig):
         """A reward's section with ``type: clip_i``."""
+
+        def needs(self) -> frozenset[Need]:
+            """References."""
+            return frozenset({"reference"})
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
         self._batch_size = config.batch_size

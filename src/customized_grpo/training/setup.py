@@ -26,6 +26,7 @@ from customized_grpo.data.base import Dataset, load_dataset
 from customized_grpo.data.order import groups_a_rank
 from customized_grpo.devices import open_device
 from customized_grpo.evaluation.metrics import AnyMetric, build_metrics
+from customized_grpo.evaluation.precheck import look_over
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.identity.hashes import HASHES, FileHashes, meanwhile, short_hash
 from customized_grpo.objectives.step_weights import step_sensitivity, step_weights
@@ -175,6 +176,8 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
                 until_end.enter_context(held(folder))
     with together(accelerator, ValueError):
         dataset, held_out = load_dataset(recipe.data, "data"), load_held_out(recipe)
+        if accelerator.is_main_process:
+            look_over(recipe, dataset, held_out, download=True)
         rewards = load_rewards(recipe.rewards, device=device)
         hashes = FileHashes(folder / HASHES)
         identity = RunIdentity(recipe, dataset, rewards, hashes) if accelerator.is_main_process else None

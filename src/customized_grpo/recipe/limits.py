@@ -1,12 +1,50 @@
-"""Limits of a policy on its references, by numbers and sizes alone: asked before a run, and by ``encode`` itself."""
+"""Limits of a policy on references and prompts, and needs of rewards: asked before a run, without models or pixels.
 
-from collections.abc import Mapping, Sequence
+``encode`` asks a policy's limits too, so that both say the same.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, final
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
 
 
-class ReferenceLimits:
+Need = Literal["reference", "mask", "subject"]
+"""Parts of an example: at least one reference, a mask or a class word of each reference."""
+
+
+class ExampleNeeds:
+    """What a reward or a metric needs; its section derives from it. Without a method of its own, it needs nothing."""
+
+    def needs(self) -> frozenset[Need]:
+        """Parts that every example must have; one that lacks them is refused before a run."""
+        return frozenset()
+
+
+def _ends(tokenizer: Any) -> int:
+    count: int = tokenizer.num_special_tokens_to_add()
+    return count
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PromptTokenizer:
+    """A tokenizer that reads prompts, in a folder of a policy's model.
+
+    Attributes:
+        folder: its folder in the model.
+        most: number of tokens at which a prompt is cut off, its frame included; None: it never is.
+        frame: number of tokens around a prompt: by default its beginning and end, else those of a template.
+    """
+
+    folder: str
+    most: int | None
+    frame: Callable[[Any], int] = _ends
+
+
+class PolicyLimits:
     """What a policy takes; a policy's section derives from it. Without any method of its own, it takes everything."""
 
     type: str
@@ -26,6 +64,10 @@ class ReferenceLimits:
             ValueError: a shape that it can't read; the message says what to do.
         """
         return size
+
+    def prompt_tokenizers(self) -> Sequence[PromptTokenizer]:
+        """The tokenizers that read a prompt."""
+        return ()
 
     def check_count(self, count: int) -> None:
         """Raise a ``ValueError`` if the policy doesn't take so many references."""
