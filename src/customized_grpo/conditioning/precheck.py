@@ -18,7 +18,7 @@ from customized_grpo.data.images import ImageError, image_size
 from customized_grpo.data.prompts import special_tokens
 from customized_grpo.data.rows import same_shape
 from customized_grpo.policies.prompt_tokens import read_prompts
-from customized_grpo.recipe.limits import ExampleNeeds, Need, Size
+from customized_grpo.recipe.limits import ExampleNeeds, Need, PromptTokenizer, Size
 from customized_grpo.recipe.sections import PolicySpec
 from customized_grpo.rewards.segmenter import class_words
 
@@ -143,7 +143,11 @@ def check_examples(
     named = [(name, one.needs()) for name, one in measures.items() if isinstance(one, ExampleNeeds)]
     needs: dict[Need, str] = {need: name for name, wanted in named for need in wanted}
     reasons = [next(_reasons(one, policy, sizes, needs, views), "") or lacking(one) for one in known]
-    notices = _prompt_notices(known, policy, reasons, download=download)
+    tokenizers = [(f"the model's {kind.folder}", kind) for kind in policy.prompt_tokenizers()]
+    for name, one in measures.items():
+        if isinstance(one, ExampleNeeds) and (kind := one.prompt_tokenizer()) is not None:
+            tokenizers.append((name, kind))
+    notices = _prompt_notices(known, tokenizers, reasons, download=download)
     notices += _stretched(known, policy, sizes, reasons)
     misfits = [Misfit(one.place, reason) for one, reason in zip(known, reasons, strict=True) if reason]
     return Findings(len(known), misfits, notices)
@@ -216,36 +220,41 @@ def _special(what: str, tokens: Sequence[str]) -> str:
 
 
 def _prompt_notices(
-    outlines: Sequence[Outline], policy: PolicySpec, reasons: list[str], *, download: bool
+    outlines: Sequence[Outline],
+    tokenizers: Sequence[tuple[str, PromptTokenizer]],
+    reasons: list[str],
+    *,
+    download: bool,
 ) -> list[str]:
     """Prompts that are cut off or hold unknown signs; an exact reading of special tokens goes into ``reasons``."""
     # Prompts that a data set makes itself are not read: it has no files, either.
     if not any(isinstance(reference, Path) for one in outlines for reference in one.references):
         return []
-    readings, absent = read_prompts(policy, [one.prompt for one in outlines], download=download)
-    notices = []
-    for reading in readings:
+    notices, absent = [], []
+    prompts, total = [one.prompt for one in outlines], len(outlines)
+    for name, kind in tokenizers:
+        reading = read_prompts(kind, prompts, download=download)
+        if reading is None:
+            absent.append(name)
+            continue
         for at, tokens in enumerate(reading.special):
             if tokens and not reasons[at]:
                 reasons[at] = _special("prompt", tokens)
-        name, most = reading.tokenizer.folder, reading.tokenizer.most
-        longest = max(range(len(outlines)), key=lambda at: reading.tokens[at])
-        over = sum(count > most for count in reading.tokens) if most is not None else 0
+        most = reading.most
+        over = 0 if most is None else sum(count > most for count in reading.tokens)
         if over:
+            longest = max(range(total), key=lambda at, counts=reading.tokens: counts[at])  # type: ignore[misc]
             notices.append(
-                f"{over:,} of {len(outlines):,} prompts are longer than the {most} tokens that the model's {name} "
-                f"reads: their end is cut off there; the longest, of {outlines[longest].place}, has "
-                f"{reading.tokens[longest]}"
+                f"{over:,} of {total:,} prompts are longer than the {most} tokens that {name} reads: their end is cut "
+                f"off there; the longest, of {outlines[longest].place}, has {reading.tokens[longest]}"
             )
         if reading.unknown:
             notices.append(
-                f"{len(reading.unknown):,} of {len(outlines):,} prompts hold signs that the model's {name} doesn't "
-                f"know, such as another script: they are lost there; the first is {outlines[reading.unknown[0]].place}"
+                f"{len(reading.unknown):,} of {total:,} prompts hold signs that {name} doesn't know, such as another "
+                f"script: they are lost there; the first is {outlines[reading.unknown[0]].place}"
             )
     if absent:
-        notices.append(
-            f"prompts are not counted in tokens: the model's {' and '.join(absent)} can't be opened on this machine yet"
-        )
+        notices.append(f"prompts are not counted in tokens of {', '.join(absent)}, not on this machine yet")
     return notices
 
 

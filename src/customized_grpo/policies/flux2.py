@@ -67,7 +67,7 @@ class Flux2Config(_Config):
 
     def prompt_tokenizers(self) -> tuple[PromptTokenizer, ...]:
         """Mistral's, with the pipeline's system message before a prompt."""
-        return (PromptTokenizer("tokenizer", self.max_sequence_length, _system_frame),)
+        return (PromptTokenizer(self.source, "tokenizer", self.max_sequence_length, self.revision, _system_frame),)
 
 
 class Flux2KleinConfig(_Config):
@@ -82,7 +82,7 @@ class Flux2KleinConfig(_Config):
 
     def prompt_tokenizers(self) -> tuple[PromptTokenizer, ...]:
         """Qwen 3's, with the marks of a message around a prompt."""
-        return (PromptTokenizer("tokenizer", self.max_sequence_length, _message_frame),)
+        return (PromptTokenizer(self.source, "tokenizer", self.max_sequence_length, self.revision, _message_frame),)
 
     def num_forwards(self) -> int:
         """2 with guidance, as the section doesn't show whether the model is distilled."""

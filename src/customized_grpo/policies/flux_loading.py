@@ -85,7 +85,8 @@ class FluxConfig(PipelineConfig):
 
     def prompt_tokenizers(self) -> tuple[PromptTokenizer, ...]:
         """CLIP's, whose 77 tokens make one vector, and T5's."""
-        return PromptTokenizer("tokenizer", 77), PromptTokenizer("tokenizer_2", self.max_sequence_length)
+        limits = {"tokenizer": 77, "tokenizer_2": self.max_sequence_length}
+        return tuple(PromptTokenizer(self.source, name, most, self.revision) for name, most in limits.items())
 
     def prompt_tokens(self) -> int:
         """Its ``max_sequence_length``."""

@@ -1,4 +1,4 @@
-"""Prompts as a policy's tokenizers read them: special tokens, lost words, tokens beyond the limit. No weights."""
+"""Prompts as tokenizers read them: special tokens, unknown signs, tokens beyond the limit. No weights are loaded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, final
 
 from customized_grpo.recipe.limits import PromptTokenizer
-from customized_grpo.recipe.sections import PolicySpec
 
 _BATCH = 1024
 
@@ -19,50 +18,27 @@ class Reading:
     Attributes:
         special: special tokens in each prompt's text.
         tokens: number of tokens of each prompt, its frame included.
+        most: number of tokens at which a prompt is cut off; None: it never is.
         unknown: indices of prompts with a sign that the tokenizer doesn't know.
     """
 
-    tokenizer: PromptTokenizer
     special: Sequence[Sequence[str]]
     tokens: Sequence[int]
+    most: int | None
     unknown: Sequence[int]
 
 
-def read_prompts(spec: PolicySpec, prompts: Sequence[str], *, download: bool) -> tuple[list[Reading], list[str]]:
-    """What each tokenizer of a policy makes of prompts, and folders of tokenizers that are not on this machine.
+def read_prompts(kind: PromptTokenizer, prompts: Sequence[str], *, download: bool) -> Reading | None:
+    """What a tokenizer makes of prompts; None if it is not on this machine.
 
     Args:
-        spec: the recipe's section ``policy``.
+        kind: where it is.
         prompts: in any order.
         download: fetch a missing tokenizer of a hub id, a few MB.
     """
-    readings, absent = [], []
-    for kind in spec.prompt_tokenizers():
-        tokenizer = _load(spec, kind.folder, download=download)
-        if tokenizer is None:
-            absent.append(kind.folder)
-        else:
-            readings.append(_read(kind, tokenizer, prompts))
-    return readings, absent
-
-
-def _load(spec: PolicySpec, folder: str, *, download: bool) -> Any:
-    from transformers import AutoTokenizer
-
-    source = spec.source()
-    revision = spec.model_dump(include={"revision"}).get("revision")
-    local = Path(source).is_dir()
-    if local and not (Path(source) / folder).is_dir():
+    tokenizer = _load(kind, download=download)
+    if tokenizer is None:
         return None
-    try:
-        return AutoTokenizer.from_pretrained(
-            source, subfolder=folder, revision=revision, local_files_only=local or not download
-        )
-    except (OSError, ValueError):  # not there; a model that can't be opened is explained where it is loaded
-        return None
-
-
-def _read(kind: PromptTokenizer, tokenizer: Any, prompts: Sequence[str]) -> Reading:
     added = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items()}
     special: list[list[str]] = []
     counts: list[int] = []
@@ -78,4 +54,20 @@ def _read(kind: PromptTokenizer, tokenizer: Any, prompts: Sequence[str]) -> Read
             if tokenizer.unk_token in found and tokenizer.unk_token not in prompt:
                 unknown.append(len(counts))
             counts.append(len(numbers) + frame)
-    return Reading(kind, special, counts, unknown)
+    most = None if kind.most is None else min(kind.most, tokenizer.model_max_length)
+    return Reading(special, counts, most, unknown)
+
+
+def _load(kind: PromptTokenizer, *, download: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        source = kind.source()
+        local = Path(source).is_dir()
+        if local and not (Path(source) / kind.folder).is_dir():
+            return None
+        return AutoTokenizer.from_pretrained(
+            source, subfolder=kind.folder, revision=kind.revision, local_files_only=local or not download
+        )
+    except (OSError, ValueError, ImportError):  # not there; what can't be opened is explained where it is loaded
+        return None

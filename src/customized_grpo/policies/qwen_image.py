@@ -69,7 +69,7 @@ class QwenImageEditPlusConfig(PipelineConfig):
 
     def prompt_tokenizers(self) -> tuple[PromptTokenizer, ...]:
         """Qwen2.5-VL's, which cuts nothing off."""
-        return (PromptTokenizer("tokenizer", None),)
+        return (PromptTokenizer(self.source, "tokenizer", None, self.revision),)
 
     @model_validator(mode="after")
     def _negative_is_used(self) -> Self:

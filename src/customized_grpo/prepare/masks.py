@@ -20,6 +20,7 @@ from customized_grpo.data.rows import Row, sound_rows
 from customized_grpo.paths import is_inside
 from customized_grpo.prepare.mask_record import MaskRecord
 from customized_grpo.rewards.segmenter import class_words
+from customized_grpo.text import parse_json, read_text
 
 Segment = Callable[[Image.Image, str], Image.Image | None]
 """Maps a picture and a class word to a mask of the picture's size, or to None if the subject isn't found."""
@@ -203,7 +204,7 @@ def _claim(file: Path, settings: Mapping[str, Any]) -> None:
 
     A model counts by its content where that is known of both, else by its name.
     """
-    saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else dict(settings)
+    saved = parse_json(read_text(file)) if file.is_file() else dict(settings)
     before, now = (one.get("content") or {} for one in (saved, settings))
     for key in (saved.keys() | settings.keys()) - {"content"}:
         known = before.get(key) is not None and now.get(key) is not None

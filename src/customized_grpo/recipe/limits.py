@@ -15,14 +15,6 @@ Need = Literal["reference", "mask", "subject"]
 """Parts of an example: at least one reference, a mask or a class word of each reference."""
 
 
-class ExampleNeeds:
-    """What a reward or a metric needs; its section derives from it. Without a method of its own, it needs nothing."""
-
-    def needs(self) -> frozenset[Need]:
-        """Parts that every example must have; one that lacks them is refused before a run."""
-        return frozenset()
-
-
 def _ends(tokenizer: Any) -> int:
     count: int = tokenizer.num_special_tokens_to_add()
     return count
@@ -31,17 +23,34 @@ def _ends(tokenizer: Any) -> int:
 @final
 @dataclass(frozen=True, slots=True)
 class PromptTokenizer:
-    """A tokenizer that reads prompts, in a folder of a policy's model.
+    """A tokenizer that reads prompts.
 
     Attributes:
-        folder: its folder in the model.
-        most: number of tokens at which a prompt is cut off, its frame included; None: it never is.
+        source: gives the folder or hub id of its model; a ``ValueError`` says that it isn't on this machine.
+        folder: its folder there; empty: the model's own.
+        most: number of tokens at which a prompt is cut off, its frame included, or fewer if the tokenizer says so
+            itself; None: it never is.
+        revision: of a hub id.
         frame: number of tokens around a prompt: by default its beginning and end, else those of a template.
     """
 
+    source: Callable[[], str]
     folder: str
     most: int | None
+    revision: str | None = None
     frame: Callable[[Any], int] = _ends
+
+
+class ExampleNeeds:
+    """What a reward or a metric needs; its section derives from it. Without a method of its own, it needs nothing."""
+
+    def needs(self) -> frozenset[Need]:
+        """Parts that every example must have; one that lacks them is refused before a run."""
+        return frozenset()
+
+    def prompt_tokenizer(self) -> PromptTokenizer | None:
+        """The tokenizer that reads a prompt; None if there is none, or it is another machine's."""
+        return None
 
 
 class PolicyLimits:

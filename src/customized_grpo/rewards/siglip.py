@@ -15,6 +15,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from customized_grpo.paths import model_path
+from customized_grpo.recipe.limits import PromptTokenizer
 from customized_grpo.recipe.sections import ModelRewardSpec
 from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.features import (
@@ -41,6 +42,10 @@ class Siglip(Reward):
         model: str = Field(default="google/siglip2-base-patch16-224", description="hub id or folder")
         batch_size: PositiveInt = Field(default=32, description="images per forward")
         dtype: DtypeName = "float32"
+
+        def prompt_tokenizer(self) -> PromptTokenizer:
+            """SigLIP's, of 64 tokens."""
+            return PromptTokenizer(lambda: model_path(self.model, "siglip"), "", 64)
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
         # The PIL processor explicitly: with torchvision installed the default, and so the reward, would differ.

@@ -18,13 +18,16 @@ from customized_grpo.data.manifest import ManifestDataset
 from customized_grpo.evaluation.precheck import check_held_out, check_training
 from customized_grpo.policies.flux import KontextConfig, UNOConfig
 from customized_grpo.policies.flux2 import Flux2KleinConfig
+from customized_grpo.policies.prompt_tokens import read_prompts
 from customized_grpo.policies.qwen_image import QwenImageEditPlusConfig
 from customized_grpo.recipe.config import EvaluateRecipe
 from customized_grpo.recipe.loading import load_recipe, shipped_recipes
 from customized_grpo.recipe.sections import PolicySpec
 from customized_grpo.recipe.yaml_source import dump, read_yaml
+from customized_grpo.rewards.clip import ClipT
 from customized_grpo.rewards.dino import Dino
 from customized_grpo.training import setup
+from tiny_flux2 import make_tiny_flux2, tiny_flux2
 
 SIZES = {
     "ok.png": (80, 60), "wide.png": (900, 100), "thin.png": (1000, 10), "small.png": (63, 200),
@@ -135,7 +138,41 @@ def test_prompts_are_read_by_the_models_own_tokenizers(root: Path) -> None:
     )
     assert any(f"the longest, of {path}:2, has" in one for one in notices)
     assert any("hold signs that the model's tokenizer_2 doesn't know" in one for one in notices)
-    assert any("can't be opened on this machine yet" in one for one in look(path, KLEIN).notices)
+    assert any("tokens of the model's tokenizer, not on this machine" in one for one in look(path, KLEIN).notices)
+
+
+def test_prompts_that_a_reward_cuts_off_are_counted(root: Path) -> None:
+    path = write(root, {}, {"prompt": " ".join(["bag"] * 90)})
+    clip = ClipT.Config.model_validate({"type": "clip_t", "axis": "prompt", "model": "mini"})
+    lost = clip.model_copy(update={"model": "./not/here"})
+    notices = look(path, UNO, follow=clip).notices
+    assert any("1 of 2 prompts are longer" in one and "tokens that follow reads" in one for one in notices)
+    assert any("tokens of follow, not on this machine" in one for one in look(path, UNO, follow=lost).notices)
+
+
+@pytest.mark.parametrize("klein", [False, True])
+def test_tokens_are_those_that_the_pipeline_makes(tmp_path: Path, klein: bool) -> None:
+    """One token below, at and over the limit, its chat template included."""
+    folder = make_tiny_flux2(tmp_path, klein=klein, distilled=klein)
+    policy = tiny_flux2(folder)
+    (kind,) = policy.config.prompt_tokenizers()
+    prompts = [" ".join(["red"] * count) for count in range(1, 40)]
+    reading = read_prompts(kind, prompts, download=False)
+    assert reading is not None
+    limit = policy.config.max_sequence_length
+    over = [count > limit for count in reading.tokens]
+    assert set(over) == {True, False}
+    attended = []
+    real = policy._pipeline.text_encoder.forward
+
+    def forward(*given: Any, **named: Any) -> Any:
+        attended.append(int(named["attention_mask"].sum()))
+        return real(*given, **named)
+
+    policy._pipeline.text_encoder.forward = forward
+    for prompt in prompts:
+        policy.encode(prompt, [])
+    assert attended == [min(count, limit) for count in reading.tokens]
 
 
 def test_a_reference_that_changes_its_shape_is_mentioned(root: Path) -> None:
