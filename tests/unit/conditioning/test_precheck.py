@@ -134,7 +134,7 @@ def test_prompts_are_read_by_the_models_own_tokenizers(root: Path) -> None:
     path = write(root, {"prompt": "a bag"}, {"prompt": long}, {"prompt": "一只狗在雪地里"})
     notices = look(path, UNO).notices
     assert any(
-        "1 of 3 prompts are longer than the 77 tokens that the model's tokenizer reads" in one for one in notices
+        "of 3 prompts are longer than the 16 tokens that the model's tokenizer reads" in one for one in notices
     )
     assert any(f"the longest, of {path}:2, has" in one for one in notices)
     assert any("hold signs that the model's tokenizer_2 doesn't know" in one for one in notices)
