@@ -4,6 +4,7 @@ Every key of a file is used, left aside and counted, or the file is refused. ``l
 ``lora_scale`` finds the scales, ``lora_names`` knows which layers are meant.
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from customized_grpo.policies.adapters.lora_keys import Key
 from customized_grpo.policies.adapters.lora_names import factors_at, places, unknown
 from customized_grpo.policies.adapters.low_rank import Factors, linear_shapes, shown
 from customized_grpo.policies.adapters.tensor_files import FLOAT8, FLOATS, read_metadata, read_tensors
-from customized_grpo.text import parse_json, read_text
+from customized_grpo.text import read_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +230,7 @@ def _config(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     if file.name == PEFT_WEIGHTS and beside.is_file():
         text, where = read_text(beside), PEFT_CONFIG
     try:
-        entries = parse_json(text)
+        entries = json.loads(text)
     except ValueError as error:
         raise ValueError(f"its configuration is damaged ({where}: {error})") from error
     if not isinstance(entries, dict):
