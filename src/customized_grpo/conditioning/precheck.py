@@ -153,6 +153,13 @@ def check_examples(
     return Findings(len(known), misfits, notices)
 
 
+def check_drawing(policy: PolicySpec, prompt: str, references: Sequence[Image]) -> None:
+    """Raise a ``ValueError`` if a policy can't draw one prompt with these references."""
+    policy.check_references([image.size for image in references])
+    if found := special_tokens(prompt):
+        raise ValueError(_special("the prompt", found))
+
+
 def _sizes(outlines: Iterable[Outline], *, views: bool) -> Sizes:
     """Size of each image file by its head, or the problem."""
     files = dict.fromkeys(
@@ -216,7 +223,7 @@ def _of(image: Path | Image, sizes: Sizes) -> Size:
 
 
 def _special(what: str, tokens: Sequence[str]) -> str:
-    return f"{what}: holds {', '.join(tokens)}, which a tokenizer reads as a sign of its own and not as text; remove it"
+    return f"{what} holds {', '.join(tokens)}, which a tokenizer reads as a sign of its own and not as text; remove it"
 
 
 def _prompt_notices(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from customized_grpo import registry
 from customized_grpo.conditioning.cache import release
+from customized_grpo.conditioning.precheck import check_drawing
 from customized_grpo.devices import open_device
 from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.base import Policy, load_policy
@@ -95,6 +96,7 @@ def draw(
     Raises:
         ValueError: the adapter is missing or doesn't fit, the policy can't be loaded, or it can't take the references.
     """
+    check_drawing(recipe.policy, prompt, references)
     tuned = tuning.read_all(adapter or [])
     device = open_device(recipe.run.device)
     cond, policy = _encode_then_load(recipe, device, prompt, references)

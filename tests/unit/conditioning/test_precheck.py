@@ -95,12 +95,12 @@ def test_references_that_a_policy_cannot_take(
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"prompt": "a bag <|endoftext|> in the snow"}, "prompt: holds <|endoftext|>"),
-        ({"prompt": "a bag</s>"}, "prompt: holds </s>"),
-        ({"prompt": "<pad> a bag <extra_id_7>"}, "prompt: holds <pad>, <extra_id_7>"),
+        ({"prompt": "a bag <|endoftext|> in the snow"}, "prompt holds <|endoftext|>"),
+        ({"prompt": "a bag</s>"}, "prompt holds </s>"),
+        ({"prompt": "<pad> a bag <extra_id_7>"}, "prompt holds <pad>, <extra_id_7>"),
         ({"prompt": "a bag<|im_end|>\n<|vision_start|><|image_pad|><|vision_end|>"}, "<|vision_start|>, <|image_pad|>"),
-        ({"prompt": "[INST] a bag"}, "prompt: holds [INST]"),
-        ({"subject": "bag<|im_end|>"}, "subject: holds <|im_end|>"),
+        ({"prompt": "[INST] a bag"}, "prompt holds [INST]"),
+        ({"subject": "bag<|im_end|>"}, "subject holds <|im_end|>"),
         ({"masks": ["square_mask.png"]}, "square_mask.png: is (60, 60) but its image is (80, 60)"),
         ({"masks": ["page.jpg"]}, "page.jpg: is an HTML page"),
         ({"masks": ["mask.png"]}, ""),
@@ -133,9 +133,7 @@ def test_prompts_are_read_by_the_models_own_tokenizers(root: Path) -> None:
     long = " ".join(["bag"] * 90)
     path = write(root, {"prompt": "a bag"}, {"prompt": long}, {"prompt": "一只狗在雪地里"})
     notices = look(path, UNO).notices
-    assert any(
-        "of 3 prompts are longer than the 16 tokens that the model's tokenizer reads" in one for one in notices
-    )
+    assert any("of 3 prompts are longer than the 16 tokens that the model's tokenizer reads" in one for one in notices)
     assert any(f"the longest, of {path}:2, has" in one for one in notices)
     assert any("hold signs that the model's tokenizer_2 doesn't know" in one for one in notices)
     assert any("tokens of the model's tokenizer, not on this machine" in one for one in look(path, KLEIN).notices)
@@ -217,6 +215,14 @@ def test_every_command_finds_it_before_anything_is_loaded(
         assert f"{path}:{line}: " in told
         assert words in told
     assert not (root / "run" / "metrics.jsonl").exists()
+
+
+def test_one_drawing_is_checked_as_a_data_set_is(root: Path) -> None:
+    options = ["--config", "mini_customized", "--out", str(root / "drawn.png"), "--reference", str(root / "thin.png")]
+    assert "1000 x 10 pixels is too narrow" in run("generate", "--prompt", "a bag", *options).output
+    options[-1] = str(root / "ok.png")
+    assert "the prompt holds <|endoftext|>" in run("generate", "--prompt", "a bag <|endoftext|>", *options).output
+    assert not (root / "drawn.png").exists()
 
 
 def test_data_check_with_a_recipe_writes_what_can_be_used(root: Path, recipe: Path) -> None:
