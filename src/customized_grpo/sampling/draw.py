@@ -96,9 +96,9 @@ def draw(
     Raises:
         ValueError: the adapter is missing or doesn't fit, the policy can't be loaded, or it can't take the references.
     """
-    check_drawing(recipe.policy, prompt, references)
     tuned = tuning.read_all(adapter or [])
     device = open_device(recipe.run.device)
+    check_drawing(recipe.policy, prompt, references)
     cond, policy = _encode_then_load(recipe, device, prompt, references)
     rows: dict[str, UInt8[Tensor, "n h w 3"]] = {}
     if not tuned or grid is not None:
