@@ -127,10 +127,12 @@ class FileHashes:
     def _read(self, path: Path, name: str, key: str) -> str:
         began = time.time_ns()
         try:
-            made = file_hash(path)
+            made, found = file_hash(path), path.stat()
         except (OSError, ValueError):
             return ""
-        if f"{name}|{_state(path)}" == key and _settled(path, began):
+        # Remembered if a later change will have a later time, and if there was none meanwhile.
+        settled = max(found.st_mtime_ns, found.st_ctime_ns) < began - _GRAIN_NS
+        if settled and f"{name}|{_shown(found)}" == key:
             self._known[key] = made
         return made
 
@@ -157,12 +159,8 @@ def _state(path: Path) -> str:
         found = path.stat()
     except (OSError, ValueError):  # ValueError: a name with a zero byte
         return ""
-    if not stat.S_ISREG(found.st_mode):
-        return ""
+    return _shown(found) if stat.S_ISREG(found.st_mode) else ""
+
+
+def _shown(found: os.stat_result) -> str:
     return f"{found.st_size}|{found.st_mtime_ns}|{found.st_ctime_ns}|{found.st_ino}"
-
-
-def _settled(path: Path, now_ns: int) -> bool:
-    """True if a later change will have a later time."""
-    found = path.stat()
-    return max(found.st_mtime_ns, found.st_ctime_ns) < now_ns - _GRAIN_NS

@@ -186,8 +186,11 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
     with agreed, bars("conditioning: ") as progress:
         process = Process.of(accelerator, run.precision, progress)
         jobs = partial(needed_of, recipe, dataset, held_out)
-        with meanwhile(partial(base_identity, recipe.policy, hashes)):
+        look = [] if identity is None else [identity.look]
+        with meanwhile(partial(base_identity, recipe.policy, hashes), *look):
             policy, encode = open_policy(recipe.policy, run.cache, jobs, process)
+        if identity is not None:
+            identity.look()
         tuning.attach(policy, recipe.policy, run.seed, keep_base=recipe.objective.kl > 0)
     parameters = tuning.trainable_parameters(policy)
     optimizer = build_optimizer(list(parameters.values()), train)
