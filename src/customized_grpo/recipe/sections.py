@@ -49,7 +49,9 @@ class LoraSettings(Section):
     """The trained adapter: peft's LoRA, by way of diffusers' ``add_adapter``."""
 
     rank: PositiveInt = 64
-    alpha: PositiveFloat | None = Field(default=None, description="scale is alpha / rank; null means alpha = rank")
+    alpha: PositiveFloat | None = Field(
+        default=None, allow_inf_nan=False, description="scale is alpha / rank; null means alpha = rank"
+    )
     init: Literal["gaussian", "kaiming"] = "gaussian"
     targets: tuple[str, ...] | None = Field(
         default=None,
@@ -60,7 +62,7 @@ class LoraSettings(Section):
         default="separate",
         description="shared: q, k and v of a layer have one A, as in UNO's LoRA, which it is exported to without loss",
     )
-    path: str | None = Field(default=None, description="start from this adapter (folder or .safetensors file)")
+    path: str | None = Field(default=None, description="start from this LoRA, of whatever tool (file, folder, run)")
 
 
 class FullSettings(Section):

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from customized_grpo.policies.adapters.lora_layers import attach_frozen
 from customized_grpo.policies.adapters.lora_reader import read_lora
@@ -12,7 +12,7 @@ from customized_grpo.policies.adapters.uno_lora import FILE_NAME, REPOSITORY
 
 
 class BaseLora(BaseModel):
-    """A recipe's section ``policy.base_lora``: UNO's released LoRA, or any in diffusers' format."""
+    """A recipe's section ``policy.base_lora``: UNO's released LoRA, or any other of FLUX.1."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,7 +25,7 @@ class BaseLora(BaseModel):
         default="fuse",
         description="fuse: added to the weights once, rounded to their dtype; adapter: kept apart, exact, more memory",
     )
-    scale: float = Field(default=1.0, description="factor on its update")
+    scale: FiniteFloat = Field(default=1.0, description="factor on its update")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
 
 
@@ -48,7 +48,7 @@ def apply_base_lora(
 
 
 def read_base_lora(transformer: Any, section: BaseLora, *, offline: bool) -> dict[str, Factors]:
-    """The update of ``section``, its scale inside, checked against the transformer.
+    """The update of ``section``, times its scale, checked against the transformer.
 
     Raises:
         ValueError: see ``apply_base_lora``.

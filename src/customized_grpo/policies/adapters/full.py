@@ -30,6 +30,8 @@ FOLDER: Final = "transformer"
 """Folder name in a checkpoint, as in a pipeline's layout."""
 _CONFIG: Final = "config.json"
 _WEIGHTS: Final = "diffusion_pytorch_model{suffix}.safetensors"
+_WRITTEN: Final = _WEIGHTS.format(suffix="*")
+"""Other files beside a config.json, such as a LoRA's, are no transformer's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class TransformerFolder:
     @property
     def files(self) -> list[Path]:
         """Its safetensors files."""
-        return matching(self.path, "*.safetensors")
+        return matching(self.path, _WRITTEN)
 
     def fingerprint(self) -> str:
         """A hash of its weights' files."""
@@ -59,7 +61,7 @@ def find(path: str | Path) -> TransformerFolder | None:
     """
     given = Path(path).expanduser()
     for folder in (given, given / FOLDER):
-        if (folder / _CONFIG).is_file() and matching(folder, "*.safetensors"):
+        if (folder / _CONFIG).is_file() and matching(folder, _WRITTEN):
             return TransformerFolder(folder)
     newest = newest_complete(given, f"{FOLDER}/{_CONFIG}")
     return None if newest is None else TransformerFolder(newest.parent)
@@ -100,7 +102,7 @@ def attach(policy: Policy, settings: FullSettings, *, keep_base: bool) -> None:
         if folder is None:
             raise ValueError(
                 f"policy.full.path: there is no transformer in diffusers' layout at {settings.path!r}; give a run or a "
-                f"checkpoint of full fine-tuning, or a folder with {_CONFIG} and safetensors files"
+                f"checkpoint of full fine-tuning, or a folder with {_CONFIG} and {_WRITTEN}"
             )
         load(policy, folder)
 

@@ -106,8 +106,10 @@ def find_adapter(path: str | Path, *, revision: str | None = None, offline: bool
     if not given.exists() and is_hub_id(str(path)):
         names = (FILE_NAME,) if str(path) == REPOSITORY else (WEIGHTS_NAME, PEFT_WEIGHTS)
         return hub_lora(str(path), names=names, beside={PEFT_WEIGHTS: PEFT_CONFIG}, revision=revision, offline=offline)
+    pickles = sorted(one.name for one in given.glob("*") if one.suffix in _PICKLES) if given.is_dir() else []
+    also = f", and the pickles there ({', '.join(pickles[:3])}) are never opened" if pickles else ""
     raise ValueError(
-        f"no adapter at {str(path)!r}; give a .safetensors file, a folder with {WEIGHTS_NAME}, a checkpoint, "
+        f"no adapter at {str(path)!r}{also}; give a .safetensors file, a folder with {WEIGHTS_NAME}, a checkpoint, "
         "a run with checkpoints/step-*, or organisation/name or organisation/name/file.safetensors on the hub"
     )
 

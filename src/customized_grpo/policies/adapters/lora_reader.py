@@ -23,6 +23,9 @@ from customized_grpo.policies.adapters.low_rank import Factors, linear_shapes, s
 from customized_grpo.policies.adapters.tensor_files import FLOAT8, FLOATS, read_metadata, read_tensors
 from customized_grpo.text import read_text
 
+_MODEL_ENTRIES: Final = ("modelspec.architecture", "ss_base_model_version", "base_model")
+"""Entries of headers in which sd-scripts, ai-toolkit, ComfyUI and this package name the model."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraFile:
@@ -53,12 +56,15 @@ class LoraFile:
         for name, given in self.factors.items():
             place = known.get(name.replace(".", "_"))
             if place is None:
-                raise ValueError(f"LoRA {str(self.path)!r}: {unknown(self.factors, known)} ({self.keys[name]})")
+                raise ValueError(
+                    f"LoRA {str(self.path)!r}: {unknown(self.factors, known)} ({self.keys[name]}){self._made_for()}"
+                )
             try:
                 found = factors_at(place, given, shapes)
             except ValueError as error:
                 raise ValueError(
                     f"LoRA {str(self.path)!r} is of a model of another width: {self.keys[name]}: {error}"
+                    f"{self._made_for()}"
                 ) from error
             if twice := sorted(found.keys() & update.keys()):
                 raise ValueError(
@@ -66,6 +72,11 @@ class LoraFile:
                 )
             update |= found
         return dict(sorted(update.items()))
+
+    def _made_for(self) -> str:
+        """What its header says of its model, for messages."""
+        said = [self.metadata[name] for name in _MODEL_ENTRIES if self.metadata.get(name)]
+        return f"; its header speaks of {', '.join(map(repr, said))}" if said else ""
 
     def by_its_names(self) -> dict[str, Factors]:
         """Its factors where no model is at hand, if its names are diffusers' own.
@@ -128,6 +139,8 @@ def read_lora(path: str | Path, *, revision: str | None = None, offline: bool = 
         aside=aside,
         metadata=metadata,
     )
+    if not any(one.b.any() for one in lora.factors.values()):
+        say(f"LoRA {str(file)!r}: every B is zero, as before training, so it changes nothing", on=err)
     if idle := lora_scale.idle_patterns(config, pairs):
         say(f"LoRA {str(file)!r}: no layer fits {len(idle)} of its patterns: {shown(idle)}", on=err)
     for what, count in aside.items():
