@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from customized_grpo.commands.arguments import Loras
-from customized_grpo.console import hush_libraries, say
+from customized_grpo.console import err, hush_libraries, say
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -32,12 +32,17 @@ def generate(
 ) -> None:
     """Draw images with a trained adapter, or with a recipe's base alone."""
     from customized_grpo.data.images import load_image
+    from customized_grpo.data.prompts import prompt_problems
     from customized_grpo.recipe.loading import load_any
 
     references = [load_image(path) for path in reference or ()]
     for option, path in {"--out": out_file, "--grid": grid}.items():
         if path is not None and path.suffix.lower() not in _ENDINGS:
             raise ValueError(f"{option}: given {str(path)!r}; end it in .png, .jpg or .webp")
+    if not prompt.strip():
+        raise ValueError("--prompt: it is empty; say what to draw")
+    if "prompt-syntax" in prompt_problems(prompt):
+        say(f"--prompt: {prompt!r} has signs of a web interface's syntax; they are drawn as words", on=err)
     if config is not None:
         recipe = load_any(config)
     elif lora:

@@ -101,6 +101,7 @@ def evaluate_images(
     parts.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     said: set[str] = set()
+    names: dict[str, int] = {}
     with (parts / f"{site.rank:05d}.jsonl").open("a", encoding="utf-8") as part:
         part.write("\n")  # ends a line that a killed process may have left half written
         for done, index in enumerate(mine):
@@ -117,9 +118,11 @@ def evaluate_images(
                 found = _rows(index, example, scores, saved, len(images), stand_on[index])
                 part.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in found))
                 part.flush()
+            _check_names(found, names)
             rows += found
         site.progress(label, len(mine), len(mine))
     everything = sorted(site.gather(rows), key=lambda row: (row["index"], row["image"]))
+    _check_names(everything, {})
     if site.rank == 0:
         lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in everything)
         write_atomically(folder / f"{label}.jsonl", lines)
@@ -127,6 +130,16 @@ def evaluate_images(
             path.unlink()
         site.hashes.save()
     return everything
+
+
+def _check_names(rows: Sequence[Row], names: dict[str, int]) -> None:
+    """Check that a key is that of one example, whose index is noted in ``names``: it pairs rows and names pictures."""
+    for row in rows:
+        if (other := names.setdefault(row["key"], row["index"])) != row["index"]:
+            raise ValueError(
+                f"evaluate.data: examples {other} and {row['index']} are both called {row['key']!r}; a data set gives "
+                "each example a key of its own, by which rows are paired and pictures named"
+            )
 
 
 def _say_once(errors: Mapping[str, str], example: Example, label: str, said: set[str]) -> None:

@@ -96,6 +96,9 @@ def draw(
     Raises:
         ValueError: the adapter is missing or doesn't fit, the policy can't be loaded, or it can't take the references.
     """
+    files = [file] if num == 1 else [file.with_stem(f"{file.stem}-{i}") for i in range(num)]
+    if grid is not None and grid.resolve() in {one.resolve() for one in files}:
+        raise ValueError(f"--grid: {grid} is a file of --out, too, and would replace it; give another")
     tuned = tuning.read_all(adapter or [])
     device = open_device(recipe.run.device)
     check_drawing(recipe.policy, prompt, references)
@@ -106,7 +109,6 @@ def draw(
     if tuned:
         tuning.apply_all(policy, tuned)
         rows["tuned"] = _images(policy, recipe, cond, num=num, seed=seed, steps=steps)
-    files = [file] if num == 1 else [file.with_stem(f"{file.stem}-{i}") for i in range(num)]
     for path, image in zip(files, next(reversed(rows.values())), strict=True):
         _save(Image.fromarray(image.numpy()), path)
     if grid is not None:

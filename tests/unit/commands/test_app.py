@@ -256,3 +256,11 @@ def test_a_tilde_behind_an_equals_sign_is_the_home_folder(tmp_path: Path, monkey
     assert done.exit_code == 0, done.output
     assert (tmp_path / "new" / "s.csv").is_file()
     assert not (tmp_path / "~").exists()
+
+
+def test_a_console_of_few_characters_stops_no_command() -> None:
+    """Console code pages crashed trainers at their first message (kohya-ss/sd-scripts#232)."""
+    command = [sys.executable, "-m", "customized_grpo", "validate", "mini_customized"]
+    narrow = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=narrow, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
