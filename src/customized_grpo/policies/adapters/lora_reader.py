@@ -242,6 +242,8 @@ def _config(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     text, where = metadata.get(HEADER, "{}"), HEADER
     if file.name == PEFT_WEIGHTS and beside.is_file():
         text, where = read_text(beside), PEFT_CONFIG
+    elif file.name == PEFT_WEIGHTS and HEADER not in metadata:
+        raise ValueError(f"peft writes {PEFT_CONFIG} beside it, which says its alpha, and it is missing: get it too")
     try:
         entries = json.loads(text)
     except ValueError as error:
