@@ -22,6 +22,10 @@ _NOTHING: Final = frozenset(("", "nan", "none", "null", "<na>", "n/a", "#n/a"))
 """Texts, in lower case, that programs write to a table's cell in which there is nothing."""
 
 
+_WRITTEN: Final = ("manifest.jsonl", "rejected.jsonl", "import.json", "contact_sheet.jpg", "images", "source")
+"""Names of what an import and ``data check`` write."""
+
+
 @final
 class SourceError(ValueError):
     """A source does not have its importer's layout; the message describes the layout."""
@@ -186,7 +190,14 @@ def paths_of(entry: Mapping[str, Any], key: str, names: Names | None = None) -> 
     return [text] if names is None else names.several(text)
 
 
-def is_output(folder: Path, out: Path) -> bool:
-    """True for a folder that an import wrote or is writing, which is no part of the source."""
-    written = all((folder / name).is_file() for name in ("import.json", "manifest.jsonl"))
-    return written or os.path.realpath(folder) == os.path.realpath(out)
+def is_output(path: Path, out: Path) -> bool:
+    """True for what an import wrote or is writing, which is no part of the source.
+
+    That is a folder with a manifest, or, where the output was written into the source's own folder, what is in it.
+    """
+    own = path.name in _WRITTEN and _holds_manifest(path.parent)
+    return own or _holds_manifest(path) or os.path.realpath(path) == os.path.realpath(out)
+
+
+def _holds_manifest(folder: Path) -> bool:
+    return all(os.path.isfile(folder / name) for name in ("import.json", "manifest.jsonl"))
