@@ -13,6 +13,7 @@ from PIL.Image import Image
 
 from customized_grpo.data.dreambench import ORIGINAL
 from customized_grpo.data.recent import load_recent
+from customized_grpo.data.rows import individuals
 from customized_grpo.evaluation.published import CUSTOMIZED_GRPO_FIGURE, STANDARD, UNO_TABLE_1, Published
 from customized_grpo.registry import did_you_mean
 from customized_grpo.types import Example
@@ -46,7 +47,7 @@ class Protocol:
         Raises:
             ValueError: the data set doesn't name the subject or its photos.
         """
-        if self.unit == "subject" and not example.extra.get("subject_id"):
+        if self.unit == "subject" and not individuals(example.extra):
             raise ValueError(
                 f"evaluate.protocol {self.name!r} averages over subjects, but example {example.key!r} has no "
                 "'subject_id' in its extra; use data of type dreambench, or write it into the manifest"
@@ -96,8 +97,7 @@ def subject_photos(example: Example) -> list[Image]:
 
 def group_of(example: Example) -> str:
     """Subject under which an example is averaged."""
-    subject = example.extra.get("subject_id") or example.subject or example.key
-    return str(subject) if not isinstance(subject, list) else "+".join(map(str, subject))
+    return "+".join(individuals(example.extra)) or example.subject or example.key
 
 
 _DATA: Final = {"data": "dreambench", "photos": ORIGINAL}

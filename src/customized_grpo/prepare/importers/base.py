@@ -5,7 +5,6 @@ writer (``importers.writer``) handles files, ids and errors, so an importer stay
 """
 
 import json
-import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -16,11 +15,8 @@ from typing import Any, Final, final
 
 from pydantic import BaseModel, ConfigDict
 
+from customized_grpo.data.rows import is_nothing
 from customized_grpo.prepare.importers.names import Names
-
-_NOTHING: Final = frozenset(("", "nan", "none", "null", "<na>", "n/a", "#n/a"))
-"""Texts, in lower case, that programs write to a table's cell in which there is nothing."""
-
 
 _WRITTEN: Final = ("manifest.jsonl", "rejected.jsonl", "import.json", "contact_sheet.jpg", "images", "source")
 """Names of what an import and ``data check`` write."""
@@ -134,13 +130,6 @@ def text_of(entry: Mapping[str, Any], key: str) -> str:
     if not isinstance(value, str) or is_nothing(value):
         raise ValueError(f"{key}: given {value!r}; it must be a text that isn't blank")
     return value.strip()
-
-
-def is_nothing(value: Any) -> bool:
-    """True for null, NaN, blank text, and what programs write for them into a table: ``nan``, ``None``, ``N/A``."""
-    if isinstance(value, float):
-        return math.isnan(value)
-    return value is None or (isinstance(value, str) and value.strip().lower() in _NOTHING)
 
 
 def word_of(entry: Mapping[str, Any], key: str) -> str:

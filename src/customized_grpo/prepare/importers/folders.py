@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, TypeVar, final
 from pydantic import Field
 
 from customized_grpo.data.folders import UNREAD, look_inside, mask_beside, masks_beside
+from customized_grpo.data.rows import is_nothing
 from customized_grpo.paths import folders_under
 from customized_grpo.prepare.importers.base import (
     Draft,
@@ -23,7 +24,6 @@ from customized_grpo.prepare.importers.base import (
     SourceError,
     folder_of,
     individuals_of,
-    is_nothing,
     is_output,
     paths_of,
     text_of,

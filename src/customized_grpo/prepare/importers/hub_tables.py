@@ -132,7 +132,7 @@ def _of_parquet(path: Path, files: list[Path], wanted: Wanted) -> _Opening:
     else:
         chosen = _choose(str(path), wanted.split, [name for name in groups if name], shown.values(), len(groups))
     others = [shown[name] for name in groups if name != chosen]
-    remarks = [f"split {chosen}; not read: {', '.join(others)}"] if others else []
+    remarks = _told(chosen, others)
     options = {"path": "parquet", "data_files": [glob.escape(str(file)) for file in groups[chosen]]}
     return options, "train", remarks  # datasets' name of files that are given without one
 
@@ -150,7 +150,7 @@ def _of_datasets(datasets: Any, source: str, path: Path, wanted: Wanted) -> _Ope
     splits = [str(name) for name in (builder.info.splits or files)]
     chosen = _choose(source, wanted.split, splits, splits, len(splits)) if splits else wanted.split or _WHOLE
     others = [name for name in splits if name != chosen]
-    remarks = [f"split {chosen}; not read: {', '.join(others)}"] if others else []
+    remarks = _told(chosen, others)
     if path.is_dir() and chosen in files:
         mine = [file for file in files[chosen] if not any(map(is_system, Path(file).relative_to(path.resolve()).parts))]
         if len(mine) < len(files[chosen]):
@@ -183,6 +183,12 @@ def _choose(source: str, split: str | None, names: Sequence[str], shown: Iterabl
     if re.split(r"[\[+]", split)[0] not in names:
         raise SourceError(f"{source}: there is no split {split!r}; there are: {', '.join(shown)}")
     return split
+
+
+def _told(chosen: str, others: Sequence[str]) -> list[str]:
+    if others:
+        return [f"split {chosen}; not read: {', '.join(others)}"]
+    return [] if chosen in (_WHOLE, ALL) else [f"split {chosen}"]
 
 
 def _split_of(path: Path) -> str:
