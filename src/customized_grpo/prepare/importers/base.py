@@ -184,9 +184,10 @@ def is_output(path: Path, out: Path) -> bool:
 
     That is a folder with a manifest, or, where the output was written into the source's own folder, what is in it.
     """
-    own = path.name in _WRITTEN and _holds_manifest(path.parent)
-    return own or _holds_manifest(path) or os.path.realpath(path) == os.path.realpath(out)
+    own = path.name in _WRITTEN and holds_manifest(path.parent)
+    return own or holds_manifest(path) or os.path.realpath(path) == os.path.realpath(out)
 
 
-def _holds_manifest(folder: Path) -> bool:
+def holds_manifest(folder: Path) -> bool:
+    """True for a folder that an import wrote."""
     return all(os.path.isfile(folder / name) for name in ("import.json", "manifest.jsonl"))

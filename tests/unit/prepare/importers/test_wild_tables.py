@@ -211,3 +211,15 @@ def test_a_path_in_place_of_an_image_is_named(tmp_path: Path) -> None:
         SourceError, match=r"is text, not an image: 'pictures/a\.png'; 'imagefolder' reads tables of paths"
     ):
         run(tmp_path / "set", tmp_path / "out")
+
+
+def test_what_a_system_or_an_import_put_into_a_set_is_none_of_it(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        draw(tmp_path / "set" / name)
+    lines = [json.dumps({"file_name": name, "text": f"a bag {name}"}) for name in ("a.png", "b.png")]
+    (tmp_path / "set/metadata.jsonl").write_text("\n".join(lines) + "\n")
+    for name in ("@eaDir/a.png", "#recycle/a.png", "lost+found/a.png"):
+        draw(tmp_path / "set" / name)
+    for out in (tmp_path / "set/out", tmp_path / "again"):
+        report = run(tmp_path / "set", out, prompt="text")
+        assert (report.rows, report.rejected, report.remarks) == (2, 0, [])
