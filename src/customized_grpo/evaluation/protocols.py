@@ -13,6 +13,7 @@ from PIL.Image import Image
 
 from customized_grpo.data.dreambench import ORIGINAL
 from customized_grpo.data.recent import load_recent
+from customized_grpo.data.rows import individuals
 from customized_grpo.evaluation.published import CUSTOMIZED_GRPO_FIGURE, STANDARD, UNO_TABLE_1, Published
 from customized_grpo.registry import did_you_mean
 from customized_grpo.types import Example
@@ -57,7 +58,7 @@ class Protocol:
 
     def lacking(self, key: str, num_references: int, extra: Mapping[str, Any]) -> str:
         """What an example lacks, told from its texts; empty if it has everything."""
-        if self.unit == "subject" and not extra.get("subject_id"):
+        if self.unit == "subject" and not individuals(extra):
             return (
                 f"evaluate.protocol {self.name!r} averages over subjects, but example {key!r} has no "
                 "'subject_id' in its extra; use data of type dreambench, or write it into the manifest"
@@ -102,8 +103,7 @@ def subject_photos(example: Example) -> list[Image]:
 
 def group_of(example: Example) -> str:
     """Subject under which an example is averaged."""
-    subject = example.extra.get("subject_id") or example.subject or example.key
-    return str(subject) if not isinstance(subject, list) else "+".join(map(str, subject))
+    return "+".join(individuals(example.extra)) or example.subject or example.key
 
 
 _DATA: Final = {"data": "dreambench", "photos": ORIGINAL}

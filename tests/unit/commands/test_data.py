@@ -82,7 +82,7 @@ def test_an_import_names_what_it_left_out_and_how_it_read(folder: Path) -> None:
     Image.new("RGB", (30, 30)).save(folder / "10_sks dog/a.png")
     done = run("import", "dreambooth-folder", str(folder / "10_sks dog"), "--out", str(folder / "asked"))
     assert done.exit_code != 0
-    assert "doesn't say the class word: '10_sks dog'" in " ".join(done.output.split())
+    assert "without a class word in the name: '10_sks dog'" in " ".join(done.output.split())
 
 
 def test_check_says_what_is_broken_and_keeps_the_rest(folder: Path) -> None:

@@ -5,7 +5,6 @@ writer (``importers.writer``) handles files, ids and errors, so an importer stay
 """
 
 import json
-import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -16,10 +15,11 @@ from typing import Any, Final, final
 
 from pydantic import BaseModel, ConfigDict
 
+from customized_grpo.data.rows import is_nothing
 from customized_grpo.prepare.importers.names import Names
 
-_NOTHING: Final = frozenset(("", "nan", "none", "null", "<na>", "n/a", "#n/a"))
-"""Texts, in lower case, that programs write to a table's cell in which there is nothing."""
+_WRITTEN: Final = ("manifest.jsonl", "rejected.jsonl", "import.json", "contact_sheet.jpg", "images", "source")
+"""Names of what an import and ``data check`` write."""
 
 
 @final
@@ -132,13 +132,6 @@ def text_of(entry: Mapping[str, Any], key: str) -> str:
     return value.strip()
 
 
-def is_nothing(value: Any) -> bool:
-    """True for null, NaN, blank text, and what programs write for them into a table: ``nan``, ``None``, ``N/A``."""
-    if isinstance(value, float):
-        return math.isnan(value)
-    return value is None or (isinstance(value, str) and value.strip().lower() in _NOTHING)
-
-
 def word_of(entry: Mapping[str, Any], key: str) -> str:
     """A text field that may hold nothing: then it is empty.
 
@@ -186,7 +179,15 @@ def paths_of(entry: Mapping[str, Any], key: str, names: Names | None = None) -> 
     return [text] if names is None else names.several(text)
 
 
-def is_output(folder: Path, out: Path) -> bool:
-    """True for a folder that an import wrote or is writing, which is no part of the source."""
-    written = all((folder / name).is_file() for name in ("import.json", "manifest.jsonl"))
-    return written or os.path.realpath(folder) == os.path.realpath(out)
+def is_output(path: Path, out: Path) -> bool:
+    """True for what an import wrote or is writing, which is no part of the source.
+
+    That is a folder with a manifest, or, where the output was written into the source's own folder, what is in it.
+    """
+    own = path.name in _WRITTEN and holds_manifest(path.parent)
+    return own or holds_manifest(path) or os.path.realpath(path) == os.path.realpath(out)
+
+
+def holds_manifest(folder: Path) -> bool:
+    """True for a folder that an import wrote."""
+    return all(os.path.isfile(folder / name) for name in ("import.json", "manifest.jsonl"))

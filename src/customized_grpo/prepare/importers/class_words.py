@@ -78,8 +78,8 @@ def ask(unclear: Sequence[str], path: Path) -> SourceError:
     shown = ", ".join(repr(name) for name in unclear[:8]) + (" ..." if len(unclear) > 8 else "")
     repeats = " (sd-scripts' <repeats>_<token> <class>)" if any(re.match(r"\d+_", name) for name in unclear) else ""
     return SourceError(
-        f"the name of {len(unclear)} folders doesn't say the class word: {shown}{repeats}; write it to {path}, "
-        f"one line for each folder, such as '{unclear[0]},dog'"
+        f"{len(unclear)} folder{'s' if len(unclear) > 1 else ''} without a class word in the name: {shown}{repeats}; "
+        f"write it to {path}, one line for each folder, such as '{unclear[0]},dog'"
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, TypeVar, final
 from pydantic import Field
 
 from customized_grpo.data.folders import UNREAD, look_inside, mask_beside, masks_beside
+from customized_grpo.data.rows import is_nothing
 from customized_grpo.paths import folders_under
 from customized_grpo.prepare.importers.base import (
     Draft,
@@ -23,7 +24,6 @@ from customized_grpo.prepare.importers.base import (
     SourceError,
     folder_of,
     individuals_of,
-    is_nothing,
     is_output,
     paths_of,
     text_of,
@@ -145,7 +145,7 @@ def _unnamed(folder: Path, out: Path, named: set[str]) -> Iterator[Item]:
     """Pictures that the metadata doesn't name, and files that look like some but aren't read."""
     for inside in map(look_inside, folders_under(folder, lambda path: is_output(path, out))):
         for path in inside.pictures:
-            if os.path.abspath(path) not in named:
+            if os.path.abspath(path) not in named and not is_output(path, out):
                 yield Skipped("pictures that the metadata doesn't name", path.relative_to(folder).as_posix())
         for path, reason in inside.others.items():
             if path.suffix.lower() in UNREAD and os.path.abspath(path) not in named:

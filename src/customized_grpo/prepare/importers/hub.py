@@ -198,4 +198,6 @@ def _content(value: Any) -> bytes:
         return bytes(value["bytes"])
     if isinstance(value, dict) and isinstance(value.get("path"), str) and Path(value["path"]).is_file():
         return Path(value["path"]).read_bytes()
+    if isinstance(value, str):
+        raise ValueError(f"is text, not an image: {value!r:.80}; 'imagefolder' reads tables of paths")
     raise ValueError(f"is not an image but {type(value).__name__}")

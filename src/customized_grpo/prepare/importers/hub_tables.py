@@ -9,7 +9,7 @@ from typing import Any, Final, final
 
 from customized_grpo.data.folders import SUFFIXES
 from customized_grpo.paths import files_under, is_system
-from customized_grpo.prepare.importers.base import SourceError
+from customized_grpo.prepare.importers.base import SourceError, holds_manifest
 
 ALL: Final = "all"
 """Name of all files of a folder together, as a split."""
@@ -110,7 +110,7 @@ def _parquet_files(path: Path) -> list[Path]:
         return [path] if path.is_file() else []
     if _says_splits(path):
         return []
-    return [file for file in files_under(path) if file.suffix.lower() == ".parquet"]
+    return [file for file in files_under(path, holds_manifest) if file.suffix.lower() == ".parquet"]
 
 
 def _says_splits(folder: Path) -> bool:
@@ -132,7 +132,7 @@ def _of_parquet(path: Path, files: list[Path], wanted: Wanted) -> _Opening:
     else:
         chosen = _choose(str(path), wanted.split, [name for name in groups if name], shown.values(), len(groups))
     others = [shown[name] for name in groups if name != chosen]
-    remarks = [f"split {chosen}; not read: {', '.join(others)}"] if others else []
+    remarks = _told(chosen, others)
     options = {"path": "parquet", "data_files": [glob.escape(str(file)) for file in groups[chosen]]}
     return options, "train", remarks  # datasets' name of files that are given without one
 
@@ -150,13 +150,17 @@ def _of_datasets(datasets: Any, source: str, path: Path, wanted: Wanted) -> _Ope
     splits = [str(name) for name in (builder.info.splits or files)]
     chosen = _choose(source, wanted.split, splits, splits, len(splits)) if splits else wanted.split or _WHOLE
     others = [name for name in splits if name != chosen]
-    remarks = [f"split {chosen}; not read: {', '.join(others)}"] if others else []
+    remarks = _told(chosen, others)
     if path.is_dir() and chosen in files:
-        mine = [file for file in files[chosen] if not any(map(is_system, Path(file).relative_to(path.resolve()).parts))]
+        mine = [file for file in files[chosen] if _is_of_the_set(Path(file), path.resolve())]
         if len(mine) < len(files[chosen]):
             options["data_files"] = {chosen: list(map(glob.escape, mine))}
         read = {file for some in files.values() for file in some}
-        left = [file for file in files_under(path) if file.suffix.lower() in _DATA and str(file.resolve()) not in read]
+        left = [
+            file
+            for file in files_under(path, holds_manifest)
+            if file.suffix.lower() in _DATA and str(file.resolve()) not in read
+        ]
         kinds = {Path(file).suffix.lower() for file in read}
         alike = [file for file in left if file.suffix.lower() in kinds or file.stem == "metadata"]
         if alike and not _says_splits(path):
@@ -166,6 +170,13 @@ def _of_datasets(datasets: Any, source: str, path: Path, wanted: Wanted) -> _Ope
             )
         remarks += [f"not read, because datasets finds them in no split: {_some(left, path)}"] if left else []
     return options, chosen, remarks
+
+
+def _is_of_the_set(file: Path, root: Path) -> bool:
+    """True for a file that neither a system nor an import put into the set's folder."""
+    parts = file.relative_to(root).parts
+    folders = [root.joinpath(*parts[:depth]) for depth in range(1, len(parts))]
+    return not any(map(is_system, parts)) and not any(map(holds_manifest, folders))
 
 
 def _choose(source: str, split: str | None, names: Sequence[str], shown: Iterable[str], groups: int) -> str:
@@ -183,6 +194,12 @@ def _choose(source: str, split: str | None, names: Sequence[str], shown: Iterabl
     if re.split(r"[\[+]", split)[0] not in names:
         raise SourceError(f"{source}: there is no split {split!r}; there are: {', '.join(shown)}")
     return split
+
+
+def _told(chosen: str, others: Sequence[str]) -> list[str]:
+    if others:
+        return [f"split {chosen}; not read: {', '.join(others)}"]
+    return [] if chosen in (_WHOLE, ALL) else [f"split {chosen}"]
 
 
 def _split_of(path: Path) -> str:

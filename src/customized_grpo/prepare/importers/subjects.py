@@ -6,7 +6,7 @@ target, and another picture of the subject the reference; else prompts come from
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, final
 
@@ -36,7 +36,7 @@ _TEMPLATES: Final = tuple(
     )
 )  # fmt: skip
 _SYSTEM: Final = "files and folders of the system"
-_WRITTEN: Final = "folders that an import wrote"
+_WRITTEN: Final = "what an import wrote"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,8 @@ class DreamBoothFolder(Importer):
         folder, pictures, captions = subject.folder, subject.inside.pictures, subject.inside.captions
         yield Remark(
             f"{folder.name}: {len(captions)} of {len(pictures)} pictures have a caption beside them, which is the "
-            "prompt in place of scenes; its picture is the target, another one the reference"
+            "prompt in place of scenes; its picture is the target, "
+            + ("another one the reference" if len(pictures) > 1 else "and the reference too, because there is no other")
         )
         for target in pictures:
             name = f"{folder.name}/{target.name}"
@@ -149,20 +150,18 @@ def _subjects(root: Path, out: Path, left_out: list[Item]) -> list[tuple[Path, I
     Raises:
         SourceError: the root's pictures and its folders could both be the subjects.
     """
-    top = look_inside(root)
+    top = _without_output(look_inside(root), out, left_out)
     below: dict[Path, Inside] = {}
+    unlisted: list[Item] = []
     for folder in top.folders:
-        if is_output(folder, out):
-            left_out.append(Skipped(_WRITTEN, folder.name))
-            continue
         try:
             below[folder] = look_inside(folder)
         except OSError as error:
-            left_out.append(Rejected(folder.name, f"can't be listed ({error.strerror})", "file"))
+            unlisted.append(Rejected(folder.name, f"can't be listed ({error.strerror})", "file"))
     subjects = [(folder, inside) for folder, inside in below.items() if inside.pictures]
     if not subjects and top.pictures:
-        left_out.clear()  # the one subject says it itself
         return [(root, top)]
+    left_out += unlisted
     names = ", ".join(folder.name for folder, _ in subjects[:3]) + (", ..." if len(subjects) > 3 else "")
     if len(top.pictures) > len(subjects):
         raise SourceError(
@@ -178,6 +177,20 @@ def _subjects(root: Path, out: Path, left_out: list[Item]) -> list[tuple[Path, I
         Rejected(folder.name, _empty(inside), "file") for folder, inside in below.items() if not inside.pictures
     )
     return subjects
+
+
+def _without_output(inside: Inside, out: Path, left_out: list[Item]) -> Inside:
+    """The root's content without what an import wrote there, which is added to ``left_out``."""
+    written = {path for path in (*inside.pictures, *inside.folders, *inside.others) if is_output(path, out)}
+    left_out += (Skipped(_WRITTEN, path.name) for path in sorted(written))
+    return replace(
+        inside,
+        pictures=tuple(path for path in inside.pictures if path not in written),
+        folders=tuple(path for path in inside.folders if path not in written),
+        others={path: reason for path, reason in inside.others.items() if path not in written},
+        # those that are being written now have names by chance
+        system=tuple(path for path in inside.system if not path.name.startswith((".manifest-", ".rejected-"))),
+    )
 
 
 def _empty(inside: Inside) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Literal, final
 from pydantic import Field, PositiveInt
 
 from customized_grpo.data.folders import mask_beside
+from customized_grpo.data.rows import is_nothing
 from customized_grpo.paths import matching
 from customized_grpo.prepare.archive import unpack
 from customized_grpo.prepare.importers.base import (
@@ -26,7 +27,6 @@ from customized_grpo.prepare.importers.base import (
     Skipped,
     SourceError,
     folder_of,
-    is_nothing,
     text_of,
     word_of,
 )

@@ -13,6 +13,7 @@ from typing import Any, final
 
 from pydantic import Field
 
+from customized_grpo.data.rows import is_nothing
 from customized_grpo.paths import matching
 from customized_grpo.prepare.importers.base import (
     Draft,
@@ -21,7 +22,6 @@ from customized_grpo.prepare.importers.base import (
     Rejected,
     Skipped,
     SourceError,
-    is_nothing,
     paths_of,
     text_of,
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -168,9 +169,23 @@ def test_an_output_folder_in_the_source_is_not_read(pets: Path, tmp_path: Path, 
     second = run("dreambooth-folder", pets, tmp_path / "again", images=images)
     assert subjects(pets / "out") == subjects(tmp_path / "again") == {"dog", "cat"}
     assert (first.rows, first.rejected) == (second.rows, second.rejected) == (40, 0)
-    assert second.skipped == {"folders that an import wrote": 1}
+    assert second.skipped == {"what an import wrote": 1}
     one = run("dreambooth-folder", pets / "dog", pets / "dog/out", images=images)
     assert (one.rows, one.rejected) == (20, 0)
+
+
+@pytest.mark.parametrize("images", ["link", "copy"])
+def test_a_set_that_is_its_own_output_stays_itself(pets: Path, images: Any) -> None:
+    importer = registry.resolve("importers", "dreambooth-folder").model_validate({"type": "dreambooth-folder"})
+    for source, rows in ((pets / "dog", 20), (pets, 40)):
+        for again in (False, True):
+            report = import_data(importer, str(source), source, Options(images=images, overwrite=again))
+            draw(source / "contact_sheet.jpg")  # as data check writes it
+            assert (report.rows, report.rejected) == (rows, 0)
+            assert set(report.skipped) == ({"what an import wrote"} if again else set())
+        for name in ("manifest.jsonl", "rejected.jsonl", "import.json", "contact_sheet.jpg"):
+            (source / name).unlink()
+        shutil.rmtree(source / "images", ignore_errors=True)
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar.gz", ".7z"])
@@ -238,7 +253,7 @@ def test_class_words_are_asked_for_or_said(tmp_path: Path) -> None:
     for name in ("10_sks dog", "iphone15"):
         draw(tmp_path / "set" / name / "a.png")
     with pytest.raises(
-        SourceError, match=r"1 folders doesn't say the class word: '10_sks dog' \(sd-scripts'.*classes\.txt"
+        SourceError, match=r"1 folder without a class word in the name: '10_sks dog' \(sd-scripts'.*classes\.txt"
     ):
         run("dreambooth-folder", tmp_path / "set", tmp_path / "out")
     assert not (tmp_path / "out/manifest.jsonl").exists()
@@ -292,6 +307,7 @@ def test_captions_need_no_class_word(tmp_path: Path) -> None:
     assert (row["prompt"], row["references"], row["target"]) == ("sks dog on a sofa", ["source/a.png"], "source/a.png")
     assert "subject" not in row
     assert any("10_sks dog -> none" in remark for remark in report.remarks)
+    assert any("and the reference too, because there is no other" in remark for remark in report.remarks)
 
 
 @pytest.mark.parametrize(

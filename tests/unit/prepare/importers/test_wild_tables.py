@@ -198,3 +198,28 @@ def test_a_set_that_datasets_saved_is_read(tmp_path: Path) -> None:
         run(tmp_path / "two", tmp_path / "out2")
     run(tmp_path / "two", tmp_path / "two_out", split="test")
     assert prompts(tmp_path / "two_out") == ["a bag"]
+
+
+def test_what_is_read_is_said_where_it_is_no_training_split(tmp_path: Path) -> None:
+    table(tmp_path / "set/test-0.parquet")
+    assert run(tmp_path / "set", tmp_path / "out").remarks == ["split test"]
+
+
+def test_a_path_in_place_of_an_image_is_named(tmp_path: Path) -> None:
+    table(tmp_path / "set/x.parquet", {"image": "pictures/a.png"})
+    with pytest.raises(
+        SourceError, match=r"is text, not an image: 'pictures/a\.png'; 'imagefolder' reads tables of paths"
+    ):
+        run(tmp_path / "set", tmp_path / "out")
+
+
+def test_what_a_system_or_an_import_put_into_a_set_is_none_of_it(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        draw(tmp_path / "set" / name)
+    lines = [json.dumps({"file_name": name, "text": f"a bag {name}"}) for name in ("a.png", "b.png")]
+    (tmp_path / "set/metadata.jsonl").write_text("\n".join(lines) + "\n")
+    for name in ("@eaDir/a.png", "#recycle/a.png", "lost+found/a.png"):
+        draw(tmp_path / "set" / name)
+    for out in (tmp_path / "set/out", tmp_path / "again"):
+        report = run(tmp_path / "set", out, prompt="text")
+        assert (report.rows, report.rejected, report.remarks) == (2, 0, [])
