@@ -261,7 +261,9 @@ def _prompt_notices(
                 f"script: they are lost there; the first is {outlines[reading.unknown[0]].place}"
             )
     if absent:
-        notices.append(f"prompts are not counted in tokens of {', '.join(absent)}, not on this machine yet")
+        notices.append(
+            f"prompts are not counted in tokens of {', '.join(absent)}, not on this machine, or of another model"
+        )
     return notices
 
 
