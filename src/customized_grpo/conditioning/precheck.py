@@ -260,7 +260,7 @@ def _prompt_notices(
                 f"{len(reading.unknown):,} of {total:,} prompts hold signs that {name} doesn't know, such as another "
                 f"script: they are lost there; the first is {outlines[reading.unknown[0]].place}"
             )
-    if absent:
+    if absent and not download:  # a run says by itself why a model can't be opened
         notices.append(f"prompts are not counted in tokens of {', '.join(absent)}, not on this machine yet")
     return notices
 

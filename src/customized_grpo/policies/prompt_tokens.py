@@ -36,14 +36,14 @@ def read_prompts(kind: PromptTokenizer, prompts: Sequence[str], *, download: boo
         prompts: in any order.
         download: fetch a missing tokenizer of a hub id, a few MB.
     """
-    tokenizer = _load(kind, download=download)
-    if tokenizer is None:
+    opened = _open(kind, download=download)
+    if opened is None:
         return None
+    tokenizer, frame = opened
     added = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items()}
     special: list[list[str]] = []
     counts: list[int] = []
     unknown: list[int] = []
-    frame = kind.frame(tokenizer)
     for at in range(0, len(prompts), _BATCH):
         part = list(prompts[at : at + _BATCH])
         ids = tokenizer(part, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
@@ -58,7 +58,8 @@ def read_prompts(kind: PromptTokenizer, prompts: Sequence[str], *, download: boo
     return Reading(special, counts, most, unknown)
 
 
-def _load(kind: PromptTokenizer, *, download: bool) -> Any:
+def _open(kind: PromptTokenizer, *, download: bool) -> tuple[Any, int] | None:
+    """The tokenizer, and the number of tokens of its frame."""
     from transformers import AutoTokenizer
 
     try:
@@ -66,8 +67,10 @@ def _load(kind: PromptTokenizer, *, download: bool) -> Any:
         local = Path(source).is_dir()
         if local and not (Path(source) / kind.folder).is_dir():
             return None
-        return AutoTokenizer.from_pretrained(
+        tokenizer: Any = AutoTokenizer.from_pretrained(
             source, subfolder=kind.folder, revision=kind.revision, local_files_only=local or not download
         )
-    except (OSError, ValueError, ImportError):  # not there; what can't be opened is explained where it is loaded
+        return tokenizer, kind.frame(tokenizer)
+    # Not there, or of another model: what can't be opened is explained where the model is loaded.
+    except (OSError, ValueError, ImportError):
         return None
