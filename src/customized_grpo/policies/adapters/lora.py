@@ -199,9 +199,10 @@ def _copy(policy: Policy, update: Update, what: str) -> None:
 
 
 def _check_settings(update: Update, settings: LoraSettings) -> None:
-    """The recipe must say the rank and alpha that most layers of its adapter have."""
-    (rank, alpha), own = commonest(update), float(settings.alpha or settings.rank)
-    if settings.rank != rank or not equal(own, alpha):
+    """The recipe must say a rank and an alpha that its adapter has; other layers keep theirs."""
+    own = float(settings.alpha or settings.rank)
+    if not any(one.rank == settings.rank and equal(one.alpha, own) for one in update.values()):
+        rank, alpha = commonest(update)
         raise ValueError(
             f"adapter {settings.path!r} has rank {rank} and alpha {number(alpha)}, the recipe has rank "
             f"{settings.rank} and alpha {number(own)}; set policy.lora.rank={rank} policy.lora.alpha={number(alpha)}"

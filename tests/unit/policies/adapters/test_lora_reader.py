@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import FluxPipeline, FluxTransformer2DModel
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
@@ -418,18 +418,22 @@ def test_unequal_ranks_load_in_every_way(tiny_flux: Path, unequal: Path, tmp_pat
     tuning.load_tuned(drawn, unequal)
     torch.testing.assert_close(velocity(drawn), expected, rtol=0, atol=1e-5)
 
-    started = tiny_policy(tiny_flux)
-    (rank, alpha), targets = commonest(update), tuple("^" + name for name in update)
-    assert (rank, alpha) == (3, pytest.approx(0.3))
-    settings = LoraSettings(rank=rank, alpha=alpha, targets=targets, path=str(unequal))
-    lora.attach(started, settings, seed=0)
-    torch.testing.assert_close(velocity(started), expected, rtol=0, atol=1e-5)
+    targets = tuple("^" + name for name in update)
+    assert commonest(update) == (3, pytest.approx(0.3))
+    for rank, alpha in ((5, 1.0), (3, 0.3)):  # of any of its layers
+        started = tiny_policy(tiny_flux)
+        settings = LoraSettings(rank=rank, alpha=alpha, targets=targets, path=str(unequal))
+        lora.attach(started, settings, seed=0)
+        torch.testing.assert_close(velocity(started), expected, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match=r"has rank 3 and alpha 0\.3\d*, the recipe has rank 64.*policy\.lora\.rank=3"):
         lora.attach(tiny_policy(tiny_flux), LoraSettings(targets=targets, path=str(unequal)), seed=0)
 
     saved, again = lora.save_adapter(started, tmp_path / "saved", {}), tiny_policy(tiny_flux)
     tuning.load_tuned(again, saved)
     assert torch.equal(velocity(again), velocity(started))
+    stock = tiny_policy(tiny_flux)
+    FluxPipeline.from_pretrained(tiny_flux, transformer=stock.transformer).load_lora_weights(saved.parent)
+    assert torch.equal(velocity(stock), velocity(started))
 
     summed = tiny_policy(tiny_flux)
     lora.attach_update(summed, joined(scaled(update, 0.5), scaled(update, 0.5)))
