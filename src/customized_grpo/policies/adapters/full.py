@@ -102,7 +102,8 @@ def attach(policy: Policy, settings: FullSettings, *, keep_base: bool) -> None:
         if folder is None:
             raise ValueError(
                 f"policy.full.path: there is no transformer in diffusers' layout at {settings.path!r}; give a run or a "
-                f"checkpoint of full fine-tuning, or a folder with {_CONFIG} and {_WRITTEN}"
+                f"checkpoint of full fine-tuning, or a folder with {_CONFIG} and {_WRITTEN} "
+                "(a LoRA is policy.lora.path)"
             )
         load(policy, folder)
 

@@ -26,6 +26,8 @@ PEFT_CONFIG: Final = "adapter_config.json"
 PREFIX: Final = "transformer."
 HEADER: Final = "lora_adapter_metadata"
 """diffusers' key of the header entry that holds the LoraConfig."""
+_WHOLE: Final = "transformer/config.json"
+"""What a checkpoint of full fine-tuning holds."""
 _PICKLES: Final = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 
 
@@ -108,6 +110,8 @@ def find_adapter(path: str | Path, *, revision: str | None = None, offline: bool
         return hub_lora(str(path), names=names, beside={PEFT_WEIGHTS: PEFT_CONFIG}, revision=revision, offline=offline)
     pickles = sorted(one.name for one in given.glob("*") if one.suffix in _PICKLES) if given.is_dir() else []
     also = f", and the pickles there ({', '.join(pickles[:3])}) are never opened" if pickles else ""
+    if newest_complete(given, _WHOLE) or (given / _WHOLE).is_file():
+        also = ", but a whole transformer, from which policy.full.path starts"
     raise ValueError(
         f"no adapter at {str(path)!r}{also}; give a .safetensors file, a folder with {WEIGHTS_NAME}, a checkpoint, "
         "a run with checkpoints/step-*, or organisation/name or organisation/name/file.safetensors on the hub"

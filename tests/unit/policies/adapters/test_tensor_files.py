@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from customized_grpo.policies.adapters import tuning
+from customized_grpo.policies.adapters.lora_files import find_adapter
 from customized_grpo.policies.adapters.lora_reader import LoraFile
 from customized_grpo.policies.adapters.tensor_files import check_finite, read_metadata, read_tensors
 from customized_grpo.policies.base import FullSettings, PolicyConfig
@@ -128,3 +129,11 @@ def test_a_lora_beside_a_config_is_no_transformer(tmp_path: Path) -> None:
     save_file(factors, tmp_path / "lora.safetensors")
     (tmp_path / "config.json").write_text("{}")
     assert isinstance(tuning.read(tmp_path), LoraFile)
+
+
+def test_who_mixes_up_a_lora_and_a_transformer_is_not_sent_in_a_circle(tiny_flux: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no adapter at .*, but a whole transformer, .* policy\.full\.path starts"):
+        find_adapter(tiny_flux)
+    section = PolicyConfig(type="uno", model="own", full=FullSettings(path=str(tmp_path)))
+    with pytest.raises(ValueError, match=r"no transformer in diffusers' layout.*\(a LoRA is policy\.lora\.path\)"):
+        tuning.attach(tiny_policy(tiny_flux), section, seed=0)
