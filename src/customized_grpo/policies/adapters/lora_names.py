@@ -45,7 +45,7 @@ _SWAPPED: Final = "final_layer.adaLN_modulation.1"
 
 _FAMILIES: Final = (
     ("a Stable Diffusion model with a U-Net (SD 1.5, SDXL)", r"(down|up|input|output)_blocks_|mid_block|middle_block"),
-    ("Stable Diffusion 3", r"(^|_)joint_blocks_"),
+    ("Stable Diffusion 3", r"joint_(transformer_)?blocks_"),
     ("FLUX.2", r"to_qkv_mlp_proj|(double|single)_stream_modulation|ff(_context)?_linear_(in|out)"),
     ("HiDream", r"(double|single)_stream_blocks_"),
     ("Wan", r"(^|_)blocks_\d+_((self|cross)_attn_[qkvo]|ffn|attn[12])(_|$)"),
@@ -72,7 +72,11 @@ class Place:
 
 def places(transformer: Any) -> dict[str, Place]:
     """Every name that a linear layer of a transformer may have in a file, underscores for dots."""
-    known = {_flat(name): Place((name,)) for name in linear_shapes(transformer)}
+    known: dict[str, Place] = {}
+    for name in linear_shapes(transformer):
+        block, attention, leaf = name.rpartition(".attn.")
+        of_processor = f"{block}.attn.processor.{leaf.removesuffix('.0')}_lora"  # in old versions of diffusers
+        known |= {_flat(one): Place((name,)) for one in (name, of_processor if attention else name)}
     classes = {one.__name__ for one in type(transformer).__mro__}
     original: dict[str, tuple[str, ...]] = {}
     if "FluxTransformer2DModel" in classes:

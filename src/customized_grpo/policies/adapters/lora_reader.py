@@ -18,7 +18,7 @@ from customized_grpo.console import err, say
 from customized_grpo.policies.adapters import lora_keys, lora_scale
 from customized_grpo.policies.adapters.lora_files import HEADER, PEFT_CONFIG, PEFT_WEIGHTS, PREFIX, find_adapter
 from customized_grpo.policies.adapters.lora_keys import Key
-from customized_grpo.policies.adapters.lora_names import factors_at, places, unknown
+from customized_grpo.policies.adapters.lora_names import factors_at, family_of, places, unknown
 from customized_grpo.policies.adapters.low_rank import Factors, linear_shapes, shown
 from customized_grpo.policies.adapters.tensor_files import FLOAT8, FLOATS, read_metadata, read_tensors
 from customized_grpo.text import read_text
@@ -130,7 +130,9 @@ def read_lora(path: str | Path, *, revision: str | None = None, offline: bool = 
         pairs = _pairs(keys, mine)
         alphas = _alphas(keys, mine, {name: a.shape[0] for name, (a, _) in pairs.items()}, config)
     except ValueError as error:
-        raise ValueError(f"LoRA {str(file)!r} can't be used: {error}") from error
+        family = family_of(tensors)
+        of_model = "" if family is None else f" (its layers are named as those of {family})"
+        raise ValueError(f"LoRA {str(file)!r} can't be used: {error}{of_model}") from error
     lora = LoraFile(
         path=file,
         tool=lora_keys.tool_of(keys),

@@ -163,6 +163,26 @@ def test_alphas_beside_the_factors(tmp_path: Path, transformer: FluxTransformer2
     }
 
 
+NAMES: dict[str, dict[str, Tensor]] = {
+    "diffusers' older endings": pair(TO_Q, a=".lora.down.weight", b=".lora.up.weight"),
+    "diffusers' older processors": pair(
+        "transformer_blocks.0.attn.processor.to_q_lora", a=".down.weight", b=".up.weight"
+    ),
+    "an adapter's name": pair(TO_Q, a=".lora_A.default_0.weight", b=".lora_B.default_0.weight"),
+    "a compiled model": pair(TO_Q, prefix="transformer._orig_mod."),
+    "a model in DDP": pair(TO_Q, prefix="module."),
+    "no prefix": pair(TO_Q, prefix=""),
+    "peft over a prefix": pair(TO_Q, prefix="base_model.model.transformer."),
+}
+
+
+@pytest.mark.parametrize("tensors", NAMES.values(), ids=NAMES)
+def test_names_that_can_be_read_in_one_way(
+    tmp_path: Path, transformer: FluxTransformer2DModel, tensors: dict[str, Tensor]
+) -> None:
+    assert scales(written(tmp_path, tensors), transformer) == {TO_Q: 1.0}
+
+
 def test_a_negative_alpha_turns_the_update(tmp_path: Path, transformer: FluxTransformer2DModel) -> None:
     tensors = pair(TO_Q) | {f"transformer.{TO_Q}.alpha": torch.tensor(-2.0)}
     one = read_lora(written(tmp_path, tensors)).update(transformer)[TO_Q]
@@ -206,6 +226,13 @@ REFUSED: dict[str, tuple[dict[str, Tensor], str]] = {
     "3x3 convolutions": (
         {f"{Q}.lora_A.weight": torch.ones(2, 64, 3, 3), f"{Q}.lora_B.weight": torch.ones(64, 2, 1, 1)},
         r"of shape \(2, 64, 3, 3\); factors of linear layers and 1x1 convolutions fit",
+    ),
+    "convolutions of SDXL": (
+        {
+            f"lora_unet_down_blocks_0_resnets_0_conv1.lora_{side}.weight": torch.ones(4, 4, 3, 3)
+            for side in ("down", "up")
+        },
+        r"of shape \(4, 4, 3, 3\).* named as those of a Stable Diffusion model with a U-Net",
     ),
     "the same layer twice": (
         pair(TO_Q) | pair(TO_Q, prefix="diffusion_model."),
@@ -348,6 +375,7 @@ FOREIGN: dict[str, tuple[dict[str, Tensor], str]] = {
         r"another width: lora_unet_double_blocks_0_img_attn_qkv\.lora_down\.weight: it would be 384 x 128, the model's "
         r"is 192 x 64",
     ),
+    "Stable Diffusion 3": (pair("joint_transformer_blocks.0.attn.to_q"), "it is a LoRA of Stable Diffusion 3"),
     "SDXL": (pair("input_blocks_4_1_transformer_blocks_0_attn1_to_q", **KOHYA), "it is a LoRA of a Stable Diffusion"),
     "Wan": (pair("blocks.0.self_attn.q", prefix="diffusion_model."), "it is a LoRA of Wan"),
     "Qwen-Image": (pair("transformer_blocks.0.img_mlp.net.2"), "it is a LoRA of Qwen-Image"),
