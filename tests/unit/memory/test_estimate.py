@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 from transformers import (
     CLIPTextConfig,
@@ -341,6 +342,15 @@ def test_each_saving_saves() -> None:
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == len(sizes)
     assert total("policy.gradient_checkpointing=false") > 2 * total()
+
+
+def test_a_base_lora_is_one_file_of_its_folder(tmp_path: Path) -> None:
+    """Not all that lie beside it."""
+    for name, rows in (("lora", 2**20), ("other", 2**24)):
+        save_file({"a": torch.zeros(rows, dtype=torch.int8)}, tmp_path / f"{name}.safetensors")
+    given = ("policy.base_lora.mode=adapter", f"policy.base_lora.path={tmp_path / 'lora.safetensors'}")
+    lines = {line.name: line.bytes for line in of_recipe(load_recipe("uno_customized_grpo", given)).resident}
+    assert lines["base_lora"] == 2 * 2**20
 
 
 def test_the_goal_of_48_and_24_gb() -> None:

@@ -468,6 +468,14 @@ def test_unequal_ranks_load_in_every_way(tiny_flux: Path, unequal: Path, tmp_pat
     torch.testing.assert_close(velocity(summed), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [0.0, -0.5, 3.0])
+def test_any_finite_scale_of_an_update_attaches(tiny_flux: Path, unequal: Path, scale: float) -> None:
+    policy = tiny_policy(tiny_flux)
+    update = scaled(read_lora(unequal).update(policy.transformer), scale)
+    lora.attach_update(policy, update)
+    torch.testing.assert_close(velocity(policy), added(tiny_flux, update), rtol=0, atol=1e-4)
+
+
 def test_an_identity_of_weights_sees_their_scale(tiny_flux: Path, tmp_path: Path) -> None:
     """Finished rows of an evaluation are kept where it is the same."""
     found = set()
