@@ -255,7 +255,7 @@ CASES = [
     case(
         "A base LoRA that isn't there",
         "train|recipe.yaml|policy.base_lora.path=./dit_lora.safetensors",
-        "policy.base_lora.path: there is no file",
+        "policy.base_lora: no adapter at './dit_lora.safetensors'",
     ),
     case(
         "A base LoRA that is none",

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from customized_grpo.data.base import Dataset, FromFiles, Sources
 from customized_grpo.data.images import ImageError, image_size
-from customized_grpo.data.prompts import special_tokens
+from customized_grpo.data.prompts import misread, text_problem
 from customized_grpo.data.rows import same_shape
 from customized_grpo.policies.prompt_tokens import read_prompts
 from customized_grpo.recipe.limits import ExampleNeeds, Need, PromptTokenizer, Size
@@ -25,6 +25,8 @@ from customized_grpo.rewards.segmenter import class_words
 _THREADS = 8
 _STRETCHED = 1.5
 """Factor by which a reference's aspect ratio may change without being mentioned."""
+_ENLARGED = 16
+"""Factor by which a reference may be enlarged without being mentioned."""
 _SHOWN = 5
 
 Sizes = Mapping[Path, Size | ImageError]
@@ -148,7 +150,7 @@ def check_examples(
         if isinstance(one, ExampleNeeds) and (kind := one.prompt_tokenizer()) is not None:
             tokenizers.append((name, kind))
     notices = _prompt_notices(known, tokenizers, reasons, download=download)
-    notices += _stretched(known, policy, sizes, reasons)
+    notices += _reshaped(known, policy, sizes, reasons)
     misfits = [Misfit(one.place, reason) for one, reason in zip(known, reasons, strict=True) if reason]
     return Findings(len(known), misfits, notices)
 
@@ -156,8 +158,8 @@ def check_examples(
 def check_drawing(policy: PolicySpec, prompt: str, references: Sequence[Image]) -> None:
     """Raise a ``ValueError`` if a policy can't draw one prompt with these references."""
     policy.check_references([image.size for image in references])
-    if found := special_tokens(prompt):
-        raise ValueError(_special("the prompt", found))
+    if problem := text_problem(prompt):
+        raise ValueError(problem)
 
 
 def _sizes(outlines: Iterable[Outline], *, views: bool) -> Sizes:
@@ -193,9 +195,8 @@ def _reasons(one: Outline, policy: PolicySpec, sizes: Sizes, needs: Mapping[Need
     for mask, reference in zip(one.masks, one.references, strict=False):
         if mask is not None and not same_shape(_of(mask, sizes), _of(reference, sizes)):
             yield f"mask {mask}: is {_of(mask, sizes)} but its image is {_of(reference, sizes)}"
-    for what, text in (("prompt", one.prompt), ("subject", one.subject)):
-        if found := special_tokens(text):
-            yield _special(what, found)
+    if misread_text := text_problem(one.prompt, one.subject):
+        yield misread_text
     masks = sum(mask is not None for mask in one.masks)
     words = class_words(one.subject, one.extra, len(one.references))
     if "reference" in needs and not one.references:
@@ -222,10 +223,6 @@ def _of(image: Path | Image, sizes: Sizes) -> Size:
     return size
 
 
-def _special(what: str, tokens: Sequence[str]) -> str:
-    return f"{what} holds {', '.join(tokens)}, which a tokenizer reads as a sign of its own and not as text; remove it"
-
-
 def _prompt_notices(
     outlines: Sequence[Outline],
     tokenizers: Sequence[tuple[str, PromptTokenizer]],
@@ -246,7 +243,7 @@ def _prompt_notices(
             continue
         for at, tokens in enumerate(reading.special):
             if tokens and not reasons[at]:
-                reasons[at] = _special("prompt", tokens)
+                reasons[at] = misread(tokens)
         most = reading.most
         over = 0 if most is None else sum(count > most for count in reading.tokens)
         if over:
@@ -265,16 +262,20 @@ def _prompt_notices(
     return notices
 
 
-def _stretched(outlines: Sequence[Outline], policy: PolicySpec, sizes: Sizes, reasons: Sequence[str]) -> list[str]:
-    changed = []
+def _reshaped(outlines: Sequence[Outline], policy: PolicySpec, sizes: Sizes, reasons: Sequence[str]) -> list[str]:
+    """References that are stretched, or enlarged beyond what their pixels show."""
+    stretched, enlarged = [], []
     for one, reason in zip(outlines, reasons, strict=True):
         for reference in () if reason else one.references:
             given, read = _of(reference, sizes), policy.fitted_size(_of(reference, sizes), len(one.references))
-            factor = given[0] * read[1] / (given[1] * read[0])
-            if max(factor, 1 / factor) > _STRETCHED:
-                changed.append(f"{one.place} ({given[0]} x {given[1]} becomes {read[0]} x {read[1]})")
-    if not changed:
-        return []
-    return [
-        f"{len(changed):,} references are read in another shape, so that their subjects change; the first: {changed[0]}"
-    ]
+            across, down = read[0] / given[0], read[1] / given[1]
+            said = f"{one.place} ({given[0]} x {given[1]} becomes {read[0]} x {read[1]})"
+            if max(across / down, down / across) > _STRETCHED:
+                stretched.append(said)
+            elif min(across, down) > _ENLARGED:
+                enlarged.append(said)
+    words = {
+        "are read in another shape, so that their subjects change": stretched,
+        f"are enlarged over {_ENLARGED} times, so that they show little": enlarged,
+    }
+    return [f"{len(found):,} references {what}; the first: {found[0]}" for what, found in words.items() if found]

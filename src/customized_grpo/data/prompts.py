@@ -90,6 +90,19 @@ def special_tokens(text: str) -> list[str]:
     return list(dict.fromkeys(_SPECIAL.findall(text)))
 
 
+def misread(tokens: Iterable[str], what: str = "prompt") -> str:
+    """Message about special tokens in a text."""
+    return f"{what} holds {', '.join(tokens)}, which a tokenizer reads as a sign of its own and not as text; remove it"
+
+
+def text_problem(prompt: str, subject: str = "") -> str:
+    """Why an example's texts would be misread; empty if they wouldn't."""
+    for what, text in (("prompt", prompt), ("subject", subject)):
+        if found := special_tokens(text):
+            return misread(found, what)
+    return ""
+
+
 def is_blank(text: str) -> bool:
     """True if there is nothing to see: white space, control signs, zero-width signs."""
     return all(unicodedata.category(sign)[0] in "CZ" for sign in text)

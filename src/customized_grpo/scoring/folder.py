@@ -23,6 +23,7 @@ from customized_grpo.atomic import replacing
 from customized_grpo.data.folders import SUFFIXES, look_inside
 from customized_grpo.data.images import ImageError, load_image
 from customized_grpo.data.manifest import ManifestDataset
+from customized_grpo.data.prompts import text_problem
 from customized_grpo.paths import folders_under
 from customized_grpo.recipe.loading import RecipeError, recipe_of
 from customized_grpo.recipe.sections import RewardField, Section
@@ -127,7 +128,13 @@ def not_images(folder: Path) -> list[str]:
 
 
 def with_one_example(folder: Path, example: Example) -> list[Job]:
-    """Every image against the same example."""
+    """Every image against the same example.
+
+    Raises:
+        ValueError: there is no image, or the example's texts hold special tokens.
+    """
+    if problem := text_problem(example.prompt, example.subject):
+        raise ValueError(problem)
     return [Job(path, _shown(path, folder), example.key, lambda: example) for path in find_images(folder)]
 
 
@@ -135,7 +142,7 @@ def with_manifest(folder: Path, manifest: Path) -> list[Job]:
     """Each image against its own example: the file is named ``<id>`` or ``<id>-<number>``, or is in a folder ``<id>``.
 
     Raises:
-        ValueError: an image belongs to no example, or the manifest can't be used.
+        ValueError: an image belongs to no example, the manifest can't be used, or a text of it holds special tokens.
     """
     dataset = ManifestDataset(ManifestDataset.Config(type="manifest", path=str(manifest)))
     index = {key: at for at, key in enumerate(dataset.keys())}
@@ -159,6 +166,10 @@ def with_manifest(folder: Path, manifest: Path) -> list[Job]:
             f"{', '.join(strange[:3])}; call a file by its example's id ({next(iter(index))}.png), by id and number "
             f"({next(iter(index))}-0.png), or put it in a folder of that name"
         )
+    for at in sorted({index[job.key] for job in jobs}):
+        made_of = dataset.sources(at)
+        if problem := text_problem(made_of.prompt, made_of.subject):
+            raise ValueError(f"{made_of.place}: {problem}")
     return sorted(jobs, key=lambda job: (index[job.key], job.name))
 
 

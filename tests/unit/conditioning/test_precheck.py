@@ -179,6 +179,13 @@ def test_a_reference_that_changes_its_shape_is_mentioned(root: Path) -> None:
     assert any("read in another shape" in one and "900 x 100 becomes 1568 x 672" in one for one in found.notices)
 
 
+def test_a_tiny_reference_is_mentioned(root: Path) -> None:
+    Image.new("RGB", (16, 12), "red").save(root / "icon.png")
+    found = look(write(root, {}, {"references": ["icon.png"]}), UNO)
+    assert found.misfits == []
+    assert any("enlarged over 16 times" in one and "16 x 12 becomes 512 x 384" in one for one in found.notices)
+
+
 # --- the commands
 
 
@@ -221,8 +228,18 @@ def test_one_drawing_is_checked_as_a_data_set_is(root: Path) -> None:
     options = ["--config", "mini_customized", "--out", str(root / "drawn.png"), "--reference", str(root / "thin.png")]
     assert "1000 x 10 pixels is too narrow" in run("generate", "--prompt", "a bag", *options).output
     options[-1] = str(root / "ok.png")
-    assert "the prompt holds <|endoftext|>" in run("generate", "--prompt", "a bag <|endoftext|>", *options).output
+    assert "prompt holds <|endoftext|>" in run("generate", "--prompt", "a bag <|endoftext|>", *options).output
     assert not (root / "drawn.png").exists()
+
+
+def test_scoring_names_the_row_too(root: Path) -> None:
+    path = write(root, {}, {"prompt": "a bag<|im_end|>"})
+    Image.new("RGB", (64, 64)).save(root / "r1.png")
+    reward = ["--reward", "clip_t", "clip_t.model=mini"]
+    done = run("score", str(root / "r1.png"), "--manifest", str(path), *reward)
+    assert done.exit_code == 2
+    assert f"{path}:2: prompt holds <|im_end|>" in done.output
+    assert "subject holds </s>" in run("score", str(root / "r1.png"), "--subject", "bag</s>", *reward).output
 
 
 def test_data_check_with_a_recipe_writes_what_can_be_used(root: Path, recipe: Path) -> None:
