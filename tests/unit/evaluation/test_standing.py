@@ -166,7 +166,7 @@ def test_a_row_that_is_gone_is_dropped(world: World, caplog: pytest.LogCaptureFi
     world.write()
     rows = world.evaluate()
     assert Channels.calls == []
-    assert "base: of 4 rows 4 are kept; 1 of examples that are no longer there are dropped" in caplog.messages
+    assert "base: of 4 rows 4 are kept; 1 of examples that are no longer evaluated are dropped" in caplog.messages
     assert [row["key"] for row in rows["base"]] == [f"bag-{n}" for n in range(4)]
 
 
