@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from customized_grpo.evaluation.evaluator import evaluate
 from customized_grpo.identity.hashes import FileHashes
 from customized_grpo.mini.dataset import MiniDataset
+from customized_grpo.policies.adapters.lora_files import WEIGHTS_NAME, write_adapter
 from customized_grpo.recipe.config import EvaluateRecipe
 from customized_grpo.training.identity import difference, examples_of
 from customized_grpo.training.trainer import train
@@ -235,6 +237,23 @@ def test_another_base_lora_file_makes_an_evaluation_anew(begun: Path, tmp_path: 
     given["policy"]["base_lora"]["path"] = str(lora.rename(tmp_path / "renamed.safetensors"))
     evaluate(EvaluateRecipe.model_validate(given))
     assert file.read_bytes() == again, "the same content under another name"
+
+
+def test_another_scale_of_the_same_adapter_is_another_adapter(begun: Path, tmp_path: Path, caplog: Any) -> None:
+    """Alpha stands in a file's header and not among its weights."""
+    draw = torch.Generator().manual_seed(0)
+    name, file = "transformer_blocks.0.attn.to_q", tmp_path / "lora" / WEIGHTS_NAME
+    shapes = {f"{name}.lora_A.weight": (2, 64), f"{name}.lora_B.weight": (64, 2)}
+    tensors = {key: torch.randn(shape, generator=draw) for key, shape in shapes.items()}
+    recipe = tiny_dict(begun / "world", tmp_path / "run")
+    given = {key: recipe[key] for key in ("run", "policy")} | {"sampling": {"steps": 2}, "lora": str(file)}
+    given["evaluate"] = with_evaluation(begun / "world", 1)["evaluate"]
+    for alpha in (2, 20):
+        write_adapter(file, tensors, {"r": 2, "lora_alpha": alpha, "target_modules": name}, {})
+        evaluate(EvaluateRecipe.model_validate(given))
+    assert [text for text in caplog.messages if "rows" in text] == [
+        "tuned: of 2 rows 0 are kept; 2 are drawn anew (weights: 2)"
+    ]
 
 
 def test_differences_are_counted_and_named() -> None:

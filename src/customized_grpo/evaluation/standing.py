@@ -130,7 +130,7 @@ class Earlier:
         said = [
             *([f"{drawn.total()} are drawn anew ({_counted(drawn)})"] if drawn else []),
             *([f"{scored.total()} are scored anew ({_counted(scored)})"] if scored else []),
-            *([f"{dropped} of examples that are no longer there are dropped"] if dropped else []),
+            *([f"{dropped} of examples that are no longer evaluated are dropped"] if dropped else []),
         ]
         return f"of {len(now)} rows {kept} are kept; {', '.join(said)}" if said else ""
 

@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from customized_grpo.data.manifest import ManifestDataset
+from customized_grpo.evaluation.baselines import RealPhotos
 from customized_grpo.evaluation.evaluator import evaluate
+from customized_grpo.evaluation.protocols import find_protocol
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.recipe.config import EvaluateRecipe
-from evaluation_fakes import Channels, Counted
+from customized_grpo.types import Example
+from evaluation_fakes import Channels, Counted, Served
 
 LABELS = ("real_photos", "copy_reference", "base")
 COUNT = 5
@@ -68,7 +72,7 @@ class World:
             "evaluate": section | changes,
         }
         folder = evaluate(EvaluateRecipe.model_validate(recipe)) / "evaluation"
-        files = [folder / f"{label}.jsonl" for label in LABELS]
+        files = [file for label in LABELS if (file := folder / f"{label}.jsonl").is_file()]
         return {file.stem: [json.loads(line) for line in file.read_text().splitlines()] for file in files}
 
 
@@ -162,7 +166,7 @@ def test_a_row_that_is_gone_is_dropped(world: World, caplog: pytest.LogCaptureFi
     world.write()
     rows = world.evaluate()
     assert Channels.calls == []
-    assert "base: of 4 rows 4 are kept; 1 of examples that are no longer there are dropped" in caplog.messages
+    assert "base: of 4 rows 4 are kept; 1 of examples that are no longer evaluated are dropped" in caplog.messages
     assert [row["key"] for row in rows["base"]] == [f"bag-{n}" for n in range(4)]
 
 
@@ -286,3 +290,48 @@ def test_nothing_but_headers_is_read_of_what_is_kept(world: World, monkeypatch: 
     first = world.evaluate()  # which looks at the first's pictures once
     monkeypatch.setattr("customized_grpo.identity.hashes.file_hash", lambda path: pytest.fail(f"{path} is read"))
     assert world.evaluate() == first
+
+
+def test_a_server_with_another_reward_scores_anew(world: World) -> None:
+    """It says so by its fingerprint; the recipe names its address alone."""
+    metrics = {"served": {"type": "evaluation_fakes:Served"}}
+    Served.fingerprint = "a" * 16
+    first = world.evaluate(metrics=metrics, save_images=5)
+    Served.asked.clear()
+    assert world.evaluate(metrics=metrics, save_images=5) == first
+    assert Served.asked == []
+    Served.fingerprint = "b" * 16
+    again = world.evaluate(metrics=metrics, save_images=5)
+    assert len(Served.asked) == 2 * COUNT
+    assert [row["stands_on"]["metrics.served"] for row in again["base"]] != [
+        row["stands_on"]["metrics.served"] for row in first["base"]
+    ]
+
+
+def test_photos_are_found_without_a_picture_as_with_one(world: World) -> None:
+    """From what a data set says of its files, and from its examples where it doesn't."""
+
+    class Plain:
+        """The same data set, which doesn't say."""
+
+        def __init__(self, dataset: ManifestDataset) -> None:
+            self._dataset = dataset
+
+        def __len__(self) -> int:
+            return len(self._dataset)
+
+        def __getitem__(self, index: int) -> Example:
+            return self._dataset[index]
+
+    world.rows[1]["views"] = world.rows[1]["views"][:1]
+    world.rows[2] |= {"references": ["ref2.png"] * 2, "masks": []}
+    world.rows[3]["views"][0] = world.rows[3]["references"][0]
+    world.write()
+    dataset = ManifestDataset(ManifestDataset.Config(type="manifest", path=str(world.root / "rows.jsonl")))
+    for name, count in (("mine", 5), ("dreambench/uno-all-references", 6), ("dreambench/input-reference", 5)):
+        protocol = find_protocol(name)
+        one, other = (RealPhotos(data, len(data), protocol) for data in (dataset, Plain(dataset)))
+        assert [one[at] for at in range(len(one))] == [other[at] for at in range(len(other))]
+        assert len(one) == count
+        assert [one.sources(at) is None for at in range(len(one))] == [False] * len(one)
+        assert [other.sources(at) for at in range(len(other))] == [None] * len(other)

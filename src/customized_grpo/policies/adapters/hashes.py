@@ -31,10 +31,18 @@ def base_hash(transformer: nn.Module) -> str:
 
 
 def adapter_hash(module: nn.Module) -> str:
-    """Hash of the module's LoRA weights, by name; the same for every module without any. All ranks gather shards."""
+    """Hash of the module's LoRA weights and scales, by name; the same for every module without any.
+
+    All ranks gather shards.
+    """
+    from peft.tuners.lora import LoraLayer
+
     digest = sha256()
     for name, parameter in sorted(module.named_parameters()):
         if "lora_" in name:
             digest.update(name.encode())
             digest.update(whole(parameter.detach()).cpu().float().contiguous().numpy().tobytes())
+    for name, layer in module.named_modules():
+        if isinstance(layer, LoraLayer):  # the scale is no weight: it comes from a file's alpha
+            digest.update(f"{name} {sorted(layer.scaling.items())}\n".encode())
     return digest.hexdigest()[:16]
