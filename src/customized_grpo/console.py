@@ -11,8 +11,8 @@ from rich.console import Console
 RANK: Final = int(os.environ.get("RANK") or 0)
 """Rank of this process, as set by torchrun and accelerate."""
 
-out: Final = Console(quiet=RANK != 0)
-err: Final = Console(stderr=True, quiet=RANK != 0)
+out: Final = Console(quiet=RANK != 0, emoji=False)
+err: Final = Console(stderr=True, quiet=RANK != 0, emoji=False)
 
 OnProgress = Callable[[str, int, int], None]
 """Callback with (task, number done, total)."""

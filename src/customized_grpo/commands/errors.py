@@ -91,7 +91,7 @@ def show(error: Exception) -> None:
     if RANK != 0 and (type(error).__name__ == "RecipeError" or isinstance(error, UnknownPluginError)):
         return
     prefix = "error: " if RANK == 0 else f"error on rank {RANK}: "
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     console.print(prefix, style="bold red", end="", highlight=False)
     console.print(_message(error), style="red", markup=False, highlight=False, soft_wrap=True)
 

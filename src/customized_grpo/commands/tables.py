@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from customized_grpo.console import out
 
@@ -18,12 +20,12 @@ _NAME = 40
 
 def table_of(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table of plain texts, without markup; without a header if no column has a name."""
-    table = Table(title=title or None, title_justify="left", show_header=any(columns))
+    table = Table(title=escape(title) or None, title_justify="left", show_header=any(columns))
     for position, column in enumerate(columns):
         whole = position == 0 and all(len(row[0]) <= _NAME for row in rows)
-        table.add_column(_plain(column), overflow="fold", no_wrap=whole)
+        table.add_column(Text(column), overflow="fold", no_wrap=whole)
     for row in rows:
-        table.add_row(*(_plain(cell) for cell in row))
+        table.add_row(*(Text(cell) for cell in row))
     return table
 
 
@@ -43,7 +45,3 @@ def show_prompts(prompts: "PromptSurvey | None", rows: int) -> None:
     for name, count in prompts.problems.items():
         lines.append((f"  {name}", f"{count:,}, for instance {prompts.examples[name][0][:100]!r}"))
     print_rows("prompts", PAIR, lines)
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")

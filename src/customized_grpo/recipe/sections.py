@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -229,6 +229,11 @@ class DataSpec(registry.PluginSection):
     """The typed base of every data set's ``Config``; each data set adds its own fields."""
 
 
+_BASES: Final[Mapping[registry.Kind, type[BaseModel]]] = {
+    "policies": PolicySpec, "rewards": RewardSpec, "datasets": DataSpec,
+}  # fmt: skip
+
+
 def _reader(kind: registry.Kind, base: type[BaseModel]) -> Callable[[Any], BaseModel]:
     """Reads a section by the ``Config`` of the plug-in that its ``type`` names."""
 
@@ -242,6 +247,7 @@ def _reader(kind: registry.Kind, base: type[BaseModel]) -> Callable[[Any], BaseM
         if not issubclass(model, base):
             raise registry.UnknownPluginError(
                 f"{kind} plug-in {section['type']!r}: its Config must derive from {base.__module__}.{base.__name__}"
+                + "".join(f", but it is one of {other}" for other, of in _BASES.items() if issubclass(model, of))
             )
         return registry.read_section(model, section)
 

@@ -104,7 +104,7 @@ class RunLog:
     def __init__(self, accelerator: Accelerator, folder: Path, num_steps: int, start: int) -> None:
         self._accelerator = accelerator
         self._path = folder / METRICS
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, emoji=False)
         self._total, self._start, self._done = num_steps, start, start
         self._began = time.monotonic()
         self._lost: set[str] = set()

@@ -264,3 +264,16 @@ def test_a_console_of_few_characters_stops_no_command() -> None:
     narrow = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, env=narrow, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_is_printed_is_verbatim(tmp_path: Path) -> None:
+    """rich read emoji codes and markup in prompts and paths: ':x:' became a cross."""
+    folder = tmp_path / "my:dog:pictures[red]"
+    folder.mkdir()
+    Image.new("RGB", (32, 32), "red").save(folder / "a:x:b[bold].png")
+    table = folder / "scores:x:.csv"
+    done = run("score", str(folder), "--reward", "clip_t", "clip_t.model=mini", "--prompt", "red", "--out", str(table))
+    assert "a:x:b[bold].png" in done.output
+    assert str(table) in done.output
+    assert "there is no such folder or image" in (refused := run("score", f"{folder}:x:", "--reward", "clip_t").output)
+    assert f"{folder}:x:" in refused

@@ -146,6 +146,10 @@ def test_every_problem_is_listed_with_its_line(file: Path) -> None:
         ),
         ("rewards.identity={type: clip_t, axis: prompt}", "rewards.identity: the name means something else"),
         ("rewards.key={type: clip_t, axis: prompt}", "rewards.key: the name means something else"),
+        (
+            "policy={type: 'customized_grpo.rewards.clip:ClipT', model: mini}",
+            "must derive from customized_grpo.recipe.sections.PolicySpec, but it is one of rewards",
+        ),
     ],
 )
 def test_a_wrong_override(file: Path, override: str, message: str) -> None:
