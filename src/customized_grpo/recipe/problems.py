@@ -1,5 +1,6 @@
 """Error messages for recipes: pydantic's errors in plain words, with allowed values, suggestions and advice."""
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -26,9 +27,14 @@ _SECRET = re.compile(
 
 def repeated(override: str) -> str:
     """An override as shown in an error: without its value if that may be a misplaced secret."""
-    if any(pattern.search(override) for pattern in (_PRIVATE, _LOGIN, _SECRET)):
+    if _PRIVATE.search(override) or _holds_secret(override):
         return f"{override.partition('=')[0]}=…"
     return override
+
+
+def _holds_secret(text: str) -> bool:
+    """True for a key in a known form, or an address with a login."""
+    return any(pattern.search(text) for pattern in (_SECRET, _LOGIN))
 
 
 class RecipeError(ValueError):
@@ -49,7 +55,8 @@ def explain(error: Mapping[str, Any], model: type[BaseModel], data: Any) -> tupl
         return _named(location, str(cause), model, data)
     if error["type"] == "missing":
         return location, f"is missing; give {place.words() or 'a value'}{_about(place)}"
-    seen = "a value" if location and _PRIVATE.search(str(location[-1])) else shown(given)
+    hidden = (location and _PRIVATE.search(str(location[-1]))) or _holds_secret(json.dumps(given, default=str))
+    seen = "a value" if hidden else shown(given)
     texts = [value for value in place.values if isinstance(value, str)]
     near = registry.did_you_mean(given, texts) if isinstance(given, str) else ""
     return location, f"given {seen};{near} {what_is_allowed(place) or error['msg']}"
@@ -115,7 +122,7 @@ def not_meant(read: Any, location: Location) -> Iterator[tuple[Location, str]]:
                 f"{variable} is replaced by a shell, not in a recipe; write the path out, or give it on the command "
                 f'line in double quotes: {".".join(map(str, location))}="{variable}..."',
             )
-        if _SECRET.search(read) or (_SECRET_NAME.search(str(location[-1])) and re.fullmatch(r"\S{8,}", read)):
+        if _holds_secret(read) or (_SECRET_NAME.search(str(location[-1])) and re.fullmatch(r"\S{8,}", read)):
             yield (
                 location,
                 "its value looks like a secret, and would be written into config.yaml, checkpoints and trackers; keep "

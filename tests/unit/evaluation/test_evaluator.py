@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from customized_grpo import registry
+from customized_grpo.atomic import held
 from customized_grpo.evaluation.baselines import reference_copy
 from customized_grpo.evaluation.evaluator import evaluate, evaluate_policy, noise_levels
 from customized_grpo.evaluation.items import Site, file_name
@@ -263,6 +264,8 @@ def test_command_goes_on_in_its_own_folder_and_refuses_others(tmp_path: Path) ->
     Channels.calls.clear()
     assert (evaluate(recipe(tmp_path / "run")) / "evaluation" / "summary.json").read_bytes() == first
     assert Channels.calls == []
+    with held(tmp_path / "run"), pytest.raises(ValueError, match="another process is writing into"):
+        evaluate(recipe(tmp_path / "run"))
     (tmp_path / "run" / "metrics.jsonl").write_text("")
     with pytest.raises(ValueError, match="is a training run"):
         evaluate(recipe(tmp_path / "run"))

@@ -460,3 +460,15 @@ def test_the_name_of_a_variable_is_no_secret(file: Path) -> None:
         )
     )
     assert load_recipe(file).rewards["clip"].model_dump()["key_env"] == "MY_API_KEY"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "rewards.r={type: remote, axis: prompt, urls: ['http://me:hunter22@host:8000'], reward: clip}",
+        "policy.model='https://me:hunter22@huggingface.co/x/y'",
+        "policy.model=['https://me:hunter22@huggingface.co/x/y']",
+    ],
+)
+def test_an_address_with_a_login_is_refused_and_not_repeated(file: Path, override: str) -> None:
+    assert "hunter22" not in refused(file, override)

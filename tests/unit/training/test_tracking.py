@@ -13,7 +13,10 @@ from accelerate import Accelerator
 from accelerate.tracking import TensorBoardTracker, WandBTracker
 from PIL import Image
 
+from customized_grpo.atomic import held
 from customized_grpo.training.tracking import METRICS, RunLog, cut_metrics, prepare_folder, save_group
+from customized_grpo.training.trainer import train
+from runs import tiny_recipe
 from tiny_rewards import example, pictures
 
 
@@ -123,3 +126,12 @@ def test_a_tracker_that_fails_stops_no_run(tmp_path: Path, capsys: pytest.Captur
             log.write(step, {"lr": 0.5}, "")
     assert len((tmp_path / METRICS).read_text().splitlines()) == other.log.call_count == wandb.log.call_count == 2
     assert capsys.readouterr().err.count("wandb took no metrics of step 1: api.wandb.ai is away") == 1
+
+
+def test_a_run_that_another_process_writes_is_not_resumed(tmp_path: Path) -> None:
+    """Both wrote into one log and over each other's checkpoints (Lightning-AI/pytorch-lightning#12369)."""
+    (tmp_path / "config.yaml").write_text("run: {}")
+    with held(tmp_path), pytest.raises(ValueError, match=r"run\.dir: another process is writing into"):
+        train(tiny_recipe(tmp_path / "world", tmp_path, run__resume="latest"))
+    with pytest.raises(ValueError, match="world"):  # goes on to the data, which aren't there
+        train(tiny_recipe(tmp_path / "world", tmp_path, run__resume="latest"))
