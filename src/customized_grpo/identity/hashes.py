@@ -24,7 +24,7 @@ HASHES: Final = ".hashes.json"
 """Name of a ``FileHashes``' memory beside the result that it serves."""
 _GRAIN_NS: Final = 2_000_000_000
 """Coarsest clock of a file system in use (FAT's): what was written within it may be written again unseen."""
-_THREADS: Final = min(8, 2 * (os.cpu_count() or 1))
+_THREADS: Final = min(8, os.cpu_count() or 1)
 """hashlib lets go of Python's lock, and on a network's disk the threads wait side by side."""
 
 

@@ -216,6 +216,17 @@ def test_a_folder_with_the_same_content_goes_on_wherever_it_is(
     assert not caplog.records
 
 
+def test_the_same_rows_written_in_another_way_go_on(world: World) -> None:
+    world.rows[4]["masks"] = []
+    world.write()
+    first = world.evaluate()
+    lines = [json.dumps(dict(reversed(row.items())), indent=None, ensure_ascii=False) for row in world.rows[:4]]
+    lines.append(json.dumps(world.rows[4] | {"masks": [None], "target": "other0.png"}, separators=(",", ":")))
+    (world.root / "rows.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(lines).encode())
+    assert world.evaluate() == first
+    assert Channels.calls == []
+
+
 def test_touched_files_go_on(world: World) -> None:
     first = world.evaluate()
     for file in world.root.iterdir():
