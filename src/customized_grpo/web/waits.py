@@ -1,29 +1,43 @@
 """The wait that a server asks for, wherever it says so: in headers, in an error's details, in its words.
 
-Sources: RFC 9110 (``Retry-After``), ``google.rpc.RetryInfo`` (``retryDelay``), OpenAI's, Azure's, Groq's, OpenRouter's
-and Anthropic's pages on rate limits. The longest of several is the one to keep to.
+Sources: RFC 9110 (``Retry-After``), ``google.rpc.RetryInfo`` (``retryDelay``), Hugging Face's ``estimated_time``,
+OpenAI's, Azure's, Groq's, OpenRouter's and Anthropic's pages on rate limits. The longest of several is the one to keep
+to.
 """
 
 import math
 import re
 import time
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
-_UNITS: Final = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_UNITS: Final = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0} | {
+    **{"毫": 1e-3, "ミ": 1e-3, "秒": 1.0, "分": 60.0, "小": 3600.0, "时": 3600.0, "時": 3600.0, "天": 86400.0}
+}
 _AMOUNT: Final = re.compile(
-    r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>ms|milliseconds?|msecs?|d(?:ays?)?|h(?:ours?|rs?)?|m(?:in(?:ute)?s?)?"
-    r"|s(?:ec(?:ond)?s?)?)(?![a-z])[\s,]*(?:and\s+)?",
+    r"(?P<number>\d+(?:\.\d+)?|(?:an?|one)(?=\s))\s*(?P<unit>(?:ms|milliseconds?|msecs?|d(?:ays?)?|h(?:ours?|rs?)?"
+    r"|m(?:in(?:ute)?s?)?|s(?:ec(?:ond)?s?)?)(?![a-z])|毫秒|ミリ秒|秒[钟鐘]?|分[钟鐘]?|小?[时時][间間]?|天)[\s,]*(?:and\s+)?",
     re.IGNORECASE,
 )
+_AMOUNTS: Final = r"(?:\d+(?:\.\d+)?\s*[毫ミリ小]*[秒分时時天][钟鐘间間]?\s*)+"
 _SAID: Final = re.compile(
     r"\b(?:(?:(?:retry|again|available|reset\w*|wait(?:ing)?)\s+(?:after|in|for)|request\s+after)"
-    r"(?:\s+(?:about|at\s+least))?|wait|retry[ _-]?after:?)\s+(?=\d)",
+    r"(?:\s+(?:about|approximately|around|at\s+least))?|wait|retry[ _-]?after:?)\s+(?=\d|an?\s|one\s)"
+    rf"|(?:等待|等候|稍等)\s*(?=\d)|(?={_AMOUNTS}(?:之|以)?[后後]に?[\s,\uff0c、]*[请請]?(?:再|重|もう))(?<![\d.])",
     re.IGNORECASE,
 )
-_NAMES: Final = ("retrydelay", "retryafter", "retryafterseconds", "retryafterms")
+"""Words before an amount, or nothing before one that Chinese or Japanese words follow: "2 秒后重试"."""
+_SAID_DATE: Final = re.compile(
+    r"\b(?:retry|again|available|reset\w*|wait|until|after)(?:\s+(?:at|on|after|until|is|:))*:?\s+"
+    r"(?P<date>\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)",
+    re.IGNORECASE,
+)
+_NAMES: Final = (
+    *("retrydelay", "retryafter", "retryafterseconds", "retryafterms", "retryin", "estimatedtime"),
+    *("resetsinseconds", "resetsat", "resetat"),
+)
 _RESETS: Final = re.compile(
     r"(?P<front>(?:x-|anthropic-)?ratelimit-)(?:(?P<what>requests|tokens|[a-z-]+)-reset|reset(?:-(?P<of>[a-z-]+))?)"
 )
@@ -62,14 +76,16 @@ def duration(text: str) -> float | None:
 
 def _seconds(match: re.Match[str]) -> float:
     unit = match["unit"].lower()
-    return float(match["number"]) * _UNITS["ms" if unit.startswith(("ms", "milli")) else unit[0]]
+    number = float(match["number"]) if match["number"][0].isdigit() else 1.0
+    return number * _UNITS["ms" if unit.startswith(("ms", "milli")) else unit[0]]
 
 
 def _until(text: str) -> float | None:
-    """Seconds until a date of HTTP or of ISO 8601."""
+    """Seconds until a date of HTTP or of ISO 8601, in UTC if it names no zone."""
     for read in (parsedate_to_datetime, datetime.fromisoformat):
         try:
-            return max(0.0, read(text).timestamp() - time.time())
+            date = read(text)
+            return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time())
         except (ValueError, TypeError, OverflowError):
             continue
     return None
@@ -104,6 +120,7 @@ def _reset(value: str) -> float | None:
 
 def _of_body(body: Any) -> Iterator[float]:
     if isinstance(body, str):
+        yield from (wait for said in _SAID_DATE.finditer(body) if (wait := _until(said["date"])) is not None)
         for said in _SAID.finditer(body):
             seconds, at = 0.0, said.end()
             while match := _AMOUNT.match(body, at):
@@ -132,5 +149,5 @@ def _of_member(name: str, value: Any) -> Iterator[float]:
     elif isinstance(value, Mapping):  # a Duration of protobuf
         seconds = (duration(str(value.get(part, 0))) or 0.0 for part in ("seconds", "nanos"))
         yield sum(number * unit for number, unit in zip(seconds, (1.0, 1e-9), strict=True))
-    elif not isinstance(value, bool) and (wait := duration(str(value))) is not None:
+    elif not isinstance(value, bool) and (wait := _reset(str(value))) is not None:
         yield wait * (1e-3 if name.endswith("ms") else 1.0)

@@ -37,6 +37,19 @@ RETRY_INFO = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay":
     ("headers", "body", "seconds"),
     [
         ({}, "", None),
+        ({}, {"error": "Model is currently loading", "estimated_time": 2.0}, 2),
+        ({}, {"error": {"type": "usage_limit_reached", "resets_in_seconds": 7}}, 7),
+        ({}, {"message": "try again in a minute"}, 60),
+        ({}, {"message": "Please wait one hour and 5 minutes"}, 3900),
+        ({}, {"message": "try again in approximately 5 seconds"}, 5),
+        ({}, {"message": "try again in a moment"}, None),
+        ({}, {"message": "the limit is 20 requests a minute"}, None),
+        ({}, {"message": "请求过于频繁，请在 2 秒后重试"}, 2),
+        ({}, {"message": "请等待1分30秒之后再试。"}, 90),
+        ({}, {"message": "500毫秒后重新请求"}, 0.5),
+        ({}, {"message": "30秒後に再試行してください"}, 30),
+        ({}, {"message": "2 分鐘後再試"}, 120),
+        ({}, {"message": "请求在 30 秒后超时"}, None),
         ({"Retry-After": "7"}, "", 7),
         ({"retry-after-ms": "859"}, "", 0.859),
         ({"Retry-After": "soon"}, "", None),
@@ -78,3 +91,14 @@ def test_clocks_that_count_from_1970_and_dates_of_resets() -> None:
     date = datetime.fromtimestamp(in_a_minute, UTC).isoformat()
     anthropic = {"anthropic-ratelimit-requests-remaining": "0", "anthropic-ratelimit-requests-reset": date}
     assert asked_wait(anthropic, "") == pytest.approx(60, abs=5)
+    assert asked_wait({}, {"error": {"resets_at": int(in_a_minute)}}) == pytest.approx(60, abs=5)
+
+
+@pytest.mark.parametrize("words", ["the limit resets at {}.", "Please retry after {}", "not available until {}, sorry"])
+@pytest.mark.parametrize(
+    "form", ["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S+00:00", "%Y-%m-%d %H:%M:%S UTC", "%Y-%m-%dT%H:%M:%S.5"]
+)
+def test_dates_in_words_are_in_utc_if_they_name_no_zone(words: str, form: str) -> None:
+    date = (datetime.now(UTC) + timedelta(seconds=60)).strftime(form)
+    assert asked_wait({}, {"error": {"message": words.format(date)}}) == pytest.approx(60, abs=5)
+    assert asked_wait({}, {"message": f"in force since {date}"}) is None

@@ -1,19 +1,19 @@
 """The score of a reply's text. It has one meaning or it is none:
 
 1. Thoughts are no part of the answer; if they never end, there is none.
-2. Answers are the JSON objects with a score, and the score lines that hold nothing but a number. All of them must
-   agree. A line for the *final* or *overall* score stands above the other lines.
-3. Without a JSON object, the last score line must be readable: what follows an answer may take it back.
+2. Answers are the JSON objects with a score, and the lines for a score, rating, grade or answer that hold nothing but a
+   number. All of them must agree. A *final* or *overall* score stands above the other scores.
+3. Nothing may take the last one back: no such line that can't be read, no other number, no word such as "actually".
+4. Without any of them, a reply that is nothing but a number is the score.
 """
 
 import json
 import re
 from dataclasses import dataclass, replace
-from typing import Final, final
+from typing import Final, Literal, final
 
-from customized_grpo.rewards.judge.numbers import PLAIN, of_member, stated
-from customized_grpo.rewards.judge.objects import Found, objects, whole
-from customized_grpo.rewards.judge.rubrics import BEST, WORST
+from customized_grpo.rewards.judge.numbers import of_member, others, plain, stated, without_scale
+from customized_grpo.rewards.judge.objects import NAME, Found, objects, whole
 from customized_grpo.rewards.judge.thoughts import spoken
 from customized_grpo.rewards.judge.unscorable import Unscorable, shown
 
@@ -21,20 +21,30 @@ __all__ = ["Answer", "Unscorable", "read"]
 
 _WRAPPER: Final = re.compile(
     r"</?\s*(?:answer|final_answer|output|response|result)\s*>"
+    r"|</?(?:b|strong|i|em|u|p|span|div|code|h[1-6])>|<br\s*/?>"
     r"|<\|(?:(?:begin|end)_of_box|im_end|end|return|eot_id)\|>|</s>",
     re.IGNORECASE,
 )
-"""Tags around an answer: of templates, of GLM's box, of the end of a turn."""
+"""Tags around an answer: of templates, of HTML, of GLM's box, of the end of a turn."""
 _LINE: Final = re.compile(
-    r"^[\s>*_#`\-<(\[]*(?:(?P<final>final|overall)\s+|my\s+)?score\b"
-    rf"(?:\s*\((?:{WORST}\s*(?:-|\u2013|to)|out of)\s*{BEST}\))?(?P<rest>.*)$",
+    r"^[\s>*_#`\-<(\[|\"']*(?:(?P<final>final|overall)\s+|my\s+)?(?:score|rating|grade|(?P<answer>answer))\b(?P<rest>.*)$",
+    re.IGNORECASE,
+)
+_EMPTY: Final = " \t*_`:=|\"'"
+_TAKEN_BACK: Final = re.compile(
+    r"\b(?:wait|actually|correction|oops|sorry|scratch\s+that|make\s+(?:that|it)|or\s+rather|mistaken"
+    r"|(?:on|upon)\s+(?:second\s+thoughts?|(?:further\s+)?reflection)|reconsider\w*|revis(?:ed?|ing|ion)"
+    r"|(?:my|made\s+an?)\s+(?:mistake|error)|too\s+(?:high|low|generous|harsh|strict|lenient)"
+    r"|(?:lower|raise|reduce|increase|change|adjust|correct)(?:ing)?\s+(?:it|this|that|my|the\s+(?:score|rating|grade)))\b"
+    r"|(?:^|\n)\s*(?:no|hm+)\s*[,.!:]|(?<!\bthe\s)(?<!\bthese\s)\b(?:zero|two|three|four)\b(?=\s*(?:[.,;:!*]|$))"
+    r"|更正|改为|改成|抱歉|訂正|やはり",
     re.IGNORECASE,
 )
 _ESCAPED: Final = re.compile(r'\s*"?\s*\{\s*\\"')
 """JSON within a string of JSON."""
 _HEADED: Final = re.compile(r"[^\n]*\s*[^\n]*")
-_CLOSED: Final = re.compile(r"^>(?P<inside>.*?)</\s*score\s*>\s*$", re.IGNORECASE)
-_MEMBER: Final = re.compile(r"(?<!\\)[\"'](?:(?:final|overall)[ _-]?)?score[\"']\s*:\s*[\"']?\+?(\d)", re.IGNORECASE)
+_CLOSED: Final = re.compile(r"^>(?P<inside>.*?)</\s*(?:score|rating|grade)\s*>\s*$", re.IGNORECASE)
+_MEMBER: Final = re.compile(rf"(?<!\\)[\"']{NAME}[\"']\s*:\s*[\"']?\+?(?P<digit>\d)", re.IGNORECASE)
 
 
 @final
@@ -56,18 +66,25 @@ class Answer:
 @final
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """A score line: its answer, None if it can't be read; whether it is the final score; its words."""
+    """A score line: its answer, None if it can't be read; its rank; its words at [start, end) of the text.
+
+    Attributes:
+        rank: ``final`` scores stand above ``plain`` ones; an ``answer`` must agree with either.
+    """
 
     answer: Answer | None
-    is_final: bool
+    rank: Literal["plain", "final", "answer"]
     words: str
+    start: int
+    end: int
 
 
 def read(text: str) -> Answer:
     """The score of a text, by the rules above.
 
     Raises:
-        Unscorable: no score, contradicting ones, one that is not whole or out of range, or unfinished thoughts.
+        Unscorable: no score, contradicting ones, one that is taken back, not whole or out of range, or unfinished
+            thoughts.
     """
     if _ESCAPED.match(text) and (inner := _unescaped(text)):
         return replace(read(inner), at=-1)
@@ -75,18 +92,30 @@ def read(text: str) -> Answer:
     outside = text if alone is not None and alone.scores else spoken(text)
     found = list(objects(outside))
     from_json = [_of_object(text, one, of_member(value, text)) for one in found for value in one.scores]
-    lines = _lines(_without(outside, found))
-    readable = [(line.answer, line.is_final) for line in lines if line.answer is not None]
-    said = [answer for answer, is_final in readable if is_final] or [answer for answer, _ in readable]
+    words = _without(outside, found)
+    lines = _lines(words)
+    has_final = any(line.rank == "final" and line.answer for line in lines)
+    said = [line.answer for line in lines if line.answer and not (has_final and line.rank == "plain")]
     if len({answer.score for answer in (*said, *from_json)}) > 1:
         raise Unscorable(f"the answer gives several scores: {shown(text)}")
-    if from_json:
-        return from_json[-1]
-    if lines and lines[-1].answer is None:
-        raise Unscorable(f"the score line can't be read: {shown(lines[-1].words)}")
-    if not said:
+    behind = max([0, *(line.end for line in lines if line.answer), *(one.end for one in found if one.scores)])
+    if unread := [line.words for line in lines if not line.answer and line.start >= behind]:
+        raise Unscorable(f"the score line can't be read: {shown(unread[-1])}")
+    if not said and not from_json:
+        return _alone(words, outside, found)
+    answer = (said + from_json)[-1]
+    if _TAKEN_BACK.search(words[behind:]) or others(words[behind:], answer.score):
+        raise Unscorable(f"what follows the score may take it back: {shown(outside[behind:])}")
+    return answer
+
+
+def _alone(words: str, outside: str, found: list[Found]) -> Answer:
+    """The answer of a reply that is a number and nothing else."""
+    start = len(words) - len(words.lstrip())
+    number = None if found else stated(words.strip())
+    if number is None:
         raise Unscorable(f"there is no score in the answer: {shown(outside)}")
-    return said[-1]
+    return Answer(number[0], start + number[1])
 
 
 def _unescaped(text: str) -> str:
@@ -98,15 +127,16 @@ def _unescaped(text: str) -> str:
 
 
 def _of_object(text: str, found: Found, score: int) -> Answer:
-    matches = [match.start(1) for match in _MEMBER.finditer(text, found.start, found.end) if int(match[1]) == score]
+    digits = _MEMBER.finditer(text, found.start, found.end)
+    matches = [match.start("digit") for match in digits if int(match["digit"]) == score]
     return Answer(score, matches[-1] if matches else -1, closed=True)
 
 
 def _without(text: str, found: list[Found]) -> str:
-    """The words around the objects, positions kept."""
+    """The words around the objects, without tags and the scale; positions kept."""
     for one in found:
         text = text[: one.start] + re.sub(r"[^\n]", " ", text[one.start : one.end]) + text[one.end :]
-    return _WRAPPER.sub(lambda tag: " " * len(tag[0]), text).translate(PLAIN)
+    return without_scale(plain(_WRAPPER.sub(lambda tag: " " * len(tag[0]), text)))
 
 
 def _lines(text: str) -> list[_Line]:
@@ -115,12 +145,13 @@ def _lines(text: str) -> list[_Line]:
     for number, piece in enumerate(pieces):
         if match := _LINE.match(piece.rstrip()):
             start, rest = at + match.start("rest"), match["rest"]
-            if not rest.strip(" \t*_`:="):  # a heading, with the number beneath it
+            if not rest.strip(_EMPTY):  # a heading, with the number beneath it
                 rest = _HEADED.match("".join(pieces[number:]), match.start("rest"))[0]  # type: ignore[index]
-            closed = _CLOSED.match(rest)
+            end, closed = start + len(rest), _CLOSED.match(rest)
             start, rest = (start + closed.start("inside"), closed["inside"]) if closed else (start, rest)
             number_at = stated(rest)
             answer = None if number_at is None else Answer(number_at[0], start + number_at[1])
-            lines.append(_Line(answer, match["final"] is not None, "score" + match["rest"]))
+            rank: Literal["plain", "final", "answer"] = "final" if match["final"] else "plain"
+            lines.append(_Line(answer, "answer" if match["answer"] else rank, piece.strip(), at, end))
         at += len(piece)
     return lines

@@ -6,7 +6,7 @@ those that say that the answer is cut off, filtered, or a call of a tool; what w
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from customized_grpo.rewards.judge.answer import Answer, read
@@ -26,6 +26,19 @@ _BROKEN: Final = re.compile(
 OpenRouter's ``error``."""
 _THOUGHTS: Final = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks")
 _SILENT_PARTS: Final = ("thinking", "reasoning", "redacted_thinking", "thought")
+
+
+def read_choices(choices: Sequence[Any]) -> tuple[str, Answer]:
+    """Text and answer of a chat completion's first choice, with which all others must agree.
+
+    Raises:
+        Unscorable: as by ``read_choice``, of any of them; or they give several scores.
+    """
+    first, *others = [read_choice(choice) for choice in choices]
+    if any(answer.score != first[1].score for _, answer in others):
+        scores = ", ".join(str(answer.score) for _, answer in (first, *others))
+        raise Unscorable(f"the endpoint gave {len(choices)} answers with several scores: {scores}; ask for one (n: 1)")
+    return first
 
 
 def read_choice(choice: Any) -> tuple[str, Answer]:
@@ -61,13 +74,11 @@ def _ending(choice: Mapping[str, Any]) -> str:
 
 
 def _text(content: Any) -> str:
-    """The words of a message, of which some endpoints make a list of parts, or in JSON mode an object."""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, Mapping):
-        return json.dumps(content, ensure_ascii=False)
+    """The words of a message, of which some endpoints make a list of parts, or in JSON mode an object or a number."""
+    if isinstance(content, str) or content is None:
+        return content or ""
     if not isinstance(content, list):
-        return ""
+        return json.dumps(content, ensure_ascii=False)
     words = []
     for part in content:
         if isinstance(part, str):

@@ -180,7 +180,7 @@ class Client:
             return {}, Unscorable(self._clean(f"the answer can't be read as a chat completion: {body!r}"))
         if (found_error := error_in(body)) is not None:
             status, inner = found_error
-            return {}, refusal(status, raw.http_response.headers, {"error": inner})
+            return {}, refusal(status, raw.http_response.headers, {**body, "choices": None, "error": inner})
         return body, None
 
     def _broken(self, said: str) -> Refusal:

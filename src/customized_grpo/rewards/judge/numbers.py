@@ -9,21 +9,35 @@ from customized_grpo.rewards.judge.unscorable import Unscorable, shown
 
 _GRADES: Final = r"(?:very\s+)?(?:poor|bad|fair|good|excellent|perfect)\b"
 _LIMIT: Final = 120
-_STATED: Final = re.compile(
-    rf"^[\s*_`:=]*(?:is\s+)?(?:{_GRADES})?[\s*_`(\[<$\"']*(?:\\boxed\s*{{\s*)?"
-    rf"(?P<number>[+-]?\d+(?:\.\d*)?)[\s*_`)\]>}}$\"']*"
-    rf"(?:\(?\s*(?:/|out\s+of|of)\s*{BEST}(?:\.0*)?[\s*_`)]*)?(?:[-–—,(]?\s*{_GRADES}[\s*_`)]*)?[\s*_`)\].,;!\"']*$",
+_SCALE: Final = re.compile(
+    r"\(?(?:(?:(?:\bscores?\s+|\b(?:on\s+)?(?:an?|the)\s+)?\b(?:scale|range)s?\b\W{0,6}(?:(?:is|of|from)\s+)*)?"
+    rf"(?<![\w.,/+-]){WORST}\s*(?:-|\u2013|to)|(?:/|\bout\s+of|\bof))\s*{BEST}(?:\.0*)?(?!\d|[.,/]\d|\s*%)\)?",
     re.IGNORECASE,
 )
-"""A number alone, after or before a grade, or out of the best: "3", "3.0", "[3]", "Excellent (4)", "3/4", "3 out of 4".
-Nothing else may stand around it: "not 3" and "less than 3" are not a 3."""
-PLAIN: Final = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {
-    0x3000: " ",
-    0x2212: "-",
-    0xFE63: "-",
-    0xFEFF: " ",
-}
-"""Full-width forms, the minus sign and the byte order mark as ASCII, each one character for one."""
+"""The scale and its best, which are no scores: "0 to 4", "(score range: 0-4)", "on a scale of 0 to 4", "/4"."""
+_STATED: Final = re.compile(
+    rf"^(?:\s*[–—]\s+|[\s*_`:=|\"']*)(?:is\s+)?(?:{_GRADES})?[\s*_`(\[<$\"']*(?:\\boxed\s*{{\s*)?"
+    rf"(?P<number>[+-]?\d+(?:\.\d*)?)[\s*_`(\])>}}$\"'|]*(?:[-–—,(]?\s*{_GRADES}[\s*_`)]*)?[\s*_`)\].,;!\"'|]*$",
+    re.IGNORECASE,
+)
+"""A number alone, or after or before a grade: "3", "3.0", "[3]", "Excellent (4)". Nothing else may stand around it:
+"not 3" and "less than 3" are not a 3."""
+_NUMBER: Final = re.compile(r"(?<![A-Za-z_\d.,])\d+(?:[.,]\d+)?(?![A-Za-z_])")
+_PLAIN: Final = (
+    {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+    | dict.fromkeys((0x2212, 0xFE63), "-")
+    | dict.fromkeys((0x3000, 0xFEFF, 0x00AD, 0x200B, 0x200C, 0x200D, 0x200E, 0x200F, 0x2060), " ")
+)
+
+
+def plain(text: str) -> str:
+    """Full-width forms and the minus sign as ASCII, what has no width as blanks, each one character for one."""
+    return text.translate(_PLAIN)
+
+
+def without_scale(text: str) -> str:
+    """The text with blanks for what says the scale; lines and positions stay."""
+    return _SCALE.sub(lambda said: re.sub(r"[^\n]", " ", said[0]), text)
 
 
 def stated(text: str) -> tuple[int, int] | None:
@@ -32,10 +46,15 @@ def stated(text: str) -> tuple[int, int] | None:
     Raises:
         Unscorable: a number that is not of the scale.
     """
-    match = _STATED.match(text) if len(text) <= _LIMIT else None
+    match = _STATED.match(without_scale(plain(text))) if len(text) <= _LIMIT else None
     if match is None:
         return None
     return on_scale(match["number"], text.strip(" :=*_`")), match.start("number") + (match["number"][0] in "+-")
+
+
+def others(text: str, score: int) -> bool:
+    """True if a text holds a number that is not this score."""
+    return any(Decimal(number[0].replace(",", ".")) != score for number in _NUMBER.finditer(text))
 
 
 def on_scale(number: str, text: str) -> int:
@@ -64,7 +83,7 @@ def of_member(value: Any, text: str) -> int:
     """
     if isinstance(value, Number):
         return on_scale(value, text)
-    if isinstance(value, str) and (found := stated(value.translate(PLAIN))) is not None:
+    if isinstance(value, str) and (found := stated(value)) is not None:
         return found[0]
     raise Unscorable(f"the score is not a whole number: {shown(text)}")
 

@@ -13,11 +13,13 @@ from typing import Any, Final, final
 
 import yaml
 
-from customized_grpo.rewards.judge.numbers import PLAIN, Number
+from customized_grpo.rewards.judge.numbers import Number, plain, stated
 from customized_grpo.rewards.judge.unscorable import Unscorable, shown
 
-_NAMES: Final = ("score", "finalscore", "overallscore")
-_MENTION: Final = re.compile(r"(?:[\"']|[{,]\s*)(?:(?:final|overall)[ _-]?)?score[\"']?\s*:", re.IGNORECASE)
+NAME: Final = r"(?:(?:final|overall)[\s_-]*)?(?:score|(?P<other>rating|grade|answer))"
+"""A member that is the score. What has another name than that is one only where its value can be one."""
+_NAME: Final = re.compile(NAME, re.IGNORECASE)
+_MENTION: Final = re.compile(rf"(?:[\"']|[{{,]\s*){NAME}[\"']?\s*:", re.IGNORECASE)
 _TOKEN: Final = re.compile(
     r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'(?=\s*[,:}\]])|(?P<comment>//[^\n]*|/\*.*?\*/|(?<=\s)#[^\n]*)|(?P<brace>[{}])",
     re.DOTALL,
@@ -86,7 +88,8 @@ def _next(text: str, start: int) -> int:
 
 def _scores(pairs: Any) -> list[Any]:
     """Values of the members that are scores; those of an only member, if it is an object, count as its own."""
-    scores = [value for name, value in pairs if re.sub(r"[\s_-]", "", str(name)).lower() in _NAMES]
+    named = [(_NAME.fullmatch(str(name).strip()), value) for name, value in pairs]
+    scores = [value for name, value in named if name and (name["other"] is None or _is_number(value))]
     only = pairs[0][1] if len(pairs) == 1 else None
     return _scores(only) if not scores and _is_object(only) else scores
 
@@ -95,12 +98,16 @@ def _is_object(value: Any) -> bool:
     return isinstance(value, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Number) or (isinstance(value, str) and stated(value) is not None)
+
+
 def _by_yaml(text: str, start: int) -> Found | None:
-    plain = text.translate(PLAIN | {0x201C: '"', 0x201D: '"'})
-    if not _LIKE.match(plain, start):
+    ascii_text = plain(text).translate({0x201C: '"', 0x201D: '"'})
+    if not _LIKE.match(ascii_text, start):
         return None
-    end, clean = _whole(plain, start)
-    part = clean if end is not None else plain[start:]
+    end, clean = _whole(ascii_text, start)
+    part = clean if end is not None else ascii_text[start:]
     if not _MENTION.search(part):
         return None
     if end is None:

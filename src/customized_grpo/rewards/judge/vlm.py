@@ -20,7 +20,7 @@ from customized_grpo.recipe.limits import Need
 from customized_grpo.rewards.base import AsyncReward, RewardConfig
 from customized_grpo.rewards.judge.answer import read
 from customized_grpo.rewards.judge.cache import Cache
-from customized_grpo.rewards.judge.choice import read_choice
+from customized_grpo.rewards.judge.choice import read_choices
 from customized_grpo.rewards.judge.client import Client
 from customized_grpo.rewards.judge.logprobs import expected_score, tokens_of
 from customized_grpo.rewards.judge.presets import PRESETS, Endpoint, Preset
@@ -184,7 +184,7 @@ class Vlm(AsyncReward):
         choices = answer.get("choices")
         if not isinstance(choices, list) or not choices:
             raise Unscorable(self._client.complaint(answer))
-        reply, read_answer = read_choice(choices[0])
+        reply, read_answer = read_choices(choices)
         score = float(read_answer.score)
         if self._config.expected:
             score = expected_score(reply, read_answer, tokens_of(choices[0]))

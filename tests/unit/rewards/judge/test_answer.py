@@ -15,6 +15,7 @@ from customized_grpo.rewards.judge.logprobs import expected_score
 
 SCORES = st.integers(0, 4)
 WORDS = st.text(st.characters(blacklist_characters="{}", blacklist_categories=("Cs",)), max_size=60)
+NO_NUMBERS = st.text(st.characters(blacklist_characters="{}", blacklist_categories=("Cs", "Nd")), max_size=60)
 
 
 @pytest.mark.parametrize(
@@ -64,8 +65,8 @@ WORDS = st.text(st.characters(blacklist_characters="{}", blacklist_categories=("
         ('{"analysis": "it\'s red", "score": 3,}', 3),
         ("{'analysis': 'red', 'score': 3}", 3),
         ('{"score": 3 // of 4, not "score": 1\n}', 3),
-        ('{"score": 3} # not Score: 1 or 2', 3),
-        ('{"score": 3}\nScore: 2 would be too low', 3),
+        ('{"score": 3} # 3 of 4', 3),
+        ('Score: 2 would be too low\n{"score": 3}', 3),
         ("The pattern {a is odd.\nScore: 3", 3),
         ('The pattern {a is odd. {"score": 3}', 3),
         ('{{"score": 3}}', 3),
@@ -84,12 +85,42 @@ WORDS = st.text(st.characters(blacklist_characters="{}", blacklist_categories=("
          "<|channel|>final<|message|>Score: 3<|return|>", 3),
         ("analysisHm.\nScore: 1\nassistantfinalScore: 3", 3),
         ('first {"score": 2}, again {"score": 2}', 2),
+        *((one, 3) for one in ("3", " 3.\n", "3.0", "```\n3\n```", '"3"', "**3**", "\\boxed{3}",
+          "$\\boxed{3}$", "3/4", "3 out of 4", "<answer>3</answer>", "<|begin_of_box|>3<|end_of_box|>", "Good (3)",
+          "<think>2?</think>\n\n3<|im_end|>")),
+        *((one, 3) for one in ('"score": 3', '"Score: 3"', "Score: <b>3</b>", "Score: 3\u200b",
+          "Score \u2013 3", "| Score | 3 |", "<rating>3</rating>", "Rating: 3", "My grade: 3", "Final answer: 3", "**Answer:**\n\n3")),
+        *((one, 3) for one in ('{"rating": 3}', '{"answer": "3"}', '{"answer": "red", "score": 3}', "{'grade': 3,}")),
+        *((one, 3) for one in ("Score: 3\n(Score range: 0 to 4)", "Score: 3\n**Score scale:** 0\u20134",
+          "Score range: 0-4\nScore: 3", "Score: 3 (scale 0-4)", "Score: 3, on a scale from 0 to 4",
+          "Score on a scale of 0 to 4: 3", "Score (out of 4): 3")),
+        ("Score: 3\nFinal answer: 3/4", 3),
+        ("Score: 2\nFinal score: 3\nAnswer: 3", 3),
+        ("Score: 3\nThere are small differences between the two.", 3),
+        ("Score: 3\nThe 3D look is right; 3 of 4 straps are there.", 3),
+        ('Answer:\n{"score": 3}\n\nIt lacks a strap.', 3),
     ],
 )  # fmt: skip
 def test_what_is_clear_is_read(text: str, score: int) -> None:
     answer = read(text)
     assert answer.score == score
     assert text[answer.at] == str(score)
+
+
+@pytest.mark.parametrize("answer", ["Score: 3", "**3**\n\nScore: 3", '{"score": 3}', '```json\n{"score": 3}\n```'])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Actually, 2.", "Wait, I made an error. The score should be 1.", "I would lower it to 2.", "Better: **2**",
+        "2\u70b9", "Score: 2 would be fairer", "Score: lower", "Answer: see above", "not Score: 1 or 2", "It has 2 straps of 3.",
+        "On second thought, no.", "Make that two.", "No, two.", "It deserves a two", "Or rather less.",
+        "That was too generous.", "2/4", "2.5", "I would revise this.", "I made a mistake.", "\u66f4\u6b63",
+    ],
+)  # fmt: skip
+def test_what_follows_an_answer_may_take_it_back(answer: str, words: str) -> None:
+    for between in ("\n", "\n\n"):
+        with pytest.raises(Unscorable, match=r"may take it back|can't be read|several scores"):
+            read(answer + between + words)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +152,19 @@ def test_what_is_written_oddly_is_read_and_has_no_expectation_of_another_digit(t
         ('Score: 1\n{"score": 3}', "several scores"),
         ('{"score": 3}\nFinal score: 2', "several scores"),
         ('{"score": 3, "Score": 4}', "several scores"),
+        ("Score: 3\nFinal answer: 2", "several scores"),
+        ("Score: 3\nAnswer:\n\n**2**", "several scores"),
+        ("Final score: 3\nFinal answer: 2", "several scores"),
+        ("Rating: 2\nScore: 3", "several scores"),
+        ('{"score": 3, "rating": 2}', "several scores"),
+        ('{"score": 3, "answer": "2"}', "several scores"),
+        ('{"score": 3} {"grade": 2}', "several scores"),
+        ('{"prompt_following": 3}', "there is no score"),
+        ('{"rating": 3', "JSON is not whole"),
+        ("10", "the score 10 is outside 0 to 4"),
+        ("-1", "the score -1 is outside 0 to 4"),
+        ("2.5", "not a whole number"),
+        ("Score range: 0 to 4", "there is no score"),
         ("{'score': 3, 'score': 4}", "several scores"),
         ("Score: 4\nThe scale:\nScore: 0 - nothing\nScore: 1 - a little", "can't be read"),
         ("Score: 3,5", "can't be read"),
@@ -156,7 +200,11 @@ def test_a_reply_has_one_meaning_or_none(text: str, why: str) -> None:
     "text",
     [
         "",
-        "3",  # of what?
+        *("2 3", "2\n3", "3, 2", "2-3", "0-4", "0 to 4", "3/5", "75%", "3%", "3,5", "3/4/2024", "not 3", "#3", "three"),
+        '{"count": 2} 3',
+        "| Score | 3 | 2 |",
+        "Score \u2014 not 3",
+        "Score: 0-4",
         "The score would be 3.",
         "Score: 3\nScore: n/a",
         "Score: three",
@@ -171,7 +219,6 @@ def test_a_reply_has_one_meaning_or_none(text: str, why: str) -> None:
         "Score: 1 or 2",
         "Score: 3/10",
         "Score: 3 out of 5",
-        "Score: 0-4",
         "Scores: 3",
         '{"score": 3.5}',
         '{"score": "good"}',
@@ -189,7 +236,7 @@ def test_what_is_not_clear_is_no_score(text: str) -> None:
         read(text)
 
 
-@given(SCORES, WORDS, WORDS)
+@given(SCORES, WORDS, NO_NUMBERS)
 def test_a_json_object_is_found_among_any_words(score: int, before: str, after: str) -> None:
     assert read(f'{before}{{"analysis": {json.dumps(after)}, "score": {score}}}{after}').score == score
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from customized_grpo.rewards.judge.choice import read_choice
+from customized_grpo.rewards.judge.choice import read_choice, read_choices
 from customized_grpo.rewards.judge.unscorable import Unscorable
 
 JSON = '{"score": 3}'
@@ -59,8 +59,17 @@ def test_a_list_of_parts_is_its_text_without_thoughts() -> None:
     ]
     assert read_choice(choice(parts)) == read_choice(choice(JSON))
     assert read_choice(choice({"score": 3}))[1].score == 3
+    assert [read_choice(choice(number))[1].score for number in (3, 3.0, 0)] == [3, 3, 0]
     with pytest.raises(Unscorable, match="refused: 'no faces'"):
         read_choice(choice([{"type": "refusal", "refusal": "no faces"}]))
+
+
+def test_several_choices_agree_or_there_is_no_score() -> None:
+    assert read_choices([choice(JSON), choice("Score: 3")]) == read_choice(choice(JSON))
+    with pytest.raises(Unscorable, match=r"2 answers with several scores: 2, 3; ask for one \(n: 1\)"):
+        read_choices([choice("Score: 2"), choice(JSON)])
+    with pytest.raises(Unscorable, match="the answer is empty"):
+        read_choices([choice(JSON), choice("")])
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "reasoning_details"])
@@ -96,7 +105,8 @@ def test_an_object_that_a_server_took_for_thoughts_is_the_answer() -> None:
         ({"message": "Score: 3"}, "no message"),
         (choice(None), "the answer is empty"),
         (choice({"parts": 3}), "there is no score"),
-        (choice(3), "the answer is empty"),
+        (choice(7), "the score 7 is outside"),
+        (choice(True), "there is no score"),
         (choice(None, None, tool_calls=[{"id": "1"}]), "calls a tool"),
         (choice(JSON, refusal="I can't grade people."), "refused: \"I can't"),
     ],
