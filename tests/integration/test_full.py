@@ -85,7 +85,7 @@ def test_the_kl_is_to_the_first_weights(tiny_world: Path, tmp_path: Path, monkey
 
 
 def test_constant_rewards_move_nothing(tiny_world: Path, tmp_path: Path) -> None:
-    rewards = {name: {"type": "runs:Constant", "axis": name} for name in ("prompt", "identity")}
+    rewards = {f"of_{axis}": {"type": "runs:Constant", "axis": axis} for axis in ("prompt", "identity")}
     changes = FULL | {"rewards": rewards, "train__weight_decay": 0.0, "objective__kl": 0.0}
     trainer = Trainer(build(tiny_recipe(tiny_world, tmp_path / "run", **changes)))
     assert trainer.parts.policy.base_weights is None, "a copy that nothing asks for"

@@ -139,12 +139,12 @@ def test_zero_advantages_give_exactly_zero_gradient(finished: Finished, monkeypa
 
 
 def test_constant_rewards_move_nothing(trainer_of: MakeTrainer) -> None:
-    rewards = {name: {"type": "runs:Constant", "axis": name} for name in ("prompt", "identity")}
+    rewards = {f"of_{axis}": {"type": "runs:Constant", "axis": axis} for axis in ("prompt", "identity")}
     trainer = trainer_of(rewards=rewards, train__weight_decay=0.0)
     before = adapter(trainer)
     metrics = trainer.step(0)
     assert metrics["grad/norm"] == 0
-    assert metrics["reward/prompt/zero_variance_share"] == 1
+    assert metrics["reward/of_prompt/zero_variance_share"] == 1
     assert metrics["advantage/abs_mean"] == 0
     assert math.isnan(metrics["advantage/correlation"])
     assert same(before, adapter(trainer))
