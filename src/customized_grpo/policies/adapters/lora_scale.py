@@ -170,9 +170,9 @@ def check_header(metadata: Mapping[str, str], ranks: Iterable[int]) -> None:
     if lacking and any(not math.isclose(alpha, rank) for alpha in alphas.values() for rank in of_header):
         raise ValueError(
             f"its header says {', '.join(f'{name} {value:g}' for name, value in said.items())}, and there are no "
-            f"alphas beside its factors of rank {', '.join(map(str, sorted(lacking)))}, without which their scale is 1: a "
-            "converter may have lost them. Get the file as its trainer wrote it, write an alpha (<layer>.alpha) for "
-            "each layer, or remove these entries of the header if the scale is 1"
+            f"alphas beside its factors of rank {', '.join(map(str, sorted(lacking)))}, so their scale is 1: a "
+            "converter may have lost the alphas. Get the file as its trainer wrote it, write an alpha "
+            "(<layer>.alpha) for each layer, or remove these entries of the header if the scale is 1"
         )
 
 
