@@ -10,7 +10,7 @@ from customized_grpo.console import err, say
 from customized_grpo.policies import shifts
 from customized_grpo.policies.adapters.base_lora import BaseLora, apply_base_lora
 from customized_grpo.policies.adapters.flux_keys import from_original, in_diffusers, key_map
-from customized_grpo.policies.adapters.tensor_files import read_metadata, read_tensors
+from customized_grpo.policies.adapters.tensor_files import is_part, read_metadata, read_tensors
 from customized_grpo.policies.hub_files import weights_file
 from customized_grpo.policies.pipelines import PipelineConfig, check_folder, empty_transformer, open_pipeline
 from customized_grpo.policies.single_file import other_model, plain, said, transformer_of
@@ -138,6 +138,11 @@ def _single_file_transformer(config: FluxConfig, dtype: torch.dtype) -> Any:
     assert config.transformer is not None
     transformer = empty_transformer(config, offline=config.offline)
     file = weights_file(config.transformer, "policy.transformer", default=None, revision=None, offline=config.offline)
+    if is_part(file):
+        raise ValueError(
+            f"policy.transformer: {config.transformer!r} is one part of a model that was saved in several files; give "
+            "the folder of the whole pipeline as policy.model, or its transformer's folder as policy.full.path"
+        )
     tensors = read_tensors(file, "policy.transformer:")
     shapes = {name: tensor.shape for name, tensor in transformer.state_dict().items()}
     try:

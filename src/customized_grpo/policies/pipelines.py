@@ -19,6 +19,7 @@ from customized_grpo import registry
 from customized_grpo.policies.acceleration import place_and_freeze, quantization_of
 from customized_grpo.policies.adapters.tensor_files import check_finite
 from customized_grpo.policies.base import Policy, PolicyConfig
+from customized_grpo.policies.complete import check_complete
 from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN
 from customized_grpo.policies.hub_files import hub_problem
 from customized_grpo.policies.single_file import check_no_file
@@ -141,6 +142,8 @@ def open_pipeline(
     """
     parts = quantization_of(config.quantization, dtype, device, absent) | dict(own)
     with explained(config):
+        if Path(source).is_dir():  # what the hub sends is checked by its client
+            check_complete(Path(source), _INDEX, skip={*absent, *own}, variant=config.variant)
         pipeline = pipeline_class.from_pretrained(
             source,
             dtype={"default": dtype, "vae": torch.float32},

@@ -169,3 +169,10 @@ def test_one_file_as_the_model_is_told_where_it_goes(
     file = saved(tmp_path / "all.safetensors", named | OTHERS)
     with pytest.raises(ValueError, match=rf"is one file of weights \(keys begin with .*vae \(2\)\); .*{advice}"):
         policy.load(config(model=str(file)), device=torch.device("cpu"), dtype=torch.float32)
+
+
+def test_a_part_of_a_model_is_refused_by_name(models: Any, weights: Any, tmp_path: Path) -> None:
+    """Not by the hundreds of keys that it lacks."""
+    file = saved(tmp_path / "diffusion_pytorch_model-00001-of-00003.safetensors", weights[0])
+    with pytest.raises(ValueError, match=r"is one part of a model .*give the folder of the whole pipeline"):
+        load(models, file)

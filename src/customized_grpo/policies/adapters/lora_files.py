@@ -15,7 +15,7 @@ from torch import Tensor
 
 from customized_grpo.paths import matching
 from customized_grpo.policies.adapters.low_rank import Update
-from customized_grpo.policies.adapters.tensor_files import write_tensors
+from customized_grpo.policies.adapters.tensor_files import is_part, write_tensors
 from customized_grpo.policies.adapters.uno_lora import FILE_NAME, REPOSITORY
 from customized_grpo.policies.hub_files import hub_lora, is_hub_id
 
@@ -85,8 +85,19 @@ def find_adapter(path: str | Path, *, revision: str | None = None, offline: bool
         offline: look into the hub's cache only.
 
     Raises:
-        ValueError: there is no adapter.
+        ValueError: there is no adapter, or it is one of several files that only together are one.
     """
+    file = _found(path, revision=revision, offline=offline)
+    if is_part(file):
+        raise ValueError(
+            f"LoRA {str(file)!r} is one part of a file that was saved in several, which are not read here: join them "
+            "(load_file of each part and one save_file of all their tensors, of safetensors.torch) and give that file "
+            "from a folder of its own"
+        )
+    return file
+
+
+def _found(path: str | Path, *, revision: str | None, offline: bool) -> Path:
     given = Path(path).expanduser()
     if given.suffix in _PICKLES and given.is_file():
         raise ValueError(
@@ -99,7 +110,7 @@ def find_adapter(path: str | Path, *, revision: str | None = None, offline: bool
         return newest
     inside = matching(given, "*.safetensors")
     named = [one for one in inside if one.name in (WEIGHTS_NAME, PEFT_WEIGHTS, FILE_NAME)] or inside
-    if len(named) == 1:
+    if len(named) == 1 or (named and all(map(is_part, named))):
         return named[0]
     if named:
         raise ValueError(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from customized_grpo.policies.adapters import uno_lora
 from customized_grpo.policies.adapters.flux_keys import key_map
-from customized_grpo.policies.adapters.low_rank import Factors, linear_shapes, shown
+from customized_grpo.policies.adapters.low_rank import Factors, linear_shapes, shown, turned
 
 _FLUX2_QKV: Final = (("img_attn", "to_q", "to_k", "to_v"), ("txt_attn", "add_q_proj", "add_k_proj", "add_v_proj"))
 _FLUX2_DOUBLE: Final = {
@@ -100,7 +100,10 @@ def factors_at(place: Place, factors: Factors, shapes: Mapping[str, tuple[int, i
     rows = [shapes[module][0] for module in place.modules]
     expected, given = (sum(rows), shapes[place.modules[0]][1]), (factors.b.shape[0], factors.a.shape[1])
     if given != expected:
-        raise ValueError(f"it would be {given[0]} x {given[1]}, the model's is {expected[0]} x {expected[1]}")
+        shapes_of = f"it would be {given[0]} x {given[1]}, the model's is {expected[0]} x {expected[1]}"
+        if given[0] == given[1] < factors.rank:
+            raise ValueError(f"{shapes_of}{turned(factors.a.shape, factors.b.shape)}")
+        raise ValueError(f"it is of a model of another width: {shapes_of}")
     b = _swap(factors.b) if place.swapped else factors.b
     return {
         module: Factors(factors.a, part, factors.alpha)

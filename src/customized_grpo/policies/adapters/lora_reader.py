@@ -19,7 +19,7 @@ from customized_grpo.policies.adapters import lora_keys, lora_scale
 from customized_grpo.policies.adapters.lora_files import HEADER, PEFT_CONFIG, PEFT_WEIGHTS, PREFIX, find_adapter
 from customized_grpo.policies.adapters.lora_keys import Key
 from customized_grpo.policies.adapters.lora_names import factors_at, family_of, places, unknown
-from customized_grpo.policies.adapters.low_rank import Factors, linear_shapes, shown
+from customized_grpo.policies.adapters.low_rank import Factors, linear_shapes, shown, turned
 from customized_grpo.policies.adapters.tensor_files import FLOAT8, FLOATS, read_metadata, read_tensors
 from customized_grpo.text import read_text
 
@@ -63,8 +63,7 @@ class LoraFile:
                 found = factors_at(place, given, shapes)
             except ValueError as error:
                 raise ValueError(
-                    f"LoRA {str(self.path)!r} is of a model of another width: {self.keys[name]}: {error}"
-                    f"{self._made_for()}"
+                    f"LoRA {str(self.path)!r} does not fit: {self.keys[name]}: {error}{self._made_for()}"
                 ) from error
             if twice := sorted(found.keys() & update.keys()):
                 raise ValueError(
@@ -128,7 +127,7 @@ def read_lora(path: str | Path, *, revision: str | None = None, offline: bool = 
         aside, mine = _set_aside(tensors)
         keys = lora_keys.parse(mine)
         pairs = _pairs(keys, mine)
-        alphas = _alphas(keys, mine, {name: a.shape[0] for name, (a, _) in pairs.items()}, config)
+        alphas = _alphas(keys, mine, {name: a.shape[0] for name, (a, _) in pairs.items()}, config, metadata)
     except ValueError as error:
         family = family_of(tensors)
         of_model = "" if family is None else f" (its layers are named as those of {family})"
@@ -189,7 +188,7 @@ def _pairs(keys: Sequence[Key], tensors: Mapping[str, Tensor]) -> dict[str, tupl
         if a.shape[0] != b.shape[1]:
             raise ValueError(
                 f"the factors of {name} don't fit each other: {sides[name]['a'].text} is {tuple(a.shape)} and "
-                f"{sides[name]['b'].text} {tuple(b.shape)}"
+                f"{sides[name]['b'].text} {tuple(b.shape)}{turned(a.shape, b.shape)}"
             )
     return pairs
 
@@ -210,7 +209,11 @@ def _matrix(key: str, tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def _alphas(
-    keys: Sequence[Key], tensors: Mapping[str, Tensor], ranks: Mapping[str, int], config: Mapping[str, Any]
+    keys: Sequence[Key],
+    tensors: Mapping[str, Tensor],
+    ranks: Mapping[str, int],
+    config: Mapping[str, Any],
+    metadata: Mapping[str, str],
 ) -> dict[str, float]:
     """alpha of each module; a header and alphas beside the factors must agree."""
     beside = {}
@@ -222,6 +225,7 @@ def _alphas(
     kohya = any("down" in key.text for key in keys)
     of_keys = lora_scale.of_keys(beside, ranks, by_default_the_rank=kohya)
     if not config:
+        lora_scale.check_header(metadata, {rank for name, rank in ranks.items() if name not in beside})
         return of_keys
     lora_scale.check_config(config)
     of_config = lora_scale.of_config(config, ranks)

@@ -9,7 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from customized_grpo.policies.adapters.low_rank import shown
 
@@ -40,6 +40,11 @@ trained, where they came from."""
 _READ: Final = frozenset({"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "init_lora_weights"})
 _STARTS: Final = (True, False, "gaussian", "eva", "orthogonal")
 """``init_lora_weights`` that leave the base as it is; the others (PiSSA, OLoRA, CorDA, LoftQ) subtract from it."""
+_ALPHAS: Final = ("ss_network_alpha", "lora_alpha", "network_alpha", "alpha")
+_RANKS: Final = ("ss_network_dim", "r", "lora_rank", "network_dim", "rank")
+"""Entries of headers for alpha and rank of all layers, of sd-scripts and of scripts that write them one by one."""
+_NUMBER: Final = re.compile(r"-?\d+(\.\d*)?(e[+-]?\d+)?")
+"""sd-scripts also writes "Dynamic" and "None"."""
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -66,12 +71,12 @@ def check_config(config: Mapping[str, Any]) -> None:
             f"its configuration says init_lora_weights: {config['init_lora_weights']!r}, which also changes the base's "
             "weights; save it again as a plain LoRA (peft's path_initial_model_for_weight_conversion)"
         )
-    for name in ("r", "lora_alpha"):
-        if name in config and not _is_number(config[name]):
-            raise ValueError(f"its configuration says {name}: {config[name]!r}, and a number above 0 is needed")
-    for name in ("rank_pattern", "alpha_pattern"):
+    for name, fits, needed in (("r", _is_rank, "a number above 0"), ("lora_alpha", _is_alpha, "a number other than 0")):
+        if name in config and not fits(config[name]):
+            raise ValueError(f"its configuration says {name}: {config[name]!r}, and {needed} is needed")
+    for name, fits in (("rank_pattern", _is_rank), ("alpha_pattern", _is_alpha)):
         pattern = config.get(name) or {}
-        if not isinstance(pattern, Mapping) or not all(map(_is_number, pattern.values())):
+        if not isinstance(pattern, Mapping) or not all(map(fits, pattern.values())):
             raise ValueError(f"its configuration says {name}: {pattern!r}, and numbers by module are needed")
 
 
@@ -146,5 +151,35 @@ def of_keys(given: Mapping[str, float], ranks: Mapping[str, int], *, by_default_
     return {name: given.get(name, float(rank)) for name, rank in ranks.items()}
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+def check_header(metadata: Mapping[str, str], ranks: Iterable[int]) -> None:
+    """Refuse a header that speaks of another scale than 1, where neither alphas nor a configuration do.
+
+    sd-scripts writes an alpha beside each layer, so that one in its header alone was lost on the way.
+
+    Args:
+        metadata: of the file.
+        ranks: of the factors that have no alpha.
+
+    Raises:
+        ValueError: its alpha is not its rank.
+    """
+    lacking = set(ranks)
+    said = {name: float(metadata[name]) for name in (*_ALPHAS, *_RANKS) if _NUMBER.fullmatch(metadata.get(name, ""))}
+    of_header = {said[name] for name in _RANKS if name in said} or lacking
+    alphas = {name: said[name] for name in _ALPHAS if name in said}
+    if lacking and any(not math.isclose(alpha, rank) for alpha in alphas.values() for rank in of_header):
+        raise ValueError(
+            f"its header says {', '.join(f'{name} {value:g}' for name, value in said.items())}, and there are no "
+            f"alphas beside its factors of rank {', '.join(map(str, sorted(lacking)))}, so their scale is 1: a "
+            "converter may have lost the alphas. Get the file as its trainer wrote it, write an alpha "
+            "(<layer>.alpha) for each layer, or remove these entries of the header if the scale is 1"
+        )
+
+
+def _is_rank(value: object) -> bool:
+    return _is_alpha(value) and value > 0
+
+
+def _is_alpha(value: object) -> TypeGuard[float]:
+    """One below 0 turns the update, in peft and diffusers and wherever it stands."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value != 0

@@ -72,6 +72,16 @@ def linear_shapes(transformer: nn.Module) -> dict[str, tuple[int, int]]:
     }
 
 
+def turned(a: tuple[int, ...], b: tuple[int, ...]) -> str:
+    """What is wrong with two shapes if the rank stands on another side than r x d_in and d_out x r; else empty."""
+    transposed = {"A": (a[1], b[1], a[0]), "B": (b[0], a[0], b[1])}
+    one = next((name for name, (rank, other, width) in transposed.items() if rank == other < width), None)
+    if one is None and a[1] != b[0]:
+        return ""
+    wrong = "both are transposed, or A and B are swapped" if one is None else f"{one} is transposed"
+    return f"; A is of rank x width and B of width x rank, so {wrong}: the file was converted wrongly"
+
+
 def check_fits(update: Update, transformer: nn.Module) -> None:
     """Every factor must find a linear layer of its shape.
 

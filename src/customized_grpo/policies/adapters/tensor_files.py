@@ -1,8 +1,9 @@
 """Reading and writing safetensors: equal tensors and metadata give equal bytes; a damaged file gives a clear error."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from customized_grpo.paths import matching
 from customized_grpo.policies.adapters.low_rank import shown
 
 FLOATS: Final = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
@@ -48,6 +50,22 @@ def read_metadata(file: Path, what: str = "file") -> dict[str, str]:
     """Metadata in the header of a safetensors file; see ``read_tensors``."""
     with _opened(file, what) as opened:
         return opened.metadata() or {}
+
+
+def is_part(file: Path) -> bool:
+    """True if the file holds only some of its weights: by its name, ``-00001-of-00002``, or by an index beside it."""
+    numbers = re.search(r"\d+[-_]?of[-_]?(\d+)$", file.stem)
+    return (numbers is not None and int(numbers[1]) > 1) or any(
+        file.name in parts and len(parts) > 1 for parts in map(_indexed, matching(file.parent, "*.index.json"))
+    )
+
+
+def _indexed(index: Path) -> set[str]:
+    """Names of the files that an index speaks of; none where it is none."""
+    try:
+        return set(json.loads(index.read_bytes())["weight_map"].values())
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        return set()
 
 
 def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
@@ -106,15 +124,27 @@ def _diagnosis(file: Path) -> str:
 
 
 def _difference(header: bytes, length: int, size: int) -> str:
-    """What the size of a file says against its header."""
-    end = length
-    with suppress(ValueError, TypeError, LookupError, AttributeError):
-        entries = json.loads(header)
-        end += max(one["data_offsets"][1] for name, one in entries.items() if name != "__metadata__")
-    if 8 + end > size:
-        return f"it is cut off: its header speaks of {8 + end} bytes, and the file has {size}; download it again"
-    if 8 + end < size:
-        return f"its header speaks of {8 + end} bytes, and the file has {size}; download it again"
+    """What is wrong with a header, or with the size of the file against it."""
+    if len(header) < length:
+        return f"it is cut off: its header alone is of {8 + length} bytes, and the file has {size}; download it again"
+    try:
+        entries = json.loads(header.decode())
+        ends = [one["data_offsets"][1] for name, one in entries.items() if name != "__metadata__"]
+        end = 8 + length + max(ends, default=0)
+        texts = dict(entries.get("__metadata__") or {})
+    except UnicodeDecodeError as error:
+        return (
+            f"its header is no UTF-8 ({header[max(error.start - 20, 0) : error.start + 10]!r}), which the format asks "
+            "for; its weights may be whole: write the file again with metadata in UTF-8, or without"
+        )
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return "its header is damaged; download it again"
+    if end > size:
+        return f"it is cut off: its header speaks of {end} bytes, and the file has {size}; download it again"
+    if end < size:
+        return f"its header speaks of {end} bytes, and the file has {size}; download it again"
+    if others := sorted(name for name, value in texts.items() if not isinstance(value, str)):
+        return f"its metadata are no texts: {shown(others)}; write the file again with texts, or without metadata"
     return "its header is damaged; download it again"
 
 

@@ -183,9 +183,21 @@ def test_names_that_can_be_read_in_one_way(
     assert scales(written(tmp_path, tensors), transformer) == {TO_Q: 1.0}
 
 
-def test_a_negative_alpha_turns_the_update(tmp_path: Path, transformer: FluxTransformer2DModel) -> None:
-    tensors = pair(TO_Q) | {f"transformer.{TO_Q}.alpha": torch.tensor(-2.0)}
-    one = read_lora(written(tmp_path, tensors)).update(transformer)[TO_Q]
+@pytest.mark.parametrize(
+    ("beside", "config"),
+    [
+        ({f"transformer.{TO_Q}.alpha": torch.tensor(-2.0)}, None),
+        ({}, {"r": 4, "lora_alpha": -2}),
+        ({}, {"r": 4, "lora_alpha": -1, "use_rslora": True}),
+        ({}, {"r": 4, "lora_alpha": 4, "alpha_pattern": {"to_q": -2}}),
+    ],
+)
+def test_a_negative_alpha_turns_the_update(
+    tmp_path: Path, transformer: FluxTransformer2DModel, beside: dict[str, Tensor], config: dict[str, Any] | None
+) -> None:
+    """So it does in peft and diffusers, which divide it by the rank whatever its sign."""
+    tensors = pair(TO_Q) | beside
+    one = read_lora(written(tmp_path, tensors, config)).update(transformer)[TO_Q]
     assert one.scale == 0.5
     assert torch.equal(one.b, -tensors[f"transformer.{TO_Q}.lora_B.weight"])
 
@@ -196,6 +208,53 @@ def test_header_and_alphas_must_agree(tmp_path: Path, transformer: FluxTransform
     assert scales(written(tmp_path, tensors, {"r": 4, "lora_alpha": 2}), transformer) == {TO_Q: 0.5}
     with pytest.raises(ValueError, match=rf"and its alphas disagree: {TO_Q} has 8 by the one and 2 by the other"):
         read_lora(written(tmp_path, tensors, {"r": 4, "lora_alpha": 8}))
+
+
+HEADERS = [
+    (
+        {"ss_network_alpha": "8", "ss_network_dim": "4"},
+        r"ss_network_alpha 8, ss_network_dim 4, and there are no alphas",
+    ),
+    ({"ss_network_alpha": "1.0"}, "ss_network_alpha 1, and there are no alphas beside its factors of rank 4"),
+    ({"ss_network_alpha": "1e-1", "ss_network_dim": "Dynamic"}, "ss_network_alpha 0.1, and"),
+    ({"lora_alpha": "8", "r": "4"}, "lora_alpha 8, r 4, and"),
+    ({"alpha": "8", "rank": "4"}, "alpha 8, rank 4, and"),
+]
+
+
+@pytest.mark.parametrize(("header", "message"), HEADERS)
+@pytest.mark.parametrize("form", [KOHYA, {}])
+def test_a_header_of_another_scale_is_refused(
+    tmp_path: Path, header: dict[str, str], message: str, form: dict[str, str]
+) -> None:
+    """sd-scripts writes an alpha beside each layer: without them the file was converted, and its scale lost."""
+    with pytest.raises(ValueError, match=rf"its header says {message}"):
+        read_lora(written(tmp_path, pair(TO_Q, **form), **header))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"ss_network_alpha": "4", "ss_network_dim": "4"},
+        {"ss_network_alpha": "16.0", "ss_network_dim": "16"},  # layers of other ranks, as a fused layer's parts have
+        {"ss_network_alpha": "Dynamic", "ss_network_dim": "Dynamic"},
+        {"ss_network_alpha": "None"},
+        {"r": "8"},
+    ],
+)
+def test_a_header_of_scale_1_is_no_contradiction(
+    tmp_path: Path, transformer: FluxTransformer2DModel, header: dict[str, str]
+) -> None:
+    assert scales(written(tmp_path, pair(TO_Q), **header), transformer) == {TO_Q: 1.0}
+
+
+def test_alphas_and_configurations_go_before_entries_of_the_header(
+    tmp_path: Path, transformer: FluxTransformer2DModel
+) -> None:
+    said = {"ss_network_alpha": "8", "ss_network_dim": "4"}
+    alpha = {f"transformer.{TO_Q}.alpha": torch.tensor(2.0)}
+    assert scales(written(tmp_path, pair(TO_Q) | alpha, **said), transformer) == {TO_Q: 0.5}
+    assert scales(written(tmp_path, pair(TO_Q), {"r": 4, "lora_alpha": 2}, **said), transformer) == {TO_Q: 0.5}
 
 
 Q, K = f"transformer.{TO_Q}", f"transformer.{TO_K}"
@@ -216,6 +275,18 @@ REFUSED: dict[str, tuple[dict[str, Tensor], str]] = {
     "factors of two ranks": (
         pair(TO_Q) | {f"{Q}.lora_B.weight": torch.ones(64, 3)},
         rf"factors of {TO_Q} don't fit each other: .*\(4, 64\) and .*\(64, 3\)",
+    ),
+    "both transposed": (
+        {name: one.T for name, one in pair(OUT, 64, 320).items()},
+        r"\(320, 4\) and .*\(4, 64\); A is of rank x width and B of width x rank, so both are transposed, or A and B",
+    ),
+    "A transposed": (
+        pair(TO_Q) | {f"{Q}.lora_A.weight": torch.ones(64, 4)},
+        r"\(64, 4\) and .*\(64, 4\); A is .* so A is transposed",
+    ),
+    "B transposed": (
+        pair(TO_Q) | {f"{Q}.lora_B.weight": torch.ones(4, 64)},
+        r"\(4, 64\) and .*\(4, 64\); A is .* so B is transposed",
     ),
     "nothing": ({}, "it is empty"),
     "no rows": (pair(TO_Q, rank=0), r"to_q\.lora_A\.weight is of size 0: \(0, 64\)"),
@@ -296,7 +367,9 @@ def test_what_is_not_read_is_named(tmp_path: Path, tensors: dict[str, Tensor], m
         ({"lora_alpha": 8}, rf"rank 8 for {TO_Q}, and the factors are of rank 4"),
         ({"r": "4"}, "r: '4', and a number above 0"),
         ({"r": 4, "lora_alpha": math.nan}, "lora_alpha: nan"),
-        ({"r": 4, "lora_alpha": 0}, "lora_alpha: 0"),
+        ({"r": 4, "lora_alpha": 0}, "lora_alpha: 0, and a number other than 0"),
+        ({"r": -4, "lora_alpha": 4}, "r: -4, and a number above 0"),
+        ({"r": 4, "alpha_pattern": {"to_q": 0}}, "alpha_pattern: {'to_q': 0}"),
         ({"r": 4, "alpha_pattern": ["to_q"]}, r"alpha_pattern: \['to_q'\]"),
         ({"r": 4, "alpha_pattern": {"(": 3}}, r"the pattern '\('"),
     ],
@@ -372,8 +445,16 @@ FOREIGN: dict[str, tuple[dict[str, Tensor], str]] = {
     ),
     "another width": (
         pair("double_blocks_0_img_attn_qkv", 384, 128, **KOHYA),
-        r"another width: lora_unet_double_blocks_0_img_attn_qkv\.lora_down\.weight: it would be 384 x 128, the model's "
-        r"is 192 x 64",
+        r"not fit: lora_unet_double_blocks_0_img_attn_qkv\.lora_down\.weight: it is of a model of another width: it "
+        r"would be 384 x 128, the model's is 192 x 64",
+    ),
+    "both factors transposed": (
+        {name: one.T for name, one in pair(TO_Q).items()},
+        rf"not fit: transformer\.{TO_Q}\.lora_A\.weight: it would be 4 x 4, .* both are transposed, or A and B are",
+    ),
+    "A and B swapped": (
+        pair(TO_Q, a=".lora_B.weight", b=".lora_A.weight"),
+        r"it would be 4 x 4, the model's is 64 x 64; A is of rank x width .* or A and B are swapped: the file was conv",
     ),
     "Stable Diffusion 3": (pair("joint_transformer_blocks.0.attn.to_q"), "it is a LoRA of Stable Diffusion 3"),
     "SDXL": (pair("input_blocks_4_1_transformer_blocks_0_attn1_to_q", **KOHYA), "it is a LoRA of a Stable Diffusion"),
@@ -501,3 +582,25 @@ def test_folders_and_pickles(tmp_path: Path) -> None:
         read_lora(tmp_path)
     (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(file.read_bytes())
     assert read_lora(tmp_path).path.name == "pytorch_lora_weights.safetensors"
+
+
+@pytest.mark.parametrize("names", [("m-00001-of-00002", "m-00002-of-00002"), ("m_1of2", "m_2of2"), ("first", "second")])
+@pytest.mark.parametrize("given", ["folder", "part"])
+def test_a_part_of_a_lora_is_never_taken_for_it(tmp_path: Path, names: tuple[str, str], given: str) -> None:
+    """Each part alone is a whole LoRA to look at, of half the layers; parts of other names have an index."""
+    index = {}
+    for name, module in zip(names, (TO_Q, TO_K), strict=True):
+        save_file(pair(module), tmp_path / f"{name}.safetensors")
+        index |= dict.fromkeys(pair(module), f"{name}.safetensors")
+    if names[0] == "first":
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    with pytest.raises(ValueError, match=rf"{names[0]}\.safetensors' is one part of a file that was saved in several"):
+        read_lora(tmp_path if given == "folder" else tmp_path / f"{names[0]}.safetensors")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": {"a": "m-00001-of-00001.safetensors"}}'])
+def test_one_part_of_one_is_whole(tmp_path: Path, transformer: FluxTransformer2DModel, text: str) -> None:
+    """And an index that is none says nothing."""
+    written(tmp_path, pair(TO_Q)).rename(tmp_path / "m-00001-of-00001.safetensors")
+    (tmp_path / "m.safetensors.index.json").write_text(text)
+    assert scales(tmp_path, transformer) == {TO_Q: 1.0}
