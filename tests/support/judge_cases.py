@@ -104,7 +104,7 @@ def _not_before(seconds: float) -> Callable[[Request], Reply]:
 
 
 OK = score(3)
-ANSWERED = json.loads(OK.body)
+ANSWERED, TWO = json.loads(OK.body), json.loads(score(2).body)
 PER_DAY, PER_MINUTE = (f"GenerateRequestsPer{one}PerProjectPerModel-FreeTier" for one in ("Day", "Minute"))
 TPM = "Limit 30000, Used 29900, Requested 700. Please try again in"
 TWICE: dict[str, Any] = {"requests": 2}  # the judge here has one retry
@@ -124,6 +124,10 @@ CASES = [
     scored("A raw line break in a JSON string", _text('{"analysis": "first\nScore: 1\nsecond", "score": 3}')),
     scored("JSON as Python writes it", _text("{'score': 3,}")),
     scored("Full-width digit and colon", _text("Score\uff1a\uff13")),
+    scored("A number and nothing else", _text("<|begin_of_box|>3<|end_of_box|>")),
+    scored("A number as content", completion(3)),
+    scored("A rating", _text('{"rating": 3}')),
+    scored("The scale beneath the score", _text("Score: 3\n(Score range: 0 to 4)")),
     scored("A final score after another", _text("Score: 2\nFinal score: 3")),
     scored("Nested thoughts", _text("<think>a <think>b</think> Score: 1</think>Score: 3")),
     scored("Thoughts in other tags", _text("\u25c1think\u25b7Score: 1\u25c1/think\u25b7Score: 3")),
@@ -137,6 +141,14 @@ CASES = [
     scored("Broken off behind closed JSON", _ended("insufficient_system_resource")),
     masked("Broken off behind a line", _ended("abort", "Score: 3"), says="may not be whole"),
     masked("Two score lines", _text("Score: 2\nScore: 3"), says="several scores"),
+    masked("A final answer that is not the score", _text("Score: 3\nFinal answer: 2"), says="several scores"),
+    masked("A score that is taken back", _text("Score: 3\nActually, 2."), says="may take it back"),
+    masked("JSON that is taken back", _text('```json\n{"score": 3}\n```\nI would lower it to 2.'),
+           says="may take it back"),
+    masked("Two choices that differ", as_json(ANSWERED | {"choices": ANSWERED["choices"] + TWO["choices"]}),
+           says="2 answers with several scores: 3, 2"),
+    scored("Two choices that agree", as_json(ANSWERED | {"choices": ANSWERED["choices"] * 2})),
+    masked("Two numbers", _text("2\n3"), says="there is no score"),
     masked("A draft in open thoughts", _text('<think>perhaps {"score": 1}'), says="thoughts are not closed"),
     masked("Thoughts alone", completion("", reasoning_content="Hm.\nScore: 1"),
            says="in 'reasoning_content': 'Hm. Score: 1'"),
@@ -215,6 +227,14 @@ CASES = [
     scored("429 with the reset of a used-up limit", error(429, "later", x_ratelimit_remaining_tokens="0",
            x_ratelimit_reset_tokens="1s", x_ratelimit_remaining_requests="9", x_ratelimit_reset_requests="1h"),
            _not_before(1.0), **TWICE),
+    scored("503 with estimated_time: 1.1", as_json({"error": "Model is currently loading", "estimated_time": 1.1}, 503),
+           _not_before(1.1), **TWICE),
+    scored("A wait beside an error with status 200", as_json(_router(503, "loading") | {"estimated_time": 1.1}),
+           _not_before(1.1), **TWICE),
+    scored("429 that says '1 秒后重试'", error(429, "请求过于频繁, 请在 1 秒后重试"), _not_before(1.0), **TWICE),
+    masked("429 that says 'try again in a minute'", error(429, "try again in a minute"), says="asks to wait 60 s"),
+    masked("429 that says 'resets at 2100-01-01T00:00:00Z'", error(429, "the limit resets at 2100-01-01T00:00:00Z"),
+           says="it asks to wait"),
     masked("429 that says 'try again in 6m0s'", error(429, f"{TPM} 6m0s."), says="it asks to wait 360 s, longer"),
     masked("429 with retryDelay: 3600s", _google(PER_MINUTE, delay="3600s"), says="asks to wait 3600 s"),
     masked("429 always", error(429, "later"), says="HTTP 429: later, at every attempt", **TWICE),
