@@ -76,6 +76,11 @@ def is_inside(path: str) -> bool:
     return bool(path) and "\0" not in path and not outside
 
 
+def is_url(path: str) -> bool:
+    """True for a web address or another URL in place of a file's path; ``C://a.png`` is none."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|data:[a-z]+/", path) is not None
+
+
 def is_system(name: str) -> bool:
     """True if a file or folder of this name is not the user's: hidden, AppleDouble (``._a.png``), thumbnails, a bin."""
     return name.startswith((".", "~$")) or name.casefold() in _SYSTEM

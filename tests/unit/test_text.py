@@ -98,7 +98,7 @@ def test_a_table(tmp_path: Path) -> None:
         b"b.png,a dog, in snow\r\nc.png,caf\xe9\r\nd.png\r\n"
         b'e.png,"never closed\r\nf.png,"' + long.encode() + b'"\r\ng.png,"said ""no"""\r\n'
     )
-    found = dict(read_table(path))
+    found = dict(read_table(path, "file"))
     assert found[2] == {"file": "a.png", "prompt": "a dog,\r\nin snow"}
     assert "3 cells for 2 columns; put a text with commas in quotation marks" in str(found[5])
     assert "0xe9" in str(found[6])
@@ -113,13 +113,13 @@ def test_a_table(tmp_path: Path) -> None:
 def test_a_table_of_any_unicode_and_ends_of_line(tmp_path: Path, encoding: str, end: str) -> None:
     path = tmp_path / "a.tsv"
     path.write_bytes(end.join(["file\tprompt", f"a.png\t{CHINESE}", ""]).encode(encoding))
-    assert list(read_table(path, "\t")) == [(2, {"file": "a.png", "prompt": CHINESE})]
+    assert list(read_table(path, "file")) == [(2, {"file": "a.png", "prompt": CHINESE})]
 
 
 def test_a_column_that_is_there_twice(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("prompt,prompt\na,b\n")
     with pytest.raises(TextError, match=r"a\.csv:1: the column 'prompt' is there twice"):
-        list(read_table(tmp_path / "a.csv"))
+        list(read_table(tmp_path / "a.csv", "file"))
 
 
 @pytest.mark.parametrize(
