@@ -76,9 +76,12 @@ def is_inside(path: str) -> bool:
     return bool(path) and "\0" not in path and not outside
 
 
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|(?:https?|ftp|file|s3|gs|hf):/|data:\w+/")
+
+
 def is_url(path: str) -> bool:
-    """True for a web address or another URL in place of a file's path; ``C://a.png`` is none."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|data:[a-z]+/", path) is not None
+    """True for a URL in place of a file's path, also after ``Path`` made ``://`` to ``:/``; ``C:/a.png`` is none."""
+    return _URL.match(path) is not None
 
 
 def is_system(name: str) -> bool:

@@ -21,6 +21,7 @@ _LONGEST: Final = 200
 """Characters of a wrong value that an error repeats."""
 _FORMS: Final = {
     "string_type": "a text",
+    "string_unicode": "a text without halves of surrogate pairs",
     "list_type": 'a list of paths, such as ["bag/0.jpg"]',
     "too_short": "a list of one path or more",
     "dict_type": 'an object, such as {"subject_id": "bag-3"}',
@@ -220,7 +221,7 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, default=repr).encode(errors="backslashreplace").decode()
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 

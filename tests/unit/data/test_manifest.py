@@ -1,6 +1,7 @@
 """The manifest data set: what it reads, and that every mistake is named with file and line."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from PIL import Image
 
 from customized_grpo.data.manifest import ManifestDataset, ManifestError
 from customized_grpo.data.rows import read_rows
+from customized_grpo.prepare.check import check_manifest
+from customized_grpo.prepare.split import split_manifest
 
 
 @pytest.fixture
@@ -57,6 +60,39 @@ def test_reads_every_field(root: Path) -> None:
     assert first.masks[1] is None
     assert first.extra == {"source": "syncd", "n": 3}
     assert (second.key, second.masks, second.extra, second.subject) == ("bag-1", (), {}, "")
+
+
+@pytest.mark.parametrize("text", ["", "\n \n", "\ufeff"])
+def test_an_empty_manifest_is_refused_by_all_that_read_one(root: Path, text: str) -> None:
+    path = root / "train.jsonl"
+    path.write_text(text, encoding="utf-8")
+    for reads in (load, lambda path: list(read_rows(path)), check_manifest, partial(split_manifest, share=0.5)):
+        with pytest.raises(ManifestError, match="the manifest is empty"):
+            reads(path)
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize(("whole", "what"), [([row()], "a JSON array"), (row(), "JSON over several lines")])
+def test_json_that_is_no_jsonl_is_one_error(root: Path, whole: Any, what: str, indent: int | None) -> None:
+    path = root / "train.jsonl"
+    path.write_text(json.dumps(whole, indent=indent))
+    if indent is None and isinstance(whole, dict):
+        assert len(load(path)) == 1
+        return
+    with pytest.raises(ManifestError, match=rf"train\.jsonl: is {what}; write one JSON object per line: 'jq -c"):
+        check_manifest(path)
+
+
+@pytest.mark.parametrize("given", ["e\u0301/\u00e9.png", "\u00e9\\e\u0301.png", "\u00c9/e\u0301.PNG"])
+def test_files_are_found_under_the_names_of_other_systems(root: Path, given: str) -> None:
+    (root / "\u00e9").mkdir()
+    Image.new("RGB", (8, 6), "red").save(root / "\u00e9/e\u0301.png")
+    path = write(root, row(references=[given], views=["BAG/1.png"], masks=["bag/Mask.png"]))
+    data = load(path)
+    assert data.sources(0).references == ("\u00e9/e\u0301.png",)
+    assert data.sources(0).views == ("bag/1.png",)
+    assert data[0].masks[0] is not None
+    assert check_manifest(path)[0].ok
 
 
 def test_limit_and_range(root: Path) -> None:
@@ -111,6 +147,9 @@ def test_paths_are_relative_to_the_manifest(root: Path, monkeypatch: pytest.Monk
         (row(references=[""]), "not inside"),
         (row(references=["bag/\x00.png"]), "not inside"),
         (row(masks=["../outside.png"]), "not inside"),
+        (row(references=["https://x.org/a.png"]), "'https://x.org/a.png' is a URL; download the file"),
+        (row(references=["data:image/png;base64,AA"]), "is a URL"),
+        (row(extra=3), "extra: given 3; it must be an object"),
     ],
 )
 def test_mistakes_name_file_and_line(root: Path, line: Any, message: str) -> None:

@@ -109,8 +109,8 @@ def test_workers_see_the_same(root: Path) -> None:
     assert counts == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_an_empty_manifest_still_gives_a_sheet(root: Path) -> None:
-    check, rows, seen = check_manifest(write(root, "{"))
+def test_a_manifest_without_a_row_still_gives_a_sheet(root: Path) -> None:
+    check, rows, seen = check_manifest(write(root, "{}"))
     contact_sheet(root / "s.jpg", rows, seen, root, title="t" * 300, subtitle="s")
     assert (check.rows, check.ok) == (0, False)
     assert (root / "s.jpg").is_file()
