@@ -76,6 +76,14 @@ def is_inside(path: str) -> bool:
     return bool(path) and "\0" not in path and not outside
 
 
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|(?:https?|ftp|file|s3|gs|hf):/|data:\w+/")
+
+
+def is_url(path: str) -> bool:
+    """True for a URL in place of a file's path, also after ``Path`` made ``://`` to ``:/``; ``C:/a.png`` is none."""
+    return _URL.match(path) is not None
+
+
 def is_system(name: str) -> bool:
     """True if a file or folder of this name is not the user's: hidden, AppleDouble (``._a.png``), thumbnails, a bin."""
     return name.startswith((".", "~$")) or name.casefold() in _SYSTEM

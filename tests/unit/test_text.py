@@ -42,6 +42,7 @@ def test_what_unicode_marks_is_read(tmp_path: Path, encoding: str, text: str) ->
         ("un café, l’été", "cp1252", "CP1252"),  # noqa: RUF001
         ('{"prompt": "' + CHINESE + '"}', "utf-16-le", "UTF-16LE"),
         ('{"prompt": "a dog"}', "utf-16-be", "UTF-16BE"),
+        ("一只𠮷猫", "gb18030", "GB18030"),
     ],
 )
 def test_another_encoding_is_refused_and_named(tmp_path: Path, text: str, encoding: str, named: str) -> None:
@@ -57,6 +58,11 @@ def test_another_encoding_is_refused_and_named(tmp_path: Path, text: str, encodi
         ("красная собака в снегу".encode("cp1251"), "save the file as UTF-8$"),
         ("un café près".encode("cp1252"), "perhaps from CP1252 or CP1250"),  # è is č in the other
         ("一只狗 一只猫 ".encode() * 3 + b"\xff", "most of the file is UTF-8"),
+        ("un café, l’été, près, là ".encode() + b"\xe9", "most of the file is UTF-8"),  # noqa: RUF001
+        ("dog,狗\ncat,猫\n".encode("gbk"), "save the file as UTF-8$"),  # may be Latin letters
+        ("猫在草地上".encode("utf-16-le"), "looks like UTF-16LE"),
+        ("一只猫\n二只狗".encode("utf-16-be"), "looks like UTF-16BE"),
+        ("猫がいる".encode("utf-16-le"), "looks like UTF-16LE"),
         ("一只狗".encode("utf-16") + b"\x00", "damaged or cut off"),
         (b"a\0b", "NUL byte, which text doesn't; remove it"),
         (b"PK\x03\x04", "ZIP archive or an Excel table"),
@@ -98,7 +104,7 @@ def test_a_table(tmp_path: Path) -> None:
         b"b.png,a dog, in snow\r\nc.png,caf\xe9\r\nd.png\r\n"
         b'e.png,"never closed\r\nf.png,"' + long.encode() + b'"\r\ng.png,"said ""no"""\r\n'
     )
-    found = dict(read_table(path))
+    found = dict(read_table(path, "file"))
     assert found[2] == {"file": "a.png", "prompt": "a dog,\r\nin snow"}
     assert "3 cells for 2 columns; put a text with commas in quotation marks" in str(found[5])
     assert "0xe9" in str(found[6])
@@ -113,13 +119,13 @@ def test_a_table(tmp_path: Path) -> None:
 def test_a_table_of_any_unicode_and_ends_of_line(tmp_path: Path, encoding: str, end: str) -> None:
     path = tmp_path / "a.tsv"
     path.write_bytes(end.join(["file\tprompt", f"a.png\t{CHINESE}", ""]).encode(encoding))
-    assert list(read_table(path, "\t")) == [(2, {"file": "a.png", "prompt": CHINESE})]
+    assert list(read_table(path, "file")) == [(2, {"file": "a.png", "prompt": CHINESE})]
 
 
 def test_a_column_that_is_there_twice(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("prompt,prompt\na,b\n")
     with pytest.raises(TextError, match=r"a\.csv:1: the column 'prompt' is there twice"):
-        list(read_table(tmp_path / "a.csv"))
+        list(read_table(tmp_path / "a.csv", "file"))
 
 
 @pytest.mark.parametrize(

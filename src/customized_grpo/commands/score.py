@@ -51,6 +51,9 @@ def score(
         raise ValueError("--manifest holds prompts and references; give either it, or --prompt and --reference")
     else:
         jobs = folder.with_manifest(images, manifest)
+        if absent := folder.without_image(jobs, manifest):
+            named = ", ".join(absent[:_SHOWN]) + (", ..." if len(absent) > _SHOWN else "")
+            say(f"{len(absent)} examples of {manifest} have no image: {named}", style="yellow", on=err)
     left_out = folder.not_images(images)
     for line in left_out[:_SHOWN]:
         say(f"left out: {line}", style="yellow", on=err)

@@ -43,8 +43,6 @@ class ManifestDataset:
             self._rows.append((number, row))
             if len(self._rows) == config.limit:
                 break
-        if not self._rows:
-            raise ManifestError(f"{self._path}: the manifest is empty; it needs one JSON object per line")
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -1,5 +1,6 @@
 """Rows of a manifest, read and checked without images and without torch."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,12 +9,24 @@ from typing import Any, Final, final
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from customized_grpo.data.names import Names
 from customized_grpo.data.prompts import is_blank
-from customized_grpo.paths import is_inside
-from customized_grpo.text import TextError, parse_json, read_lines
+from customized_grpo.paths import is_inside, is_url
+from customized_grpo.text import TextError
+from customized_grpo.text.json_lines import read_json_lines
 
 _SHOWN: Final = 3
 """Bad lines that an error shows."""
+_LONGEST: Final = 200
+"""Characters of a wrong value that an error repeats."""
+_FORMS: Final = {
+    "string_type": "a text",
+    "string_unicode": "a text without halves of surrogate pairs",
+    "list_type": 'a list of paths, such as ["bag/0.jpg"]',
+    "too_short": "a list of one path or more",
+    "dict_type": 'an object, such as {"subject_id": "bag-3"}',
+}
+"""What a value must be, by pydantic's type of error."""
 _NOTHING: Final = frozenset(("nan", "none", "null", "<na>", "n/a", "#n/a"))
 """Texts, in lower case, that programs write to a table's cell in which there is nothing."""
 
@@ -61,22 +74,21 @@ class Row(BaseModel):
 def read_rows(path: Path) -> Iterator[tuple[int, Row | ManifestError]]:
     """Read a manifest's non-blank lines: line number, and its row or error.
 
-    Only the text is checked, not the files that it names.
+    The files that it names are not checked; where one is there under a name that means the same, it has that name.
 
     Raises:
-        ManifestError: no such file, or one that is no text.
+        ManifestError: no such file, one without a line, or one that is no JSONL.
     """
     if not path.is_file():
         raise ManifestError(f"{path}: no such manifest; give the path of a .jsonl file")
     lines_by_id: dict[str, int] = {}
     try:
-        for number, line in read_lines(path):
+        names, number = Names(path.parent), 0
+        for number, data in read_json_lines(path):
             try:
-                if isinstance(line, TextError):
-                    raise line
-                if not line.strip():
-                    continue
-                row = _parse(line)
+                if isinstance(data, ValueError):
+                    raise data
+                row = _found(row_of(data), names)
                 first = lines_by_id.setdefault(row.id, number)
                 if first != number:
                     raise ValueError(f"id {row.id!r} is already that of line {first}; ids must be unique")
@@ -84,6 +96,8 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row | ManifestError]]:
                 yield number, ManifestError(f"{path}:{number}: {error}")
             else:
                 yield number, row
+        if not number:
+            raise ManifestError(f"{path}: the manifest is empty; it needs one JSON object per line")
     except TextError as error:
         raise ManifestError(str(error)) from error
 
@@ -144,10 +158,12 @@ def same_shape(mask: tuple[int, int], image: tuple[int, int]) -> bool:
     return abs(w - width * scale) < 1 and abs(h - height * scale) < 1
 
 
-def _parse(line: str) -> Row:
-    if line.strip() in ("[", "{"):
-        raise ValueError("is not JSON (it goes over several lines); write one object per line, as 'jq -c .[]' does")
-    data = parse_json(line)
+def row_of(data: Any) -> Row:
+    """A row from JSON.
+
+    Raises:
+        ValueError: it isn't one; the message names the key.
+    """
     try:
         row = Row.model_validate(data)
     except ValidationError as error:
@@ -158,10 +174,32 @@ def _parse(line: str) -> Row:
         raise ValueError(f"{len(row.masks)} masks for {len(row.references)} references; give one or null each")
     if row.target_mask is not None and row.target is None:
         raise ValueError("target_mask without target; give both or none")
-    for path in (*row.images(), *(mask for _, mask in row.pairs())):
+    for path, _ in row.files():
+        if is_url(path):
+            raise ValueError(f"{path!r} is a URL; download the file, and give its path in the manifest's folder")
         if not is_inside(path):
             raise ValueError(f"path {path!r} is not inside the manifest's folder; use a relative path without '..'")
     return row
+
+
+def _found(row: Row, names: Names) -> Row:
+    """The row with the names that its files have here (``Names``)."""
+    here = {path: names.relative(path) for path, _ in row.files()}
+    if all(path == name for path, name in here.items()):
+        return row
+
+    def renamed(paths: Sequence[str]) -> list[str]:
+        return [here[path] for path in paths]
+
+    return row.model_copy(
+        update={
+            "references": renamed(row.references),
+            "views": renamed(row.views),
+            "masks": [None if mask is None else here[mask] for mask in row.masks],
+            "target": None if row.target is None else here[row.target],
+            "target_mask": None if row.target_mask is None else here[row.target_mask],
+        }
+    )
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -176,7 +214,15 @@ def _first_problem(error: ValidationError) -> str:
         return f"id: given {first['input']!r}; use at most 128 letters, digits, '.', '_', '-': it names files"
     if where == "prompt" and first["type"] == "string_pattern_mismatch":
         return "prompt: is empty"
-    return f"{where}: {first['msg']}, given {first['input']!r}"
+    given = _shown(first["input"])
+    if not first["loc"]:
+        return f"is no JSON object but {given}; a line has the keys {allowed}"
+    return f"{where}: given {given}; it must be {_FORMS.get(first['type'], 'of another form')}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=repr).encode(errors="backslashreplace").decode()
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _by(size: tuple[int, int]) -> str:

@@ -128,6 +128,8 @@ def evaluate_images(
         write_atomically(folder / f"{label}.jsonl", lines)
         for path in matching(parts, "*.jsonl"):
             path.unlink()
+        for file in earlier.pictures - {row["file"] for row in everything}:
+            (folder / file).unlink(missing_ok=True)
         site.hashes.save()
     return everything
 

@@ -79,6 +79,9 @@ class Earlier:
     """The rows of an earlier, perhaps killed, evaluation of a label, of the examples that it finished.
 
     Finished means that every image has its row, and its picture, unchanged, if pictures are saved.
+
+    Attributes:
+        pictures: names of the files of all its rows, finished or not.
     """
 
     def __init__(self, folder: Path, files: Sequence[Path], save_images: int, hashes: FileHashes) -> None:
@@ -88,6 +91,7 @@ class Earlier:
             found.setdefault((row["index"], token), {})[row["image"]] = row
         pictures = [row["file"] for images in found.values() for row in images.values() if row.get("file")]
         hashed = hashes.of(folder, pictures)
+        self.pictures = frozenset(pictures)
         self._rows: dict[int, list[list[Row]]] = {}
         for (index, _), images in found.items():
             rows = [images[i] for i in sorted(images)]

@@ -71,6 +71,10 @@ class Check:
     """Groups of ids of rows with equal prompt and images."""
     copies: list[str] = field(default_factory=list)
     """Ids of rows whose target is one of their references: copying would be right there, so nothing is learnt."""
+    repeated: list[str] = field(default_factory=list)
+    """Ids of rows with a reference twice."""
+    frames: list[str] = field(default_factory=list)
+    """Files with further frames or pages, which are not read."""
     prompts: PromptSurvey | None = None
     misfits: list[str] = field(default_factory=list)
     """Rows that a recipe can't use, and why."""
@@ -130,6 +134,10 @@ def check_manifest(
         for row in rows
         if row.target in digest and digest[row.target] in {digest.get(name) for name in row.references}
     ]
+    report.repeated = [
+        row.id for row in rows if len({digest.get(name, name) for name in row.references}) < len(row.references)
+    ]
+    report.frames = [name for name, one in images.items() if one.frames]
     report.prompts = survey(row.prompt for row in rows)
     report.usable = frozenset(number for number, row in zip(lines, rows, strict=True) if not row_problem(row, seen))
     return report, rows, seen

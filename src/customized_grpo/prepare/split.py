@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, final
 
 from customized_grpo.atomic import replacing
-from customized_grpo.data.rows import ManifestError, Row, individuals, sound_rows
+from customized_grpo.data.rows import Row, individuals, sound_rows
 from customized_grpo.identity.hashes import equal_files
 from customized_grpo.text import read_lines
 
@@ -130,7 +130,5 @@ def _named(rows: Sequence[Row], groups: Sequence[list[int]], names: Sequence[str
 
 def _read(path: Path) -> tuple[list[Row], list[str]]:
     found = list(sound_rows(path))
-    if not found:
-        raise ManifestError(f"{path}: the manifest is empty; it needs one JSON object per line")
     lines = dict(read_lines(path))
     return [row for _, row in found], [str(lines[number]) for number, _ in found]

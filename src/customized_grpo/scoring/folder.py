@@ -24,6 +24,7 @@ from customized_grpo.data.folders import SUFFIXES, look_inside
 from customized_grpo.data.images import ImageError, load_image
 from customized_grpo.data.manifest import ManifestDataset
 from customized_grpo.data.prompts import text_problem
+from customized_grpo.data.rows import sound_rows
 from customized_grpo.paths import folders_under
 from customized_grpo.recipe.loading import RecipeError, recipe_of
 from customized_grpo.recipe.sections import RewardField, Section
@@ -171,6 +172,12 @@ def with_manifest(folder: Path, manifest: Path) -> list[Job]:
         if problem := text_problem(made_of.prompt, made_of.subject):
             raise ValueError(f"{made_of.place}: {problem}")
     return sorted(jobs, key=lambda job: (index[job.key], job.name))
+
+
+def without_image(jobs: Sequence[Job], manifest: Path) -> list[str]:
+    """Ids of a manifest's examples that no image is of."""
+    there = {job.key for job in jobs}
+    return [row.id for _, row in sound_rows(manifest) if row.id not in there]
 
 
 def score(jobs: Sequence[Job], scorer: Scorer) -> Iterator[Scored]:

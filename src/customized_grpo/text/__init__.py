@@ -8,12 +8,13 @@ one error among good lines.
 import codecs
 import csv
 import io
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Final, final
 
-from customized_grpo.text.encodings import convert, what_to_do, wide
+from customized_grpo.text.encodings import convert, what_to_do, wide, wide_cjk
 from customized_grpo.text.json_values import parse_json as parse_json
 
 _MARKS: Final = {  # UTF-32 first: its little-endian mark begins with that of UTF-16
@@ -33,6 +34,7 @@ _HEADS: Final = {
 """Files that are often given in place of text, by their first bytes."""
 _FIELD_LIMIT: Final = 2**31 - 1
 """Characters of a CSV field; Python's own limit of 131,072 is less than a field with an embedding or a workflow."""
+_DELIMITERS: Final = ",;\t|"
 _HEAD: Final = 4096
 """Bytes at the beginning that show what a file is."""
 _SAMPLE: Final = 1 << 20
@@ -154,8 +156,11 @@ def read_lines(path: Path) -> Iterator[tuple[int, str | TextError]]:
                 yield number, plain
 
 
-def read_table(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str, str] | TextError]]:
+def read_table(path: Path, column: str) -> Iterator[tuple[int, dict[str, str] | TextError]]:
     """The records of a CSV table with a header, each by the line at which it begins; blank lines are left out.
+
+    Its columns are separated by a comma, semicolon, tab or ``|``: by that with which the header has ``column``, else
+    the only one in it, or by the one that Excel's first line ``sep=;`` names.
 
     A record that can't be read - no UTF-8, more or fewer cells than columns, a quotation mark that is never closed - is
     an error among the others.
@@ -168,7 +173,7 @@ def read_table(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str
     with open_text(path, newline="") as text:
         lines = list(text)
     header: list[str] = []
-    start = 0
+    start, delimiter = _delimiter(lines, column)
     while start < len(lines):
         number = start + 1
         reader = csv.reader(lines[start:], delimiter=delimiter, strict=True)
@@ -190,6 +195,18 @@ def read_table(path: Path, delimiter: str = ",") -> Iterator[tuple[int, dict[str
             elif cells:
                 reason = f"has {len(cells)} cells for {len(header)} columns; put a text with commas in quotation marks"
                 yield number, TextError(reason, number)
+
+
+def _delimiter(lines: list[str], column: str) -> tuple[int, str]:
+    """The index of the line at which a table begins, and what separates its columns."""
+    start = next((at for at, line in enumerate(lines) if line.strip()), 0)
+    first = lines[start].strip("\r\n") if lines else ""
+    if said := re.fullmatch(r'"?sep=(.)"?', first, re.IGNORECASE):
+        return start + 1, said[1]
+    cells = {sign: [cell.strip().strip('"').casefold() for cell in first.split(sign)] for sign in _DELIMITERS}
+    there = [sign for sign, names in cells.items() if len(names) > 1]
+    named = [sign for sign in there if column.casefold() in cells[sign]]
+    return start, named[0] if named else there[0] if len(there) == 1 else ","
 
 
 def _header(cells: list[str], path: Path, line: int) -> list[str]:
@@ -236,5 +253,5 @@ def _cure_of(path: Path, size: int, time: int) -> str:
 
 
 def _nul(content: bytes) -> str:
-    encoding = wide(content)
+    encoding = wide(content) or wide_cjk(content)
     return f"holds a NUL byte, which text doesn't; {convert(encoding) if encoding else 'remove it'}"

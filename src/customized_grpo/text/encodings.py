@@ -7,6 +7,8 @@ _DOUBLE_BYTE: Final = {"GBK": "gbk", "BIG5": "big5", "EUC-KR": "cp949", "EUC-JP"
 """iconv's name and Python's of each."""
 _COMMON: Final = "[的一是在不了有和人上中\uff0c\u3001\u3002]"
 """Signs that are in nearly every Chinese sentence, simplified or traditional."""
+_MOSTLY: Final = 4
+"""Characters of UTF-8 for each error in it, from which on it isn't so by chance."""
 _ENOUGH: Final = 8
 """Hangul in a row that aren't Chinese by chance."""
 
@@ -19,11 +21,26 @@ def wide(content: bytes) -> str:
     return "UTF-16LE" if little > big else "UTF-16BE"
 
 
+def wide_cjk(content: bytes) -> str:
+    """UTF-16 without a mark in which everything is Chinese, Japanese or ASCII, so that hardly a byte is zero."""
+    for name in ("UTF-16LE", "UTF-16BE"):
+        text = _decoded(content, name)
+        if re.fullmatch("[\t-~\u3000-\u30ff\u4e00-\u9fff\uff00-\uffef\U00020000-\U0003ffff]+", text) and (
+            re.search(_COMMON, text) or re.search("[\u3041-\u3096]", text)
+        ):
+            return name
+    return ""
+
+
 def what_to_do(content: bytes) -> str:
     """What to do about text that is not UTF-8; an encoding is named only where the bytes allow no other."""
+    if encoding := wide_cjk(content):
+        return convert(encoding)
     errors = content.decode("utf-8", "replace").count("\ufffd") - content.count(b"\xef\xbf\xbd")
-    proper = sum(ord(sign) > 127 for sign in content.decode("utf-8", "ignore"))
-    if proper > errors:
+    proper = content.decode("utf-8", "ignore")
+    long = sum(ord(sign) > 0x7FF for sign in proper)
+    # Two bytes are UTF-8 by chance in any Chinese text; three hardly are.
+    if long > errors or sum(ord(sign) > 127 for sign in proper) > _MOSTLY * errors:
         return "most of the file is UTF-8, so it was damaged or joined from files of several encodings; mend this place"
     likely = _likely(content)
     if len(likely) == 1:
@@ -47,8 +64,11 @@ def _likely(content: bytes) -> list[str]:
     korean = signs["EUC-KR"]
     if len(re.findall("[\uac00-\ud7a3]", korean)) >= _ENOUGH and not re.search("[\u4e00-\u9fff]", korean):
         return ["EUC-KR"]
+    if not signs["GBK"] and re.search(_COMMON, _decoded(content, "gb18030")):
+        return ["GB18030"]
     chinese = [name for name in ("GBK", "BIG5") if re.search(_COMMON, signs[name])]
-    if chinese or re.search(rb"[\x80-\xff]{3}", content):
+    pairs = [len(run) % 2 == 0 for run in re.findall(rb"[\x80-\xff]+", content)]
+    if chinese or re.search(rb"[\x80-\xff]{3}", content) or (all(pairs) and (signs["GBK"] or signs["BIG5"])):
         return chinese
     western, eastern = (_decoded(content, codec) for codec in ("cp1252", "cp1250"))  # accents and quotation marks
     return [name for name, text in (("CP1252", western), ("CP1250", eastern if eastern != western else "")) if text]

@@ -1,6 +1,7 @@
 """The manifest data set: what it reads, and that every mistake is named with file and line."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from PIL import Image
 
 from customized_grpo.data.manifest import ManifestDataset, ManifestError
 from customized_grpo.data.rows import read_rows
+from customized_grpo.prepare.check import check_manifest
+from customized_grpo.prepare.split import split_manifest
 
 
 @pytest.fixture
@@ -59,6 +62,39 @@ def test_reads_every_field(root: Path) -> None:
     assert (second.key, second.masks, second.extra, second.subject) == ("bag-1", (), {}, "")
 
 
+@pytest.mark.parametrize("text", ["", "\n \n", "\ufeff"])
+def test_an_empty_manifest_is_refused_by_all_that_read_one(root: Path, text: str) -> None:
+    path = root / "train.jsonl"
+    path.write_text(text, encoding="utf-8")
+    for reads in (load, lambda path: list(read_rows(path)), check_manifest, partial(split_manifest, share=0.5)):
+        with pytest.raises(ManifestError, match="the manifest is empty"):
+            reads(path)
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize(("whole", "what"), [([row()], "a JSON array"), (row(), "JSON over several lines")])
+def test_json_that_is_no_jsonl_is_one_error(root: Path, whole: Any, what: str, indent: int | None) -> None:
+    path = root / "train.jsonl"
+    path.write_text(json.dumps(whole, indent=indent))
+    if indent is None and isinstance(whole, dict):
+        assert len(load(path)) == 1
+        return
+    with pytest.raises(ManifestError, match=rf"train\.jsonl: is {what}; write one JSON object per line: 'jq -c"):
+        check_manifest(path)
+
+
+@pytest.mark.parametrize("given", ["e\u0301/\u00e9.png", "\u00e9\\e\u0301.png", "\u00c9/e\u0301.PNG"])
+def test_files_are_found_under_the_names_of_other_systems(root: Path, given: str) -> None:
+    (root / "\u00e9").mkdir()
+    Image.new("RGB", (8, 6), "red").save(root / "\u00e9/e\u0301.png")
+    path = write(root, row(references=[given], views=["BAG/1.png"], masks=["bag/Mask.png"]))
+    data = load(path)
+    assert data.sources(0).references == ("\u00e9/e\u0301.png",)
+    assert data.sources(0).views == ("bag/1.png",)
+    assert data[0].masks[0] is not None
+    assert check_manifest(path)[0].ok
+
+
 def test_limit_and_range(root: Path) -> None:
     path = write(root, row(id="a"), row(id="b"), row(id="c"), "this line is never read")
     data = load(path, limit=2)
@@ -84,23 +120,23 @@ def test_paths_are_relative_to_the_manifest(root: Path, monkeypatch: pytest.Monk
     ("line", "message"),
     [
         ("{not json", r"is not JSON \(.*column 2\)"),
-        ("[1, 2]", "the line: .*dictionary"),
+        ("[1, 2]", r"is no JSON object but \[1, 2\]; a line has the keys id, prompt"),
         (
             row(refs=["bag/0.png"]),
             "unknown key 'refs'; allowed: id, prompt, references, subject, masks, target, target_mask, views, extra",
         ),
         ({"id": "a", "references": ["bag/0.png"]}, "the key 'prompt' is missing"),
         (row(prompt=" "), "prompt: is empty"),
-        (row(prompt=3), "prompt: .*string.*given 3"),
-        (row(references=[]), "references: .*at least 1 item"),
-        (row(references="bag/0.png"), "references: .*list"),
+        (row(prompt=3), "prompt: given 3; it must be a text"),
+        (row(references=[]), r"references: given \[\]; it must be a list of one path"),
+        (row(references="bag/0.png"), "references: given .*; it must be a list"),
         (row(id="../../etc/x"), "id: given '../../etc/x'; use at most 128 letters"),
         (row(id=""), "id: given ''"),
         (row(id="a/b"), "id: given 'a/b'"),
         (row(id="first"), "id 'first' is already that of line 1"),
         (row(masks=["bag/mask.png"] * 2), "2 masks for 1 references"),
         (row(prompt="\u200b\u00a0\ufeff"), "prompt: is empty"),
-        (row(prompt=7), "prompt: Input should be a valid string"),
+        (row(prompt=7), "prompt: given 7; it must be a text"),
         (row(references=["bag/7.png"]), r"no such file: .*bag/7\.png"),
         (row(references=["../outside.png"]), "'../outside.png' is not inside the manifest's folder"),
         (row(references=["bag/../../outside.png"]), "not inside"),
@@ -111,6 +147,9 @@ def test_paths_are_relative_to_the_manifest(root: Path, monkeypatch: pytest.Monk
         (row(references=[""]), "not inside"),
         (row(references=["bag/\x00.png"]), "not inside"),
         (row(masks=["../outside.png"]), "not inside"),
+        (row(references=["https://x.org/a.png"]), "'https://x.org/a.png' is a URL; download the file"),
+        (row(references=["data:image/png;base64,AA"]), "is a URL"),
+        (row(extra=3), "extra: given 3; it must be an object"),
     ],
 )
 def test_mistakes_name_file_and_line(root: Path, line: Any, message: str) -> None:

@@ -190,6 +190,14 @@ def test_pictures_are_kept_of_the_first_examples_and_made_where_they_are_gone(ru
     assert picture.read_bytes() == before
 
 
+def test_pictures_that_no_row_names_any_more_are_removed(run: Run, tmp_path: Path) -> None:
+    run(spec={"images_per_prompt": 2})
+    folder = tmp_path / "evaluation/images/base"
+    (folder / "mine.png").write_bytes(b"of the user")
+    rows = run(spec={"images_per_prompt": 1, "limit": 2})
+    assert {path.name for path in folder.iterdir()} == {Path(row["file"]).name for row in rows} | {"mine.png"}
+
+
 def test_a_key_never_leaves_the_folder(run: Run, tmp_path: Path) -> None:
     run()
     for path in tmp_path.rglob("*.png"):

@@ -109,8 +109,17 @@ def test_workers_see_the_same(root: Path) -> None:
     assert counts == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_an_empty_manifest_still_gives_a_sheet(root: Path) -> None:
-    check, rows, seen = check_manifest(write(root, "{"))
+def test_what_is_read_in_part_or_twice_is_said(root: Path) -> None:
+    frames = [Image.new("RGB", (300, 300), colour) for colour in ("red", "blue")]
+    frames[0].save(root / "film.gif", save_all=True, append_images=frames[1:])
+    check, _, _ = check_manifest(
+        write(root, row("1", references=["a.png", "twin.png"]), row("2", references=["film.gif", "b.png"]))
+    )
+    assert (check.repeated, check.frames, check.ok) == (["1"], ["film.gif"], True)
+
+
+def test_a_manifest_without_a_row_still_gives_a_sheet(root: Path) -> None:
+    check, rows, seen = check_manifest(write(root, "{}"))
     contact_sheet(root / "s.jpg", rows, seen, root, title="t" * 300, subtitle="s")
     assert (check.rows, check.ok) == (0, False)
     assert (root / "s.jpg").is_file()

@@ -90,6 +90,7 @@ def test_each_image_is_judged_against_its_own_example(folder: Path, manifest: Pa
     assert [row["picky"] for row in rows] == [1, 1, 1, 1, None]
     assert [row["error"] for row in rows] == [*[""] * 4, "picky: the score was nan"]
     assert "b/y.png: picky: the score was nan" in done.stderr
+    assert f"1 examples of {manifest} have no image: unused" in " ".join(done.stderr.split())
     assert "4 of 5" in done.output
     assert "a-1.png" in done.output
 

@@ -121,6 +121,8 @@ def _show_check(report: "Check") -> None:
     _list("equal pictures in several files", [", ".join(names) for names in report.same_pictures])
     _list("rows with equal prompt and images", [", ".join(names) for names in report.same_rows])
     _list("rows whose target is their reference", report.copies)
+    _list("rows with a reference twice", report.repeated)
+    _list("files of which the first frame or page alone is read", report.frames)
     style = "green" if report.ok else "red"
     out.print(f"{len(report.usable):,} of {report.rows + len(report.bad_lines):,} rows can be used", style=style)
 

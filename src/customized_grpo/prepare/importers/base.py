@@ -15,8 +15,8 @@ from typing import Any, Final, final
 
 from pydantic import BaseModel, ConfigDict
 
+from customized_grpo.data.names import Names
 from customized_grpo.data.rows import is_nothing
-from customized_grpo.prepare.importers.names import Names
 
 _WRITTEN: Final = ("manifest.jsonl", "rejected.jsonl", "import.json", "contact_sheet.jpg", "images", "source")
 """Names of what an import and ``data check`` write."""

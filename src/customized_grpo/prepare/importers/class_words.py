@@ -67,8 +67,12 @@ def read_class_words(path: Path, lines: Sequence[str], folders: Sequence[str]) -
 
 
 def _parts(line: str, known: Mapping[str, str]) -> tuple[str, str]:
-    """A line's folder and class word, at the comma before which a folder of that name is, else at the first."""
-    cuts = [at for at, letter in enumerate(line) if letter == ","]
+    """A line's folder and class word, at the comma before which a folder of that name is, else at the first.
+
+    A line without a comma has a semicolon or a tab in its place.
+    """
+    sign = next((sign for sign in ",;\t" if sign in line), ",")
+    cuts = [at for at, letter in enumerate(line) if letter == sign]
     pairs = [(plain(line[:at].strip()), line[at + 1 :].strip()) for at in cuts]
     return next((pair for pair in pairs if pair[0] in known), pairs[0] if pairs else ("", ""))
 

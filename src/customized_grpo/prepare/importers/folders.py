@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, TypeVar, final
 from pydantic import Field
 
 from customized_grpo.data.folders import UNREAD, look_inside, mask_beside, masks_beside
+from customized_grpo.data.names import Names
 from customized_grpo.data.rows import is_nothing
 from customized_grpo.paths import folders_under
 from customized_grpo.prepare.importers.base import (
@@ -29,11 +30,15 @@ from customized_grpo.prepare.importers.base import (
     text_of,
     word_of,
 )
-from customized_grpo.prepare.importers.names import Names
-from customized_grpo.text import TextError, parse_json, read_lines, read_table
+from customized_grpo.text import TextError, read_table
+from customized_grpo.text.json_lines import read_json_lines
 
 T = TypeVar("T")
 
+_REFERENCE_KEYS: Final = (
+    "image", "images", "img", "file", "files", "filename", "file_names", "path", "image_path", "image_file", "picture",
+)  # fmt: skip
+"""Columns of tables made for other tools that hold a picture's path."""
 _PROMPT_KEYS: Final = ("prompt", "caption", "text")
 
 
@@ -62,6 +67,7 @@ class ImageFolder(Importer):
             raise SourceError("pairs=subject needs subject_id=COLUMN, which says whose pictures belong together")
         names = Names(folder)
         entries = list(_read_metadata(folder, self._columns[0]))
+        self._take_columns(folder, [entry for _, entry in entries if isinstance(entry, dict)])
         yield from self._remarks([entry for _, entry in entries if isinstance(entry, dict)])
         others = self._pictures_of([entry for _, entry in entries if isinstance(entry, dict)], names)
         for number, entry in entries:
@@ -79,6 +85,25 @@ class ImageFolder(Importer):
     def _columns(self) -> list[str]:
         """Columns of the references."""
         return [self.reference] if isinstance(self.reference, str) else self.reference
+
+    def _take_columns(self, folder: Path, entries: list[dict[str, Any]]) -> None:
+        """Call the columns as the options do where they differ in case alone.
+
+        Raises:
+            SourceError: no line has a column that is asked for.
+        """
+        there = list(dict.fromkeys(key for entry in entries for key in entry))
+        others = ("prompt", "target", "mask", "subject", "subject_id")
+        asked = [("reference", name) for name in self._columns] + [(name, self.model_dump()[name]) for name in others]
+        for option, name in asked:
+            if entries and name is not None and name not in there:
+                if not (found := _alike(name, there)):
+                    raise SourceError(_no_column(folder, option, name, there))
+                _rename(entries, found, name)
+        if self.prompt is None and not set(_PROMPT_KEYS) & set(there):
+            for name in _PROMPT_KEYS:
+                if found := _alike(name, there):
+                    _rename(entries, found, name)
 
     def _remarks(self, entries: list[dict[str, Any]]) -> Iterator[Remark]:
         columns = [key for key in _PROMPT_KEYS if any(key in entry for entry in entries)]
@@ -165,30 +190,32 @@ def _read_metadata(folder: Path, column: str) -> Iterator[tuple[int, dict[str, A
     if lines.is_file() and table.is_file():
         raise SourceError(f"{folder}: there are metadata.jsonl and metadata.csv in it; remove the one that isn't meant")
     if lines.is_file():
-        for number, line in _of_file(read_lines(lines)):
-            if isinstance(line, str) and not line.strip():
-                continue
-            try:
-                if isinstance(line, TextError):
-                    raise line
-                entry = parse_json(line)
-            except ValueError as error:
-                yield number, f"metadata.jsonl:{number}: {error}"
-            else:
-                fine = isinstance(entry, dict)
-                yield number, entry if fine else f"metadata.jsonl:{number}: is not an object: {entry!r}"
+        for number, entry in _of_file(read_json_lines(lines)):
+            reason = entry if isinstance(entry, ValueError) else f"is not an object: {entry!r}"
+            yield number, entry if isinstance(entry, dict) else f"metadata.jsonl:{number}: {reason}"
     elif table.is_file():
-        for number, record in _of_file(read_table(table, _delimiter(table, column))):
+        for number, record in _of_file(read_table(table, column)):
             yield number, f"metadata.csv:{number}: {record}" if isinstance(record, TextError) else record
     else:
         raise SourceError(f"{folder}: there is no metadata.jsonl or metadata.csv in it{_instead(folder)}")
 
 
-def _delimiter(table: Path, column: str) -> str:
-    """What separates a table's columns: with it, the header has the column that is looked for."""
-    header = next((str(line) for _, line in _of_file(read_lines(table)) if str(line).strip()), "")
-    cells = {sign: [cell.strip().strip('"') for cell in header.split(sign)] for sign in ",;\t|"}
-    return next((sign for sign, names in cells.items() if column in names), ",")
+def _alike(name: str, there: list[str]) -> str:
+    """The only column that differs from a name in case and spaces alone; empty if there is none."""
+    found = [key for key in there if key.strip().casefold() == name.casefold()]
+    return found[0] if len(found) == 1 else ""
+
+
+def _rename(entries: list[dict[str, Any]], found: str, name: str) -> None:
+    for entry in entries:
+        if found in entry:
+            entry[name] = entry.pop(found)
+
+
+def _no_column(folder: Path, option: str, name: str, there: list[str]) -> str:
+    near = [key for key in there if key.casefold() in _REFERENCE_KEYS] if option == "reference" else []
+    meant = f"{near[0]}, if that is it" if near else "COLUMN"
+    return f"{folder}: no line has the column {name!r}; there are {', '.join(there)}; name it: {option}={meant}"
 
 
 def _instead(folder: Path) -> str:

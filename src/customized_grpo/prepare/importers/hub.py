@@ -132,13 +132,42 @@ class Hub(_Hub):
     subject: str | None = Field(default=None, description="column of the class word")
     subject_id: str | None = Field(default=None, description="column that identifies individuals")
 
+    def __call__(self, source: str, out: Path) -> Iterator[Item]:
+        """Rows in the set's order."""
+        without = 0
+        for item in super().__call__(source, out):
+            without += isinstance(item, Draft) and self.subject_id is not None and not item.extra
+            yield item
+        if without:
+            yield Remark(f"{without} rows name no individual: their {self.subject_id} is empty")
+
+    def records(self, source: str) -> Iterator[Remark | dict[str, Any]]:
+        """``_Hub.records``, and what of the first record isn't read."""
+        is_first = True
+        for record in super().records(source):
+            if is_first and not isinstance(record, Remark):
+                is_first = False
+                used = {*self._references, self.target, self.mask}
+                if others := [name for name, value in record.items() if name not in used and _holds_images(value)]:
+                    yield Remark(
+                        f"columns of images that are not read: {', '.join(others)}; name them by reference (one or a "
+                        "list), target or mask"
+                    )
+            yield record
+
+    @property
+    def _references(self) -> list[str]:
+        return [self.reference] if isinstance(self.reference, str) else self.reference
+
     def rows(self, record: dict[str, Any], name: str, out: Path) -> Iterator[Item]:
         """One row; every image is written as a PNG file."""
+        for column in (self.mask, self.subject_id):
+            if column is not None:
+                _check_column(record, column)
         prompt = text_of(record, self.prompt)
         subject = "" if self.subject is None else text_of(record, self.subject)
         individual = "" if self.subject_id is None else individuals_of(record, self.subject_id)
-        columns = [self.reference] if isinstance(self.reference, str) else self.reference
-        references = [image for column in columns for image in _images(record, column)]
+        references = [image for column in self._references for image in _images(record, column)]
         masks = [] if self.mask is None or record.get(self.mask) is None else _images(record, self.mask)
         targets = [] if self.target is None else _images(record, self.target)
         if masks and len(masks) != len(references):
@@ -182,10 +211,19 @@ def halves(size: tuple[int, int]) -> tuple[tuple[int, int, int, int], tuple[int,
     raise ValueError(f"is {width} x {height}; two square views of 512 or 1024 pixels don't fit that")
 
 
-def _images(record: dict[str, Any], column: str) -> list[bytes]:
-    """Content of a column's image, or of the images of a list."""
+def _check_column(record: dict[str, Any], column: str) -> None:
     if column not in record:
         raise ValueError(f"has no column {column!r}; columns: {', '.join(record)}")
+
+
+def _holds_images(value: Any) -> bool:
+    one = value[0] if isinstance(value, list) and value else value
+    return isinstance(one, dict) and isinstance(one.get("bytes"), bytes)
+
+
+def _images(record: dict[str, Any], column: str) -> list[bytes]:
+    """Content of a column's image, or of the images of a list."""
+    _check_column(record, column)
     value = record[column]
     found = [_content(one) for one in value] if isinstance(value, list) else [_content(value)]
     if not found:

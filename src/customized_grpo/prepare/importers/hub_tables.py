@@ -132,7 +132,7 @@ def _of_parquet(path: Path, files: list[Path], wanted: Wanted) -> _Opening:
     else:
         chosen = _choose(str(path), wanted.split, [name for name in groups if name], shown.values(), len(groups))
     others = [shown[name] for name in groups if name != chosen]
-    remarks = _told(chosen, others)
+    remarks = [*_told(chosen, others), *(_absent(groups[chosen]) if path.is_dir() else [])]
     options = {"path": "parquet", "data_files": [glob.escape(str(file)) for file in groups[chosen]]}
     return options, "train", remarks  # datasets' name of files that are given without one
 
@@ -153,6 +153,7 @@ def _of_datasets(datasets: Any, source: str, path: Path, wanted: Wanted) -> _Ope
     remarks = _told(chosen, others)
     if path.is_dir() and chosen in files:
         mine = [file for file in files[chosen] if _is_of_the_set(Path(file), path.resolve())]
+        remarks += _absent(map(Path, mine))
         if len(mine) < len(files[chosen]):
             options["data_files"] = {chosen: list(map(glob.escape, mine))}
         read = {file for some in files.values() for file in some}
@@ -206,6 +207,22 @@ def _split_of(path: Path) -> str:
     """The split that a path's words name, the outermost folder first; empty if they name none."""
     words = (word for part in path.parts for word in re.findall("[a-z]+", part.lower()))
     return next((_WORDS[word] for word in words if word in _WORDS), "")
+
+
+def _absent(files: Iterable[Path]) -> list[str]:
+    """A sentence about shards (``train-00000-of-00003.parquet``) that were not downloaded."""
+    shards: dict[tuple[str, int, str], set[int]] = {}
+    for file in files:
+        if found := re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})(.*)", str(file)):
+            shards.setdefault((found[1], int(found[3]), found[4]), set()).add(int(found[2]))
+    absent = [
+        f"{Path(start).name}-{number:05d}-of-{total:05d}{end}"
+        for (start, total, end), there in shards.items()
+        for number in range(total)
+        if number not in there
+    ]
+    more = ", ..." if len(absent) > 3 else ""
+    return [f"{len(absent)} shards are not there, and so not read: {', '.join(absent[:3])}{more}"] if absent else []
 
 
 def _some(files: Sequence[Path], root: Path) -> str:

@@ -5,6 +5,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Literal, final
 
+from customized_grpo.paths import is_url
 from customized_grpo.prepare.importers.base import SourceError
 
 LINK = "source"
@@ -40,6 +41,8 @@ class Places:
         if not file.is_relative_to(self._root):
             raise ValueError(f"{path}: is outside {self._root}")
         inner = file.relative_to(self._root)
+        if is_url(inner.as_posix()):
+            raise ValueError(f"{inner.as_posix()!r} is a URL; download the file, and give its path in the source")
         if self._copy:
             copy = self._out / "images" / inner.with_name(_name_of_copy(inner.name))
             return file, copy.relative_to(self._out).as_posix(), copy

@@ -25,6 +25,7 @@ from customized_grpo.prepare.importers.base import (
     is_output,
 )
 from customized_grpo.prepare.importers.class_words import ask, class_word, read_class_words, told
+from customized_grpo.prepare.importers.formats import without_twins
 from customized_grpo.text import TextError, lines_of, read_text
 
 _TEMPLATES: Final = tuple(
@@ -37,6 +38,7 @@ _TEMPLATES: Final = tuple(
 )  # fmt: skip
 _SYSTEM: Final = "files and folders of the system"
 _WRITTEN: Final = "what an import wrote"
+_TWIN: Final = "pictures that are there in another format, too"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class DreamBoothFolder(Importer):
         """Rows by subject, then picture, then prompt."""
         root = folder_of(source, "a folder of pictures for each subject")
         left_out: list[Item] = []
-        subjects = [self._subject(folder, inside) for folder, inside in _subjects(root, out, left_out)]
+        subjects = [self._subject(folder, inside, left_out) for folder, inside in _subjects(root, out, left_out)]
         classes = root / "classes.txt" if self.classes is None else Path(self.classes).expanduser()
         given = self._given_words(classes, [subject.folder.name for subject in subjects])
         words = {one.folder.name: given.get(one.folder.name) or class_word(one.folder.name) for one in subjects}
@@ -86,7 +88,9 @@ class DreamBoothFolder(Importer):
             word = words[subject.folder.name]
             yield from self._captioned(subject, word) if subject.captioned else self._scenes(subject, word, templates)
 
-    def _subject(self, folder: Path, inside: Inside) -> _Subject:
+    def _subject(self, folder: Path, inside: Inside, left_out: list[Item]) -> _Subject:
+        inside, twins = without_twins(inside)
+        left_out += (Skipped(_TWIN, f"{folder.name}/{twin.name} ({first.name})") for twin, first in twins)
         return _Subject(folder, inside, self.prompts is None and bool(inside.captions))
 
     def _given_words(self, path: Path, folders: list[str]) -> dict[str, str]:

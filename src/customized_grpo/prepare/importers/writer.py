@@ -16,7 +16,7 @@ from typing import IO, Any, Literal, final
 from customized_grpo.atomic import replacing
 from customized_grpo.data.images import ImageError
 from customized_grpo.data.prompts import prompt_problems, survey
-from customized_grpo.data.rows import Row, same_shape
+from customized_grpo.data.rows import row_of, same_shape
 from customized_grpo.prepare.importers.base import Draft, Importer, Item, Rejected, Remark, Skipped, SourceError
 from customized_grpo.prepare.importers.places import Places
 from customized_grpo.prepare.importers.report import Report
@@ -72,12 +72,15 @@ def import_data(
             writer.take(batch)
             progress(report)
         report.prompts = survey(writer.prompts)
+        if writer.copies:
+            named = ", ".join(writer.copies[:3]) + (", ..." if len(writer.copies) > 3 else "")
+            report.remarks.append(
+                f"{len(writer.copies)} rows have a reference's pixels as their target ({named}): they teach to copy"
+            )
         if not report.rows:
             first = "" if not report.first_reason else f"; the first reason: {report.first_reason}"
-            raise SourceError(
-                f"{source}: none of {report.rejected} entries became a row "
-                f"({sum(report.skipped.values())} left out by options){first}"
-            )
+            left_out = "".join(f"; left out: {count} {reason}" for reason, count in report.skipped.items())
+            raise SourceError(f"{source}: none of {report.rejected} entries became a row{left_out}{first}")
     with replacing(out / REPORT) as aside:
         facts = {"importer": importer.model_dump(), "source": source, "options": asdict(options)}
         aside.write_text(json.dumps(facts | asdict(report), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -118,6 +121,8 @@ class _Writer:
     ids: dict[str, int] = field(default_factory=dict)
     seen: dict[tuple[Path, bool], Seen] = field(default_factory=dict)
     prompts: list[str] = field(default_factory=list)
+    copies: list[str] = field(default_factory=list)
+    """Ids of rows whose target is one of their references."""
 
     def take(self, items: list[Item]) -> None:
         """Write a batch of rows, in order."""
@@ -184,7 +189,7 @@ class _Writer:
             "extra": dict(draft.extra),
         }
         try:
-            Row.model_validate(fields)
+            row_of(fields)
             line = json.dumps({key: value for key, value in fields.items() if value}, ensure_ascii=False)
             line.encode()
         except (ValueError, TypeError) as error:  # an importer's mistake, or half a surrogate pair
@@ -193,6 +198,8 @@ class _Writer:
         self.manifest.write(line + "\n")
         self.report.rows += 1
         self.prompts.append(draft.prompt)
+        if draft.target is not None and self._pixels(draft.target) in set(map(self._pixels, draft.references)):
+            self.copies.append(fields["id"])
 
     def _image(self, path: Path) -> str:
         file, name, _ = self.places(path)
@@ -200,6 +207,11 @@ class _Writer:
         if seen.problem:
             raise ImageError(file, seen.problem, seen.reason)
         return name
+
+    def _pixels(self, path: Path) -> str:
+        """What tells a picture from others: a hash of its pixels, or its name where they aren't read."""
+        file, name, _ = self.places(path)
+        return self.seen[file, False].digest or name
 
     def _view(self, draft: Draft, path: Path) -> str | None:
         """A view's path; None if it is broken, which is recorded: a row doesn't need all of its views."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from customized_grpo import registry
 from customized_grpo.data.images import image_size
@@ -207,7 +208,7 @@ def test_names_of_all_kinds(tmp_path: Path) -> None:
         f"{long}.png",
         unicodedata.normalize("NFD", "é.png"),
     ):
-        draw(tmp_path / "pets/Hund, groß" / name)
+        draw(tmp_path / "pets/Hund, groß" / name, "blue" if name == "a.jpg" else "red")
     for images in ("link", "copy"):
         out = tmp_path / images
         report = run("dreambooth-folder", tmp_path / "pets", out, images=images, references="each")
@@ -331,13 +332,115 @@ def test_captions_that_are_not_used_are_named(
 def test_captions_in_the_form_of_other_systems(tmp_path: Path) -> None:
     draw(tmp_path / "dog" / unicodedata.normalize("NFD", "é.png"))
     draw(tmp_path / "dog/b.png")
-    draw(tmp_path / "dog/b.jpg")
+    draw(tmp_path / "dog/b.jpg", "blue")
     caption(tmp_path / "dog", é_TXT="one", b_txt="two")
     run("dreambooth-folder", tmp_path / "dog", tmp_path / "out", references="first")
     assert sorted(row["prompt"] for row in read(tmp_path / "out")) == ["one", "two", "two"]
 
 
+def test_a_picture_in_two_formats_is_one(tmp_path: Path) -> None:
+    """Each was the reference of the other, so that the target was the reference."""
+    noise = Image.effect_noise((64, 64), 20).convert("RGB")
+    (tmp_path / "dog").mkdir()
+    noise.save(tmp_path / "dog/c.jpg", quality=90)
+    noise.save(tmp_path / "dog/c.png")
+    draw(tmp_path / "dog/b.png")
+    draw(tmp_path / "dog/b.jpg", "blue")
+    draw(tmp_path / "dog/d.png", size=(8, 8))
+    draw(tmp_path / "dog/d.webp")
+    (tmp_path / "dog/c.jpg.txt").write_text("a dog")
+    report = run("dreambooth-folder", tmp_path / "dog", tmp_path / "out")
+    assert report.examples["pictures that are there in another format, too"] == ["dog/c.jpg (c.png)"]
+    rows = read(tmp_path / "out")
+    assert {row["target"] for row in rows} == {"source/c.png"}
+    assert {row["references"][0] for row in rows} == {
+        f"source/{name}" for name in ("b.jpg", "b.png", "d.png", "d.webp")
+    }
+
+
+def test_a_target_with_its_reference_s_pixels_is_said(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        draw(tmp_path / "dog" / name)
+    caption(tmp_path / "dog", a_txt="one", b_txt="two")
+    report = run("dreambooth-folder", tmp_path / "dog", tmp_path / "out")
+    assert (
+        report.remarks[-1] == "2 rows have a reference's pixels as their target (dog-a-b, dog-b-a): they teach to copy"
+    )
+
+
+@pytest.mark.parametrize("sign", [";", "\t"])
+def test_class_words_behind_another_sign(tmp_path: Path, sign: str) -> None:
+    draw(tmp_path / "pets/17/a.png")
+    (tmp_path / "pets/classes.txt").write_text(f"17{sign}dog\n")
+    run("dreambooth-folder", tmp_path / "pets", tmp_path / "out")
+    assert {row["subject"] for row in read(tmp_path / "out")} == {"dog"}
+
+
 # --- tables beside pictures
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "sep=;\nfile_name;text\na.png;a dog\n",
+        '"sep=\t"\r\nfile_name\ttext\r\na.png\ta dog\r\n',
+        "File_Name,Text\na.png,a dog\n",
+        "FILE_NAME;Caption\na.png;a dog\n",
+    ],
+)
+def test_a_table_in_excel_s_form_or_another_case(tmp_path: Path, table: str) -> None:
+    draw(tmp_path / "set/a.png")
+    (tmp_path / "set/metadata.csv").write_bytes(table.encode())
+    run("imagefolder", tmp_path / "set", tmp_path / "out")
+    assert [row["prompt"] for row in read(tmp_path / "out")] == ["a dog"]
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "message"),
+    [
+        (
+            {"image": "a.png", "text": "x"},
+            {},
+            "column 'file_name'; there are image, text; name it: reference=image",
+        ),
+        (
+            {"x": "a.png", "text": "x"},
+            {},
+            "column 'file_name'; there are x, text; name it: reference=COLUMN",
+        ),
+        ({"file_name": "a.png", "text": "x"}, {"subject": "clas"}, "no line has the column 'clas'.*subject=COLUMN"),
+        ({"file_name": "a.png", "text": "x"}, {"mask": "msk"}, "no line has the column 'msk'.*mask=COLUMN"),
+    ],
+)
+def test_a_column_that_no_line_has_is_named(
+    tmp_path: Path, line: dict[str, str], options: dict[str, str], message: str
+) -> None:
+    """A class word or a mask was left out without a word."""
+    draw(tmp_path / "set/a.png")
+    (tmp_path / "set/metadata.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(SourceError, match=message):
+        run("imagefolder", tmp_path / "set", tmp_path / "out", **options)
+
+
+def test_metadata_that_is_a_json_array_is_named_once(tmp_path: Path) -> None:
+    draw(tmp_path / "set/a.png")
+    (tmp_path / "set/metadata.jsonl").write_text(json.dumps([{"file_name": "a.png", "text": "x"}], indent=1))
+    with pytest.raises(SourceError, match=r"metadata\.jsonl: is a JSON array; write one JSON object per line: 'jq -c"):
+        run("imagefolder", tmp_path / "set", tmp_path / "out")
+
+
+def test_a_url_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/metadata.jsonl").write_text(json.dumps({"file_name": "https://x.org/a.png", "text": "x"}) + "\n")
+    with pytest.raises(SourceError, match=r"'https:/x\.org/a\.png' is a URL; download the file"):
+        run("imagefolder", tmp_path / "set", tmp_path / "out")
+
+
+def test_what_is_left_out_without_an_option_is_not_called_one(tmp_path: Path) -> None:
+    draw(tmp_path / "set/a.png")
+    (tmp_path / "set/metadata.jsonl").write_text(json.dumps({"file_name": "b.png", "text": "x"}) + "\n")
+    with pytest.raises(SourceError, match=r"none of 1 entries .* row; left out: 1 pictures that the metadata do"):
+        run("imagefolder", tmp_path / "set", tmp_path / "out")
 
 
 def metadata(folder: Path, *lines: Any) -> Path:

@@ -223,3 +223,32 @@ def test_what_a_system_or_an_import_put_into_a_set_is_none_of_it(tmp_path: Path)
     for out in (tmp_path / "set/out", tmp_path / "again"):
         report = run(tmp_path / "set", out, prompt="text")
         assert (report.rows, report.rejected, report.remarks) == (2, 0, [])
+
+
+def test_shards_that_are_not_there_are_said(tmp_path: Path) -> None:
+    for number in (0, 2):
+        table(tmp_path / f"set/train-{number:05d}-of-00003.parquet", made=tmp_path)
+    report = run(tmp_path / "set", tmp_path / "out")
+    assert report.remarks == ["1 shards are not there, and so not read: train-00001-of-00003.parquet"]
+    assert run(tmp_path / "set/train-00000-of-00003.parquet", tmp_path / "one").remarks == []
+
+
+def test_what_a_table_holds_and_no_option_reads_is_said(tmp_path: Path) -> None:
+    one = image(tmp_path)
+    more = [image(tmp_path, "blue")]
+    table(tmp_path / "set/x.parquet", {"image2": one, "more": more, "who": "rex"}, {"image2": one, "more": more})
+    report = run(tmp_path / "set", tmp_path / "out", subject_id="who")
+    assert report.remarks == [
+        "columns of images that are not read: image2, more; name them by reference (one or a list), target or mask",
+        "1 rows name no individual: their who is empty",
+    ]
+    report = run(tmp_path / "set", tmp_path / "two", reference=["image", "image2"], target="more")
+    assert report.remarks == []
+
+
+@pytest.mark.parametrize("option", ["mask", "subject_id", "subject"])
+def test_a_column_that_is_not_there_is_refused(tmp_path: Path, option: str) -> None:
+    """A mask or an individual was left out without a word."""
+    table(tmp_path / "set/x.parquet")
+    with pytest.raises(SourceError, match=r"has no .*'typo'"):
+        run(tmp_path / "set", tmp_path / "out", **{option: "typo"})

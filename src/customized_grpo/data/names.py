@@ -34,6 +34,11 @@ class Names:
             at = at / found[0]
         return at
 
+    def relative(self, name: str) -> str:
+        """``name``, or that of the file that it means, with ``/``, relative to the folder."""
+        found = self(name)
+        return name if found == self._folder / name else found.relative_to(self._folder).as_posix()
+
     def several(self, text: str) -> list[str]:
         """The names in one cell: ``a.png;b.png`` is two if such files are there, and is not the name of one."""
         if not os.path.lexists(self(text)):

@@ -1,0 +1,51 @@
+"""Pictures that lie in a folder twice, in two formats: ``c.jpg`` beside ``c.png`` is no second picture of a subject."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from customized_grpo.data.folders import Inside, plain
+from customized_grpo.data.images import ImageError, load_image
+
+_LOSSLESS: Final = (".png", ".apng", ".tif", ".tiff", ".bmp")
+_NEAR: Final = 6.0
+"""Mean difference of two pictures' values (0 - 255) up to which a lossy format explains it."""
+
+
+def without_twins(inside: Inside) -> tuple[Inside, list[tuple[Path, Path]]]:
+    """A folder's content with one file of each picture, a lossless one if there is, and pairs (left out, kept).
+
+    Only pictures of one name are compared, so that hardly ever one is read. A kept picture has the captions of both.
+    """
+    by_stem: dict[str, list[Path]] = {}
+    for picture in sorted(inside.pictures, key=lambda path: path.suffix.lower() not in _LOSSLESS):
+        by_stem.setdefault(plain(picture.stem), []).append(picture)
+    twins = [
+        (picture, first)
+        for first, *others in by_stem.values()
+        for picture in others
+        if picture.suffix != first.suffix and _is_one(first, picture)
+    ]
+    out = {picture for picture, _ in twins}
+    captions = dict(inside.captions)
+    for picture, first in twins:
+        if both := _distinct((*captions.get(first, ()), *captions.pop(picture, ()))):
+            captions[first] = both
+    return replace(inside, pictures=tuple(p for p in inside.pictures if p not in out), captions=captions), twins
+
+
+def _distinct(paths: Iterable[Path]) -> tuple[Path, ...]:
+    return tuple(dict.fromkeys(paths))
+
+
+def _is_one(one: Path, other: Path) -> bool:
+    try:
+        first, second = load_image(one), load_image(other)
+    except ImageError:  # named with its row
+        return False
+    if first.size != second.size:
+        return False
+    return float(np.abs(np.asarray(first, np.float32) - np.asarray(second, np.float32)).mean()) <= _NEAR
