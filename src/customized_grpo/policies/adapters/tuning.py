@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -187,6 +186,4 @@ def apply_all(policy: Policy, loaded: Sequence[Scaled]) -> str:
         one.tuned.check_base(base_hash(policy.transformer))
         update = joined(update, scaled(given, one.scale))
     lora.attach_update(policy, update)
-    identity = adapter_hash(policy.transformer)
-    scales = [(name, one.scale) for name, one in sorted(update.items()) if one.scale != 1]
-    return sha256(f"{identity} {scales}".encode()).hexdigest()[:16] if scales else identity
+    return adapter_hash(policy.transformer)
