@@ -1,5 +1,6 @@
 """The real server and a real run: refusals over HTTP, and a run that goes on over a dead worker and a dead server."""
 
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -122,6 +123,11 @@ def test_a_run_outlives_a_dead_worker_and_a_dead_server(
     for state in (one, other):  # the exported file's header tells which rewards it was trained with
         weights = load(state.pop("pytorch_lora_weights.safetensors"))
         state |= {name: tensor.numpy().tobytes() for name, tensor in weights.items()}
+    stands_on = [json.loads(state.pop("identity.json"))["named"] for state in (one, other)]
+    assert [sorted(key for key in named if key.startswith("rewards.dino")) for named in stands_on] == [
+        ["rewards.dino.model"],
+        ["rewards.dino.fingerprint"],
+    ]
     assert "adapter.safetensors" in one
     assert one == other
     assert metrics_of(tmp_path / "local") == metrics_of(tmp_path / "remote")
