@@ -8,6 +8,7 @@ import fnmatch
 import os
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Final
 
@@ -69,6 +70,7 @@ def unread_variable(text: str) -> str | None:
     return found[1] if found and not re.search(r"\s", text) else None
 
 
+@lru_cache(maxsize=1 << 14)  # rows share their pictures
 def is_inside(path: str) -> bool:
     """True if a path from another machine stays inside its folder. Links in the folder may lead out."""
     windows = PureWindowsPath(path)

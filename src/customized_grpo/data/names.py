@@ -20,6 +20,7 @@ class Names:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._listed: dict[Path, dict[str, list[str]]] = {}
+        self._relative: dict[str, str] = {}
 
     def __call__(self, name: str) -> Path:
         """The file; where there is none, or several could be meant, the path as it was given."""
@@ -36,8 +37,10 @@ class Names:
 
     def relative(self, name: str) -> str:
         """``name``, or that of the file that it means, with ``/``, relative to the folder."""
-        found = self(name)
-        return name if found == self._folder / name else found.relative_to(self._folder).as_posix()
+        if name not in self._relative:
+            there = os.path.lexists(f"{self._folder}/{name}")
+            self._relative[name] = name if there else self(name).relative_to(self._folder).as_posix()
+        return self._relative[name]
 
     def several(self, text: str) -> list[str]:
         """The names in one cell: ``a.png;b.png`` is two if such files are there, and is not the name of one."""

@@ -174,7 +174,7 @@ def row_of(data: Any) -> Row:
         raise ValueError(f"{len(row.masks)} masks for {len(row.references)} references; give one or null each")
     if row.target_mask is not None and row.target is None:
         raise ValueError("target_mask without target; give both or none")
-    for path, _ in row.files():
+    for path in (*row.images(), *(mask for _, mask in row.pairs())):
         if is_url(path):
             raise ValueError(f"{path!r} is a URL; download the file, and give its path in the manifest's folder")
         if not is_inside(path):
@@ -184,7 +184,7 @@ def row_of(data: Any) -> Row:
 
 def _found(row: Row, names: Names) -> Row:
     """The row with the names that its files have here (``Names``)."""
-    here = {path: names.relative(path) for path, _ in row.files()}
+    here = {path: names.relative(path) for path in (*row.images(), *(mask for _, mask in row.pairs()))}
     if all(path == name for path, name in here.items()):
         return row
 
