@@ -26,6 +26,8 @@ _DREAMBENCH: Final[Mapping[str, str]] = {
 }  # fmt: skip
 """Classes of DreamBench's subjects, as its ``prompts_and_classes.txt`` says them."""
 
+_ASKED: Final = 40
+"""Folders that are named where class words are asked for: all at once, but no endless line."""
 _CONTAINERS: Final = (
     "data dataset folder image images img imgs input instance mask masks new photo photos pic pics picture pictures "
     "raw sample samples subject test train training untitled val validation"
@@ -79,7 +81,8 @@ def _parts(line: str, known: Mapping[str, str]) -> tuple[str, str]:
 
 def ask(unclear: Sequence[str], path: Path) -> SourceError:
     """The error that asks for class words."""
-    shown = ", ".join(repr(name) for name in unclear[:8]) + (" ..." if len(unclear) > 8 else "")
+    more = f" and {len(unclear) - _ASKED} more" if len(unclear) > _ASKED else ""
+    shown = ", ".join(repr(name) for name in unclear[:_ASKED]) + more
     repeats = " (sd-scripts' <repeats>_<token> <class>)" if any(re.match(r"\d+_", name) for name in unclear) else ""
     return SourceError(
         f"{len(unclear)} folder{'s' if len(unclear) > 1 else ''} without a class word in the name: {shown}{repeats}; "

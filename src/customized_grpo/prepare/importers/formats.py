@@ -1,5 +1,6 @@
-"""Pictures that lie in a folder twice, in two formats: ``c.jpg`` beside ``c.png`` is no second picture of a subject."""
+"""Pictures that lie in a folder twice: ``c.jpg`` beside ``c.png``, or a link, is no second picture of a subject."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -20,15 +21,21 @@ def without_twins(inside: Inside) -> tuple[Inside, list[tuple[Path, Path]]]:
 
     Only pictures of one name are compared, so that hardly ever one is read. A kept picture has the captions of both.
     """
+    by_file: dict[str, list[Path]] = {}
+    for picture in sorted(inside.pictures, key=lambda path: path.is_symlink()):
+        by_file.setdefault(os.path.realpath(picture), []).append(picture)
     by_stem: dict[str, list[Path]] = {}
-    for picture in sorted(inside.pictures, key=lambda path: path.suffix.lower() not in _LOSSLESS):
+    for picture in sorted(
+        (first for first, *_ in by_file.values()), key=lambda one: one.suffix.lower() not in _LOSSLESS
+    ):
         by_stem.setdefault(plain(picture.stem), []).append(picture)
-    twins = [
+    twins = [(link, first) for first, *links in by_file.values() for link in links]
+    twins += (
         (picture, first)
         for first, *others in by_stem.values()
         for picture in others
         if picture.suffix != first.suffix and _is_one(first, picture)
-    ]
+    )
     out = {picture for picture, _ in twins}
     captions = dict(inside.captions)
     for picture, first in twins:

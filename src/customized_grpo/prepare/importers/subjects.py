@@ -38,7 +38,7 @@ _TEMPLATES: Final = tuple(
 )  # fmt: skip
 _SYSTEM: Final = "files and folders of the system"
 _WRITTEN: Final = "what an import wrote"
-_TWIN: Final = "pictures that are there in another format, too"
+_TWIN: Final = "pictures that are there twice, by a link or in another format"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +162,11 @@ def _subjects(root: Path, out: Path, left_out: list[Item]) -> list[tuple[Path, I
             below[folder] = look_inside(folder)
         except OSError as error:
             unlisted.append(Rejected(folder.name, f"can't be listed ({error.strerror})", "file"))
+    real = {os.path.realpath(folder): folder for folder in sorted(below, key=lambda one: not one.is_symlink())}
+    for folder in [folder for folder in below if real[os.path.realpath(folder)] != folder]:
+        other = real[os.path.realpath(folder)].name
+        unlisted.append(Rejected(folder.name, f"is a link to {other}, which is read under that name", "file"))
+        del below[folder]
     subjects = [(folder, inside) for folder, inside in below.items() if inside.pictures]
     if not subjects and top.pictures:
         return [(root, top)]

@@ -350,12 +350,30 @@ def test_a_picture_in_two_formats_is_one(tmp_path: Path) -> None:
     draw(tmp_path / "dog/d.webp")
     (tmp_path / "dog/c.jpg.txt").write_text("a dog")
     report = run("dreambooth-folder", tmp_path / "dog", tmp_path / "out")
-    assert report.examples["pictures that are there in another format, too"] == ["dog/c.jpg (c.png)"]
+    assert report.examples["pictures that are there twice, by a link or in another format"] == ["dog/c.jpg (c.png)"]
     rows = read(tmp_path / "out")
     assert {row["target"] for row in rows} == {"source/c.png"}
     assert {row["references"][0] for row in rows} == {
         f"source/{name}" for name in ("b.jpg", "b.png", "d.png", "d.webp")
     }
+
+
+def test_links_are_no_second_subject_or_picture(pets: Path, tmp_path: Path) -> None:
+    """One dog was two individuals, and one picture two views."""
+    (pets / "rex").symlink_to(pets / "dog")
+    (pets / "dog/0.png").symlink_to(pets / "dog/a.png")
+    report = run("dreambooth-folder", pets, tmp_path / "out")
+    assert subjects(tmp_path / "out") == {"dog", "cat"}
+    assert reasons(tmp_path / "out") == {"rex": "is a link to dog, which is read under that name"}
+    assert report.examples["pictures that are there twice, by a link or in another format"] == ["dog/0.png (a.png)"]
+    assert all(len(row["views"]) == 2 for row in read(tmp_path / "out"))
+
+
+def test_all_folders_without_a_class_word_are_asked_for_at_once(tmp_path: Path) -> None:
+    for number in range(11):
+        draw(tmp_path / f"pets/{number}/a.png")
+    with pytest.raises(SourceError, match="11 folders without .* '9'"):
+        run("dreambooth-folder", tmp_path / "pets", tmp_path / "out")
 
 
 def test_a_target_with_its_reference_s_pixels_is_said(tmp_path: Path) -> None:
