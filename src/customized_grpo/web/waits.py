@@ -21,16 +21,16 @@ _AMOUNT: Final = re.compile(
     r"|m(?:in(?:ute)?s?)?|s(?:ec(?:ond)?s?)?)(?![a-z])|毫秒|ミリ秒|秒[钟鐘]?|分[钟鐘]?|小?[时時][间間]?|天)[\s,]*(?:and\s+)?",
     re.IGNORECASE,
 )
-_AMOUNTS: Final = r"(?:\d+(?:\.\d+)?\s*[毫ミリ小]*[秒分时時天][钟鐘间間]?\s*)+"
+_AMOUNTS: Final = r"(?:\d{1,9}(?:\.\d{1,9})?\s?[毫ミリ小]{0,2}[秒分时時天][钟鐘间間]?\s?){1,4}"
 _SAID: Final = re.compile(
     r"\b(?:(?:(?:retry|again|available|reset\w*|wait(?:ing)?)\s+(?:after|in|for)|request\s+after)"
     r"(?:\s+(?:about|approximately|around|at\s+least))?|wait|retry[ _-]?after:?)\s+(?=\d|an?\s|one\s)"
-    rf"|(?:等待|等候|稍等)\s*(?=\d)|(?={_AMOUNTS}(?:之|以)?[后後]に?[\s,\uff0c、]*[请請]?(?:再|重|もう))(?<![\d.])",
+    rf"|(?:等待|等候|稍等)\s*(?=\d)|(?<![\d.])(?={_AMOUNTS}(?:之|以)?[后後]に?[\s,\uff0c、]?[请請]?(?:再|重|もう))",
     re.IGNORECASE,
 )
 """Words before an amount, or nothing before one that Chinese or Japanese words follow: "2 秒后重试"."""
 _SAID_DATE: Final = re.compile(
-    r"\b(?:retry|again|available|reset\w*|wait|until|after)(?:\s+(?:at|on|after|until|is|:))*:?\s+"
+    r"\b(?:retry|again|available|reset\w*|wait|until|after)(?:\s+(?:at|on|after|until|is)){0,2}:?\s+"
     r"(?P<date>\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)",
     re.IGNORECASE,
 )

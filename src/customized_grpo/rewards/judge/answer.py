@@ -36,11 +36,11 @@ _TAKEN_BACK: Final = re.compile(
     r"|(?:on|upon)\s+(?:second\s+thoughts?|(?:further\s+)?reflection)|reconsider\w*|revis(?:ed?|ing|ion)"
     r"|(?:my|made\s+an?)\s+(?:mistake|error)|too\s+(?:high|low|generous|harsh|strict|lenient)"
     r"|(?:lower|raise|reduce|increase|change|adjust|correct)(?:ing)?\s+(?:it|this|that|my|the\s+(?:score|rating|grade)))\b"
-    r"|(?:^|\n)\s*(?:no|hm+)\s*[,.!:]|(?<!\bthe\s)(?<!\bthese\s)\b(?:zero|two|three|four)\b(?=\s*(?:[.,;:!*]|$))"
+    r"|(?:^|\n)[ \t]*(?:no|hm+)[,.!:]|(?<!\bthe\s)(?<!\bthese\s)\b(?:zero|two|three|four)\b(?=\s*(?:[.,;:!*]|$))"
     r"|更正|改为|改成|抱歉|訂正|やはり",
     re.IGNORECASE,
 )
-_ESCAPED: Final = re.compile(r'\s*"?\s*\{\s*\\"')
+_ESCAPED: Final = re.compile(r'\s*(?:"\s*)?\{\s*\\"')
 """JSON within a string of JSON."""
 _HEADED: Final = re.compile(r"[^\n]*\s*[^\n]*")
 _CLOSED: Final = re.compile(r"^>(?P<inside>.*?)</\s*(?:score|rating|grade)\s*>\s*$", re.IGNORECASE)

@@ -22,7 +22,7 @@ from customized_grpo.rewards.judge.presets import Endpoint
 from customized_grpo.rewards.judge.refusals import Refusal, error_in, refusal
 from customized_grpo.rewards.judge.unscorable import Unscorable
 from customized_grpo.web.addresses import tls_advice
-from customized_grpo.web.proxies import is_private, proxy_of, unusable
+from customized_grpo.web.proxies import is_private, proxy_of, settings_of
 
 T = TypeVar("T")
 
@@ -104,13 +104,10 @@ class Client:
         proxy = self._proxy = proxy_of(self._url)
         if proxy is not None:
             return sdk.DefaultAsyncHttpxClient(event_hooks=hooks, proxy=proxy.url)
-        if is_private(urlsplit(self._url).hostname or ""):  # the environment's proxies are not even looked at
+        # The SDK would read all of the environment's proxies, also those that aren't for this endpoint.
+        if is_private(urlsplit(self._url).hostname or "") or any(settings_of(os.environ)):
             return sdk.DefaultAsyncHttpxClient(event_hooks=hooks, trust_env=False, verify=ssl.create_default_context())
-        try:
-            return sdk.DefaultAsyncHttpxClient(event_hooks=hooks)
-        except (ValueError, ImportError) as error:  # the SDK reads all proxies, also those that it won't use
-            said = "; ".join(unusable(os.environ)) or type(error).__name__
-            raise ValueError(f"{said}: correct or unset it") from None
+        return sdk.DefaultAsyncHttpxClient(event_hooks=hooks)
 
     async def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """A chat completion, as read from JSON. Only inside ``run``.
