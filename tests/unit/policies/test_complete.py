@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -72,3 +73,18 @@ def test_parts_from_elsewhere_and_heads_of_text_encoders_are_no_matter(folder: P
     changed(folder, "transformer", lambda tensors: tensors.clear())
     changed(folder, "text_encoder", lambda tensors: tensors.update({"text_projection.weight": torch.ones(2)}))
     check_complete(folder, "model_index.json", skip={"transformer"}, variant=None)
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_no_weights_of_a_model_that_fits_are_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, shards: bool
+) -> None:
+    """Else a start would read FLUX's 24 GB twice."""
+    if shards:
+        FluxTransformer2DModel.from_pretrained(folder / "transformer").save_pretrained(
+            folder / "transformer", max_shard_size="200KB"
+        )
+        assert len(list((folder / "transformer").glob("*-of-*.safetensors"))) > 1
+    for model in (FluxTransformer2DModel, AutoencoderKL):
+        monkeypatch.setattr(model, "from_pretrained", pytest.fail)
+    check_complete(folder, "model_index.json", skip=(), variant=None)
