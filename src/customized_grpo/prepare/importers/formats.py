@@ -25,9 +25,8 @@ def without_twins(inside: Inside) -> tuple[Inside, list[tuple[Path, Path]]]:
     for picture in sorted(inside.pictures, key=lambda path: path.is_symlink()):
         by_file.setdefault(os.path.realpath(picture), []).append(picture)
     by_stem: dict[str, list[Path]] = {}
-    for picture in sorted(
-        (first for first, *_ in by_file.values()), key=lambda one: one.suffix.lower() not in _LOSSLESS
-    ):
+    files = sorted((first for first, *_ in by_file.values()), key=lambda path: path.suffix.lower() not in _LOSSLESS)
+    for picture in files:
         by_stem.setdefault(plain(picture.stem), []).append(picture)
     twins = [(link, first) for first, *links in by_file.values() for link in links]
     twins += (

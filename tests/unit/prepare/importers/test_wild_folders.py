@@ -372,7 +372,7 @@ def test_links_are_no_second_subject_or_picture(pets: Path, tmp_path: Path) -> N
 def test_all_folders_without_a_class_word_are_asked_for_at_once(tmp_path: Path) -> None:
     for number in range(11):
         draw(tmp_path / f"pets/{number}/a.png")
-    with pytest.raises(SourceError, match="11 folders without .* '9'"):
+    with pytest.raises(SourceError, match=r"11 folders without .* '9'"):
         run("dreambooth-folder", tmp_path / "pets", tmp_path / "out")
 
 
