@@ -1,5 +1,6 @@
 """Files with one JSON value on each line (JSONL): manifests and tables."""
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             continue
         value = _value(line)
         if first and isinstance(line, str) and (what := _other_form(line.strip(), value)):
-            remedy = f"'jq -c {'.[]' if what == 'a JSON array' else '.'} {path} > NEW.jsonl' does that"
-            raise TextError(f"{path}: is {what}; write one JSON object per line: {remedy}", number)
+            each = "'.[]'" if what == "a JSON array" else "."
+            does = f"jq -c {each} {shlex.quote(str(path))} > NEW.jsonl"
+            raise TextError(f"{path}: is {what}; write one JSON object per line, as by: {does}", number)
         first = False
         yield number, value
 

@@ -79,7 +79,7 @@ def test_json_that_is_no_jsonl_is_one_error(root: Path, whole: Any, what: str, i
     if indent is None and isinstance(whole, dict):
         assert len(load(path)) == 1
         return
-    with pytest.raises(ManifestError, match=rf"train\.jsonl: is {what}; write one JSON object per line: 'jq -c"):
+    with pytest.raises(ManifestError, match=rf"train\.jsonl: is {what}; write one JSON object per line, as by: jq -c"):
         check_manifest(path)
 
 

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from PIL import Image
 
 from customized_grpo.data.folders import Inside, plain
 from customized_grpo.data.images import ImageError, load_image
 
 _LOSSLESS: Final = (".png", ".apng", ".tif", ".tiff", ".bmp")
-_NEAR: Final = 6.0
-"""Mean difference of two pictures' values (0 - 255) up to which a lossy format explains it."""
+_COARSE: Final = (32, 32)
+_NEAR: Final = 4.0
+"""Mean difference of two pictures' values (0 - 255) at ``_COARSE`` up to which a lossy format explains it."""
 
 
 def without_twins(inside: Inside) -> tuple[Inside, list[tuple[Path, Path]]]:
@@ -54,4 +56,5 @@ def _is_one(one: Path, other: Path) -> bool:
         return False
     if first.size != second.size:
         return False
-    return float(np.abs(np.asarray(first, np.float32) - np.asarray(second, np.float32)).mean()) <= _NEAR
+    coarse = [np.asarray(image.resize(_COARSE, Image.Resampling.BOX), np.float32) for image in (first, second)]
+    return float(np.abs(coarse[0] - coarse[1]).mean()) <= _NEAR

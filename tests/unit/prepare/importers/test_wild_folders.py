@@ -340,9 +340,9 @@ def test_captions_in_the_form_of_other_systems(tmp_path: Path) -> None:
 
 def test_a_picture_in_two_formats_is_one(tmp_path: Path) -> None:
     """Each was the reference of the other, so that the target was the reference."""
-    noise = Image.effect_noise((64, 64), 20).convert("RGB")
+    noise = Image.effect_noise((64, 64), 60).convert("RGB")
     (tmp_path / "dog").mkdir()
-    noise.save(tmp_path / "dog/c.jpg", quality=90)
+    noise.save(tmp_path / "dog/c.jpg", quality=50)
     noise.save(tmp_path / "dog/c.png")
     draw(tmp_path / "dog/b.png")
     draw(tmp_path / "dog/b.jpg", "blue")
@@ -443,7 +443,7 @@ def test_a_column_that_no_line_has_is_named(
 def test_metadata_that_is_a_json_array_is_named_once(tmp_path: Path) -> None:
     draw(tmp_path / "set/a.png")
     (tmp_path / "set/metadata.jsonl").write_text(json.dumps([{"file_name": "a.png", "text": "x"}], indent=1))
-    with pytest.raises(SourceError, match=r"metadata\.jsonl: is a JSON array; write one JSON object per line: 'jq -c"):
+    with pytest.raises(SourceError, match=r"metadata\.jsonl: is a JSON array; .* as by: jq -c"):
         run("imagefolder", tmp_path / "set", tmp_path / "out")
 
 
