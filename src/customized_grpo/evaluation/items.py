@@ -31,7 +31,7 @@ from customized_grpo.evaluation.standing import Earlier, Standing, StandsOn
 from customized_grpo.evaluation.statistics import finite
 from customized_grpo.evaluation.summary import Row, write_atomically
 from customized_grpo.identity.hashes import FileHashes, file_hash, pixel_hash
-from customized_grpo.paths import matching
+from customized_grpo.paths import is_inside, matching
 from customized_grpo.recipe.config import Evaluate
 from customized_grpo.rewards.base import AsyncGroupReward, AsyncReward
 from customized_grpo.types import Example
@@ -128,7 +128,7 @@ def evaluate_images(
         write_atomically(folder / f"{label}.jsonl", lines)
         for path in matching(parts, "*.jsonl"):
             path.unlink()
-        for file in earlier.pictures - {row["file"] for row in everything}:
+        for file in filter(is_inside, earlier.pictures - {row["file"] for row in everything}):
             (folder / file).unlink(missing_ok=True)
         site.hashes.save()
     return everything
