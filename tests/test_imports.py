@@ -12,7 +12,7 @@ from source import FILES, GRAPH, PACKAGE, ROOT, SOURCE, TREES, imported_names
 
 # Floors of the house: a room imports from lower floors only. docs/design.md shows this very table.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("types", "seeding", "registry", "paths", "atomic", "devices", "text", "advantages", "web"),
+    ("types", "seeding", "registry", "paths", "atomic", "devices", "text", "weights", "advantages", "web"),
     ("recipe", "console", "identity"),
     ("data", "policies", "rewards"),
     ("conditioning", "scoring", "prepare", "testing"),

@@ -21,10 +21,11 @@ from customized_grpo.paths import matching
 from customized_grpo.policies.acceleration import is_quantized
 from customized_grpo.policies.adapters.hashes import base_hash
 from customized_grpo.policies.adapters.lora_files import newest_complete
-from customized_grpo.policies.adapters.low_rank import mismatch, shown
+from customized_grpo.policies.adapters.low_rank import mismatch
 from customized_grpo.policies.adapters.sharding import reshard
 from customized_grpo.policies.adapters.tensor_files import read_tensors
 from customized_grpo.policies.base import FullSettings, Policy
+from customized_grpo.weights import shown
 
 FOLDER: Final = "transformer"
 """Folder name in a checkpoint, as in a pipeline's layout."""
