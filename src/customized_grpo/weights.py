@@ -85,7 +85,7 @@ def shown(names: list[str]) -> str:
 
 
 def _of_its_layers(model: nn.Module, surplus: list[str]) -> list[str]:
-    """Of weights without a place, those of a stack of layers that is shorter in the model, and biases it doesn't add.
+    """Weights without a place that are of a stack of layers shorter in the model, or biases that it doesn't add.
 
     A stack of which the first layer has no place either is another part's.
     """

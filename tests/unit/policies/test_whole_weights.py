@@ -54,7 +54,7 @@ def test_a_weight_that_a_part_lacks_is_named(tmp_path: Path, part: str) -> None:
     """transformers drew it at random with exit 0; diffusers left a tensor without data, and a traceback."""
     folder = make_tiny_flux(tmp_path / "flux")
     name = next(one for one in sorted(load_file(weights_of(folder / part))) if one.endswith(".weight"))
-    change(folder / part, lambda tensors: tensors.pop(name) and None)
+    change(folder / part, lambda tensors: tensors.__delitem__(name))
     with pytest.raises(ValueError, match=rf"^policy\.model: the {part} of .* it lacks 1 weight that the model has: "):
         tiny_policy(folder)
 
@@ -88,19 +88,17 @@ def test_other_policies_refuse_as_well(tmp_path: Path, name: str, part: str) -> 
     case = CASES[name]
     folder = case.make(tmp_path / name, **case.options)
     lost = [one for one in sorted(load_file(weights_of(folder / part))) if one.endswith(".weight")][-1]
-    change(folder / part, lambda tensors: tensors.pop(lost) and None)
+    change(folder / part, lambda tensors: tensors.__delitem__(lost))
     with pytest.raises(ValueError, match=rf"^policy\.model: the {part} of .* it lacks 1 weight"):
         case.load(folder, torch.float32)
 
 
-@pytest.mark.parametrize(
-    ("part", "layers"), [("text_encoder", "text_model.encoder.layers"), ("text_encoder_2", "encoder.block")]
-)
+@pytest.mark.parametrize(("part", "layers"), [("text_encoder", "encoder.layers"), ("text_encoder_2", "encoder.block")])
 def test_layers_that_a_text_encoder_has_no_place_for_are_refused(tmp_path: Path, part: str, layers: str) -> None:
     folder = make_tiny_flux(tmp_path / "flux")
 
     def deeper(tensors: dict[str, torch.Tensor]) -> None:
-        first = [name for name in tensors if f"{layers}.0." in f"text_model.{name}" or f"{layers}.0." in name]
+        first = [name for name in tensors if f"{layers}.0." in name]
         assert first
         tensors |= {name.replace(".0.", ".1.", 1): tensors[name].clone() for name in first}
 

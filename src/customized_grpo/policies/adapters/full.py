@@ -99,14 +99,22 @@ def attach(policy: Policy, settings: FullSettings, *, keep_base: bool) -> None:
     if keep_base:
         policy.base_weights = {n: p.detach().clone() for n, p in named.items() if p.requires_grad}
     if settings.path is not None:
-        folder = find(settings.path)
-        if folder is None:
-            raise ValueError(
-                f"policy.full.path: there is no transformer in diffusers' layout at {settings.path!r}; give a run or a "
-                f"checkpoint of full fine-tuning, or a folder with {_CONFIG} and {_WRITTEN} "
-                "(a LoRA is policy.lora.path)"
-            )
-        load(policy, folder)
+        load(policy, start(settings.path))
+
+
+def start(path: str) -> TransformerFolder:
+    """The transformer of ``policy.full.path``.
+
+    Raises:
+        ValueError: there is none.
+    """
+    folder = find(path)
+    if folder is None:
+        raise ValueError(
+            f"policy.full.path: there is no transformer in diffusers' layout at {path!r}; give a run or a checkpoint "
+            f"of full fine-tuning, or a folder with {_CONFIG} and {_WRITTEN} (a LoRA is policy.lora.path)"
+        )
+    return folder
 
 
 def trained_names(names: Sequence[str], settings: FullSettings, idle: Sequence[str]) -> set[str]:
