@@ -24,8 +24,13 @@ def read_model(model_class: Any, source: str, options: Mapping[str, Any]) -> tup
         source: folder or hub id.
         options: further ones of ``from_pretrained``.
     """
+    from diffusers import ModelMixin
+
+    # Other shapes go into the report, instead of the libraries' advice to draw them at random. Not in a folder that is
+    # quantised already: diffusers would leave out its packed weights, and refuses other shapes by itself.
+    packed = issubclass(model_class, ModelMixin) and "quantization_config" in model_class.load_config(source)
     model, report = model_class.from_pretrained(
-        source, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        source, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=not packed, **options
     )
     return model, report
 

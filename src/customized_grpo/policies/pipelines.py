@@ -167,7 +167,7 @@ def open_pipeline(
     place_and_freeze(pipeline, config, device)
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
-            check_finite(dict(part.named_parameters()), f"policy.model: the {name} of {config.model!r}")
+            check_finite(part.state_dict(), f"policy.model: the {name} of {config.model!r}")
     if pipeline.transformer is None:  # what depends on its configuration still works
         pipeline.transformer = empty_transformer(config, offline=offline).requires_grad_(False).eval()
     return pipeline

@@ -63,7 +63,7 @@ def load_frozen(families: Mapping[str, str], name: str, kind: str, *, dtype: Dty
             "clone without Git LFS; download it again, or run 'git lfs pull' there"
         ) from error
     check_whole(model, report, f"reward model {name!r}")
-    check_finite(dict(model.named_parameters()), f"reward model {name!r}")
+    check_finite(model.state_dict(), f"reward model {name!r}")
     # Weights of a mapped file have arbitrary alignment, on which the last bit of a CPU's product depends: without
     # aligned copies two processes score differently from one.
     for parameter in model.parameters():

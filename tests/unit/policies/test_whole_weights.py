@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection, T5EncoderModel
 
 from pipeline_cases import CASES, shrink_constants
 from tiny import make_tiny_flux, tiny_policy
@@ -28,7 +28,7 @@ def weights_of(part: Path) -> Path:
     return file
 
 
-def change(part: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def change(part: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
     tensors = load_file(weights_of(part))
     edit(tensors)
     save_file(tensors, weights_of(part), metadata={"format": "pt"})
@@ -145,3 +145,41 @@ def test_a_variant_of_some_parts_is_read(tmp_path: Path) -> None:
     UNO.load(config, device=torch.device("cpu"), dtype=torch.float32)
     with pytest.raises(ValueError, match="can't be loaded"):
         UNO.load(config.model_copy(update={"variant": "bf16"}), device=torch.device("cpu"), dtype=torch.float32)
+
+
+def test_tied_and_sharded_weights_are_whole(tmp_path: Path) -> None:
+    """T5 with its embedding under the other name of the two, and in several files."""
+    folder = make_tiny_flux(tmp_path / "flux")
+    part = folder / "text_encoder_2"
+    before = tiny_policy(folder).encode("a red dog", [])
+    change(part, lambda tensors: tensors.update({"encoder.embed_tokens.weight": tensors["shared.weight"].clone()}))
+    both = tiny_policy(folder).encode("a red dog", [])
+    model = T5EncoderModel.from_pretrained(part)
+    weights_of(part).unlink()
+    model.save_pretrained(part, max_shard_size="5KB")
+    assert len(list(part.glob("*.safetensors"))) > 1
+    pieces = tiny_policy(folder).encode("a red dog", [])
+    for found in (both, pieces):
+        for name, tensor in before.tensors.items():
+            torch.testing.assert_close(found.tensors[name], tensor, rtol=0, atol=0)
+
+
+def test_a_tied_head_of_a_language_model_need_not_be_there(tmp_path: Path) -> None:
+    """FLUX.2 klein's Qwen3 of 4 B parameters has none; one that isn't tied is missed."""
+    case = CASES["klein"]
+    folder = case.make(tmp_path / "klein", **case.options)
+    configure(folder / "text_encoder", "tie_word_embeddings", True)
+    change(folder / "text_encoder", lambda tensors: tensors.__delitem__("lm_head.weight"))
+    case.load(folder, torch.float32)
+    configure(folder / "text_encoder", "tie_word_embeddings", False)
+    with pytest.raises(ValueError, match=r"lacks 1 weight that the model has: lm_head\.weight"):
+        case.load(folder, torch.float32)
+
+
+def test_statistics_that_are_no_numbers(tmp_path: Path) -> None:
+    """Of the batch norm in FLUX.2's VAE, which are buffers."""
+    case = CASES["klein"]
+    folder = case.make(tmp_path / "klein", **case.options)
+    change(folder / "vae", lambda tensors: tensors["bn.running_mean"].mul_(torch.nan).sum())
+    with pytest.raises(ValueError, match=r"the vae of .* is broken: .*NaN.*bn\.running_mean"):
+        case.load(folder, torch.float32)
