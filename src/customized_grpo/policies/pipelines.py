@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from customized_grpo import registry
 from customized_grpo.policies.acceleration import place_and_freeze, transformer_options
 from customized_grpo.policies.base import Policy, PolicyConfig
-from customized_grpo.policies.complete import check_complete
 from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN
 from customized_grpo.policies.hub_files import hub_problem
 from customized_grpo.policies.pipeline_parts import read_models
@@ -153,8 +152,6 @@ def open_pipeline(
         check_whole(model, report, f"policy.model: the {name} of {config.model!r}")
     parts |= {name: model for name, (model, _) in models.items()}
     with explained(config):
-        if Path(source).is_dir():  # what the hub sends is checked by its client
-            check_complete(Path(source), _INDEX, skip={*absent, *own}, variant=config.variant)
         pipeline = pipeline_class.from_pretrained(
             folder, dtype=dtypes, use_safetensors=True, variant=config.variant, local_files_only=offline, **parts
         )

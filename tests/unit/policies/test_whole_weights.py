@@ -82,6 +82,28 @@ def test_a_configuration_of_other_weights_is_refused(
         tiny_policy(folder)
 
 
+@pytest.mark.parametrize("part", ["transformer", "vae"])
+def test_weights_without_a_place_are_named(tmp_path: Path, part: str) -> None:
+    folder = make_tiny_flux(tmp_path / "flux")
+    change(folder / part, lambda tensors: tensors.update({"blocks.9.weight": torch.ones(2)}))
+    with pytest.raises(ValueError, match=rf"the {part} of .* 1 weight that the model has no place for: blocks\.9"):
+        tiny_policy(folder)
+
+
+@pytest.mark.parametrize("part", FLUX)
+def test_weights_of_another_shape_are_named(tmp_path: Path, part: str) -> None:
+    """Of a text encoder they were a traceback."""
+    folder = make_tiny_flux(tmp_path / "flux")
+
+    def widen(tensors: dict[str, torch.Tensor]) -> None:
+        name = next(name for name, tensor in tensors.items() if tensor.ndim == 2)
+        tensors[name] = torch.ones(3, 3)
+
+    change(folder / part, widen)
+    with pytest.raises(ValueError, match=rf"the {part} of .* it holds 1 weight of another shape: .* \(3 x 3 for \d"):
+        tiny_policy(folder)
+
+
 @pytest.mark.parametrize("name", ["flux2", "klein", "qwen-2509"])
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
 def test_other_policies_refuse_as_well(tmp_path: Path, name: str, part: str) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from customized_grpo.paths import matching
-from customized_grpo.weights import check_finite
+from customized_grpo.weights import check_finite, shown
 
 _BEGINNINGS: Final = (
     (b"version https://git-lfs", "it is a pointer of Git LFS and not the file itself: run 'git lfs pull' where it is"),
