@@ -12,7 +12,7 @@ from source import FILES, GRAPH, PACKAGE, ROOT, SOURCE, TREES, imported_names
 
 # Floors of the house: a room imports from lower floors only. docs/design.md shows this very table.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("types", "seeding", "registry", "paths", "atomic", "devices", "text", "advantages", "web"),
+    ("types", "seeding", "registry", "paths", "atomic", "devices", "text", "weights", "advantages", "web"),
     ("recipe", "console", "identity"),
     ("data", "policies", "rewards"),
     ("conditioning", "scoring", "prepare", "testing"),
@@ -66,7 +66,7 @@ def test_the_table_of_floors_and_the_tree_agree() -> None:
 
 def test_the_root_holds_nouns_only() -> None:
     files = {path.stem for path in SOURCE.glob("*.py")} | {"registry", "text"}  # packages of three files
-    nouns = {"types", "seeding", "registry", "paths", "atomic", "devices", "text", "console", "testing"}
+    nouns = {"types", "seeding", "registry", "paths", "atomic", "devices", "text", "weights", "console", "testing"}
     assert files == nouns | {"__init__", "__main__"}, "a module belongs into a room"
 
 

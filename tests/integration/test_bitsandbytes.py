@@ -4,6 +4,7 @@ diffusers loads bitsandbytes weights on GPUs alone, so these tests lift its chec
 layers, the adapters on them, their gradients and the optimizer are the real ones.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,21 @@ def test_a_quantised_policy(tiny_world: Path, tmp_path: Path, quantization: Any)
     assert 0 < float((near - exact).norm() / exact.norm()) < 0.05
     lora.attach(policy, LoraSettings(rank=4), seed=0)
     check_policy(policy, Example(key="one", prompt="a red dog", references=(reference,)))
+
+
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize("quantization", BITS)
+def test_a_folder_that_is_quantised_already(tiny_world: Path, tmp_path: Path, quantization: Any) -> None:
+    """Its absmax, codes and scales are no surplus."""
+    spec = tiny_recipe(tiny_world, tmp_path / "run", policy__quantization=quantization, run__precision="bf16").policy
+    cpu, folder = torch.device("cpu"), tmp_path / "quantised"
+    policy = load_policy(spec, device=cpu, precision="bf16")
+    shutil.copytree(tiny_world / "flux", folder, ignore=shutil.ignore_patterns("transformer"))
+    policy.transformer.save_pretrained(folder / "transformer")
+    again = spec.model_copy(update={"quantization": "none", "model": str(folder)})
+    found = load_policy(again, device=cpu, precision="bf16")
+    assert acceleration.is_quantized(found.transformer)
+    assert frozen_hash(found.transformer) == frozen_hash(policy.transformer)
 
 
 @pytest.mark.usefixtures("on_cpu")

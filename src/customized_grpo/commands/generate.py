@@ -30,7 +30,7 @@ def generate(
         Path | None, typer.Option(help="write this picture too: references, base and tuned, side by side")
     ] = None,
 ) -> None:
-    """Draw images with a trained adapter, or with a recipe's base alone."""
+    """Draw images with a trained adapter; without one as a recipe's training starts: base, and policy.lora.path."""
     from customized_grpo.data.images import load_image
     from customized_grpo.data.prompts import prompt_problems
     from customized_grpo.recipe.loading import load_any
@@ -45,6 +45,9 @@ def generate(
         say(f"--prompt: {prompt!r} has signs of a web interface's syntax; they are drawn as words", on=err)
     if config is not None:
         recipe = load_any(config)
+        start = recipe.policy.full or recipe.policy.lora
+        if lora and start is not None and start.path is not None:
+            say(f"--lora: it is drawn alone, without {start.path!r}, which the recipe's training starts from", on=err)
     elif lora:
         recipe = load_any(_config_of(lora))
     else:

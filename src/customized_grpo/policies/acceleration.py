@@ -38,22 +38,32 @@ def quantization_of(
         ValueError: bitsandbytes is missing, or diffusers doesn't run it on the device.
     """
     parts: dict[str, Any] = dict.fromkeys(absent)
-    if quantization == "none" or "transformer" in absent:
+    own = {} if "transformer" in absent else transformer_options(quantization, dtype, device)
+    if not own:
         return parts
+    from diffusers.quantizers import PipelineQuantizationConfig
+
+    return {
+        **parts,
+        "quantization_config": PipelineQuantizationConfig(quant_mapping={"transformer": own["quantization_config"]}),
+    }
+
+
+def transformer_options(quantization: Quantization, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """Arguments of the ``from_pretrained`` of a transformer alone.
+
+    Raises:
+        ValueError: see ``quantization_of``.
+    """
+    if quantization == "none":
+        return {}
     if device.type not in _QUANTIZED_ON:
         raise ValueError(
             f"policy.quantization: {quantization} needs a GPU, and this runs on {device.type}; "
             "use policy.quantization=none"
         )
     need_bitsandbytes(f"policy.quantization: {quantization}")
-    from diffusers.quantizers import PipelineQuantizationConfig
-
-    return {
-        **parts,
-        "quantization_config": PipelineQuantizationConfig(
-            quant_mapping={"transformer": bitsandbytes_config(quantization, dtype)}
-        ),
-    }
+    return {"quantization_config": bitsandbytes_config(quantization, dtype)}
 
 
 def bitsandbytes_config(quantization: Literal["8bit", "4bit"], dtype: torch.dtype) -> "BitsAndBytesConfig":

@@ -13,17 +13,18 @@ from typing import Any, ClassVar, final
 import torch
 from jaxtyping import Float, UInt8
 from pydantic import Field, PositiveInt, field_validator
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from customized_grpo import registry
-from customized_grpo.policies.acceleration import place_and_freeze, quantization_of
-from customized_grpo.policies.adapters.tensor_files import check_finite
+from customized_grpo.policies.acceleration import place_and_freeze, transformer_options
 from customized_grpo.policies.base import Policy, PolicyConfig
-from customized_grpo.policies.complete import check_complete
 from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN
 from customized_grpo.policies.hub_files import hub_problem
+from customized_grpo.policies.pipeline_parts import read_models
 from customized_grpo.policies.single_file import check_no_file
 from customized_grpo.types import Conditioning
+from customized_grpo.weights import check_finite, check_whole
 
 _DECODE_CHUNK = 4
 _INDEX = "model_index.json"
@@ -138,21 +139,23 @@ def open_pipeline(
         offline: don't ask the hub.
 
     Raises:
-        ValueError: no such model, a gated one, or one of another pipeline.
+        ValueError: no such model, a gated one, one of another pipeline, or weights that aren't whole or no numbers.
     """
-    parts = quantization_of(config.quantization, dtype, device, absent) | dict(own)
+    parts = dict.fromkeys(absent) | dict(own)
+    dtypes = {"default": dtype, "vae": torch.float32}
+    options = {"transformer": {} if "transformer" in parts else transformer_options(config.quantization, dtype, device)}
     with explained(config):
-        if Path(source).is_dir():  # what the hub sends is checked by its client
-            check_complete(Path(source), _INDEX, skip={*absent, *own}, variant=config.variant)
-        pipeline = pipeline_class.from_pretrained(
-            source,
-            dtype={"default": dtype, "vae": torch.float32},
-            use_safetensors=True,
-            revision=config.revision,
-            variant=config.variant,
-            local_files_only=offline,
-            **parts,
+        folder, models = read_models(
+            pipeline_class, config, source, given=parts.keys(), dtypes=dtypes, options=options, offline=offline
         )
+    for name, (model, report) in models.items():
+        check_whole(model, report, f"policy.model: the {name} of {config.model!r}")
+    parts |= {name: model for name, (model, _) in models.items()}
+    with explained(config):
+        pipeline = pipeline_class.from_pretrained(
+            folder, dtype=dtypes, use_safetensors=True, variant=config.variant, local_files_only=offline, **parts
+        )
+    pipeline.register_to_config(_name_or_path=source)
     if pipeline.vae_scale_factor * 2 != PIXELS_PER_TOKEN:
         raise ValueError(
             f"policy.model: the VAE of {config.model!r} shrinks by {pipeline.vae_scale_factor}; "
@@ -161,7 +164,7 @@ def open_pipeline(
     place_and_freeze(pipeline, config, device)
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
-            check_finite(dict(part.named_parameters()), f"policy.model: the {name} of {config.model!r}")
+            check_finite(part.state_dict(), f"policy.model: the {name} of {config.model!r}")
     if pipeline.transformer is None:  # what depends on its configuration still works
         pipeline.transformer = empty_transformer(config, offline=offline).requires_grad_(False).eval()
     return pipeline
@@ -186,7 +189,7 @@ def explained(config: PipelineConfig) -> Iterator[None]:
     """Turn errors of the folder or the hub into a message about ``policy.model``."""
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(
             f"policy.model: {config.model!r} can't be loaded: {hub_problem(error, config.model)} - it must be in "
             f"diffusers' layout, and of a kind that policy.type {config.type} reads"

@@ -15,7 +15,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from customized_grpo.policies.adapters.low_rank import shown
+from customized_grpo.weights import shown
 
 PREFIXES: Final = ("model.diffusion_model.", "diffusion_model.", "transformer.")
 """What a file's keys of the transformer may all begin with: of ComfyUI, and of a pipeline's parts."""

@@ -18,6 +18,7 @@ from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.clip import Clip, ClipConfig
 from customized_grpo.rewards.features import in_batches, to_pil
 from customized_grpo.types import Example
+from customized_grpo.weights import check_finite
 
 _WIDTHS: Final = (1024, 128, 64, 16, 1)
 
@@ -67,4 +68,5 @@ def _load_head(name: str, width: int) -> nn.Module:
         raise ValueError(
             f"head {name!r} is not an aesthetic predictor on features of {width}: {' '.join(str(error).split())[:400]}"
         ) from error
+    check_finite(weights, f"head {name!r}")
     return nn.Sequential(*layers.values()).eval().requires_grad_(False)

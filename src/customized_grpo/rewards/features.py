@@ -17,6 +17,7 @@ from torch import Tensor
 
 from customized_grpo.paths import model_path
 from customized_grpo.types import Example
+from customized_grpo.weights import check_finite, check_whole, read_model
 
 _log = logging.getLogger(__name__)
 
@@ -39,8 +40,8 @@ def load_frozen(families: Mapping[str, str], name: str, kind: str, *, dtype: Dty
         device: device of the weights.
 
     Raises:
-        ValueError: no such model, a model of another family, or a checkpoint that lacks weights -
-            transformers would only warn and leave those random, and the reward would be noise.
+        ValueError: no such model, a model of another family, or weights that aren't whole or aren't numbers
+            (see ``check_whole``): the reward would be noise.
     """
     import transformers
 
@@ -52,9 +53,8 @@ def load_frozen(families: Mapping[str, str], name: str, kind: str, *, dtype: Dty
             raise ValueError(f"it is a {found!r} model, but this reward needs a {wanted} model")
         # DINO doesn't train a ViT's pooler, and its checkpoints lack it.
         options = {"add_pooling_layer": False} if found == "vit" else {}
-        model, report = getattr(transformers, families[found]).from_pretrained(
-            path, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, **options
-        )
+        model_class = getattr(transformers, families[found])
+        model, report = read_model(model_class, path, {"dtype": DTYPES[dtype], **options})
     except (OSError, ValueError) as error:
         raise ValueError(f"reward model {name!r} can't be loaded: {error}") from error
     except SafetensorError as error:
@@ -62,8 +62,8 @@ def load_frozen(families: Mapping[str, str], name: str, kind: str, *, dtype: Dty
             f"reward model {name!r} can't be loaded: its weights are damaged ({error}), by a broken download or a "
             "clone without Git LFS; download it again, or run 'git lfs pull' there"
         ) from error
-    if absent := sorted(report["missing_keys"]):
-        raise ValueError(f"reward model {name!r} lacks {len(absent)} weights, such as {absent[0]!r}; is it complete?")
+    check_whole(model, report, f"reward model {name!r}")
+    check_finite(model.state_dict(), f"reward model {name!r}")
     # Weights of a mapped file have arbitrary alignment, on which the last bit of a CPU's product depends: without
     # aligned copies two processes score differently from one.
     for parameter in model.parameters():

@@ -24,6 +24,7 @@ from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.features import DTYPES, DtypeName, require_prompt, to_pil
 from customized_grpo.rewards.hpsv3_prompt import IMAGE_TOKEN, REWARD_TOKEN, chat
 from customized_grpo.types import Example
+from customized_grpo.weights import check_finite
 
 _FILE: Final = "HPSv3.safetensors"
 _PIXELS: Final = 256 * 28 * 28
@@ -175,6 +176,7 @@ def _load(
         parts.load_state_dict(weights, strict=True, assign=True)
     except RuntimeError as error:
         raise ValueError(f"checkpoint {checkpoint} doesn't fit HPSv3 on this 'model': {_first_lines(error)}") from error
+    check_finite(weights, f"checkpoint {checkpoint}")
     parts.to(device).eval().requires_grad_(False)
     return parts["trunk"], parts["head"]
 

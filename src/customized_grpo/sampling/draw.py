@@ -81,7 +81,8 @@ def draw(
     Args:
         recipe: says the policy, the device, and the sampler.
         adapter: a run, a checkpoint, an adapter's folder or file, a LoRA's hub id, or a transformer's folder; several
-            add up, each may say a scale (``WHERE=0.8``). None or nothing: the base alone.
+            add up, each may say a scale (``WHERE=0.8``). None or nothing: what the recipe's training starts from
+            (``policy.lora.path`` or ``policy.full.path``), and without them the base alone.
         references: images of the subject.
         prompt: what to draw.
         file: the image to write; several get -0, -1, ... before the suffix.
@@ -99,7 +100,7 @@ def draw(
     files = [file] if num == 1 else [file.with_stem(f"{file.stem}-{i}") for i in range(num)]
     if grid is not None and grid.resolve() in {one.resolve() for one in files}:
         raise ValueError(f"--grid: {grid} is a file of --out, too, and would replace it; give another")
-    tuned = tuning.read_all(adapter or [])
+    tuned = tuning.read_all(adapter) if adapter else tuning.read_start(recipe.policy)
     device = open_device(recipe.run.device)
     check_drawing(recipe.policy, prompt, references)
     cond, policy = _encode_then_load(recipe, device, prompt, references)

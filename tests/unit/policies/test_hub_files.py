@@ -56,7 +56,7 @@ def test_a_model_that_the_hub_refuses(kind: Any, message: str, monkeypatch: pyte
         except Exception as error:
             raise OSError("Cannot load model owner/name:\n several lines") from error
 
-    monkeypatch.setattr(FluxPipeline, "from_pretrained", fail)
+    monkeypatch.setattr(FluxPipeline, "download", fail)
     with pytest.raises(ValueError, match=rf"policy\.model: 'owner/name' can't be loaded: .*{message}") as caught:
         UNO.load(UNOConfig(model="owner/name"), device=torch.device("cpu"), dtype=torch.float32)
     assert "\n" not in str(caught.value)

@@ -104,7 +104,7 @@ def test_missing_weights_are_refused(dino_folder: Path, tmp_path: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     del weights["layernorm.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks 1 weights, such as 'layernorm\.weight'"):
+    with pytest.raises(ValueError, match=r"config\.json: it lacks 1 weight that the model has: layernorm\.weight\."):
         build(folder)
 
 

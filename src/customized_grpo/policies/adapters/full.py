@@ -21,10 +21,11 @@ from customized_grpo.paths import matching
 from customized_grpo.policies.acceleration import is_quantized
 from customized_grpo.policies.adapters.hashes import base_hash
 from customized_grpo.policies.adapters.lora_files import newest_complete
-from customized_grpo.policies.adapters.low_rank import mismatch, shown
+from customized_grpo.policies.adapters.low_rank import mismatch
 from customized_grpo.policies.adapters.sharding import reshard
 from customized_grpo.policies.adapters.tensor_files import read_tensors
 from customized_grpo.policies.base import FullSettings, Policy
+from customized_grpo.weights import shown
 
 FOLDER: Final = "transformer"
 """Folder name in a checkpoint, as in a pipeline's layout."""
@@ -98,14 +99,22 @@ def attach(policy: Policy, settings: FullSettings, *, keep_base: bool) -> None:
     if keep_base:
         policy.base_weights = {n: p.detach().clone() for n, p in named.items() if p.requires_grad}
     if settings.path is not None:
-        folder = find(settings.path)
-        if folder is None:
-            raise ValueError(
-                f"policy.full.path: there is no transformer in diffusers' layout at {settings.path!r}; give a run or a "
-                f"checkpoint of full fine-tuning, or a folder with {_CONFIG} and {_WRITTEN} "
-                "(a LoRA is policy.lora.path)"
-            )
-        load(policy, folder)
+        load(policy, start(settings.path))
+
+
+def start(path: str) -> TransformerFolder:
+    """The transformer of ``policy.full.path``.
+
+    Raises:
+        ValueError: there is none.
+    """
+    folder = find(path)
+    if folder is None:
+        raise ValueError(
+            f"policy.full.path: there is no transformer in diffusers' layout at {path!r}; give a run or a checkpoint "
+            f"of full fine-tuning, or a folder with {_CONFIG} and {_WRITTEN} (a LoRA is policy.lora.path)"
+        )
+    return folder
 
 
 def trained_names(names: Sequence[str], settings: FullSettings, idle: Sequence[str]) -> set[str]:

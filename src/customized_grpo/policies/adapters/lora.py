@@ -27,10 +27,11 @@ from customized_grpo.policies.adapters.lora_layers import (
     target_regex,
 )
 from customized_grpo.policies.adapters.lora_reader import LoraFile, read_lora
-from customized_grpo.policies.adapters.low_rank import Factors, Update, check_fits, mismatch, shown
+from customized_grpo.policies.adapters.low_rank import Factors, Update, check_fits, mismatch
 from customized_grpo.policies.adapters.sharding import base_transformer, whole
 from customized_grpo.policies.base import LoraSettings, Policy
 from customized_grpo.seeding import generator
+from customized_grpo.weights import shown
 
 
 def attach(policy: Policy, settings: LoraSettings, seed: int) -> None:

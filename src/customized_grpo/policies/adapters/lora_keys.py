@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from customized_grpo.policies.adapters.low_rank import shown
+from customized_grpo.weights import shown
 
 Part = Literal["a", "b", "alpha"]
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from customized_grpo.policies.adapters import uno_lora
 from customized_grpo.policies.adapters.flux_keys import key_map
-from customized_grpo.policies.adapters.low_rank import Factors, linear_shapes, shown, turned
+from customized_grpo.policies.adapters.low_rank import Factors, linear_shapes, turned
+from customized_grpo.weights import shown
 
 _FLUX2_QKV: Final = (("img_attn", "to_q", "to_k", "to_v"), ("txt_attn", "add_q_proj", "add_k_proj", "add_v_proj"))
 _FLUX2_DOUBLE: Final = {

@@ -19,9 +19,10 @@ from customized_grpo.policies.adapters import lora_keys, lora_scale
 from customized_grpo.policies.adapters.lora_files import HEADER, PEFT_CONFIG, PEFT_WEIGHTS, PREFIX, find_adapter
 from customized_grpo.policies.adapters.lora_keys import Key
 from customized_grpo.policies.adapters.lora_names import factors_at, family_of, places, unknown
-from customized_grpo.policies.adapters.low_rank import Factors, linear_shapes, shown, turned
-from customized_grpo.policies.adapters.tensor_files import FLOAT8, FLOATS, read_metadata, read_tensors
+from customized_grpo.policies.adapters.low_rank import Factors, linear_shapes, turned
+from customized_grpo.policies.adapters.tensor_files import read_metadata, read_tensors
 from customized_grpo.text import read_text
+from customized_grpo.weights import FLOAT8, FLOATS, shown
 
 _MODEL_ENTRIES: Final = ("modelspec.architecture", "ss_base_model_version", "base_model")
 """Entries of headers in which sd-scripts, ai-toolkit, ComfyUI and this package name the model."""

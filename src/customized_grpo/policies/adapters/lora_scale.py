@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeGuard
 
-from customized_grpo.policies.adapters.low_rank import shown
+from customized_grpo.weights import shown
 
 _WITHOUT_EFFECT: Final = frozenset(
     {

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from customized_grpo.weights import shown
+
 
 @dataclass(frozen=True, slots=True)
 class Factors:
@@ -126,8 +128,3 @@ def mismatch(given: Set[str], expected: Set[str]) -> str:
         for word, names in (("missing", expected - given), ("surplus", given - expected))
         if names
     )
-
-
-def shown(names: list[str]) -> str:
-    """The first three names and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

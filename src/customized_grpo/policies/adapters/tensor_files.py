@@ -8,15 +8,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import safetensors
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from customized_grpo.paths import matching
-from customized_grpo.policies.adapters.low_rank import shown
-
-FLOATS: Final = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
-FLOAT8: Final = frozenset({torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz})
+from customized_grpo.weights import check_finite, shown
 
 _BEGINNINGS: Final = (
     (b"version https://git-lfs", "it is a pointer of Git LFS and not the file itself: run 'git lfs pull' where it is"),
@@ -66,33 +62,6 @@ def _indexed(index: Path) -> set[str]:
         return set(json.loads(index.read_bytes())["weight_map"].values())
     except (OSError, ValueError, TypeError, LookupError, AttributeError):
         return set()
-
-
-def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
-    """Refuse weights that are not numbers.
-
-    Args:
-        tensors: by the names to show.
-        what: where they come from, for the message.
-
-    Raises:
-        ValueError: NaN or infinity; the message names the tensors and how many values.
-    """
-    broken = {name: count for name, tensor in tensors.items() if (count := _num_broken(tensor))}
-    if broken:
-        raise ValueError(
-            f"{what} is broken: {sum(broken.values())} values are NaN or infinite, in {shown(sorted(broken))}. Such "
-            "weights draw black pictures; take an earlier checkpoint, or ask who made the file"
-        )
-
-
-def _num_broken(tensor: Tensor) -> int:
-    if tensor.is_meta or tensor.dtype not in FLOATS | FLOAT8:
-        return 0
-    values = tensor.float() if tensor.dtype in FLOAT8 else tensor  # float8 can't be summed
-    if values.sum().isfinite():  # one pass without a copy; a sum may also overflow where all values are finite
-        return 0
-    return int((~values.isfinite()).sum())
 
 
 @contextmanager

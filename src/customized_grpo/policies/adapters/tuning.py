@@ -124,6 +124,19 @@ def read_all(given: str | Path | Sequence[str]) -> tuple[Scaled, ...]:
     return found
 
 
+def read_start(section: PolicySpec) -> tuple[Scaled, ...]:
+    """What a training of a recipe's section ``policy`` starts from beside its base; nothing where no path is given.
+
+    Raises:
+        ValueError: ``policy.lora.path`` or ``policy.full.path`` can't be used.
+    """
+    if section.full is not None:
+        return () if section.full.path is None else (Scaled(full.start(section.full.path), 1.0),)
+    if section.lora is not None and section.lora.path is not None:
+        return (Scaled(read_lora(section.lora.path), 1.0),)
+    return ()
+
+
 def with_scale(text: str) -> tuple[str, float]:
     """``WHERE=SCALE`` taken apart; the scale is 1 where no number follows the last ``=``.
 

@@ -11,7 +11,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from customized_grpo.policies.adapters.low_rank import Factors, Update, shown
+from customized_grpo.policies.adapters.low_rank import Factors, Update
+from customized_grpo.weights import shown
 
 REPOSITORY: Final = "bytedance-research/UNO"
 FILE_NAME: Final = "dit_lora.safetensors"

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save, save_file
 from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.adapters.lora_files import find_adapter
 from customized_grpo.policies.adapters.lora_reader import LoraFile
-from customized_grpo.policies.adapters.tensor_files import check_finite, read_metadata, read_tensors
+from customized_grpo.policies.adapters.tensor_files import read_metadata, read_tensors
 from customized_grpo.policies.base import FullSettings, PolicyConfig
+from customized_grpo.weights import check_finite
 from tiny import tiny_policy
 
 GOOD = save({"a": torch.ones(8)}, {"format": "pt"})
