@@ -1,6 +1,5 @@
-"""Atomic files, complete or absent: written beside their final path and renamed; and the hash of a file."""
+"""Atomic files, complete or absent: written beside their final path and renamed."""
 
-import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -21,9 +20,3 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file in hexadecimal; it isn't read at once, as whole models are hashed, too."""
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

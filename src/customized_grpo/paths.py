@@ -1,6 +1,8 @@
-"""Paths of models (a hub id, a folder, or a miniature checkpoint in the package), and a check that paths are safe."""
+"""Paths of models (a hub id, a folder, or a miniature checkpoint in the package), and checks of what a path means."""
 
+import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Final
 
 ASSETS = Path(__file__).parent / "mini" / "assets"
 """Folder of the embedded checkpoints, one per kind; ``judges/`` holds those that training never sees."""
@@ -34,6 +36,20 @@ def model_path(name: str, kind: str) -> str:
     if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1:
         raise ValueError(f"model {name!r}: no such folder; give an existing folder, a hub id, or 'mini'")
     return name
+
+
+_VARIABLE: Final = re.compile(r"(?:^|/)[^/\\s]*(\$\{\w+\}|\$[A-Za-z_]\w*)[^/\\s]*(?=/|$)")
+
+
+def home_expanded(path: str) -> str:
+    """A path whose leading ``~`` is the home folder, as in a shell; else a folder called ``~`` would be made."""
+    return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
+def unread_variable(text: str) -> str | None:
+    """The variable of a shell that a path still holds (``$HOME``, ``${SCRATCH}``), which only the shell replaces."""
+    found = _VARIABLE.search(text)
+    return found[1] if found and not re.search(r"\s", text) else None
 
 
 def is_inside(path: str) -> bool:

@@ -4,7 +4,7 @@ Dimensions: G group size, T sampler steps, K trained steps, S latent tokens, C l
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,23 @@ class Example:
     """One mask per reference (mode L, white for the subject), or empty."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further data of the data set, such as the ground truth of the miniature world."""
+
+    def __post_init__(self) -> None:
+        for picture in self.references:
+            if picture.mode != "RGB":
+                raise ValueError(
+                    f"example {self.key!r}: a reference has Pillow's mode {picture.mode}; allowed: RGB, because models "
+                    "would read the colours that transparency hides; customized_grpo.load_image makes RGB of any file"
+                )
+
+    def copy(self) -> "Example":
+        """A copy with pictures of its own: what changes them in place, as ``thumbnail`` does, changes no other's."""
+        return replace(
+            self,
+            references=tuple(picture.copy() for picture in self.references),
+            masks=tuple(None if mask is None else mask.copy() for mask in self.masks),
+            extra=dict(self.extra),
+        )
 
 
 @dataclass(frozen=True, slots=True)

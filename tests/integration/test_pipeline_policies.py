@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 from customized_grpo.commands.app import app
 from customized_grpo.data.images import load_image
-from customized_grpo.policies.adapters.lora import adapter_state, read_adapter
+from customized_grpo.policies.adapters.lora import adapter_state
+from customized_grpo.policies.adapters.lora_reader import read_lora
 from customized_grpo.recipe.loading import load_recipe, save_recipe
 from customized_grpo.sampling import draw
 from customized_grpo.sampling.rollout import sample_images
@@ -106,14 +107,16 @@ def test_it_trains_checkpoints_and_evaluates(run: Run) -> None:
 
 def test_diffusers_loads_the_checkpoint(run: Run) -> None:
     """By the class that the model's own index names."""
-    saved = read_adapter(run.folder)
+    saved = read_lora(run.folder)
     absent = {"processor": None} if run.name.startswith("qwen") else {}
     pipeline: Any = DiffusionPipeline.from_pretrained(run.world / "model", **absent)
     assert type(pipeline) is type(run.trainer.parts.policy).pipeline_class
     pipeline.load_lora_weights(saved.path.parent, adapter_name="default")
     loaded = adapter_state(pipeline.transformer)
-    assert loaded.keys() == saved.tensors.keys()
-    assert all(torch.equal(one, saved.tensors[name]) for name, one in loaded.items())
+    assert loaded.keys() == {f"{name}.lora_{side}.weight" for name in saved.factors for side in "AB"}
+    for name, one in saved.factors.items():
+        assert torch.equal(loaded[f"{name}.lora_A.weight"], one.a)
+        assert torch.equal(loaded[f"{name}.lora_B.weight"], one.b)
 
 
 def command(*arguments: str) -> list[str]:

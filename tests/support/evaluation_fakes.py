@@ -1,6 +1,7 @@
 """A policy, a data set and metrics of a few numbers; found by ``type: evaluation_fakes:Name``."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Self, final
 
 import torch
@@ -84,12 +85,15 @@ class Channels(Metric):
 
     Config = PlainConfig
     calls: ClassVar[list[str]] = []
+    killed_at: ClassVar[str] = ""
 
     def __init__(self, config: Any, *, device: torch.device) -> None:
         self.device = device
 
     def __call__(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Mapping[str, Float[Tensor, " g"]]:
         Channels.calls.append(example.key)
+        if example.key == Channels.killed_at:
+            raise KeyboardInterrupt
         red, _, blue = (images.float() / 255.0).mean((1, 2)).unbind(1)
         return {"red": red, "blue": torch.where(blue > 0.5, blue, torch.nan)}
 
@@ -170,3 +174,24 @@ class Moody(Metric):
         light = images.float().mean((1, 2, 3)) / 255.0
         fails = (images[:, 0, 0, 0] > 100) & (run == 1)
         return {"moody": torch.where(fails, torch.nan, light + run)}
+
+
+@final
+class Counted(Reward):
+    """The sum of a weights file's bytes, the pixels of references and masks, and words: all that a metric may see."""
+
+    @final
+    class Config(RewardConfig):
+        weights: str
+
+    asked: ClassVar[list[str]] = []
+
+    def __init__(self, config: Config, *, device: torch.device) -> None:
+        self.weight = sum(Path(config.weights).read_bytes())
+
+    def __call__(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Float[Tensor, " g"]:
+        Counted.asked.append(example.key)
+        seen = [*example.references, *(mask for mask in example.masks if mask is not None)]
+        pixels = sum(sum(picture.tobytes()) for picture in seen)
+        words = len(example.subject) + len(example.extra)
+        return images.float().mean((1, 2, 3)) + float(pixels + words + self.weight)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from socket import SO_LINGER, SOL_SOCKET
+from ssl import SSLContext
 from types import TracebackType
 from typing import Any, Self
 
@@ -33,8 +34,10 @@ class Reply:
 
 @dataclass(frozen=True)
 class Request:
-    """What was received: the JSON body, the headers in lower case, and how often this very image was asked before."""
+    """What was received: the path, the JSON body, the headers in lower case, and how often this very image was asked
+    before."""
 
+    path: str
     body: Mapping[str, Any]
     headers: Mapping[str, str]
     images: Sequence[Image.Image]
@@ -61,7 +64,13 @@ Script = Callable[[Request], Reply]
 
 
 def completion(
-    content: str | None, *, finish: str = "stop", logprobs: Any = None, tokens: int = 300, **message: Any
+    content: Any,
+    *,
+    finish: str | None = "stop",
+    error: Any = None,
+    logprobs: Any = None,
+    tokens: int = 300,
+    **message: Any,
 ) -> Reply:
     """A chat completion with one choice."""
     choice = {
@@ -69,6 +78,7 @@ def completion(
         "finish_reason": finish,
         "logprobs": logprobs,
         "message": {"role": "assistant", "content": content, **message},
+        **({} if error is None else {"error": error}),
     }
     body = {
         "id": "chatcmpl-1",
@@ -98,8 +108,8 @@ def score(value: Any) -> Reply:
 class JudgeServer:
     """``with JudgeServer(script) as server``: ``server.url`` is the base URL, ``server.requests`` what came in."""
 
-    def __init__(self, script: Script, port: int = 0) -> None:
-        self._script, self._port = script, port
+    def __init__(self, script: Script, port: int = 0, tls: SSLContext | None = None) -> None:
+        self._script, self._port, self._tls = script, port, tls
         self.requests: list[Request] = []
         self.most_at_once = 0
         self._now = 0
@@ -110,7 +120,7 @@ class JudgeServer:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._server = self._do(asyncio.start_server(self._serve, "127.0.0.1", self._port))
+        self._server = self._do(asyncio.start_server(self._serve, "127.0.0.1", self._port, ssl=self._tls))
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
         return self
 
@@ -143,7 +153,7 @@ class JudgeServer:
                 self._now += 1
                 self.most_at_once = max(self.most_at_once, self._now)
                 try:
-                    await self._answer(writer, self._script(self._request(body, headers)))
+                    await self._answer(writer, self._script(self._request(lines[0], body, headers)))
                 finally:
                     self._now -= 1
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
@@ -151,7 +161,7 @@ class JudgeServer:
         finally:
             writer.close()
 
-    def _request(self, body: bytes, headers: Mapping[str, str]) -> Request:
+    def _request(self, line: str, body: bytes, headers: Mapping[str, str]) -> Request:
         asked = json.loads(body)
         urls = [
             part["image_url"]["url"]
@@ -162,7 +172,7 @@ class JudgeServer:
         images = [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB") for url in urls]
         same, now = urls[-1].encode(), time.monotonic()
         attempt = sum(one.image.tobytes() == images[-1].tobytes() for one in self.requests)
-        request = Request(asked, headers, images, attempt, now - self._last.get(same, -1e9))
+        request = Request(line.split()[1], asked, headers, images, attempt, now - self._last.get(same, -1e9))
         self._last[same] = now
         self.requests.append(request)
         return request

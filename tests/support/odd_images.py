@@ -73,11 +73,31 @@ def animated(form: str, **options: object) -> bytes:
 def png(width: int, height: int, bits: int, colour: int, raw: bytes) -> bytes:
     """A PNG file of any header: Pillow can't write all of them."""
 
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png_with(*chunks: bytes, image: Image.Image | None = None, after: bool = False) -> bytes:
+    """A PNG with further chunks before or after its pixels."""
+    content = saved(image or picture(), "PNG")
+    at = content.rfind(b"IEND") - 4 if after else 33
+    return content[:at] + b"".join(chunks) + content[at:]
+
+
+def workflow(size: int) -> bytes:
+    return (b'{"nodes": [' + b'{"id": 1, "type": "KSampler"},' * (size // 30) + b"{}]}")[:size]
+
+
+def lying() -> Image.Image:
+    return picture().rotate(90, expand=True)
+
+
+def tiff_tags() -> bytes:
+    return exif(6).tobytes().removeprefix(b"Exif\0\0")
 
 
 def grey16() -> bytes:
@@ -114,9 +134,31 @@ KINDS = [
     Kind("PNG palette with a transparent colour", "png", palette, "on white"),
     Kind("Grey PNG of 16 bits", "png", grey16, "scaled to 8 bits, not clipped"),
     Kind("Colour PNG of 16 bits", "png", rgb16, "the upper 8 bits"),
+    Kind("PNG with a ComfyUI workflow of 3 MB", "png",
+         lambda: png_with(chunk(b"tEXt", b"workflow\0" + workflow(3_000_000)),
+                          chunk(b"zTXt", b"prompt\0\0" + zlib.compress(workflow(3_000_000)))), "texts are dropped"),
+    Kind("PNG with texts of 80 MB after the pixels", "png",
+         lambda: png_with(chunk(b"iTXt", b"w\0\1\0\0\0" + zlib.compress(bytes(80_000_000))), after=True),
+         "texts are dropped"),
+    Kind("PNG with a colour profile of 2 MB", "png",
+         lambda: png_with(chunk(b"iCCP", b"wide\0\0" + zlib.compress(bytes(2_000_000)))),
+         "numbers as stored, the profile is dropped"),
+    Kind("PNG with a damaged colour profile", "png", lambda: png_with(chunk(b"iCCP", b"sRGB\0\0broken")),
+         "numbers as stored, the profile is dropped"),
+    Kind("PNG whose EXIF block has a wrong checksum", "png",
+         lambda: png_with(chunk(b"eXIf", tiff_tags())[:-4] + b"\0\0\0\0"), "as stored: nothing says how to turn it"),
+    Kind("PNG turned by EXIF after its pixels", "png",
+         lambda: png_with(chunk(b"eXIf", tiff_tags()), image=lying(), after=True), "upright"),
+    Kind("PNG turned by XMP", "png",
+         lambda: png_with(chunk(b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>'), image=lying()),
+         "upright"),
+    Kind("PNG without its end", "png", lambda: saved(picture(), "PNG")[:-12], "no pixel is lost"),
     Kind("Black and white PNG of 1 bit", "png", lambda: saved(picture().convert("1"), "PNG"), "0 and 255"),
     Kind("CMYK JPEG", "jpg", lambda: saved(picture().convert("CMYK"), "JPEG"), "converted without a colour profile"),
     Kind("JPEG with a foreign colour profile", "jpg", with_profile, "numbers as stored, the profile is dropped"),
+    Kind("JPEG with a colour profile of 3 MB", "jpg", lambda: saved(picture(), "JPEG", icc_profile=bytes(3_000_000)),
+         "numbers as stored, the profile is dropped"),
+    Kind("JPEG with other data behind it", "jpg", lambda: saved(picture(), "JPEG") + bytes(1_000_000)),
     Kind("Progressive JPEG", "jpg", lambda: saved(picture(), "JPEG", progressive=True)),
     Kind("MPO of a phone with two pictures", "jpg", lambda: animated("MPO"), "the first"),
     Kind("Animated GIF", "gif", lambda: animated("GIF"), "the first frame"),
@@ -134,6 +176,11 @@ KINDS = [
     Kind("Text called .png", "png", lambda: b'{"error": "rate limited"}'),
     Kind("SVG drawing", "png", lambda: b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>'),
     Kind("HEIC photo", "jpg", lambda: b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic"),
+    Kind("JPEG XL picture", "jpg", lambda: b"\xff\x0a" + bytes(40)),
+    Kind("JPEG XL picture in a container", "png", lambda: b"\0\0\0\x0cJXL \x0d\x0a\x87\x0a" + bytes(40)),
+    Kind("AVIF called .jpg", "jpg", lambda: saved(picture(), "AVIF"), "the content decides"),
+    Kind("Film called .jpg", "jpg", lambda: b"\0\0\0\x20ftypisom" + bytes(40)),
+    Kind("PDF called .png", "png", lambda: b"%PDF-1.7\n"),
     Kind("100 million pixels", "png", lambda: png(10_000, 10_000, 1, 0, b"\0")),
     Kind("400 million pixels", "png", lambda: png(20_000, 20_000, 1, 0, b"\0"), "refused before decoding"),
     Kind("TIFF of 32-bit floats", "tiff", lambda: saved(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF")),

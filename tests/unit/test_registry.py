@@ -202,3 +202,30 @@ def test_entry_points_are_found_and_cannot_take_a_builtin_name(monkeypatch: pyte
     known = registry.available("rewards")
     assert known["mine"] == "elsewhere:Mine"
     assert known["dino"] == BUILTIN["rewards"]["dino"]
+    with pytest.raises(UnknownPluginError, match=r"are called 'dino': .*:Dino, elsewhere:Fake; say which"):
+        registry.resolve("rewards", "dino")  # else the one that was installed is ignored (nose-devs/nose#465)
+    assert registry.resolve("rewards", BUILTIN["rewards"]["dino"]).__name__ == "Dino"
+
+
+class Inner(BaseModel):
+    depth: int = 1
+
+
+class Loose(BaseModel):
+    """Options of a plain pydantic model, which drops what it doesn't know."""
+
+    type: str
+    strength: float = 1.0
+    inner: Inner = Inner()
+
+
+class Open(Loose):
+    model_config = ConfigDict(extra="allow")
+
+
+@pytest.mark.parametrize("wrong", [{"strenght": 5}, {"inner": {"dept": 2}}])
+def test_a_mistyped_option_of_a_plain_model_is_refused(wrong: dict[str, object]) -> None:
+    """pydantic's default is to drop it (unslothai/unsloth#10452)."""
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        registry.read_section(Loose, {"type": "x", **wrong})
+    assert registry.read_section(Open, {"type": "x", "strenght": 5}).model_extra == {"strenght": 5}

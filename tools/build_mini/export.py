@@ -12,7 +12,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 
 from build_mini.common import LOG, Context, replace_folder
 from build_mini.policy import PHASES, SHIFT, new_transformer, weights_after
-from customized_grpo.atomic import file_hash
+from customized_grpo.identity.hashes import file_hash
 from customized_grpo.mini.integrity import MANIFEST
 
 

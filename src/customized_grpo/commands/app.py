@@ -31,6 +31,7 @@ from customized_grpo.commands.serve import serve
 from customized_grpo.commands.train import train
 from customized_grpo.commands.validate import validate
 from customized_grpo.console import out
+from customized_grpo.web.proxies import spare_private_hosts
 
 app = typer.Typer(
     cls=UserErrors,
@@ -65,6 +66,7 @@ def main(
 ) -> None:
     """Settings of every command."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    spare_private_hosts(os.environ)
 
 
 app.command(context_settings=FREE)(train)

@@ -25,7 +25,7 @@ _FLOORS = {
     "transformers": (5, 0),
     "peft": (0, 21),
     "accelerate": (1, 15),
-    "pydantic": (2, 10),
+    "pydantic": (2, 12),
     "safetensors": (0, 5),
 }
 """Minimum versions, as in pyproject.toml."""

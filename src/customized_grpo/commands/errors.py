@@ -1,7 +1,9 @@
 """User errors of commands: one message on stderr, exit code 2, no traceback."""
 
 import os
+import re
 import traceback
+from pathlib import Path
 from typing import Any, Final, final
 
 import typer
@@ -10,13 +12,19 @@ from typer.core import TyperGroup
 
 from customized_grpo.console import RANK, err
 from customized_grpo.registry import BUILTIN, UnknownPluginError, third_party
+from customized_grpo.web.proxies import unusable
 
 _PACKAGE: Final = "customized_grpo"
+_HOME: Final = re.compile(r"^(--[\w-]+=)~(?=/|$)")
 
 
 @final
 class UserErrors(TyperGroup):
     """Command group that shows user errors as one message; other errors keep their traceback."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments; ``--out=~/x`` means the home folder, which no shell replaces behind an equals sign."""
+        return super().parse_args(ctx, [_HOME.sub(lambda found: found[1] + str(Path.home()), arg) for arg in args])
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -31,10 +39,22 @@ class UserErrors(TyperGroup):
         except BrokenPipeError:  # the reader of the output has closed it, as in '... | head'
             raise
         except Exception as error:
-            if os.environ.get("CUSTOMIZED_GRPO_TRACEBACK") or not is_users(error):
+            proxies = _proxies_of(error)
+            if os.environ.get("CUSTOMIZED_GRPO_TRACEBACK") or not (proxies or is_users(error)):
                 raise
-            show(error)
+            show(proxies or error)
             raise typer.Exit(2 if isinstance(error, ValueError | OSError) else 1) from None
+
+
+def _proxies_of(error: BaseException | None) -> ValueError | None:
+    """The meaning of an error of an HTTP client at its start, before it asks: it can't read a proxy variable."""
+    while error is not None:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        client = frames and frames[-1].f_globals.get("__name__", "").split(".")[0] in {"httpx2", "httpx"}
+        if client and isinstance(error, ValueError | ImportError) and (problems := unusable(os.environ)):
+            return ValueError(f"the hub can't be asked: {'; '.join(problems)}; correct or unset it")
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def is_users(error: Exception) -> bool:

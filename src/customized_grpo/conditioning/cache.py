@@ -19,9 +19,10 @@ import safetensors.torch
 import torch
 from PIL.Image import Image
 
-from customized_grpo.atomic import file_hash, replacing
+from customized_grpo.atomic import replacing
 from customized_grpo.console import OnProgress
 from customized_grpo.data.base import Dataset
+from customized_grpo.identity.hashes import file_hash
 from customized_grpo.policies.base import Policy, dtype_of, load_policy
 from customized_grpo.recipe.sections import PolicySpec
 from customized_grpo.types import Conditioning, Example

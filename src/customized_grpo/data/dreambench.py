@@ -9,16 +9,17 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, Literal, final
 
 from pydantic import Field, PositiveInt
 
-from customized_grpo.data.base import DatasetConfig
-from customized_grpo.data.images import images_in, load_image
+from customized_grpo.data.base import DatasetConfig, Sources
+from customized_grpo.data.images import images_in, load_recent
 from customized_grpo.registry import did_you_mean
+from customized_grpo.text import TextError, lines_of, read_text
 from customized_grpo.types import Example
 
 ORIGINAL: Final = "original"
@@ -122,8 +123,10 @@ def read_prompts(root: Path, subjects: Literal["single", "multi"]) -> tuple[Temp
     """
     file = root / PROMPTS_FILE
     try:
-        templates = read_templates(file.read_text(encoding="utf-8"))
+        templates = read_templates("\n".join(lines_of(read_text(file))))
         return templates, single_list(templates) if subjects == "single" else multi_list(templates)
+    except TextError:
+        raise  # names its place
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 
@@ -215,25 +218,35 @@ class DreamBench:
                     f"{path}: no such file; fetch the whole of DreamBench, or name the subjects "
                     "that are there in 'subjects'"
                 )
-        self._load = lru_cache(maxsize=16)(load_image)  # neighbouring prompts share their subject
+        self._photos = cache(lambda subject: [f"{subject}/{file.name}" for file in images_in(self.root / subject)])
 
     def __len__(self) -> int:
         return len(self._prompts)
+
+    def sources(self, index: int) -> Sources:
+        """Text and files of one example; no image is read. ``extra`` has the ``subject_id``."""
+        prompt = self._prompts[index]
+        return Sources(
+            root=self.root,
+            key=prompt.id,
+            prompt=prompt.prompt,
+            references=prompt.references,
+            subject=" and ".join(prompt.classes),
+            views=tuple(name for subject in prompt.subjects for name in self._photos(subject)),
+            extra={"subject_id": "+".join(prompt.subjects)},
+        )
 
     def __getitem__(self, index: int) -> Example:
         """Example with ``subject_id`` and ``views`` (paths of all photos of its subjects) in ``extra``."""
         if not 0 <= index < len(self._prompts):
             raise IndexError(f"example {index} of {len(self._prompts)}")
-        prompt = self._prompts[index]
+        made_of = self.sources(index)
         return Example(
-            key=prompt.id,
-            prompt=prompt.prompt,
-            references=tuple(self._load(self.root / path) for path in prompt.references),
-            subject=" and ".join(prompt.classes),
-            extra={
-                "subject_id": "+".join(prompt.subjects),
-                "views": tuple(path for subject in prompt.subjects for path in images_in(self.root / subject)),
-            },
+            key=made_of.key,
+            prompt=made_of.prompt,
+            references=tuple(load_recent(self.root / path) for path in made_of.references),
+            subject=made_of.subject,
+            extra={**made_of.extra, "views": tuple(self.root / name for name in made_of.views)},
         )
 
 

@@ -6,16 +6,20 @@ are handled here. The table of all kinds of files is in docs/image-files.md.
 """
 
 import io
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, Literal, final
 
 import numpy as np
-from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageFile, UnidentifiedImageError
 
 from customized_grpo.atomic import replacing
+from customized_grpo.data import png
+from customized_grpo.text import is_html, is_lfs_pointer
 
 MAX_PIXELS = 64_000_000
 """Limit on pixels: a larger reference is surely a mistake, and decoding it would take a gigabyte."""
@@ -30,6 +34,31 @@ _HEAD = 512
 _GREY = 16
 """Largest difference of a grey pixel's channels: JPEG colours grey pictures a little."""
 _HEIC = (b"heic", b"heix", b"mif1", b"msf1", b"hevc")
+
+_OTHERS: Final = {
+    rb"\xff\x0a|\x00\x00\x00\x0cJXL ": "a JPEG XL picture",
+    rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml.*)?<svg": "an SVG drawing",
+    rb"%PDF": "a PDF document",
+    rb"PK\x03\x04": "a ZIP archive",
+    rb".{4}ftyp(?:isom|mp4|avc1|qt  |M4V)|\x1aE\xdf\xa3": "a film",
+}
+"""What is called .png or .jpg and is neither, by patterns of the first bytes."""
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF's orientation, and what turns it upright."""
+_ON_ITS_SIDE: Final = (
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)
 
 _Stream = io.BufferedReader | io.BytesIO
 
@@ -98,6 +127,26 @@ def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return _rgb(_decode(path, lambda: _open(path), max_pixels))
 
 
+def load_recent(path: Path) -> Image.Image:
+    """``load_image``, with the last few kept: neighbouring examples share their subject, and photos decode slowly.
+
+    A file that has changed is read again.
+
+    Raises:
+        ImageError: as for ``load_image``.
+    """
+    try:
+        found = path.stat()
+    except OSError:
+        return load_image(path)  # which says why
+    return _recent(path, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@lru_cache(maxsize=32)
+def _recent(path: Path, *state: int) -> Image.Image:
+    return load_image(path)
+
+
 def read_image(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """``load_image`` for bytes (a column of a table); ``name`` takes the path's place in errors.
 
@@ -138,10 +187,9 @@ def image_size(path: str | Path) -> tuple[int, int]:
     path = Path(path)
     with _typed_errors(path, MAX_PIXELS), _open(path) as stream:
         _check_head(path, stream)
-        with Image.open(stream) as lazy:
+        with Image.open(_whole(stream, pixels=False)) as lazy:
             _check_size(path, lazy.size, MAX_PIXELS)
-            turned = lazy.getexif().get(0x0112) in (5, 6, 7, 8)
-            return (lazy.height, lazy.width) if turned else lazy.size
+            return (lazy.height, lazy.width) if _turn(lazy) in _ON_ITS_SIDE else lazy.size
 
 
 def save_image(image: Image.Image, path: Path) -> None:
@@ -153,10 +201,11 @@ def save_image(image: Image.Image, path: Path) -> None:
 def _decode(path: Path, opened: Callable[[], _Stream], max_pixels: int) -> Image.Image:
     with _typed_errors(path, max_pixels), opened() as stream:
         _check_head(path, stream)
-        with Image.open(stream) as lazy:
+        with Image.open(_whole(stream, pixels=True)) as lazy:
             _check_size(path, lazy.size, max_pixels)
             lazy.load()
-            image = ImageOps.exif_transpose(lazy)
+            turn = _turn(lazy)
+            image = lazy.copy() if turn is None else lazy.transpose(turn)
     if image.mode.startswith("I;16"):
         # Pillow's own conversion clips at 255 instead of scaling: nearly everything would turn white.
         values = np.asarray(image).astype(np.float32)
@@ -167,9 +216,30 @@ def _decode(path: Path, opened: Callable[[], _Stream], max_pixels: int) -> Image
     return image
 
 
+def _whole(stream: _Stream, *, pixels: bool) -> _Stream:
+    """A stream for Pillow that holds no more than the picture, which is whole whatever stands beside it."""
+    is_png = stream.read(len(png.SIGNATURE)) == png.SIGNATURE
+    stream.seek(0)
+    return png.plain(stream, pixels=pixels) if is_png else stream
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """How to turn the picture upright. Damaged metadata says nothing about it, as for every viewer."""
+    try:
+        # A PNG's own method would decode the pixels, for metadata after them; ``png.plain`` has put that before them.
+        exif = Image.Image.getexif(image)
+        return _TURNS.get(exif.get(0x0112, 1))
+    except Exception:  # of a dozen types, as for damaged pixels
+        return None
+
+
 @contextmanager
 def _typed_errors(path: Path, max_pixels: int) -> Iterator[None]:
-    """Turn any Pillow error inside the block into an ``ImageError``; silence warnings about broken metadata."""
+    """Turn any Pillow error inside the block into an ``ImageError``; silence warnings about broken metadata.
+
+    A half file is an error here even if some module has set Pillow's ``LOAD_TRUNCATED_IMAGES``, by which it turns grey.
+    """
+    lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -180,12 +250,16 @@ def _typed_errors(path: Path, max_pixels: int) -> Iterator[None]:
             reason = "is not an image that Pillow can read; save it as PNG or JPEG"
             raise ImageError(path, "no-image", reason) from error
         except Image.DecompressionBombError as error:
-            reason = f"has too many pixels (the limit is {max_pixels:,}); scale it down"
+            found = re.search(r"\d+", str(error))
+            pixels = f"{int(found[0]):,}" if found else "too many"
+            reason = f"has {pixels} pixels, over the limit of {max_pixels:,}; scale it down"
             raise ImageError(path, "too-large", reason) from error
         except Exception as error:
             # Pillow's decoders raise many exceptions for damaged files: OSError, SyntaxError, struct.error, ...
             reason = f"is damaged or truncated ({error}); download or save it again"
             raise ImageError(path, "damaged", reason) from error
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
 
 def _open(path: Path) -> _Stream:
@@ -212,17 +286,19 @@ def _check_head(path: Path, stream: _Stream) -> None:
     stream.seek(0)
     if not head:
         raise ImageError(path, "empty", "is empty (0 bytes)")
-    if head.startswith(b"version https://git-lfs.github.com/spec"):
+    if is_lfs_pointer(head):
         reason = "is a Git LFS pointer, not the image itself; run 'git lfs pull' where it came from"
         raise ImageError(path, "lfs-pointer", reason)
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+    if is_html(head):
         reason = "is an HTML page (a failed download?), not an image; download it again"
         raise ImageError(path, "html", reason)
     # AVIF, which Pillow reads, may begin with mif1 too, and names itself among the compatible brands.
     if head[4:8] == b"ftyp" and head[8:12] in _HEIC and b"avif" not in head[8:64]:
         reason = "is an HEIC photo, which Pillow can't read; save it as PNG or JPEG"
         raise ImageError(path, "heic", reason)
+    for pattern, name in _OTHERS.items():
+        if re.match(pattern, head, re.DOTALL):
+            raise ImageError(path, "no-image", f"is {name}, which Pillow can't read; save it as PNG or JPEG")
 
 
 def _rgb(image: Image.Image) -> Image.Image:

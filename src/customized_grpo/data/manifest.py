@@ -12,7 +12,7 @@ from typing import final
 from PIL import Image
 from pydantic import Field, PositiveInt
 
-from customized_grpo.data.base import DatasetConfig
+from customized_grpo.data.base import DatasetConfig, Sources
 from customized_grpo.data.images import ImageError, load_image, load_mask
 from customized_grpo.data.rows import ManifestError, Row, fit_mask, sound_rows
 from customized_grpo.types import Example
@@ -52,6 +52,20 @@ class ManifestDataset:
     def keys(self) -> list[str]:
         """Ids of all examples, in order; no image is read."""
         return [row.id for _, row in self._rows]
+
+    def sources(self, index: int) -> Sources:
+        """Text and files of one example; no image is read."""
+        row = self._rows[index][1]
+        return Sources(
+            root=self._root,
+            key=row.id,
+            prompt=row.prompt,
+            references=tuple(row.references),
+            subject=row.subject,
+            masks=tuple(row.masks),
+            views=tuple(row.views),
+            extra=row.extra,
+        )
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self._rows):

@@ -1,6 +1,8 @@
 """Problems in the text of prompts: captions made by models are noisy, and a policy is trained to follow them."""
 
+import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,6 +10,24 @@ from typing import Final
 
 MAX_WORDS: Final = 60
 """Limit on words: about CLIP's 77 tokens; rewards built on CLIP don't see the rest."""
+
+_UNSPACED: Final[Mapping[str, float]] = {
+    # Chinese and Japanese
+    "\u2e80-\u312f\u31a0-\ua4cf\uf900-\ufaff\uff66-\uff9f\U0001b000-\U0001b16f\U00020000-\U0003ffff": 2.0,
+    # Thai, Lao, Burmese, Khmer
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1a20-\u1aaf\ua9e0-\ua9ff\uaa60-\uaa7f": 5.0,
+}
+"""Signs of scripts without spaces between words, and how many of them a word has on average."""
+_RUNS: Final = [(re.compile(f"[{signs}]+"), length) for signs, length in _UNSPACED.items()]
+
+_SPECIAL: Final = re.compile(
+    r"<\|[^<>|\s]{1,40}\|>|<\uff5c[^<>\uff5c]{1,40}\uff5c>"  # CLIP, Qwen, Llama, Phi; DeepSeek
+    r"|<extra_id_\d+>|</?(?:s|pad|unk|mask|bos|eos|cls|sep)>"  # T5, Gemma
+    r"|</?(?:image|video|audio|tool_call|tool_response|think)>"
+    r"|<(?:start|end)_of_(?:turn|image)>|<(?:unused|SPECIAL_)\d+>"
+    r"|\[/?(?:INST|IMG|IMG_BREAK|IMG_END|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS|TOOL_CALLS|CLS|SEP|PAD|UNK|MASK)\]"
+)
+"""What the tokenizers of text encoders and judges read as one token with a meaning, instead of as text."""
 
 _DANGLING: Final = "a an the of to and or with in on at by for from its their his her into near next is are as"
 
@@ -25,7 +45,10 @@ _PATTERNS: Final[Mapping[str, str]] = {
         r"|(?i:\ban) +(?!(?i:hour|honest|hono|heir|herb|[aefhilmnorsx]\b)|[A-Z]{2})(?i:[b-df-hj-np-tv-z]\w)"
     ),
     "markup": r"<[a-zA-Z/][^>]*>|https?://|&(?:amp|lt|gt|quot);",
-    "broken-text": r"\ufffd|[\x00-\x08\x0b-\x1f\x7f]",
+    # replacement and control signs; UTF-8 that was read as CP1252, as in "cafÃ©" and "itâ€™s"
+    "broken-text": r"\ufffd|[\x00-\x08\x0b-\x1f\x7f-\x9f]|[\xc2\xc3][\x80-\xbf]|\xe2\u20ac|\xef\xbf\xbd|\xef\xbb\xbf",
+    # signs that nobody sees and a tokenizer does; joiners have a meaning in emoji and in Arabic and Indic scripts
+    "invisible": r"[\u00a0\u00ad\u180e\u200b\u200e\u200f\u2028-\u202f\u2060-\u2064\u2066-\u206f\ufeff]",
     "cut-off": rf"(?i)(?:^|\s)(?:{'|'.join(_DANGLING.split())}),?$",
 }
 _COMPILED: Final = {name: re.compile(pattern) for name, pattern in _PATTERNS.items()}
@@ -37,12 +60,33 @@ def prompt_problems(prompt: str) -> list[str]:
     found = [name for name, pattern in _COMPILED.items() if pattern.search(text)]
     if text.count('"') % 2 or text.count("(") != text.count(")"):
         found.append("unpaired-quote")
-    words = len(text.split())
+    if special_tokens(text):
+        found.append("special-token")
+    words = num_words(text)
     if words > MAX_WORDS:
         found.append("too-long")
     if words < 2:
         found.append("one-word")
     return found
+
+
+def num_words(text: str) -> int:
+    """Number of words; in scripts without spaces (Chinese, Japanese, Thai, ...) estimated from the signs."""
+    words = 0
+    for signs, length in _RUNS:
+        words += sum(math.ceil(len(run) / length) for run in signs.findall(text))
+        text = signs.sub(" ", text)
+    return words + sum(any(sign.isalnum() for sign in piece) for piece in text.split())
+
+
+def special_tokens(text: str) -> list[str]:
+    """Special tokens of tokenizers in a text: they end a prompt or break the count of image tokens without a word."""
+    return list(dict.fromkeys(_SPECIAL.findall(text)))
+
+
+def is_blank(text: str) -> bool:
+    """True if there is nothing to see: white space, control signs, zero-width signs."""
+    return all(unicodedata.category(sign)[0] in "CZ" for sign in text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +115,6 @@ def survey(prompts: Iterable[str]) -> PromptSurvey:
         for name in found:
             if len(kept := examples.setdefault(name, [])) < 3:
                 kept.append(prompt)
-        length = len(prompt.split())
+        length = num_words(prompt)
         total, words, longest = total + 1, words + length, max(longest, length)
     return PromptSurvey(noisy, dict(counts.most_common()), examples, words / max(total, 1), longest)

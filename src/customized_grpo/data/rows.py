@@ -1,14 +1,18 @@
 """Rows of a manifest, read and checked without images and without torch."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final, final
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from customized_grpo.data.prompts import is_blank
 from customized_grpo.paths import is_inside
+from customized_grpo.text import TextError, parse_json, read_lines
+
+_SHOWN: Final = 3
+"""Bad lines that an error shows."""
 
 
 @final
@@ -57,16 +61,18 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row | ManifestError]]:
     Only the text is checked, not the files that it names.
 
     Raises:
-        ManifestError: no such file.
+        ManifestError: no such file, or one that is no text.
     """
     if not path.is_file():
         raise ManifestError(f"{path}: no such manifest; give the path of a .jsonl file")
     lines_by_id: dict[str, int] = {}
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
+    try:
+        for number, line in read_lines(path):
             try:
+                if isinstance(line, TextError):
+                    raise line
+                if not line.strip():
+                    continue
                 row = _parse(line)
                 first = lines_by_id.setdefault(row.id, number)
                 if first != number:
@@ -75,18 +81,31 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row | ManifestError]]:
                 yield number, ManifestError(f"{path}:{number}: {error}")
             else:
                 yield number, row
+    except TextError as error:
+        raise ManifestError(str(error)) from error
 
 
 def sound_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """``read_rows``, but the first error is raised.
+    """``read_rows``, but a bad line is raised, with the others that follow it.
 
     Raises:
-        ManifestError: no such file, or a line that is not a row.
+        ManifestError: no such file, or lines that are no rows.
     """
-    for number, row in read_rows(path):
+    rows = read_rows(path)
+    for number, row in rows:
         if isinstance(row, ManifestError):
-            raise row
+            raise _together([row, *(other for _, other in rows if isinstance(other, ManifestError))], path)
         yield number, row
+
+
+def _together(errors: Sequence[ManifestError], path: Path) -> ManifestError:
+    if len(errors) == 1:
+        return errors[0]
+    shown = "\n".join(map(str, errors[:_SHOWN]))
+    return ManifestError(
+        f"{len(errors):,} lines can't be read; 'customized-grpo data check {path} --usable FILE' lists them and writes "
+        f"the others:\n{shown}" + ("\n..." if len(errors) > _SHOWN else "")
+    )
 
 
 def fit_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -109,18 +128,16 @@ def same_shape(mask: tuple[int, int], image: tuple[int, int]) -> bool:
     return abs(w - width * scale) < 1 and abs(h - height * scale) < 1
 
 
-def _parse(line: bytes) -> Row:
-    try:
-        # utf-8-sig: some editors begin a file with a byte-order mark.
-        data = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"is not UTF-8 text ({error.reason}); save the manifest as UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"is not JSON ({error.msg}, column {error.colno}); write one object per line") from error
+def _parse(line: str) -> Row:
+    if line.strip() in ("[", "{"):
+        raise ValueError("is not JSON (it goes over several lines); write one object per line, as 'jq -c .[]' does")
+    data = parse_json(line)
     try:
         row = Row.model_validate(data)
     except ValidationError as error:
         raise ValueError(_first_problem(error)) from error
+    if is_blank(row.prompt):
+        raise ValueError(f"prompt: is empty; given {row.prompt!r}, in which there is nothing to see")
     if row.masks and len(row.masks) != len(row.references):
         raise ValueError(f"{len(row.masks)} masks for {len(row.references)} references; give one or null each")
     if row.target_mask is not None and row.target is None:

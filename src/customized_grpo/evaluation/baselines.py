@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from pydantic import BaseModel
 from torch import Tensor
 
-from customized_grpo.data.base import Dataset
+from customized_grpo.data.base import Dataset, FromFiles, Sources
 from customized_grpo.evaluation.metrics import AnyMetric
 from customized_grpo.evaluation.protocols import Protocol, group_of, subject_photos
 from customized_grpo.recipe.sections import RewardSpec
@@ -47,19 +47,21 @@ class RealPhotos:
     """
 
     def __init__(self, dataset: Dataset, total: int, protocol: Protocol) -> None:
-        examples = (dataset[index] for index in range(total))
+        self._files: FromFiles | None = dataset if isinstance(dataset, FromFiles) else None
         alone = 0
-        by_subject: dict[str, Example] = {}
-        for example in examples:
+        by_subject: dict[str, int] = {}
+        for index in range(total):
             # Only single-subject prompts: no photo shows two subjects together.
-            if len(example.references) == 1:
+            references, views, group = self._look(dataset, index)
+            if references == 1:
                 alone += 1
-                if len(example.extra.get("views", ())) > 1:
-                    by_subject[group_of(example)] = example
+                if views > 1:
+                    by_subject[group] = index
         self._protocol = protocol
         self._photos = [
-            (example, number)
-            for example in by_subject.values()
+            (index, example, number)
+            for index in by_subject.values()
+            for example in [dataset[index]]
             for number in range(len(example.extra["views"]))
             if protocol.references == "subject" or subject_photos(example)[number] not in example.references
         ]
@@ -71,25 +73,48 @@ class RealPhotos:
                 else "every prompt has several references, and no photo shows their subjects together"
             )
 
+    def _look(self, dataset: Dataset, index: int) -> tuple[int, int, str]:
+        """Number of references and of views of an example, and its subject, without a picture where that can be."""
+        made_of = None if self._files is None else self._files.sources(index)
+        if made_of is None:
+            example = dataset[index]
+            return len(example.references), len(example.extra.get("views", ())), group_of(example)
+        named = Example(key=made_of.key, prompt="", references=(), subject=made_of.subject, extra=made_of.extra)
+        return len(made_of.references), len(made_of.views), group_of(named)
+
     def __len__(self) -> int:
         return len(self._photos)
 
     def __getitem__(self, index: int) -> Example:
-        example, number = self._photos[index]
+        _, example, number = self._photos[index]
         photos = subject_photos(example)
         others = [photo for at, photo in enumerate(photos) if at != number]
-        stem = Path(str(example.extra["views"][number])).stem
         return replace(
             example,
-            key=f"{group_of(example)}-photo-{stem}",
+            key=self._key(example, number),
             prompt="",
             references=tuple(others) if self._protocol.references == "subject" else example.references,
             masks=(),
         )
 
+    def sources(self, index: int) -> Sources | None:
+        """Files of the photo itself, which stands for the drawn image, and of those that it is compared with."""
+        at, example, number = self._photos[index]
+        made_of = None if self._files is None else self._files.sources(at)
+        if made_of is None:
+            return None
+        photo = made_of.views[number]
+        others = made_of.views if self._protocol.references == "subject" else made_of.references
+        return replace(
+            made_of, key=self._key(example, number), prompt="", references=(photo, *others), masks=(), views=()
+        )
+
+    def _key(self, example: Example, number: int) -> str:
+        return f"{group_of(example)}-photo-{Path(str(example.extra['views'][number])).stem}"
+
     def draw(self, index: int, example: Example) -> UInt8[Tensor, "1 h w 3"]:
         """The photo itself, in its own size."""
-        subject, number = self._photos[index]
+        _, subject, number = self._photos[index]
         return _pixels(subject_photos(subject)[number])
 
 

@@ -4,8 +4,6 @@ Every image has its own noise, a function of the evaluation's seed and the image
 depend on the number of processes or on what was evaluated before. Dimensions: S latent tokens, C latent channels.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
@@ -20,6 +18,7 @@ from torch import Tensor
 from customized_grpo.conditioning.cache import Process, open_policy
 from customized_grpo.console import OnProgress, err, say
 from customized_grpo.data.base import Dataset, load_dataset
+from customized_grpo.data.content import hash_files
 from customized_grpo.devices import open_device
 from customized_grpo.evaluation.baselines import NO_IDENTITY, RealPhotos, identity_metrics, reference_copy
 from customized_grpo.evaluation.costs import of_evaluation
@@ -29,8 +28,10 @@ from customized_grpo.evaluation.protocols import find_protocol
 from customized_grpo.evaluation.settings import settings_of
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.evaluation.tables import summarize
+from customized_grpo.identity.hashes import HASHES, FileHashes, meanwhile
 from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.base import Policy, stack
+from customized_grpo.policies.identity import base_identity
 from customized_grpo.recipe.config import Evaluate, EvaluateRecipe, EvaluateSampling, Sampling
 from customized_grpo.recipe.loading import save_recipe
 from customized_grpo.recipe.sections import PolicySpec
@@ -158,22 +159,25 @@ def evaluate(recipe: EvaluateRecipe, *, progress: OnProgress = quiet) -> Path:
     dataset = load_dataset(spec.data, "evaluate.data")
     total = num_examples(dataset, spec)
     protocol.judged(dataset[0])  # unsuitable data should stop this before models are loaded
-    policy, encode = open_policy(
-        recipe.policy,
-        recipe.run.cache,
-        lambda: [(dataset, index) for index in encoded_examples(dataset, spec)],
-        Process.of(state, recipe.run.precision, progress),
-    )
-    metrics = build_metrics(spec.metrics, state.device)
-    described = json.dumps(settings.model_dump(mode="json"), sort_keys=True)
-    base = hashlib.sha256(described.encode()).hexdigest()[:16]
     site = Site(
         folder=folder / "evaluation",
         rank=state.process_index,
         world=state.num_processes,
         gather=gather_object,
         progress=progress,
+        hashes=FileHashes(folder / "evaluation" / HASHES),
     )
+    with meanwhile(
+        lambda: base_identity(settings, site.hashes), lambda: hash_files(dataset, range(total), site.hashes)
+    ):
+        policy, encode = open_policy(
+            recipe.policy,
+            recipe.run.cache,
+            lambda: [(dataset, index) for index in encoded_examples(dataset, spec)],
+            Process.of(state, recipe.run.precision, progress),
+        )
+        metrics = build_metrics(spec.metrics, state.device)
+    base = base_identity(settings, site.hashes)
     if state.is_main_process:
         save_recipe(recipe, folder / "config.yaml")
         for notice in of_evaluation(spec, total, rows=2 + (tuned is not None)):

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -23,13 +23,16 @@ from torch import Tensor
 from customized_grpo.atomic import replacing
 from customized_grpo.console import OnProgress
 from customized_grpo.data.base import Dataset
+from customized_grpo.data.content import contents
 from customized_grpo.data.images import load_image
 from customized_grpo.evaluation.metrics import AnyMetric, Scores, score
 from customized_grpo.evaluation.protocols import group_of
+from customized_grpo.evaluation.standing import Earlier, Standing, StandsOn
 from customized_grpo.evaluation.statistics import finite
 from customized_grpo.evaluation.summary import Row, write_atomically
+from customized_grpo.identity.hashes import FileHashes, file_hash, pixel_hash
 from customized_grpo.recipe.config import Evaluate
-from customized_grpo.rewards.base import AsyncGroupReward, AsyncReward, transport_of
+from customized_grpo.rewards.base import AsyncGroupReward, AsyncReward
 from customized_grpo.types import Example
 
 Draw = Callable[[int, Example], UInt8[Tensor, "g h w 3"]]
@@ -60,6 +63,7 @@ class Site:
     world: int = 1
     gather: Gather = alone
     progress: OnProgress = quiet
+    hashes: FileHashes = field(default_factory=FileHashes)
 
 
 def evaluate_images(
@@ -78,15 +82,21 @@ def evaluate_images(
     """Score whatever ``draw`` makes of the first ``total`` examples; see ``evaluate_policy``.
 
     Args:
-        made_by: description of what made the images, as JSON. Rows of the same images and metrics are kept; if only the
-            metrics changed, the images on disk are scored again.
+        made_by: what made the images, by name, as JSON. Rows that stand on the same are kept (``standing``); if only
+            what scores them changed, the images on disk are scored again.
         judged: maps an example to the one that metrics see, whose references may differ from the policy's.
         block: number of consecutive examples that one rank generates together.
     """
     mine = [index for index in range(total) if index // block % site.world == site.rank]
-    drawn, fingerprint = _fingerprints(spec, made_by)
+    standing = Standing.of(spec, metrics, made_by, site.hashes)
     folder, parts = site.folder, site.folder / ".parts" / label
-    earlier = _complete(folder, [folder / f"{label}.jsonl", *sorted(parts.glob("*.jsonl"))], spec.save_images)
+    files = [folder / f"{label}.jsonl", *sorted(parts.glob("*.jsonl"))]
+    earlier = Earlier(folder, files, spec.save_images, site.hashes)
+    # All of them only where there is something to say about them.
+    known = contents(dataset, range(total) if earlier and site.rank == 0 else mine, site.hashes)
+    stand_on = {index: standing.row(one) for index, one in known.items()}
+    if earlier and site.rank == 0:
+        _say_news(label, earlier, stand_on, standing)
     parts.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     said: set[str] = set()
@@ -94,17 +104,16 @@ def evaluate_images(
         part.write("\n")  # ends a line that a killed process may have left half written
         for done, index in enumerate(mine):
             site.progress(label, done, len(mine))
-            found = earlier.get((index, fingerprint))
-            known = _answered(found, metrics) if found is not None and spec.retry_failed else None
-            if found is None or known is not None:
+            found = earlier.kept(index, stand_on[index])
+            answers = _answered(found, metrics) if found is not None and spec.retry_failed else None
+            if found is None or answers is not None:
                 example = dataset[index]
-                images = _pictures(folder, [rows for (i, _), rows in earlier.items() if i == index], drawn)
-                if images is None:
-                    images = draw(index, example)
-                scores = score(metrics, judged(example), images, runs=spec.runs, products=spec.products, known=known)
+                there = earlier.files(index, stand_on[index], standing)
+                images = draw(index, example) if there is None else _pictures(folder, there)
+                scores = score(metrics, judged(example), images, runs=spec.runs, products=spec.products, known=answers)
                 _say_once(scores.errors, example, label, said)
-                files = _save_pictures(folder, label, example, images) if index < spec.save_images else None
-                found = _rows(index, example, scores, files, len(images), drawn, fingerprint)
+                saved = _save_pictures(folder, label, example, images) if index < spec.save_images else None
+                found = _rows(index, example, scores, saved, len(images), stand_on[index])
                 part.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in found))
                 part.flush()
             rows += found
@@ -115,6 +124,7 @@ def evaluate_images(
         write_atomically(folder / f"{label}.jsonl", lines)
         for path in parts.glob("*.jsonl"):
             path.unlink()
+        site.hashes.save()
     return everything
 
 
@@ -125,14 +135,17 @@ def _say_once(errors: Mapping[str, str], example: Example, label: str, said: set
     said.update(errors)
 
 
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    """Names in the folder of an example's pictures, with the hashes of the images' files."""
+
+    reference: str
+    files: Sequence[str]
+    hashes: Sequence[str]
+
+
 def _rows(
-    index: int,
-    example: Example,
-    scores: Scores,
-    files: tuple[str, Sequence[str]] | None,
-    count: int,
-    drawn: str,
-    fingerprint: str,
+    index: int, example: Example, scores: Scores, saved: _Saved | None, count: int, stands_on: StandsOn
 ) -> list[Row]:
     found: list[Row] = []
     for i in range(count):
@@ -144,11 +157,11 @@ def _rows(
             "index": index,
             "image": i,
             "values": {column: finite(values[i]) for column, values in scores.values.items()},
-            "file": files[1][i] if files else None,
-            "reference": files[0] if files else None,
+            "file": saved.files[i] if saved else None,
+            "picture": saved.hashes[i] if saved else None,
+            "reference": saved.reference if saved else None,
             "of": count,
-            "drawn": drawn,
-            "fingerprint": fingerprint,
+            "stands_on": stands_on,
         }
         if scores.runs:
             row["runs"] = {column: [finite(v) for v in values[i]] for column, values in scores.runs.items()}
@@ -156,41 +169,9 @@ def _rows(
     return found
 
 
-def _fingerprints(spec: Evaluate, made_by: Mapping[str, Any]) -> tuple[str, str]:
-    """Fingerprints of all settings that decide the pixels, and of those plus the ones that decide the scores."""
-    # The number of examples and saved pictures changes no row, so a larger limit continues from existing rows.
-    scored = spec.model_dump(mode="json", exclude={"limit", "save_images", "steps", "retry_failed"})
-    for name, section in spec.metrics.items():
-        for field in transport_of(section):
-            scored["metrics"][name].pop(field, None)
-    pixels = {name: scored[name] for name in ("data", "images_per_prompt", "batch", "seed")}
-    texts = (json.dumps({"recipe": one, "made_by": dict(made_by)}, sort_keys=True) for one in (pixels, scored))
-    drawn, fingerprint = (hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts)
-    return drawn, fingerprint
-
-
-def _complete(folder: Path, files: Sequence[Path], save_images: int) -> dict[tuple[int, str], list[Row]]:
-    """Examples that an earlier, perhaps killed, evaluation finished, by index and fingerprint.
-
-    Finished means that every image has its row, and its picture if pictures are saved.
-    """
-    found: dict[tuple[int, str], dict[int, Row]] = {}
-    for path in files:
-        if not path.is_file():
-            continue
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-                found.setdefault((row["index"], row["fingerprint"]), {})[row["image"]] = row
-            except (ValueError, KeyError, TypeError):  # empty, or half written by a killed process
-                continue
-    complete = {}
-    for (index, fingerprint), images in found.items():
-        rows = [images[i] for i in sorted(images)]
-        pictures = index >= save_images or all(row["file"] and (folder / row["file"]).is_file() for row in rows)
-        if len(rows) == rows[0]["of"] and pictures:
-            complete[index, fingerprint] = rows
-    return complete
+def _say_news(label: str, earlier: Earlier, stand_on: Mapping[int, StandsOn], standing: Standing) -> None:
+    if news := earlier.news(stand_on, standing):
+        _log.warning("%s: %s", label, news)
 
 
 def _answered(rows: Sequence[Row], metrics: Mapping[str, AnyMetric]) -> dict[str, list[list[float]]] | None:
@@ -209,29 +190,20 @@ def _answered(rows: Sequence[Row], metrics: Mapping[str, AnyMetric]) -> dict[str
     return whole if len(whole) < len(answers) else None
 
 
-def _pictures(folder: Path, earlier: Sequence[Sequence[Row]], drawn: str) -> UInt8[Tensor, "g h w 3"] | None:
-    """An example's images from disk, if the same weights and sampler made them for other metrics."""
-    for rows in earlier:
-        files = [row["file"] for row in rows]
-        if rows[0].get("drawn") == drawn and all(file and (folder / file).is_file() for file in files):
-            return torch.stack([torch.from_numpy(np.array(load_image(folder / file))) for file in files])
-    return None
+def _pictures(folder: Path, files: Sequence[str]) -> UInt8[Tensor, "g h w 3"]:
+    return torch.stack([torch.from_numpy(np.array(load_image(folder / file))) for file in files])
 
 
-def _save_pictures(
-    folder: Path, label: str, example: Example, images: UInt8[Tensor, "g h w 3"]
-) -> tuple[str, list[str]]:
-    """Save the policy's references side by side, and each image; returns their names in the folder."""
+def _save_pictures(folder: Path, label: str, example: Example, images: UInt8[Tensor, "g h w 3"]) -> _Saved:
+    """Save the policy's references side by side, and each image."""
     name, strip = file_name(example.key), _strip(example.references)
     # Named by its content: all prompts of a subject share one file.
-    digest = hashlib.sha256(f"{strip.width} ".encode() + strip.tobytes()).hexdigest()[:16]
-    reference = f"references/{digest}.png"
+    reference = f"references/{pixel_hash(strip)[:16]}.png"
     if not (folder / reference).is_file():
         _save(folder / reference, strip)
     files = [f"images/{label}/{name}-{i}.png" for i in range(len(images))]
-    for file, image in zip(files, images, strict=True):
-        _save(folder / file, Image.fromarray(image.numpy()))
-    return reference, files
+    hashes = [_save(folder / file, Image.fromarray(image.numpy())) for file, image in zip(files, images, strict=True)]
+    return _Saved(reference, files, hashes)
 
 
 def file_name(key: str) -> str:
@@ -259,6 +231,8 @@ def _strip(references: Sequence[Image.Image]) -> Image.Image:
     return strip
 
 
-def _save(path: Path, image: Image.Image) -> None:
+def _save(path: Path, image: Image.Image) -> str:
+    """Write a PNG; returns its file's hash."""
     with replacing(path) as aside:
         image.save(aside, format="PNG", compress_level=1)
+        return file_hash(aside)

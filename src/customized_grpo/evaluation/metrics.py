@@ -13,10 +13,11 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from customized_grpo import registry
-from customized_grpo.rewards.base import AsyncGroupReward, AsyncReward, Reward
+from customized_grpo.rewards.base import AsyncGroupReward, AsyncReward, Reward, RewardFailure
 from customized_grpo.rewards.features import to_pil
 from customized_grpo.scoring import requests
 from customized_grpo.scoring.requests import Outcome
+from customized_grpo.scoring.scorer import score_locally
 from customized_grpo.types import Example
 
 
@@ -128,7 +129,7 @@ def _all_runs(
     """Column to one list of runs per image."""
     if isinstance(metric, AsyncReward):
         # All requests of an example are concurrent, up to the judge's own limit.
-        questions = [(one, picture) for picture in to_pil(images) for one in _numbered(example, count)]
+        questions = [(one.copy(), picture.copy()) for picture in to_pil(images) for one in _numbered(example, count)]
         outcome = asyncio.run(requests.ask_singly(metric, questions, requests.limit(metric)))
         values = _values(name, outcome, errors)
         return {name: [values[at : at + count] for at in range(0, len(values), count)]}
@@ -172,17 +173,29 @@ def _columns(
     images: Tensor,
     errors: dict[str, str],
 ) -> dict[str, list[float]]:
+    if isinstance(metric, Metric):
+        return _measured(name, metric, example, images)
     if isinstance(metric, AsyncGroupReward):
-        outcome = asyncio.run(requests.ask_together(metric, example, to_pil(images), requests.limit(metric)))
-        found = {name: _values(name, outcome, errors)}
-    elif isinstance(metric, Metric):
-        found = {column: [float(v) for v in values.tolist()] for column, values in metric(example, images).items()}
+        outcome = asyncio.run(requests.ask_together(metric, example.copy(), to_pil(images), requests.limit(metric)))
     else:
-        metric.reason = ""
-        scores = metric(example, images).tolist()
-        found = {name: _values(name, Outcome.of(scores, metric.reason), errors)}
-    assert all(len(values) == len(images) for values in found.values())
-    return found
+        outcome = score_locally(name, metric, example, images)
+    return {name: _values(name, outcome, errors)}
+
+
+def _measured(name: str, metric: Metric, example: Example, images: Tensor) -> dict[str, list[float]]:
+    """Columns of a metric; another package's mistakes are named with the metric and the example."""
+    place = f"evaluate.metrics.{name} ({type(metric).__name__})"
+    try:
+        found = dict(metric(example.copy(), images.clone()))
+    except Exception as error:
+        raise RewardFailure(f"{place} failed on example {example.key!r}: {requests.describe(error)}") from error
+    for column, values in found.items():
+        if not isinstance(values, Tensor) or values.shape != (len(images),):
+            given = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+            raise RewardFailure(
+                f"{place} gave {given} as {column!r} for {len(images)} images; it must give a tensor ({len(images)},)"
+            )
+    return {column: [float(value) for value in values.tolist()] for column, values in found.items()}
 
 
 def _values(name: str, outcome: Outcome, errors: dict[str, str]) -> list[float]:

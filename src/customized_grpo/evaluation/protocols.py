@@ -6,13 +6,13 @@ name of your own, for other data; then identity is measured against the input re
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from pathlib import Path
 from typing import Any, Final, Literal, final
 
 from PIL.Image import Image
 
 from customized_grpo.data.dreambench import ORIGINAL
-from customized_grpo.data.images import load_image
+from customized_grpo.data.images import load_recent
 from customized_grpo.evaluation.published import CUSTOMIZED_GRPO_FIGURE, STANDARD, UNO_TABLE_1, Published
 from customized_grpo.registry import did_you_mean
 from customized_grpo.types import Example
@@ -91,11 +91,7 @@ class Protocol:
 
 def subject_photos(example: Example) -> list[Image]:
     """All photos of an example's subjects, from the paths in ``extra["views"]``."""
-    return [_photo(str(path)) for path in example.extra.get("views", ())]
-
-
-_photo = lru_cache(maxsize=16)(load_image)
-"""A decoded photo, cached: neighbouring examples share their subject, and four megapixels decode slowly."""
+    return [load_recent(Path(path)) for path in example.extra.get("views", ())]
 
 
 def group_of(example: Example) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from customized_grpo.atomic import replacing
+from customized_grpo.evaluation.pairing import unlike, without
 from customized_grpo.evaluation.protocols import Unit, find_protocol
 from customized_grpo.evaluation.statistics import (
     Interval,
@@ -21,8 +22,8 @@ from customized_grpo.evaluation.statistics import (
 
 Row = dict[str, Any]
 """One image: ``key``, ``prompt``, ``subject``, ``group`` (subject for averaging), ``index`` (of the example), ``image``
-(0-based within it), ``of`` (images per example), ``drawn`` and ``fingerprint`` (hashes of its generation, its scoring),
-``file`` and ``reference`` (relative to the folder of the JSONL, or null), ``values`` (column to a number or null), and
+(0-based within it), ``of`` (images per example), ``stands_on`` (see ``standing``), ``file`` and ``reference`` (relative
+to the folder of the JSONL, or null), ``picture`` (hash of that file), ``values`` (column to a number or null), and
 ``runs`` (column to the values of a judge's runs; ``values`` has their mean)."""
 
 
@@ -48,7 +49,12 @@ def intervals(rows: Sequence[Row], *, unit: Unit = "example") -> dict[str, Inter
 
 
 def differences(of: Sequence[Row], to: Sequence[Row], unit: Unit = "example") -> dict[str, dict[str, Any]]:
-    """Paired mean difference over common examples, for every column that both have, with the win rate over prompts."""
+    """Paired mean difference over common examples, for every column that both have, with the win rate over prompts.
+
+    Examples that have no more than their key in common are left out; see ``pairing.unlike``.
+    """
+    left_out = unlike(of, to)
+    of, to = without(of, left_out), without(to, left_out)
     groups = groups_of(of) if unit == "subject" else None
     found = {}
     for column in columns_of(of):
@@ -119,7 +125,9 @@ def build_summary(
     for other in sorted((name for name in rows if name != "tuned" and tuned), key=lambda name: name != "base"):
         if {row["key"] for row in tuned} & {row["key"] for row in rows[other]}:
             compared = differences(tuned, rows[other], unit=rules.unit)
-            summary["differences"].append({"of": "tuned", "to": other, "metrics": compared})
+            left_out = len(unlike(tuned, rows[other]))
+            entry = {"of": "tuned", "to": other, "metrics": compared}
+            summary["differences"].append(entry | ({"unlike": left_out} if left_out else {}))
     return summary
 
 

@@ -30,7 +30,8 @@ def summarize(
         Content of ``summary.json``: ``{"protocol", "unit", "settings", "departures", "rows": [{"name", "metrics"}],
         "absent": {name: why}, "differences": [{"of", "to", "metrics"}], "published"}``, each metric
         ``{"mean", "low", "high", "n"}`` with 95 % intervals over ``n`` units; that of a difference also has
-        ``win_rate`` (over prompts). A metric that could not be measured everywhere has ``excluded`` (a share); one
+        ``win_rate`` (over prompts), and a difference ``unlike``, the number of common keys that are of another example
+        in the other row and left out. A metric that could not be measured everywhere has ``excluded`` (a share); one
         with several runs has ``runs`` (their means) and ``std``.
     """
     summary = build_summary(protocol, rows, settings, absent)
@@ -62,6 +63,12 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     if departures:
         found.append(f"Not comparable with published numbers: {', '.join(departures)}.")
     found += [f"There is no row {name}: {reason}." for name, reason in summary.get("absent", {}).items()]
+    found += [
+        f"{one['of']} - {one['to']}: {one['unlike']} prompts have the same id in both, but another text, other "
+        "pictures or other metrics; they are left out."
+        for one in summary["differences"]
+        if one.get("unlike")
+    ]
     for row in summary["rows"]:
         for column, value in row["metrics"].items():
             if "runs" in value:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from customized_grpo.atomic import file_hash
+from customized_grpo.identity.hashes import file_hash
 from customized_grpo.paths import ASSETS
 
 MANIFEST = "manifest.json"

@@ -66,7 +66,7 @@ class Oracle(nn.Module):
         Raises:
             FileNotFoundError: there is no oracle.
         """
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         oracle = cls(tuple(config["widths"]))
         oracle.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
         return oracle.eval().requires_grad_(False)

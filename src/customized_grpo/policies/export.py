@@ -14,12 +14,7 @@ from customized_grpo.policies.adapters.base_lora import read_base_lora
 from customized_grpo.policies.adapters.flux_keys import to_original
 from customized_grpo.policies.adapters.full import TransformerFolder
 from customized_grpo.policies.adapters.hashes import base_hash
-from customized_grpo.policies.adapters.lora_files import (
-    HEADER,
-    WEIGHTS_NAME,
-    update_of_adapter,
-    write_update,
-)
+from customized_grpo.policies.adapters.lora_files import HEADER, WEIGHTS_NAME, write_update
 from customized_grpo.policies.adapters.low_rank import Factors, fuse, joined
 from customized_grpo.policies.adapters.tensor_files import write_tensors
 from customized_grpo.policies.base import load_policy
@@ -59,7 +54,7 @@ def export(adapter: str, out: Path, form: Format, *, with_base: bool, recipe: Re
             f"{file.path} is a transformer that was trained in full, and no LoRA; use --format model or original, or "
             "open the folder by diffusers as it is"
         )
-    update = update_of_adapter(file)
+    update = file.by_its_names()
     about = {name: text for name, text in file.metadata.items() if name != HEADER}
     about["exported_from"] = str(file.path)
     if with_base:
@@ -98,7 +93,7 @@ def _write_model(
     else:
         file.check_base(base_hash(policy.transformer))
         beneath = {} if config.base_lora is None else _base_update(config)
-        fuse(policy.transformer, joined(beneath, update_of_adapter(file)))
+        fuse(policy.transformer, joined(beneath, file.update(policy.transformer)))
     if form == "model":
         policy.pipeline.save_pretrained(out)
         return out

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Final
 
+from customized_grpo.web.proxies import proxy_of
+
 
 def weights_file(given: str, key: str, *, default: str | None, revision: str | None, offline: bool) -> Path:
     """A .safetensors file on this machine.
@@ -39,8 +41,12 @@ def weights_file(given: str, key: str, *, default: str | None, revision: str | N
 
 def hub_problem(error: BaseException, name: str) -> str:
     """One line: why a repository or file can't be loaded, and what to do."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
+    try:
+        proxy_of(constants.ENDPOINT)
+    except ValueError as unusable:
+        return str(unusable)
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from customized_grpo import registry
 from customized_grpo.policies.acceleration import place_and_freeze, quantization_of
+from customized_grpo.policies.adapters.tensor_files import check_finite
 from customized_grpo.policies.base import Policy, PolicyConfig
 from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN
 from customized_grpo.policies.hub_files import hub_problem
@@ -156,6 +157,9 @@ def open_pipeline(
             f"policy.type {config.type} needs one that shrinks by 8"
         )
     place_and_freeze(pipeline, config, device)
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module):
+            check_finite(dict(part.named_parameters()), f"policy.model: the {name} of {config.model!r}")
     if pipeline.transformer is None:  # what depends on its configuration still works
         pipeline.transformer = empty_transformer(config, offline=offline).requires_grad_(False).eval()
     return pipeline

@@ -12,6 +12,7 @@ from customized_grpo.data.prompts import PromptSurvey, survey
 from customized_grpo.data.rows import ManifestError, Row, read_rows, same_shape
 from customized_grpo.prepare.inspection import Look, Seen, lookers
 from customized_grpo.prepare.split import identities
+from customized_grpo.text import read_lines
 
 File = tuple[str, bool]
 """Path in the manifest, and whether it is a mask."""
@@ -134,10 +135,8 @@ def write_usable(path: Path, usable: frozenset[int], to: Path) -> None:
     """Copy the lines with these numbers unchanged to another file of the same folder."""
     if to.resolve().parent != path.resolve().parent:
         raise ValueError(f"{to}: must be in the manifest's folder {path.parent}: image paths are relative to it")
-    with replacing(to) as aside, path.open("rb") as source, aside.open("wb") as target:
-        for number, line in enumerate(source, start=1):
-            if number in usable:
-                target.write(line.rstrip(b"\r\n") + b"\n")
+    with replacing(to) as aside, aside.open("w", encoding="utf-8", newline="\n") as target:
+        target.writelines(f"{line}\n" for number, line in read_lines(path) if number in usable)
 
 
 def _look(root: Path, rows: Sequence[Row], workers: int, progress: Callable[[int, int], None]) -> dict[File, Seen]:

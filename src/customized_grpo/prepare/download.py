@@ -12,17 +12,23 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final, final
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import requests
 from filelock import FileLock
 
-from customized_grpo.atomic import file_hash
 from customized_grpo.data.dreambench import facts
+from customized_grpo.identity.hashes import file_hash
 from customized_grpo.paths import is_inside
+from customized_grpo.web.proxies import proxy_of, unusable
+from customized_grpo.web.waits import asked_wait
 
 _TRIES: Final = 6
 _TIMEOUT_S: Final = (15.0, 60.0)
 """Timeouts to connect, and between two chunks."""
+_LONGEST_WAIT_S: Final = 300.0
+"""Longest wait that a server may ask for; the hub's limits are for five minutes."""
 _CHUNK: Final = 1 << 16
 
 DREAMBENCH_PLUS: Final = (
@@ -111,10 +117,11 @@ def _fetch(file: Remote, path: Path, progress: Callable[[int], None]) -> None:
     part = path.with_name(f"{path.name}.part")
     if part.exists():
         progress(part.stat().st_size)
-    problem = ""
+    problem, wait = "", None
     for attempt in range(_TRIES):
         if attempt:
-            time.sleep(min(30.0, 0.25 * 2**attempt))
+            time.sleep(0.25 * 2**attempt if wait is None else wait)
+        wait = None
         resumed = part.exists()
         try:
             _stream(file, part, progress)
@@ -125,6 +132,10 @@ def _fetch(file: Remote, path: Path, progress: Callable[[int], None]) -> None:
             if status in (401, 403):
                 problem += "; accept the licence on the hub and set HF_TOKEN"
             if status < 500 and status not in (408, 416, 429):
+                break
+            wait = asked_wait(error.response.headers, "")
+            if wait is not None and wait > _LONGEST_WAIT_S:
+                problem += f" and asks to wait {wait:,.0f} s"
                 break
         except requests.RequestException as error:  # but no OSError of this machine's disk
             problem = f"the connection broke ({type(error).__name__})"
@@ -147,7 +158,7 @@ def _stream(file: Remote, part: Path, progress: Callable[[int], None]) -> None:
     headers = {**file.headers, "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
-    with requests.get(file.url, headers=headers, stream=True, timeout=_TIMEOUT_S) as answer:
+    with requests.get(file.url, headers=headers, stream=True, timeout=_TIMEOUT_S, proxies=_proxies(file.url)) as answer:
         if answer.status_code == 416:
             progress(-have)
             part.unlink()
@@ -163,6 +174,19 @@ def _stream(file: Remote, part: Path, progress: Callable[[int], None]) -> None:
                     raise DownloadError(f"{file.url}: sends more than the {file.size:,} bytes that are listed")
                 target.write(piece)
                 progress(len(piece))
+
+
+def _proxies(url: str) -> dict[str, str]:
+    """The proxy of a URL, for ``requests``: it would ask one for private hosts, and read a variable with its blanks.
+
+    Raises:
+        ValueError: the variable holds what no client can use.
+    """
+    proxy = proxy_of(url, socks="socks")
+    parts = urlsplit(url)
+    if proxy is None:  # for this host alone: the hub sends on to other ones
+        return {"no_proxy": ",".join(filter(None, (parts.hostname, getproxies().get("no"))))}
+    return {parts.scheme: proxy.url}
 
 
 def _wrong(file: Remote, path: Path) -> str:
@@ -190,6 +214,9 @@ def _of_hub(name: str, revision: str | None) -> list[Remote]:
         info = api.dataset_info(name, revision=revision, files_metadata=True)
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise DownloadError(f"{name}: the hub has no such data set, or can't be reached ({error})") from error
+    except (ValueError, ImportError) as error:  # of the hub's client, which reads all proxies at its start
+        said = "; ".join(unusable(os.environ)) or str(error)
+        raise DownloadError(f"{name}: the hub can't be asked: {said}") from error
     token = get_token()  # requests sends it only to the hub, not to the store that the hub redirects to
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     return [

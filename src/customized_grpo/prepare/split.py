@@ -12,6 +12,7 @@ from typing import Literal, final
 
 from customized_grpo.atomic import replacing
 from customized_grpo.data.rows import ManifestError, Row, sound_rows
+from customized_grpo.text import read_lines
 
 By = Literal["individual", "class"]
 
@@ -97,7 +98,8 @@ def split_manifest(
     for part in (train, tested):
         with replacing(part.path) as aside:
             inside = part is tested
-            aside.write_bytes(b"".join(line for at, line in enumerate(lines) if (at in test) is inside))
+            chosen = (f"{line}\n" for at, line in enumerate(lines) if (at in test) is inside)
+            aside.write_text("".join(chosen), encoding="utf-8", newline="\n")
     return train, tested
 
 
@@ -120,12 +122,9 @@ def _named(rows: Sequence[Row], groups: Sequence[list[int]], names: Sequence[str
     return {at for at, group in enumerate(groups) if any(words(rows[index]) & wanted for index in group)}
 
 
-def _read(path: Path) -> tuple[list[Row], list[bytes]]:
+def _read(path: Path) -> tuple[list[Row], list[str]]:
     found = list(sound_rows(path))
     if not found:
         raise ManifestError(f"{path}: the manifest is empty; it needs one JSON object per line")
-    with path.open("rb") as file:
-        lines = file.readlines()
-    return [row for _, row in found], [
-        lines[number - 1].removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n") + b"\n" for number, _ in found
-    ]
+    lines = dict(read_lines(path))
+    return [row for _, row in found], [str(lines[number]) for number, _ in found]

@@ -3,7 +3,7 @@
 The key names are part of the public surface. A plug-in's section is read by the plug-in's own ``Config``.
 """
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -20,6 +20,7 @@ from customized_grpo.recipe.sections import (
     AggregatorField,
     DataField,
     DynamicsField,
+    LocalPath,
     MetricField,
     PlanField,
     PolicyField,
@@ -33,20 +34,24 @@ from customized_grpo.recipe.sections import (
 AXES = ("prompt", "identity")
 """Columns of every axis tensor, in this order."""
 
+_SHIFT = "shift of the noise levels; dynamic: the model's own rule by image size; uno: UNO's variant of FLUX.1's"
+
+Beta: TypeAlias = Annotated[float, Field(ge=0.0, lt=1.0)]
+
 
 class Run(Section):
     """Output folder, seed, precision and other settings of a run."""
 
-    dir: str = Field(min_length=1, description="the run's folder; must be new or empty unless resuming")
+    dir: LocalPath = Field(min_length=1, description="the run's folder; must be new or empty unless resuming")
     seed: NonNegativeInt = 42
-    resume: str | None = Field(default=None, description="'latest', or a checkpoint folder")
+    resume: LocalPath | None = Field(default=None, description="'latest', or a checkpoint folder")
     trackers: tuple[Literal["wandb", "tensorboard", "trackio", "swanlab"], ...] = ()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["no", "bf16"] = Field(
         default="bf16", description="compute and storage dtype of the frozen model"
     )
     threads: NonNegativeInt = Field(default=0, description="CPU threads per process; 0 leaves torch's choice")
-    cache: str | None = Field(
+    cache: LocalPath | None = Field(
         default=None,
         min_length=1,
         description="folder of encoded prompts and references; completed first, after which no text encoder is loaded",
@@ -60,11 +65,7 @@ class Sampling(Section):
     """Sampling of groups in training."""
 
     steps: int = Field(default=25, ge=2, description="T; the last step is deterministic, so at least 2")
-    shift: ShiftSetting = Field(
-        default=3.0,
-        description="shift of the noise levels; dynamic: the model's own rule by image size; uno: UNO's variant of "
-        "FLUX.1's",
-    )
+    shift: ShiftSetting = Field(default=3.0, description=_SHIFT)
     dynamics: DynamicsField = Field(default={"type": "dance_sde", "eta": 0.4}, validate_default=True)
     plan: PlanField = Field(default={"type": "fraction", "fraction": 0.6}, validate_default=True)
     shared_noise: bool = Field(default=True, description="one initial noise for all samples of a group")
@@ -130,9 +131,9 @@ class Train(Section):
     optimizer: Literal["adamw", "adamw_8bit"] = Field(
         default="adamw", description="adamw_8bit keeps its two moments in 8 bits, by bitsandbytes"
     )
-    lr: PositiveFloat = 2.0e-5
+    lr: float = Field(default=2.0e-5, gt=0.0, le=1.0)
     weight_decay: NonNegativeFloat = 1.0e-4
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     max_grad_norm: PositiveFloat = 1.0
     schedule: Schedule = Schedule()
     ema: float | None = Field(default=None, gt=0.0, lt=1.0, description="decay of the averaged adapter; null: none")
@@ -200,6 +201,8 @@ class Evaluate(Section):
         if lost := [name for name in self.runs if name not in self.metrics]:
             hint = registry.did_you_mean(lost[0], list(self.metrics))
             raise ValueError(f"runs: there is no metric {lost[0]!r};{hint} allowed: {', '.join(self.metrics)}")
+        if taken := self.products.keys() & self.metrics.keys():
+            raise ValueError(f"products: {min(taken)!r} is a metric's column already; name the product otherwise")
         return self
 
 
@@ -220,6 +223,11 @@ class Recipe(Section):
     def _fits_together(self) -> Self:
         fed = set()
         for name, reward in self.rewards.items():
+            if name in (*AXES, "key"):
+                raise ValueError(
+                    f"rewards.{name}: the name means something else in metrics.jsonl and samples/ (an axis, a sample's "
+                    f"key), so one of the two would be lost; call it otherwise, as in {name}_score"
+                )
             if reward.axis not in AXES:
                 hint = registry.did_you_mean(reward.axis, list(AXES))
                 raise ValueError(f"rewards.{name}.axis: given {reward.axis!r};{hint} allowed: {', '.join(AXES)}")
@@ -230,6 +238,12 @@ class Recipe(Section):
             raise ValueError(
                 f"train.updates_per_rollout: {self.train.updates_per_rollout} does not divide "
                 f"train.group_size {self.train.group_size}; every update takes an equal share of each group"
+            )
+        updates, warmup = self.train.steps * self.train.updates_per_rollout, self.train.schedule.warmup_steps
+        if warmup >= updates:
+            raise ValueError(
+                f"train.schedule.warmup_steps: given {warmup}, but the run has {updates} updates (train.steps x "
+                "train.updates_per_rollout), so train.lr is never reached; use fewer, or name: constant"
             )
         if self.train.evaluate_every and self.evaluate is None:
             raise ValueError(
@@ -244,11 +258,7 @@ class EvaluateSampling(Section):
     """The deterministic sampler of an evaluation."""
 
     steps: PositiveInt = 25
-    shift: ShiftSetting = Field(
-        default=3.0,
-        description="shift of the noise levels; dynamic: the model's own rule by image size; uno: UNO's variant of "
-        "FLUX.1's",
-    )
+    shift: ShiftSetting = Field(default=3.0, description=_SHIFT)
 
 
 class EvaluateRecipe(Section):

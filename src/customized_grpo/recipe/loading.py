@@ -13,9 +13,17 @@ from pydantic import BaseModel, ValidationError
 from customized_grpo import registry
 from customized_grpo.atomic import replacing
 from customized_grpo.recipe.config import EvaluateRecipe, Recipe
-from customized_grpo.recipe.problems import RecipeError, converted, dotted, explain, repeated, what_is_allowed
+from customized_grpo.recipe.problems import (
+    RecipeError,
+    converted,
+    dotted,
+    explain,
+    not_meant,
+    repeated,
+    what_is_allowed,
+)
 from customized_grpo.recipe.schema import Location, Place, recipe_schema, shown
-from customized_grpo.recipe.yaml_source import construct, read_yaml, yaml_problem
+from customized_grpo.recipe.yaml_source import construct, dump, read_yaml, yaml_problem
 
 __all__ = [
     "RecipeError",
@@ -114,7 +122,7 @@ def _validated(
     source = _Source(name, lines, applied)
     recipe: M | None = None
     try:
-        recipe = model.model_validate(data)
+        recipe = registry.read_section(model, data)
     except ValidationError as error:
         for one in error.errors(include_url=False):
             location, text = explain(one, model, data)
@@ -123,6 +131,8 @@ def _validated(
         for location, text in converted(data, recipe.model_dump(), ()):
             allowed = what_is_allowed(Place.find(model, data, location))
             problems.append(f"{source.place(location)}{dotted(location)}{text}; {allowed}")
+        for location, text in not_meant(recipe.model_dump(), ()):
+            problems.append(f"{source.place(location)}{dotted(location)}{text}")
     if recipe is None or problems:
         raise RecipeError("\n".join(dict.fromkeys(problems)))
     return recipe
@@ -166,7 +176,7 @@ def save_recipe(recipe: BaseModel, path: Path) -> None:
 
     Secrets never reach it: what a plug-in declares as a pydantic secret is written as asterisks.
     """
-    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+    text = dump(recipe.model_dump(mode="json"))
     with replacing(path) as aside:
         aside.write_text("# The resolved recipe, defaults included.\n" + text, encoding="utf-8")
 
@@ -211,11 +221,17 @@ def _parse(text: str) -> _Override:
     if not equals or not all(re.fullmatch(r"[^\s.]+", part) for part in parts):
         raise RecipeError(f"override {text!r}: write it as key.sub=value, for example train.steps=100")
     try:
-        _, read = construct(value)
+        node, read = construct(value)
     except yaml.YAMLError as error:
         raise RecipeError(
             f"override {repeated(text)!r}: the value{yaml_problem(error)}; put a text with special signs in quotes"
         ) from error
+    rest = value if node is None else value[node.end_mark.index :]
+    if rest.strip():  # a comment in YAML, which nobody means on a command line
+        raise RecipeError(
+            f"override {repeated(text)!r}: what follows the space and '#' would be a comment; put the value in quotes "
+            f"inside the shell's: {key}='\"...\"'"
+        )
     return _Override(text, tuple(parts), read)
 
 

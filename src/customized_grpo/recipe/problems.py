@@ -8,15 +8,25 @@ from typing import Any
 from pydantic import BaseModel
 
 from customized_grpo import registry
+from customized_grpo.paths import unread_variable
 from customized_grpo.recipe.schema import Location, Place, shown
 
 _PRIVATE = re.compile(r"key|token|secret|password", re.IGNORECASE)
+_OCTAL = re.compile(r"[-+]?0[0-9]")
 _LOGIN = re.compile(r"://[^/\s]*@")
+_SECRET_NAME = re.compile(
+    r"(?:^|_)(?:api_?key|access_?key|secret|secret_key|password|passwd|(?:hf|auth|access|api)_token)$"
+)
+"""Names of options that hold a secret; those that name its variable end otherwise (``key_env``)."""
+_SECRET = re.compile(
+    r"\b(?:sk-[\w-]{16,}|hf_\w{20,}|gh[opsu]_\w{20,}|github_pat_\w{20,}|AIza[\w-]{30,}|AKIA[A-Z0-9]{16})"
+)
+"""Forms in which OpenAI, Hugging Face, GitHub, Google and Amazon give out keys."""
 
 
 def repeated(override: str) -> str:
     """An override as shown in an error: without its value if that may be a misplaced secret."""
-    if _PRIVATE.search(override) or _LOGIN.search(override):
+    if any(pattern.search(override) for pattern in (_PRIVATE, _LOGIN, _SECRET)):
         return f"{override.partition('=')[0]}=…"
     return override
 
@@ -75,7 +85,7 @@ def _unknown_key(location: Location, model: type[BaseModel], data: Any) -> str:
 
 
 def converted(given: Any, read: Any, location: Location) -> Iterator[tuple[Location, str]]:
-    """Values that pydantic accepts silently but nobody means: true for 1, and infinite numbers."""
+    """Values that pydantic accepts silently but nobody means: true for 1, 010 for 10, and infinite numbers."""
     if isinstance(given, dict) and isinstance(read, dict):
         for key in given.keys() & read.keys():
             yield from converted(given[key], read[key], (*location, key))
@@ -84,8 +94,33 @@ def converted(given: Any, read: Any, location: Location) -> Iterator[tuple[Locat
             yield from converted(one, other, (*location, index))
     elif isinstance(read, float) and not math.isfinite(read):
         yield location, f"given {shown(given)}, which is not finite"
+    elif isinstance(given, str) and isinstance(read, int | float) and _OCTAL.match(given):
+        yield location, f"given {given}, which some readers take for octal; write it without the leading zero"
     elif isinstance(given, bool) and isinstance(read, int | float) and not isinstance(read, bool):
         yield location, f"given {shown(given)}"
+
+
+def not_meant(read: Any, location: Location) -> Iterator[tuple[Location, str]]:
+    """Texts that would be taken literally though nobody means them so: a shell's variable in a path, and a secret."""
+    if isinstance(read, Mapping):
+        for key, value in read.items():
+            yield from not_meant(value, (*location, key))
+    elif isinstance(read, list | tuple):
+        for index, value in enumerate(read):
+            yield from not_meant(value, (*location, index))
+    elif isinstance(read, str):
+        if (variable := unread_variable(read)) is not None:
+            yield (
+                location,
+                f"{variable} is replaced by a shell, not in a recipe; write the path out, or give it on the command "
+                f'line in double quotes: {".".join(map(str, location))}="{variable}..."',
+            )
+        if _SECRET.search(read) or (_SECRET_NAME.search(str(location[-1])) and re.fullmatch(r"\S{8,}", read)):
+            yield (
+                location,
+                "its value looks like a secret, and would be written into config.yaml, checkpoints and trackers; keep "
+                "it in an environment variable that the plug-in reads, or declare the option as pydantic's SecretStr",
+            )
 
 
 def what_is_allowed(place: Place) -> str:

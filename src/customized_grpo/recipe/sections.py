@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -18,7 +19,10 @@ from pydantic import (
 )
 
 from customized_grpo import registry
-from customized_grpo.paths import model_path
+from customized_grpo.paths import home_expanded, model_path
+
+LocalPath: TypeAlias = Annotated[str, AfterValidator(home_expanded)]
+"""A file or folder of this machine."""
 
 
 class Section(BaseModel):
@@ -236,7 +240,7 @@ def _reader(kind: registry.Kind, base: type[BaseModel]) -> Callable[[Any], BaseM
             raise registry.UnknownPluginError(
                 f"{kind} plug-in {section['type']!r}: its Config must derive from {base.__module__}.{base.__name__}"
             )
-        return model.model_validate(section)
+        return registry.read_section(model, section)
 
     return read
 

@@ -1,34 +1,52 @@
 """YAML with the line of every value: safe-loaded, duplicate keys refused, errors with line and column.
 
-Booleans are YAML 1.2's (``true`` and ``false`` only), ``1e-4`` is a number and dates stay text: by PyYAML's own
-rules ``precision: no`` would be false, ``lr: 1e-4`` a text and ``dir: 2026-01-01`` a date.
+Scalars are YAML 1.2's, so that booleans are ``true`` and ``false`` only, ``1e-4`` is a number, and dates, ``010`` and
+``12:30`` stay text: by PyYAML's own rules ``precision: no`` would be false, ``lr: 1e-4`` a text, ``dir: 2026-01-01`` a
+date, ``steps: 010`` eight and ``12:30`` the number 750.
 """
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
 from customized_grpo.recipe.problems import RecipeError, dotted
 from customized_grpo.recipe.schema import Location, shown
+from customized_grpo.text import TextError, read_text
+
+# A leading zero is octal to some readers and decimal to others: such a number stays text, which a key then refuses.
+_INT: Final = re.compile(r"^(?:[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+)$")
+_FLOAT: Final = re.compile(
+    r"^(?:[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+)
+_BOOL: Final = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with YAML 1.2's booleans and exponents (``1e-4`` is a number), and without dates."""
+    """PyYAML's safe loader with YAML 1.2's booleans and numbers, and without dates."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that either these rules or PyYAML's own would read as something else."""
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":timestamp"))]
+    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":int", ":float", ":timestamp"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
+    _kind.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+def dump(data: Any) -> str:
+    """YAML that ``construct``, and any other reader, reads as ``data``."""
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return text
 
 
 def read_yaml(file: Path) -> tuple[dict[str, Any], dict[Location, int]]:
@@ -38,11 +56,9 @@ def read_yaml(file: Path) -> tuple[dict[str, Any], dict[Location, int]]:
         RecipeError: unreadable, empty, not YAML, not a mapping, or with duplicate or non-text keys.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RecipeError(
-            f"{file}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
-        ) from error
+        text = read_text(file)
+    except TextError as error:
+        raise RecipeError(str(error)) from error
     except OSError as error:
         raise RecipeError(f"{file}: can't be read ({error.strerror})") from error
     try:
@@ -72,6 +88,10 @@ def construct(text: str) -> tuple[yaml.Node | None, Any]:
     try:
         node = loader.get_single_node()
         return node, None if node is None else loader.construct_document(node)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply; a recipe has a few levels") from error
+    except ValueError as error:  # Python's limit on the digits of a number
+        raise yaml.YAMLError("a number has thousands of digits; put a text in quotes") from error
     finally:
         loader.dispose()
 

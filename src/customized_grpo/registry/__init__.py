@@ -114,7 +114,7 @@ def third_party(kind: Kind) -> EntryPoints:
 
 
 def available(kind: Kind) -> dict[str, str]:
-    """Name -> ``module:attr`` of every plug-in of a kind; a built-in name can't be taken over by an entry point."""
+    """Name -> ``module:attr`` of every plug-in of a kind; see ``resolve`` for a name that is given twice."""
     return {**{entry.name: entry.value for entry in third_party(kind)}, **BUILTIN[kind]}
 
 
@@ -122,10 +122,16 @@ def resolve(kind: Kind, name: str) -> Any:
     """The plug-in called ``name``: a known name or ``module:attr``.
 
     Raises:
-        UnknownPluginError: no such name, module or attribute; a broken import is chained.
+        UnknownPluginError: no such name, module or attribute; a broken import is chained. Or another package has given
+            the name of a built-in plug-in to its own.
     """
-    # the packages that are installed are searched only for a name that is neither built in nor a place
-    target = BUILTIN[kind].get(name) or (name if ":" in name else available(kind).get(name, name))
+    target = name if ":" in name else available(kind).get(name, name)
+    others = [] if ":" in name else [one.value for one in third_party(kind).select(name=name) if one.value != target]
+    if others:
+        raise UnknownPluginError(
+            f"two plug-ins of {kind} are called {name!r}: {target}, {', '.join(others)}; say which by its place, as in "
+            f"type: {others[0]!r}, or uninstall the package of the other"
+        )
     if ":" not in target:
         known = available(kind)
         hint = did_you_mean(name, list(known))
@@ -188,6 +194,16 @@ def config_model(kind: Kind, plugin: Any) -> type[BaseModel]:
     if kind in CALLS and "__call__" not in dir(plugin):
         raise UnknownPluginError(f"{place} can't be called, as a plug-in of {kind} must be")
     return model
+
+
+def read_section(model: type[M], given: Any) -> M:
+    """Validate a section; unknown keys are refused in it and beneath it, which a plain pydantic model would drop.
+
+    Raises:
+        ValidationError: a key or a value is not allowed.
+    """
+    asked = model.model_config.get("extra")
+    return model.model_validate(given, extra=asked if asked in ("allow", "ignore") else "forbid")
 
 
 def section_of(kind: Kind, function: Callable[..., Any], base: type[M]) -> type[M]:

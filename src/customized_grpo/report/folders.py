@@ -11,6 +11,7 @@ from typing import Any, final
 
 import yaml
 
+from customized_grpo.evaluation.pairing import unlike
 from customized_grpo.evaluation.protocols import PROTOCOLS, Protocol
 from customized_grpo.evaluation.statistics import Interval
 from customized_grpo.evaluation.summary import Row, columns_of, intervals
@@ -184,10 +185,25 @@ def _read(path: Path, name: str, metrics: str) -> RunFolder:
     if not any(evaluations.values()):
         missing.append("No held-out evaluation yet, so there are no held-out curves and no pictures to compare.")
     run = RunFolder(path, name, config, config_text, steps, evaluations, summary, missing)
+    missing += _of_other_data(run.at_steps())
     if steps and run.planned_steps is not None and run.last_step < run.planned_steps:
         done = f"{run.last_step} of {run.planned_steps} steps are done"
         missing.insert(0, f"The run is in progress or was stopped: {done}.")
     return run
+
+
+def _of_other_data(steps: Mapping[int, Sequence[Row]]) -> list[str]:
+    """Sentences about evaluations of other examples than the newest one's, which a curve would mix."""
+    if not steps:
+        return []
+    newest = steps[max(steps)]
+    others = {step: len(unlike(rows, newest)) for step, rows in steps.items()}
+    return [
+        f"The evaluation at step {step} is of other data than the newest: {count} prompts have the same id but another "
+        "text, other pictures or other metrics. Their means are not comparable."
+        for step, count in others.items()
+        if count
+    ]
 
 
 def _lines(path: Path, missing: list[str], wanted: Callable[[str], bool] = lambda _: True) -> list[dict[str, Any]]:

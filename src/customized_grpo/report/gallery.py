@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from customized_grpo.data.images import ImageError, load_image
+from customized_grpo.evaluation.pairing import unlike, without
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.report.folders import RunFolder
 
@@ -54,7 +55,11 @@ def gallery(run: RunFolder, axes: Mapping[str, str]) -> list[Group]:
 
     Empty without saved pictures.
     """
-    base, tuned = ({row["key"]: row for row in rows if row["image"] == 0 and row.get("file")} for rows in run.ends)
+    left_out = unlike(*run.ends)
+    base, tuned = (
+        {row["key"]: row for row in without(rows, left_out) if row["image"] == 0 and row.get("file")}
+        for rows in run.ends
+    )
     # Without an adapter the base alone is shown, in both places.
     pairs: list[Pair] = [(base.get(key), row) for key, row in (tuned or base).items() if not tuned or key in base]
     if not pairs:

@@ -10,6 +10,7 @@ from typing import Any, Final, final
 
 import numpy as np
 
+from customized_grpo.evaluation.pairing import unlike, without
 from customized_grpo.evaluation.protocols import Unit
 from customized_grpo.evaluation.statistics import Interval, paired_difference
 from customized_grpo.evaluation.summary import Row, column_means, groups_of
@@ -68,6 +69,7 @@ def suspicions(
     if len(done) < 2:
         return []
     newest, before = done[-1], done[-2]
+    evaluations = {step: without(rows, unlike(rows, evaluations[newest])) for step, rows in evaluations.items()}
     found = []
     for reward, axis in rewards.items():
         column = twins.get(axis)

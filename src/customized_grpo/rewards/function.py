@@ -8,7 +8,7 @@ Dimensions: G group size, H x W pixels.
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import cache, partial
 from typing import Any
 
@@ -72,9 +72,11 @@ def _numbers(function: Callable[..., Any], scores: Any, images: Sequence[Image])
     """The scores as floats, ``None`` as NaN.
 
     Raises:
-        ValueError: not one number or ``None`` an image.
+        ValueError: not one number or ``None`` an image, in order: a set has none, and a mapping's items are its keys.
     """
     try:
+        if isinstance(scores, Mapping | Set | str):
+            raise TypeError
         given = list(scores)
         numbers = [math.nan if score is None else float(score) for score in given]
     except (TypeError, ValueError) as error:

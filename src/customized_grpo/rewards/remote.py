@@ -26,6 +26,7 @@ from customized_grpo.registry import did_you_mean
 from customized_grpo.rewards.base import AsyncGroupReward, RewardConfig, RewardFailure
 from customized_grpo.rewards.wire import ScoreResponse, read_token, request_body
 from customized_grpo.types import Example
+from customized_grpo.web.addresses import tidy, tls_advice
 
 if TYPE_CHECKING:
     import httpx2
@@ -51,7 +52,8 @@ class RequestFailed(Exception):
     """The server was reached, but this request failed."""
 
 
-def _server(url: str) -> str:
+def _server(given: str) -> str:
+    url = tidy(given)
     parts = urlsplit(url)
     if parts.username or parts.password or parts.query or parts.fragment:  # the URL is not shown: it may hold a secret
         raise ValueError(
@@ -60,7 +62,7 @@ def _server(url: str) -> str:
         )
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"given {url!r}; write it as http://host:8000")
-    return url.rstrip("/")
+    return url
 
 
 @final
@@ -186,17 +188,21 @@ class Remote(AsyncGroupReward):
         headers = self._headers | ({} if body is None else {"Content-Type": "application/json"})
         timeout = httpx2.Timeout(None, connect=_CONNECT_S)
         try:
-            # No proxy and no .netrc from the environment: they are for the internet.
+            # No proxy and no .netrc from the environment: they are for the internet, whatever the server's name.
             async with (
                 asyncio.timeout(config.timeout_s),
                 httpx2.AsyncClient(timeout=timeout, trust_env=False, verify=self._ssl) as client,
             ):
                 response = await client.request(method, url, content=body, headers=headers)
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            if advice := tls_advice(str(error)):
+                raise RewardFailure(f"{url} can't be asked: {advice} ({error})") from error
             raise ServerDown(f"{type(error).__name__}: {error}") from error
         except TimeoutError as error:
             raise RequestFailed(f"{url}: no answer in {config.timeout_s:g} s (timeout_s)") from error
         except httpx2.HTTPError as error:
+            if advice := tls_advice(str(error)):
+                raise RewardFailure(f"{url} can't be asked: {advice}") from error
             said = str(error) or "the connection broke"
             raise RequestFailed(f"{url}: {said} ({type(error).__name__})") from error
         if response.status_code == 200:

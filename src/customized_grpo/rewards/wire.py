@@ -62,7 +62,7 @@ class ScoreRequest(_Message):
 class ScoreResponse(_Message):
     """One score per image, null if it can't be scored."""
 
-    scores: tuple[float | None, ...]
+    scores: tuple[Annotated[float, Field(strict=True)] | None, ...]
     fingerprint: str
     """Fingerprint of the reward."""
     batch: int

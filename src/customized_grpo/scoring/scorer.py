@@ -101,12 +101,13 @@ class Scorer:
         if self._loop is not None:
             pictures = to_pil(images)
             for name, reward in self._remote.items():
-                flights[name] = self._loop.start(self._ask(name, reward, example, pictures))
+                own = [picture.copy() for picture in pictures]
+                flights[name] = self._loop.start(self._ask(name, reward, example.copy(), own))
         local: dict[str, Future[Outcome]] = {}
         try:
             for name, model in self._local.items():
                 start = time.perf_counter()
-                local[name] = self._workers.submit(self._score_local, name, model, example, images)
+                local[name] = self._workers.submit(score_locally, name, model, example, images)
                 self._seconds[name] += time.perf_counter() - start
         except BaseException:
             for flight in flights.values():
@@ -136,25 +137,6 @@ class Scorer:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def _score_local(self, name: str, reward: Reward, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Outcome:
-        reward.reason = ""
-        try:
-            with torch.no_grad():
-                scores = reward(example, images)
-        except Exception as error:
-            raise RewardFailure(
-                f"reward {name!r} failed on example {example.key!r}: {requests.describe(error)}"
-            ) from error
-        if not isinstance(scores, Tensor):
-            what = type(scores).__name__
-            raise RewardFailure(f"reward {name!r} returned {what}; it must return a float32 tensor (g,)")
-        if scores.dtype != torch.float32 or scores.shape != (len(images),):
-            raise RewardFailure(
-                f"reward {name!r} returned {scores.dtype} of shape {tuple(scores.shape)} for "
-                f"{len(images)} images; it must return torch.float32 of shape ({len(images)},)"
-            )
-        return Outcome.of(scores.tolist(), reward.reason)
 
     async def _ask(
         self,
@@ -194,3 +176,26 @@ def _landed(name: str, example: Example, flight: "Future[Outcome]") -> Outcome:
         return flight.result()
     except RewardFailure as error:
         raise RewardFailure(f"reward {name!r} stopped the run on example {example.key!r}: {error}") from error
+
+
+def score_locally(name: str, reward: Reward, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Outcome:
+    """Outcome of a local reward, which is given pictures of its own.
+
+    Raises:
+        RewardFailure: it raised (chained), or did not return (g,) float32.
+    """
+    reward.reason = ""
+    try:
+        with torch.no_grad():
+            scores = reward(example.copy(), images.clone())
+    except Exception as error:
+        raise RewardFailure(f"reward {name!r} failed on example {example.key!r}: {requests.describe(error)}") from error
+    if not isinstance(scores, Tensor):
+        what = type(scores).__name__
+        raise RewardFailure(f"reward {name!r} returned {what}; it must return a float32 tensor (g,)")
+    if scores.dtype != torch.float32 or scores.shape != (len(images),):
+        raise RewardFailure(
+            f"reward {name!r} returned {scores.dtype} of shape {tuple(scores.shape)} for "
+            f"{len(images)} images; it must return torch.float32 of shape ({len(images)},)"
+        )
+    return Outcome.of(scores.tolist(), reward.reason)

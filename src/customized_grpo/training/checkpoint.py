@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from customized_grpo.atomic import file_hash
+from customized_grpo.identity.hashes import file_hash
 from customized_grpo.paths import is_inside
 from customized_grpo.policies.adapters.sharding import cut_like, whole
 
@@ -55,7 +55,7 @@ def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], *, k
         aside.mkdir()
         write(aside)
         files = {str(path.relative_to(aside)): _describe(path) for path in sorted(aside.rglob("*")) if path.is_file()}
-        (aside / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1) + "\n")
+        (aside / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1) + "\n", encoding="utf-8")
         for path in aside.rglob("*"):
             _sync(path)
         _sync(aside)
@@ -84,7 +84,7 @@ def check(checkpoint: Path) -> int:
         CheckpointError: what is missing or differs.
     """
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
         files, step = manifest["files"], manifest["step"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(

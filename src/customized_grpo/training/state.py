@@ -75,7 +75,7 @@ def save(parts: Parts, done: int) -> None:
         write_tensors(state / "optimizer.safetensors", optimizer)
         if average:
             write_tensors(state / "ema.safetensors", average)
-        (state / "trainer.json").write_text(json.dumps(trainer, indent=1, sort_keys=True) + "\n")
+        (state / "trainer.json").write_text(json.dumps(trainer, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
     with together(accelerator, checkpoint.SaveError):
         if accelerator.is_main_process:
@@ -158,7 +158,7 @@ def _read(parts: Parts, state: Path) -> _Held:
         adapter=adapter,
         optimizer=read_tensors(state / "optimizer.safetensors"),
         average=None if parts.ema is None else read_tensors(state / "ema.safetensors"),
-        trainer=json.loads((state / "trainer.json").read_text()),
+        trainer=json.loads((state / "trainer.json").read_text(encoding="utf-8")),
     )
 
 
@@ -210,7 +210,7 @@ def _read_base_rows(parts: Parts) -> None:
     assert parts.evaluation is not None
     path = parts.folder / "evaluation" / "step-000000.jsonl"
     if path.is_file():
-        rows: list[Row] = [json.loads(line) for line in path.read_text().splitlines()]
+        rows: list[Row] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         parts.evaluation.rows["base"] = rows
 
 

@@ -68,13 +68,13 @@ def cut_metrics(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
         except (ValueError, KeyError):  # the line that a killed run was writing
             continue
-    path.write_text("".join(f"{line}\n" for line in kept))
+    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 def save_group(
@@ -92,7 +92,7 @@ def save_group(
     rows = {"key": example.key, "prompt": example.prompt} | {
         name: [round(v, 6) if math.isfinite(v) else None for v in of] for name, of in values.items()
     }
-    path.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+    path.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 @final
@@ -139,7 +139,7 @@ class RunLog:
             return
         row: dict[str, Any] = {"step": step}
         row.update({name: value if math.isfinite(value) else None for name, value in sorted(metrics.items())})
-        with self._path.open("a") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self._accelerator.log(dict(metrics), step=step)
         self._done = step

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from customized_grpo.data.images import ImageError, load_image, load_mask
+from customized_grpo.types import Example
 
 
 def gradient(width: int = 48, height: int = 32) -> Image.Image:
@@ -262,3 +263,21 @@ def test_grey_pictures_of_any_kind_are_masks(tmp_path: Path, mode: str) -> None:
     grey.convert(mode).save(tmp_path / "m.png")
     mask = load_mask(tmp_path / "m.png")
     assert [mask.getpixel((x, 0)) for x in range(2)] == [0, 255]
+
+
+def test_a_half_file_is_refused_whatever_a_plugin_has_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many a module sets this when it is imported, and then the rest is grey (QwenLM/Qwen3-VL#1234)."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    path = tmp_path / "half.jpg"
+    Image.effect_noise((64, 64), 90).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ImageError, match="damaged or truncated"):
+        load_image(path)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "L", "P", "LA", "CMYK"])
+def test_an_example_takes_rgb_alone(mode: str) -> None:
+    """A data set of one's own that opens files itself gave models the colours beneath transparency."""
+    with pytest.raises(ValueError, match=f"example 'x': a reference has Pillow's mode {mode}; allowed: RGB"):
+        Example(key="x", prompt="a dog", references=(Image.new(mode, (8, 8)),))

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from customized_grpo.data.manifest import ManifestDataset, ManifestError
+from customized_grpo.data.rows import read_rows
 
 
 @pytest.fixture
@@ -98,6 +99,8 @@ def test_paths_are_relative_to_the_manifest(root: Path, monkeypatch: pytest.Monk
         (row(id="a/b"), "id: given 'a/b'"),
         (row(id="first"), "id 'first' is already that of line 1"),
         (row(masks=["bag/mask.png"] * 2), "2 masks for 1 references"),
+        (row(prompt="\u200b\u00a0\ufeff"), "prompt: is empty"),
+        (row(prompt=7), "prompt: Input should be a valid string"),
         (row(references=["bag/7.png"]), r"no such file: .*bag/7\.png"),
         (row(references=["../outside.png"]), "'../outside.png' is not inside the manifest's folder"),
         (row(references=["bag/../../outside.png"]), "not inside"),
@@ -121,6 +124,25 @@ def test_text_that_is_not_utf8(root: Path) -> None:
     path.write_bytes(json.dumps(row()).encode() + b"\n" + b'{"id": "\xff"}\n')
     with pytest.raises(ManifestError, match=r"train\.jsonl:2: is not UTF-8"):
         load(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_manifest_of_any_unicode_and_ends_of_line(root: Path, encoding: str, end: str) -> None:
+    prompt = "一只狗\u2028\U0001f436"
+    lines = [json.dumps(row(id=name, prompt=prompt), ensure_ascii=False) for name in ("a", "b")]
+    (root / "train.jsonl").write_bytes(end.join(lines).encode(encoding))
+    assert [(example.key, example.prompt) for example in load(root / "train.jsonl")] == [("a", prompt), ("b", prompt)]
+
+
+def test_all_bad_lines_are_counted_and_the_others_can_be_kept(root: Path) -> None:
+    path = root / "train.jsonl"
+    bad = [b'{"id": "\xb9\xb7"}', b'{"id": NaN}', b"{", b'{"id": "\\ud83d"}', json.dumps(row(id="é")).encode()]
+    path.write_bytes(b"\n".join([json.dumps(row(id="a")).encode(), *bad, json.dumps(row(id="z")).encode()]))
+    with pytest.raises(ManifestError, match=r"(?s)^5 lines can't be read.*data check .*jsonl:2: .*:3: .*:4: .*\.\.\.$"):
+        load(path)
+    found = dict(read_rows(path))
+    assert [number for number, one in found.items() if isinstance(one, ManifestError)] == [2, 3, 4, 5, 6]
 
 
 def test_images_are_read_late_and_their_errors_name_the_line(root: Path) -> None:

@@ -1,9 +1,10 @@
-"""Thirty kinds of broken and odd files: what is loaded is upright, and none costs the rest of a set.
+"""Forty kinds of broken and odd files: what is loaded is upright, and none costs the rest of a set.
 
 What the loader makes of each is docs/image-files.md, which ``tests/test_pages.py`` compares.
 """
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,16 @@ from customized_grpo.prepare.importers.folders import ImageFolder
 from customized_grpo.prepare.importers.writer import Options, import_data
 from customized_grpo.prepare.inspection import Look, look
 from odd_images import BLUE, KINDS, RED, outcome, write_all
+from source import SOURCE
 
 UPRIGHT = [
     "Phone photo, turned by EXIF", "JPEG with a broken EXIF block", "CMYK JPEG", "JPEG with a foreign colour profile",
     "Progressive JPEG", "MPO of a phone with two pictures", "Animated GIF", "Animated WebP", "TIFF of two pages",
-    "AVIF", "PNG called .jpg", "Colour PNG of 16 bits",
+    "AVIF", "PNG called .jpg", "Colour PNG of 16 bits", "PNG with a ComfyUI workflow of 3 MB",
+    "PNG with texts of 80 MB after the pixels", "PNG with a colour profile of 2 MB",
+    "PNG with a damaged colour profile",
+    "PNG whose EXIF block has a wrong checksum", "PNG turned by EXIF after its pixels", "PNG turned by XMP",
+    "PNG without its end", "JPEG with a colour profile of 3 MB", "JPEG with other data behind it", "AVIF called .jpg",
 ]  # fmt: skip
 
 
@@ -99,3 +105,8 @@ def test_a_manifest_by_hand_is_checked_to_the_end(folder: Path) -> None:
     assert len(check.usable) == len(KINDS) - len(bad)
     assert not check.ok
     assert len(rows) == len(seen) == len(KINDS)
+
+
+def test_images_have_one_door() -> None:
+    openers = [path.name for path in SOURCE.rglob("*.py") if re.search(r"\bImage\.open\(", path.read_text("utf-8"))]
+    assert openers == ["images.py"]

@@ -1,16 +1,16 @@
 import asyncio
 import contextlib
 import math
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Callable, Sequence
+from typing import Any, final
 
 import pytest
 import torch
 from PIL.Image import Image
 
-from customized_grpo.evaluation.metrics import build_metrics, score
+from customized_grpo.evaluation.metrics import Metric, build_metrics, score
 from customized_grpo.recipe.config import Evaluate
-from customized_grpo.rewards.base import AsyncGroupReward, AsyncReward, RewardFailure
+from customized_grpo.rewards.base import AsyncGroupReward, AsyncReward, Reward, RewardFailure
 from customized_grpo.scoring import requests
 from customized_grpo.types import Example
 from evaluation_fakes import Bright, Channels, Flaky, TinyData
@@ -186,3 +186,44 @@ def test_the_first_reason_is_kept() -> None:
     metrics = {"light": Bright(None, device=CPU), "silent": Silent(None, device=CPU), "server": Down()}
     scores = score(metrics, TinyData(None)[0], IMAGES)
     assert scores.errors == {"silent": "no mask of example-0", "server": "OSError: reset"}
+
+
+class Wrong(Metric):
+    """Whatever the test wants."""
+
+    def __init__(self, give: Callable[[], Any]) -> None:
+        self.give = give
+
+    def __call__(self, example: Example, images: torch.Tensor) -> Any:
+        return self.give()
+
+
+def missing() -> Any:
+    return {}["caption"]
+
+
+@pytest.mark.parametrize(
+    ("give", "said"),
+    [
+        (missing, r"evaluate\.metrics\.mine \(Wrong\) failed on example '.*': KeyError: 'caption'"),
+        (lambda: {"x": torch.zeros(0)}, r"gave shape \(0,\) as 'x' for 2 images; it must give a tensor \(2,\)"),
+        (lambda: {"x": torch.zeros(2, 1)}, r"gave shape \(2, 1\) as 'x'"),
+        (lambda: {"x": [0.0, 0.0]}, "gave list as 'x'"),
+    ],
+)
+def test_a_metrics_mistake_is_named(give: Callable[[], Any], said: str) -> None:
+    """It was a bare traceback or an AssertionError without the metric."""
+    with pytest.raises(RewardFailure, match=said):
+        score({"mine": Wrong(give)}, TinyData(None)[0], IMAGES)
+
+
+def test_a_rewards_mistake_as_a_metric_is_named() -> None:
+    class Broken(Reward):
+        def __init__(self) -> None:
+            """Nothing to load."""
+
+        def __call__(self, example: Example, images: torch.Tensor) -> torch.Tensor:
+            raise KeyError("caption")
+
+    with pytest.raises(RewardFailure, match=r"reward .mine. failed on example .*: KeyError: .caption."):
+        score({"mine": Broken()}, TinyData(None)[0], IMAGES)

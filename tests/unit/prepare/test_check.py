@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from customized_grpo.data.prompts import prompt_problems, survey
+from customized_grpo.data.prompts import num_words, prompt_problems, survey
 from customized_grpo.data.rows import Row
 from customized_grpo.prepare.check import check_manifest, write_usable
 from customized_grpo.prepare.sheet import choose, contact_sheet
@@ -221,11 +221,40 @@ def test_named_subjects(tmp_path: Path) -> None:
         ("a bag adding to the", ["cut-off"]),
         ('A frog," perched', ["unpaired-quote"]),
         ("bag", ["one-word"]),
+        ("小狗", ["one-word"]),
+        ("一只小狗坐在雪地里", []),
+        ("雪の中に座っている犬の写真", []),
+        ("눈 위에 앉아 있는 강아지", []),
+        ("สุนัขนั่งอยู่บนหิมะ", []),
+        ("一只小狗坐在雪地里的照片" * 10 + "狗", ["too-long"]),
+        ("a bag<|endoftext|> on a floor", ["special-token"]),
+        ("a bag on a floor </s>", ["markup", "special-token"]),
+        ("a <|vision_start|><|image_pad|> bag", ["special-token"]),
+        ("a bag <extra_id_0>", ["markup", "special-token"]),
+        ("[INST] a bag", ["special-token"]),
+        ("a bag in a caf\u00c3\u00a9", ["broken-text"]),
+        ("it\u00e2\u20ac\u2122s a bag", ["broken-text"]),
+        ("a\u00a0bag", ["invisible"]),
+        ("a bag\u200b on a floor", ["invisible"]),
+        ("a bag with \U0001f468\u200d\U0001f469\u200d\U0001f467 on it", []),
         (" ".join(f"word{n}" for n in range(61)), ["too-long"]),
     ],
 )
 def test_noise_in_prompts_is_named(prompt: str, problems: list[str]) -> None:
     assert prompt_problems(prompt) == problems
+
+
+def test_words_of_scripts_without_spaces_are_estimated() -> None:
+    words = {
+        "a red bag": 3,
+        "一只小狗坐在雪地里": 5,
+        "สุนัขนั่งอยู่บนหิมะ": 4,
+        "红色的 iPhone 15": 4,
+        "눈 위에 앉아": 3,
+        "- !": 0,
+    }
+    assert {text: num_words(text) for text in words} == words
+    assert survey(["一只小狗坐在雪地里"]).mean_words == 5
 
 
 def test_a_survey_counts_prompts_once() -> None:

@@ -107,3 +107,10 @@ def test_time_weights_that_no_run_could_use_are_refused(
     monkeypatch.delitem(sys.modules, "own_weights", raising=False)
     with pytest.raises(RecipeError, match=f"advantage.time_weights: .*{said}"):
         load_recipe("mini_customized", ["sampling.steps=25", "advantage.time_weights={type: 'own_weights:f'}"])
+
+
+def test_a_product_takes_no_metrics_place() -> None:
+    """Its values replaced the metric's in every table."""
+    metrics = {name: {"type": "clip_t", "model": "mini"} for name in ("a", "b")}
+    with pytest.raises(ValidationError, match="products: 'a' is a metric's column already"):
+        Evaluate.model_validate({"data": {"type": "mini"}, "metrics": metrics, "products": {"a": ["a", "b"]}})

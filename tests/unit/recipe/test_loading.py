@@ -18,6 +18,7 @@ from customized_grpo.recipe.loading import (
     shipped_recipes,
 )
 from customized_grpo.recipe.server import ServerConfig
+from customized_grpo.recipe.yaml_source import construct, dump
 from customized_grpo.registry import BUILTIN
 
 MINIMAL = """\
@@ -115,7 +116,7 @@ def test_every_problem_is_listed_with_its_line(file: Path) -> None:
         ("group_size=3", "group_size: unknown key; did you mean 'train.group_size'?"),
         ("train.steps=true", "train.steps: given true; allowed: a whole number, at least 1"),
         ("train.steps=1.5", "train.steps: given 1.5; allowed: a whole number, at least 1"),
-        ("train.lr=.inf", "train.lr: given Infinity, which is not finite"),
+        ("train.lr=.inf", "train.lr: given Infinity; allowed: a number, above 0 and at most 1"),
         (
             "train.group_size=1",
             "train.group_size: given 1; allowed: a whole number, at least 2 (G; a group of one",
@@ -137,6 +138,14 @@ def test_every_problem_is_listed_with_its_line(file: Path) -> None:
         ("=3", "write it as key.sub=value"),
         ("train..steps=3", "write it as key.sub=value"),
         ("train.betas=[1, 2", "the value:1:"),
+        ("train.lr=1e5", "train.lr: given 100000.0; allowed: a number, above 0 and at most 1"),
+        ("train.betas=[0.9, 9.99]", "train.betas.1: given 9.99; allowed: a number, at least 0 and below 1"),
+        (
+            "train.schedule={name: constant_with_warmup, warmup_steps: 5000}",
+            "train.schedule.warmup_steps: given 5000, but the run has 1000 updates",
+        ),
+        ("rewards.identity={type: clip_t, axis: prompt}", "rewards.identity: the name means something else"),
+        ("rewards.key={type: clip_t, axis: prompt}", "rewards.key: the name means something else"),
     ],
 )
 def test_a_wrong_override(file: Path, override: str, message: str) -> None:
@@ -196,6 +205,47 @@ def test_a_file_that_is_no_recipe(file: Path, text: str, message: str) -> None:
 def test_a_file_that_is_no_text(file: Path) -> None:
     file.write_bytes(b"run: \xff\xfe")
     assert "is not UTF-8 text" in refused(file)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_recipe_of_any_unicode(file: Path, encoding: str) -> None:
+    text = file.read_text(encoding="utf-8")
+    file.write_bytes(text.encode(encoding))
+    assert load_recipe(file)
+    file.write_bytes(f"# 一只狗在雪地里的照片\n{text}".encode("gbk"))
+    assert "recipe.yaml:1: is not UTF-8 text" in refused(file)
+    assert "iconv -f GBK -t UTF-8" in refused(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("no", "no"), ("on", "on"), ("Y", "Y"), ("12:30", "12:30"), ("1:30.5", "1:30.5"), ("010", "010"),
+        ("0o17", "0o17"),
+        ("2026-01-01", "2026-01-01"), ("1.2.3", "1.2.3"), ("1e-4", 1e-4), ("1e5", 1e5), ("-.5", -0.5), ("1.", 1.0),
+        ("1_000", "1_000"), ("0x1F", 31), ("+3", 3), ("0", 0), ("~", None), ("true", True),
+    ],
+)  # fmt: skip
+def test_scalars_are_those_of_yaml_1_2(text: str, value: object) -> None:
+    _, data = construct(f"a: {text}")
+    assert data == {"a": value}
+    assert type(data["a"]) is type(value)
+    again = dump({"a": text, "b": value})
+    assert construct(again)[1] == {"a": text, "b": value}
+    assert yaml.safe_load(again) == {"a": text, "b": value}
+
+
+def test_a_number_with_two_readings_is_refused(file: Path) -> None:
+    assert "train.steps: given 010, which some readers take for octal" in refused(file, "train.steps=010")
+    assert "train.ratio_guard: given 012" in refused(file, "train.ratio_guard=012")
+    assert load_recipe(file, ["run.dir=010"]).run.dir == "010"
+
+
+@pytest.mark.parametrize(("text", "words"), [("[" * 5000, "too deeply"), ("9" * 6000, "thousands of digits")])
+def test_yaml_that_breaks_its_reader(file: Path, text: str, words: str) -> None:
+    file.write_text(f"run: {text}")
+    assert words in refused(file)
+    assert words in refused("mini_customized", f"run.dir={text}")
 
 
 def test_missing_files_and_folders(tmp_path: Path, file: Path) -> None:
@@ -334,3 +384,75 @@ def test_the_schema_holds_the_plugins_options() -> None:
 
     assert references(schema) <= {f"#/$defs/{name}" for name in definitions}
     assert len(references(schema)) > 20
+
+
+def test_a_time_is_no_number_in_sixties(file: Path) -> None:
+    assert "train.steps: given '1:30'" in refused(file, "train.steps=1:30")
+    assert load_recipe(file, ["run.dir=2026_11_28"]).run.dir == "2026_11_28"
+
+
+def test_the_home_folder_is_meant_by_a_tilde(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell replaces it in a file or behind an '=', and a folder called '~' was made (choosehappy/HistoQC#198)."""
+    monkeypatch.setenv("HOME", "/home/me")
+    recipe = load_recipe(file, ["run.dir=~/runs/x", "run.cache=~/cache", "run.resume=~/runs/x/checkpoints/step-000001"])
+    assert recipe.run.dir == "/home/me/runs/x"
+    assert recipe.run.cache == "/home/me/cache"
+    assert recipe.run.resume == "/home/me/runs/x/checkpoints/step-000001"
+
+
+@pytest.mark.parametrize(
+    "value", ["$HOME/runs", "${SCRATCH}/runs", "/data/$USER/runs", "runs/$SLURM_JOB_ID", "runs/exp-${ID}"]
+)
+def test_a_variable_of_a_shell_is_refused(file: Path, value: str) -> None:
+    told = refused(file, f"run.dir={value}")
+    assert "is replaced by a shell, not in a recipe" in told
+    assert "$" in told
+    assert "replaced by a shell" in refused(file, "data={type: manifest, path: $DATA/manifest.jsonl}")
+
+
+def test_a_dollar_in_other_texts_is_none_of_a_variable(file: Path) -> None:
+    assert load_recipe(file, ["run.dir=runs/5$"]).run.dir == "runs/5$"
+    assert load_recipe(file, ["run.dir=a b $HOME/c"]).run.dir == "a b $HOME/c"
+
+
+@pytest.mark.parametrize("override", ["run.dir=runs/exp #3", "train.steps=5 # five", "run.dir=#3"])
+def test_a_comment_in_an_override_is_refused(file: Path, override: str) -> None:
+    """YAML would drop it: the run was written to 'runs/exp'."""
+    assert "would be a comment; put the value in quotes" in refused(file, override)
+
+
+def test_a_sharp_that_is_no_comment_is_read(file: Path) -> None:
+    assert load_recipe(file, ["run.dir=runs/exp#3"]).run.dir == "runs/exp#3"
+    assert load_recipe(file, ["run.dir='runs/exp #3'"]).run.dir == "runs/exp #3"
+
+
+def paid(example: object, images: list[object], *, api_key: str = "", key_env: str = "", note: str = "") -> list[float]:
+    """A reward whose author takes its secret as a plain option."""
+    return [0.0 for _ in images]
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "api_key: correct-horse-battery",
+        "note: sk-abcdefghijklmnopqrstuv",
+        "note: hf_abcdefghijklmnopqrstuvwxyz",
+        "key_env: sk-abcdefghijklmnopqrstuv",
+    ],
+)
+def test_a_secret_as_a_plain_option_is_refused_and_not_repeated(file: Path, option: str) -> None:
+    """It went into config.yaml, every checkpoint and the trackers (kohya-ss/sd-scripts#1123)."""
+    section = f"{{type: '{__name__}:paid', axis: prompt, {option}}}"
+    file.write_text(MINIMAL.replace("{type: clip_t, axis: prompt}", section))
+    told = refused(file)
+    assert "looks like a secret" in told
+    assert option.split(": ")[1] not in told
+
+
+def test_the_name_of_a_variable_is_no_secret(file: Path) -> None:
+    file.write_text(
+        MINIMAL.replace(
+            "{type: clip_t, axis: prompt}", f"{{type: '{__name__}:paid', axis: prompt, key_env: MY_API_KEY}}"
+        )
+    )
+    assert load_recipe(file).rewards["clip"].model_dump()["key_env"] == "MY_API_KEY"

@@ -158,3 +158,10 @@ def test_a_failed_call_of_an_async_function_costs_one_image() -> None:
 def test_the_kit_refuses_what_is_no_reward() -> None:
     with pytest.raises(AssertionError, match="is not a reward"):
         check_reward(int, example(), pictures(3))
+
+
+@pytest.mark.parametrize("given", [{0.1, 0.2}, {0: 0.5, 1: 0.5}, "01"], ids=["set", "mapping", "text"])
+def test_scores_without_an_order_are_refused(given: object) -> None:
+    """As long as the group, they were taken: in a set's order, as a mapping's keys, letter by letter."""
+    with pytest.raises(ValueError, match="return a list of one number, or None, an image"):
+        built(lambda example, images: given)(example(), pictures(2))

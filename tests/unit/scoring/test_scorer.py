@@ -557,3 +557,24 @@ def test_on_a_gpu_local_rewards_have_a_stream_of_their_own(monkeypatch: pytest.M
     waits, thread, worker = seen
     assert waits == ("waits for", "the stream of cuda:1")
     assert thread is worker is not threading.current_thread()
+
+
+def test_a_reward_that_changes_its_pictures_changes_no_others() -> None:
+    """Pillow's thumbnail and paste work in place (HazyResearch/meerkat#290); the next reward saw what they left."""
+    seen: list[tuple[tuple[int, int], int]] = []
+
+    def look(example: Example, images: Tensor) -> Tensor:
+        seen.append((example.references[0].size, int(images.sum())))
+        example.references[0].thumbnail((2, 2))
+        images.zero_()
+        return torch.zeros(len(images))
+
+    async def look_away(image: int) -> float:
+        return float(image)
+
+    given, images = example(), group(3, 5)
+    with scorer(first=Local(look), second=Local(look), away=Remote(look_away)) as scores:
+        assert scores.submit(given, images).result()[:, 2].tolist() == [3.0, 5.0]
+    assert seen[0] == seen[1]
+    assert given.references[0].size == seen[0][0] > (2, 2)
+    assert int(images.sum()) == seen[0][1]

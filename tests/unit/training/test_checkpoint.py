@@ -216,7 +216,7 @@ def test_a_disk_that_fills_up_anywhere_leaves_what_was_there_and_no_half(
     write_text, save_file = Path.write_text, tensor_files.save_file
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def half_a_text(self: Path, text: str, *given: object) -> int:
+    def half_a_text(self: Path, text: str, *given: object, **_: object) -> int:
         if self.name == {"json": "a.json", "manifest": "manifest.json"}[failing]:
             write_text(self, text[: len(text) // 2])
             raise full

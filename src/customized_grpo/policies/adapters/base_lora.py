@@ -6,11 +6,11 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from customized_grpo.policies.adapters.lora import attach_frozen
-from customized_grpo.policies.adapters.lora_files import WEIGHTS_NAME, find_adapter, update_of
-from customized_grpo.policies.adapters.low_rank import Factors, check_fits, fuse, scaled
-from customized_grpo.policies.adapters.tensor_files import read_metadata, read_tensors
-from customized_grpo.policies.adapters.uno_lora import FILE_NAME, REPOSITORY, from_uno, is_uno
+from customized_grpo.policies.adapters.lora_files import WEIGHTS_NAME
+from customized_grpo.policies.adapters.lora_layers import attach_frozen
+from customized_grpo.policies.adapters.lora_reader import read_lora
+from customized_grpo.policies.adapters.low_rank import Factors, fuse, scaled
+from customized_grpo.policies.adapters.uno_lora import FILE_NAME, REPOSITORY
 from customized_grpo.policies.hub_files import weights_file
 
 
@@ -56,25 +56,18 @@ def read_base_lora(transformer: Any, section: BaseLora, *, offline: bool) -> dic
     Raises:
         ValueError: see ``apply_base_lora``.
     """
-    file = _find(section, offline)
-    tensors = read_tensors(file, "policy.base_lora:")
     try:
-        if is_uno(tensors):
-            config = transformer.config
-            update = from_uno(tensors, config.num_layers, config.num_single_layers)
-        else:
-            update = update_of(file, tensors, read_metadata(file, "policy.base_lora:"))
-        check_fits(update, transformer)
+        update = read_lora(_find(section, offline)).update(transformer)
     except ValueError as error:
-        raise ValueError(f"policy.base_lora: {section.path!r} does not fit: {error}") from error
+        raise ValueError(f"policy.base_lora: {error}") from error
     return scaled(update, section.scale)
 
 
 def _find(section: BaseLora, offline: bool) -> Path:
-    folder = Path(section.path).expanduser()
-    if folder.is_dir() and not (folder / FILE_NAME).is_file():
-        return find_adapter(folder)
-    default = FILE_NAME if folder.is_dir() or section.path == REPOSITORY else WEIGHTS_NAME
+    given = Path(section.path).expanduser()
+    if given.exists():
+        return given
+    default = FILE_NAME if section.path == REPOSITORY else WEIGHTS_NAME
     return weights_file(
         section.path, "policy.base_lora.path", default=default, revision=section.revision, offline=offline
     )

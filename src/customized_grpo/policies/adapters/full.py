@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from customized_grpo.atomic import file_hash
+from customized_grpo.identity.hashes import file_hash
 from customized_grpo.policies.acceleration import is_quantized
 from customized_grpo.policies.adapters.hashes import base_hash
 from customized_grpo.policies.adapters.lora_files import newest_complete
@@ -162,7 +162,7 @@ def save(model: Any, folder: Path, weights: Mapping[str, Tensor], dtype: torch.d
     target.mkdir()
     own = next(one for one in type(model).__mro__ if one.__module__.startswith("diffusers."))
     config = json.loads(model.to_json_string()) | {"_class_name": own.__name__}  # FSDP2 gives it another
-    (target / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (target / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     buffers = {name: value for name, value in model.state_dict().items() if name not in weights}
     state = {name: tensor.to("cpu", dtype) for name, tensor in sorted((buffers | {**weights}).items())}
     save_torch_state_dict(state, target, filename_pattern=_WEIGHTS, max_shard_size="10GB")

@@ -5,38 +5,40 @@ active in every forward, also if ours is off.
 """
 
 import math
-import re
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from customized_grpo.policies.adapters.hashes import ADAPTER, OURS, base_hash
-from customized_grpo.policies.adapters.lora_files import (
-    WEIGHTS_NAME,
-    AdapterFile,
-    exactly,
-    read_adapter,
-    write_adapter,
+from customized_grpo.policies.adapters.lora_files import WEIGHTS_NAME, write_adapter
+from customized_grpo.policies.adapters.lora_layers import (
+    FROZEN,
+    activate,
+    add,
+    commonest,
+    equal,
+    exactly_these,
+    number,
+    share_a,
+    target_regex,
 )
-from customized_grpo.policies.adapters.low_rank import Update, check_fits, mismatch, shown
+from customized_grpo.policies.adapters.lora_reader import LoraFile, read_lora
+from customized_grpo.policies.adapters.low_rank import Factors, Update, check_fits, mismatch, shown
 from customized_grpo.policies.adapters.sharding import base_transformer, whole
 from customized_grpo.policies.base import LoraSettings, Policy
 from customized_grpo.seeding import generator
-
-_FROZEN: Final = "base"
-_QKV: Final = (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"))
 
 
 def attach(policy: Policy, settings: LoraSettings, seed: int) -> None:
     """Freeze the transformer and add the adapter to it, in float32 even on a bf16 base.
 
     The first weights are a function of (seed, settings, model) alone: A is drawn on the CPU, B is zero, so that the
-    policy starts as its base. With ``settings.path`` they are those of that adapter instead.
+    policy starts as its base. With ``settings.path`` they are those of that adapter instead, and where its layers have
+    several ranks or scales, the rarer ones are kept.
 
     Args:
         policy: without an adapter of its own, and not yet wrapped for several processes.
@@ -46,22 +48,26 @@ def attach(policy: Policy, settings: LoraSettings, seed: int) -> None:
     Raises:
         ValueError: a target that no linear layer matches, or an adapter file that does not fit.
     """
-    from peft import LoraConfig
-
     transformer: Any = policy.transformer
-    transformer.requires_grad_(False)
     policy.base_hash = base_hash(transformer)
+    update: dict[str, Factors] = {}
+    if settings.path is not None:
+        file = read_lora(settings.path)
+        update = file.update(transformer)
+        file.check_base(policy.base_hash)
+        _check_settings(update, settings)
     targets = settings.targets if settings.targets is not None else policy.lora_targets
     targets = tuple(one for target in targets for one in policy.lora_presets.get(target, (target,)))
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=_number(float(settings.alpha or settings.rank)),
-        init_lora_weights="gaussian" if settings.init == "gaussian" else True,
-        target_modules=_target_regex(transformer, targets),
+    add(
+        policy,
+        update,
+        rank=settings.rank,
+        alpha=float(settings.alpha or settings.rank),
+        targets=target_regex(transformer, targets),
+        init="gaussian" if settings.init == "gaussian" else True,
     )
-    _inject(transformer, config, ADAPTER, policy.device)
     if settings.qkv == "shared":
-        _share_a(transformer)
+        share_a(transformer)
     draw = generator(seed, "lora", 0, 0)
     for name, parameter in trainable_parameters(policy).items():
         weight = torch.zeros(parameter.shape)
@@ -71,81 +77,26 @@ def attach(policy: Policy, settings: LoraSettings, seed: int) -> None:
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=draw)
         parameter.data = weight.to(policy.device)
     if settings.path is not None:
-        load_adapter(policy, settings.path)
+        _copy(policy, update, f"adapter {settings.path!r}")
 
 
-def attach_frozen(transformer: Any, update: Update, *, device: torch.device, dtype: torch.dtype) -> None:
-    """Put an update beneath the adapter to come: a frozen adapter, part of the base from now on.
+def attach_update(policy: Policy, update: Update) -> None:
+    """Freeze the transformer and add an update to it as its trained adapter: of any ranks, each with its scale.
 
     Args:
-        transformer: diffusers' model without any adapter.
-        update: its modules; tensors that several of them share stay shared.
-        device: where the factors go.
-        dtype: of the factors.
+        policy: without an adapter of its own, and not yet wrapped for several processes.
+        update: as ``LoraFile.update`` gives it, or a sum of several.
 
     Raises:
         ValueError: a module or a shape that the model lacks.
     """
-    from peft import LoraConfig
-
-    check_fits(update, transformer)
-    ranks = {exactly(name): one.rank for name, one in update.items()}
-    config = LoraConfig(
-        r=max(ranks.values()),
-        lora_alpha=max(ranks.values()),
-        rank_pattern=ranks,
-        alpha_pattern=ranks,
-        target_modules=rf"({'|'.join(re.escape(name) for name in sorted(update))})",
-        init_lora_weights=False,
-    )
-    _inject(transformer, config, _FROZEN, device)
-    moved: dict[int, Tensor] = {}
-    for name, factors in update.items():
-        layer = transformer.get_submodule(name)
-        for part, tensor in ((layer.lora_A, factors.a), (layer.lora_B, factors.b)):
-            if id(tensor) not in moved:
-                moved[id(tensor)] = tensor.to(device, dtype).contiguous()
-            part[_FROZEN].weight.data = moved[id(tensor)]
-    transformer.requires_grad_(False)
-
-
-def _inject(transformer: Any, config: Any, name: str, device: torch.device) -> None:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    # peft draws from the global generators; what it draws is replaced by the caller.
-    with (
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        warnings.catch_warnings(),
-    ):
-        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two adapters are meant
-        transformer.add_adapter(config, name)
-    for layer in (one for one in transformer.modules() if isinstance(one, BaseTunerLayer)):
-        layer.cast_input_dtype_enabled = False  # autocast needs no float32 on its way to half: the same bits
-    _activate(transformer, [one for one in (_FROZEN, ADAPTER) if one in transformer.peft_config])
-
-
-def _activate(transformer: Any, names: list[str]) -> None:
-    """Make these adapters take part in forwards; only ours may train."""
-    transformer.set_adapter(names)
-    for name, parameter in transformer.named_parameters():
-        if f".{_FROZEN}." in name:
-            parameter.requires_grad_(False)
-
-
-def _share_a(transformer: nn.Module) -> None:
-    """Give q, k and v of each layer one A: the form of a LoRA on a fused projection, in forward and in gradient."""
-    layers = {OURS.split(name)[0] for name, _ in transformer.named_parameters() if OURS.search(name)}
-    for parent in sorted({layer.rpartition(".")[0] for layer in layers}):
-        for trio in _QKV:
-            present = [name for name in trio if f"{parent}.{name}" in layers]
-            if present and len(present) < len(trio):
-                raise ValueError(
-                    f"policy.lora.qkv: 'shared' needs {', '.join(trio)} of {parent} among the targets, which hold only "
-                    f"{', '.join(present)}; add the others to policy.lora.targets, or use qkv: separate"
-                )
-            parts: list[Any] = [transformer.get_submodule(f"{parent}.{name}") for name in present]
-            for part in parts[1:]:
-                part.lora_A[ADAPTER].weight = parts[0].lora_A[ADAPTER].weight
+    check_fits(update, policy.transformer)
+    policy.base_hash = base_hash(policy.transformer)
+    rank, alpha = commonest(update)
+    add(policy, update, rank=rank, alpha=alpha, targets=exactly_these(update), init=False)
+    for parameter in trainable_parameters(policy).values():
+        parameter.data = parameter.data.to(policy.device, torch.float32)
+    _copy(policy, update, "the LoRA")
 
 
 def trainable_parameters(policy: Policy) -> dict[str, nn.Parameter]:
@@ -193,87 +144,82 @@ def save_adapter(
     model = base_transformer(policy)
     config = model.peft_config[ADAPTER]
     own = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": config.target_modules}
+    own |= {"rank_pattern": config.rank_pattern} if config.rank_pattern else {}
+    own |= {"alpha_pattern": config.alpha_pattern} if config.alpha_pattern else {}
     about = {"base_hash": policy.base_hash, **metadata}
     return write_adapter(Path(folder) / WEIGHTS_NAME, adapter_state(model, weights), own, about)
 
 
-def load_adapter(policy: Policy, path: str | Path) -> AdapterFile:
-    """Copy an adapter's weights into the attached one; every key of both must match.
+def load_adapter(policy: Policy, path: str | Path) -> LoraFile:
+    """Copy an adapter's weights into the attached one; every layer of both must match.
 
     Raises:
-        ValueError: keys are missing or left over, another rank, scale or base, or an unreadable file.
+        ValueError: layers are missing or left over, another rank, scale or base, or an unreadable file.
     """
-    file = read_adapter(path)
+    file = read_lora(path)
+    model = base_transformer(policy)
+    if not _peft_parameters(model):
+        raise ValueError("the policy has no adapter to load into; call lora.attach first")
+    update = file.update(model)
+    file.check_base(policy.base_hash)
+    _copy(policy, update, f"adapter {str(file.path)!r}")
+    return file
+
+
+@torch.no_grad()
+def _copy(policy: Policy, update: Update, what: str) -> None:
+    """Copy an update into the attached adapter, which must have the same layers, ranks and scales."""
     model = base_transformer(policy)
     parameters = _peft_parameters(model)
-    if not parameters:
-        raise ValueError("the policy has no adapter to load into; call lora.attach first")
-    if wrong := mismatch(file.tensors.keys(), parameters.keys()):
+    layers = {name.rpartition(".lora_")[0] for name in parameters}
+    if wrong := mismatch(update.keys(), layers):
         raise ValueError(
-            f"adapter {str(file.path)!r} does not fit this policy's; {wrong}. "
+            f"{what} does not fit this policy's; layers {wrong}. "
             "Is it of this model, and is policy.lora.targets what it was trained with?"
         )
-    config = model.peft_config[ADAPTER]
-    if (file.rank, file.alpha / file.rank) != (config.r, config.lora_alpha / config.r):
-        raise ValueError(
-            f"adapter {str(file.path)!r} has rank {file.rank} and alpha {file.alpha:g}, the recipe has rank {config.r} "
-            f"and alpha {config.lora_alpha:g}; set policy.lora.rank={file.rank} policy.lora.alpha={file.alpha:g}"
-        )
-    unlike = [name for name, parameter in parameters.items() if parameter.shape != file.tensors[name].shape]
-    if unlike:
-        raise ValueError(f"adapter {str(file.path)!r} is of a model of another width: {shown(unlike)}")
-    file.check_base(policy.base_hash)
+    for name, one in update.items():
+        layer: Any = model.get_submodule(name)
+        if layer.r[ADAPTER] != one.rank or not equal(layer.scaling[ADAPTER], one.scale):
+            rank, alpha = commonest(update)
+            raise ValueError(
+                f"{what} has rank {one.rank} and alpha {number(one.alpha)} in {name}, the policy has rank "
+                f"{layer.r[ADAPTER]} and alpha {layer.lora_alpha[ADAPTER]:g}; set policy.lora.rank={rank} "
+                f"policy.lora.alpha={number(alpha)}"
+            )
+    tensors = {f"{name}.lora_{side}.weight": t for name, f in update.items() for side, t in (("A", f.a), ("B", f.b))}
     first: dict[int, str] = {}
-    tensors = file.tensors
     apart = [n for n, p in parameters.items() if not tensors[n].equal(tensors[first.setdefault(id(p), n)])]
     if apart:
         raise ValueError(
-            f"adapter {str(file.path)!r} has an A of its own for each of q, k and v ({shown(apart)}), and "
+            f"{what} has an A of its own for each of q, k and v ({shown(apart)}), and "
             "policy.lora.qkv is 'shared'; set policy.lora.qkv=separate"
         )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
-    return file
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])
+
+
+def _check_settings(update: Update, settings: LoraSettings) -> None:
+    """The recipe must say the rank and alpha that most layers of its adapter have."""
+    (rank, alpha), own = commonest(update), float(settings.alpha or settings.rank)
+    if settings.rank != rank or not equal(own, alpha):
+        raise ValueError(
+            f"adapter {settings.path!r} has rank {rank} and alpha {number(alpha)}, the recipe has rank "
+            f"{settings.rank} and alpha {number(own)}; set policy.lora.rank={rank} policy.lora.alpha={number(alpha)}"
+        )
 
 
 @contextmanager
 def reference(policy: Policy) -> Iterator[None]:
     """The policy without its adapter, for the KL: the frozen base, an adapter beneath included."""
     model = base_transformer(policy)
-    if _FROZEN in model.peft_config:
-        _activate(model, [_FROZEN])
+    if FROZEN in model.peft_config:
+        activate(model, [FROZEN])
     else:
         model.disable_adapters()
     try:
         yield
     finally:
-        if _FROZEN in model.peft_config:
-            _activate(model, [_FROZEN, ADAPTER])
+        if FROZEN in model.peft_config:
+            activate(model, [FROZEN, ADAPTER])
         else:
             model.enable_adapters()
-
-
-def _target_regex(transformer: nn.Module, targets: tuple[str, ...]) -> str:
-    """One regular expression for peft out of the targets, each matched against a name or its end after a dot."""
-    linear = [
-        name.removesuffix(".base_layer")
-        for name, module in transformer.named_modules()
-        if isinstance(module, nn.Linear) and ".lora_" not in name
-    ]
-    for target in targets:
-        try:
-            matches = [name for name in linear if re.fullmatch(rf"(.*\.)?({target})", name)]
-        except re.error as error:
-            raise ValueError(f"policy.lora.targets: {target!r} is not a regular expression ({error})") from error
-        if not matches:
-            ends = sorted({name.rsplit(".", 1)[-1] for name in linear if not name[-1].isdigit()})
-            raise ValueError(
-                f"policy.lora.targets: no linear layer matches {target!r}; among the names' ends are: {', '.join(ends)}"
-            )
-    return rf"(.*\.)?({'|'.join(targets)})"
-
-
-def _number(value: float) -> int | float:
-    """An integer where it is one: peft's own type for alpha."""
-    return int(value) if value.is_integer() else value

@@ -1,6 +1,6 @@
 """Low-rank updates as plain tensors: the common form of all LoRA formats, to be joined or fused into weights.
 
-An update is one pair of factors per module, delta W = B A, its scale already inside B. Dimensions: r rank.
+An update is one pair of factors per module: delta W = (alpha / r) B A. Dimensions: r rank.
 """
 
 from collections.abc import Mapping, Set
@@ -14,15 +14,31 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """delta W = b @ a of one linear layer."""
+    """delta W = (alpha / r) b @ a of one linear layer."""
 
     a: Float[Tensor, "r d_in"]
     b: Float[Tensor, "d_out r"]
+    given_alpha: float | None = None
+    """None: as much as the rank, so that the scale is 1."""
 
     @property
     def rank(self) -> int:
         """r."""
         return self.a.shape[0]
+
+    @property
+    def alpha(self) -> float:
+        """alpha."""
+        return float(self.rank) if self.given_alpha is None else self.given_alpha
+
+    @property
+    def scale(self) -> float:
+        """alpha / r."""
+        return self.alpha / self.rank
+
+    def folded(self) -> "Factors":
+        """The same update of scale 1: the scale goes into b, in float32; itself where it is 1 already."""
+        return self if self.scale == 1 else Factors(self.a, self.b.float() * self.scale)
 
 
 Update = Mapping[str, Factors]
@@ -30,22 +46,30 @@ Update = Mapping[str, Factors]
 
 
 def scaled(update: Update, scale: float) -> dict[str, Factors]:
-    """The update times ``scale``, which goes into B; exactly as it was where the scale is 1."""
+    """The update times ``scale``; exactly as it was where the scale is 1."""
     if scale == 1:
         return dict(update)
-    return {name: Factors(one.a, one.b * scale) for name, one in update.items()}
+    return {name: Factors(one.a, one.b, one.alpha * scale) for name, one in update.items()}
 
 
 def joined(first: Update, second: Update) -> dict[str, Factors]:
     """The sum of two updates, exact: where both have a module their ranks stand one after another."""
-    both = {
-        name: Factors(
-            torch.cat([first[name].a.float(), second[name].a.float()]),
-            torch.cat([first[name].b.float(), second[name].b.float()], dim=1),
+    joint = {**first, **second}
+    for name in first.keys() & second.keys():
+        one, two = first[name].folded(), second[name].folded()
+        joint[name] = Factors(
+            torch.cat([one.a.float(), two.a.float()]), torch.cat([one.b.float(), two.b.float()], dim=1)
         )
-        for name in first.keys() & second.keys()
+    return dict(sorted(joint.items()))
+
+
+def linear_shapes(transformer: nn.Module) -> dict[str, tuple[int, int]]:
+    """(d_out, d_in) of every linear layer by its name, whether or not an adapter wraps it."""
+    return {
+        name.removesuffix(".base_layer"): (module.out_features, module.in_features)
+        for name, module in transformer.named_modules()
+        if isinstance(module, nn.Linear) and ".lora_" not in name
     }
-    return dict(sorted(({**first, **second} | both).items()))
 
 
 def check_fits(update: Update, transformer: nn.Module) -> None:
@@ -54,11 +78,7 @@ def check_fits(update: Update, transformer: nn.Module) -> None:
     Raises:
         ValueError: names modules that the transformer lacks, or whose shape is another.
     """
-    shapes = {
-        name.removesuffix(".base_layer"): (module.out_features, module.in_features)
-        for name, module in transformer.named_modules()
-        if isinstance(module, nn.Linear) and ".lora_" not in name
-    }
+    shapes = linear_shapes(transformer)
     surplus = sorted(update.keys() - shapes.keys())
     if surplus:
         raise ValueError(f"the model has no layer {shown(surplus)}; is it a LoRA of another model?")
@@ -79,7 +99,8 @@ def fuse(transformer: nn.Module, update: Update) -> None:
         ValueError: it does not fit, or the weights are quantised.
     """
     check_fits(update, transformer)
-    for name, factors in update.items():
+    for name, given in update.items():
+        factors = given.folded()
         layer: Any = transformer.get_submodule(name)
         weight = (layer if isinstance(layer, nn.Linear) else layer.base_layer).weight
         if not weight.is_floating_point() or weight.shape != (factors.b.shape[0], factors.a.shape[1]):

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from customized_grpo.policies.adapters import full, lora
 from customized_grpo.policies.adapters.full import TransformerFolder
-from customized_grpo.policies.adapters.hashes import adapter_hash
-from customized_grpo.policies.adapters.lora_files import AdapterFile, read_adapter
+from customized_grpo.policies.adapters.hashes import adapter_hash, base_hash
+from customized_grpo.policies.adapters.lora_reader import LoraFile, read_lora
 from customized_grpo.policies.adapters.sharding import base_transformer, cut_like
 from customized_grpo.policies.base import Policy
 from customized_grpo.recipe.sections import PolicySpec
 
-Tuned = AdapterFile | TransformerFolder
+Tuned = LoraFile | TransformerFolder
 """Result of training on disk."""
 
 
@@ -93,7 +93,7 @@ def read(path: str | Path) -> Tuned:
     Raises:
         ValueError: neither is there, or an adapter's file can't be used.
     """
-    return full.find(path) or read_adapter(path)
+    return full.find(path) or read_lora(path)
 
 
 def load_tuned(policy: Policy, path: str | Path) -> None:
@@ -121,5 +121,7 @@ def apply(policy: Policy, tuned: Tuned) -> str:
     if isinstance(tuned, TransformerFolder):
         full.load(policy, tuned)
         return tuned.fingerprint()
-    lora.attach(policy, tuned.settings(), seed=0)
+    update = tuned.update(policy.transformer)
+    tuned.check_base(base_hash(policy.transformer))
+    lora.attach_update(policy, update)
     return adapter_hash(policy.transformer)

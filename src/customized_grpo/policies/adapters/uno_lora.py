@@ -1,17 +1,17 @@
-"""UNO's LoRA format, ``dit_lora.safetensors``: conversion to and from updates by module.
+"""UNO's LoRA format, ``dit_lora.safetensors``: its names of layers, which are XLabs' too, and writing it.
 
 Its keys are those of attention processors of the original FLUX, without a scale: one A for q, k and v together, and
 B's rows in that order. 1 is the image's stream and 2 the text's. r rank.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from customized_grpo.policies.adapters.low_rank import Factors, Update, mismatch, shown
+from customized_grpo.policies.adapters.low_rank import Factors, Update, shown
 
 REPOSITORY: Final = "bytedance-research/UNO"
 FILE_NAME: Final = "dit_lora.safetensors"
@@ -31,11 +31,6 @@ _LAYERS: Final[Mapping[tuple[str, str], Mapping[str, tuple[str, ...]]]] = {
 }
 
 
-def is_uno(names: Iterable[str]) -> bool:
-    """True if these are keys of UNO's format."""
-    return any(".processor." in name for name in names)
-
-
 def layers(num_double: int, num_single: int) -> dict[str, tuple[str, ...]]:
     """UNO's ``<block>.processor.<layer>`` -> the modules whose update it holds, for a model of so many blocks."""
     counts = {"double_blocks": num_double, "single_blocks": num_single}
@@ -45,25 +40,6 @@ def layers(num_double: int, num_single: int) -> dict[str, tuple[str, ...]]:
         for i in range(counts[theirs])
         for layer, modules in block.items()
     }
-
-
-def from_uno(tensors: Mapping[str, Tensor], num_double: int, num_single: int) -> dict[str, Factors]:
-    """The update of a file in UNO's format; q, k and v of a layer share one A, the same tensor.
-
-    Raises:
-        ValueError: a key is missing or left over for a model of so many blocks, or shapes don't fit each other.
-    """
-    places = layers(num_double, num_single)
-    expected = {f"{place}.{side}.weight" for place in places for side in ("down", "up")}
-    if wrong := mismatch(tensors.keys(), expected):
-        raise ValueError(f"{wrong}, for a model of {num_double} double and {num_single} single blocks")
-    update: dict[str, Factors] = {}
-    for place, modules in places.items():
-        down, up = (tensors[f"{place}.{side}.weight"] for side in ("down", "up"))
-        if down.ndim != 2 or up.ndim != 2 or up.shape[1] != down.shape[0] or up.shape[0] % len(modules):
-            raise ValueError(f"{place}: down {tuple(down.shape)} and up {tuple(up.shape)} don't fit")
-        update |= {module: Factors(down, rows) for module, rows in zip(modules, up.chunk(len(modules)), strict=True)}
-    return update
 
 
 def to_uno(update: Update) -> dict[str, Tensor]:
@@ -88,7 +64,7 @@ def to_uno(update: Update) -> dict[str, Tensor]:
             f"UNO's code needs a LoRA of every block's projections, and this adapter lacks {shown(missing) or 'all'}; "
             "train with policy.lora.targets=[uno], or export it in diffusers' format"
         )
-    merged = {place: _stacked([update[module] for module in modules]) for place, modules in places.items()}
+    merged = {place: _stacked([update[module].folded() for module in modules]) for place, modules in places.items()}
     rank = max(one.rank for one in merged.values())
     tensors: dict[str, Tensor] = {}
     for place, one in merged.items():

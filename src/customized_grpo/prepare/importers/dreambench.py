@@ -14,6 +14,7 @@ from customized_grpo.data.dreambench import find_root, read_prompts
 from customized_grpo.data.images import images_in, masks_beside
 from customized_grpo.prepare.archive import unpack
 from customized_grpo.prepare.importers.base import Draft, Importer, Item, Rejected, SourceError, folder_of
+from customized_grpo.text import TextError, lines_of, read_text
 
 
 @final
@@ -75,7 +76,11 @@ class DreamBenchPlus(Importer):
         for caption in captions:
             inner = caption.relative_to(root / "captions").with_suffix("")
             name = "-".join(inner.parts)
-            subject, *prompts = [line.strip() for line in caption.read_text(encoding="utf-8").splitlines()]
+            try:
+                subject, *prompts = [line.strip() for line in lines_of(read_text(caption))]
+            except TextError as error:
+                yield Rejected(name, str(error))
+                continue
             prompts = [prompt for prompt in prompts if prompt]
             if len(prompts) != 9:
                 yield Rejected(name, f"{caption}: {len(prompts)} prompts after the subject; there must be 9")

@@ -3,12 +3,10 @@
 Masks beside pictures (``03_seg.png`` beside ``03.jpg``) are imported too.
 """
 
-import csv
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, Literal, final
+from typing import Any, Final, Literal, TypeVar, final
 
 from pydantic import Field
 
@@ -23,6 +21,9 @@ from customized_grpo.prepare.importers.base import (
     paths_of,
     text_of,
 )
+from customized_grpo.text import TextError, lines_of, parse_json, read_lines, read_table, read_text
+
+T = TypeVar("T")
 
 _TEMPLATES: Final = tuple(
     f"a {{}} {scene}"
@@ -83,7 +84,7 @@ class DreamBoothFolder(Importer):
                 return {}
             raise SourceError(f"classes: {path}: no such file")
         words = {}
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        for number, line in enumerate(lines_of(_whole(path)), start=1):
             if line.strip():
                 name, comma, word = line.partition(",")
                 if not comma or not word.strip():
@@ -162,31 +163,45 @@ class ImageFolder(Importer):
 def _read_templates(path: Path) -> list[str]:
     if not path.is_file():
         raise SourceError(f"prompts: {path}: no such file")
-    templates = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    templates = [line.strip() for line in lines_of(_whole(path)) if line.strip()]
     if not templates or not all("{}" in template for template in templates):
         wrong = next((template for template in templates if "{}" not in template), "")
         raise SourceError(f"prompts: {path}: given {wrong!r}; every line needs {{}} in place of the class word")
     return templates
 
 
+def _whole(path: Path) -> str:
+    try:
+        return read_text(path)
+    except TextError as error:
+        raise SourceError(str(error)) from error
+
+
+def _of_file(entries: Iterator[tuple[int, T]]) -> Iterator[tuple[int, T]]:
+    try:
+        yield from entries
+    except TextError as error:
+        raise SourceError(str(error)) from error
+
+
 def _read_metadata(folder: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Lines by number: an object, or the error as text."""
     lines, table = folder / "metadata.jsonl", folder / "metadata.csv"
     if lines.is_file():
-        with lines.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    entry = json.loads(line.decode("utf-8-sig"))
-                except ValueError as error:
-                    yield number, f"metadata.jsonl:{number}: is not JSON in UTF-8 ({error})"
-                else:
-                    fine = isinstance(entry, dict)
-                    yield number, entry if fine else f"metadata.jsonl:{number}: is not an object: {entry!r}"
+        for number, line in _of_file(read_lines(lines)):
+            if isinstance(line, str) and not line.strip():
+                continue
+            try:
+                if isinstance(line, TextError):
+                    raise line
+                entry = parse_json(line)
+            except ValueError as error:
+                yield number, f"metadata.jsonl:{number}: {error}"
+            else:
+                fine = isinstance(entry, dict)
+                yield number, entry if fine else f"metadata.jsonl:{number}: is not an object: {entry!r}"
     elif table.is_file():
-        with table.open(encoding="utf-8-sig", newline="") as text:
-            for number, record in enumerate(csv.DictReader(text), start=2):
-                yield number, {key: value for key, value in record.items() if key is not None}
+        for number, record in _of_file(read_table(table)):
+            yield number, f"metadata.csv:{number}: {record}" if isinstance(record, TextError) else record
     else:
         raise SourceError(f"{folder}: there is no metadata.jsonl or metadata.csv in it")

@@ -51,7 +51,9 @@ class SynCD(Importer):
         for metadata in self._metadata(folder):
             images = _unpack(folder, metadata, out)
             for number, entry in enumerate(json_objects(metadata)):
-                if self.category is not None and entry.get("category") != self.category:
+                if isinstance(entry, ValueError):
+                    yield Rejected(f"{metadata.stem}-{number}", f"{metadata.name}, item {number + 1}: {entry}")
+                elif self.category is not None and entry.get("category") != self.category:
                     yield Skipped(f"category is not {self.category}")
                 else:
                     yield from self._object(entry, images, metadata, number)
@@ -135,6 +137,9 @@ class SynCDJson(Importer):
         """Rows in the file's order. The target isn't used by reinforcement learning."""
         root = self.root(source)
         for number, entry in enumerate(json_objects(Path(source).expanduser())):
+            if isinstance(entry, ValueError):
+                yield Rejected(str(number), f"item {number + 1}: {entry}")
+                continue
             name = str(entry.get("id", number))
             try:
                 yield self._row(entry, name, root, ("ref_img", "img", "text"))
@@ -190,7 +195,7 @@ def _unpack(folder: Path, metadata: Path, out: Path) -> Path:
     wanted: set[str] = set()
     for entry in json_objects(metadata):
         with suppress(ValueError):  # the object itself is rejected with the reason
-            wanted.update(_views(entry)[0])
+            wanted.update([] if isinstance(entry, ValueError) else _views(entry)[0])
     named = [PurePosixPath(name) for name in wanted]
     wanted |= {str(name.parent / "masks" / f"{name.stem}.jpg") for name in named}
     wanted |= {str(name.parent / f"{name.stem}_seg.png") for name in named}

@@ -52,6 +52,8 @@ class UNO(Importer):
             for number, entry in enumerate(json_objects(file)):
                 name = f"{file.stem}-{number:06d}"
                 try:
+                    if isinstance(entry, ValueError):
+                        raise entry
                     yield from self._rows(entry, name, root)
                 except ValueError as error:
                     yield Rejected(name, f"{file.name}, item {number + 1}: {error}")
@@ -111,4 +113,5 @@ def _files(source: str) -> list[Path]:
 
 
 def _is_1m(source: str) -> bool:
-    return "img_path1" in next(json_objects(_files(source)[0]), {})
+    first = next(json_objects(_files(source)[0]), {})
+    return not isinstance(first, ValueError) and "img_path1" in first

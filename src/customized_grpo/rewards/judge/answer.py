@@ -1,38 +1,40 @@
-"""Strict parsing of a judge's answer: one that is ambiguous or out of range is not a score.
+"""The score of a reply's text. It has one meaning or it is none:
 
-``expected_score`` is sum_s s p(s) over the scores 0 to 4, from the log-probabilities of the answered digit.
-Whole numbers often tie in a group, and a tied group has no gradient; the expectation doesn't tie.
+1. Thoughts are no part of the answer; if they never end, there is none.
+2. Answers are the JSON objects with a score, and the score lines that hold nothing but a number. All of them must
+   agree. A line for the *final* or *overall* score stands above the other lines.
+3. Without a JSON object, the last score line must be readable: what follows an answer may take it back.
 """
 
 import json
-import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, final
+from dataclasses import dataclass, replace
+from typing import Final, final
 
+from customized_grpo.rewards.judge.numbers import PLAIN, of_member, stated
+from customized_grpo.rewards.judge.objects import Found, objects, whole
 from customized_grpo.rewards.judge.rubrics import BEST, WORST
+from customized_grpo.rewards.judge.thoughts import spoken
+from customized_grpo.rewards.judge.unscorable import Unscorable, shown
 
-_SHOWN: Final = 120
-_THOUGHTS: Final = "</think>"
-_LINE: Final = re.compile(r"^[\s>*_#`\-]*(?:(?:final|overall|my)\s+)?score\b(?P<rest>.*)$", re.IGNORECASE)
-# A number alone, after a grade, or out of the best: "3", "[3]", "Excellent (4)", "3/4", "3 out of 4". Nothing else may
-# precede it: "not 3" and "less than 3" are not a 3.
-_REST: Final = re.compile(
-    r"^[\s*_`:=]*(?:is\s+)?(?:(?:very\s+)?(?:poor|bad|fair|good|excellent|perfect)\b)?[\s*_`(\[]*(?P<digit>\d+)[\s*_`)\]]*"
-    rf"(?:(?:/|out\s+of)\s*{BEST})?[\s*_`)\].]*$",
+__all__ = ["Answer", "Unscorable", "read"]
+
+_WRAPPER: Final = re.compile(
+    r"</?\s*(?:answer|final_answer|output|response|result)\s*>"
+    r"|<\|(?:(?:begin|end)_of_box|im_end|end|return|eot_id)\|>|</s>",
     re.IGNORECASE,
 )
-_MEMBER: Final = re.compile(r'(?<!\\)"score"\s*:\s*"?(\d)')
-_SPECIAL: Final = re.compile(rb"<[^<>\s]+>|\[[A-Z_]+\]")
-"""End-of-turn tokens: ``<|im_end|>``, ``</s>``, ``[EOS]``."""
-_BLANK: Final = b" \t\r\n"
-_MIN_MASS: Final = 0.5
-"""Probability mass of all scores below which the model was not choosing a score at the digit's position."""
-
-
-class Unscorable(RuntimeError):
-    """An image has no score; the message says why. Other images are not affected."""
+"""Tags around an answer: of templates, of GLM's box, of the end of a turn."""
+_LINE: Final = re.compile(
+    r"^[\s>*_#`\-<(\[]*(?:(?P<final>final|overall)\s+|my\s+)?score\b"
+    rf"(?:\s*\((?:{WORST}\s*(?:-|\u2013|to)|out of)\s*{BEST}\))?(?P<rest>.*)$",
+    re.IGNORECASE,
+)
+_ESCAPED: Final = re.compile(r'\s*"?\s*\{\s*\\"')
+"""JSON within a string of JSON."""
+_HEADED: Final = re.compile(r"[^\n]*\s*[^\n]*")
+_CLOSED: Final = re.compile(r"^>(?P<inside>.*?)</\s*score\s*>\s*$", re.IGNORECASE)
+_MEMBER: Final = re.compile(r"(?<!\\)[\"'](?:(?:final|overall)[ _-]?)?score[\"']\s*:\s*[\"']?\+?(\d)", re.IGNORECASE)
 
 
 @final
@@ -42,147 +44,83 @@ class Answer:
 
     Attributes:
         score: 0 to 4.
-        at: position of its digit in the text.
+        at: position of its digit in the text; -1 if it is written in an unusual way.
+        closed: whether it is a JSON object, which can't be the start of a longer answer.
     """
 
     score: int
     at: int
+    closed: bool = False
 
 
-def read_choice(choice: Any) -> tuple[str, Answer]:
-    """Text and answer of a chat completion's choice.
+@final
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A score line: its answer, None if it can't be read; whether it is the final score; its words."""
 
-    Raises:
-        Unscorable: refused, cut off, empty, without a score, with several, or out of range.
-    """
-    message = choice.message
-    if message is None:
-        raise Unscorable("the answer has no message")
-    if getattr(message, "refusal", None):
-        raise Unscorable(f"refused: {_shown(message.refusal)}")
-    if choice.finish_reason == "content_filter":
-        raise Unscorable("refused by the endpoint's content filter")
-    if choice.finish_reason != "stop":
-        why = "; raise answer_tokens" if choice.finish_reason == "length" else ""
-        raise Unscorable(f"the answer ended by {choice.finish_reason!r} and not by 'stop'{why}")
-    text = message.content
-    if not isinstance(text, str) or not text.strip():
-        raise Unscorable("the answer is empty")
-    return text, read(text)
+    answer: Answer | None
+    is_final: bool
+    words: str
 
 
 def read(text: str) -> Answer:
-    """The score of a text: from its JSON object (alone, fenced, among words) if any, else from its last score line.
+    """The score of a text, by the rules above.
 
     Raises:
-        Unscorable: no score, contradicting ones, or one out of range.
+        Unscorable: no score, contradicting ones, one that is not whole or out of range, or unfinished thoughts.
     """
-    start = text.rfind(_THOUGHTS) + len(_THOUGHTS) if _THOUGHTS in text else 0
-    return _of_json(text, start) or _of_lines(text, start)
+    if _ESCAPED.match(text) and (inner := _unescaped(text)):
+        return replace(read(inner), at=-1)
+    alone = whole(text)  # tags of thoughts in its strings are words
+    outside = text if alone is not None and alone.scores else spoken(text)
+    found = list(objects(outside))
+    from_json = [_of_object(text, one, of_member(value, text)) for one in found for value in one.scores]
+    lines = _lines(_without(outside, found))
+    readable = [(line.answer, line.is_final) for line in lines if line.answer is not None]
+    said = [answer for answer, is_final in readable if is_final] or [answer for answer, _ in readable]
+    if len({answer.score for answer in (*said, *from_json)}) > 1:
+        raise Unscorable(f"the answer gives several scores: {shown(text)}")
+    if from_json:
+        return from_json[-1]
+    if lines and lines[-1].answer is None:
+        raise Unscorable(f"the score line can't be read: {shown(lines[-1].words)}")
+    if not said:
+        raise Unscorable(f"there is no score in the answer: {shown(outside)}")
+    return said[-1]
 
 
-def _of_json(text: str, start: int) -> Answer | None:
-    found: list[Answer] = []
-    at = text.find("{", start)
-    decoder = json.JSONDecoder(object_pairs_hook=_no_member_twice)
-    while at != -1:
-        try:
-            value, end = decoder.raw_decode(text, at)
-        except json.JSONDecodeError:
-            at = text.find("{", at + 1)
-            continue
-        except RecursionError:
-            raise Unscorable("the answer is nested too deeply") from None
-        if isinstance(value, dict) and "score" in value:
-            found.append(Answer(_in_range(value["score"], text), _digit(text, at, end)))
-        at = text.find("{", end)
-    if len({answer.score for answer in found}) > 1:
-        raise Unscorable(f"the answer gives several scores: {_shown(text)}")
-    return found[-1] if found else None
+def _unescaped(text: str) -> str:
+    try:
+        inner = str(json.loads(f'"{text.strip().strip(chr(34))}"', strict=False))
+    except json.JSONDecodeError:
+        return ""
+    return "" if _ESCAPED.match(inner) else inner
 
 
-def _no_member_twice(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    if sum(name == "score" for name, _ in pairs) > 1:
-        raise Unscorable("the answer gives several scores")
-    return dict(pairs)
+def _of_object(text: str, found: Found, score: int) -> Answer:
+    matches = [match.start(1) for match in _MEMBER.finditer(text, found.start, found.end) if int(match[1]) == score]
+    return Answer(score, matches[-1] if matches else -1, closed=True)
 
 
-def _digit(text: str, start: int, end: int) -> int:
-    """Position of the score's digit in the object at [start, end); -1 if it is written in an unusual way."""
-    matches = [match.start(1) for match in _MEMBER.finditer(text, start, end)]
-    return matches[-1] if matches else -1
+def _without(text: str, found: list[Found]) -> str:
+    """The words around the objects, positions kept."""
+    for one in found:
+        text = text[: one.start] + re.sub(r"[^\n]", " ", text[one.start : one.end]) + text[one.end :]
+    return _WRAPPER.sub(lambda tag: " " * len(tag[0]), text).translate(PLAIN)
 
 
-def _of_lines(text: str, start: int) -> Answer:
-    at, last = start, None
-    for line in text[start:].splitlines(keepends=True):
-        if match := _LINE.match(line.rstrip()):
-            last = (at + match.start("rest"), match["rest"])
-        at += len(line)
-    if last is None:
-        raise Unscorable(f"there is no score in the answer: {_shown(text[start:])}")
-    number = _REST.match(last[1]) if len(last[1]) <= _SHOWN else None
-    if number is None:
-        raise Unscorable(f"the score line can't be read: {_shown('score' + last[1])}")
-    return Answer(_in_range(number["digit"], text), last[0] + number.start("digit"))
-
-
-def _in_range(value: Any, text: str) -> int:
-    if isinstance(value, bool) or not re.fullmatch(r"\d+", str(value)):
-        raise Unscorable(f"the score is not a whole number: {_shown(text)}")
-    score = int(value)
-    if not WORST <= score <= BEST:
-        raise Unscorable(f"the score {score} is outside {WORST} to {BEST}: {_shown(text)}")
-    return score
-
-
-def expected_score(text: str, answer: Answer, tokens: Sequence[Any] | None) -> float:
-    """Expectation of the score over the alternatives of its digit's token.
-
-    Args:
-        tokens: ``choice.logprobs.content``.
-
-    Raises:
-        Unscorable: the endpoint gave no log-probabilities, or none for that digit.
-    """
-    if not tokens:
-        raise Unscorable("the endpoint gave no log-probabilities; set expected: false, or logprobs for another")
-    token = _token_at(text[answer.at :], tokens)
-    if token is not None and token.token.strip() == str(answer.score):
-        weights = _weights({entry.token: entry.logprob for entry in token.top_logprobs or ()})
-        mass = sum(weights.values())
-        if answer.score in weights and mass >= _MIN_MASS:
-            return sum(score * weight for score, weight in weights.items()) / mass
-    raise Unscorable(f"the log-probabilities don't cover the score: {_shown(text)}")
-
-
-def _token_at(tail: str, tokens: Sequence[Any]) -> Any:
-    """The token that holds the first character of ``tail``, if the tokens end with ``tail``; else None.
-
-    Matched from the end, in bytes: earlier tokens may hold thoughts that the text lacks, and a character may take
-    several tokens. End-of-turn tokens and white space removed by the endpoint may follow.
-    """
-    wanted, seen = tail.rstrip(_BLANK.decode()).encode(), b""
-    for token in reversed(tokens):
-        piece = token.token.encode() if token.bytes is None else bytes(token.bytes)
-        if not seen and _SPECIAL.fullmatch(piece) and not wanted.endswith(piece):
-            continue
-        seen = (piece + seen).rstrip(_BLANK)
-        if len(seen) >= len(wanted):
-            return token if seen.endswith(wanted) else None
-    return None
-
-
-def _weights(alternatives: Mapping[str, float]) -> dict[int, float]:
-    """Probability of each score; a digit with or without a leading space is the same score."""
-    weights: dict[int, float] = {}
-    for token, logprob in alternatives.items():
-        digit = token.strip()
-        if re.fullmatch(r"\d", digit) and WORST <= int(digit) <= BEST and logprob <= 0.0:
-            weights[int(digit)] = weights.get(int(digit), 0.0) + math.exp(logprob)
-    return weights
-
-
-def _shown(text: str) -> str:
-    flat = " ".join(text.split())
-    return repr(flat if len(flat) <= _SHOWN else f"{flat[: _SHOWN - 1]}…")
+def _lines(text: str) -> list[_Line]:
+    lines, at = list[_Line](), 0
+    pieces = text.splitlines(keepends=True)
+    for number, piece in enumerate(pieces):
+        if match := _LINE.match(piece.rstrip()):
+            start, rest = at + match.start("rest"), match["rest"]
+            if not rest.strip(" \t*_`:="):  # a heading, with the number beneath it
+                rest = _HEADED.match("".join(pieces[number:]), match.start("rest"))[0]  # type: ignore[index]
+            closed = _CLOSED.match(rest)
+            start, rest = (start + closed.start("inside"), closed["inside"]) if closed else (start, rest)
+            number_at = stated(rest)
+            answer = None if number_at is None else Answer(number_at[0], start + number_at[1])
+            lines.append(_Line(answer, match["final"] is not None, "score" + match["rest"]))
+        at += len(piece)
+    return lines

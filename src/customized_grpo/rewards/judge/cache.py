@@ -86,6 +86,11 @@ class Cache:
         row = self._db.execute("SELECT score FROM answers WHERE key = ?", (key,)).fetchone()
         return None if row is None else float(row[0])
 
+    def reply(self, key: str) -> str:
+        """The reply that the cached score of ``key`` was read from; empty if there is none."""
+        row = self._db.execute("SELECT reply FROM answers WHERE key = ?", (key,)).fetchone()
+        return "" if row is None else str(row[0])
+
     def put(self, key: str, score: float, reply: str, *, prompt_tokens: int, answer_tokens: int) -> None:
         """Save a score with the reply, for people to read; if it can't be saved, warn once."""
         try:

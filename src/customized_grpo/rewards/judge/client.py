@@ -1,35 +1,36 @@
 """Client of an OpenAI-compatible endpoint: requests, retries, and which errors skip an image or stop a run.
 
-The SDK retries 408, 409, 429, 5xx, timeouts and broken connections, and respects ``Retry-After``. A request that still
-fails leaves one image unscored. One that would be refused again (a wrong key, model, parameter, an empty account)
-stops the run. The client has its own event loop in a thread, so callers may use any loop, or a new one each time.
+408, 409, 429, 5xx, timeouts and broken connections are asked again, after as long as the endpoint says anywhere in
+its answer; a wait that goes beyond the deadline is not begun. A request that still fails leaves one image unscored. One
+that would be refused again (a wrong key, model, parameter, an empty account, a used-up quota of the day) stops the run.
+The client has its own event loop in a thread, so callers may use any loop, or a new one each time.
 """
 
 import asyncio
+import json
 import os
+import ssl
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from itertools import count
 from typing import Any, Final, TypeVar, final
+from urllib.parse import urlsplit
 
 from customized_grpo.rewards.base import RewardFailure
-from customized_grpo.rewards.judge.answer import Unscorable
 from customized_grpo.rewards.judge.presets import Endpoint
+from customized_grpo.rewards.judge.refusals import Refusal, error_in, refusal
+from customized_grpo.rewards.judge.unscorable import Unscorable
+from customized_grpo.web.addresses import tls_advice
+from customized_grpo.web.proxies import is_private, proxy_of, unusable
 
 T = TypeVar("T")
 
 _CONNECT_S: Final = 10.0
 _CLOSE_S: Final = 5.0
+_FIRST_PAUSE_S: Final = 0.5
+_LONGEST_PAUSE_S: Final = 8.0
 _SHOWN: Final = 400
-_PASSING: Final = (408, 409, 429)
-_EMPTY_ACCOUNT: Final = ("insufficient_quota", "billing_hard_limit_reached", "arrearage")
-_MODERATED: Final = (
-    "content_filter",
-    "content_policy_violation",
-    "data_inspection_failed",
-    "datainspectionfailed",
-)
-"""Codes of a 400 that concerns only this picture or text."""
 
 
 @final
@@ -45,7 +46,7 @@ class Client:
         on_close: called when the client is no longer used.
 
     Raises:
-        ValueError: the SDK is not installed, or the key is not in the environment.
+        ValueError: the SDK is not installed, the key is not in the environment, or a proxy can't be used.
     """
 
     def __init__(
@@ -67,9 +68,10 @@ class Client:
             ) from error
         self._sdk: Any = openai
         self._key = _key(endpoint)
-        self._deadline_s = deadline_s
+        self._url = endpoint.base_url
+        self._deadline_s, self._retries = deadline_s, retries
 
-        async def count(request: object) -> None:
+        async def before(request: Any) -> None:
             before_request()
 
         headers: dict[str, Any] = {}
@@ -81,9 +83,9 @@ class Client:
             base_url=endpoint.base_url,
             api_key=self._key or "none",
             timeout=openai.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s)),
-            max_retries=retries,
+            max_retries=0,
             default_headers=headers,
-            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [count]}),
+            http_client=self._http(openai, {"request": [before], "response": [_unfollowed(self._url)]}),
         )
         self._client: Any = client
         self._turn = asyncio.Semaphore(concurrency)
@@ -97,59 +99,106 @@ class Client:
         """Run ``work`` on the client's loop; cancelling the wait cancels the work."""
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
-    async def ask(self, request: dict[str, Any]) -> Any:
-        """A chat completion with a choice. Only inside ``run``.
+    def _http(self, sdk: Any, hooks: Mapping[str, Any]) -> Any:
+        """The SDK's HTTP client, with the proxy that this endpoint is asked through."""
+        proxy = self._proxy = proxy_of(self._url)
+        if proxy is not None:
+            return sdk.DefaultAsyncHttpxClient(event_hooks=hooks, proxy=proxy.url)
+        if is_private(urlsplit(self._url).hostname or ""):  # the environment's proxies are not even looked at
+            return sdk.DefaultAsyncHttpxClient(event_hooks=hooks, trust_env=False, verify=ssl.create_default_context())
+        try:
+            return sdk.DefaultAsyncHttpxClient(event_hooks=hooks)
+        except (ValueError, ImportError) as error:  # the SDK reads all proxies, also those that it won't use
+            said = "; ".join(unusable(os.environ)) or type(error).__name__
+            raise ValueError(f"{said}: correct or unset it") from None
+
+    async def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """A chat completion, as read from JSON. Only inside ``run``.
 
         Raises:
             Unscorable: no answer, or not a chat completion.
             RewardFailure: the endpoint refuses for good, or the budget is spent.
         """
-        answer, failure = await self._attempt(request)
+        async with self._turn:
+            try:
+                async with asyncio.timeout(self._deadline_s):
+                    answer, failure = await self._patiently(request)
+            except TimeoutError:
+                failure = Unscorable(f"no whole answer in {self._deadline_s:g} s")
         if failure is not None:
             # Raised here and not where it was caught: a chained error of the SDK would be printed, and it may hold
             # secrets that the endpoint echoed.
             raise failure
-        if not isinstance(answer, self._sdk.types.chat.ChatCompletion):
-            raise Unscorable(self._clean(f"the answer is not a chat completion: {answer!r}"))
         return answer
 
-    async def _attempt(self, request: dict[str, Any]) -> tuple[Any, Exception | None]:
-        """The SDK's answer, or the exception to raise instead."""
+    async def _patiently(self, request: dict[str, Any]) -> tuple[dict[str, Any], Exception | None]:
+        """The answer, or the exception to raise, after as many attempts and waits as are allowed."""
+        end = self._loop.time() + self._deadline_s
+        for attempt in count():
+            answer, problem = await self._attempt(request)
+            if not isinstance(problem, Refusal):
+                return answer, problem
+            message = self._clean(problem.message)
+            if problem.kind == "stop":
+                return answer, RewardFailure(message)
+            if problem.kind == "image":
+                return answer, Unscorable(message)
+            left = end - self._loop.time()
+            if problem.wait_s is not None and problem.wait_s >= left:
+                return answer, Unscorable(
+                    f"{message.rstrip('.')}; it asks to wait {problem.wait_s:.4g} s, longer than what is left of "
+                    f"deadline_s ({self._deadline_s:g}); raise it, or lower concurrency"
+                )
+            if attempt >= self._retries:
+                return answer, Unscorable(f"{message}, at every attempt")
+            pause = min(_FIRST_PAUSE_S * 2**attempt, _LONGEST_PAUSE_S)
+            await asyncio.sleep(pause if problem.wait_s is None else problem.wait_s)
+        raise AssertionError("unreachable")
+
+    async def _attempt(self, request: dict[str, Any]) -> tuple[dict[str, Any], Refusal | Exception | None]:
+        """The answer to one request, or what came instead of it."""
         try:
-            async with self._turn, asyncio.timeout(self._deadline_s):
-                return await self._client.chat.completions.create(**request), None
+            raw = await self._client.chat.completions.with_raw_response.create(**request)
         except RewardFailure as failure:
-            return None, failure
-        except TimeoutError:
-            return None, Unscorable(f"no whole answer in {self._deadline_s:g} s")
+            return {}, failure
         except self._sdk.APIStatusError as error:
-            return None, self._refusal(error)
+            status = int(error.status_code)
+            found = refusal(status, error.response.headers, _json(error.response.text))
+            hint = f" (asked: {self._url}/chat/completions)" if status in (404, 405) else ""
+            return {}, Refusal(found.kind, found.message + hint, found.wait_s)
         except self._sdk.APITimeoutError:
-            return None, Unscorable("no answer: the endpoint was silent, at every attempt")
+            return {}, Refusal("again", f"no answer: the endpoint was silent{self._way()}")
         except self._sdk.APIConnectionError as error:
             cause = error.__cause__ or error
             if isinstance(cause, RewardFailure):  # of the budget; older SDKs wrap every exception
-                return None, RewardFailure(str(cause))
-            said = f"{type(cause).__name__} {cause}".strip()
-            return None, Unscorable(self._clean(f"no connection, at every attempt: {said}"))
+                return {}, RewardFailure(str(cause))
+            return {}, self._broken(f"{type(cause).__name__} {cause}".strip())
         except Exception as error:  # anything that the SDK can't parse
-            return None, Unscorable(self._clean(f"the answer can't be read: {type(error).__name__}: {error}"))
+            return {}, Unscorable(self._clean(f"the answer can't be read: {type(error).__name__}: {error}"))
+        body = _json(raw.http_response.text)
+        if not isinstance(body, dict):
+            return {}, Unscorable(self._clean(f"the answer can't be read as a chat completion: {body!r}"))
+        if (found_error := error_in(body)) is not None:
+            status, inner = found_error
+            return {}, refusal(status, raw.http_response.headers, {"error": inner})
+        return body, None
 
-    def complaint(self, answer: Any) -> str:
+    def _broken(self, said: str) -> Refusal:
+        """What a lost connection means: it may come again, unless the address itself is wrong."""
+        if advice := tls_advice(said):
+            return Refusal("stop", f"{self._url} can't be asked{self._way()}: {advice} ({said})")
+        if said.startswith("ProxyError") and any(f" {status}" in said for status in (401, 403, 404, 407)):
+            return Refusal("stop", f"{self._url} can't be asked{self._way()}: {said}")
+        return Refusal("again", f"no connection{self._way()}: {said}")
+
+    def _way(self) -> str:
+        return f", through {self._proxy}" if self._proxy is not None else ""
+
+    def complaint(self, answer: Mapping[str, Any]) -> str:
         """Message of an answer without choices."""
-        said = getattr(answer, "error", None)
+        usual = ("id", "object", "created", "model", "usage", "choices", "system_fingerprint")
+        said = {name: value for name, value in answer.items() if name not in usual and value}
         return self._clean(f"the answer has no choices{f': {said}' if said else ''}")
-
-    def _refusal(self, error: Any) -> Exception:
-        code = str(error.code or "").lower()
-        said = self._clean(f"HTTP {error.status_code}: {_said(error)}")
-        if error.status_code == 400 and code in _MODERATED:
-            return Unscorable(f"refused by the endpoint's content filter: {said}")
-        if error.status_code == 429 and code in _EMPTY_ACCOUNT:
-            return RewardFailure(f"the judge's account is empty: {said}")
-        if error.status_code in _PASSING or error.status_code >= 500:
-            return Unscorable(f"{said}, at every attempt")
-        return RewardFailure(f"the judge refuses, and would refuse again: {said}")
 
     def _clean(self, text: str) -> str:
         """Text shortened to a few lines, without the key."""
@@ -173,17 +222,26 @@ def _key(endpoint: Endpoint) -> str:
     return key
 
 
-def _said(error: Any) -> str:
-    """The endpoint's error message."""
-    body = error.body
-    if isinstance(body, list) and body:  # Gemini wraps its error in a list
-        body = body[0]
-    if isinstance(body, dict):
-        inner = body.get("error", body)
-        said = inner.get("message") if isinstance(inner, dict) else inner
-        if said:
-            return str(said)
-    return str(body or error.message)
+def _unfollowed(url: str) -> Callable[[Any], Awaitable[None]]:
+    """A hook that refuses what the SDK would follow by a GET, which has no question in it."""
+
+    async def check(response: Any) -> None:
+        if response.status_code in (301, 302, 303):
+            to = response.headers.get("location", "nowhere").partition("?")[0]
+            raise RewardFailure(
+                f"{url} answers {response.status_code} and sends on to {to}, where a question can't follow; give the "
+                "address behind it as base_url"
+            )
+
+    return check
+
+
+def _json(text: str) -> Any:
+    """What JSON says, or the text itself."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _shut(

@@ -7,18 +7,27 @@ parameter, and the recipe can set the field.
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, JsonValue, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, Field, JsonValue, NonNegativeFloat, PositiveInt, model_validator
+
+from customized_grpo.web.addresses import tidy
 
 Preset = Literal["gpt-4o", "gemini-2.5-pro", "qwen-vl-max", "vllm"]
+
+
+def _base(url: str) -> str:
+    """An address as people paste it: with the whole path of a question."""
+    return re.sub(r"(/chat)?/completions$", "", tidy(url)).rstrip("/")
 
 
 class Endpoint(BaseModel):
     """Address and capabilities of a judge's endpoint. The defaults are those of ``gpt-4o``."""
 
-    base_url: str = Field(default="https://api.openai.com/v1", description="without /chat/completions")
+    base_url: Annotated[str, AfterValidator(_base)] = Field(
+        default="https://api.openai.com/v1", description="address of the endpoint up to /chat/completions"
+    )
     model: str = Field(default="gpt-4o-2024-11-20", description="name of the model at the endpoint; pin a snapshot")
     key_env: str = Field(
         default="OPENAI_API_KEY",

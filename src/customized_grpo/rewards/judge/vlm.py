@@ -17,9 +17,11 @@ from PIL.Image import Image
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from customized_grpo.rewards.base import AsyncReward, RewardConfig
-from customized_grpo.rewards.judge.answer import Unscorable, expected_score, read_choice
+from customized_grpo.rewards.judge.answer import read
 from customized_grpo.rewards.judge.cache import Cache
+from customized_grpo.rewards.judge.choice import read_choice
 from customized_grpo.rewards.judge.client import Client
+from customized_grpo.rewards.judge.logprobs import expected_score, tokens_of
 from customized_grpo.rewards.judge.presets import PRESETS, Endpoint, Preset
 from customized_grpo.rewards.judge.rubrics import (
     BEST,
@@ -30,6 +32,7 @@ from customized_grpo.rewards.judge.rubrics import (
     question,
     schema,
 )
+from customized_grpo.rewards.judge.unscorable import Unscorable
 from customized_grpo.types import Example
 
 _ALTERNATIVES: Final = 20
@@ -163,7 +166,7 @@ class Vlm(AsyncReward):
         return await self._client.run(self._score(key, text, shown)) * config.best / BEST
 
     async def _score(self, key: str, text: str, shown: list[tuple[str, Image]]) -> float:
-        kept = self._cache.get(key)
+        kept = self._kept(key)
         if kept is not None:
             return kept
         messages = [
@@ -171,18 +174,37 @@ class Vlm(AsyncReward):
             {"role": "user", "content": self._content(text, shown)},
         ]
         answer = await self._client.ask({"messages": messages, **self._fixed})
-        used = answer.usage
-        counts = (used.prompt_tokens or 0, used.completion_tokens or 0) if used else (_tokens(self._config), 0)
+        counts = self._used(answer.get("usage"))
         self._cache.spend(sum(counts))
-        if not answer.choices:
+        choices = answer.get("choices")
+        if not isinstance(choices, list) or not choices:
             raise Unscorable(self._client.complaint(answer))
-        choice = answer.choices[0]
-        reply, read = read_choice(choice)
-        score = float(read.score)
+        reply, read_answer = read_choice(choices[0])
+        score = float(read_answer.score)
         if self._config.expected:
-            score = expected_score(reply, read, choice.logprobs.content if choice.logprobs else None)
+            score = expected_score(reply, read_answer, tokens_of(choices[0]))
         self._cache.put(key, score, reply, prompt_tokens=counts[0], answer_tokens=counts[1])
         return score
+
+    def _kept(self, key: str) -> float | None:
+        """The cached score, if its reply still states one: what an earlier version misread is asked again."""
+        score = self._cache.get(key)
+        if score is None:
+            return None
+        try:
+            stated = float(read(self._cache.reply(key)).score)
+        except Unscorable:
+            return None
+        return score if self._config.expected else stated
+
+    def _used(self, usage: Any) -> tuple[int, int]:
+        """Tokens of the question and the answer: as the endpoint counts them, or an estimate."""
+        counts = (
+            [usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else []
+        )
+        if not counts or not all(isinstance(count, int) for count in counts):
+            return _tokens(self._config), 0
+        return counts[0], counts[1]
 
     def _content(self, text: str, shown: list[tuple[str, Image]]) -> list[dict[str, Any]]:
         words = {"type": "text", "text": text}

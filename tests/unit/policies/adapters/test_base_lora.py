@@ -13,15 +13,16 @@ from customized_grpo.policies.adapters.flux_keys import from_original, to_origin
 from customized_grpo.policies.adapters.lora import (
     adapter_state,
     attach,
-    attach_frozen,
     load_adapter,
-    read_adapter,
     reference,
     save_adapter,
     trainable_parameters,
 )
-from customized_grpo.policies.adapters.low_rank import check_fits
-from customized_grpo.policies.adapters.uno_lora import from_uno, layers
+from customized_grpo.policies.adapters.lora_layers import attach_frozen
+from customized_grpo.policies.adapters.lora_names import factors_at, places
+from customized_grpo.policies.adapters.low_rank import Factors, linear_shapes
+from customized_grpo.policies.adapters.tuning import load_tuned
+from customized_grpo.policies.adapters.uno_lora import layers
 from customized_grpo.policies.base import LoraSettings
 from customized_grpo.policies.flux import UNO, UNOConfig
 from customized_grpo.policies.flux_loading import original_keys
@@ -106,7 +107,7 @@ def test_a_checkpoint_holds_ours_alone(tiny_flux: Path, base_file: Path, tmp_pat
     load_adapter(other, tmp_path)
     assert torch.equal(velocity(other), velocity(policy))
     by_its_own_settings = load(tiny_flux, base_file, mode)
-    attach(by_its_own_settings, read_adapter(tmp_path).settings(), seed=9)
+    load_tuned(by_its_own_settings, tmp_path)
     assert torch.equal(velocity(by_its_own_settings), velocity(policy))
 
 
@@ -187,8 +188,11 @@ def test_every_key_of_the_full_size_maps() -> None:
             for place, modules in layers(19, 38).items()
             for side in ("down", "up")
         }
-        update = from_uno(state, 19, 38)
-        check_fits(update, transformer)
+        known, sizes = places(transformer), linear_shapes(transformer)
+        update = {}
+        for place in layers(19, 38):
+            one = Factors(state[f"{place}.down.weight"], state[f"{place}.up.weight"])
+            update |= factors_at(known[place.replace(".", "_")], one, sizes)
         assert len(update) == 19 * 8 + 38 * 4
         assert sum(tensor.numel() for tensor in state.values()) == 956_301_312
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from customized_grpo.rewards.judge.answer import Answer, Unscorable, expected_score, read
+from customized_grpo.rewards.judge.answer import Answer, Unscorable, read
+from customized_grpo.rewards.judge.logprobs import expected_score
 
 SCORES = st.integers(0, 4)
 WORDS = st.text(st.characters(blacklist_characters="{}", blacklist_categories=("Cs",)), max_size=60)
@@ -36,6 +37,50 @@ WORDS = st.text(st.characters(blacklist_characters="{}", blacklist_categories=("
         ('{"analysis": "the \\"score\\": 1 of others", "score": 3}', 3),
         ('{"score": 3, "analysis": "Score: 1"}', 3),
         ('{"wrapped": 1} {"score": 2}', 2),
+        ("Score: 3.0", 3),
+        ("Score: 3.0/4.0", 3),
+        ("Score: 3 (Good)", 3),
+        ("Score: 3 - good", 3),
+        ("Score: 3 (out of 4)", 3),
+        ("Score (0-4): 3", 3),
+        ("Score: <3>", 3),
+        ('Score: "3";', 3),
+        ("Score: \\boxed{3}", 3),
+        ("<score>3</score>", 3),
+        ("<answer>Score: 3</answer>", 3),
+        ("Score: <|begin_of_box|>3<|end_of_box|>", 3),
+        ("### Score\n\n**3**\nIt lacks the strap.", 3),
+        ("\ufeffScore: 3", 3),
+        ("Score: 3\nScore: 3.0", 3),
+        ("Score: 2\nFinal score: 3", 3),
+        ("Final score: 3\nScore: 2", 3),
+        ('{"score": 3.0}', 3),
+        ('{"Score": 3}', 3),
+        ('{"final_score": "3/4"}', 3),
+        ('{"answer": {"analysis": "red", "score": 3}}', 3),
+        ('[{"score": 3}]', 3),
+        ('{"analysis": "first\nScore: 1\nsecond", "score": 3}', 3),
+        ('{"analysis": "the <think> sign", "score": 3}', 3),
+        ('{"analysis": "it\'s red", "score": 3,}', 3),
+        ("{'analysis': 'red', 'score': 3}", 3),
+        ('{"score": 3 // of 4, not "score": 1\n}', 3),
+        ('{"score": 3} # not Score: 1 or 2', 3),
+        ('{"score": 3}\nScore: 2 would be too low', 3),
+        ("The pattern {a is odd.\nScore: 3", 3),
+        ("Score: 1</think>Score: 3", 3),
+        ("<think>a <think>b</think> Score: 1</think> Score: 3", 3),
+        ("<thinking>Score: 1</thinking>Score: 3", 3),
+        ("<reasoning>Score: 1</reasoning>\n{\"score\": 3}", 3),
+        ("<THINK >Score: 1</THINK>Score: 3", 3),
+        ("<seed:think>Score: 1</seed:think>Score: 3", 3),
+        ("\u25c1think\u25b7Score: 1\u25c1/think\u25b7Score: 3", 3),
+        ("[THINK]Score: 1[/THINK]Score: 3", 3),
+        ("<|begin_of_thought|>Score: 1<|end_of_thought|>Score: 3", 3),
+        ("<|START_THINKING|>Score: 1<|END_THINKING|>Score: 3", 3),
+        ("<|channel>thought\nScore: 1<channel|>Score: 3", 3),
+        ("<|channel|>commentary<|message|>x<|channel|>analysis<|message|>Score: 1<|end|><|start|>assistant"
+         "<|channel|>final<|message|>Score: 3<|return|>", 3),
+        ("analysisHm.\nScore: 1\nassistantfinalScore: 3", 3),
         ('first {"score": 2}, again {"score": 2}', 2),
     ],
 )  # fmt: skip
@@ -43,6 +88,63 @@ def test_what_is_clear_is_read(text: str, score: int) -> None:
     answer = read(text)
     assert answer.score == score
     assert text[answer.at] == str(score)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Score\uff1a\uff13",
+        "Score: \uff13\uff0e\uff10",
+        "\uff5b\uff02score\uff02\uff1a3\uff5d",
+        "{\u201cscore\u201d: 3}",
+        "{score: 3}",
+        '{"score": 3e0}',
+        '{"score": 03}',
+        '{"\\u0073core": "\\u0033"}',
+        '{\\"score\\": 3}',
+        '"{\\"analysis\\": \\"red\\", \\"score\\": 3}"',
+    ],
+)
+def test_what_is_written_oddly_is_read_and_has_no_expectation_of_another_digit(text: str) -> None:
+    answer = read(text)
+    assert answer.score == 3
+    assert answer.at == -1 or int(text[answer.at]) in (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("Score: 2\nScore: 3", "several scores"),
+        ("Reference image 1\nScore: 3\nReference image 2\nScore: 1", "several scores"),
+        ('Score: 1\n{"score": 3}', "several scores"),
+        ('{"score": 3}\nFinal score: 2', "several scores"),
+        ('{"score": 3, "Score": 4}', "several scores"),
+        ("{'score': 3, 'score': 4}", "several scores"),
+        ("Score: 4\nThe scale:\nScore: 0 - nothing\nScore: 1 - a little", "can't be read"),
+        ("Score: 3,5", "can't be read"),
+        ("Score: 75%", "can't be read"),
+        ("Score: 4/5", "can't be read"),
+        ("Score: 3.5", "not a whole number"),
+        ("Score: \u22121", "the score -1 is outside 0 to 4"),
+        ('{"score": "4 out of 5"}', "not a whole number"),
+        ('{"score": NaN}', "not a whole number"),
+        ('{"score": {"value": 3}}', "not a whole number"),
+        (f'{{"score": {"9" * 5000}}}', "is outside 0 to 4"),
+        ('{"score": 1e999999999}', "is outside 0 to 4"),
+        ('{"analysis": "red", "score": 3', "JSON is not whole"),
+        ('{"parts": {"score": 3}, "of": 2}', "there is no score"),
+        ("<think>Score: 1", "thoughts are not closed"),
+        ('<think>{"score": 1}', "thoughts are not closed"),
+        ('<think>a <think>b</think> {"score": 1}', "thoughts are not closed"),
+        ("Score: 3 <think>or rather\nScore: 1", "thoughts are not closed"),
+        ("\u25c1think\u25b7Score: 1", "thoughts are not closed"),
+        ("<|channel|>analysis<|message|>\nScore: 1", "thoughts are not closed"),
+        ("Score: 3</think>", "there is no score"),
+    ],
+)  # fmt: skip
+def test_a_reply_has_one_meaning_or_none(text: str, why: str) -> None:
+    with pytest.raises(Unscorable, match=why):
+        read(text)
 
 
 @pytest.mark.parametrize(
@@ -67,14 +169,14 @@ def test_what_is_clear_is_read(text: str, score: int) -> None:
         "Score: 0-4",
         "Scores: 3",
         '{"score": 3.5}',
-        '{"score": 3.0}',
         '{"score": "good"}',
         '{"score": [3]}',
         '{"score": 99999999999999999999}',
-        '{"Score": 3}',
         '{"score": 3',
         "[" * 10_000,
         '{"a":' * 10_000,
+        "{" * 10_000,
+        '{"score" ' * 2_000,
     ],
 )  # fmt: skip
 def test_what_is_not_clear_is_no_score(text: str) -> None:

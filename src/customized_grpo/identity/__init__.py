@@ -1,0 +1,1 @@
+"""Identity by content: hashes of files, and of what the options of a recipe name."""

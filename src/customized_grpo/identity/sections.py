@@ -1,0 +1,109 @@
+"""Identity of what a recipe's options name: files by their content, hub ids by their commit.
+
+A dumped section is rewritten so that it is equal for equal content, wherever that lies: a moved model is the same, and
+another file under the same path is another.
+"""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from customized_grpo.identity.hashes import FileHashes, short_hash
+from customized_grpo.paths import ASSETS
+
+_EMBEDDED: Final = ("mini", "mini-judge")
+_HUB: Final = re.compile(r"([\w.-]+/[\w.-]+)(/.+)?")
+_INDEX: Final = "model_index.json"
+_CHECKPOINTS: Final = "checkpoints"
+
+
+def identified(section: Any, hashes: FileHashes, revision: str | None = None) -> Any:
+    """A dumped section (mappings, lists, values) with content in the place of names.
+
+    - A file or folder of this machine stands as a hash of its content. A word without a slash is a folder's name only
+      where that folder holds a ``config.json`` or ``model_index.json``.
+    - A hub id in the hub's local cache stands with its commit.
+    - The type ``my_module:attr`` stands with a hash of the module's source file.
+    """
+    if isinstance(section, dict):
+        own = section.get("revision") or revision
+        return {
+            str(key): _plugin(value, hashes) if key == "type" else identified(value, hashes, own)
+            for key, value in section.items()
+        }
+    if isinstance(section, list | tuple):
+        return [identified(one, hashes, revision) for one in section]
+    if isinstance(section, str):
+        return named(section, hashes, revision) or section
+    return section
+
+
+def named(name: str, hashes: FileHashes, revision: str | None = None) -> dict[str, str] | None:
+    """The content behind a name; None for a string that names nothing on this machine."""
+    if name in _EMBEDDED:
+        return {"embedded": name} | hashes.of(ASSETS, ["manifest.json"])
+    if (content := local_content(name, hashes)) is not None:
+        return {"content": content}
+    hub = _HUB.fullmatch(name)
+    commit = hub and hub_commit(hub[1], revision)
+    return {"hub": name, "commit": commit} if commit else None
+
+
+def local_content(name: str, hashes: FileHashes) -> str | None:
+    """Hash of the file or folder that a string names; None where it names neither.
+
+    Of a run's folder the newest checkpoint counts, without the trainer's state: it is what a run stands for as a model.
+    """
+    if not name.strip() or "\0" in name or len(name) > 1024:
+        return None
+    path = Path(name).expanduser()
+    try:
+        if path.is_file():
+            return short_hash([*hashes.of(path.parent, [path.name]).values()])
+        if not path.is_dir() or not ("/" in name or "\\" in name or _is_model(path)):
+            return None
+    except OSError:  # a name that no file system takes
+        return None
+    steps = [one for one in (path / _CHECKPOINTS).glob("step-*") if re.fullmatch(r"step-\d+", one.name)]
+    folder = max(steps, key=lambda one: int(one.name.removeprefix("step-")), default=path)
+    return short_hash(hashes.of_folder(folder, _is_read if (folder / _INDEX).is_file() else _is_weight))
+
+
+def hub_commit(repository: str, revision: str | None = None) -> str | None:
+    """The commit that a revision of a hub id stands for in the hub's local cache; None where it isn't there."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+    file = folder / "refs" / (revision or "main")
+    try:
+        return file.read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
+
+
+def source_hash(module: str, hashes: FileHashes) -> str | None:
+    """Hash of an imported module's source file; None for one without."""
+    found = sys.modules.get(module)
+    spec = None if found is None else found.__spec__
+    return local_content(spec.origin, hashes) if spec is not None and spec.origin else None
+
+
+def _plugin(kind: Any, hashes: FileHashes) -> Any:
+    if not isinstance(kind, str) or ":" not in kind:
+        return kind
+    return [kind, source_hash(kind.partition(":")[0], hashes)]
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or (folder / _INDEX).is_file()
+
+
+def _is_weight(part: Path) -> bool:
+    return part.suffix != ".md" and part.parts[0] != "state"
+
+
+def _is_read(part: Path) -> bool:
+    """A pipeline reads its parts' folders; a file of all weights beside them is for other programs."""
+    return part.suffix != ".md" and (len(part.parts) > 1 or part.suffix == ".json")

@@ -1,0 +1,166 @@
+"""Names of modules in LoRA files -> modules of diffusers' transformer, for each model in the names that tools give it.
+
+A file names modules as diffusers does, as the original code does (where q, k and v are one layer), or as the attention
+processors of XLabs and UNO; sd-scripts, OneTrainer and LyCORIS write an underscore for each dot. So names are compared
+with underscores throughout. Rows of a fused B are those of its layers, from top to bottom.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from customized_grpo.policies.adapters import uno_lora
+from customized_grpo.policies.adapters.flux_keys import key_map
+from customized_grpo.policies.adapters.low_rank import Factors, linear_shapes, shown
+
+_FLUX2_QKV: Final = (("img_attn", "to_q", "to_k", "to_v"), ("txt_attn", "add_q_proj", "add_k_proj", "add_v_proj"))
+_FLUX2_DOUBLE: Final = {
+    "img_attn.proj": "attn.to_out.0",
+    "txt_attn.proj": "attn.to_add_out",
+    "img_mlp.0": "ff.linear_in",
+    "img_mlp.2": "ff.linear_out",
+    "txt_mlp.0": "ff_context.linear_in",
+    "txt_mlp.2": "ff_context.linear_out",
+}
+_FLUX2_SINGLE: Final = {"linear1": "attn.to_qkv_mlp_proj", "linear2": "attn.to_out"}
+_FLUX2_TOP: Final = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in.in_layer": "time_guidance_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_guidance_embed.timestep_embedder.linear_2",
+    "guidance_in.in_layer": "time_guidance_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_guidance_embed.guidance_embedder.linear_2",
+    "double_stream_modulation_img.lin": "double_stream_modulation_img.linear",
+    "double_stream_modulation_txt.lin": "double_stream_modulation_txt.linear",
+    "single_stream_modulation.lin": "single_stream_modulation.linear",
+    "final_layer.linear": "proj_out",
+    "final_layer.adaLN_modulation.1": "norm_out.linear",
+}
+_SWAPPED: Final = "final_layer.adaLN_modulation.1"
+"""The original code's layer whose halves (shift, scale) diffusers has in the other order."""
+
+_FAMILIES: Final = (
+    ("a Stable Diffusion model with a U-Net (SD 1.5, SDXL)", r"(down|up|input|output)_blocks_|mid_block|middle_block"),
+    ("Stable Diffusion 3", r"(^|_)joint_blocks_"),
+    ("FLUX.2", r"to_qkv_mlp_proj|(double|single)_stream_modulation|ff(_context)?_linear_(in|out)"),
+    ("HiDream", r"(double|single)_stream_blocks_"),
+    ("Wan", r"(^|_)blocks_\d+_(self_attn|cross_attn|ffn)_|(^|_)blocks_\d+_attn[12]_"),
+    ("Qwen-Image", r"transformer_blocks_\d+_(img|txt)_(mlp|mod)"),
+    ("LTX-Video", r"transformer_blocks_\d+_attn[12]_"),
+    ("Lumina or Z-Image", r"(^|_)(layers|noise_refiner|context_refiner)_\d+_(attention|feed_forward)_"),
+    (
+        "FLUX.1",
+        r"single_transformer_blocks_\d+_(proj_mlp|proj_out|norm_)|(double|single)_blocks_\d+_|ff(_context)?_net",
+    ),
+)
+"""Models by the names of their layers, underscores for dots; the first that fits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Modules of diffusers' transformer that a module of a file stands for."""
+
+    modules: tuple[str, ...]
+    """More than one where the file's is a fused layer."""
+    swapped: bool = False
+    """Whether the halves of its rows are in the other order."""
+
+
+def places(transformer: Any) -> dict[str, Place]:
+    """Every name that a linear layer of a transformer may have in a file, underscores for dots."""
+    known = {_flat(name): Place((name,)) for name in linear_shapes(transformer)}
+    classes = {one.__name__ for one in type(transformer).__mro__}
+    original: dict[str, tuple[str, ...]] = {}
+    if "FluxTransformer2DModel" in classes:
+        original = _of_flux(transformer.config)
+    elif "Flux2Transformer2DModel" in classes:
+        original = _of_flux2(transformer.config)
+    return {_flat(name): Place(ours, name == _SWAPPED) for name, ours in original.items()} | known
+
+
+def factors_at(place: Place, factors: Factors, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Factors]:
+    """Factors of a file's module as those of the transformer's; they share one A, the same tensor.
+
+    Args:
+        place: of the file's module.
+        factors: of the file.
+        shapes: ``linear_shapes`` of the transformer.
+
+    Raises:
+        ValueError: they are of a layer of another shape.
+    """
+    rows = [shapes[module][0] for module in place.modules]
+    expected, given = (sum(rows), shapes[place.modules[0]][1]), (factors.b.shape[0], factors.a.shape[1])
+    if given != expected:
+        raise ValueError(f"it would be {given[0]} x {given[1]}, the model's is {expected[0]} x {expected[1]}")
+    b = _swap(factors.b) if place.swapped else factors.b
+    return {
+        module: Factors(factors.a, part, factors.alpha)
+        for module, part in zip(place.modules, b.split(rows), strict=True)
+    }
+
+
+def unknown(names: Iterable[str], known: Mapping[str, Place]) -> str:
+    """Message on modules of a file that a model doesn't have: blocks too many, or another model's."""
+    lost = sorted(name for name in names if _flat(name) not in known)
+    forms = {_form(name) for name in known}
+    if all(_form(_flat(name)) in forms for name in lost):
+        blocks = sorted({re.split(r"_\d+_", _flat(name))[0] for name in lost})
+        ranges = [f"{one} {_range(names, one)} in the file, {_range(known, one)} in the model" for one in blocks]
+        return f"the model has fewer blocks ({'; '.join(ranges)}), so it is a LoRA of another model"
+    family = family_of(names)
+    is_another = family is not None and family != family_of(known)
+    return f"the model has no layer {shown(lost)}; " + (
+        f"it is a LoRA of {family}" if is_another else "is it a LoRA of another model?"
+    )
+
+
+def family_of(names: Iterable[str]) -> str | None:
+    """The model whose layers are named so, or None where it isn't known."""
+    flat = [_flat(name) for name in names]
+    return next((model for model, pattern in _FAMILIES if any(re.search(pattern, name) for name in flat)), None)
+
+
+def _of_flux(config: Any) -> dict[str, tuple[str, ...]]:
+    keys = key_map(config.num_layers, config.num_single_layers, guidance=config.guidance_embeds)
+    linear = {
+        name.removesuffix(".weight"): tuple(one.removesuffix(".weight") for one in ours)
+        for name, ours in keys.items()
+        if name.endswith(".weight")
+    }
+    return linear | uno_lora.layers(config.num_layers, config.num_single_layers)
+
+
+def _of_flux2(config: Any) -> dict[str, tuple[str, ...]]:
+    layers: dict[str, tuple[str, ...]] = {name: (ours,) for name, ours in _FLUX2_TOP.items()}
+    for i in range(config.num_layers):
+        theirs, ours = f"double_blocks.{i}.", f"transformer_blocks.{i}."
+        layers |= {f"{theirs}{name}": (ours + one,) for name, one in _FLUX2_DOUBLE.items()}
+        layers |= {f"{theirs}{name}.qkv": tuple(f"{ours}attn.{one}" for one in trio) for name, *trio in _FLUX2_QKV}
+    for i in range(config.num_single_layers):
+        theirs, ours = f"single_blocks.{i}.", f"single_transformer_blocks.{i}."
+        layers |= {f"{theirs}{name}": (ours + one,) for name, one in _FLUX2_SINGLE.items()}
+    return layers
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", "_")
+
+
+def _form(name: str) -> str:
+    """A name without the number of its block."""
+    return re.sub(r"_\d+_", "_#_", name, count=1)
+
+
+def _range(names: Iterable[str], blocks: str) -> str:
+    numbers = [int(found[1]) for name in names if (found := re.match(rf"{blocks}_(\d+)_", _flat(name)))]
+    return f"{min(numbers)} to {max(numbers)}" if numbers else "none"
+
+
+def _swap(tensor: Tensor) -> Tensor:
+    first, second = tensor.chunk(2)
+    return torch.cat([second, first])

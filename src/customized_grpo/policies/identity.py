@@ -1,0 +1,20 @@
+"""Identity of an untrained policy: its options and the content of the files that they name."""
+
+from typing import Final
+
+from customized_grpo.identity.hashes import FileHashes, short_hash
+from customized_grpo.identity.sections import identified
+from customized_grpo.recipe.sections import PolicySpec
+
+_NO_PIXELS: Final = ("lora", "full", "gradient_checkpointing", "offline")
+"""Fields that don't decide what an untrained model draws."""
+
+
+def base_identity(policy: PolicySpec, hashes: FileHashes) -> str:
+    """Hash of a recipe's policy as far as it decides the images before the first step.
+
+    A folder that full fine-tuning starts from is in it; an adapter that training starts from has a hash of its own.
+    """
+    section = policy.model_dump(mode="json", exclude=set(_NO_PIXELS))
+    start = policy.full.path if policy.full is not None else None
+    return short_hash(identified([section, start], hashes))

@@ -1,0 +1,1 @@
+"""Asking over HTTP: which proxy, and how long to wait."""
