@@ -10,6 +10,7 @@ from pathlib import Path
 import cards
 import faults
 import judge_cases
+import lora_table
 import odd_images
 import recipe_page
 import reward_faults
@@ -21,6 +22,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "errors": wrong_inputs.sections,
     "image-files": odd_images.table,
     "judges": judge_cases.table,
+    "lora-files": lora_table.table,
     "reward-faults": reward_faults.table,
     "recipe": recipe_page.tables,
     "reliability": faults.table,

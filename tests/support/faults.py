@@ -173,6 +173,17 @@ def changed_recipe(site: Site) -> str:
     return site.fails(ValueError, run__resume="latest", train__lr=0.5)
 
 
+def edited_manifest(site: Site) -> str:
+    site.train(train__steps=1)
+    manifest = site.world / "train.jsonl"
+    before = manifest.read_text()
+    try:
+        manifest.write_text(before.replace("a blue cat", "a green cat"))
+        return site.fails(ValueError, run__resume="latest")
+    finally:
+        manifest.write_text(before)
+
+
 def harmless_change(site: Site) -> str:
     site.train(train__steps=1)
     return site.says(run__resume="latest", train__keep_checkpoints=1)
@@ -277,6 +288,8 @@ FAULTS = [
     Fault("Checkpoint whose manifest leads out of it", "refused, exit 2", manifest_leads_out, ("which is outside",)),
     Fault("Resumed with a key changed that changes a step", "refused, exit 2", changed_recipe,
           ("train.lr: was 0.01, given 0.5", "Start a new run")),
+    Fault("Resumed on data that were edited", "refused, exit 2", edited_manifest,
+          ("1 changed (dog-1)", "start a new run")),
     Fault("Resumed with a harmless key changed", "goes on, and names it", harmless_change,
           ("train.keep_checkpoints", "train.steps")),
     Fault("Out of GPU memory", "stops, exit 1; the message names the knobs, the last checkpoint stays", out_of_memory,

@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 from customized_grpo.policies.adapters.uno_lora import layers
 
 
-def uno_file(folder: Path, rank: int = 3) -> Path:
+def uno_file(folder: Path, rank: int = 3, seed: int = 5) -> Path:
     """A LoRA in UNO's format for the tiny model of 1 + 1 blocks and width 64."""
-    draw = torch.Generator().manual_seed(5)
+    draw = torch.Generator().manual_seed(seed)
     state = {}
     for place, modules in layers(1, 1).items():
         inner = 5 * 64 if place.endswith(".proj_lora") else 64

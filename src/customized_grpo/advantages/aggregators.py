@@ -5,7 +5,7 @@ parameters) -> [G,K]``; its keyword-only parameters are the keys of ``advantage.
 """
 
 from itertools import combinations
-from typing import Annotated
+from typing import Annotated, Final
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from customized_grpo.advantages.normalize import normalize
+
+FORMULAS: Final = {"minimum": 2, "maximum": 2}
+"""Version of a formula that changed under its name; 1 of all others. Checkpoints keep it."""
 
 
 def weighted_sum(a: Float[Tensor, "g q"], w: Float[Tensor, "k q"]) -> Float[Tensor, "g k"]:

@@ -25,7 +25,10 @@ def export(
         typer.Option("--with-base", help="one LoRA of policy.base_lora and the adapter, for the stock base"),
     ] = False,
     config: Annotated[
-        str | None, typer.Option(help="recipe that says the policy; by default the run's own config.yaml")
+        str | None,
+        typer.Option(
+            help="recipe that says the policy, for LoRAs of other tools too; by default the run's own config.yaml"
+        ),
     ] = None,
 ) -> None:
     """Write a trained adapter as a LoRA file of diffusers or of UNO, or fused into its model."""
@@ -42,9 +45,8 @@ def export(
     if with_base and whole:
         raise ValueError(f"--with-base: --format {form} holds the base's LoRA anyway; leave it out")
     needed = with_base or whole
-    if config is not None and not needed:
-        raise ValueError("--config: it has no effect on a LoRA file without --with-base; leave it out")
-    recipe = load_any(config if config is not None else run_config(adapter)) if needed else None
+    named = config is not None or needed  # a LoRA of another tool's names is read by the model that --config says
+    recipe = load_any(config if config is not None else run_config(adapter)) if named else None
     hush_libraries()
     written = run(adapter, folder, chosen, with_base=with_base, recipe=recipe)
     say(str(written))

@@ -10,7 +10,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Final, Literal, final
 
@@ -125,26 +124,6 @@ def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     path = Path(path)
     return _rgb(_decode(path, lambda: _open(path), max_pixels))
-
-
-def load_recent(path: Path) -> Image.Image:
-    """``load_image``, with the last few kept: neighbouring examples share their subject, and photos decode slowly.
-
-    A file that has changed is read again.
-
-    Raises:
-        ImageError: as for ``load_image``.
-    """
-    try:
-        found = path.stat()
-    except OSError:
-        return load_image(path)  # which says why
-    return _recent(path, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-
-
-@lru_cache(maxsize=32)
-def _recent(path: Path, *state: int) -> Image.Image:
-    return load_image(path)
 
 
 def read_image(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:

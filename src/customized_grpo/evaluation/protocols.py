@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, final
 from PIL.Image import Image
 
 from customized_grpo.data.dreambench import ORIGINAL
-from customized_grpo.data.images import load_recent
+from customized_grpo.data.recent import load_recent
 from customized_grpo.evaluation.published import CUSTOMIZED_GRPO_FIGURE, STANDARD, UNO_TABLE_1, Published
 from customized_grpo.registry import did_you_mean
 from customized_grpo.types import Example

@@ -8,6 +8,7 @@ import json
 import os
 import stat
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,6 +31,29 @@ def file_hash(path: Path) -> str:
     """sha256 of a file in hexadecimal; it isn't read at once, as whole models are hashed, too."""
     with path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def equal_files(paths: Iterable[Path]) -> dict[Path, Path]:
+    """Each file to the first one of equal content; files that aren't there are left out.
+
+    A file is read only if others have its size, and as a whole only if others begin as it does.
+    """
+    groups = [[path for path in dict.fromkeys(paths) if path.is_file()]]
+    marks: tuple[Callable[[Path], object], ...] = (lambda path: path.stat().st_size, _beginning, file_hash)
+    for mark in marks:
+        finer: list[list[Path]] = []
+        for group in groups:
+            parts: defaultdict[object, list[Path]] = defaultdict(list)
+            for path in group:
+                parts[mark(path) if len(group) > 1 else None].append(path)
+            finer += parts.values()
+        groups = finer
+    return {path: group[0] for group in groups for path in group}
+
+
+def _beginning(path: Path) -> bytes:
+    with path.open("rb") as opened:
+        return hashlib.sha256(opened.read(1 << 16)).digest()
 
 
 def short_hash(value: Any) -> str:

@@ -133,10 +133,11 @@ def load_policy(
     Raises:
         ValueError: the model is missing, not one of the policy's, or can't run as configured.
     """
+    asked, key = ("auto", "device") if device is None else (str(device), "device")
     if isinstance(spec, Recipe | EvaluateRecipe):
-        device = device or open_device(spec.run.device)
+        asked, key = (spec.run.device, "run.device") if device is None else (asked, key)
         precision, spec = precision or spec.run.precision, spec.policy
-    device = device or open_device("auto")
+    device = open_device(asked, key)
     kind: Any = registry.resolve("policies", registry.type_of(spec))
     absent = {"all": (), "encoders": ("transformer",), "all but encoders": kind.encoders}[parts]
     missing = {"absent": absent} if kind.encoders and absent else {}

@@ -15,11 +15,12 @@ from customized_grpo.policies.adapters.flux_keys import to_original
 from customized_grpo.policies.adapters.full import TransformerFolder
 from customized_grpo.policies.adapters.hashes import base_hash
 from customized_grpo.policies.adapters.lora_files import HEADER, WEIGHTS_NAME, write_update
+from customized_grpo.policies.adapters.lora_reader import LoraFile
 from customized_grpo.policies.adapters.low_rank import Factors, fuse, joined
 from customized_grpo.policies.adapters.tensor_files import write_tensors
 from customized_grpo.policies.base import load_policy
 from customized_grpo.policies.flux_loading import FluxConfig, original_keys
-from customized_grpo.policies.pipelines import empty_transformer
+from customized_grpo.policies.pipelines import PipelineConfig, empty_transformer
 from customized_grpo.recipe.config import EvaluateRecipe, Recipe
 
 Format = Literal["diffusers", "uno", "model", "original"]
@@ -35,7 +36,8 @@ def export(adapter: str, out: Path, form: Format, *, with_base: bool, recipe: Re
         form: ``diffusers`` and ``uno`` are LoRA files; ``model`` is a whole pipeline in diffusers' layout and
             ``original`` one file in Black Forest Labs' format, both with every LoRA fused in.
         with_base: join the recipe's base LoRA and the adapter into one file, their ranks one after another.
-        recipe: the adapter's training recipe; not needed for ``diffusers`` and ``uno`` without the base.
+        recipe: the adapter's training recipe; not needed for ``diffusers`` and ``uno`` without the base, where the
+            adapter's layers have diffusers' names.
 
     Returns:
         The file or folder that was written.
@@ -54,7 +56,7 @@ def export(adapter: str, out: Path, form: Format, *, with_base: bool, recipe: Re
             f"{file.path} is a transformer that was trained in full, and no LoRA; use --format model or original, or "
             "open the folder by diffusers as it is"
         )
-    update = file.by_its_names()
+    update = file.by_its_names() if recipe is None else _by_the_model(file, recipe)
     about = {name: text for name, text in file.metadata.items() if name != HEADER}
     about["exported_from"] = str(file.path)
     if with_base:
@@ -74,6 +76,13 @@ def _flux_policy(recipe: Recipe | EvaluateRecipe | None, what: str) -> FluxConfi
             f"{what}: it is for policies on FLUX.1 (uno, flux-kontext), and the recipe's is {recipe.policy.type!r}"
         )
     return recipe.policy
+
+
+def _by_the_model(file: LoraFile, recipe: Recipe | EvaluateRecipe) -> dict[str, Factors]:
+    """The update of a file whose layers a model names, without that model's weights."""
+    if not isinstance(recipe.policy, PipelineConfig):
+        return file.by_its_names()
+    return file.update(empty_transformer(recipe.policy))
 
 
 def _base_update(config: FluxConfig) -> dict[str, Factors]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, final
 
 from jaxtyping import Float
-from PIL.Image import Image
+from PIL.Image import Image, Resampling
 from pydantic import Field
 from torch import Tensor
 
@@ -18,9 +18,11 @@ from customized_grpo.policies.flux_loading import FluxConfig
 from customized_grpo.policies.flux_tokens import (
     PIXELS_PER_TOKEN,
     diagonal_ids,
-    fit_to_kontext,
-    fit_to_long_side,
+    kontext_size,
     layered_ids,
+    long_side_size,
+    scale_and_crop,
+    whole_tokens,
 )
 from customized_grpo.policies.pipelines import FromLibrary
 from customized_grpo.recipe.sections import ShiftRule
@@ -45,6 +47,15 @@ class UNOConfig(FluxConfig):
         """Its ``reference_size``."""
         return self.reference_size
 
+    def scaled_size(self, size: tuple[int, int], count: int) -> tuple[int, int]:
+        """UNO's scaling of one of ``count`` references, before it is cropped to whole tokens."""
+        rule = _LONG_SIDE_ONE if count == 1 else _LONG_SIDE_SEVERAL
+        return long_side_size(size, self.reference_size or rule)
+
+    def fitted_size(self, size: tuple[int, int], count: int) -> tuple[int, int]:
+        """UNO's preprocessing."""
+        return whole_tokens(self.scaled_size(size, count))
+
 
 @final
 class UNO(Flux):
@@ -56,8 +67,7 @@ class UNO(Flux):
 
     def fit(self, image: Image, count: int) -> Image:
         """UNO's preprocessing."""
-        rule = _LONG_SIDE_ONE if count == 1 else _LONG_SIDE_SEVERAL
-        return fit_to_long_side(image, self.config.reference_size or rule)
+        return scale_and_crop(image, self.config.scaled_size(image.size, count))
 
     def ids(self, grid: tuple[int, int], references: Sequence[tuple[int, int]]) -> Float[Tensor, "p 3"]:
         """UNO's diagonal offsets."""
@@ -80,6 +90,10 @@ class KontextConfig(FluxConfig):
         """Its ``reference_size``."""
         return self.reference_size
 
+    def fitted_size(self, size: tuple[int, int], count: int) -> tuple[int, int]:
+        """Kontext's preprocessing."""
+        return kontext_size(size, self.reference_size)
+
 
 @final
 class Kontext(Flux):
@@ -90,8 +104,8 @@ class Kontext(Flux):
     config: KontextConfig
 
     def fit(self, image: Image, count: int) -> Image:
-        """Kontext's preprocessing."""
-        return fit_to_kontext(image, self.config.reference_size)
+        """Kontext's preprocessing: stretched (Lanczos)."""
+        return image.convert("RGB").resize(self.config.fitted_size(image.size, count), Resampling.LANCZOS)
 
     def ids(self, grid: tuple[int, int], references: Sequence[tuple[int, int]]) -> Float[Tensor, "p 3"]:
         """Kontext's planes."""

@@ -14,14 +14,13 @@ from typing import Any, ClassVar, Literal, final
 
 import torch
 from jaxtyping import Float, Int, UInt8
-from PIL import Image as PILImage
 from PIL.Image import Image
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from customized_grpo.policies import shifts
 from customized_grpo.policies.base import PolicyConfig
-from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN, pack, unpack
+from customized_grpo.policies.flux_tokens import pack, scale_and_crop, unpack, whole_tokens
 from customized_grpo.policies.pipeline_policy import PipelinePolicy
 from customized_grpo.policies.pipelines import FromLibrary, PipelineConfig, decode_images, run_tokens
 from customized_grpo.recipe.sections import ShiftRule
@@ -47,6 +46,10 @@ class _Config(PipelineConfig):
     def reference_side(self) -> int:
         """Its ``reference_size``."""
         return self.reference_size
+
+    def fitted_size(self, size: tuple[int, int], count: int) -> tuple[int, int]:
+        """The pipelines' preprocessing."""
+        return whole_tokens(shrunk_size(size, self.reference_size))
 
     def prompt_tokens(self) -> int:
         """Its ``max_sequence_length``."""
@@ -109,7 +112,7 @@ class _Flux2(PipelinePolicy):
             ValueError: more references than ``max_references``, or one of a shape that the model doesn't take; or the
                 text encoder was left out.
         """
-        self.config.check_references(references, least=0)
+        self.config.check_references([image.size for image in references])
         encoded = [self._encode_reference(image) for image in references]
         tokens = [pack(latents) for latents in encoded]
         grids = [(latents.shape[-2] // 2, latents.shape[-1] // 2) for latents in encoded]
@@ -133,7 +136,7 @@ class _Flux2(PipelinePolicy):
         return states.to(self.dtype)
 
     def _encode_reference(self, image: Image) -> Float[Tensor, "1 c height width"]:
-        fitted = fit_reference(image, self.config.reference_size)
+        fitted = scale_and_crop(image, shrunk_size(image.size, self.config.reference_size))
         pixels = self._pipeline.image_processor.preprocess(fitted).to(self.device)
         latents: Tensor = self._vae.encode(pixels).latent_dist.mode()
         return latents
@@ -231,22 +234,19 @@ def text_ids(length: int, device: torch.device) -> Int[Tensor, "l 4"]:
     return torch.stack([*[torch.zeros_like(places)] * 3, places], dim=1)
 
 
-def fit_reference(image: Image, side: int) -> Image:
-    """The pipelines' preprocessing: shrink to at most ``side`` squared pixels (Lanczos), crop to whole tokens.
+def shrunk_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """The pipelines' scaling: (width, height) of at most ``side`` squared pixels.
 
     Raises:
         ValueError: it is too small or too long for the model.
     """
-    width, height = image.size
-    if min(image.size) < _SHORTEST or max(image.size) > _WIDEST * min(image.size):
+    width, height = size
+    if min(size) < _SHORTEST or max(size) > _WIDEST * min(size):
         raise ValueError(
             f"a reference of {width} x {height} pixels: FLUX.2 takes sides of at least {_SHORTEST} pixels, none over "
             f"{_WIDEST} times the other; crop or enlarge it"
         )
-    if width * height > side**2:
-        scale = math.sqrt(side**2 / (width * height))
-        width, height = int(width * scale), int(height * scale)
-    kept_w, kept_h = (length // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN for length in (width, height))
-    left, top = (width - kept_w) // 2, (height - kept_h) // 2
-    shrunk = image.convert("RGB").resize((width, height), PILImage.Resampling.LANCZOS)
-    return shrunk.crop((left, top, left + kept_w, top + kept_h))
+    if width * height <= side**2:
+        return size
+    scale = math.sqrt(side**2 / (width * height))
+    return int(width * scale), int(height * scale)

@@ -83,17 +83,11 @@ class Flux(Policy):
         Raises:
             ValueError: too few or too many references, or one that is too narrow to give a token.
         """
-        low, high, given = self.config.min_references, self.config.max_references, len(references)
-        if not low <= given <= high:
-            allowed = str(low) if low == high else f"{low} to {high}"
-            raise ValueError(
-                f"{given} references given for {prompt!r}, but policy.type={self.config.type} takes {allowed} "
-                f"(policy.min_references={low}, policy.max_references={high}); give as many, or change these keys"
-            )
+        self.config.check_references([image.size for image in references])
         text, pooled, _ = self.pipeline.encode_prompt(
             prompt, None, device=self.device, max_sequence_length=self.config.max_sequence_length
         )
-        return self.condition(text, pooled, [self._latents(self.fit(image, given)) for image in references])
+        return self.condition(text, pooled, [self._latents(self.fit(image, len(references))) for image in references])
 
     def condition(
         self,

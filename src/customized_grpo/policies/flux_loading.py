@@ -1,17 +1,19 @@
-"""Loading FLUX.1 from the hub, a folder, or a single file in Black Forest Labs' format: safetensors only."""
+"""Loading FLUX.1 from the hub, a folder, or a single file of the transformer's weights: safetensors only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 
+from customized_grpo.console import err, say
 from customized_grpo.policies import shifts
 from customized_grpo.policies.adapters.base_lora import BaseLora, apply_base_lora
-from customized_grpo.policies.adapters.flux_keys import from_original, key_map
-from customized_grpo.policies.adapters.tensor_files import read_tensors
+from customized_grpo.policies.adapters.flux_keys import from_original, in_diffusers, key_map
+from customized_grpo.policies.adapters.tensor_files import read_metadata, read_tensors
 from customized_grpo.policies.hub_files import weights_file
 from customized_grpo.policies.pipelines import PipelineConfig, check_folder, empty_transformer, open_pipeline
+from customized_grpo.policies.single_file import other_model, plain, said, transformer_of
 from customized_grpo.recipe.sections import ShiftRule
 
 
@@ -27,13 +29,18 @@ class FluxConfig(PipelineConfig):
     }
 
     shift_rules: ClassVar[Mapping[str, ShiftRule]] = {"dynamic": shifts.flux}
+    one_file_goes: ClassVar[str] = (
+        "give it as policy.transformer, and as policy.model the rest: black-forest-labs/FLUX.1-dev, or a folder in "
+        "diffusers' layout"
+    )
 
     model: str = Field(description="a folder in diffusers' layout, a hub id, or the shipped 'mini'")
     offline: bool = Field(default=False, description="use what is in the hub's cache and never ask the hub")
     transformer: str | None = Field(
         default=None,
-        description="a single .safetensors file in Black Forest Labs' format (flux1-dev.safetensors, or one with a "
-        "LoRA fused in), by path or as organisation/name/file on the hub; all else comes from model",
+        description="a single .safetensors file of FLUX.1's transformer, in Black Forest Labs' names or diffusers', "
+        "alone or in ComfyUI's all-in-one checkpoint, float8 too; by path or as organisation/name/file on the hub; all "
+        "else comes from model",
     )
     base_lora: BaseLora | None = Field(default=None, description="a released LoRA that is part of the base")
     guidance: NonNegativeFloat = Field(default=3.5, description="distilled guidance; without effect on FLUX.1-schnell")
@@ -66,6 +73,14 @@ class FluxConfig(PipelineConfig):
         if self.full is not None and self.base_lora is not None and self.base_lora.mode == "adapter":
             raise ValueError("full: the base's LoRA must be in the weights that are trained; use base_lora.mode=fuse")
         return self
+
+    def reference_counts(self) -> tuple[int, int]:
+        """``min_references`` to ``max_references``."""
+        return self.min_references, self.max_references
+
+    def count_keys(self) -> Mapping[str, int]:
+        """Both."""
+        return {"min_references": self.min_references, "max_references": self.max_references}
 
     def prompt_tokens(self) -> int:
         """Its ``max_sequence_length``."""
@@ -104,7 +119,7 @@ def load_flux(
         device=device,
         dtype=dtype,
         absent=absent,
-        own={"transformer": _original_transformer(config, dtype)} if single_file else {},
+        own={"transformer": _single_file_transformer(config, dtype)} if single_file else {},
         offline=config.offline,
     )
     if whole and config.base_lora is not None:
@@ -112,7 +127,7 @@ def load_flux(
     return pipeline
 
 
-def _original_transformer(config: FluxConfig, dtype: torch.dtype) -> Any:
+def _single_file_transformer(config: FluxConfig, dtype: torch.dtype) -> Any:
     """The model of ``model``'s configuration with the weights of ``transformer``."""
     assert config.transformer is not None
     transformer = empty_transformer(config, offline=config.offline)
@@ -120,14 +135,22 @@ def _original_transformer(config: FluxConfig, dtype: torch.dtype) -> Any:
     tensors = read_tensors(file, "policy.transformer:")
     shapes = {name: tensor.shape for name, tensor in transformer.state_dict().items()}
     try:
-        state = from_original(tensors, original_keys(transformer), shapes)
+        part, aside = transformer_of(tensors)
+        weights = plain(part, read_metadata(file, "policy.transformer:"), dtype)
+        state = weights if in_diffusers(weights, shapes) else from_original(weights, original_keys(transformer), shapes)
     except ValueError as error:
         raise ValueError(
-            f"policy.transformer: {config.transformer!r} does not fit {config.model!r}: {error}. Is it FLUX.1 in Black "
-            "Forest Labs' format?"
+            f"policy.transformer: {config.transformer!r} does not fit {config.model!r}: {error}. {_kind(tensors)}"
         ) from error
-    transformer.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, strict=True, assign=True)
+    if aside:
+        say(f"policy.transformer: {str(file)!r}: left aside, as {config.model!r} has its own: {said(aside)}", on=err)
+    transformer.load_state_dict(state, strict=True, assign=True)
     return transformer
+
+
+def _kind(names: Iterable[str]) -> str:
+    other = other_model(names)
+    return f"It looks like {other}" if other else "Is it FLUX.1 in Black Forest Labs' or diffusers' names, and whole?"
 
 
 def original_keys(transformer: Any) -> dict[str, tuple[str, ...]]:

@@ -44,45 +44,51 @@ def _ids(plane: int, row: int, column: int, h: int, w: int) -> Float[Tensor, "s 
     return torch.stack([torch.full_like(rows, plane), rows, columns], dim=-1).reshape(-1, 3).float()
 
 
-def fit_to_long_side(image: Image, long_side: int) -> Image:
-    """UNO's preprocessing: scale to a long side of ``long_side`` (Lanczos), crop the centre to whole tokens.
-
-    The short side is truncated as UNO's code does, in the same order of float operations.
+def long_side_size(size: tuple[int, int], long_side: int) -> tuple[int, int]:
+    """(width, height) scaled to a long side; the short one is truncated as UNO's code does, in its order of operations.
 
     Raises:
         ValueError: the short side is under one token after scaling.
     """
-    width, height = image.size
+    width, height = size
     if width >= height:
-        width, height = long_side, int((long_side / width) * height)
+        scaled = long_side, int((long_side / width) * height)
     else:
-        width, height = int((long_side / height) * width), long_side
-    kept_w, kept_h = (side // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN for side in (width, height))
-    if not (kept_w and kept_h):
+        scaled = int((long_side / height) * width), long_side
+    if min(scaled) < PIXELS_PER_TOKEN:
         raise ValueError(
-            f"a reference of {image.width} x {image.height} pixels is too narrow: scaled to a long side of "
+            f"a reference of {width} x {height} pixels is too narrow: scaled to a long side of "
             f"{long_side}, its short side is under {PIXELS_PER_TOKEN}; crop it, or raise policy.reference_size"
         )
-    left, top = (width - kept_w) // 2, (height - kept_h) // 2
-    scaled = image.convert("RGB").resize((width, height), PILImage.Resampling.LANCZOS)
+    return scaled
+
+
+def whole_tokens(size: tuple[int, int]) -> tuple[int, int]:
+    """The largest size in whole tokens inside another."""
+    return size[0] // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN, size[1] // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN
+
+
+def scale_and_crop(image: Image, size: tuple[int, int]) -> Image:
+    """Scale (Lanczos) and crop the centre to whole tokens."""
+    kept_w, kept_h = whole_tokens(size)
+    left, top = (size[0] - kept_w) // 2, (size[1] - kept_h) // 2
+    scaled = image.convert("RGB").resize(size, PILImage.Resampling.LANCZOS)
     return scaled.crop((left, top, left + kept_w, top + kept_h))
 
 
-def fit_to_kontext(image: Image, side: int) -> Image:
-    """Kontext's preprocessing: stretch (Lanczos) to the size of the nearest aspect ratio that it was trained on.
+def kontext_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(width, height) of the nearest aspect ratio that Kontext was trained on.
 
     Args:
-        image: of any size.
+        size: any.
         side: of the square with the wanted area; 1024 gives the trained sizes, less scales them down to whole tokens.
     """
     from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
 
-    aspect = image.width / image.height
-    _, width, height = min((abs(aspect - w / h), w, h) for w, h in PREFERRED_KONTEXT_RESOLUTIONS)
-    width, height = (
-        max(edge * side // _KONTEXT_SIDE // PIXELS_PER_TOKEN, 1) * PIXELS_PER_TOKEN for edge in (width, height)
-    )
-    return image.convert("RGB").resize((width, height), PILImage.Resampling.LANCZOS)
+    aspect = size[0] / size[1]
+    _, *trained = min((abs(aspect - w / h), w, h) for w, h in PREFERRED_KONTEXT_RESOLUTIONS)
+    width, height = (max(edge * side // _KONTEXT_SIDE // PIXELS_PER_TOKEN, 1) * PIXELS_PER_TOKEN for edge in trained)
+    return width, height
 
 
 def pack(latents: Float[Tensor, "n c height width"]) -> Float[Tensor, "n s c4"]:

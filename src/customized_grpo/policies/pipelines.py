@@ -12,7 +12,6 @@ from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float, UInt8
-from PIL.Image import Image
 from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from customized_grpo.policies.adapters.tensor_files import check_finite
 from customized_grpo.policies.base import Policy, PolicyConfig
 from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN
 from customized_grpo.policies.hub_files import hub_problem
+from customized_grpo.policies.single_file import check_no_file
 from customized_grpo.types import Conditioning
 
 _DECODE_CHUNK = 4
@@ -45,8 +45,11 @@ class PipelineConfig(PolicyConfig):
 
     not_encoded: ClassVar[frozenset[str]] = PolicyConfig.not_encoded | {"max_references"}
 
+    least_references: ClassVar[int] = 0
     channels: ClassVar[int] = 64
     """C of a token: of 2 x 2 latents of the VAE."""
+    one_file_goes: ClassVar[str] = "give a hub id, or a folder in diffusers' layout (made by its from_single_file)"
+    """What to do with a single file of weights."""
 
     model: str = Field(description="a folder in diffusers' layout, or a hub id")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
@@ -62,6 +65,15 @@ class PipelineConfig(PolicyConfig):
             raise ValueError(f"given {pixels}; this model needs a multiple of {PIXELS_PER_TOKEN}: use {near}")
         return pixels
 
+    def source(self) -> str:
+        """The folder or hub id that the weights are read from.
+
+        Raises:
+            ValueError: it is one file of weights, or nothing is there.
+        """
+        check_no_file(self.model, self.one_file_goes)
+        return super().source()
+
     @property
     def grid(self) -> tuple[int, int]:
         """(h, w) of an image in tokens."""
@@ -71,22 +83,13 @@ class PipelineConfig(PolicyConfig):
         """(S, C)."""
         return self.grid[0] * self.grid[1], self.channels
 
-    def check_references(self, references: Sequence[Image], *, least: int) -> None:
-        """Refuse too few or too many references.
+    def reference_counts(self) -> tuple[int, int]:
+        """``least_references`` to ``max_references``."""
+        return self.least_references, self.max_references
 
-        Raises:
-            ValueError: their number is not between ``least`` and ``max_references``.
-        """
-        if len(references) < least:
-            raise ValueError(
-                f"{len(references)} references given, but policy.type {self.type} draws from at least {least}; "
-                "give every example a reference, or use a policy that draws from text alone (flux2, uno)"
-            )
-        if len(references) > self.max_references:
-            raise ValueError(
-                f"{len(references)} references given, but policy.max_references is {self.max_references}; "
-                "give fewer, or raise it"
-            )
+    def count_keys(self) -> Mapping[str, int]:
+        """Its ``max_references``."""
+        return {"max_references": self.max_references}
 
 
 @final

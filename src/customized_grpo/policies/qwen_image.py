@@ -27,6 +27,8 @@ from customized_grpo.types import Conditioning
 
 _SEEN_SIZE = 384
 """Side of the square whose area a reference has for Qwen2.5-VL, roughly."""
+_LONGEST = 200
+"""Aspect ratio above which Qwen2.5-VL's image processor raises."""
 _ROUNDING = 32
 _PICTURE = "Picture {}: <|vision_start|>{}<|vision_end|>"
 _PAD = "<|image_pad|>"
@@ -35,6 +37,7 @@ _PAD = "<|image_pad|>"
 class QwenImageEditPlusConfig(PipelineConfig):
     """A recipe's section ``policy`` with ``type: qwen-image-edit-plus``."""
 
+    least_references: ClassVar[int] = 1
     shift_rules: ClassVar[Mapping[str, ShiftRule]] = {"dynamic": shifts.qwen_image_edit}
 
     type: Literal["qwen-image-edit-plus"] = "qwen-image-edit-plus"
@@ -52,6 +55,16 @@ class QwenImageEditPlusConfig(PipelineConfig):
     def reference_side(self) -> int:
         """Its ``reference_size``."""
         return self.reference_size
+
+    def fitted_size(self, size: tuple[int, int], count: int) -> tuple[int, int]:
+        """The pipeline's preprocessing, of the reference's tokens; Qwen2.5-VL sees a smaller picture of it."""
+        seen = area_size(size, _SEEN_SIZE)
+        if max(seen) > _LONGEST * min(seen):
+            raise ValueError(
+                f"a reference of {size[0]} x {size[1]} pixels is too narrow: Qwen2.5-VL takes no picture over "
+                f"{_LONGEST} times as long as wide; crop it"
+            )
+        return area_size(size, self.reference_size)
 
     @model_validator(mode="after")
     def _negative_is_used(self) -> Self:
@@ -106,7 +119,7 @@ class QwenImageEditPlus(PipelinePolicy):
             ValueError: no reference, more than ``max_references``, or one that is too narrow; or the text encoder was
                 left out.
         """
-        self.config.check_references(references, least=1)
+        self.config.check_references([image.size for image in references])
         encoded = [self._encode_reference(image) for image in references]
         grids = [(latents.shape[-2] // 2, latents.shape[-1] // 2) for latents in encoded]
         seen = [self._resized(image, _SEEN_SIZE) for image in references]

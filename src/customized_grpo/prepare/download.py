@@ -206,13 +206,14 @@ def _git_hash(path: Path) -> str:
 
 
 def _of_hub(name: str, revision: str | None) -> list[Remote]:
+    import httpx2
     from huggingface_hub import HfApi, get_token, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     api = HfApi()
     try:
         info = api.dataset_info(name, revision=revision, files_metadata=True)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, httpx2.HTTPError, OSError) as error:
         raise DownloadError(f"{name}: the hub has no such data set, or can't be reached ({error})") from error
     except (ValueError, ImportError) as error:  # of the hub's client, which reads all proxies at its start
         said = "; ".join(unusable(os.environ)) or str(error)

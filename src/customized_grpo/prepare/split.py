@@ -1,17 +1,18 @@
-"""Train/test split of a manifest by subject: no individual and no picture is on both sides.
+"""Train/test split of a manifest by subject: no individual and no picture, whatever its name, is on both sides.
 
 ``extra.subject_id`` of a row (a name, or a list if it shows several) identifies individuals; ``subject`` is
 the class word, which many individuals share. Rows that share an individual or a picture stay together.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
 
 from customized_grpo.atomic import replacing
 from customized_grpo.data.rows import ManifestError, Row, sound_rows
+from customized_grpo.identity.hashes import equal_files
 from customized_grpo.text import read_lines
 
 By = Literal["individual", "class"]
@@ -34,8 +35,14 @@ def identities(row: Row) -> tuple[str, ...]:
     return tuple(str(name) for name in names if name is not None and name != "")
 
 
-def groups_of(rows: Sequence[Row], by: By) -> list[list[int]]:
-    """Indices of connected rows; groups and their members are in order of the rows."""
+def groups_of(rows: Sequence[Row], by: By, same: Mapping[str, str] | None = None) -> list[list[int]]:
+    """Indices of connected rows; groups and their members are in order of the rows.
+
+    Args:
+        rows: the manifest's.
+        by: what connects them besides pictures.
+        same: the name under which a picture counts, for pictures that are in several files.
+    """
     parent = list(range(len(rows)))
 
     def find(index: int) -> int:
@@ -46,7 +53,7 @@ def groups_of(rows: Sequence[Row], by: By) -> list[list[int]]:
 
     first: dict[tuple[str, str], int] = {}
     for index, row in enumerate(rows):
-        for key in _keys(row, by):
+        for key in _keys(row, by, same or {}):
             one, other = find(index), find(first.setdefault(key, index))
             parent[max(one, other)] = min(one, other)
     groups: defaultdict[int, list[int]] = defaultdict(list)
@@ -69,7 +76,8 @@ def split_manifest(
         ValueError: a line is bad, a name is unknown, or one side would be empty.
     """
     rows, lines = _read(path)
-    groups = groups_of(rows, by)
+    equal = equal_files(path.parent / name for row in rows for name in row.images())
+    groups = groups_of(rows, by, {str(one.relative_to(path.parent)): str(of) for one, of in equal.items()})
     if names:
         held = _named(rows, groups, names, by)
     else:
@@ -103,9 +111,9 @@ def split_manifest(
     return train, tested
 
 
-def _keys(row: Row, by: By) -> Iterator[tuple[str, str]]:
+def _keys(row: Row, by: By, same: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     yield from (("individual", name) for name in identities(row))
-    yield from (("image", path) for path in row.images())
+    yield from (("image", same.get(path, path)) for path in row.images())
     if by == "class" and row.subject:
         yield "class", row.subject
 

@@ -20,6 +20,7 @@ from pydantic import (
 
 from customized_grpo import registry
 from customized_grpo.paths import home_expanded, model_path
+from customized_grpo.recipe.references import ReferenceLimits
 
 LocalPath: TypeAlias = Annotated[str, AfterValidator(home_expanded)]
 """A file or folder of this machine."""
@@ -76,7 +77,7 @@ class FullSettings(Section):
     )
 
 
-class PolicySpec(registry.PluginSection):
+class PolicySpec(registry.PluginSection, ReferenceLimits):
     """The typed base of every policy's ``Config``; each policy adds its own fields.
 
     Attributes:

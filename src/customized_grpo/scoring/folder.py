@@ -29,6 +29,8 @@ from customized_grpo.scoring.score import load_rewards
 from customized_grpo.scoring.scorer import Scorer
 from customized_grpo.types import Example
 
+_COLUMNS: Final = ("image", "example", "error")
+"""Columns of a written table that are no scores."""
 TABLES: Final = (".csv", ".jsonl")
 _CHUNK: Final = 32
 """Limit on images of one example and size in memory at a time."""
@@ -78,6 +80,8 @@ def read_rewards(types: Sequence[str], options: Sequence[str]) -> Mapping[str, A
     for text in types:
         name, equals, kind = text.rpartition("=")
         name = name if equals else re.split(r"[:.]", kind)[-1]
+        if name in _COLUMNS:
+            raise RecipeError(f"--reward {text}: {name!r} is another column of the table; name it: my_{name}={kind}")
         if name in names:
             raise RecipeError(f"--reward {text}: the name {name!r} comes twice; name one: --reward other={kind}")
         names.add(name)
@@ -123,8 +127,14 @@ def with_manifest(folder: Path, manifest: Path) -> list[Job]:
     index = {key: at for at, key in enumerate(dataset.keys())}
     jobs, strange = [], []
     for path in find_images(folder):
-        candidates = (path.stem, re.sub(r"[-_.]\d+$", "", path.stem), path.parent.name)
-        key = next((name for name in candidates if name in index), None)
+        candidates = dict.fromkeys((path.stem, re.sub(r"[-_.]\d+$", "", path.stem), path.parent.name))
+        found = [name for name in candidates if name in index]
+        if len(found) > 1:
+            raise ValueError(
+                f"{_shown(path, folder)} may be of example {found[0]!r} or {found[1]!r}, both of {manifest}; put "
+                f"it in a folder of its example's name and call it by a number: {found[0]}/0.png"
+            )
+        key = next(iter(found), None)
         if key is None:
             strange.append(_shown(path, folder))
         else:

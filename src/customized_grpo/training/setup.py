@@ -26,10 +26,12 @@ from customized_grpo.data.order import groups_a_rank
 from customized_grpo.devices import open_device
 from customized_grpo.evaluation.metrics import AnyMetric, build_metrics
 from customized_grpo.evaluation.summary import Row
+from customized_grpo.identity.hashes import HASHES, FileHashes, meanwhile, short_hash
 from customized_grpo.objectives.step_weights import step_sensitivity, step_weights
 from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.adapters.sharding import reshard
 from customized_grpo.policies.base import Policy
+from customized_grpo.policies.identity import base_identity
 from customized_grpo.recipe.config import AXES, Recipe
 from customized_grpo.sampling.clock import Clock
 from customized_grpo.sampling.dynamics import Transition
@@ -39,6 +41,7 @@ from customized_grpo.scoring.scorer import Scorer
 from customized_grpo.training import engine
 from customized_grpo.training.distributed import together
 from customized_grpo.training.encoded import load_held_out, needed_of
+from customized_grpo.training.identity import RunIdentity
 from customized_grpo.training.optimizers import build_optimizer
 from customized_grpo.training.tracking import prepare_folder
 from customized_grpo.types import Conditioning, Example
@@ -72,6 +75,8 @@ class Evaluation:
     dataset: Dataset
     metrics: dict[str, AnyMetric]
     encode: Encode
+    base: str
+    """Identity of the untrained policy; see ``policies.identity``."""
     rows: dict[str, list[Row]] = field(default_factory=dict)
 
 
@@ -103,6 +108,10 @@ class Parts:
     ema: EMAModel | None
     evaluation: Evaluation | None
     clock: Clock
+    hashes: FileHashes
+    """Hashes of files that this run reads, remembered in its folder."""
+    identity: RunIdentity | None
+    """What the run stands on, for checkpoints; None on all processes but the main one."""
     state: RunState = field(default_factory=RunState)
 
     @contextmanager
@@ -159,13 +168,16 @@ def build(recipe: Recipe) -> Parts:
             prepare_folder(folder, resuming=run.resume is not None)
     with together(accelerator, ValueError):
         dataset, held_out = load_dataset(recipe.data, "data"), load_held_out(recipe)
+        hashes = FileHashes(folder / HASHES)
+        identity = RunIdentity(recipe, dataset, hashes) if accelerator.is_main_process else None
         rewards = load_rewards(recipe.rewards, device=device)
     # Completing a cache waits for the others on its way, so a rank that fails in it can't tell them: it ends the job.
     agreed = together(accelerator, ValueError) if run.cache is None else contextlib.nullcontext()
     with agreed, bars("conditioning: ") as progress:
         process = Process.of(accelerator, run.precision, progress)
         jobs = partial(needed_of, recipe, dataset, held_out)
-        policy, encode = open_policy(recipe.policy, run.cache, jobs, process)
+        with meanwhile(partial(base_identity, recipe.policy, hashes)):
+            policy, encode = open_policy(recipe.policy, run.cache, jobs, process)
         tuning.attach(policy, recipe.policy, run.seed, keep_base=recipe.objective.kl > 0)
     parameters = tuning.trainable_parameters(policy)
     optimizer = build_optimizer(list(parameters.values()), train)
@@ -210,12 +222,16 @@ def build(recipe: Recipe) -> Parts:
         optimizer=prepared,
         schedule=schedule,
         ema=ema,
-        evaluation=_evaluation(recipe, held_out, encode, device),
+        evaluation=_evaluation(recipe, held_out, encode, device, hashes),
         clock=Clock(device),
+        hashes=hashes,
+        identity=identity,
     )
 
 
-def _evaluation(recipe: Recipe, held_out: Dataset | None, encode: Encode, device: torch.device) -> Evaluation | None:
+def _evaluation(
+    recipe: Recipe, held_out: Dataset | None, encode: Encode, device: torch.device, hashes: FileHashes
+) -> Evaluation | None:
     spec = recipe.evaluate
     if spec is None or held_out is None:
         return None
@@ -223,12 +239,14 @@ def _evaluation(recipe: Recipe, held_out: Dataset | None, encode: Encode, device
 
     def encode_once(example: Example) -> Conditioning:
         """Conditioning of a held-out example, cached on the CPU since it is needed every N steps."""
-        if example.key not in kept:
-            kept[example.key] = encode(example).to(torch.device("cpu"))
-        return kept[example.key].to(device)
+        key = short_hash([example.prompt, *example.references])  # not the example's: its file may change during a run
+        if key not in kept:
+            kept[key] = encode(example).to(torch.device("cpu"))
+        return kept[key].to(device)
 
     return Evaluation(
         dataset=held_out,
         metrics=build_metrics(spec.metrics, device),
         encode=encode_once,
+        base=base_identity(recipe.policy, hashes),
     )

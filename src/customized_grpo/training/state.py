@@ -4,7 +4,7 @@ Randomness is a function of (seed, purpose, step, index), so weights, optimizer,
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-from customized_grpo.evaluation.summary import Row
 from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.adapters.sharding import cut_like
 from customized_grpo.policies.adapters.tensor_files import read_tensors, write_tensors
@@ -76,6 +75,9 @@ def save(parts: Parts, done: int) -> None:
         if average:
             write_tensors(state / "ema.safetensors", average)
         (state / "trainer.json").write_text(json.dumps(trainer, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        assert parts.identity is not None
+        parts.identity.write(state)
+        parts.hashes.save()
 
     with together(accelerator, checkpoint.SaveError):
         if accelerator.is_main_process:
@@ -83,14 +85,19 @@ def save(parts: Parts, done: int) -> None:
             checkpoint.save_checkpoint(parts.folder / "checkpoints", done, write, keep=keep)
 
 
-def restore(parts: Parts) -> int:
+def restore(parts: Parts, untrained: Callable[[], None] = lambda: None) -> int:
     """Load the checkpoint that ``run.resume`` names, and write the recipe into the run's folder.
+
+    Args:
+        parts: a run's parts.
+        untrained: is called where there is a checkpoint to go on from, while the weights are still those of step 0.
 
     Returns:
         GRPO steps done.
 
     Raises:
-        ValueError: the checkpoint is missing or corrupt, or the recipe changed in a way that matters.
+        ValueError: the checkpoint is missing or corrupt, or the recipe, the data or a model changed in a way that
+            matters.
     """
     run, main = parts.recipe.run, parts.accelerator.is_main_process
     start, held = 0, None
@@ -99,17 +106,20 @@ def restore(parts: Parts) -> int:
             warn = parts.accelerator.print if main else lambda _: None
             path = _checkpoint(parts, warn)
             start = 0 if path is None else checkpoint.check(path)
-            changed = compare_recipes(load_recipe((path or parts.folder) / "config.yaml", []), parts.recipe)
-            if changed:
-                warn(f"resuming with changed keys, which alter rounding at most: {', '.join(changed)}")
+            if parts.identity is not None:  # of the main process
+                same = set() if path is None else parts.identity.same_as(path, parts.recipe, warn)
+                before = load_recipe((path or parts.folder) / "config.yaml", [])
+                if changed := compare_recipes(before, parts.recipe, same):
+                    warn(
+                        f"resuming with changed keys; a training step is the same up to rounding: {', '.join(changed)}"
+                    )
             if path is not None:
                 held = _read(parts, path / "state")
-            if parts.evaluation is not None:
-                _read_base_rows(parts)
         if main:
             cut_metrics(parts.folder / METRICS, start or -1)  # a run that starts anew evaluates its base again
             save_recipe(parts.recipe, parts.folder / "config.yaml")
     if held is not None:
+        untrained()
         _put_back(parts, held)
     parts.accelerator.init_trackers("customized-grpo", config={"recipe": parts.recipe.model_dump_json()})
     return start
@@ -206,16 +216,13 @@ def _merged(states: Sequence[dict[str, Any]], *, first: bool) -> dict[str, Any]:
     return merged
 
 
-def _read_base_rows(parts: Parts) -> None:
-    assert parts.evaluation is not None
-    path = parts.folder / "evaluation" / "step-000000.jsonl"
-    if path.is_file():
-        rows: list[Row] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        parts.evaluation.rows["base"] = rows
-
-
-def compare_recipes(saved: Recipe, given: Recipe) -> list[str]:
+def compare_recipes(saved: Recipe, given: Recipe, same: Collection[str] = ()) -> list[str]:
     """Keys that differ harmlessly between a checkpoint's recipe and the given one.
+
+    Args:
+        saved: the checkpoint's recipe.
+        given: the recipe that goes on.
+        same: beginnings of keys that name the same content in both.
 
     Raises:
         ValueError: a key differs that changes what a step computes; it is named with both values.
@@ -226,7 +233,7 @@ def compare_recipes(saved: Recipe, given: Recipe) -> list[str]:
     exact = {"run.seed", "run.precision"} | (
         {"train.steps"} if given.train.schedule.name in ("linear", "cosine") else set()
     )
-    refused = [key for key in differing if key in exact or not key.startswith(HARMLESS + ROUNDING)]
+    refused = [key for key in differing if key in exact or not key.startswith((*HARMLESS, *ROUNDING, *same))]
     if refused:
         shown = "; ".join(f"{key}: was {before.get(key)!r}, given {now.get(key)!r}" for key in refused)
         raise ValueError(

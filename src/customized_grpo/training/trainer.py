@@ -5,6 +5,7 @@ Dimensions: G group size, K trained steps, R rewards, Q axes, P ranks.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import final
 
@@ -68,7 +69,7 @@ class Trainer:
         """Train to the last step, or to the end of the step in which a signal came."""
         parts = self.parts
         with engine.finishing(parts.accelerator, parts.policy), parts.scorer:
-            start = restore(parts)
+            start = restore(parts, untrained=partial(validation.renew_base, parts))
             check_ranks(parts.accelerator, parts.parameters, start)
             log = RunLog(parts.accelerator, parts.folder, self.recipe.train.steps, start)
             with log, self.stop.listening():
@@ -80,9 +81,12 @@ class Trainer:
         parts, settings = self.parts, self.recipe.train
         for notice in validation.notices(parts):
             log.say(notice)
-        if validation.is_owed(parts, start):
-            log.write(start, validation.evaluate(parts, start), f"evaluated after step {start}")
-            validation.warn(parts, start, log.say)
+        if validation.is_due(parts, start):
+            owed = validation.is_owed(parts, start)
+            evaluated = validation.evaluate(parts, start)  # keeps the rows of an evaluation that was finished
+            if owed:
+                log.write(start, evaluated, f"evaluated after step {start}")
+                validation.warn(parts, start, log.say)
         for step in range(start, settings.steps):
             metrics = self.step(step)
             done = step + 1

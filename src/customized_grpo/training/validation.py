@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from customized_grpo.data.base import Dataset, FromFiles
 from customized_grpo.evaluation.costs import evaluations, of_evaluation, of_training
 from customized_grpo.evaluation.evaluator import (
     evaluate_policy,
@@ -15,6 +16,7 @@ from customized_grpo.evaluation.items import Site
 from customized_grpo.evaluation.settings import settings_of
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.evaluation.tables import summarize
+from customized_grpo.identity.hashes import equal_files
 from customized_grpo.recipe.config import AXES, Recipe
 from customized_grpo.recipe.sections import RewardSpec
 from customized_grpo.report.folders import read_runs
@@ -51,10 +53,11 @@ def evaluate(parts: Parts, done: int) -> dict[str, float]:
                 rank=accelerator.process_index,
                 world=accelerator.num_processes,
                 gather=gather,
+                hashes=parts.hashes,
             ),
             _rows_file(parts, done).stem,
             sigmas=noise_levels(recipe.policy, recipe.sampling, spec, parts.policy.latent_shape[0]),
-            weights=engine.fingerprint(accelerator, parts.policy.transformer, done),
+            weights=held.base + engine.fingerprint(accelerator, parts.policy.transformer, done),
             encode=held.encode,
         )
     held.rows["base" if done == 0 else "tuned"] = rows
@@ -96,7 +99,27 @@ def notices(parts: Parts) -> list[str]:
     if recipe.evaluate is not None and held is not None:
         examples = num_examples(held.dataset, recipe.evaluate)
         found += of_evaluation(recipe.evaluate, examples, rows=evaluations(recipe))
+        found += seen_in_training(parts.dataset, held.dataset)
     return found + blind_spots(recipe)
+
+
+def seen_in_training(trained: Dataset, held: Dataset) -> list[str]:
+    """A notice of held-out references that training shows, too, under whatever name; only of data from files."""
+    shown, asked = _pictures(trained), _pictures(held)
+    first = equal_files([*shown, *asked])
+    known = {first[path] for path in shown if path in first}
+    both = [key for path, key in asked.items() if first.get(path) in known]
+    return [
+        f"{len(both)} of {len(asked)} held-out references are pictures of the training data, too, such as that of "
+        f"{both[0]!r}: held-out scores then show what was learnt by heart; customized-grpo data split keeps them apart"
+        for _ in both[:1]
+    ]
+
+
+def _pictures(dataset: Dataset) -> dict[Path, str]:
+    """File of each reference to the key of an example that shows it."""
+    known = [dataset.sources(index) for index in range(len(dataset))] if isinstance(dataset, FromFiles) else []
+    return {one.root / name: one.key for one in known if one is not None for name in one.references}
 
 
 def blind_spots(recipe: Recipe) -> list[str]:
@@ -121,7 +144,13 @@ def is_due(parts: Parts, done: int) -> bool:
 
 def is_owed(parts: Parts, start: int) -> bool:
     """True if a run that starts at ``start`` lacks its evaluation: the base's, or one delayed by a signal."""
-    return is_due(parts, start) and not (start > 0 and _rows_file(parts, start).is_file())
+    return start == 0 or not _rows_file(parts, start).is_file()
+
+
+def renew_base(parts: Parts) -> None:
+    """Evaluate the untrained policy again where it was evaluated: rows that stand on the same data are kept."""
+    if parts.evaluation is not None and _rows_file(parts, 0).is_file():
+        evaluate(parts, 0)
 
 
 def write_summary(parts: Parts) -> None:

@@ -1,4 +1,4 @@
-"""Waits that a server asks for, wherever it says so: in headers, in the details of an error, in its words.
+"""The wait that a server asks for, wherever it says so: in headers, in an error's details, in its words.
 
 Sources: RFC 9110 (``Retry-After``), ``google.rpc.RetryInfo`` (``retryDelay``), OpenAI's, Azure's, Groq's, OpenRouter's
 and Anthropic's pages on rate limits. The longest of several is the one to keep to.

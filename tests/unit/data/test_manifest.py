@@ -170,3 +170,17 @@ def test_no_manifest_and_an_empty_one(root: Path) -> None:
 def test_unknown_options_are_refused() -> None:
     with pytest.raises(ValueError, match="shuffle"):
         ManifestDataset.Config.model_validate({"type": "manifest", "path": "a", "shuffle": True})
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"id": "a", "prompt": "a dog", "prompt": "a cat", "references": ["r.png"]}',
+        '{"id": "a", "prompt": "a dog", "references": ["r.png"], "extra": {"prompt": 1, "prompt": 2}}',
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused(tmp_path: Path, line: str) -> None:
+    """JSON leaves open which one counts; Python kept the last."""
+    (tmp_path / "m.jsonl").write_text(line)
+    ((_, found),) = read_rows(tmp_path / "m.jsonl")
+    assert "m.jsonl:1: the key 'prompt' is there twice; keep one" in str(found)

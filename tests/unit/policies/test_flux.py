@@ -14,7 +14,7 @@ from torch import Tensor
 from customized_grpo.policies.adapters.lora import attach, trainable_parameters
 from customized_grpo.policies.base import LoraSettings
 from customized_grpo.policies.flux import UNO, UNOConfig
-from customized_grpo.policies.flux_tokens import diagonal_ids, fit_to_long_side, pack, unpack
+from customized_grpo.policies.flux_tokens import diagonal_ids, long_side_size, pack, scale_and_crop, unpack
 from customized_grpo.sampling.rollout import sample_images
 from customized_grpo.sampling.solver import ode_steps
 from customized_grpo.testing import check_policy
@@ -73,19 +73,19 @@ def test_image_ids_are_flux_pipelines() -> None:
 def test_references_are_scaled_and_cropped_to_tokens(
     size: tuple[int, int], long_side: int, expected: tuple[int, int]
 ) -> None:
-    assert fit_to_long_side(Image.new("RGB", size), long_side).size == expected
+    assert scale_and_crop(Image.new("RGB", size), long_side_size(size, long_side)).size == expected
 
 
 def test_the_centre_is_kept() -> None:
     """64 x 38 with distinct rows: rows 3 to 34 stay."""
     rows = np.repeat(np.arange(38, dtype=np.uint8)[:, None], 64, axis=1)
-    kept = np.asarray(fit_to_long_side(Image.fromarray(rows), 64))
+    kept = np.asarray(scale_and_crop(Image.fromarray(rows), long_side_size((64, 38), 64)))
     assert kept[:, 0, 0].tolist() == list(range(3, 35))
 
 
 def test_a_narrow_reference_is_refused() -> None:
     with pytest.raises(ValueError, match=r"1000 x 10 pixels is too narrow.*reference_size"):
-        fit_to_long_side(Image.new("RGB", (1000, 10)), 512)
+        long_side_size((1000, 10), 512)
 
 
 def test_pack_is_flux_pipelines_and_unpack_its_inverse() -> None:
@@ -302,7 +302,7 @@ def test_decode_rounds_as_diffusers(policy: UNO, tiny_flux: Path) -> None:
 
 
 def test_too_many_references(policy: UNO, references: tuple[Image.Image, ...]) -> None:
-    message = r"5 references given .* takes 0 to 4 .policy.min_references=0, policy.max_references=4"
+    message = r"5 references given, but policy.type=uno takes 0 to 4 .policy.min_references=0, policy.max_references=4"
     with pytest.raises(ValueError, match=message):
         policy.encode(PROMPT, [references[0]] * 5)
 

@@ -12,11 +12,10 @@ from diffusers import Flux2Transformer2DModel, QwenImageTransformer2DModel
 from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_dimensions
-from PIL import Image
 from torch import nn
 
 from customized_grpo.policies.adapters.lora import _target_regex
-from customized_grpo.policies.flux2 import Flux2, Flux2Klein, Flux2KleinConfig, fit_reference
+from customized_grpo.policies.flux2 import Flux2, Flux2Klein, Flux2KleinConfig
 from customized_grpo.policies.qwen_image import QwenImageEditPlus, QwenImageEditPlusConfig, area_size
 from customized_grpo.recipe.loading import load_recipe
 from tiny_flux2 import make_tokenizer
@@ -92,7 +91,7 @@ def test_qwens_sizes_are_the_pipelines(size: tuple[int, int], side: int) -> None
     ],
 )
 def test_flux2s_references_are_shrunk_and_cropped(size: tuple[int, int], side: int, expected: tuple[int, int]) -> None:
-    assert fit_reference(Image.new("RGB", size), side).size == expected
+    assert Flux2KleinConfig(model="x", reference_size=side).fitted_size(size, 1) == expected
 
 
 def test_a_negative_prompt_needs_guidance() -> None:

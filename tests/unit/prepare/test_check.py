@@ -263,3 +263,20 @@ def test_a_survey_counts_prompts_once() -> None:
     assert found.problems == {"double-space": 2, "wrong-article": 2}
     assert found.examples["wrong-article"] == ["a  bag  in a outdoor", "an  gold cup"]
     assert survey([]).mean_words == 0
+
+
+def test_a_picture_under_two_names_is_on_one_side(tmp_path: Path) -> None:
+    """Copies of a picture were on both sides, and held-out scores measured memory (tqwei05/PlantSeg#11)."""
+    for at in range(8):
+        (tmp_path / f"{at}.png").write_bytes(bytes([at]) * 70_000)
+    (tmp_path / "copy.png").write_bytes((tmp_path / "0.png").read_bytes())
+    (tmp_path / "like.png").write_bytes((tmp_path / "1.png").read_bytes()[:-1] + b"x")
+    names = [*(f"{at}.png" for at in range(8)), "copy.png", "like.png"]
+    path = write(tmp_path, *(row(str(at), references=[name]) for at, name in enumerate(names)))
+    apart = 0
+    for seed in range(8):
+        parts = split_manifest(path, share=0.3, seed=seed)
+        texts = [part.path.read_text() for part in parts]
+        assert any('"0.png"' in text and "copy.png" in text for text in texts)
+        apart += not any('"1.png"' in text and "like.png" in text for text in texts)
+    assert apart

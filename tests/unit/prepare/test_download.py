@@ -1,6 +1,7 @@
 """Downloads from a server on this machine: resumed, checked, complete or absent."""
 
 import hashlib
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from huggingface_hub import close_session, constants
 
 from customized_grpo.prepare import download as module
 from customized_grpo.prepare.download import DownloadError, Remote, download, listing
@@ -25,6 +27,7 @@ class Server:
     """Close the connection after so many bytes of the next answer."""
     ranges: bool = True
     status: int = 200
+    retry_after: str = ""
     asked: list[str] = field(default_factory=list)
     """The Range header of every request."""
 
@@ -38,7 +41,11 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             wanted = self.headers.get("Range", "")
             state.asked.append(wanted)
             if state.status != 200:
-                self.send_error(state.status)
+                self.send_response(state.status)
+                if state.retry_after:
+                    self.send_header("Retry-After", state.retry_after)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
                 return
             first = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and state.ranges else 0
             if first >= len(state.content):
@@ -165,3 +172,44 @@ def test_what_there_is() -> None:
         listing("dreambench", ["*.gif"])
     with pytest.raises(DownloadError, match="can't be reached"):  # the tests are offline
         listing("nobody/nothing")
+
+
+def test_this_machine_is_asked_without_a_proxy(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # discard: nothing listens there
+    assert download([remote(server)], tmp_path) == 1
+
+
+def test_a_proxy_that_cant_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "socks://me:s3cret@127.0.0.1:7890")
+    with pytest.raises(ValueError, match=r"^https_proxy: given 'socks://\*\*\*@127.0.0.1:7890'.*socks5://"):
+        download([Remote("a.bin", "https://example.com/a.bin", 5, sha256="0")], tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    close_session()
+    with pytest.raises(DownloadError, match=r"can't be asked: .*HTTPS_PROXY: given 'socks://\*\*\*@"):
+        listing("nobody/nothing")
+
+
+def test_a_hub_that_cant_be_reached_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(DownloadError, match=r"nobody/nothing: .*can't be reached"):
+        listing("nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    ("asked", "requests", "message"), [("3", 6, "429"), ("3600", 1, "429 .* asks to wait 3,600 s")]
+)
+def test_a_server_is_asked_again_when_it_says(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, requests: int, message: str
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(module.time, "sleep", waits.append)
+    server.status, server.retry_after = 429, asked
+    with pytest.raises(DownloadError, match=message):
+        download([remote(server)], tmp_path)
+    assert len(server.asked) == requests
+    assert waits == [3.0] * (requests - 1)

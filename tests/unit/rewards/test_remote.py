@@ -6,6 +6,8 @@ The outcome of each fault is a row of ``reward_faults``, which ``tests/test_page
 import asyncio
 import json
 import logging
+import socket
+import threading
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from reward_faults import (
     GOOD,
     MINE,
     OTHER,
+    answer,
     client,
     observe,
     quick_pauses,
@@ -184,5 +187,40 @@ def test_bad_options_are_refused(changes: dict[str, Any], words: str) -> None:
     assert "word" not in message.replace("password", "")
 
 
-def test_a_url_may_end_in_a_slash() -> None:
-    assert options(urls=["http://host:8000/"]).urls == ("http://host:8000",)
+def test_a_url_is_read_as_it_is_pasted() -> None:
+    for url in ("http://host:8000/", " http://host:8000// ", "HTTP://host:8000"):
+        assert options(urls=[url]).urls == ("http://host:8000",)
+
+
+def test_no_proxy_of_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "socks://unreadable")
+    with serving(GOOD) as server:
+        reward = client(server.server_address[1])
+        with Scorer({"dino": reward}, max_failed_share=0.0) as scorer:
+            assert scorer.submit(example(), pictures(2)).result()[:, 0].tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("scheme", ["https", "HTTPS"])
+def test_https_at_a_port_of_plain_http_stops_at_once(scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as plain:
+        threading.Thread(target=refuse_tls, args=[plain], daemon=True).start()
+        url = f"{scheme}://127.0.0.1:{plain.getsockname()[1]}"
+        with pytest.raises(RewardFailure, match=r"can't be asked: it speaks plain HTTP; .*http://"):
+            Remote(options(urls=[url], wait_s=60), device=torch.device("cpu"))
+
+
+def refuse_tls(listening: socket.socket) -> None:
+    with listening.accept()[0] as connection:
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+@pytest.mark.parametrize("wrong", ["true", '"1.0"', "[1.0]"])
+def test_what_is_no_number_is_no_score(wrong: str) -> None:
+    body = f'{{"scores": [{wrong}, 2.0], "fingerprint": "{MINE}", "batch": 2}}'
+    with quick_pauses(), serving(answer(200, body)) as server:
+        reward = client(server.server_address[1])
+        with Scorer({"dino": reward}, max_failed_share=1.0) as scorer:
+            pending = scorer.submit(example(), pictures(2))
+            assert pending.result().isnan().all()
+            assert "isn't understood" in pending.reasons["dino"][0]

@@ -189,3 +189,21 @@ def test_mistakes_are_said_before_anything_is_scored(
     assert done.exit_code == 2, done.output
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_file_of_two_examples_is_refused(manifest: Path, folder: Path) -> None:
+    """'a-1.png' is the second picture of 'a', or the one of 'a-1'; the longer id was taken."""
+    with manifest.open("a") as file:
+        file.write(json.dumps({"id": "a-1", "prompt": "p", "references": ["ref.png"]}) + "\n")
+    done = run(folder, *of("context"), "--manifest", manifest)
+    assert done.exit_code == 2
+    assert "a-1.png may be of example 'a-1' or 'a'" in done.output
+    assert "a-1/0.png" in done.output
+
+
+@pytest.mark.parametrize("name", ["image", "example", "error"])
+def test_a_reward_takes_no_other_columns_name(folder: Path, name: str) -> None:
+    """The table had two columns of that name, and the scores were lost."""
+    done = run(folder, "--reward", f"{name}=score_rewards:bright", "--prompt", "p")
+    assert done.exit_code == 2
+    assert f"{name!r} is another column of the table" in done.output

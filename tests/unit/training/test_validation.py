@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from customized_grpo.data.manifest import ManifestDataset
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.training import validation
 from customized_grpo.training.trainer import train
@@ -85,3 +86,19 @@ def test_training_says_what_an_evaluation_gives_to_worry_about(
     assert "training reward 'bright' rose" in hacking
     assert "'judge' fell by 2" in hacking
     assert said.index(first) < said.index(hacking)
+
+
+def test_held_out_pictures_that_training_shows_are_pointed_at(tmp_path: Path) -> None:
+    """A copy under another name is the same picture (tqwei05/PlantSeg#11)."""
+    for name, content in {"a.png": b"a", "b.png": b"b", "c.png": b"cc", "copy.png": b"a"}.items():
+        (tmp_path / name).write_bytes(content)
+
+    def data(name: str, *references: str) -> ManifestDataset:
+        rows = [{"id": f"{name}{at}", "prompt": "p", "references": [one]} for at, one in enumerate(references)]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return ManifestDataset(ManifestDataset.Config(type="manifest", path=str(tmp_path / name)))
+
+    train = data("train.jsonl", "a.png", "b.png")
+    assert validation.seen_in_training(train, data("other.jsonl", "c.png")) == []
+    (notice,) = validation.seen_in_training(train, data("test.jsonl", "c.png", "copy.png"))
+    assert "1 of 2 held-out references are pictures of the training data, too, such as that of 'test.jsonl1'" in notice

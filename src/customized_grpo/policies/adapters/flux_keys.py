@@ -12,8 +12,6 @@ from torch import Tensor
 
 from customized_grpo.policies.adapters.low_rank import mismatch
 
-_PREFIX: Final = "model.diffusion_model."
-"""Key prefix of files with a whole pipeline's layout (ComfyUI)."""
 _SWAPPED: Final = "final_layer.adaLN_modulation.1"
 
 _QKV: Final = ("attn.to_q", "attn.to_k", "attn.to_v")
@@ -82,21 +80,38 @@ def key_map(num_double: int, num_single: int, *, guidance: bool) -> dict[str, tu
     return pairs | {f"{name}.scale": (f"{one}.weight",) for name, one in norms.items()}
 
 
+def in_diffusers(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> bool:
+    """True if a state dict has diffusers' names already; its keys and shapes are then checked.
+
+    Args:
+        state: of a model.
+        shapes: of diffusers' model, by name.
+
+    Raises:
+        ValueError: these are diffusers' names, and one is missing or left over, or a tensor is of another shape.
+    """
+    if not any("transformer_blocks." in name for name in state):
+        return False
+    _check_keys(state.keys(), shapes.keys())
+    for name, tensor in state.items():
+        if tensor.shape != shapes[name]:
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, the model needs {tuple(shapes[name])}")
+    return True
+
+
 def from_original(
     state: Mapping[str, Tensor], keys: Mapping[str, tuple[str, ...]], shapes: Mapping[str, torch.Size]
 ) -> dict[str, Tensor]:
     """diffusers' state dict of an original one.
 
     Args:
-        state: original names; all may bear the prefix ``model.diffusion_model.``.
+        state: original names, without a prefix.
         keys: ``key_map`` of the model.
         shapes: of diffusers' model, by name.
 
     Raises:
         ValueError: a key is missing or left over, or a tensor is of another shape; they are named.
     """
-    if state and all(name.startswith(_PREFIX) for name in state):
-        state = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
     _check_keys(state.keys(), keys.keys())
     converted: dict[str, Tensor] = {}
     for name, ours in keys.items():

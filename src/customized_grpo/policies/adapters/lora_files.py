@@ -44,7 +44,7 @@ def write_update(file: Path, update: Update, metadata: Mapping[str, str]) -> Pat
         "target_modules": rf"({'|'.join(re.escape(name) for name in sorted(update))})",
     }
     tensors = {
-        f"{name}.lora_{side}.weight": tensor
+        f"{name}.lora_{side}.weight": tensor.clone()  # layers may share one A, and safetensors writes no tensor twice
         for name, one in update.items()
         for side, tensor in (("A", one.a), ("B", one.b))
     }

@@ -132,7 +132,11 @@ def _of_flux(config: Any) -> dict[str, tuple[str, ...]]:
         for name, ours in keys.items()
         if name.endswith(".weight")
     }
-    return linear | uno_lora.layers(config.num_layers, config.num_single_layers)
+    # OneTrainer's OMI format numbers the layers of a fused one.
+    omi = {f"{name}.{i}": (one,) for name, ours in linear.items() if len(ours) > 1 for i, one in enumerate(ours)}
+    return (
+        linear | omi | {"img_in.proj": linear["img_in"]} | uno_lora.layers(config.num_layers, config.num_single_layers)
+    )
 
 
 def _of_flux2(config: Any) -> dict[str, tuple[str, ...]]:

@@ -129,6 +129,8 @@ def read_lora(path: str | Path) -> LoraFile:
         aside=aside,
         metadata=metadata,
     )
+    if idle := lora_scale.idle_patterns(config, pairs):
+        say(f"LoRA {str(file)!r}: no layer fits {len(idle)} of its patterns: {shown(idle)}", on=err)
     for what, count in aside.items():
         say(f"LoRA {str(file)!r}: {count} keys {what} are left aside", on=err)
     return lora

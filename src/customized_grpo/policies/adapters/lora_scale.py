@@ -8,7 +8,7 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from customized_grpo.policies.adapters.low_rank import shown
@@ -105,6 +105,17 @@ def of_config(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, 
         alpha = float(of_alpha.get(get_pattern_key(of_alpha, module), read.lora_alpha))
         alphas[module] = alpha * math.sqrt(rank) if read.use_rslora else alpha
     return alphas
+
+
+def idle_patterns(config: Mapping[str, Any], modules: Iterable[str]) -> list[str]:
+    """Patterns of a configuration that no module of the file fits."""
+    names = list(modules)
+    patterns = {pattern for name in ("rank_pattern", "alpha_pattern") for pattern in config.get(name) or {}}
+    if not patterns:
+        return []
+    from peft.utils.other import get_pattern_key
+
+    return sorted(one for one in patterns if all(get_pattern_key([one], name) != one for name in names))
 
 
 def of_keys(given: Mapping[str, float], ranks: Mapping[str, int], *, by_default_the_rank: bool) -> dict[str, float]:

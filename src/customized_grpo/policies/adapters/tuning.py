@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from hashlib import sha256
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -113,7 +114,7 @@ def apply(policy: Policy, tuned: Tuned) -> str:
     """Load trained weights into a policy.
 
     Returns:
-        An identifier of the weights.
+        An identifier of the weights and their scales.
 
     Raises:
         ValueError: it does not fit.
@@ -124,4 +125,6 @@ def apply(policy: Policy, tuned: Tuned) -> str:
     update = tuned.update(policy.transformer)
     tuned.check_base(base_hash(policy.transformer))
     lora.attach_update(policy, update)
-    return adapter_hash(policy.transformer)
+    identity = adapter_hash(policy.transformer)
+    scales = [(name, one.scale) for name, one in sorted(update.items()) if one.scale != 1]
+    return sha256(f"{identity} {scales}".encode()).hexdigest()[:16] if scales else identity

@@ -1,4 +1,4 @@
-"""Meaning of a refusal of an endpoint: ask again, give up one image, or stop the run.
+"""Meaning of an endpoint's refusal: ask again, give up one image, or stop the run.
 
 Endpoints differ in where they say it - status, code, type, ``details`` of Google, ``metadata`` of OpenRouter, words -
 so all of these are looked at. An error in the body of a 200 is one too.

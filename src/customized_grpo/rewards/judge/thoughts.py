@@ -1,4 +1,4 @@
-"""The spoken part of a reply: thoughts are blanked, and a score in them is a draft and none.
+"""Thoughts of a reply: they are blanked, and a score in them is a draft and none.
 
 Tags as models write them: ``<think>``, ``<thinking>``, ``<reasoning>`` and their kin, ``◁think▷`` of Kimi, ``[THINK]``
 of Magistral, ``<|begin_of_thought|>``, the channels of gpt-oss and Gemma. Some templates write the opening tag into the
