@@ -23,6 +23,7 @@ STATIC_FRONT = "static front"
 COMMON = (
     "train.steps=100",
     "train.lr=1.2e-3",
+    "train.eps=1e-8",
     "train.evaluate_every=50",
     "train.checkpoint_every=10",
     "train.save_samples_every=0",
