@@ -67,3 +67,12 @@ def test_the_tests_that_the_page_on_performance_names_exist() -> None:
     for file, test in named:
         texts = [text for name, text in tests if name == file]
         assert any(re.search(rf"^def {test}" if test else "^def test_", text, re.M) for text in texts), file
+
+
+def test_the_tests_that_the_page_on_public_reports_names_exist() -> None:
+    texts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    page = (ROOT / "docs" / "public-reports.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", page))
+    reports = re.findall(r"[\w.-]+/[\w.-]+#\d+", page)
+    assert len(set(reports)) >= 20
+    assert not {name for name in named if not re.search(rf"^def {name}\(", texts, re.M)}

@@ -1,7 +1,8 @@
-"""Atomic files, complete or absent: written beside their final path and renamed."""
+"""Atomic files, complete or absent: written beside their final path and renamed; and folders that one process holds."""
 
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,3 +21,32 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder inside this block: a second process that writes into it would mix its files with this one's.
+
+    The lock ends with the process, however it ends, and leaves no file. Where a file system has none, nothing is held.
+
+    Raises:
+        ValueError: another process holds the folder.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"run.dir: another process is writing into {folder}; wait for it, stop it, or give another folder"
+            ) from error
+        except OSError:  # a network's disk without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)

@@ -8,7 +8,7 @@ from typing import Final
 
 from rich.console import Console
 
-RANK: Final = int(os.environ.get("RANK", "0"))
+RANK: Final = int(os.environ.get("RANK") or 0)
 """Rank of this process, as set by torchrun and accelerate."""
 
 out: Final = Console(quiet=RANK != 0)

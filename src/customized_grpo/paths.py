@@ -1,11 +1,28 @@
-"""Paths of models (a hub id, a folder, or a miniature checkpoint in the package), and checks of what a path means."""
+"""Paths of models (a hub id, a folder, or a miniature in the package), a user's files, and what a path means.
 
+Every listing of a folder goes through ``is_system``, ``entries``, ``matching`` or ``files_under``, so that thumbnails,
+AppleDouble files and bins, which systems and servers leave in folders, are nowhere taken for data.
+"""
+
+import fnmatch
+import os
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Final
 
 ASSETS = Path(__file__).parent / "mini" / "assets"
 """Folder of the embedded checkpoints, one per kind; ``judges/`` holds those that training never sees."""
+
+_SYSTEM: Final = frozenset(
+    (
+        "__macosx", "icon\r", "network trash folder", "temporary items",  # macOS
+        "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "recycler", "system volume information",  # Windows
+        "@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@__thumb",  # Synology and QNAP
+        "lost+found", "__pycache__",
+    )
+)  # fmt: skip
+"""Names, in lower case, of what systems and file servers put into any folder."""
 
 
 def model_path(name: str, kind: str) -> str:
@@ -57,3 +74,40 @@ def is_inside(path: str) -> bool:
     windows = PureWindowsPath(path)
     outside = PurePosixPath(path).is_absolute() or windows.drive or windows.root or ".." in windows.parts
     return bool(path) and "\0" not in path and not outside
+
+
+def is_system(name: str) -> bool:
+    """True if a file or folder of this name is not the user's: hidden, AppleDouble (``._a.png``), thumbnails, a bin."""
+    return name.startswith((".", "~$")) or name.casefold() in _SYSTEM
+
+
+def entries(folder: Path) -> list[Path]:
+    """The user's files and folders in a folder, sorted by name."""
+    return sorted(path for path in folder.iterdir() if not is_system(path.name))
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """The user's files and folders in a folder whose names are like ``*.json``; none where there is no folder."""
+    return [path for path in entries(folder) if fnmatch.fnmatchcase(path.name, pattern)] if folder.is_dir() else []
+
+
+def files_under(folder: Path, skip: Callable[[Path], bool] = lambda folder: False) -> Iterator[Path]:
+    """The user's files in a folder, then those in the folders below it, without folders to ``skip``.
+
+    None where there is no folder. Links to folders are followed, except to one that they lie in.
+    """
+    return (path for one in folders_under(folder, skip) for path in entries(one) if not path.is_dir())
+
+
+def folders_under(folder: Path, skip: Callable[[Path], bool] = lambda folder: False) -> Iterator[Path]:
+    """A folder and the user's folders below it, as ``files_under`` visits them."""
+    return _folders_under(folder, skip, (os.path.realpath(folder),))
+
+
+def _folders_under(folder: Path, skip: Callable[[Path], bool], above: tuple[str, ...]) -> Iterator[Path]:
+    if not folder.is_dir():
+        return
+    yield folder
+    for path in entries(folder):
+        if path.is_dir() and not skip(path) and (real := os.path.realpath(path)) not in above:
+            yield from _folders_under(path, skip, (*above, real))

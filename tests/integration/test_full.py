@@ -293,9 +293,13 @@ def test_another_models_weights_are_refused(run: Trainer, tmp_path: Path) -> Non
         folder = tmp_path / f"{len(changed)}-{changed.get(name, torch.zeros(1)).numel()}"
         folder.mkdir()
         (folder / "config.json").write_text("{}")
-        write_tensors(folder / "model.safetensors", changed)
+        # as macOS leaves them on foreign disks
+        (folder / "._diffusion_pytorch_model.safetensors").write_bytes(b"\0\5\x16\7")
+        assert full.find(folder) is None
+        write_tensors(folder / "diffusion_pytorch_model.safetensors", changed)
         found = full.find(folder)
         assert found is not None
+        assert found.files == [folder / "diffusion_pytorch_model.safetensors"]
         with pytest.raises(ValueError, match=message):
             full.load(policy, found)
 

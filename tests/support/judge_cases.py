@@ -4,6 +4,7 @@ Each case is one image of a group of three that meets the trouble, through the r
 neighbours get good answers at the same time and must keep their scores.
 """
 
+import json
 import math
 import os
 import time
@@ -103,6 +104,7 @@ def _not_before(seconds: float) -> Callable[[Request], Reply]:
 
 
 OK = score(3)
+ANSWERED = json.loads(OK.body)
 PER_DAY, PER_MINUTE = (f"GenerateRequestsPer{one}PerProjectPerModel-FreeTier" for one in ("Day", "Minute"))
 TPM = "Limit 30000, Used 29900, Requested 700. Please try again in"
 TWICE: dict[str, Any] = {"requests": 2}  # the judge here has one retry
@@ -167,6 +169,9 @@ CASES = [
     scored("A provider's error in the choice", _ended("error", "", error={"code": 502, "message": "lost"}), OK,
            **TWICE),
     stopped("An empty account with status 200", as_json(_router(402, "Insufficient credits")), says="account is empty"),
+    scored("An empty error beside an answer", as_json(ANSWERED | {"error": {"message": "", "code": None}})),
+    scored("A byte order mark, and text/plain", Reply(200, b"\xef\xbb\xbf" + OK.body, {"content-type": "text/plain"})),
+    masked("429 that is not to be asked again", error(429, "later", x_should_retry="false"), says="not to be asked"),
     masked("No choices", as_json({"choices": []}), says="no choices"),
     masked("No choices, with a reason", as_json({"choices": None, "blockReason": "PROHIBITED_CONTENT"}),
            says="PROHIBITED_CONTENT"),
@@ -174,6 +179,8 @@ CASES = [
     masked("Broken JSON with status 200", Reply(200, b"{", {"content-type": "application/json"}), says="can't be read"),
     stopped("400", error(400, "'max_tokens' is not supported"), says="HTTP 400: 'max_tokens' is not supported"),
     masked("400 of a content filter", error(400, "unsafe", "content_policy_violation"), says="content filter"),
+    masked("400 of a safety system, in words", error(400, "Your request was rejected by our safety system.", "1301"),
+           says="content filter"),
     masked("403 of a router's moderation", as_json(_router(403, "flagged", flagged_input="a bag"), 403),
            says="content filter"),
     stopped("301 to another address", Reply(301, b"", {"location": "https://host/v1/chat/completions"}),

@@ -56,18 +56,18 @@ def _patterned(module: str, rank: int) -> float:
     return (3 if module == "transformer_blocks.0.attn.to_v" else alpha) / rank
 
 
-PATTERNS: Mapping[str, Any] = {
+PATTERNS: dict[str, Any] = {
     "r": 4,
     "lora_alpha": 8,
     "target_modules": ["to_q", "to_k", "to_v", "to_out.0", "proj_mlp", "net.2"],
     "rank_pattern": {"to_k": 2, r"^transformer_blocks\.\d+\.attn\.to_v": 3},
     "alpha_pattern": {"to_q": 2, "single_transformer_blocks.0.proj_mlp": 16, r"^transformer_blocks\.0\.attn\.to_v": 3},
 }
-RSLORA: Mapping[str, Any] = {
+RSLORA: dict[str, Any] = {
     "r": 4, "lora_alpha": 3, "target_modules": ["to_q", "to_k", "to_out.0"], "use_rslora": True,
     "rank_pattern": {"to_k": 2},
 }  # fmt: skip
-QWEN_PATTERNS: Mapping[str, Any] = {
+QWEN_PATTERNS: dict[str, Any] = {
     "r": 4, "lora_alpha": 8, "target_modules": ["to_q", "to_k", "net.2"],
     "rank_pattern": {"to_k": 2}, "alpha_pattern": {"to_q": 2},
 }  # fmt: skip
@@ -424,11 +424,11 @@ def at_tiny_size() -> Iterator[None]:
         def one(value: object) -> object:
             if isinstance(value, CodeType):
                 return smaller(value)
-            return sizes.get(value, value) if type(value) in (int, tuple) else value  # type: ignore[call-overload]
+            return sizes.get(value, value) if type(value) in (int, tuple) else value
 
         return code.replace(co_consts=tuple(one(value) for value in code.co_consts))
 
-    made = {}
+    made: dict[str, Any] = {}
     for name in ("_convert_kohya_flux_lora_to_diffusers", "_convert_fal_kontext_lora_to_diffusers"):
         real = getattr(lora_pipeline, name)
         made[name] = FunctionType(smaller(real.__code__), real.__globals__, name, real.__defaults__)

@@ -225,7 +225,7 @@ class OfPeft:
         settings = LoraConfig(**{**self.config, "init_lora_weights": False})
         draw = torch.Generator().manual_seed(9)
         if self.pipeline is None:
-            tuned: Any = get_peft_model(transformer, settings)  # type: ignore[arg-type]
+            tuned: Any = get_peft_model(transformer, settings)
         else:
             tuned = transformer
             tuned.add_adapter(settings)

@@ -17,7 +17,7 @@ from tiny_rewards import save_clip, save_dino
 
 RECIPE = """\
 run: {dir: run, device: cpu, precision: no, threads: 1}
-policy: {type: uno, model: flux, height: 32, width: 32, max_sequence_length: 8, lora: {rank: 2}}
+policy: {type: uno, model: flux, height: 32, width: 32, max_sequence_length: 16, lora: {rank: 2}}
 data: {type: manifest, path: data/train.jsonl}
 sampling: {steps: 3}
 rewards:
@@ -27,7 +27,7 @@ train: {steps: 1, group_size: 2, groups_per_step: 1, evaluate_every: 0}
 """
 EVALUATION = """\
 run: {dir: evaluation, device: cpu, precision: no}
-policy: {type: uno, model: flux, height: 32, width: 32, max_sequence_length: 8}
+policy: {type: uno, model: flux, height: 32, width: 32, max_sequence_length: 16}
 evaluate: {data: {type: manifest, path: data/train.jsonl}, metrics: {dino: {type: dino, model: dino}}}
 """
 ROW = {"id": "bag", "prompt": "a red dog", "references": ["bag.png"]}
@@ -49,6 +49,11 @@ FILES = {
     "data/zero.png": "",
     "data/none.jsonl": json.dumps(ROW | {"references": []}) + "\n",
     "data/many.jsonl": json.dumps(ROW | {"references": ["bag.png"] * 5}) + "\n",
+    "data/thin.jsonl": "\n".join(
+        json.dumps(ROW | {"id": f"bag-{i}", "references": [n]}) for i, n in enumerate(("bag.png", "thin.png"))
+    ),
+    "data/special.jsonl": json.dumps(ROW | {"prompt": "a red dog<|endoftext|>"}) + "\n",
+    "data/bad.jsonl": json.dumps(ROW) + '\n{"id": NaN}\n{"id": "a", "id": "b"}\n',
     "taken/notes.txt": "something",
     "adapter.safetensors": "not safetensors",
 }
@@ -267,9 +272,36 @@ CASES = [
     case(
         "Too many references",
         "train|recipe.yaml|data.path=data/many.jsonl|run.dir=many",
-        "5 references given",
+        "1 of 1 examples can't be used",
+        "many.jsonl:1: 5 references given",
         "takes 1 to 4",
     ),
+    case(
+        "A reference that is too narrow",
+        "train|recipe.yaml|data.path=data/thin.jsonl|run.dir=thin",
+        "thin.jsonl:2: ",
+        "thin.png: a reference of 1000 x 10 pixels is too narrow",
+    ),
+    case(
+        "A special token in a prompt",
+        "validate|recipe.yaml|data.path=data/special.jsonl",
+        "special.jsonl:1: prompt holds <|endoftext|>",
+    ),
+    case(
+        "A manifest that is no UTF-8",
+        "train|recipe.yaml|data.path=data/gbk.jsonl|run.dir=gbk",
+        "gbk.jsonl:1: is not UTF-8 text",
+        "iconv -f GBK -t UTF-8",
+    ),
+    case("A recipe that is no UTF-8", "validate|gbk.yaml", "gbk.yaml:1: is not UTF-8 text"),
+    case(
+        "Several bad lines",
+        "train|recipe.yaml|data.path=data/bad.jsonl|run.dir=bad",
+        "2 lines can't be read",
+        "bad.jsonl:2: holds NaN",
+        "bad.jsonl:3: the key 'id' is there twice",
+    ),
+    case("A number with two readings", "train|recipe.yaml|train.steps=010", "given 010", "octal"),
     case("An adapter that isn't there", "train|recipe.yaml|policy.lora.path=lost", "no adapter at 'lost'"),
     case("An adapter that is none", "train|recipe.yaml|policy.lora.path=adapter.safetensors", "can't be read"),
     case("A LoRA on no layer", "train|recipe.yaml|policy.lora.targets=[to_x]", "no linear layer matches 'to_x'"),
@@ -325,7 +357,11 @@ def prepare(folder: Path) -> None:
     for name, text in FILES.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
-    Image.new("RGB", (40, 40), "red").save(folder / "data" / "bag.png")
+    Image.new("RGB", (80, 80), "red").save(folder / "data" / "bag.png")
+    Image.new("RGB", (1000, 10), "red").save(folder / "data" / "thin.png")
+    chinese = json.dumps(ROW | {"prompt": "一只小狗坐在雪地里"}, ensure_ascii=False)
+    (folder / "data" / "gbk.jsonl").write_bytes(chinese.encode("gbk"))
+    (folder / "gbk.yaml").write_bytes(f"# 我的配方\n{RECIPE}".encode("gbk"))
     make_tiny_flux(folder / "flux")
     save_dino(folder / "dino")
     save_clip(folder / "clip")

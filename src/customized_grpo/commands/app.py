@@ -19,7 +19,7 @@ from customized_grpo.commands.data.masks import masks
 from customized_grpo.commands.data.split import split
 from customized_grpo.commands.demo import demo
 from customized_grpo.commands.doctor import doctor
-from customized_grpo.commands.errors import UserErrors
+from customized_grpo.commands.errors import Once, UserErrors
 from customized_grpo.commands.evaluate import evaluate
 from customized_grpo.commands.export import export
 from customized_grpo.commands.generate import generate
@@ -69,21 +69,13 @@ def main(
     spare_private_hosts(os.environ)
 
 
-app.command(context_settings=FREE)(train)
-app.command(context_settings=FREE)(evaluate)
-app.command()(generate)
-app.command(context_settings=FREE)(score)
-app.command(context_settings=FREE)(serve)
-app.command()(export)
-app.command()(report)
-app.command(context_settings=FREE)(validate)
-app.command()(plugins)
-app.command(context_settings=FREE)(doctor)
-app.command()(schema)
-app.command(context_settings=FREE)(demo)
-data.command()(masks)
-data.command(context_settings=FREE)(cache)
-data.command("import", context_settings=FREE)(import_)
-data.command()(check)
-data.command()(split)
-data.command()(download)
+_FREE_FORM = (train, evaluate, score, serve, validate, doctor, demo)
+"""Commands with overrides."""
+for command in (train, evaluate, generate, score, serve, export, report, validate, plugins, doctor, schema, demo):
+    app.command(cls=Once, context_settings=FREE if command in _FREE_FORM else {})(command)
+data.command(cls=Once)(masks)
+data.command(cls=Once, context_settings=FREE)(cache)
+data.command("import", cls=Once, context_settings=FREE)(import_)
+data.command(cls=Once)(check)
+data.command(cls=Once)(split)
+data.command(cls=Once)(download)

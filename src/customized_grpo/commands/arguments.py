@@ -5,8 +5,34 @@ from typing import Annotated, Final, Literal
 
 import typer
 
+from customized_grpo.console import err, say
+
+
+def say_undone(overrides: list[str] | None) -> list[str]:
+    """The overrides, after a line on stderr for each that a later one makes void."""
+    given = overrides or []
+    if len(given) > 1:
+        from customized_grpo.recipe.loading import undone
+
+        for line in undone(given):
+            say(line, style="yellow", on=err)
+    return given
+
+
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="a recipe's YAML file, or the name of a shipped one")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]", help="change any key of the recipe")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(callback=say_undone, metavar="[key.sub=value]", help="change any key of the recipe"),
+]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="WHERE[=SCALE]",
+        help="a run, a checkpoint, an adapter's folder or file, or a LoRA's hub id, with a factor if need be: "
+        "style.safetensors=0.8; may be given several times, and all add up; without it, the recipe's base",
+    ),
+]
 MemoryGb = Annotated[
     float | None,
     typer.Option("--memory-gb", min=0.1, help="GiB of the device to judge by; else the GPU here"),

@@ -1,4 +1,4 @@
-"""User errors of commands: one message on stderr, exit code 2, no traceback."""
+"""User errors of commands: one message on stderr, exit code 2, no traceback; and options that are given twice."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from typing import Any, Final, final
 
 import typer
 from rich.console import Console
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from customized_grpo.console import RANK, err
 from customized_grpo.registry import BUILTIN, UnknownPluginError, third_party
@@ -43,7 +43,7 @@ class UserErrors(TyperGroup):
             if os.environ.get("CUSTOMIZED_GRPO_TRACEBACK") or not (proxies or is_users(error)):
                 raise
             show(proxies or error)
-            raise typer.Exit(2 if isinstance(error, ValueError | OSError) else 1) from None
+            raise typer.Exit(2 if isinstance(proxies or error, ValueError | OSError) else 1) from None
 
 
 def _proxies_of(error: BaseException | None) -> ValueError | None:
@@ -55,6 +55,20 @@ def _proxies_of(error: BaseException | None) -> ValueError | None:
             return ValueError(f"the hub can't be asked: {'; '.join(problems)}; correct or unset it")
         error = error.__cause__ or error.__context__
     return None
+
+
+@final
+class Once(TyperCommand):
+    """Command that refuses an option given twice where it takes one value; the first would be dropped in silence."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the command line."""
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        for option in (one for one in self.params if isinstance(one, TyperOption)):
+            single = not (option.multiple or option.count or (option.is_flag and not option.secondary_opts))
+            if single and order.count(option) > 1:
+                raise ValueError(f"{option.opts[0]}: given {order.count(option)} times; it takes one value")
+        return super().parse_args(ctx, args)
 
 
 def is_users(error: Exception) -> bool:

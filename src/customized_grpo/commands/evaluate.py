@@ -1,10 +1,12 @@
 """``customized-grpo evaluate``: evaluate a recipe, or compare evaluated runs. Heavy imports are inside."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from customized_grpo.commands.arguments import Loras, say_undone
 from customized_grpo.commands.tables import print_rows
 from customized_grpo.console import RANK, bars, hush_libraries, say
 
@@ -20,17 +22,21 @@ def evaluate(
     compare: Annotated[
         bool, typer.Option("--compare", help="compare evaluated runs: evaluate --compare RUN_A RUN_B ...")
     ] = False,
+    lora: Loras = None,
     save: Annotated[Path | None, typer.Option("--out", help="with --compare: a JSON file to write, too")] = None,
 ) -> None:
-    """Generate held-out images by the base, and by an adapter (lora=RUN), score and report them; or compare runs."""
+    """Generate held-out images by the base, and by an adapter (--lora RUN), score and report them; or compare runs."""
     if compare:
+        if lora:
+            raise ValueError("--lora: it has no effect with --compare, which reads finished evaluations; leave it out")
         return _compare([config, *(overrides or [])], save)
     if save is not None:
         raise ValueError("--out: it goes with --compare; an evaluation writes into run.dir")
     from customized_grpo.recipe.config import EvaluateRecipe
     from customized_grpo.recipe.loading import load_recipe
 
-    recipe = load_recipe(config, overrides or [], EvaluateRecipe)
+    given = say_undone([*(overrides or []), *([f"lora={json.dumps(lora)}"] if lora else [])])
+    recipe = load_recipe(config, given, EvaluateRecipe)
     from customized_grpo.evaluation.evaluator import evaluate as run
 
     hush_libraries()

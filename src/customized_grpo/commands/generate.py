@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.console import hush_libraries, say
+from customized_grpo.commands.arguments import Loras
+from customized_grpo.console import err, hush_libraries, say
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -18,10 +19,7 @@ def generate(
     reference: Annotated[
         list[Path] | None, typer.Option(help="an image of the subject; may be given several times")
     ] = None,
-    lora: Annotated[
-        str | None,
-        typer.Option(help="a run, a checkpoint, or an adapter's folder or file; without it, --config's base"),
-    ] = None,
+    lora: Loras = None,
     config: Annotated[
         str | None, typer.Option(help="recipe that says the policy; by default the run's own config.yaml")
     ] = None,
@@ -34,16 +32,21 @@ def generate(
 ) -> None:
     """Draw images with a trained adapter, or with a recipe's base alone."""
     from customized_grpo.data.images import load_image
-    from customized_grpo.recipe.loading import load_any, run_config
+    from customized_grpo.data.prompts import prompt_problems
+    from customized_grpo.recipe.loading import load_any
 
     references = [load_image(path) for path in reference or ()]
     for option, path in {"--out": out_file, "--grid": grid}.items():
         if path is not None and path.suffix.lower() not in _ENDINGS:
             raise ValueError(f"{option}: given {str(path)!r}; end it in .png, .jpg or .webp")
+    if not prompt.strip():
+        raise ValueError("--prompt: it is empty; say what to draw")
+    if "prompt-syntax" in prompt_problems(prompt):
+        say(f"--prompt: {prompt!r} has signs of a web interface's syntax; they are drawn as words", on=err)
     if config is not None:
         recipe = load_any(config)
-    elif lora is not None:
-        recipe = load_any(run_config(lora))
+    elif lora:
+        recipe = load_any(_config_of(lora))
     else:
         raise ValueError("--lora: missing; give a run or an adapter, or --config RECIPE to draw with its base")
     from customized_grpo.sampling.draw import draw
@@ -51,3 +54,22 @@ def generate(
     hush_libraries()
     for file in draw(recipe, lora, references, prompt, out_file, steps=steps, seed=seed, num=num, grid=grid):
         say(str(file))
+
+
+def _config_of(loras: list[str]) -> Path:
+    """The config.yaml of the one run that LoRAs are of; of several runs, and of none, it must be said."""
+    from customized_grpo.policies.adapters.tuning import with_scale
+    from customized_grpo.recipe.loading import RecipeError, run_config
+
+    found: dict[Path, str] = {}
+    refused: list[RecipeError] = []
+    for text in loras:
+        try:
+            found[run_config(with_scale(text)[0])] = text
+        except RecipeError as error:
+            refused.append(error)
+    if len(found) > 1:
+        raise ValueError(f"--lora: {' and '.join(found.values())} are of different runs; say by --config which policy")
+    if not found:
+        raise refused[0]
+    return next(iter(found))

@@ -24,7 +24,7 @@ def show_memory(recipe: "Recipe", memory_gb: float | None) -> bool:
     from customized_grpo.memory.fitting import changes, faster, fits
     from customized_grpo.memory.footprint import UnknownModelError, of_recipe
 
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = int(os.environ.get("WORLD_SIZE") or 1)
     try:
         found = of_recipe(recipe, world=world)
     except UnknownModelError as error:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.commands.arguments import Device
+from customized_grpo.commands.arguments import Device, say_undone
 from customized_grpo.commands.tables import print_rows
 from customized_grpo.console import bars, err, hush_libraries, say
 
@@ -42,7 +42,7 @@ def score(
     from customized_grpo.types import Example
 
     folder.check_table(table)
-    specs = folder.read_rewards(reward, options or [])
+    specs = folder.read_rewards(reward, say_undone(options))
     if manifest is None:
         references = tuple(load_image(path) for path in reference or [])
         one = Example(key="all", prompt=prompt, references=references, subject=subject)
@@ -51,6 +51,11 @@ def score(
         raise ValueError("--manifest holds prompts and references; give either it, or --prompt and --reference")
     else:
         jobs = folder.with_manifest(images, manifest)
+    left_out = folder.not_images(images)
+    for line in left_out[:_SHOWN]:
+        say(f"left out: {line}", style="yellow", on=err)
+    if len(left_out) > _SHOWN:
+        say(f"and {len(left_out) - _SHOWN} more", style="yellow", on=err)
     for name, said in costs(specs, dict.fromkeys(specs, len(jobs))).items():
         say(f"{name}: {said}", on=err)
     hush_libraries()

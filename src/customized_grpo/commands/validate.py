@@ -1,6 +1,7 @@
 """``customized-grpo validate``: check a recipe and show the size of its step. Heavy imports are inside."""
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -9,10 +10,10 @@ from customized_grpo.commands.arguments import Config, MemoryGb, Overrides
 from customized_grpo.commands.brief import brief
 from customized_grpo.commands.memory import show_memory
 from customized_grpo.commands.tables import print_rows
-from customized_grpo.console import say
+from customized_grpo.console import err, say
 
 if TYPE_CHECKING:
-    from customized_grpo.recipe.config import Recipe
+    from customized_grpo.recipe.config import EvaluateRecipe, Recipe
 
 
 @brief()
@@ -28,10 +29,31 @@ def validate(config: Config, overrides: Overrides = None, memory_gb: MemoryGb = 
     say(f"{config}: a valid recipe", style="green")
     for line in [] if isinstance(recipe, ServerConfig) else announced(recipe):
         say(line)
+    if not isinstance(recipe, ServerConfig):
+        _look_at_data(recipe)
     if isinstance(recipe, Recipe):
         _show_geometry(recipe)
         if not show_memory(recipe, memory_gb) and memory_gb is not None:
             raise typer.Exit(1)
+
+
+def _look_at_data(recipe: "Recipe | EvaluateRecipe") -> None:
+    """Check the examples that are on this machine."""
+    from customized_grpo.data.base import Dataset, load_dataset
+    from customized_grpo.evaluation.precheck import look_over
+    from customized_grpo.recipe.config import Recipe
+    from customized_grpo.recipe.sections import DataSpec
+
+    def found(spec: DataSpec, place: str) -> Dataset | None:
+        path = spec.model_dump().get("path")
+        if isinstance(path, str) and not Path(path).expanduser().exists():
+            say(f"{place}: {path} is not on this machine, so its examples are not checked", style="yellow", on=err)
+            return None
+        return load_dataset(spec, place)
+
+    data = found(recipe.data, "data") if isinstance(recipe, Recipe) else None
+    held_out = None if recipe.evaluate is None else found(recipe.evaluate.data, "evaluate.data")
+    look_over(recipe, data, held_out)
 
 
 def _show_geometry(recipe: "Recipe") -> None:
@@ -40,7 +62,7 @@ def _show_geometry(recipe: "Recipe") -> None:
     from customized_grpo.memory.geometry import step_geometry
     from customized_grpo.training.advice import advice
 
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = int(os.environ.get("WORLD_SIZE") or 1)
     g = step_geometry(recipe, world=world, latent_shape=recipe.policy.latent_shape())
     train = recipe.train
     memory = levels = "unknown: the policy doesn't say its latent shape"

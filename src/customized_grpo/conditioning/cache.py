@@ -22,7 +22,8 @@ from PIL.Image import Image
 from customized_grpo.atomic import replacing
 from customized_grpo.console import OnProgress
 from customized_grpo.data.base import Dataset
-from customized_grpo.identity.hashes import file_hash
+from customized_grpo.identity.hashes import FileHashes, pixel_hash
+from customized_grpo.identity.sections import identified
 from customized_grpo.policies.base import Policy, dtype_of, load_policy
 from customized_grpo.recipe.sections import PolicySpec
 from customized_grpo.types import Conditioning, Example
@@ -63,16 +64,18 @@ class ConditioningCache:
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"run.cache: {self.folder} is a file; give a folder")
         options = spec.model_dump(mode="json", exclude=set(spec.not_encoded) | {"model"})
+        hashes = FileHashes(self.folder / _HASHES)
         self.about = {
             "format": _FORMAT,
-            "options": options,
-            "model": model_identity(spec.source(), options.get("revision"), self.folder / _HASHES),
+            "options": identified(options, hashes),
+            "model": model_identity(spec.source(), options.get("revision"), hashes),
             "dtype": str(dtype_of(precision)),
         }
+        hashes.save()
 
     def path(self, prompt: str, references: Sequence[Image]) -> Path:
         """Path of the entry of a prompt and its references, existing or not."""
-        key = {**self.about, "prompt": prompt, "references": [_pixels(image) for image in references]}
+        key = {**self.about, "prompt": prompt, "references": [pixel_hash(image) for image in references]}
         name = sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"
 
@@ -203,19 +206,19 @@ def open_policy(
     return policy, lambda example: cache.read(example, process.device)
 
 
-def model_identity(source: str, revision: str | None, hashes: Path) -> dict[str, str]:
+def model_identity(source: str, revision: str | None, hashes: FileHashes) -> dict[str, str]:
     """Identity of a model's content: the commit of a hub id, or hashes of the files that ``encode`` may read.
 
     Args:
         source: a folder or a hub id.
         revision: revision of a hub id.
-        hashes: file with known hashes by path, size and time, so that 10 GB are read once.
+        hashes: remembers them, so that 10 GB are read once.
 
     Raises:
         ValueError: the hub has no such model, or can't be asked.
     """
     if Path(source).is_dir():
-        return _file_hashes(Path(source), hashes)
+        return hashes.of_folder(Path(source), lambda part: part.parts[0] not in _NOT_READ and part.suffix != ".md")
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -240,28 +243,3 @@ def _unreachable(source: str, error: Exception) -> str:
         f"policy.model: {source!r} can't be looked up ({reason}); give a folder, or a hub id that is in the hub's "
         "local cache or can be reached, and for a gated one accept its licence and run 'hf auth login'"
     )
-
-
-def _file_hashes(folder: Path, hashes: Path) -> dict[str, str]:
-    known: dict[str, str] = {}
-    if hashes.is_file():
-        try:
-            known = json.loads(hashes.read_text(encoding="utf-8"))
-        except ValueError:
-            known = {}  # damaged: hash again
-    found, fresh = {}, {}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        part = file.relative_to(folder)
-        if part.parts[0] in _NOT_READ or part.suffix == ".md" or any(p.startswith(".") for p in part.parts):
-            continue
-        state = file.stat()
-        key = f"{file.resolve()}|{state.st_size}|{state.st_mtime_ns}"
-        found[part.as_posix()] = fresh[key] = known.get(key) or file_hash(file)
-    if not fresh.keys() <= known.keys():
-        with replacing(hashes) as aside:
-            aside.write_text(json.dumps(known | fresh, indent=1, sort_keys=True), encoding="utf-8")
-    return found
-
-
-def _pixels(image: Image) -> str:
-    return sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()

@@ -44,6 +44,8 @@ class Sources:
     masks: tuple[str | None, ...] = ()
     views: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+    place: str = ""
+    """File and line that it is read from, for messages."""
 
 
 @runtime_checkable

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, final
 from pydantic import Field, PositiveInt
 
 from customized_grpo.data.base import DatasetConfig, Sources
-from customized_grpo.data.images import images_in
+from customized_grpo.data.folders import images_in
 from customized_grpo.data.recent import load_recent
 from customized_grpo.registry import did_you_mean
 from customized_grpo.text import TextError, lines_of, read_text

@@ -8,13 +8,14 @@ are handled here. The table of all kinds of files is in docs/image-files.md.
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal, final
 
 import numpy as np
 from PIL import Image, ImageChops, ImageFile, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 
 from customized_grpo.atomic import replacing
 from customized_grpo.data import png
@@ -22,12 +23,6 @@ from customized_grpo.text import is_html, is_lfs_pointer
 
 MAX_PIXELS = 64_000_000
 """Limit on pixels: a larger reference is surely a mistake, and decoding it would take a gigabyte."""
-
-SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".mpo"))
-"""Suffixes of image files in an importer's folder, in lower case."""
-
-_MASK: Final = "_seg.png"
-"""Ending of the name of a mask beside its picture."""
 
 _HEAD = 512
 _GREY = 16
@@ -87,35 +82,6 @@ class ImageError(ValueError):
         return ImageError, (self.path, self.problem, self.reason)  # so that it can be pickled
 
 
-def images_in(folder: Path) -> list[Path]:
-    """Image files of a folder, sorted by name, without hidden files and masks of other pictures."""
-    found = sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
-    masks = {f"{name}{_MASK}" for path in found for name in (path.name, path.stem)}
-    return [path for path in found if path.name not in masks]
-
-
-def mask_beside(image: Path) -> Path | None:
-    """Mask beside a picture, if any: ``<name>_seg.png``, else ``masks/<stem>.jpg`` or ``.png``."""
-    folder, stem = image.parent, image.stem
-    candidates = (
-        folder / f"{image.name}{_MASK}",  # for two pictures that differ only in their suffix
-        folder / f"{stem}{_MASK}",
-        folder / "masks" / f"{stem}.jpg",
-        folder / "masks" / f"{stem}.png",
-    )
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def masks_beside(images: Sequence[Path]) -> tuple[Path | None, ...]:
-    """``mask_beside`` of each image; empty if none has a mask."""
-    masks = tuple(mask_beside(image) for image in images)
-    return masks if any(masks) else ()
-
-
 def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """An RGB image: EXIF orientation applied, transparency on white, first frame, no metadata.
 
@@ -169,6 +135,33 @@ def image_size(path: str | Path) -> tuple[int, int]:
         with Image.open(_whole(stream, pixels=False)) as lazy:
             _check_size(path, lazy.size, MAX_PIXELS)
             return (lazy.height, lazy.width) if _turn(lazy) in _ON_ITS_SIDE else lazy.size
+
+
+def has_frames(path: str | Path) -> bool:
+    """True for an animation or a file of several pages, of which ``load_image`` reads the first.
+
+    The second picture of a phone's MPO is a preview or a depth map, so such a file counts as one picture.
+
+    Raises:
+        ImageError: as for ``image_size``.
+    """
+    path = Path(path)
+    with (
+        _typed_errors(path, MAX_PIXELS),
+        _open(path) as stream,
+        Image.open(_whole(stream, pixels=False)) as lazy,
+    ):
+        if lazy.format == "MPO":
+            return False
+        if isinstance(lazy, PngImageFile):
+            return lazy.is_animated
+        try:
+            lazy.seek(1)
+        except EOFError:
+            return False
+        except (OSError, SyntaxError, ValueError):  # of a damaged second one
+            return True
+        return True
 
 
 def save_image(image: Image.Image, path: Path) -> None:

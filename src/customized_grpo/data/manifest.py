@@ -55,17 +55,7 @@ class ManifestDataset:
 
     def sources(self, index: int) -> Sources:
         """Text and files of one example; no image is read."""
-        row = self._rows[index][1]
-        return Sources(
-            root=self._root,
-            key=row.id,
-            prompt=row.prompt,
-            references=tuple(row.references),
-            subject=row.subject,
-            masks=tuple(row.masks),
-            views=tuple(row.views),
-            extra=row.extra,
-        )
+        return sources(self._path, *self._rows[index])
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self._rows):
@@ -94,3 +84,18 @@ class ManifestDataset:
 
     def _error(self, number: int, problem: str) -> ManifestError:
         return ManifestError(f"{self._path}:{number}: {problem}")
+
+
+def sources(manifest: Path, number: int, row: Row) -> Sources:
+    """What the row of a line names."""
+    return Sources(
+        root=manifest.parent,
+        key=row.id,
+        prompt=row.prompt,
+        references=tuple(row.references),
+        subject=row.subject,
+        masks=tuple(row.masks),
+        views=tuple(row.views),
+        extra=row.extra,
+        place=f"{manifest}:{number}",
+    )

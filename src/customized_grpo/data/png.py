@@ -13,7 +13,7 @@ from typing import Final
 
 SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _TEXTS: Final = (b"tEXt", b"zTXt", b"iTXt")
-_PIXELS: Final = (b"acTL", b"fcTL", b"IDAT", b"fdAT", b"IEND")
+_PIXELS: Final = (b"fcTL", b"IDAT", b"fdAT", b"IEND")
 _TURNING: Final = (b"Raw profile type exif", b"XML:com.adobe.xmp")
 """Keywords of texts that may say how to turn the picture."""
 
@@ -36,7 +36,7 @@ def plain(stream: _Stream, *, pixels: bool) -> io.BytesIO:
         stream.seek(at)
         chunk = stream.read(length)
         # tRNS is about the pixels: where it is damaged, they are.
-        if kind[:1].islower() and kind not in (b"tRNS", *_PIXELS) and not _is_whole(chunk):
+        if kind[:1].islower() and kind not in (b"tRNS", b"acTL", *_PIXELS) and not _is_whole(chunk):
             continue
         parts.append(chunk)
     return io.BytesIO(b"".join(parts if pixels else [*parts, struct.pack(">I4s", 0, b"IDAT")]))

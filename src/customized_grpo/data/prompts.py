@@ -44,6 +44,12 @@ _PATTERNS: Final[Mapping[str, str]] = {
         r"(?i:\ba +(?!uni|one\b|once\b|eu|us[aeiu]|ut[ei]|ubi|u\b|of\b|on\b|in\b|and\b)[aeiou]\w)"
         r"|(?i:\ban) +(?!(?i:hour|honest|hono|heir|herb|[aefhilmnorsx]\b)|[A-Z]{2})(?i:[b-df-hj-np-tv-z]\w)"
     ),
+    # what web interfaces and template files read as instructions, and a policy as words: (dog:1.3), ((dog)),
+    # <lora:x:0.8>, {red|blue}, __colour__, {} and [V] left open, embedding:x, BREAK
+    "prompt-syntax": (
+        r"\([^()]*[^()\d\s]:\d*\.?\d+\)|\(\(|<(?:lora|lyco|hypernet|embedding|segment):|\{[^{}]*\|[^{}]*\}|\{\w*\}"
+        r"|__[\w/-]+__|\[[A-Z]\d?\]|(?i:\bembedding:)\w|\bBREAK\b"
+    ),
     "markup": r"<[a-zA-Z/][^>]*>|https?://|&(?:amp|lt|gt|quot);",
     # replacement and control signs; UTF-8 that was read as CP1252, as in "cafÃ©" and "itâ€™s"
     "broken-text": r"\ufffd|[\x00-\x08\x0b-\x1f\x7f-\x9f]|[\xc2\xc3][\x80-\xbf]|\xe2\u20ac|\xef\xbf\xbd|\xef\xbb\xbf",

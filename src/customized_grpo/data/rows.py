@@ -1,6 +1,7 @@
 """Rows of a manifest, read and checked without images and without torch."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -13,6 +14,8 @@ from customized_grpo.text import TextError, parse_json, read_lines
 
 _SHOWN: Final = 3
 """Bad lines that an error shows."""
+_NOTHING: Final = frozenset(("nan", "none", "null", "<na>", "n/a", "#n/a"))
+"""Texts, in lower case, that programs write to a table's cell in which there is nothing."""
 
 
 @final
@@ -106,6 +109,19 @@ def _together(errors: Sequence[ManifestError], path: Path) -> ManifestError:
         f"{len(errors):,} lines can't be read; 'customized-grpo data check {path} --usable FILE' lists them and writes "
         f"the others:\n{shown}" + ("\n..." if len(errors) > _SHOWN else "")
     )
+
+
+def is_nothing(value: Any) -> bool:
+    """True for null, NaN, blank text, and what programs write for them into a table: ``nan``, ``None``, ``N/A``."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, str) and (is_blank(value) or value.strip().lower() in _NOTHING))
+
+
+def individuals(extra: Mapping[str, Any]) -> tuple[str, ...]:
+    """Individuals that ``extra.subject_id`` names, one or a list; empty if it names none."""
+    given = extra.get("subject_id")
+    return tuple(str(name) for name in (given if isinstance(given, list) else [given]) if not is_nothing(name))
 
 
 def fit_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:

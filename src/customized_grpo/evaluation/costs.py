@@ -13,7 +13,7 @@ def announced(recipe: Recipe | EvaluateRecipe) -> list[str]:
     if spec is None or spec.limit is None:
         return lines
     if isinstance(recipe, EvaluateRecipe):
-        return of_evaluation(spec, spec.limit, rows=2 + (recipe.lora is not None))
+        return of_evaluation(spec, spec.limit, rows=2 + bool(recipe.lora))
     return lines + of_evaluation(spec, spec.limit, rows=evaluations(recipe))
 
 

@@ -5,6 +5,7 @@ depend on the number of processes or on what was evaluated before. Dimensions: S
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -15,16 +16,19 @@ from accelerate.utils import gather_object
 from jaxtyping import Float
 from torch import Tensor
 
+from customized_grpo.atomic import held
 from customized_grpo.conditioning.cache import Process, open_policy
-from customized_grpo.console import OnProgress, err, say
+from customized_grpo.console import RANK, OnProgress, err, say
 from customized_grpo.data.base import Dataset, load_dataset
 from customized_grpo.data.content import hash_files
 from customized_grpo.devices import open_device
 from customized_grpo.evaluation.baselines import NO_IDENTITY, RealPhotos, identity_metrics, reference_copy
+from customized_grpo.evaluation.blocks import block_of, encoded_examples, num_examples
 from customized_grpo.evaluation.costs import of_evaluation
 from customized_grpo.evaluation.items import Site, evaluate_images, quiet
 from customized_grpo.evaluation.metrics import AnyMetric, build_metrics
-from customized_grpo.evaluation.protocols import find_protocol
+from customized_grpo.evaluation.precheck import check_held_out
+from customized_grpo.evaluation.protocols import Protocol, find_protocol
 from customized_grpo.evaluation.settings import settings_of
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.evaluation.tables import summarize
@@ -105,22 +109,6 @@ def evaluate_policy(
     )
 
 
-def num_examples(dataset: Dataset, spec: Evaluate) -> int:
-    """Number of examples that are evaluated."""
-    return min(len(dataset), spec.limit or len(dataset))
-
-
-def encoded_examples(dataset: Dataset, spec: Evaluate) -> range:
-    """Indices of the examples whose conditioning an evaluation needs: whole blocks, also beyond the limit."""
-    block = block_of(spec)
-    return range(min(-(-num_examples(dataset, spec) // block) * block, len(dataset)))
-
-
-def block_of(spec: Evaluate) -> int:
-    """Number of examples that are generated in one batch."""
-    return max(1, spec.batch // spec.images_per_prompt)
-
-
 def noise_levels(
     policy: PolicySpec, sampling: EvaluateSampling | Sampling, spec: Evaluate, num_tokens: int
 ) -> Float[Tensor, " t_plus_1"]:
@@ -149,16 +137,22 @@ def evaluate(recipe: EvaluateRecipe, *, progress: OnProgress = quiet) -> Path:
     """
     protocol = find_protocol(recipe.evaluate.protocol)
     folder = _folder(recipe)
+    with held(folder) if RANK == 0 else nullcontext():
+        return _evaluate(recipe, protocol, folder, progress)
+
+
+def _evaluate(recipe: EvaluateRecipe, protocol: Protocol, folder: Path, progress: OnProgress) -> Path:
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     on_cpu = open_device(recipe.run.device).type == "cpu"
     state = PartialState(cpu=on_cpu, timeout=timedelta(seconds=recipe.run.timeout_s))
     settings = recipe.policy
-    tuned = tuning.read(recipe.lora) if recipe.lora is not None else None
+    tuned = tuning.read_all(recipe.lora or [])
     spec = recipe.evaluate
     dataset = load_dataset(spec.data, "evaluate.data")
     total = num_examples(dataset, spec)
-    protocol.judged(dataset[0])  # unsuitable data should stop this before models are loaded
+    # Unsuitable data should stop this before models are loaded.
+    check_held_out(settings, spec, dataset, download=True)
     site = Site(
         folder=folder / "evaluation",
         rank=state.process_index,
@@ -180,7 +174,7 @@ def evaluate(recipe: EvaluateRecipe, *, progress: OnProgress = quiet) -> Path:
     base = base_identity(settings, site.hashes)
     if state.is_main_process:
         save_recipe(recipe, folder / "config.yaml")
-        for notice in of_evaluation(spec, total, rows=2 + (tuned is not None)):
+        for notice in of_evaluation(spec, total, rows=2 + bool(tuned)):
             say(notice, on=err)
 
     sigmas = noise_levels(settings, recipe.sampling, spec, policy.latent_shape[0])
@@ -213,8 +207,8 @@ def evaluate(recipe: EvaluateRecipe, *, progress: OnProgress = quiet) -> Path:
         total=total,
     )
     rows["base"] = measured("base", weights=base)
-    if tuned is not None:
-        rows["tuned"] = measured("tuned", weights=base + tuning.apply(policy, tuned))
+    if tuned:
+        rows["tuned"] = measured("tuned", weights=base + tuning.apply_all(policy, tuned))
     if state.is_main_process:
         made = settings_of(settings, recipe.sampling, spec, total)
         absent = {} if "real_photos" in rows else {"real_photos": photos.absent if identity else NO_IDENTITY}

@@ -31,6 +31,7 @@ from customized_grpo.evaluation.standing import Earlier, Standing, StandsOn
 from customized_grpo.evaluation.statistics import finite
 from customized_grpo.evaluation.summary import Row, write_atomically
 from customized_grpo.identity.hashes import FileHashes, file_hash, pixel_hash
+from customized_grpo.paths import matching
 from customized_grpo.recipe.config import Evaluate
 from customized_grpo.rewards.base import AsyncGroupReward, AsyncReward
 from customized_grpo.types import Example
@@ -90,7 +91,7 @@ def evaluate_images(
     mine = [index for index in range(total) if index // block % site.world == site.rank]
     standing = Standing.of(spec, metrics, made_by, site.hashes)
     folder, parts = site.folder, site.folder / ".parts" / label
-    files = [folder / f"{label}.jsonl", *sorted(parts.glob("*.jsonl"))]
+    files = [folder / f"{label}.jsonl", *matching(parts, "*.jsonl")]
     earlier = Earlier(folder, files, spec.save_images, site.hashes)
     # All of them only where there is something to say about them.
     known = contents(dataset, range(total) if earlier and site.rank == 0 else mine, site.hashes)
@@ -100,6 +101,7 @@ def evaluate_images(
     parts.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     said: set[str] = set()
+    names: dict[str, int] = {}
     with (parts / f"{site.rank:05d}.jsonl").open("a", encoding="utf-8") as part:
         part.write("\n")  # ends a line that a killed process may have left half written
         for done, index in enumerate(mine):
@@ -116,16 +118,28 @@ def evaluate_images(
                 found = _rows(index, example, scores, saved, len(images), stand_on[index])
                 part.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in found))
                 part.flush()
+            _check_names(found, names)
             rows += found
         site.progress(label, len(mine), len(mine))
     everything = sorted(site.gather(rows), key=lambda row: (row["index"], row["image"]))
+    _check_names(everything, {})
     if site.rank == 0:
         lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in everything)
         write_atomically(folder / f"{label}.jsonl", lines)
-        for path in parts.glob("*.jsonl"):
+        for path in matching(parts, "*.jsonl"):
             path.unlink()
         site.hashes.save()
     return everything
+
+
+def _check_names(rows: Sequence[Row], names: dict[str, int]) -> None:
+    """Check that a key is that of one example, whose index is noted in ``names``: it pairs rows and names pictures."""
+    for row in rows:
+        if (other := names.setdefault(row["key"], row["index"])) != row["index"]:
+            raise ValueError(
+                f"evaluate.data: examples {other} and {row['index']} are both called {row['key']!r}; a data set gives "
+                "each example a key of its own, by which rows are paired and pictures named"
+            )
 
 
 def _say_once(errors: Mapping[str, str], example: Example, label: str, said: set[str]) -> None:

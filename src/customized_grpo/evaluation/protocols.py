@@ -13,6 +13,7 @@ from PIL.Image import Image
 
 from customized_grpo.data.dreambench import ORIGINAL
 from customized_grpo.data.recent import load_recent
+from customized_grpo.data.rows import individuals
 from customized_grpo.evaluation.published import CUSTOMIZED_GRPO_FIGURE, STANDARD, UNO_TABLE_1, Published
 from customized_grpo.registry import did_you_mean
 from customized_grpo.types import Example
@@ -46,28 +47,34 @@ class Protocol:
         Raises:
             ValueError: the data set doesn't name the subject or its photos.
         """
-        if self.unit == "subject" and not example.extra.get("subject_id"):
-            raise ValueError(
-                f"evaluate.protocol {self.name!r} averages over subjects, but example {example.key!r} has no "
-                "'subject_id' in its extra; use data of type dreambench, or write it into the manifest"
-            )
-        if self.num_subjects not in (None, len(example.references)):
-            raise ValueError(
-                f"evaluate.protocol {self.name!r} is for prompts of {self.num_subjects} subject(s), but example "
-                f"{example.key!r} has {len(example.references)}; allowed: {', '.join(PROTOCOLS)}"
-            )
+        if lacking := self.lacking(example.key, len(example.references), example.extra):
+            raise ValueError(lacking)
         if self.references == "input":
             return example
         photos = subject_photos(example)
-        if not photos:
-            raise ValueError(
-                f"evaluate.protocol {self.name!r} compares with all photos of a subject, but example "
-                f"{example.key!r} has no 'views' (paths) in its extra; use data of type dreambench, or "
-                "write them into the manifest"
-            )
         # The input first: a metric that uses one reference uses that one.
         photos.sort(key=lambda photo: photo not in example.references)
         return replace(example, references=tuple(photos), masks=())
+
+    def lacking(self, key: str, num_references: int, extra: Mapping[str, Any]) -> str:
+        """What an example lacks, told from its texts; empty if it has everything."""
+        if self.unit == "subject" and not individuals(extra):
+            return (
+                f"evaluate.protocol {self.name!r} averages over subjects, but example {key!r} has no "
+                "'subject_id' in its extra; use data of type dreambench, or write it into the manifest"
+            )
+        if self.num_subjects not in (None, num_references):
+            return (
+                f"evaluate.protocol {self.name!r} is for prompts of {self.num_subjects} subject(s), but example "
+                f"{key!r} has {num_references}; allowed: {', '.join(PROTOCOLS)}"
+            )
+        if self.references == "subject" and not extra.get("views"):
+            return (
+                f"evaluate.protocol {self.name!r} compares with all photos of a subject, but example "
+                f"{key!r} has no 'views' (paths) in its extra; use data of type dreambench, or "
+                "write them into the manifest"
+            )
+        return ""
 
     def departures(self, settings: Mapping[str, Any]) -> list[str]:
         """Deviations from the settings of published numbers, and metrics whose standard name is wrong."""
@@ -96,8 +103,7 @@ def subject_photos(example: Example) -> list[Image]:
 
 def group_of(example: Example) -> str:
     """Subject under which an example is averaged."""
-    subject = example.extra.get("subject_id") or example.subject or example.key
-    return str(subject) if not isinstance(subject, list) else "+".join(map(str, subject))
+    return "+".join(individuals(example.extra)) or example.subject or example.key
 
 
 _DATA: Final = {"data": "dreambench", "photos": ORIGINAL}

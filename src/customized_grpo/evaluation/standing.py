@@ -15,11 +15,12 @@ from typing import Any, Final, Self, final
 
 from customized_grpo.data import content
 from customized_grpo.data.content import Content
+from customized_grpo.evaluation.metrics import AnyMetric
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.identity.hashes import FileHashes, short_hash
 from customized_grpo.identity.sections import identified
 from customized_grpo.recipe.config import Evaluate
-from customized_grpo.rewards.base import transport_of
+from customized_grpo.rewards.base import fingerprint_of, transport_of
 
 StandsOn = dict[str, str]
 """Part to a hash of it."""
@@ -41,8 +42,10 @@ class Standing:
     scored: Mapping[str, str]
 
     @classmethod
-    def of(cls, spec: Evaluate, metrics: Iterable[str], made_by: Mapping[str, Any], hashes: FileHashes) -> Self:
-        """From a recipe's section, the names of the metrics that are measured, and what makes the images."""
+    def of(
+        cls, spec: Evaluate, metrics: Mapping[str, AnyMetric], made_by: Mapping[str, Any], hashes: FileHashes
+    ) -> Self:
+        """From a recipe's section, the metrics that are measured, and what makes the images."""
         options = {name: spec.metrics[name].model_dump(mode="json") for name in metrics}
         for name, section in options.items():
             for field in transport_of(spec.metrics[name]):
@@ -54,7 +57,9 @@ class Standing:
                 "protocol": short_hash(spec.protocol),
                 **({"products": short_hash(spec.products)} if spec.products else {}),
                 **{
-                    f"metrics.{name}": short_hash([identified(section, hashes), spec.runs.get(name, 1)])
+                    f"metrics.{name}": short_hash(
+                        [identified(section, hashes), spec.runs.get(name, 1), fingerprint_of(metrics[name])]
+                    )
                     for name, section in options.items()
                 },
             },

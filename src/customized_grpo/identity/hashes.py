@@ -18,6 +18,7 @@ from typing import Any, Final, final
 from PIL.Image import Image
 
 from customized_grpo.atomic import replacing
+from customized_grpo.paths import is_system
 
 HASHES: Final = ".hashes.json"
 """Name of a ``FileHashes``' memory beside the result that it serves."""
@@ -109,9 +110,9 @@ class FileHashes:
         return found
 
     def of_folder(self, folder: Path, wanted: Callable[[Path], bool] = lambda part: True) -> dict[str, str]:
-        """sha256 of a folder's files by their names in it, without hidden ones and those that aren't ``wanted``."""
+        """sha256 of a folder's files by their names in it, without the system's and those that aren't ``wanted``."""
         parts = (path.relative_to(folder) for path in sorted(folder.rglob("*")))
-        visible = (part for part in parts if not any(name.startswith(".") for name in part.parts))
+        visible = (part for part in parts if not any(map(is_system, part.parts)))
         names = [part.as_posix() for part in visible if wanted(part) and (folder / part).is_file()]
         return self.of(folder, names)
 
@@ -126,10 +127,12 @@ class FileHashes:
     def _read(self, path: Path, name: str, key: str) -> str:
         began = time.time_ns()
         try:
-            made = file_hash(path)
-        except OSError:
+            made, found = file_hash(path), path.stat()
+        except (OSError, ValueError):
             return ""
-        if f"{name}|{_state(path)}" == key and _settled(path, began):
+        # Remembered if a later change will have a later time, and if there was none meanwhile.
+        settled = max(found.st_mtime_ns, found.st_ctime_ns) < began - _GRAIN_NS
+        if settled and f"{name}|{_shown(found)}" == key:
             self._known[key] = made
         return made
 
@@ -154,14 +157,10 @@ def _state(path: Path) -> str:
     """
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name with a zero byte
         return ""
-    if not stat.S_ISREG(found.st_mode):
-        return ""
+    return _shown(found) if stat.S_ISREG(found.st_mode) else ""
+
+
+def _shown(found: os.stat_result) -> str:
     return f"{found.st_size}|{found.st_mtime_ns}|{found.st_ctime_ns}|{found.st_ino}"
-
-
-def _settled(path: Path, now_ns: int) -> bool:
-    """True if a later change will have a later time."""
-    found = path.stat()
-    return max(found.st_mtime_ns, found.st_ctime_ns) < now_ns - _GRAIN_NS

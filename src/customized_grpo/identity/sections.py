@@ -15,14 +15,14 @@ from customized_grpo.paths import ASSETS
 _EMBEDDED: Final = ("mini", "mini-judge")
 _HUB: Final = re.compile(r"([\w.-]+/[\w.-]+)(/.+)?")
 _INDEX: Final = "model_index.json"
+_WRITTEN: Final = (".db", ".log", ".sqlite", ".sqlite3")
 _CHECKPOINTS: Final = "checkpoints"
 
 
 def identified(section: Any, hashes: FileHashes, revision: str | None = None) -> Any:
     """A dumped section (mappings, lists, values) with content in the place of names.
 
-    - A file or folder of this machine stands as a hash of its content. A word without a slash is a folder's name only
-      where that folder holds a ``config.json`` or ``model_index.json``.
+    - A file or folder of this machine stands as a hash of its content.
     - A hub id in the hub's local cache stands with its commit.
     - The type ``my_module:attr`` stands with a hash of the module's source file.
     """
@@ -39,6 +39,16 @@ def identified(section: Any, hashes: FileHashes, revision: str | None = None) ->
     return section
 
 
+def with_local_content(section: Any, hashes: FileHashes) -> Any:
+    """A dumped section with content in the place of the files and folders of this machine, and all else as it is."""
+    if isinstance(section, dict):
+        return {key: value if key == "type" else with_local_content(value, hashes) for key, value in section.items()}
+    if isinstance(section, list | tuple):
+        return [with_local_content(one, hashes) for one in section]
+    content = local_content(section, hashes) if isinstance(section, str) else None
+    return section if content is None else {"content": content}
+
+
 def named(name: str, hashes: FileHashes, revision: str | None = None) -> dict[str, str] | None:
     """The content behind a name; None for a string that names nothing on this machine."""
     if name in _EMBEDDED:
@@ -53,15 +63,18 @@ def named(name: str, hashes: FileHashes, revision: str | None = None) -> dict[st
 def local_content(name: str, hashes: FileHashes) -> str | None:
     """Hash of the file or folder that a string names; None where it names neither.
 
-    Of a run's folder the newest checkpoint counts, without the trainer's state: it is what a run stands for as a model.
+    A word without a slash is a folder's name only where that folder holds a ``config.json`` or ``model_index.json``. Of
+    a run's folder the newest checkpoint counts, without the trainer's state: it is what a run stands for as a model.
+    Databases and logs don't count, since they are written while they are used.
     """
     if not name.strip() or "\0" in name or len(name) > 1024:
         return None
     path = Path(name).expanduser()
     try:
         if path.is_file():
-            return short_hash([*hashes.of(path.parent, [path.name]).values()])
-        if not path.is_dir() or not ("/" in name or "\\" in name or _is_model(path)):
+            written = path.suffix.lower() in _WRITTEN
+            return None if written else short_hash([*hashes.of(path.parent, [path.name]).values()])
+        if not path.is_dir() or not (_is_model(path) or _is_meant(name, path)):
             return None
     except OSError:  # a name that no file system takes
         return None
@@ -96,12 +109,18 @@ def _plugin(kind: Any, hashes: FileHashes) -> Any:
     return [kind, source_hash(kind.partition(":")[0], hashes)]
 
 
+def _is_meant(name: str, folder: Path) -> bool:
+    """False for a word that happens to be a folder's name, and for a slash or dots that name a whole disk or home."""
+    around = {place for here in (Path.cwd(), Path.home()) for place in (here, *here.parents)}
+    return ("/" in name or "\\" in name) and folder.resolve() not in around
+
+
 def _is_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() or (folder / _INDEX).is_file()
 
 
 def _is_weight(part: Path) -> bool:
-    return part.suffix != ".md" and part.parts[0] != "state"
+    return part.suffix not in (".md", *_WRITTEN) and part.parts[0] != "state"
 
 
 def _is_read(part: Path) -> bool:

@@ -23,7 +23,9 @@ from customized_grpo.memory.parameters import (
     weight_bytes,
 )
 from customized_grpo.memory.skeleton import Skeleton, of_config
+from customized_grpo.paths import matching
 from customized_grpo.policies.adapters.full import trained_names
+from customized_grpo.policies.adapters.lora_files import find_adapter
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.flux_loading import FluxConfig
 from customized_grpo.recipe.config import Recipe
@@ -101,9 +103,9 @@ def _channels(vae: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _parameters_in(folder: Path) -> int:
-    """Number of parameters in a folder's safetensors files, from their headers."""
+    """Number of parameters in a folder's safetensors files, or in one file, from their headers."""
     total = 0
-    for file in folder.glob("*.safetensors"):
+    for file in matching(folder, "*.safetensors") if folder.is_dir() else [folder]:
         with safe_open(file, framework="pt") as opened:
             total += sum(prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
     return total
@@ -214,8 +216,7 @@ def _trained(policy: PolicySpec, kind: type[Policy], transformer: Skeleton) -> T
 
 def _values_of_lora(path: str) -> int:
     """Parameters of a separate released LoRA; if it isn't local or in the table, UNO's number."""
-    file = Path(path)
-    return _parameters_in(file if file.is_dir() else file.parent) if file.exists() else UNO_LORA
+    return _parameters_in(find_adapter(path)) if Path(path).expanduser().exists() else UNO_LORA
 
 
 def _rollout_batch(recipe: Recipe) -> int:

@@ -23,6 +23,7 @@ from customized_grpo.policies.base import PolicyConfig
 from customized_grpo.policies.flux_tokens import pack, scale_and_crop, unpack, whole_tokens
 from customized_grpo.policies.pipeline_policy import PipelinePolicy
 from customized_grpo.policies.pipelines import FromLibrary, PipelineConfig, decode_images, run_tokens
+from customized_grpo.recipe.limits import PromptTokenizer
 from customized_grpo.recipe.sections import ShiftRule
 from customized_grpo.types import Conditioning
 
@@ -64,6 +65,10 @@ class Flux2Config(_Config):
     type: Literal["flux2"] = "flux2"
     guidance: NonNegativeFloat = Field(default=4.0, description="distilled guidance, an input of the model")
 
+    def prompt_tokenizers(self) -> tuple[PromptTokenizer, ...]:
+        """Mistral's, with the pipeline's system message before a prompt."""
+        return (PromptTokenizer(self.source, "tokenizer", self.max_sequence_length, self.revision, _system_frame),)
+
 
 class Flux2KleinConfig(_Config):
     """A recipe's section ``policy`` with ``type: flux2-klein``."""
@@ -75,9 +80,25 @@ class Flux2KleinConfig(_Config):
         "the step-distilled ones",
     )
 
+    def prompt_tokenizers(self) -> tuple[PromptTokenizer, ...]:
+        """Qwen 3's, with the marks of a message around a prompt."""
+        return (PromptTokenizer(self.source, "tokenizer", self.max_sequence_length, self.revision, _message_frame),)
+
     def num_forwards(self) -> int:
         """2 with guidance, as the section doesn't show whether the model is distilled."""
         return 2 if self.guidance > 1 else 1
+
+
+def _system_frame(tokenizer: Any) -> int:
+    from diffusers.pipelines.flux2.pipeline_flux2 import format_input
+    from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
+
+    return len(tokenizer.apply_chat_template(format_input([""], SYSTEM_MESSAGE), return_dict=False)[0])
+
+
+def _message_frame(tokenizer: Any) -> int:
+    given = {"add_generation_prompt": True, "enable_thinking": False, "return_dict": False}
+    return len(tokenizer.apply_chat_template([{"role": "user", "content": ""}], **given))
 
 
 class _Flux2(PipelinePolicy):

@@ -14,6 +14,7 @@ from customized_grpo.policies.adapters.tensor_files import read_metadata, read_t
 from customized_grpo.policies.hub_files import weights_file
 from customized_grpo.policies.pipelines import PipelineConfig, check_folder, empty_transformer, open_pipeline
 from customized_grpo.policies.single_file import other_model, plain, said, transformer_of
+from customized_grpo.recipe.limits import PromptTokenizer
 from customized_grpo.recipe.sections import ShiftRule
 
 
@@ -81,6 +82,11 @@ class FluxConfig(PipelineConfig):
     def count_keys(self) -> Mapping[str, int]:
         """Both."""
         return {"min_references": self.min_references, "max_references": self.max_references}
+
+    def prompt_tokenizers(self) -> tuple[PromptTokenizer, ...]:
+        """CLIP's, whose 77 tokens make one vector, and T5's."""
+        limits = {"tokenizer": 77, "tokenizer_2": self.max_sequence_length}
+        return tuple(PromptTokenizer(self.source, name, most, self.revision) for name, most in limits.items())
 
     def prompt_tokens(self) -> int:
         """Its ``max_sequence_length``."""

@@ -1,5 +1,7 @@
 """Weights files by path or hub id, and advice for errors of the hub."""
 
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +39,61 @@ def weights_file(given: str, key: str, *, default: str | None, revision: str | N
         return Path(hf_hub_download(f"{owner}/{name}", inside, revision=revision, local_files_only=offline))
     except (OSError, ValueError) as error:
         raise ValueError(f"{key}: {given!r} can't be loaded: {hub_problem(error, f'{owner}/{name}')}") from error
+
+
+def is_hub_id(given: str) -> bool:
+    """True for ``organisation/name`` and ``organisation/name/path/file.safetensors``, if no local folder begins so."""
+    owner, _, rest = given.partition("/")
+    name, _, inside = rest.partition("/")
+    plain = all(re.fullmatch(r"\w[\w.-]*", part) for part in (owner, name))
+    return plain and (not inside or inside.endswith(".safetensors")) and not Path(owner).exists()
+
+
+def hub_lora(
+    given: str, *, names: Sequence[str], beside: Mapping[str, str], revision: str | None, offline: bool
+) -> Path:
+    """A LoRA's file on the hub, fetched into its cache.
+
+    Args:
+        given: an ``is_hub_id``.
+        names: of files, the first that a repository holds is taken; without any of them, its only .safetensors.
+        beside: name of a LoRA's file -> that of the configuration that must come with it, where the repository has it.
+        revision: branch, tag or commit.
+        offline: look into the hub's cache only.
+
+    Raises:
+        ValueError: the hub does not give it, or the repository holds several files and none is named.
+    """
+    from huggingface_hub import errors, hf_hub_download
+
+    owner, name, *path = given.split("/")
+    repository, inside = f"{owner}/{name}", "/".join(path)
+    try:
+        files = _hub_files(repository, revision, offline)
+        if not inside:
+            weights = [file for file in files if file.endswith(".safetensors") and "/" not in file]
+            named = [file for file in names if file in weights][:1] or weights
+            if len(named) != 1:
+                choice = ", ".join(f"{repository}/{file}" for file in sorted(named)[:3]) or "none is at its top"
+                raise ValueError(f"{repository!r} holds {len(named)} .safetensors files ({choice}); name one")
+            inside = named[0]
+        folder, _, file = inside.rpartition("/")
+        needed = f"{folder}/{beside.get(file)}".lstrip("/")
+        if needed in files:
+            hf_hub_download(repository, needed, revision=revision, local_files_only=offline)
+        return Path(hf_hub_download(repository, inside, revision=revision, local_files_only=offline))
+    except (OSError, errors.HFValidationError) as error:
+        raise ValueError(f"there is no {given!r} here, and on the hub {hub_problem(error, repository)}") from error
+
+
+def _hub_files(repository: str, revision: str | None, offline: bool) -> list[str]:
+    """Names of a repository's files: of what is in the cache, where the hub may not be asked."""
+    from huggingface_hub import constants, list_repo_files, snapshot_download
+
+    if not (offline or constants.HF_HUB_OFFLINE):
+        return list_repo_files(repository, revision=revision)
+    folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
+    return [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
 
 
 def hub_problem(error: BaseException, name: str) -> str:

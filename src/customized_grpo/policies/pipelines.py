@@ -66,11 +66,7 @@ class PipelineConfig(PolicyConfig):
         return pixels
 
     def source(self) -> str:
-        """The folder or hub id that the weights are read from.
-
-        Raises:
-            ValueError: it is one file of weights, or nothing is there.
-        """
+        """The folder or hub id that the weights are read from; one file of weights is refused."""
         check_no_file(self.model, self.one_file_goes)
         return super().source()
 

@@ -22,6 +22,7 @@ from customized_grpo.policies.base import PolicyConfig
 from customized_grpo.policies.flux_tokens import pack, unpack
 from customized_grpo.policies.pipeline_policy import PipelinePolicy
 from customized_grpo.policies.pipelines import FromLibrary, PipelineConfig, decode_images, run_tokens
+from customized_grpo.recipe.limits import PromptTokenizer
 from customized_grpo.recipe.sections import ShiftRule
 from customized_grpo.types import Conditioning
 
@@ -65,6 +66,10 @@ class QwenImageEditPlusConfig(PipelineConfig):
                 f"{_LONGEST} times as long as wide; crop it"
             )
         return area_size(size, self.reference_size)
+
+    def prompt_tokenizers(self) -> tuple[PromptTokenizer, ...]:
+        """Qwen2.5-VL's, which cuts nothing off."""
+        return (PromptTokenizer(self.source, "tokenizer", None, self.revision),)
 
     @model_validator(mode="after")
     def _negative_is_used(self) -> Self:

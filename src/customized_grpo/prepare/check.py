@@ -72,13 +72,17 @@ class Check:
     copies: list[str] = field(default_factory=list)
     """Ids of rows whose target is one of their references: copying would be right there, so nothing is learnt."""
     prompts: PromptSurvey | None = None
+    misfits: list[str] = field(default_factory=list)
+    """Rows that a recipe can't use, and why."""
+    notices: list[str] = field(default_factory=list)
+    """What a recipe will not use as it is written."""
     usable: frozenset[int] = frozenset()
     """Line numbers of the rows that a run can use."""
 
     @property
     def ok(self) -> bool:
         """True if every line can be used."""
-        return not (self.bad_lines or self.broken or self.mask_problems)
+        return not (self.bad_lines or self.broken or self.mask_problems or self.misfits)
 
 
 def check_manifest(

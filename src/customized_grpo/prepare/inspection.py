@@ -16,7 +16,7 @@ from typing import Literal, final
 
 from PIL import Image
 
-from customized_grpo.data.images import ImageError, Problem, image_size, load_image, load_mask, save_image
+from customized_grpo.data.images import ImageError, Problem, has_frames, image_size, load_image, load_mask, save_image
 
 
 @final
@@ -43,6 +43,8 @@ class Seen:
     """Hash of the decoded pixels, so equal for equal pictures in different files; empty if not decoded."""
     coverage: float = 0.0
     """For a mask, the share of pixels above one half."""
+    frames: bool = False
+    """It has further frames or pages, which are not read."""
     problem: Problem | Literal[""] = ""
     reason: str = ""
 
@@ -51,14 +53,15 @@ def look(wanted: Look) -> Seen:
     """Inspect one file; a problem is part of the result, not an exception."""
     try:
         if not wanted.decode:
-            return Seen(wanted.path, image_size(wanted.path))
+            return Seen(wanted.path, image_size(wanted.path), frames=has_frames(wanted.path))
         image = load_mask(wanted.path) if wanted.mask else load_image(wanted.path)
+        frames = has_frames(wanted.path)
     except ImageError as error:
         return Seen(wanted.path, problem=error.problem, reason=error.reason)
     if wanted.copy is not None:
         save_image(image, wanted.copy)
     digest = blake2b(f"{image.mode} {image.size}".encode() + image.tobytes(), digest_size=16).hexdigest()
-    return Seen(wanted.path, image.size, digest, _coverage(image) if wanted.mask else 0.0)
+    return Seen(wanted.path, image.size, digest, _coverage(image) if wanted.mask else 0.0, frames)
 
 
 def _coverage(mask: Image.Image) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, final
 
 from customized_grpo.atomic import replacing
-from customized_grpo.data.rows import ManifestError, Row, sound_rows
+from customized_grpo.data.rows import ManifestError, Row, individuals, sound_rows
 from customized_grpo.identity.hashes import equal_files
 from customized_grpo.text import read_lines
 
@@ -30,9 +30,7 @@ class Part:
 
 def identities(row: Row) -> tuple[str, ...]:
     """Individuals of a row; empty if it names none."""
-    given = row.extra.get("subject_id")
-    names = given if isinstance(given, list) else [given]
-    return tuple(str(name) for name in names if name is not None and name != "")
+    return individuals(row.extra)
 
 
 def groups_of(rows: Sequence[Row], by: By, same: Mapping[str, str] | None = None) -> list[list[int]]:

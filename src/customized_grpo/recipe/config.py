@@ -133,8 +133,7 @@ class Train(Section):
     weight_decay: NonNegativeFloat = 1.0e-4
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: PositiveFloat = Field(
-        default=1.0e-12,
-        description="AdamW's epsilon, far below any gradient; the usual 1e-8 is of the size of FLUX's",
+        default=1.0e-12, description="AdamW's; the usual 1e-8 is of the size of FLUX's gradients"
     )
     max_grad_norm: PositiveFloat = 1.0
     schedule: Schedule = Schedule()
@@ -268,8 +267,10 @@ class EvaluateRecipe(Section):
 
     run: Run
     policy: PolicyField
-    lora: str | None = Field(
-        default=None, description="a run, a checkpoint, or an adapter's folder or file; null: base only"
+    lora: str | tuple[str, ...] | None = Field(
+        default=None,
+        description="a run, a checkpoint, an adapter's folder or file, or a LoRA's hub id; a list adds up; each "
+        "may end in a scale, as in =0.8; null: base only",
     )
     sampling: EvaluateSampling = EvaluateSampling()
     evaluate: Evaluate

@@ -36,6 +36,7 @@ __all__ = [
     "run_config",
     "save_recipe",
     "shipped_recipes",
+    "undone",
 ]
 
 M = TypeVar("M", bound=BaseModel)
@@ -215,9 +216,24 @@ def find_recipe(path: str | Path) -> Path:
     )
 
 
+def undone(overrides: Sequence[str]) -> list[str]:
+    """A line for each override that a later one of the same key, or of a section around it, makes void."""
+    keys = [(_key(text.partition("=")[0]), text) for text in overrides if "=" in text]
+    lines = []
+    for at, (key, text) in enumerate(keys):
+        later = next((other for place, other in keys[at + 1 :] if place == key[: len(place)]), text)
+        if later != text:
+            lines.append(f"override {repeated(text)!r}: without effect, since {repeated(later)!r} comes after it")
+    return lines
+
+
+def _key(text: str) -> list[str]:
+    return text.strip().removeprefix("--").split(".")
+
+
 def _parse(text: str) -> _Override:
     key, equals, value = text.partition("=")
-    parts = key.strip().removeprefix("--").split(".")
+    parts = _key(key)
     if not equals or not all(re.fullmatch(r"[^\s.]+", part) for part in parts):
         raise RecipeError(f"override {text!r}: write it as key.sub=value, for example train.steps=100")
     try:

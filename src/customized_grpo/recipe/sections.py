@@ -20,7 +20,7 @@ from pydantic import (
 
 from customized_grpo import registry
 from customized_grpo.paths import home_expanded, model_path
-from customized_grpo.recipe.references import ReferenceLimits
+from customized_grpo.recipe.limits import ExampleNeeds, PolicyLimits
 
 LocalPath: TypeAlias = Annotated[str, AfterValidator(home_expanded)]
 """A file or folder of this machine."""
@@ -49,7 +49,9 @@ class LoraSettings(Section):
     """The trained adapter: peft's LoRA, by way of diffusers' ``add_adapter``."""
 
     rank: PositiveInt = 64
-    alpha: PositiveFloat | None = Field(default=None, description="scale is alpha / rank; null means alpha = rank")
+    alpha: PositiveFloat | None = Field(
+        default=None, allow_inf_nan=False, description="scale is alpha / rank; null means alpha = rank"
+    )
     init: Literal["gaussian", "kaiming"] = "gaussian"
     targets: tuple[str, ...] | None = Field(
         default=None,
@@ -60,7 +62,7 @@ class LoraSettings(Section):
         default="separate",
         description="shared: q, k and v of a layer have one A, as in UNO's LoRA, which it is exported to without loss",
     )
-    path: str | None = Field(default=None, description="start from this adapter (folder or .safetensors file)")
+    path: str | None = Field(default=None, description="start from this LoRA, of whatever tool (file, folder, run)")
 
 
 class FullSettings(Section):
@@ -77,7 +79,7 @@ class FullSettings(Section):
     )
 
 
-class PolicySpec(registry.PluginSection, ReferenceLimits):
+class PolicySpec(registry.PluginSection, PolicyLimits):
     """The typed base of every policy's ``Config``; each policy adds its own fields.
 
     Attributes:
@@ -185,7 +187,7 @@ class PolicySpec(registry.PluginSection, ReferenceLimits):
         return None
 
 
-class MetricSpec(registry.PluginSection):
+class MetricSpec(registry.PluginSection, ExampleNeeds):
     """The typed base of the ``Config`` of what measures images."""
 
     def model_name(self) -> str | None:

@@ -53,7 +53,7 @@ BUILTIN: Mapping[Kind, Mapping[str, str]] = {
         "syncd-json": "customized_grpo.prepare.importers.syncd:SynCDJson",
         "subjects200k": "customized_grpo.prepare.importers.hub:Subjects200K",
         "uno": "customized_grpo.prepare.importers.uno:UNO",
-        "dreambooth-folder": "customized_grpo.prepare.importers.folders:DreamBoothFolder",
+        "dreambooth-folder": "customized_grpo.prepare.importers.subjects:DreamBoothFolder",
         "imagefolder": "customized_grpo.prepare.importers.folders:ImageFolder",
         "dreambench": "customized_grpo.prepare.importers.dreambench:DreamBench",
         "dreambench++": "customized_grpo.prepare.importers.dreambench:DreamBenchPlus",

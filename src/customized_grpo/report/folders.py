@@ -15,6 +15,7 @@ from customized_grpo.evaluation.pairing import unlike
 from customized_grpo.evaluation.protocols import PROTOCOLS, Protocol
 from customized_grpo.evaluation.statistics import Interval
 from customized_grpo.evaluation.summary import Row, columns_of, intervals
+from customized_grpo.paths import matching
 from customized_grpo.recipe.config import AXES
 from customized_grpo.report.hacking import Suspicion, suspicions
 
@@ -175,7 +176,7 @@ def _read(path: Path, name: str, metrics: str) -> RunFolder:
     config_text, config = _config(path / "config.yaml", missing)
     expected = "train" in config or not config
     steps = _metrics(path / "metrics.jsonl", missing, prefix=metrics, expected=expected)
-    evaluations = {file.stem: _rows(file, missing) for file in sorted((path / "evaluation").glob("*.jsonl"))}
+    evaluations = {file.stem: _rows(file, missing) for file in matching(path / "evaluation", "*.jsonl")}
     summary = _summary(path / "evaluation" / "summary.json", missing)
     if not steps and summary is None and not any(evaluations.values()):
         raise ValueError(

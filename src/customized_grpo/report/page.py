@@ -125,7 +125,7 @@ def _facts(run: RunFolder, summary: Mapping[str, Any] | None) -> list[tuple[str,
         made = (summary or {}).get("settings", {})
         size = f"{made['width']} x {made['height']}" if {"width", "height"} <= made.keys() else None
         facts |= {
-            "Adapter": get("lora"),
+            "Adapter": ", ".join(lora) if isinstance(lora := get("lora"), list | tuple) else lora,
             "Examples": f"{made.get('examples')} (images each: {made.get('images_per_prompt')})" if made else None,
             "Size": size,
             "Sampler": f"{made.get('steps')} steps, shift {made.get('shift')}" if made else None,

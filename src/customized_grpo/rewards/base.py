@@ -25,6 +25,7 @@ __all__ = [
     "RewardConfig",
     "RewardFailure",
     "costs",
+    "fingerprint_of",
     "transport_of",
 ]
 
@@ -97,10 +98,12 @@ class AsyncGroupReward(ABC):
 
     Attributes:
         max_concurrent: limit on concurrent groups; None: the scorer's.
+        fingerprint: identity of what computes the scores; None where it isn't known.
     """
 
     Config: ClassVar[type[RewardConfig]]
     max_concurrent: int | None = None
+    fingerprint: str | None = None
 
     @abstractmethod
     def __init__(self, config: Any, *, device: torch.device) -> None:
@@ -112,3 +115,8 @@ class AsyncGroupReward(ABC):
 
 
 AnyReward = Reward | AsyncReward | AsyncGroupReward
+
+
+def fingerprint_of(reward: object) -> str | None:
+    """Identity of the server behind a reward or metric; None for one that is computed here, or doesn't say."""
+    return reward.fingerprint if isinstance(reward, AsyncGroupReward) else None

@@ -5,7 +5,7 @@ for subject-driven generation: no prefix before the prompt, no factor of 2.5, no
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, final
+from typing import ClassVar, Final, final
 
 import torch
 from jaxtyping import Float, UInt8
@@ -14,11 +14,13 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from customized_grpo.paths import model_path
+from customized_grpo.recipe.limits import Need, PromptTokenizer
 from customized_grpo.recipe.sections import ModelRewardSpec
 from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.features import (
     DtypeName,
     FeatureCache,
+    PromptLimit,
     in_batches,
     load_frozen,
     mean_cosine,
@@ -27,6 +29,9 @@ from customized_grpo.rewards.features import (
     to_pil,
 )
 from customized_grpo.types import Example
+
+CLIP_TOKENS: Final = 77
+"""Positions of every published CLIP's text side."""
 
 
 class ClipConfig(ModelRewardSpec):
@@ -76,10 +81,12 @@ class ClipText:
         self._clip = clip
         self._tokenizer = CLIPTokenizer.from_pretrained(model_path(tokenizer, "clip"))
         self._max_length: int = clip.model.config.text_config.max_position_embeddings
+        self._limit = PromptLimit("CLIP", self._max_length)
 
     @torch.no_grad()
     def __call__(self, prompt: str) -> Float[Tensor, "1 d"]:
         """Projected features of a prompt, truncated at the model's limit."""
+        self._limit.check(prompt, len(self._tokenizer(prompt, verbose=False)["input_ids"]))
         tokens = self._tokenizer(
             [prompt],
             truncation=True,
@@ -101,6 +108,10 @@ class ClipT(Reward):
     @final
     class Config(ClipConfig):
         """A reward's section with ``type: clip_t``."""
+
+        def prompt_tokenizer(self) -> PromptTokenizer:
+            """CLIP's."""
+            return PromptTokenizer(lambda: model_path(self.model, "clip"), "", CLIP_TOKENS)
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
         self._batch_size = config.batch_size
@@ -125,6 +136,10 @@ class ClipI(Reward):
     @final
     class Config(ClipConfig):
         """A reward's section with ``type: clip_i``."""
+
+        def needs(self) -> frozenset[Need]:
+            """References."""
+            return frozenset({"reference"})
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
         self._batch_size = config.batch_size

@@ -16,6 +16,7 @@ from PIL.Image import Image
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
+from customized_grpo.recipe.limits import Need
 from customized_grpo.recipe.sections import ModelRewardSpec
 from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.boxes import with_crops
@@ -82,6 +83,12 @@ class Dino(Reward):
             ge=0.0,
             description="penalty per point of similarity to the reference's background; 0: none",
         )
+
+        def needs(self) -> frozenset[Need]:
+            """References; masks to cut by, unless missing ones are skipped; class words for the segmenter."""
+            masked = (self.segment != "none" or self.copy_penalty > 0) and self.missing_mask == "error"
+            words = self.segment == "both"
+            return frozenset(("reference", *(("mask",) if masked else ()), *(("subject",) if words else ())))
 
         @model_validator(mode="after")
         def _everything_is_used(self) -> Self:

@@ -4,6 +4,7 @@ Dimensions: G images of a group, R references, D features, H x W pixels.
 """
 
 import hashlib
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, final
@@ -11,10 +12,13 @@ from typing import Any, Literal, final
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from customized_grpo.paths import model_path
 from customized_grpo.types import Example
+
+_log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DtypeName = Literal["float32", "bfloat16", "float16"]
@@ -53,6 +57,11 @@ def load_frozen(families: Mapping[str, str], name: str, kind: str, *, dtype: Dty
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"reward model {name!r} can't be loaded: {error}") from error
+    except SafetensorError as error:
+        raise ValueError(
+            f"reward model {name!r} can't be loaded: its weights are damaged ({error}), by a broken download or a "
+            "clone without Git LFS; download it again, or run 'git lfs pull' there"
+        ) from error
     if absent := sorted(report["missing_keys"]):
         raise ValueError(f"reward model {name!r} lacks {len(absent)} weights, such as {absent[0]!r}; is it complete?")
     # Weights of a mapped file have arbitrary alignment, on which the last bit of a CPU's product depends: without
@@ -70,6 +79,26 @@ def to_pil(images: UInt8[Tensor, "g h w 3"]) -> list[Image.Image]:
 def in_batches(encode: Encode, images: Sequence[Image.Image], batch_size: int) -> Float[Tensor, "g *d"]:
     """Features of any number of images, at most ``batch_size`` per forward."""
     return torch.cat([encode(images[at : at + batch_size]) for at in range(0, len(images), batch_size)])
+
+
+@final
+class PromptLimit:
+    """A text model's limit on tokens; a prompt beyond it is warned of, once, as its end counts for nothing."""
+
+    def __init__(self, reward: str, limit: int) -> None:
+        self._reward, self._limit, self._said = reward, limit, False
+
+    def check(self, prompt: str, tokens: int) -> None:
+        """Warn if ``tokens``, with the special ones, are beyond the limit."""
+        if tokens > self._limit and not self._said:
+            self._said = True
+            _log.warning(
+                "%s reads %d of the %d tokens of a prompt and scores nothing of its end (said once): %r",
+                self._reward,
+                self._limit,
+                tokens,
+                prompt,
+            )
 
 
 def require_references(example: Example) -> None:

@@ -11,8 +11,10 @@ from jaxtyping import Float, UInt8
 from pydantic import Field
 from torch import Tensor
 
+from customized_grpo.paths import model_path
+from customized_grpo.recipe.limits import PromptTokenizer
 from customized_grpo.rewards.base import Reward
-from customized_grpo.rewards.clip import Clip, ClipConfig, ClipText
+from customized_grpo.rewards.clip import CLIP_TOKENS, Clip, ClipConfig, ClipText
 from customized_grpo.rewards.features import in_batches, mean_cosine, require_prompt, to_pil
 from customized_grpo.types import Example
 
@@ -30,6 +32,10 @@ class PickScore(Reward):
             default="laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
             description="hub id or folder of tokenizer and image processor, which PickScore's own page takes from here",
         )
+
+        def prompt_tokenizer(self) -> PromptTokenizer:
+            """CLIP-H's."""
+            return PromptTokenizer(lambda: model_path(self.processor, "clip"), "", CLIP_TOKENS)
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
         self._batch_size = config.batch_size

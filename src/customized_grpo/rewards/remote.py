@@ -109,7 +109,7 @@ class Remote(AsyncGroupReward):
             RewardFailure: it isn't reachable in time, refuses the token, or doesn't serve the reward.
         """
         self._config = config
-        self._fingerprint = config.fingerprint
+        self.fingerprint = config.fingerprint
         token = read_token(config.token_env)
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._ssl = ssl.create_default_context() if any(u.startswith("https") for u in config.urls) else False
@@ -228,12 +228,12 @@ class Remote(AsyncGroupReward):
 
     def _recognise(self, url: str, fingerprint: str) -> None:
         """Raise unless the fingerprint is the run's: all scores must be of one reward, also after a restart."""
-        self._fingerprint = self._fingerprint or fingerprint
-        if fingerprint != self._fingerprint:
+        self.fingerprint = self.fingerprint or fingerprint
+        if fingerprint != self.fingerprint:
             expected = "the recipe's fingerprint" if self._config.fingerprint else "the one that answered first"
             raise RewardFailure(
                 f"{url} serves another {self._config.reward!r}: its fingerprint is {fingerprint}, and {expected} is "
-                f"{self._fingerprint}; its type, model or options differ. Start the server with the former "
+                f"{self.fingerprint}; its type, model or options differ. Start the server with the former "
                 "configuration, or give this one's fingerprint in the recipe"
             )
 

@@ -15,10 +15,12 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from customized_grpo.paths import model_path
+from customized_grpo.recipe.limits import PromptTokenizer
 from customized_grpo.recipe.sections import ModelRewardSpec
 from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.features import (
     DtypeName,
+    PromptLimit,
     in_batches,
     load_frozen,
     mean_cosine,
@@ -41,6 +43,10 @@ class Siglip(Reward):
         batch_size: PositiveInt = Field(default=32, description="images per forward")
         dtype: DtypeName = "float32"
 
+        def prompt_tokenizer(self) -> PromptTokenizer:
+            """SigLIP's, of 64 tokens."""
+            return PromptTokenizer(lambda: model_path(self.model, "siglip"), "", 64)
+
     def __init__(self, config: Config, *, device: torch.device) -> None:
         # The PIL processor explicitly: with torchvision installed the default, and so the reward, would differ.
         from transformers import AutoTokenizer, SiglipImageProcessorPil
@@ -57,6 +63,7 @@ class Siglip(Reward):
                 "'pip install sentencepiece', or take a SigLIP 2 model"
             ) from error
         self._max_length: int = self._model.config.text_config.max_position_embeddings
+        self._limit = PromptLimit("SigLIP", self._max_length)
 
     def __call__(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Float[Tensor, " g"]:
         """Similarity of each image to the example's prompt.
@@ -79,6 +86,7 @@ class Siglip(Reward):
     @torch.no_grad()
     def _text(self, prompt: str) -> Float[Tensor, "1 d"]:
         # Trained on lower-case text padded to full length; it pools the last position without a mask.
+        self._limit.check(prompt, len(self._tokenizer(prompt.lower(), verbose=False)["input_ids"]))
         tokens = self._tokenizer(
             [prompt.lower()],
             padding="max_length",

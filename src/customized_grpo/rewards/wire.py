@@ -14,6 +14,8 @@ from typing import Annotated, Any, Final
 from PIL.Image import Image
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from customized_grpo.identity.hashes import FileHashes
+from customized_grpo.identity.sections import with_local_content
 from customized_grpo.types import Example
 
 _SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
@@ -96,12 +98,13 @@ def png(image: Image) -> str:
     return base64.b64encode(stream.getvalue()).decode("ascii")
 
 
-def fingerprint(spec: BaseModel) -> str:
+def fingerprint(spec: BaseModel, hashes: FileHashes) -> str:
     """16 hex digits that depend on all options of a reward, defaults included, but not on its use in a recipe.
 
-    Axis and weight belong to the recipe that uses the reward. A model is identified by its name, not by its weights.
+    Axis and weight belong to the recipe that uses the reward. A model in a folder is identified by its content, one on
+    the hub by its name: its commit isn't known before it was downloaded once.
     """
-    options = spec.model_dump(mode="json", exclude={"axis", "weight"})
+    options = with_local_content(spec.model_dump(mode="json", exclude={"axis", "weight"}), hashes)
     text = json.dumps(options, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

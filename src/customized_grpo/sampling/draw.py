@@ -14,6 +14,7 @@ from torch import Tensor
 
 from customized_grpo import registry
 from customized_grpo.conditioning.cache import release
+from customized_grpo.conditioning.precheck import check_drawing
 from customized_grpo.devices import open_device
 from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.base import Policy, load_policy
@@ -65,7 +66,7 @@ def generate(
 
 def draw(
     recipe: Recipe | EvaluateRecipe,
-    adapter: str | None,
+    adapter: str | Sequence[str] | None,
     references: Sequence[Image.Image],
     prompt: str,
     file: Path,
@@ -79,7 +80,8 @@ def draw(
 
     Args:
         recipe: says the policy, the device, and the sampler.
-        adapter: a run, a checkpoint, an adapter's folder or file, or a transformer's folder; None: the base alone.
+        adapter: a run, a checkpoint, an adapter's folder or file, a LoRA's hub id, or a transformer's folder; several
+            add up, each may say a scale (``WHERE=0.8``). None or nothing: the base alone.
         references: images of the subject.
         prompt: what to draw.
         file: the image to write; several get -0, -1, ... before the suffix.
@@ -94,16 +96,19 @@ def draw(
     Raises:
         ValueError: the adapter is missing or doesn't fit, the policy can't be loaded, or it can't take the references.
     """
-    tuned = None if adapter is None else tuning.read(adapter)
+    files = [file] if num == 1 else [file.with_stem(f"{file.stem}-{i}") for i in range(num)]
+    if grid is not None and grid.resolve() in {one.resolve() for one in files}:
+        raise ValueError(f"--grid: {grid} is a file of --out, too, and would replace it; give another")
+    tuned = tuning.read_all(adapter or [])
     device = open_device(recipe.run.device)
+    check_drawing(recipe.policy, prompt, references)
     cond, policy = _encode_then_load(recipe, device, prompt, references)
     rows: dict[str, UInt8[Tensor, "n h w 3"]] = {}
-    if tuned is None or grid is not None:
+    if not tuned or grid is not None:
         rows["base"] = _images(policy, recipe, cond, num=num, seed=seed, steps=steps)
-    if tuned is not None:
-        tuning.apply(policy, tuned)
+    if tuned:
+        tuning.apply_all(policy, tuned)
         rows["tuned"] = _images(policy, recipe, cond, num=num, seed=seed, steps=steps)
-    files = [file] if num == 1 else [file.with_stem(f"{file.stem}-{i}") for i in range(num)]
     for path, image in zip(files, next(reversed(rows.values())), strict=True):
         _save(Image.fromarray(image.numpy()), path)
     if grid is not None:

@@ -20,8 +20,10 @@ from PIL import Image
 
 from customized_grpo import registry
 from customized_grpo.atomic import replacing
-from customized_grpo.data.images import SUFFIXES, ImageError, load_image
+from customized_grpo.data.folders import SUFFIXES, look_inside
+from customized_grpo.data.images import ImageError, load_image
 from customized_grpo.data.manifest import ManifestDataset
+from customized_grpo.paths import folders_under
 from customized_grpo.recipe.loading import RecipeError, recipe_of
 from customized_grpo.recipe.sections import RewardField, Section
 from customized_grpo.rewards.base import RewardFailure
@@ -32,6 +34,8 @@ from customized_grpo.types import Example
 _COLUMNS: Final = ("image", "example", "error")
 """Columns of a written table that are no scores."""
 TABLES: Final = (".csv", ".jsonl")
+_EXPECTED: Final = (*TABLES, ".json", ".txt", ".caption", ".html", ".md", ".yaml", ".yml")
+"""Suffixes of files that lie beside images without being meant as such."""
 _CHUNK: Final = 32
 """Limit on images of one example and size in memory at a time."""
 
@@ -97,7 +101,7 @@ def read_rewards(types: Sequence[str], options: Sequence[str]) -> Mapping[str, A
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Images under a folder, or the one file given, in order of their names.
+    """Images under a folder, or the one file given, in order of their names, without masks of other images.
 
     Raises:
         ValueError: there is no image.
@@ -106,10 +110,20 @@ def find_images(folder: Path) -> list[Path]:
         return [folder]
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder or image")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = sorted(path for one in folders_under(folder) for path in look_inside(one).pictures)
     if not found:
         raise ValueError(f"{folder}: there is no image in it; looked for {', '.join(sorted(SUFFIXES))}")
     return found
+
+
+def not_images(folder: Path) -> list[str]:
+    """What ``find_images`` leaves out under a folder, each with the reason; text, tables and web pages are expected."""
+    if not folder.is_dir():
+        return []
+    insides = [look_inside(one) for one in folders_under(folder)]
+    masks = [f"{path}: is the mask of another image" for inside in insides for path in inside.masks]
+    others = [(path, reason) for inside in insides for path, reason in inside.others.items()]
+    return masks + [f"{path}: {why}" for path, why in others if path.suffix.lower() not in _EXPECTED]
 
 
 def with_one_example(folder: Path, example: Example) -> list[Job]:

@@ -32,6 +32,7 @@ from transformers.utils.logging import disable_progress_bar
 from customized_grpo import registry
 from customized_grpo.data.images import ImageError, read_image
 from customized_grpo.devices import open_device
+from customized_grpo.identity.hashes import FileHashes
 from customized_grpo.recipe.server import ServerConfig
 from customized_grpo.rewards.base import RewardFailure
 from customized_grpo.rewards.wire import ExampleMessage, ScoreRequest, ScoreResponse, fingerprint
@@ -58,7 +59,7 @@ class Job:
 class RewardAPI(LitAPI):
     """One reward at ``/rewards/<name>``."""
 
-    def __init__(self, name: str, spec: BaseModel, config: ServerConfig) -> None:
+    def __init__(self, name: str, spec: BaseModel, config: ServerConfig, hashes: FileHashes) -> None:
         super().__init__(
             max_batch_size=config.batching.max_requests,
             batch_timeout=config.batching.wait_ms / 1000,
@@ -67,7 +68,7 @@ class RewardAPI(LitAPI):
         )
         self.name = name
         self._spec_of_reward = spec
-        self._fingerprint = fingerprint(spec)
+        self._fingerprint = fingerprint(spec, hashes)
         self._max_pixels = config.limits.pixels
         self._threads = config.threads
 

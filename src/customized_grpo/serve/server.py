@@ -20,6 +20,7 @@ from litserve import LitAPI, LitServer
 from litserve.utils import LitAPIStatus, WorkerSetupStatus
 
 from customized_grpo import __version__, registry
+from customized_grpo.identity.hashes import FileHashes
 from customized_grpo.recipe.server import ServerConfig
 from customized_grpo.rewards.wire import fingerprint, read_token
 from customized_grpo.serve.admission import Admission
@@ -87,14 +88,16 @@ class RewardServer(LitServer):
         accelerator, gpus = _devices(config)
         max_bytes = config.limits.body_mb * 1_000_000
         admission = {"token": token, "max_bytes": max_bytes, "is_ready": self._is_ready}
+        hashes = FileHashes()
+        self._about = _about(config, hashes)
         super().__init__(
-            [RewardAPI(name, spec, config) for name, spec in config.rewards.items()],
+            [RewardAPI(name, spec, config, hashes) for name, spec in config.rewards.items()],
             accelerator=accelerator,
             devices=gpus,
             timeout=config.limits.queue_s,
             max_payload_size=max_bytes,  # limits what arrives; the admission checks what is announced
             middlewares=[(Admission, admission)],
-            model_metadata={"version": __version__, "rewards": _about(config)},
+            model_metadata={"version": __version__, "rewards": self._about},
             disable_openapi_url=True,
             restart_workers=True,
         )
@@ -114,7 +117,7 @@ class RewardServer(LitServer):
             if any(not worker.is_alive() for worker in self.inference_workers):
                 raise ServerError("a reward can't be loaded (see above), so nothing is served")
             time.sleep(0.05)
-        for name, about in _about(self._config).items():
+        for name, about in self._about.items():
             self._say(f"{name}: {about['type']}, fingerprint {about['fingerprint']}")
         self._say(f"serving at http://{self._config.host}:{self._config.port}")
 
@@ -164,11 +167,11 @@ class _Snapshots(dict[str, Any]):
         return self.copy().items()
 
 
-def _about(config: ServerConfig) -> dict[str, dict[str, Any]]:
+def _about(config: ServerConfig, hashes: FileHashes) -> dict[str, dict[str, Any]]:
     return {
         name: {
             "type": registry.type_of(spec),
-            "fingerprint": fingerprint(spec),
+            "fingerprint": fingerprint(spec, hashes),
             "options": spec.model_dump(mode="json", exclude={"type", "axis", "weight"}),
         }
         for name, spec in config.rewards.items()

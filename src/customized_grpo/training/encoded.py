@@ -3,14 +3,17 @@
 from customized_grpo.conditioning.cache import Jobs
 from customized_grpo.data import order
 from customized_grpo.data.base import Dataset, load_dataset
-from customized_grpo.evaluation.evaluator import encoded_examples
+from customized_grpo.evaluation.blocks import encoded_examples
+from customized_grpo.evaluation.precheck import look_over
 from customized_grpo.recipe.config import EvaluateRecipe, Recipe
 
 
 def needed(recipe: Recipe | EvaluateRecipe) -> Jobs:
-    """Every example that a recipe encodes, its data opened for that."""
+    """Every example that a recipe encodes, its data opened and checked for that."""
     dataset = load_dataset(recipe.data, "data") if isinstance(recipe, Recipe) else None
-    return needed_of(recipe, dataset, load_held_out(recipe))
+    held_out = load_held_out(recipe)
+    look_over(recipe, dataset, held_out, download=True)
+    return needed_of(recipe, dataset, held_out)
 
 
 def load_held_out(recipe: Recipe | EvaluateRecipe) -> Dataset | None:

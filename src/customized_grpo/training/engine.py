@@ -9,7 +9,7 @@ ranks know.
 import gc
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -50,6 +50,7 @@ def configure(accelerator: Accelerator, recipe: Recipe) -> None:
     Raises:
         ValueError: the recipe needs something that this engine can't do.
     """
+    _recipe_decides(accelerator)
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ValueError("FSDP of version 1 is not supported; use fsdp_version: 2 (config/accelerate/fsdp2.yaml)")
     if recipe.sampling.batch == "auto" and _cuts_weights(accelerator):
@@ -101,6 +102,26 @@ def _check_equal_forwards(recipe: Recipe) -> None:
             )
 
 
+def _recipe_decides(accelerator: Accelerator) -> None:
+    """Refuse what accelerate reads from its own configuration, or from variables, and would do besides the recipe.
+
+    ``accelerate launch`` without ``--config_file`` takes the file that another project's ``accelerate config`` made.
+    """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:  # takes bf16, and has its accumulation set beneath
+        return
+    found = {
+        "mixed_precision": (accelerator.mixed_precision, "no", "run.precision"),
+        "gradient_accumulation_steps": (accelerator.gradient_accumulation_steps, 1, "train.microbatch"),
+        "dynamo_backend": (accelerator.state.dynamo_plugin.backend.value.lower(), "no", "policy.compile"),
+    }
+    for name, (given, needed, key) in found.items():
+        if given != needed:
+            raise ValueError(
+                f"accelerate: {name} is {given} and would change what the recipe computes, whose {key} decides; launch "
+                f"with --{name} {needed} or a file of config/accelerate/ (ACCELERATE_{name.upper()} may be set)"
+            )
+
+
 @contextmanager
 def micro_batch(accelerator: Accelerator, model: nn.Module, *, last: bool) -> Iterator[Callable[[Tensor], None]]:
     """Forward and backward of one micro-batch; gives the backward. Gradients are exchanged with the ``last`` one."""
@@ -144,7 +165,11 @@ def finishing(accelerator: Accelerator, policy: Policy) -> Iterator[None]:
         yield
     except BaseException:
         for tracker in accelerator.trackers:
-            tracker.finish()
+            with suppress(Exception):  # what ended the run is to be seen
+                if tracker.name == "wandb":
+                    tracker.tracker.finish(exit_code=1)  # its own finish() says that the run has finished well
+                else:
+                    tracker.finish()
         raise
     policy.transformer = accelerator.unwrap_model(policy.transformer)
     accelerator.free_memory()

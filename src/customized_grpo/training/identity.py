@@ -7,18 +7,19 @@ another run, so that is refused; the same content under another path is the same
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, final
 
 from customized_grpo import registry
 from customized_grpo.advantages.aggregators import FORMULAS
 from customized_grpo.data.base import Dataset, FromFiles
-from customized_grpo.data.content import contents, hash_files
+from customized_grpo.data.content import contents
 from customized_grpo.identity.hashes import FileHashes, short_hash
 from customized_grpo.identity.sections import named, source_hash
 from customized_grpo.recipe.config import AXES, Recipe
 from customized_grpo.recipe.loading import load_recipe
-from customized_grpo.rewards.base import transport_of
+from customized_grpo.rewards.base import AnyReward, fingerprint_of, transport_of
 
 FILE: Final = "identity.json"
 """Its name in a checkpoint's ``state``."""
@@ -35,25 +36,36 @@ Examples = list[list[str]]
 class RunIdentity:
     """What a run stands on. Files are hashed in a thread from the beginning, and waited for when they are needed."""
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, hashes: FileHashes) -> None:
+    def __init__(self, recipe: Recipe, dataset: Dataset, rewards: Mapping[str, AnyReward], hashes: FileHashes) -> None:
         self._recipe, self._dataset, self._hashes = recipe, dataset, hashes
+        self._named: dict[str, str] = {}
+        self._servers = {
+            f"rewards.{name}.fingerprint": known
+            for name, reward in rewards.items()
+            if (known := fingerprint_of(reward)) is not None
+        }
         pool = ThreadPoolExecutor(1)
-        self._read_ahead = pool.submit(hash_files, dataset, range(len(dataset)), hashes)
+        # Only files are read in a thread: a data set may not bear two at once.
+        self._read_ahead = pool.submit(_of_files, dataset, hashes)
         pool.shutdown(wait=False)
 
-    def as_json(self) -> dict[str, Any]:
-        """The content of ``identity.json``; models are loaded by now, so a hub id's commit is the one that was read."""
-        self._read_ahead.result()
+    def look(self) -> None:
+        """Look at what the recipe names, once models are loaded: a hub id's commit is then the one that was read."""
+        self._named = named_in(self._recipe, self._hashes) | self._servers
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """The content of ``identity.json``, as it was when the run began."""
         aggregator = registry.type_of(self._recipe.advantage.aggregator)
         return {
             "formula": [aggregator, FORMULAS.get(aggregator, 1)],
-            "named": named_in(self._recipe, self._hashes),
-            "examples": examples_of(self._dataset, self._hashes),
+            "named": self._named,
+            "examples": self._read_ahead.result() or _of_probes(self._dataset, self._hashes),
         }
 
     def write(self, folder: Path) -> None:
         """Write it into a checkpoint's ``state``."""
-        (folder / FILE).write_text(json.dumps(self.as_json(), indent=0, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / FILE).write_text(json.dumps(self.content, indent=0, sort_keys=True) + "\n", encoding="utf-8")
 
     def same_as(self, checkpoint: Path, given: Recipe, warn: Callable[[str], None]) -> set[str]:
         """Compare with a checkpoint.
@@ -69,7 +81,7 @@ class RunIdentity:
         Raises:
             ValueError: the content differs; the message says in what, and what to do.
         """
-        now, before = self.as_json(), load_recipe(checkpoint / "config.yaml", [])
+        now, before = self.content, load_recipe(checkpoint / "config.yaml", [])
         if not (file := checkpoint / "state" / FILE).is_file():
             warn(f"{checkpoint}: is of a version that didn't keep what data and weights it stands on: not compared")
             return _same_formula([registry.type_of(before.advantage.aggregator), 1], now["formula"], given)
@@ -95,17 +107,26 @@ class RunIdentity:
 
 def examples_of(dataset: Dataset, hashes: FileHashes) -> Examples:
     """Id and hash of every example, or of some at even distances where they would have to be decoded."""
+    return _of_files(dataset, hashes) or _of_probes(dataset, hashes)
+
+
+def _of_files(dataset: Dataset, hashes: FileHashes) -> Examples:
+    """All examples; none where the data set can't say what they are made of."""
+    if not isinstance(dataset, FromFiles):
+        return []
+    sources = [dataset.sources(index) for index in range(len(dataset))]
+    ids = [one.key for one in sources if one is not None]
+    if len(ids) < len(sources):
+        return []
+    found = contents(dataset, range(len(ids)), hashes)
+    return [[key, short_hash(dict(found[index]))] for index, key in enumerate(ids)]
+
+
+def _of_probes(dataset: Dataset, hashes: FileHashes) -> Examples:
     size = len(dataset)
-    files = dataset if isinstance(dataset, FromFiles) else None
-    ids = {index: one.key for index in range(size) if files is not None and (one := files.sources(index)) is not None}
-    if len(ids) == size:
-        found = contents(dataset, ids, hashes)
-        return [[ids[index], short_hash(dict(one))] for index, one in found.items()]
     probes = dict.fromkeys(at * size // _PROBES for at in range(_PROBES))
-    return [
-        ["number of examples", str(size)],
-        *([f"example {index}", _probe(dataset, index, hashes)] for index in probes),
-    ]
+    rows = [[f"example {index}", _probe(dataset, index, hashes)] for index in probes]
+    return [["number of examples", str(size)], *rows]
 
 
 def _probe(dataset: Dataset, index: int, hashes: FileHashes) -> str:

@@ -19,12 +19,14 @@ from torch import Tensor, nn
 
 from customized_grpo import registry
 from customized_grpo.advantages.shaping import Aggregator
+from customized_grpo.atomic import held
 from customized_grpo.conditioning.cache import Process, open_policy
 from customized_grpo.console import bars
 from customized_grpo.data.base import Dataset, load_dataset
 from customized_grpo.data.order import groups_a_rank
 from customized_grpo.devices import open_device
 from customized_grpo.evaluation.metrics import AnyMetric, build_metrics
+from customized_grpo.evaluation.precheck import look_over
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.identity.hashes import HASHES, FileHashes, meanwhile, short_hash
 from customized_grpo.objectives.step_weights import step_sensitivity, step_weights
@@ -141,8 +143,12 @@ def _trackers_are_there(names: Sequence[str]) -> None:
         )
 
 
-def build(recipe: Recipe) -> Parts:
+def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Parts:
     """Check the run's folder, then load data and models of a recipe, the heaviest last.
+
+    Args:
+        recipe: of the run.
+        until_end: where the run's folder is held against other processes; None: it isn't.
 
     Raises:
         ValueError: the folder is taken, there is no such device, the data set is empty, or a model or file that the
@@ -166,18 +172,25 @@ def build(recipe: Recipe) -> Parts:
     with together(accelerator, ValueError):
         if accelerator.is_main_process:
             prepare_folder(folder, resuming=run.resume is not None)
+            if until_end is not None:
+                until_end.enter_context(held(folder))
     with together(accelerator, ValueError):
         dataset, held_out = load_dataset(recipe.data, "data"), load_held_out(recipe)
-        hashes = FileHashes(folder / HASHES)
-        identity = RunIdentity(recipe, dataset, hashes) if accelerator.is_main_process else None
+        if accelerator.is_main_process:
+            look_over(recipe, dataset, held_out, download=True)
         rewards = load_rewards(recipe.rewards, device=device)
+        hashes = FileHashes(folder / HASHES)
+        identity = RunIdentity(recipe, dataset, rewards, hashes) if accelerator.is_main_process else None
     # Completing a cache waits for the others on its way, so a rank that fails in it can't tell them: it ends the job.
     agreed = together(accelerator, ValueError) if run.cache is None else contextlib.nullcontext()
     with agreed, bars("conditioning: ") as progress:
         process = Process.of(accelerator, run.precision, progress)
         jobs = partial(needed_of, recipe, dataset, held_out)
-        with meanwhile(partial(base_identity, recipe.policy, hashes)):
+        look = [] if identity is None else [identity.look]
+        with meanwhile(partial(base_identity, recipe.policy, hashes), *look):
             policy, encode = open_policy(recipe.policy, run.cache, jobs, process)
+        if identity is not None:
+            identity.look()
         tuning.attach(policy, recipe.policy, run.seed, keep_base=recipe.objective.kl > 0)
     parameters = tuning.trainable_parameters(policy)
     optimizer = build_optimizer(list(parameters.values()), train)

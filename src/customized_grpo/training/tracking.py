@@ -25,6 +25,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
+from customized_grpo.atomic import replacing
 from customized_grpo.types import Example
 
 METRICS = "metrics.jsonl"
@@ -74,7 +75,8 @@ def cut_metrics(path: Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError):  # the line that a killed run was writing
             continue
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    with replacing(path) as aside:  # a full disk leaves the whole log
+        aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 def save_group(
@@ -105,6 +107,7 @@ class RunLog:
         self._console = Console(stderr=True)
         self._total, self._start, self._done = num_steps, start, start
         self._began = time.monotonic()
+        self._lost: set[str] = set()
         self._bar: Progress | None = None
         if accelerator.is_main_process and sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -141,7 +144,13 @@ class RunLog:
         row.update({name: value if math.isfinite(value) else None for name, value in sorted(metrics.items())})
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        self._accelerator.log(dict(metrics), step=step)
+        for tracker in self._accelerator.trackers:
+            try:
+                tracker.log(dict(metrics), step=step)
+            except Exception as error:  # a mirror's network is no reason to lose a run
+                if tracker.name not in self._lost:
+                    self._lost.add(tracker.name)
+                    self.say(f"{tracker.name} took no metrics of step {step}: {error} (said once; {METRICS} has all)")
         self._done = step
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=headline)

@@ -5,6 +5,7 @@ Dimensions: G group size, K trained steps, R rewards, Q axes, P ranks.
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import final
@@ -47,8 +48,8 @@ def train(recipe: Recipe) -> Path:
         ValueError: the run's folder, the data or the checkpoint don't fit the recipe; the message says what to do.
         DivergedError, MemoryFullError, DiskError, SaveError: see there; the last checkpoint stays.
     """
-    with explained(recipe, Path(recipe.run.dir)):
-        return Trainer(build(recipe)).run()
+    with explained(recipe, Path(recipe.run.dir)), ExitStack() as until_end:
+        return Trainer(build(recipe, until_end)).run()
 
 
 @final

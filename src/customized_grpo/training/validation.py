@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 
 from customized_grpo.data.base import Dataset, FromFiles
+from customized_grpo.evaluation.blocks import num_examples
 from customized_grpo.evaluation.costs import evaluations, of_evaluation, of_training
 from customized_grpo.evaluation.evaluator import (
     evaluate_policy,
     noise_levels,
-    num_examples,
 )
 from customized_grpo.evaluation.items import Site
 from customized_grpo.evaluation.settings import settings_of

@@ -19,7 +19,9 @@ _AMOUNT: Final = re.compile(
     re.IGNORECASE,
 )
 _SAID: Final = re.compile(
-    r"\b(?:(?:retry|again|reset\w*|wait(?:ing)?)\s+(?:after|in|for)|wait|retry[ _-]?after:?)\s+(?=\d)", re.I
+    r"\b(?:(?:(?:retry|again|available|reset\w*|wait(?:ing)?)\s+(?:after|in|for)|request\s+after)"
+    r"(?:\s+(?:about|at\s+least))?|wait|retry[ _-]?after:?)\s+(?=\d)",
+    re.IGNORECASE,
 )
 _NAMES: Final = ("retrydelay", "retryafter", "retryafterseconds", "retryafterms")
 _RESETS: Final = re.compile(

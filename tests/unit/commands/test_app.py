@@ -1,13 +1,17 @@
 """The command: thin, clean messages for its user's mistakes, tracebacks for ours."""
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import httpx2
 import pytest
 import typer
 from click.testing import Result
+from PIL import Image
 from typer.testing import CliRunner
 
 from customized_grpo.commands import doctor
@@ -140,6 +144,42 @@ def test_defects_keep_their_traceback() -> None:
         assert done.exception is defect
 
 
+def test_a_proxy_that_stops_the_hubs_client_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask_the_hub() -> None:
+        try:
+            httpx2.Client()
+        except ValueError as error:
+            raise RuntimeError("a library's own words") from error
+
+    for name in ("ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "socks://me:s3cret@host:7890")
+    shown = one_command(ask_the_hub)
+    assert shown.exit_code == 2
+    said = " ".join(shown.output.split())
+    assert "error: the hub can't be asked: all_proxy: given 'socks://***@host:7890', but socks:// is none of" in said
+    assert "s3cret" not in shown.output
+    monkeypatch.setenv("ALL_PROXY", "")
+    monkeypatch.setenv("all_proxy", "")
+    assert isinstance(one_command(lambda: json.loads("{")).exception, json.JSONDecodeError), "a defect stays one"
+
+
+def one_command(work: Callable[[], object]) -> Result:
+    small = typer.Typer(cls=UserErrors)
+    small.command("work")(lambda: work() and None)
+    small.command("other")(lambda: None)
+    return CliRunner().invoke(small, ["work"], env={"COLUMNS": "200"})
+
+
+def test_private_hosts_are_spared_from_proxies_in_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "a.com")  # and is put back
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    assert run("plugins").exit_code == 0
+    listed = os.environ["NO_PROXY"].split(",")
+    assert {"a.com", "localhost", "127.0.0.0/8", "10.0.0.0/8"} <= set(listed)
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"]
+
+
 def test_files_and_interrupts() -> None:
     done = raising(PermissionError(13, "Permission denied", "/x/y"))
     assert (done.exit_code, done.stderr.strip()) == (2, "error: /x/y: Permission denied")
@@ -196,3 +236,31 @@ def test_importing_the_command_is_light() -> None:
         env={"PATH": "", "PYTHONPATH": str(ROOT / "src")},
     )  # fmt: skip
     assert done.stdout == ""
+
+
+def test_empty_variables_of_a_launcher_are_none() -> None:
+    """An exported but empty RANK stopped every command with a traceback."""
+    emptied = os.environ | {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": ""}
+    command = [sys.executable, "-m", "customized_grpo", "validate", "mini_customized"]
+    done = subprocess.run(command, env=emptied, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_tilde_behind_an_equals_sign_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells leave it there, and a folder called '~' was made."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    image = tmp_path / "a.png"
+    Image.new("RGB", (64, 64), "red").save(image)
+    done = run("score", str(image), "--reward", "clip_t", "clip_t.model=mini", "--prompt", "red", "--out=~/new/s.csv")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "new" / "s.csv").is_file()
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_console_of_few_characters_stops_no_command() -> None:
+    """Console code pages crashed trainers at their first message (kohya-ss/sd-scripts#232)."""
+    command = [sys.executable, "-m", "customized_grpo", "validate", "mini_customized"]
+    narrow = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=narrow, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -44,18 +44,45 @@ def test_import_check_split_train(folder: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "rows" in done.output
     assert str(out / "manifest.jsonl") in done.output
-    assert "rejected" in done.output  # the views of the dog are broken
+    assert "views dropped" in done.output
+    assert f"left out: dog-0-00: {folder / 'set/dog/1.png'}: is empty (0 bytes)" in done.output
     done = run("check", str(out), "--workers", "1", "--json", str(folder / "found.json"))
     assert done.exit_code == 0, done.output
-    assert "20 of 20 rows can be used" in done.output
-    assert json.loads((folder / "found.json").read_text())["usable"] == 20
+    assert "30 of 30 rows can be used" in done.output
+    assert json.loads((folder / "found.json").read_text())["usable"] == 30
     with Image.open(out / "contact_sheet.jpg") as sheet:
         assert sheet.width > 400
         assert not sheet.getexif()
     done = run("split", str(out), "--hold-out", "cow")
-    assert "manifest.train.jsonl: 10 rows of 1 subjects" in done.output.replace("\n", "")
+    assert "manifest.train.jsonl: 20 rows of 2 subjects" in done.output.replace("\n", "")
     data = ManifestDataset(ManifestDataset.Config(type="manifest", path=str(out / "manifest.test.jsonl")))
     assert {data[index].subject for index in range(len(data))} == {"cow"}
+
+
+def test_an_import_names_what_it_left_out_and_how_it_read(folder: Path) -> None:
+    (folder / "set/dog/1.png").unlink()
+    for name in ("overview.png", "@eaDir/x.png"):
+        (folder / "set" / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (30, 30)).save(folder / "set" / name)
+    Image.new("RGB", (30, 30)).save(
+        folder / "set/cow/move.gif", save_all=True, append_images=[Image.new("RGB", (30, 30), "red")]
+    )
+    (folder / "set/cow/IMG_1.HEIC").write_bytes(b"1")
+    done = run("import", "dreambooth-folder", str(folder / "set"), "--out", str(folder / "out"), "--workers", "1")
+    assert done.exit_code == 0, done.output
+    for line in (
+        "left out: overview.png: lies beside the subjects' folders (cat, cow, dog)",
+        "left out: cow/IMG_1.HEIC: is a .heic file, which isn't read",
+        "left out: files and folders of the system  1 (@eaDir)",
+        "left out: all frames or pages but the first  1 (move.gif)",
+        "class words by the folders' names: cat -> cat, cow -> cow, dog -> dog; write others to",
+    ):
+        assert " ".join(line.split()) in " ".join(done.output.replace("│", " ").split())
+    (folder / "10_sks dog").mkdir()
+    Image.new("RGB", (30, 30)).save(folder / "10_sks dog/a.png")
+    done = run("import", "dreambooth-folder", str(folder / "10_sks dog"), "--out", str(folder / "asked"))
+    assert done.exit_code != 0
+    assert "without a class word in the name: '10_sks dog'" in " ".join(done.output.split())
 
 
 def test_check_says_what_is_broken_and_keeps_the_rest(folder: Path) -> None:

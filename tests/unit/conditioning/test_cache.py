@@ -18,6 +18,7 @@ from customized_grpo.conditioning.cache import (
     model_identity,
     open_policy,
 )
+from customized_grpo.identity.hashes import FileHashes
 from customized_grpo.policies.base import Policy, load_policy
 from customized_grpo.policies.flux import UNO, UNOConfig
 from customized_grpo.types import Conditioning, Example
@@ -151,15 +152,39 @@ def test_what_is_the_same_entry(tiny_flux: Path, tmp_path: Path) -> None:
     assert path_of(spec_of(moved), tmp_path)[0] != base
 
 
+def test_a_model_that_an_option_names_counts_by_content(tiny_flux: Path, tmp_path: Path) -> None:
+    class WithEncoder(UNOConfig):
+        encoder: str
+
+    def name(folder: Path) -> str:
+        given = {**spec_of(tiny_flux).model_dump(), "encoder": str(folder)}
+        return path_of(WithEncoder.model_validate(given), tmp_path / "cache")[0]
+
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "model.safetensors").write_bytes(b"weights")
+    first = name(tmp_path / "one")
+    assert name(tmp_path / "two") == first
+    (tmp_path / "two" / "model.safetensors").write_bytes(b"others!")
+    assert name(tmp_path / "two") != first
+
+
 def test_files_of_a_model_are_hashed_once(tiny_flux: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = model_identity(str(tiny_flux), None, tmp_path / "hashes.json")
+    def identity() -> dict[str, str]:
+        hashes = FileHashes(tmp_path / "hashes.json")
+        found = model_identity(str(tiny_flux), None, hashes)
+        hashes.save()
+        return found
+
+    monkeypatch.setattr("customized_grpo.identity.hashes._GRAIN_NS", -1)  # as if the files had lain there for a while
+    first = identity()
     assert "vae/diffusion_pytorch_model.safetensors" in first
     assert not [name for name in first if name.startswith(("transformer/", "scheduler/"))]
-    monkeypatch.setattr(module, "file_hash", lambda file: pytest.fail(f"{file} is read again"))
-    assert model_identity(str(tiny_flux), None, tmp_path / "hashes.json") == first
+    with monkeypatch.context() as patched:
+        patched.setattr("customized_grpo.identity.hashes.file_hash", lambda path: pytest.fail(f"{path} is read again"))
+        assert identity() == first
     (tmp_path / "hashes.json").write_text("{")
-    monkeypatch.undo()
-    assert model_identity(str(tiny_flux), None, tmp_path / "hashes.json") == first
+    assert identity() == first
 
 
 def test_a_hub_id_is_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,10 +198,10 @@ def test_a_hub_id_is_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
     for revision, commit in ((None, commits["main"]), ("v2", commits["v2"])):
-        found = model_identity("org/name", revision, tmp_path / "hashes.json")
+        found = model_identity("org/name", revision, FileHashes())
         assert found == {"hub": "org/name", "commit": commit}
     with pytest.raises(ValueError, match="'org/other' can't be looked up"):
-        model_identity("org/other", None, tmp_path / "hashes.json")
+        model_identity("org/other", None, FileHashes())
 
 
 def test_complete_makes_what_is_missing_once(

@@ -1,6 +1,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from customized_grpo.policies.adapters.hashes import adapter_hash
 from customized_grpo.policies.base import PolicyConfig
 from customized_grpo.recipe.config import Evaluate, EvaluateRecipe, EvaluateSampling
 from customized_grpo.sampling.schedule import shifted_sigmas
+from customized_grpo.types import Example
 from evaluation_fakes import Channels, TinyData, TinyPolicy, Unsure
 
 Run = Callable[..., list[Row]]
@@ -367,3 +369,15 @@ def test_a_protocol_s_typo_stops_before_anything_is_loaded(tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"evaluate\.protocol: given 'dreambench/x'"):
         evaluate(wrong)
     assert not (tmp_path / "run").exists()
+
+
+def test_two_examples_of_one_name_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their rows were averaged as one example, and the second's pictures replaced the first's."""
+    plainly = TinyData.__getitem__
+
+    def twice(self: TinyData, index: int) -> Example:
+        return replace(plainly(self, index), key="dog" if index in (1, 4) else f"example-{index}")
+
+    monkeypatch.setattr(TinyData, "__getitem__", twice)
+    with pytest.raises(ValueError, match=r"evaluate\.data: examples 1 and 4 are both called 'dog'"):
+        run()

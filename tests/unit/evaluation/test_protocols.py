@@ -14,7 +14,7 @@ from customized_grpo.data import dreambench
 from customized_grpo.data.dreambench import DreamBench
 from customized_grpo.evaluation.baselines import RealPhotos, identity_metrics, reference_copy
 from customized_grpo.evaluation.metrics import build_metrics, score
-from customized_grpo.evaluation.protocols import PROTOCOLS, find_protocol
+from customized_grpo.evaluation.protocols import PROTOCOLS, find_protocol, group_of
 from customized_grpo.evaluation.settings import settings_of
 from customized_grpo.evaluation.summary import build_summary, column_means, groups_of
 from customized_grpo.evaluation.tables import markdown, notes
@@ -289,3 +289,16 @@ def test_the_size_in_bytes_tells_a_photo_from_a_scaled_one(root: Path) -> None:
         assert dreambench.photos(str(root / "dataset")) == "other files (157 of 158)"
     finally:
         photo.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("subject_id", "group"),
+    [
+        ("rex", "rex"), (0, "0"), (["a", "b"], "a+b"), (None, "dog"), ("", "dog"), ("nan", "dog"), ("None", "dog"),
+        ([], "dog"), ([None], "dog"), (float("nan"), "dog"),
+    ],
+)  # fmt: skip
+def test_no_id_is_no_individual(subject_id: Any, group: str) -> None:
+    """The individual 0 was none, and 'None', which earlier imports wrote for null, was one."""
+    example = Example(key="k", prompt="p", references=(), subject="dog", extra={"subject_id": subject_id})
+    assert group_of(example) == group

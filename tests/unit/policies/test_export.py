@@ -18,7 +18,8 @@ from customized_grpo.policies.adapters.uno_lora import layers
 from customized_grpo.policies.base import LoraSettings
 from customized_grpo.policies.export import export
 from customized_grpo.policies.flux import UNO, UNOConfig
-from customized_grpo.recipe.loading import save_recipe
+from customized_grpo.recipe.loading import load_recipe, save_recipe
+from lora_conventions import FLUX
 from runs import make_tiny_world, tiny_recipe
 from tiny import make_tiny_flux
 from uno_tiny import uno_file
@@ -146,12 +147,24 @@ def test_diffusers_format_is_the_checkpoints(world: Path, tmp_path: Path) -> Non
         assert torch.equal(one.b, before[name].b * 1.5)
 
 
+def test_a_lora_of_another_tool_needs_its_model(world: Path, tmp_path: Path) -> None:
+    """Its names are the original model's; with a recipe it becomes a LoRA of diffusers, of the same velocity."""
+    run_of(world, tmp_path / "run", UNOS)
+    kohya = next(one for one in FLUX if one.tool == "sd-scripts (kohya)")
+    path = kohya.write(tmp_path / "kohya", load(world).transformer).path
+    refused = CliRunner().invoke(app, ["export", str(path), "--out", str(tmp_path / "alone")])
+    assert (refused.exit_code, "give its recipe as --config" in refused.stderr) == (2, True)
+    export(str(path), tmp_path / "out", "diffusers", with_base=False, recipe=load_recipe(tmp_path / "run/config.yaml"))
+    given, expected = (velocity(load(world, base_lora={"path": str(one)})) for one in (tmp_path / "out", path))
+    close(given, expected)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--format", "unoo"], r"--format: given 'unoo'; did you mean 'uno'"),
         (["--format", "model", "--with-base"], r"holds the base's LoRA anyway"),
-        (["--config", "mini_customized"], r"--config: it has no effect"),
+        (["--config", "mini_customized"], r"is of a model of another width"),
         (["--with-base"], r"no policy\.base_lora"),
         (
             ["--format", "uno"],

@@ -14,7 +14,7 @@ from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_dimensions
 from torch import nn
 
-from customized_grpo.policies.adapters.lora import _target_regex
+from customized_grpo.policies.adapters.lora_layers import target_regex
 from customized_grpo.policies.flux2 import Flux2, Flux2Klein, Flux2KleinConfig
 from customized_grpo.policies.qwen_image import QwenImageEditPlus, QwenImageEditPlusConfig, area_size
 from customized_grpo.recipe.loading import load_recipe
@@ -55,7 +55,7 @@ def test_targets_hit_every_intended_layer_of_the_published_models(
         model = transformer(**settings)
     assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, abs=0.1)
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    regex = _target_regex(model, policy.lora_targets)
+    regex = target_regex(model, policy.lora_targets)
     hit = {name for name in linear if re.fullmatch(regex, name)}
     # all of the blocks' layers but modulation, and but the text stream's whose output Qwen's last block drops
     left_out = r".*(img_mod|txt_mod|add_q_proj|to_add_out|txt_mlp).*" if policy is QwenImageEditPlus else "-"

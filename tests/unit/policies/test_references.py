@@ -10,7 +10,7 @@ from PIL import Image
 
 from customized_grpo.policies import qwen_image
 from customized_grpo.policies.flux import UNO
-from customized_grpo.recipe.references import ReferenceLimits
+from customized_grpo.recipe.limits import PolicyLimits
 from pipeline_cases import CASES, PROMPT
 from tiny import make_tiny_flux, tiny_kontext, tiny_policy
 
@@ -79,7 +79,7 @@ def test_what_is_refused_would_break(policies: dict[str, Any], name: str, monkey
     low, high = policy.config.reference_counts()
     counted = (sizes for sizes in GROUPS if low <= len(sizes) <= high)
     narrow = [sizes for sizes in counted if said(partial(policy.config.check_references, sizes))]
-    monkeypatch.setattr(ReferenceLimits, "check_references", lambda self, sizes: None)
+    monkeypatch.setattr(PolicyLimits, "check_references", lambda self, sizes: None)
     for sizes in narrow:
         images = [Image.new("RGB", size) for size in sizes]
         with pytest.raises((ValueError, RuntimeError, ZeroDivisionError)):
@@ -94,7 +94,7 @@ def test_numbers_are_declared(policies: dict[str, Any]) -> None:
 
 
 def test_a_policy_without_limits_takes_everything() -> None:
-    class Section(ReferenceLimits):
+    class Section(PolicyLimits):
         type = "mine"
 
     Section().check_references([(1, 1)] * 100)

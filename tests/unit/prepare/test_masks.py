@@ -1,6 +1,8 @@
 """Masks of a manifest: every lack filled, nothing lost by a broken picture, and work that goes on where it stopped."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typer.testing import CliRunner
 
 from customized_grpo.commands.data.masks import masks
 from customized_grpo.data.manifest import ManifestDataset, ManifestError
-from customized_grpo.prepare.masks import make_masks
+from customized_grpo.prepare.masks import is_any_missing, make_masks
 from tiny_rewards import pictures
 from tiny_segmenter import save_detector, save_sam
 
@@ -130,6 +132,81 @@ def test_it_goes_on_where_it_was_stopped(save: Callable[[list[Row]], Path]) -> N
     assert report.manifest.read_bytes() == once
     with pytest.raises(ValueError, match="made there with other settings"):
         make_masks(manifest, Bright(), settings={**SETTINGS, "at": 50})
+
+
+def test_a_mask_of_another_picture_or_word_is_made_anew(save: Callable[[list[Row]], Path], tmp_path: Path) -> None:
+    rows = [{"id": str(at), "references": [f"bag/{at}.png"], "subject": "bag"} for at in range(4)]
+    manifest = save(rows)
+    make_masks(manifest, Bright(), settings=SETTINGS)
+    time = (tmp_path / "bag/1.png").stat().st_mtime_ns
+    picture = Image.open(tmp_path / "bag/1.png").transpose(Image.Transpose.ROTATE_180)
+    picture.save(tmp_path / "bag/1.png")
+    os.utime(tmp_path / "bag/1.png", ns=(time, time))
+    rows[2]["subject"] = "red bag"
+    save(rows)
+    assert is_any_missing(manifest, "masks")
+    tool = Bright()
+    report = make_masks(manifest, tool, settings=SETTINGS)
+    assert (report.made, report.anew, report.kept, tool.calls) == (2, 2, 2, ["bag", "red bag"])
+    expected = np.asarray(picture.convert("L")) > 100
+    with Image.open(tmp_path / "masks/bag/1_seg.png") as mask:
+        assert ((np.asarray(mask) == 255) == expected).all()
+    assert not is_any_missing(manifest, "masks")
+    assert make_masks(manifest, Bright(), settings=SETTINGS).kept == 4
+
+
+def test_a_picture_saved_again_and_a_moved_folder_keep_their_masks(
+    save: Callable[[list[Row]], Path], tmp_path: Path
+) -> None:
+    rows = [{"id": str(at), "references": [f"bag/{at}.png"], "subject": "bag"} for at in range(2)]
+    make_masks(save(rows), Bright(), settings=SETTINGS)
+    with Image.open(tmp_path / "bag/1.png") as picture:
+        picture.load()
+        picture.save(tmp_path / "bag/1.png", compress_level=0)  # other bytes, the same pixels
+    moved = Path(shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name}-moved"))
+    report = make_masks(moved / "train.jsonl", Bright(), settings=SETTINGS)
+    assert (report.made, report.kept) == (0, 2)
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_what_was_corrected_by_hand_is_never_overwritten(
+    save: Callable[[list[Row]], Path], tmp_path: Path, found: bool
+) -> None:
+    """Laid there before the first call, or made and then corrected."""
+    manifest = save([{"id": "a", "references": ["bag/0.png"], "subject": "bag"}])
+    mask = tmp_path / "bag/0_seg.png"
+    if not found:
+        make_masks(manifest, Bright(), settings=SETTINGS, folder=None)
+    Image.new("L", (30, 20), 255).save(mask)
+    assert make_masks(manifest, Bright(), settings=SETTINGS, folder=None).kept == 1
+    by_hand = mask.read_bytes()
+    with Image.open(tmp_path / "bag/1.png") as other:
+        other.load()
+    other.save(tmp_path / "bag/0.png")
+    report = make_masks(manifest, Bright(), settings=SETTINGS, folder=None)
+    (reason,) = report.problems.values()
+    assert "bag/0_seg.png was laid or corrected by hand, and since then the picture or the word 'bag' has" in reason
+    assert mask.read_bytes() == by_hand
+    Image.new("L", (30, 20), 200).save(mask)  # corrected again
+    later = (tmp_path / "bag/0.png").stat().st_mtime_ns + 1
+    os.utime(mask, ns=(later, later))
+    assert make_masks(manifest, Bright(), settings=SETTINGS, folder=None).kept == 1
+
+
+def test_models_count_by_content(save: Callable[[list[Row]], Path]) -> None:
+    manifest = save([{"id": "a", "references": ["bag/0.png"], "subject": "bag"}])
+
+    def make(path: str, content: str | None) -> int:
+        settings = {"sam": path, "at": 1, "content": {"sam": content and {"content": content}}}
+        return make_masks(manifest, Bright(), settings=settings).kept
+
+    assert make("here/sam", "1") == 0
+    assert make("there/sam", "1") == 1
+    assert make("there/sam", None) == 1
+    with pytest.raises(ValueError, match="made there with other settings"):
+        make("there/sam", "2")
+    with pytest.raises(ValueError, match="made there with other settings"):
+        make("elsewhere/sam", None)
 
 
 def test_two_masks_never_share_a_file(save: Callable[[list[Row]], Path], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
+from customized_grpo.report.folders import read_runs
 from customized_grpo.report.write import write_report
 from run_folder import evaluation_rows, make_run, write_rows
 
@@ -280,3 +281,9 @@ def test_random_examples_do_not_depend_on_their_scores(tmp_path: Path) -> None:
     assert changes[-1] > 0
     titles = [group.title for group in better]
     assert titles == ["Random", "Best", "Worst", "Largest gains"] or titles[-1] == "Largest losses"
+
+
+def test_what_a_mac_leaves_in_a_run_is_no_evaluation(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=20, planned=20, n=4)
+    (run / "evaluation/._base.jsonl").write_bytes(b"\0\5\x16\7")
+    assert "._base" not in read_runs([run])[0].evaluations

@@ -1,5 +1,6 @@
 """The CLIP rewards against the model's own joint forward."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,26 @@ def test_clip_i_needs_a_reference(clip_folder: Path) -> None:
 def test_weights_are_aligned_so_that_every_process_scores_alike(clip_folder: Path) -> None:
     parameters = build_t(clip_folder)._clip.model.parameters()
     assert {parameter.data_ptr() % 64 for parameter in parameters} == {0}
+
+
+def test_a_prompt_beyond_the_limit_is_said_once(clip_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its end counted for nothing, and nothing said so (Lightning-AI/torchmetrics#2883)."""
+    reward, images = build_t(clip_folder), pictures(1)
+    reward(example(prompt="a dog"), images)
+    assert not caplog.records
+    for _ in range(2):
+        reward(example(prompt=" ".join(["dog"] * 40)), images)
+    (record,) = caplog.records
+    assert f"CLIP reads {MAX_TOKENS} of the " in record.getMessage()
+
+
+@pytest.mark.parametrize("damage", ["pointer", "half"])
+def test_damaged_weights_are_named(clip_folder: Path, tmp_path: Path, damage: str) -> None:
+    """It was 'header too large', from deep within (huggingface/diffusers#4406)."""
+    shutil.copytree(clip_folder, tmp_path / "clip")
+    weights = tmp_path / "clip" / "model.safetensors"
+    content = weights.read_bytes()
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n"
+    weights.write_bytes(pointer if damage == "pointer" else content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"clip' can't be loaded: its weights are damaged \(.*\), .*'git lfs pull'"):
+        build_t(tmp_path / "clip")

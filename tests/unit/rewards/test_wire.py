@@ -13,6 +13,7 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from customized_grpo.data.images import read_image
+from customized_grpo.identity.hashes import FileHashes
 from customized_grpo.rewards.dino import Dino
 from customized_grpo.rewards.features import to_pil
 from customized_grpo.rewards.hpsv3 import HPSv3
@@ -89,17 +90,31 @@ def test_unknown_fields_and_no_images_are_refused() -> None:
 
 def test_a_fingerprint_is_of_the_options_alone() -> None:
     def of(**options: object) -> str:
-        return fingerprint(Dino.Config.model_validate({"type": "dino", **options}))
+        return fingerprint(Dino.Config.model_validate({"type": "dino", **options}), FileHashes())
 
     assert of() == of(axis="identity") == of(weight=2.0) == of(model="facebook/dinov2-base")
     others = [
         of(model="other"),
         of(batch_size=4),
         of(dtype="bfloat16"),
-        fingerprint(HPSv3.Config(type="hpsv3")),
+        fingerprint(HPSv3.Config(type="hpsv3"), FileHashes()),
     ]
     assert len({of(), *others}) == 5
     assert len(of()) == 16
+
+
+def test_a_fingerprint_is_of_a_folder_s_content_and_not_of_its_path(tmp_path: Path) -> None:
+    def of(folder: Path) -> str:
+        return fingerprint(Dino.Config.model_validate({"type": "dino", "model": str(folder)}), FileHashes())
+
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(b"weights")
+    first = of(tmp_path / "one")
+    assert of(tmp_path / "two") == first
+    (tmp_path / "two" / "model.safetensors").write_bytes(b"others!")
+    assert of(tmp_path / "two") != first
 
 
 def test_a_path_in_extra_is_left_out() -> None:

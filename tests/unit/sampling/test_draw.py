@@ -114,3 +114,10 @@ def test_a_gpu_that_is_not_there(world: Path, tmp_path: Path, monkeypatch: pytes
     recipe = tiny_recipe(world, world / "run", run__device="cuda")
     with pytest.raises(ValueError, match="torch finds no GPU"):
         draw(recipe, None, [], PROMPT, tmp_path / "a.png", steps=1, seed=0, num=1, grid=None)
+
+
+def test_a_grid_replaces_no_image(world: Path, tmp_path: Path) -> None:
+    """It was written over the image of the same name."""
+    for grid, num in (("a.png", 1), ("a-1.png", 2)):
+        with pytest.raises(ValueError, match=f"--grid: .*{grid} is a file of --out, too"):
+            drawn(world, tmp_path / "a.png", None, num=num, grid=tmp_path / grid)

@@ -130,6 +130,32 @@ def test_a_broken_image_does_not_lose_the_rest(folder: Path, tmp_path: Path) -> 
     assert "truncated" in done.stderr
 
 
+def test_what_is_no_image_of_the_user_is_not_scored_and_named(folder: Path, tmp_path: Path) -> None:
+    for name in ("@eaDir/a.png", "__MACOSX/a.png", ".cache/a.png", "a-0_seg.png", "._a-0.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (20, 20)).save(folder / name)
+    (folder / "b/z.HEIC").write_bytes(b"1")
+    (folder / "notes.txt").write_text("mine")
+    (folder / "gone.png").symlink_to(tmp_path / "gone.png")
+    Image.new("RGB", (20, 20)).save(tmp_path / "apart.png")
+    (tmp_path / "apart").mkdir()
+    (tmp_path / "apart.png").rename(tmp_path / "apart/z.png")
+    (folder / "linked").symlink_to(tmp_path / "apart")
+    (folder / "loop").symlink_to(folder)
+    done = run(folder, *of("bright"), "--out", tmp_path / "t.csv")
+    assert done.exit_code == 0, done.output
+    rows = [row["image"] for row in csv.DictReader((tmp_path / "t.csv").read_text().splitlines())]
+    assert rows == ["a-0.png", "a-1.png", "a-2.png", "b/x.png", "b/y.png", "linked/z.png"]
+    said = done.stderr
+    for name, reason in (
+        ("a-0_seg.png", "is the mask of another image"),
+        ("b/z.HEIC", "is a .heic file, which isn't read"),
+        ("gone.png", "which is not there"),
+    ):
+        assert any(name in line and reason in line for line in said.splitlines()), said
+    assert "notes.txt" not in said
+
+
 def test_a_reward_that_scores_nothing_says_why_and_fails_the_command(folder: Path, tmp_path: Path) -> None:
     done = run(folder, *of("bright"), *of("down"), "--out", tmp_path / "t.jsonl")
     assert done.exit_code == 1

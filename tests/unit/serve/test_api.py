@@ -16,6 +16,7 @@ from PIL import Image
 
 import tiny_hpsv3
 from customized_grpo import registry
+from customized_grpo.identity.hashes import FileHashes
 from customized_grpo.recipe.server import ServerConfig
 from customized_grpo.rewards.features import to_pil
 from customized_grpo.rewards.wire import ScoreRequest, fingerprint, png, request_body
@@ -49,7 +50,7 @@ def own_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def worker(reward: dict[str, Any], **config: Any) -> RewardAPI:
     settings = ServerConfig.model_validate({"rewards": {"mine": reward}, "device": "cpu", **config})
-    made = RewardAPI("mine", settings.rewards["mine"], settings)
+    made = RewardAPI("mine", settings.rewards["mine"], settings, FileHashes())
     made.setup("cpu")
     return made
 
@@ -92,7 +93,7 @@ def test_scores_through_the_server_are_the_local_ones(reward: Callable[[Path], d
         expected = scorer.submit(example(2), images).result()[:, 0]
     assert torch.equal(torch.tensor(answer["scores"]), expected)
     assert expected.std() > 0
-    assert answer["fingerprint"] == fingerprint(spec)
+    assert answer["fingerprint"] == fingerprint(spec, FileHashes())
 
 
 def test_requests_that_share_are_one_call_and_get_their_own_scores(red: RewardAPI) -> None:

@@ -1,5 +1,6 @@
 """What an engine of accelerate can't do is refused, and it is told what it has to know. The rest: tests/distributed."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,20 +8,25 @@ from unittest.mock import create_autospec
 
 import pytest
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.state import AcceleratorState
+from accelerate.tracking import TensorBoardTracker, WandBTracker
+from accelerate.utils import DistributedType, DynamoBackend
 from torch import nn
 
-from customized_grpo.training.engine import configure, needs_all_ranks
+from customized_grpo.policies.base import Policy
+from customized_grpo.training.engine import configure, finishing, needs_all_ranks
 from runs import tiny_recipe
 
 
 def accelerator(kind: DistributedType, *, stage: int = 2, is_fsdp2: bool = True) -> Any:
     plugin = SimpleNamespace(zero_stage=stage, deepspeed_config={"bf16": {"enabled": True}})
+    dynamo = SimpleNamespace(backend=DynamoBackend.NO)
     made = create_autospec(Accelerator, instance=True)
     made.distributed_type = kind
     made.num_processes = 1 if kind == DistributedType.NO else 2
     made.is_fsdp2 = is_fsdp2
-    made.state = SimpleNamespace(deepspeed_plugin=plugin)
+    made.mixed_precision, made.gradient_accumulation_steps = "no", 1
+    made.state = SimpleNamespace(deepspeed_plugin=plugin, dynamo_plugin=dynamo)
     return made
 
 
@@ -98,3 +104,42 @@ def test_deepspeed_clips_as_the_recipe_says_and_divides_nothing() -> None:
     assert config["gradient_clipping"] == 0.3
     assert config["gradient_accumulation_steps"] == 1
     assert config["bf16"] == {"enabled": True}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "bf16", r"mixed_precision is bf16 .*run\.precision decides"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", r"gradient_accumulation_steps is 4 .*train\.microbatch"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", r"dynamo_backend is inductor .*policy\.compile"),
+    ],
+)
+def test_accelerates_own_settings_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+) -> None:
+    """Another project's 'accelerate config' decided beside the script (huggingface/diffusers#1272)."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=said):
+        configure(Accelerator(cpu=True), recipe())
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_tracker_learns_how_a_run_ended(fails: bool) -> None:
+    """wandb showed a run that had failed as finished (Lightning-AI/pytorch-lightning#21787)."""
+    engine = accelerator(DistributedType.NO)
+    wandb, other = create_autospec(WandBTracker, instance=True), create_autospec(TensorBoardTracker, instance=True)
+    wandb.name, other.name = "wandb", "tensorboard"
+    other.finish.side_effect = OSError("no network")  # hides no error of the run
+    engine.trackers = [other, wandb]
+    policy = create_autospec(Policy, instance=True)
+    policy.transformer = nn.Linear(1, 1)
+    with pytest.raises(KeyError) if fails else nullcontext(), finishing(engine, policy):
+        if fails:
+            raise KeyError("a reward")
+    if fails:
+        wandb.tracker.finish.assert_called_once_with(exit_code=1)
+        other.finish.assert_called_once_with()
+    else:
+        engine.end_training.assert_called_once_with()

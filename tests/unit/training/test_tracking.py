@@ -1,12 +1,16 @@
 """A run's folder and its log on disk."""
 
+import errno
 import json
 import math
 from pathlib import Path
+from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import TensorBoardTracker, WandBTracker
 from PIL import Image
 
 from customized_grpo.training.tracking import METRICS, RunLog, cut_metrics, prepare_folder, save_group
@@ -88,3 +92,34 @@ def test_a_resumed_log_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str
         log.say("[bold] is text")
     assert [json.loads(line)["step"] for line in (tmp_path / METRICS).read_text().splitlines()] == [1, 2]
     assert capsys.readouterr().err.splitlines() == ["step 2/2  done  left 0:00", "[bold] is text"]
+
+
+def test_a_full_disk_leaves_the_log_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was cut to nothing first: the log of a run that is resumed after its disk was full."""
+    path = tmp_path / METRICS
+    path.write_text("".join(f'{{"step": {step}}}\n' for step in range(5)))
+    before = path.read_text()
+
+    def full(*_: Any, **__: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        cut_metrics(path, 3)
+    monkeypatch.undo()
+    assert path.read_text() == before
+    assert [one.name for one in tmp_path.iterdir()] == [METRICS]
+
+
+def test_a_tracker_that_fails_stops_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An error of wandb's stopped the training (verl-project/verl#4904)."""
+    accelerator = Accelerator(cpu=True)
+    wandb, other = create_autospec(WandBTracker, instance=True), create_autospec(TensorBoardTracker, instance=True)
+    wandb.name, other.name = "wandb", "tensorboard"
+    wandb.log.side_effect = ConnectionError("api.wandb.ai is away")
+    accelerator.trackers = [wandb, other]
+    with RunLog(accelerator, tmp_path, 2, 0) as log:
+        for step in (1, 2):
+            log.write(step, {"lr": 0.5}, "")
+    assert len((tmp_path / METRICS).read_text().splitlines()) == other.log.call_count == wandb.log.call_count == 2
+    assert capsys.readouterr().err.count("wandb took no metrics of step 1: api.wandb.ai is away") == 1

@@ -49,6 +49,7 @@ RETRY_INFO = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay":
         ({}, {"error": {"message": "Please try again in 859ms."}}, 0.859),
         ({}, {"error": {"message": "Please retry after 10 seconds."}}, 10),
         ({}, {"error": {"message": "wait 2 minutes, then ask"}}, 120),
+        ({}, {"error": {"message": "Please retry your request after about 4 seconds"}}, 4),
         ({}, {"message": "slow down", "retry_after": 12}, 12),
         ({}, {"retry_after_ms": 1200}, 1.2),
         ({}, {"retry_after": True}, None),

@@ -1,6 +1,7 @@
 """``customized-grpo data check``. Heavy imports are inside."""
 
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from customized_grpo.commands.tables import PAIR, print_rows, show_prompts
 from customized_grpo.console import bars, out, say
 
 if TYPE_CHECKING:
+    from customized_grpo.conditioning.precheck import Findings, Outline
     from customized_grpo.prepare.check import Check
 
 
@@ -28,6 +30,10 @@ def check(
     usable: Annotated[
         Path | None, typer.Option(help="write the usable lines to this file in the manifest's folder")
     ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(help="a recipe: also find rows that its policy, rewards or metrics can't use"),
+    ] = None,
     workers: Workers = None,
 ) -> None:
     """Read every image, report what is broken, doubtful or twice, draw a contact sheet; exit code 1 if one is bad."""
@@ -39,6 +45,8 @@ def check(
         report, rows, seen = check_manifest(
             manifest, workers=workers or default_workers(), progress=partial(show, "images")
         )
+    if config is not None:
+        _check_for_recipe(report, manifest, config)
     _show_check(report)
     sheet = sheet or manifest.parent / "contact_sheet.jpg"
     subtitle = f"{report.rows:,} rows, {report.subjects:,} subjects, {report.images:,} images"
@@ -53,6 +61,39 @@ def check(
     say(f"contact sheet: {sheet}")
     if not report.ok:
         raise typer.Exit(1)
+
+
+def _check_for_recipe(report: "Check", manifest: Path, config: str) -> None:
+    """Add to a report what a recipe makes of the usable rows."""
+    from customized_grpo.conditioning.precheck import outline
+    from customized_grpo.data.manifest import sources
+    from customized_grpo.data.rows import Row, read_rows
+
+    rows = [(at, row) for at, row in read_rows(manifest) if isinstance(row, Row) and at in report.usable]
+    found = _of_recipe(config, manifest)(outline(sources(manifest, at, row)) for at, row in rows)
+    report.misfits = [f"{one.place}: {one.reason}" for one in found.misfits]
+    report.notices = list(found.notices)
+    bad = {one.place for one in found.misfits}
+    report.usable = frozenset(at for at in report.usable if f"{manifest}:{at}" not in bad)
+
+
+def _of_recipe(config: str, manifest: Path) -> "Callable[[Iterable[Outline]], Findings]":
+    """The check of a recipe's examples: as its held-out ones if the manifest is that, else as its training data."""
+    from customized_grpo.conditioning.precheck import check_examples
+    from customized_grpo.evaluation.precheck import lacking_of, reads_views
+    from customized_grpo.recipe.config import Recipe
+    from customized_grpo.recipe.loading import load_any
+
+    recipe = load_any(config)
+    held_out = recipe.evaluate and recipe.evaluate.data.model_dump().get("path")
+    is_held_out = isinstance(held_out, str) and Path(held_out).expanduser().resolve() == manifest.resolve()
+    if isinstance(recipe, Recipe) and not (is_held_out and recipe.evaluate):
+        return partial(check_examples, policy=recipe.policy, measures=recipe.rewards)
+    spec = recipe.evaluate
+    assert spec is not None
+    return partial(
+        check_examples, policy=recipe.policy, measures=spec.metrics, lacking=lacking_of(spec), views=reads_views(spec)
+    )
 
 
 def _show_check(report: "Check") -> None:
@@ -75,6 +116,8 @@ def _show_check(report: "Check") -> None:
     _list("lines that can't be read", report.bad_lines)
     _list("broken files", [f"{one.path}: {one.reason} ({one.rows} rows)" for one in report.broken])
     _list("masks of another shape", report.mask_problems)
+    _list("rows that the recipe can't use", report.misfits)
+    _list("what the recipe doesn't use as it is written", report.notices)
     _list("equal pictures in several files", [", ".join(names) for names in report.same_pictures])
     _list("rows with equal prompt and images", [", ".join(names) for names in report.same_rows])
     _list("rows whose target is their reference", report.copies)

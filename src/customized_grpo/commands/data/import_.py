@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from customized_grpo.commands.arguments import Workers
+from customized_grpo.commands.arguments import Workers, say_undone
 from customized_grpo.commands.tables import PAIR, print_rows, show_prompts
 from customized_grpo.console import err, say
 
 if TYPE_CHECKING:
     from customized_grpo.prepare.importers.base import Importer
-    from customized_grpo.prepare.importers.writer import Report
+    from customized_grpo.prepare.importers.report import Report
 
 
 def import_(
@@ -32,7 +32,7 @@ def import_(
     workers: Workers = None,
 ) -> None:
     """Make a manifest of a data set. What can't be used is listed in rejected.jsonl, and never stops the rest."""
-    importer = _importer(kind, options or [])
+    importer = _importer(kind, say_undone(options))
     from customized_grpo.prepare.importers.writer import MANIFEST, REJECTED, Options, import_data
     from customized_grpo.prepare.inspection import default_workers
 
@@ -51,7 +51,7 @@ def import_(
 
         report = import_data(importer, source, folder, wanted, show)
     _show_import(report)
-    if report.rejected or report.masks_dropped:
+    if report.rejected or report.masks_dropped or report.views_dropped:
         say(f"what was left out, and why: {folder / REJECTED}")
     say(f"{folder / MANIFEST}\nlook at it: customized-grpo data check {folder}")
 
@@ -68,9 +68,20 @@ def _importer(kind: str, options: list[str]) -> "Importer":
 
 def _show_import(report: "Report") -> None:
     rows = [("rows", f"{report.rows:,}"), ("distinct images", f"{report.images:,}")]
-    rows += [(f"left out: {reason}", f"{count:,}") for reason, count in report.skipped.items()]
+    for reason, count in report.skipped.items():
+        rows.append((f"left out: {reason}", f"{count:,}{_named(report.examples.get(reason, []), count)}"))
     rows += [("rejected", f"{report.rejected:,}")] if report.rejected else []
     rows += [(f"  {kind}", f"{count:,}") for kind, count in report.problems.items()]
     rows += [("masks dropped", f"{report.masks_dropped:,}")] if report.masks_dropped else []
+    rows += [("views dropped", f"{report.views_dropped:,}")] if report.views_dropped else []
     print_rows("import", PAIR, rows)
+    for kind in (*report.problems, "mask", "view"):
+        for line in report.examples.get(kind, []):
+            say(f"left out: {line}", style="yellow")
+    for remark in report.remarks:
+        say(remark)
     show_prompts(report.prompts, report.rows)
+
+
+def _named(names: list[str], count: int) -> str:
+    return f" ({', '.join(names)}{', ...' if count > len(names) else ''})" if names else ""

@@ -28,6 +28,8 @@ def masks(
     from pydantic import ValidationError
 
     from customized_grpo.devices import open_device
+    from customized_grpo.identity.hashes import FileHashes
+    from customized_grpo.identity.sections import named
     from customized_grpo.prepare.masks import Segment, is_any_missing, make_masks
     from customized_grpo.recipe.loading import RecipeError
     from customized_grpo.rewards.segmenter import Segmenter, SegmenterConfig
@@ -41,19 +43,22 @@ def masks(
     hush_libraries()
     where, on = (None if beside else folder), open_device(device, "--device")
     segment: Segment = lambda image, word: None  # noqa: E731 - never asked where every reference has its mask
-    if is_any_missing(manifest, where):
+    if is_any_missing(manifest, where, target):
         segment = Segmenter(config, device=on)
+    hashes = FileHashes()
+    content = {name: named(model, hashes) for name, model in (("detector", detector), ("sam", sam))}
     with bars() as show:
         report = make_masks(
             manifest,
             segment,
-            settings=config.model_dump(),
+            settings={**config.model_dump(), "content": content},
             folder=where,
             target=target,
             progress=partial(show, "masks"),
         )
     for one, reason in report.problems.items():
         say(f"{one.reference}: {reason}", style="yellow", on=err)
-    say(f"{report.manifest}\n{report.made} masks made, {report.kept} kept, {len(report.problems)} missing")
+    anew = f" ({report.anew} anew: another picture or word than before)" if report.anew else ""
+    say(f"{report.manifest}\n{report.made} masks made{anew}, {report.kept} kept, {len(report.problems)} missing")
     if report.problems:
         raise typer.Exit(1)

@@ -1,21 +1,18 @@
 """The base LoRA, a released LoRA as part of FLUX's base: fused, or a frozen adapter beneath the trained one."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from customized_grpo.policies.adapters.lora_files import WEIGHTS_NAME
 from customized_grpo.policies.adapters.lora_layers import attach_frozen
 from customized_grpo.policies.adapters.lora_reader import read_lora
 from customized_grpo.policies.adapters.low_rank import Factors, fuse, scaled
 from customized_grpo.policies.adapters.uno_lora import FILE_NAME, REPOSITORY
-from customized_grpo.policies.hub_files import weights_file
 
 
 class BaseLora(BaseModel):
-    """A recipe's section ``policy.base_lora``: UNO's released LoRA, or any in diffusers' format."""
+    """A recipe's section ``policy.base_lora``: UNO's released LoRA, or any other of FLUX.1."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,7 +25,7 @@ class BaseLora(BaseModel):
         default="fuse",
         description="fuse: added to the weights once, rounded to their dtype; adapter: kept apart, exact, more memory",
     )
-    scale: float = Field(default=1.0, description="factor on its update")
+    scale: FiniteFloat = Field(default=1.0, description="factor on its update")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
 
 
@@ -51,23 +48,13 @@ def apply_base_lora(
 
 
 def read_base_lora(transformer: Any, section: BaseLora, *, offline: bool) -> dict[str, Factors]:
-    """The update of ``section``, its scale inside, checked against the transformer.
+    """The update of ``section``, times its scale, checked against the transformer.
 
     Raises:
         ValueError: see ``apply_base_lora``.
     """
     try:
-        update = read_lora(_find(section, offline)).update(transformer)
+        update = read_lora(section.path, revision=section.revision, offline=offline).update(transformer)
     except ValueError as error:
         raise ValueError(f"policy.base_lora: {error}") from error
     return scaled(update, section.scale)
-
-
-def _find(section: BaseLora, offline: bool) -> Path:
-    given = Path(section.path).expanduser()
-    if given.exists():
-        return given
-    default = FILE_NAME if section.path == REPOSITORY else WEIGHTS_NAME
-    return weights_file(
-        section.path, "policy.base_lora.path", default=default, revision=section.revision, offline=offline
-    )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from customized_grpo.identity.hashes import file_hash
+from customized_grpo.paths import matching
 from customized_grpo.policies.acceleration import is_quantized
 from customized_grpo.policies.adapters.hashes import base_hash
 from customized_grpo.policies.adapters.lora_files import newest_complete
@@ -29,6 +30,8 @@ FOLDER: Final = "transformer"
 """Folder name in a checkpoint, as in a pipeline's layout."""
 _CONFIG: Final = "config.json"
 _WEIGHTS: Final = "diffusion_pytorch_model{suffix}.safetensors"
+_WRITTEN: Final = _WEIGHTS.format(suffix="*")
+"""Other files beside a config.json, such as a LoRA's, are no transformer's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class TransformerFolder:
     @property
     def files(self) -> list[Path]:
         """Its safetensors files."""
-        return sorted(self.path.glob("*.safetensors"))
+        return matching(self.path, _WRITTEN)
 
     def fingerprint(self) -> str:
         """A hash of its weights' files."""
@@ -58,7 +61,7 @@ def find(path: str | Path) -> TransformerFolder | None:
     """
     given = Path(path).expanduser()
     for folder in (given, given / FOLDER):
-        if (folder / _CONFIG).is_file() and any(folder.glob("*.safetensors")):
+        if (folder / _CONFIG).is_file() and matching(folder, _WRITTEN):
             return TransformerFolder(folder)
     newest = newest_complete(given, f"{FOLDER}/{_CONFIG}")
     return None if newest is None else TransformerFolder(newest.parent)
@@ -99,7 +102,7 @@ def attach(policy: Policy, settings: FullSettings, *, keep_base: bool) -> None:
         if folder is None:
             raise ValueError(
                 f"policy.full.path: there is no transformer in diffusers' layout at {settings.path!r}; give a run or a "
-                f"checkpoint of full fine-tuning, or a folder with {_CONFIG} and safetensors files"
+                f"checkpoint of full fine-tuning, or a folder with {_CONFIG} and {_WRITTEN}"
             )
         load(policy, folder)
 

@@ -175,7 +175,7 @@ def _copy(policy: Policy, update: Update, what: str) -> None:
     if wrong := mismatch(update.keys(), layers):
         raise ValueError(
             f"{what} does not fit this policy's; layers {wrong}. "
-            "Is it of this model, and is policy.lora.targets what it was trained with?"
+            "policy.lora.targets must be what it was trained with (all in diffusers' names; '^' pins a whole one)"
         )
     for name, one in update.items():
         layer: Any = model.get_submodule(name)

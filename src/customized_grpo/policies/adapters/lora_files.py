@@ -13,13 +13,16 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from customized_grpo.paths import matching
 from customized_grpo.policies.adapters.low_rank import Update
 from customized_grpo.policies.adapters.tensor_files import write_tensors
-from customized_grpo.policies.adapters.uno_lora import FILE_NAME
+from customized_grpo.policies.adapters.uno_lora import FILE_NAME, REPOSITORY
+from customized_grpo.policies.hub_files import hub_lora, is_hub_id
 
 WEIGHTS_NAME: Final = "pytorch_lora_weights.safetensors"
 PEFT_WEIGHTS: Final = "adapter_model.safetensors"
-"""peft's name, which has its configuration in ``adapter_config.json`` beside it."""
+PEFT_CONFIG: Final = "adapter_config.json"
+"""peft's names of a LoRA and of its configuration beside it."""
 PREFIX: Final = "transformer."
 HEADER: Final = "lora_adapter_metadata"
 """diffusers' key of the header entry that holds the LoraConfig."""
@@ -71,8 +74,13 @@ def write_adapter(
     return file
 
 
-def find_adapter(path: str | Path) -> Path:
-    """The weights file that a file, an adapter's folder, a checkpoint or a run stands for.
+def find_adapter(path: str | Path, *, revision: str | None = None, offline: bool = False) -> Path:
+    """The weights file that a file, an adapter's folder, a checkpoint, a run or a hub id stands for.
+
+    Args:
+        path: one of these; a hub id is ``organisation/name`` or ``organisation/name/file.safetensors``.
+        revision: branch, tag or commit on the hub.
+        offline: look into the hub's cache only.
 
     Raises:
         ValueError: there is no adapter.
@@ -87,7 +95,7 @@ def find_adapter(path: str | Path) -> Path:
         return given
     if (newest := newest_complete(given, WEIGHTS_NAME)) is not None:
         return newest
-    inside = sorted(given.glob("*.safetensors")) if given.is_dir() else []
+    inside = matching(given, "*.safetensors")
     named = [one for one in inside if one.name in (WEIGHTS_NAME, PEFT_WEIGHTS, FILE_NAME)] or inside
     if len(named) == 1:
         return named[0]
@@ -95,9 +103,14 @@ def find_adapter(path: str | Path) -> Path:
         raise ValueError(
             f"the folder {str(path)!r} holds {len(named)} files ({', '.join(one.name for one in named[:3])}); give one"
         )
+    if not given.exists() and is_hub_id(str(path)):
+        names = (FILE_NAME,) if str(path) == REPOSITORY else (WEIGHTS_NAME, PEFT_WEIGHTS)
+        return hub_lora(str(path), names=names, beside={PEFT_WEIGHTS: PEFT_CONFIG}, revision=revision, offline=offline)
+    pickles = sorted(one.name for one in given.glob("*") if one.suffix in _PICKLES) if given.is_dir() else []
+    also = f", and the pickles there ({', '.join(pickles[:3])}) are never opened" if pickles else ""
     raise ValueError(
-        f"no adapter at {str(path)!r}; give a .safetensors file, a folder with {WEIGHTS_NAME}, a checkpoint, "
-        "or a run with checkpoints/step-*"
+        f"no adapter at {str(path)!r}{also}; give a .safetensors file, a folder with {WEIGHTS_NAME}, a checkpoint, "
+        "a run with checkpoints/step-*, or organisation/name or organisation/name/file.safetensors on the hub"
     )
 
 

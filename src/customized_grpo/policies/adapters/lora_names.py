@@ -48,9 +48,9 @@ _FAMILIES: Final = (
     ("Stable Diffusion 3", r"(^|_)joint_blocks_"),
     ("FLUX.2", r"to_qkv_mlp_proj|(double|single)_stream_modulation|ff(_context)?_linear_(in|out)"),
     ("HiDream", r"(double|single)_stream_blocks_"),
-    ("Wan", r"(^|_)blocks_\d+_(self_attn|cross_attn|ffn)_|(^|_)blocks_\d+_attn[12]_"),
+    ("Wan", r"(^|_)blocks_\d+_((self|cross)_attn_[qkvo]|ffn|attn[12])(_|$)"),
     ("Qwen-Image", r"transformer_blocks_\d+_(img|txt)_(mlp|mod)"),
-    ("LTX-Video", r"transformer_blocks_\d+_attn[12]_"),
+    ("LTX-Video or PixArt", r"transformer_blocks_\d+_attn[12]_"),
     ("Lumina or Z-Image", r"(^|_)(layers|noise_refiner|context_refiner)_\d+_(attention|feed_forward)_"),
     (
         "FLUX.1",

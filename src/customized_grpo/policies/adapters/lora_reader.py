@@ -16,13 +16,15 @@ from torch import Tensor
 
 from customized_grpo.console import err, say
 from customized_grpo.policies.adapters import lora_keys, lora_scale
-from customized_grpo.policies.adapters.lora_files import HEADER, PEFT_WEIGHTS, PREFIX, find_adapter
+from customized_grpo.policies.adapters.lora_files import HEADER, PEFT_CONFIG, PEFT_WEIGHTS, PREFIX, find_adapter
 from customized_grpo.policies.adapters.lora_keys import Key
 from customized_grpo.policies.adapters.lora_names import factors_at, places, unknown
 from customized_grpo.policies.adapters.low_rank import Factors, linear_shapes, shown
 from customized_grpo.policies.adapters.tensor_files import FLOAT8, FLOATS, read_metadata, read_tensors
+from customized_grpo.text import read_text
 
-_PEFT_CONFIG: Final = "adapter_config.json"
+_MODEL_ENTRIES: Final = ("modelspec.architecture", "ss_base_model_version", "base_model")
+"""Entries of headers in which sd-scripts, ai-toolkit, ComfyUI and this package name the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +56,15 @@ class LoraFile:
         for name, given in self.factors.items():
             place = known.get(name.replace(".", "_"))
             if place is None:
-                raise ValueError(f"LoRA {str(self.path)!r}: {unknown(self.factors, known)} ({self.keys[name]})")
+                raise ValueError(
+                    f"LoRA {str(self.path)!r}: {unknown(self.factors, known)} ({self.keys[name]}){self._made_for()}"
+                )
             try:
                 found = factors_at(place, given, shapes)
             except ValueError as error:
                 raise ValueError(
                     f"LoRA {str(self.path)!r} is of a model of another width: {self.keys[name]}: {error}"
+                    f"{self._made_for()}"
                 ) from error
             if twice := sorted(found.keys() & update.keys()):
                 raise ValueError(
@@ -67,6 +72,11 @@ class LoraFile:
                 )
             update |= found
         return dict(sorted(update.items()))
+
+    def _made_for(self) -> str:
+        """What its header says of its model, for messages."""
+        said = [self.metadata[name] for name in _MODEL_ENTRIES if self.metadata.get(name)]
+        return f"; its header speaks of {', '.join(map(repr, said))}" if said else ""
 
     def by_its_names(self) -> dict[str, Factors]:
         """Its factors where no model is at hand, if its names are diffusers' own.
@@ -102,8 +112,8 @@ class LoraFile:
             )
 
 
-def read_lora(path: str | Path) -> LoraFile:
-    """Read a LoRA: a file, its folder, a checkpoint, or a run (its newest complete checkpoint).
+def read_lora(path: str | Path, *, revision: str | None = None, offline: bool = False) -> LoraFile:
+    """Read a LoRA: a file, its folder, a checkpoint, a run (its newest complete checkpoint), or one on the hub.
 
     Read are the names of diffusers, peft, sd-scripts, ComfyUI, ai-toolkit, OneTrainer, SimpleTuner, XLabs and UNO, and
     each module's own rank and alpha. Keys of text encoders are left aside, which is said on the console.
@@ -111,7 +121,7 @@ def read_lora(path: str | Path) -> LoraFile:
     Raises:
         ValueError: nothing there, a damaged file, or one that is not wholly understood; what isn't is named.
     """
-    file = find_adapter(path)
+    file = find_adapter(path, revision=revision, offline=offline)
     tensors, metadata = read_tensors(file, "LoRA"), read_metadata(file, "LoRA")
     try:
         config = _config(file, metadata)
@@ -129,6 +139,8 @@ def read_lora(path: str | Path) -> LoraFile:
         aside=aside,
         metadata=metadata,
     )
+    if not any(one.b.any() for one in lora.factors.values()):
+        say(f"LoRA {str(file)!r}: every B is zero, as before training, so it changes nothing", on=err)
     if idle := lora_scale.idle_patterns(config, pairs):
         say(f"LoRA {str(file)!r}: no layer fits {len(idle)} of its patterns: {shown(idle)}", on=err)
     for what, count in aside.items():
@@ -226,10 +238,12 @@ def _factors(a: Tensor, b: Tensor, alpha: float) -> Factors:
 
 def _config(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """The transformer's entries of peft's ``LoraConfig``, from the header or from the file that peft writes beside."""
-    beside = file.parent / _PEFT_CONFIG
+    beside = file.parent / PEFT_CONFIG
     text, where = metadata.get(HEADER, "{}"), HEADER
     if file.name == PEFT_WEIGHTS and beside.is_file():
-        text, where = beside.read_text(encoding="utf-8"), _PEFT_CONFIG
+        text, where = read_text(beside), PEFT_CONFIG
+    elif file.name == PEFT_WEIGHTS and HEADER not in metadata:
+        raise ValueError(f"peft writes {PEFT_CONFIG} beside it, which says its alpha, and it is missing: get it too")
     try:
         entries = json.loads(text)
     except ValueError as error:

@@ -1,7 +1,9 @@
 """One interface for LoRA (``lora``) and full fine-tuning (``full``)."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from customized_grpo.policies.adapters import full, lora
 from customized_grpo.policies.adapters.full import TransformerFolder
 from customized_grpo.policies.adapters.hashes import adapter_hash, base_hash
 from customized_grpo.policies.adapters.lora_reader import LoraFile, read_lora
+from customized_grpo.policies.adapters.low_rank import Factors, joined, scaled
 from customized_grpo.policies.adapters.sharding import base_transformer, cut_like
 from customized_grpo.policies.base import Policy
 from customized_grpo.recipe.sections import PolicySpec
@@ -97,33 +100,92 @@ def read(path: str | Path) -> Tuned:
     return full.find(path) or read_lora(path)
 
 
-def load_tuned(policy: Policy, path: str | Path) -> None:
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """What was trained, and a factor on its update."""
+
+    tuned: Tuned
+    scale: float
+
+
+def read_all(given: str | Path | Sequence[str]) -> tuple[Scaled, ...]:
+    """Read one or several, each with a scale if it says one: ``WHERE`` or ``WHERE=0.8``.
+
+    Raises:
+        ValueError: see ``read`` and ``with_scale``; or a transformer beside others, or with a scale.
+    """
+    texts = [given] if isinstance(given, str | Path) else given
+    found = tuple(Scaled(read(where), scale) for where, scale in map(with_scale, map(str, texts)))
+    whole = [one for one in found if isinstance(one.tuned, TransformerFolder)]
+    if whole and (len(found) > 1 or whole[0].scale != 1):
+        raise ValueError(
+            f"{whole[0].tuned.path} is a transformer that was trained in full: it has no scale, and nothing can be "
+            "added to it here; give it alone, or as policy.model"
+        )
+    return found
+
+
+def with_scale(text: str) -> tuple[str, float]:
+    """``WHERE=SCALE`` taken apart; the scale is 1 where no number follows the last ``=``.
+
+    A path that itself ends so is taken whole where it exists and what stands before the ``=`` doesn't.
+
+    Raises:
+        ValueError: both exist, or the scale is no finite number.
+    """
+    where, equals, number = text.rpartition("=")
+    try:
+        scale = float(number) if equals else None
+    except ValueError:
+        scale = None
+    if scale is None:
+        return text, 1.0
+    whole, before = (Path(one).expanduser().exists() for one in (text, where))
+    if whole and before:
+        raise ValueError(f"{text!r} exists, and so does {where!r}; write {text}=1, or rename one of them")
+    if whole:
+        return text, 1.0
+    if not math.isfinite(scale):
+        raise ValueError(f"{text!r}: the scale is {number}, and a finite number is needed")
+    return where, scale
+
+
+def load_tuned(policy: Policy, path: str | Path | Sequence[str]) -> None:
     """Load a run's trained weights into a policy.
 
     Args:
         policy: frozen, from ``load_policy``.
-        path: a run, a checkpoint, an adapter's folder or file, or a transformer's folder.
+        path: a run, a checkpoint, an adapter's folder or file, a LoRA's hub id, or a transformer's folder; several
+            LoRAs add up. Each may say a scale: ``WHERE=0.8``.
 
     Raises:
         ValueError: nothing trained is there, its file can't be used, or it does not fit the policy.
     """
-    apply(policy, read(path))
+    apply_all(policy, read_all(path))
 
 
 def apply(policy: Policy, tuned: Tuned) -> str:
-    """Load trained weights into a policy.
+    """``apply_all`` of one."""
+    return apply_all(policy, (Scaled(tuned, 1.0),))
+
+
+def apply_all(policy: Policy, loaded: Sequence[Scaled]) -> str:
+    """Load trained weights into a policy: the sum of all, each with its scale.
 
     Returns:
         An identifier of the weights and their scales.
 
     Raises:
-        ValueError: it does not fit.
+        ValueError: one does not fit.
     """
-    if isinstance(tuned, TransformerFolder):
-        full.load(policy, tuned)
-        return tuned.fingerprint()
-    update = tuned.update(policy.transformer)
-    tuned.check_base(base_hash(policy.transformer))
+    update: dict[str, Factors] = {}
+    for one in loaded:
+        if isinstance(one.tuned, TransformerFolder):
+            full.load(policy, one.tuned)
+            return one.tuned.fingerprint()
+        given = one.tuned.update(policy.transformer)
+        one.tuned.check_base(base_hash(policy.transformer))
+        update = joined(update, scaled(given, one.scale))
     lora.attach_update(policy, update)
     identity = adapter_hash(policy.transformer)
     scales = [(name, one.scale) for name, one in sorted(update.items()) if one.scale != 1]

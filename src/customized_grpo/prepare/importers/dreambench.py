@@ -11,9 +11,10 @@ from typing import Literal, final
 from pydantic import Field
 
 from customized_grpo.data.dreambench import find_root, read_prompts
-from customized_grpo.data.images import images_in, masks_beside
+from customized_grpo.data.folders import images_in, masks_beside
+from customized_grpo.paths import entries, files_under, is_system
 from customized_grpo.prepare.archive import unpack
-from customized_grpo.prepare.importers.base import Draft, Importer, Item, Rejected, SourceError, folder_of
+from customized_grpo.prepare.importers.base import Draft, Importer, Item, Rejected, Skipped, SourceError, folder_of
 from customized_grpo.text import TextError, lines_of, read_text
 
 
@@ -37,6 +38,9 @@ class DreamBench(Importer):
             templates, prompts = read_prompts(root, self.subjects)
         except ValueError as error:
             raise SourceError(str(error)) from error
+        for path in entries(root):
+            if path.is_dir() and path.name not in templates.classes:
+                yield Skipped("folders that are no subject of DreamBench", path.name)
         for prompt in prompts:
             missing = [subject for subject in prompt.subjects if not (root / subject).is_dir()]
             if missing:
@@ -70,9 +74,13 @@ class DreamBenchPlus(Importer):
     def __call__(self, source: str, out: Path) -> Iterator[Item]:
         """Rows by the path of the picture, then by the number of the prompt."""
         root = _unpacked(Path(source).expanduser(), out) or self.root(source)
-        captions = sorted((root / "captions").rglob("*.txt"))
+        captions = sorted(path for path in files_under(root / "captions") if path.suffix == ".txt")
         if not captions:
             raise SourceError(f"{source}: there is no captions/**/*.txt; is this the folder of DreamBench++?")
+        captioned = {caption.relative_to(root / "captions").with_suffix("") for caption in captions}
+        for picture in files_under(root / "images"):
+            if (inner := picture.relative_to(root / "images")).with_suffix("") not in captioned:
+                yield Skipped("pictures without a list of prompts", inner.as_posix())
         for caption in captions:
             inner = caption.relative_to(root / "captions").with_suffix("")
             name = "-".join(inner.parts)
@@ -106,7 +114,7 @@ def _unpacked(source: Path, out: Path) -> Path | None:
 
     def place(member: str) -> str | None:
         found = re.search(r"(?:^|/)((?:images|captions)/.+)", member)
-        return found[1] if found and not member.startswith("__MACOSX/") else None
+        return found[1] if found and not any(map(is_system, member.split("/"))) else None
 
     unpack(source, out, place)
     return out

@@ -1,96 +1,40 @@
-"""Importers of picture folders: one folder per subject as for DreamBooth, and Hugging Face's imagefolder.
+"""Importer of Hugging Face's imagefolder: a folder of pictures, and a table with a caption for each.
 
 Masks beside pictures (``03_seg.png`` beside ``03.jpg``) are imported too.
 """
 
-import re
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, final
 
 from pydantic import Field
 
-from customized_grpo.data.images import images_in, mask_beside, masks_beside
+from customized_grpo.data.folders import UNREAD, look_inside, mask_beside, masks_beside
+from customized_grpo.data.rows import is_nothing
+from customized_grpo.paths import folders_under
 from customized_grpo.prepare.importers.base import (
     Draft,
     Importer,
     Item,
     Rejected,
+    Remark,
+    Skipped,
     SourceError,
     folder_of,
+    individuals_of,
+    is_output,
     paths_of,
     text_of,
+    word_of,
 )
-from customized_grpo.text import TextError, lines_of, parse_json, read_lines, read_table, read_text
+from customized_grpo.prepare.importers.names import Names
+from customized_grpo.text import TextError, parse_json, read_lines, read_table
 
 T = TypeVar("T")
 
-_TEMPLATES: Final = tuple(
-    f"a {{}} {scene}"
-    for scene in (
-        "in the jungle", "in the snow", "on the beach", "on a cobblestone street", "on top of a wooden floor",
-        "with a city in the background", "with a mountain in the background", "on a kitchen table at night",
-        "in a meadow of wild flowers", "in front of a brick wall",
-    )
-)  # fmt: skip
 _PROMPT_KEYS: Final = ("prompt", "caption", "text")
-
-
-@final
-class DreamBoothFolder(Importer):
-    """One folder of pictures per subject (or the pictures of one subject), and prompt templates."""
-
-    prompts: str | None = Field(
-        default=None,
-        description="text file, one template per line with {} for the class word; null: ten scenes",
-    )
-    classes: str | None = Field(
-        default=None,
-        description="file of lines 'folder,class word'; null: classes.txt, else the folders' names",
-    )
-    references: Literal["each", "first"] = Field(
-        default="each",
-        description="every picture is a reference for every prompt, or only the first picture",
-    )
-
-    def __call__(self, source: str, out: Path) -> Iterator[Item]:
-        """Rows by subject, then picture, then prompt."""
-        root = folder_of(source, "a folder of pictures for each subject")
-        subjects = [root] if images_in(root) else sorted(path for path in root.iterdir() if path.is_dir())
-        words = self._class_words(root)
-        templates = list(_TEMPLATES) if self.prompts is None else _read_templates(Path(self.prompts).expanduser())
-        for folder in subjects:
-            pictures = images_in(folder)
-            if not pictures:
-                yield Rejected(folder.name, f"{folder}: there is no picture in it")
-                continue
-            word = words.get(folder.name) or re.sub(r"[_\-\s]*\d*$", "", folder.name).replace("_", " ").strip()
-            for picture in pictures if self.references == "each" else pictures[:1]:
-                for number, template in enumerate(templates):
-                    yield Draft(
-                        id=f"{folder.name}-{picture.stem}-{number:02d}",
-                        prompt=template.replace("{}", word or folder.name),
-                        references=(picture,),
-                        subject=word,
-                        masks=masks_beside([picture]),
-                        views=tuple(pictures),
-                        extra={"subject_id": folder.name},
-                    )
-
-    def _class_words(self, root: Path) -> dict[str, str]:
-        path = root / "classes.txt" if self.classes is None else Path(self.classes).expanduser()
-        if not path.is_file():
-            if self.classes is None:
-                return {}
-            raise SourceError(f"classes: {path}: no such file")
-        words = {}
-        for number, line in enumerate(lines_of(_whole(path)), start=1):
-            if line.strip():
-                name, comma, word = line.partition(",")
-                if not comma or not word.strip():
-                    raise SourceError(f"{path}:{number}: given {line!r}; write 'folder,class word'")
-                words[name.strip()] = word.strip()
-        return words
 
 
 @final
@@ -98,7 +42,10 @@ class ImageFolder(Importer):
     """Hugging Face's imagefolder: pictures and metadata.jsonl or metadata.csv with a caption for each."""
 
     prompt: str | None = Field(default=None, description="column of the prompt; null: prompt, caption or text")
-    reference: str = Field(default="file_name", description="column of the reference's path, or a list of paths")
+    reference: str | list[str] = Field(
+        default="file_name",
+        description="column of the reference's path or list of paths; for several references also a list of columns",
+    )
     target: str | None = Field(default=None, description="column of the target's path")
     mask: str | None = Field(default=None, description="column of the reference's mask")
     subject: str | None = Field(default=None, description="column of the class word")
@@ -111,48 +58,82 @@ class ImageFolder(Importer):
     def __call__(self, source: str, out: Path) -> Iterator[Item]:
         """Rows in the order of the metadata."""
         folder = folder_of(source, "pictures and metadata.jsonl or metadata.csv")
-        entries = list(_read_metadata(folder))
         if self.pairs == "subject" and self.subject_id is None:
             raise SourceError("pairs=subject needs subject_id=COLUMN, which says whose pictures belong together")
-        others: dict[str, list[str]] = {}
-        if self.subject_id is not None:
-            for _, entry in entries:
-                if isinstance(entry, dict) and entry.get(self.subject_id) and entry.get(self.reference):
-                    others.setdefault(str(entry[self.subject_id]), []).append(str(entry[self.reference]))
+        names = Names(folder)
+        entries = list(_read_metadata(folder, self._columns[0]))
+        yield from self._remarks([entry for _, entry in entries if isinstance(entry, dict)])
+        others = self._pictures_of([entry for _, entry in entries if isinstance(entry, dict)], names)
         for number, entry in entries:
             if isinstance(entry, str):
                 yield Rejected(f"line-{number}", entry)
                 continue
             try:
-                yield self._row(entry, number, folder, others)
+                yield self._row(entry, names, others)
             except ValueError as error:
                 yield Rejected(f"line-{number}", f"metadata, line {number}: {error}")
+        named = {os.path.abspath(path) for _, entry in entries for path in self._files(entry, names)}
+        yield from _unnamed(folder, out, named)
 
-    def _row(self, entry: dict[str, Any], number: int, folder: Path, others: dict[str, list[str]]) -> Draft:
-        prompt = self.prompt or next((key for key in _PROMPT_KEYS if key in entry), "caption")
-        identity = "" if self.subject_id is None else str(entry.get(self.subject_id) or "")
-        target = None if self.target is None else folder / text_of(entry, self.target)
-        references = paths_of(entry, self.reference)
+    @property
+    def _columns(self) -> list[str]:
+        """Columns of the references."""
+        return [self.reference] if isinstance(self.reference, str) else self.reference
+
+    def _remarks(self, entries: list[dict[str, Any]]) -> Iterator[Remark]:
+        columns = [key for key in _PROMPT_KEYS if any(key in entry for entry in entries)]
+        if self.prompt is None and len(columns) > 1:
+            yield Remark(
+                f"prompts are the column {columns[0]}, or where it is missing {columns[1]}; prompt=COLUMN for another"
+            )
+        if self.subject_id is not None:
+            without = sum(is_nothing(entry.get(self.subject_id)) for entry in entries)
+            if without:
+                yield Remark(f"{without} lines name no individual: their {self.subject_id} is empty")
+
+    def _pictures_of(self, entries: list[dict[str, Any]], names: Names) -> dict[str, list[str]]:
+        """First references by individual."""
+        found: dict[str, list[str]] = {}
+        for entry in entries if self.subject_id is not None else ():
+            with suppress(ValueError):  # reported with its row
+                individual = individuals_of(entry, str(self.subject_id))
+                if individual and isinstance(individual, str):
+                    found.setdefault(individual, []).append(self._references(entry, names)[0])
+        return found
+
+    def _references(self, entry: dict[str, Any], names: Names) -> list[str]:
+        return [path for column in self._columns for path in paths_of(entry, column, names)]
+
+    def _files(self, entry: dict[str, Any] | str, names: Names) -> Iterator[Path]:
+        """All files that a line names, also where it is no row."""
+        for column in (*self._columns, self.target, self.mask):
+            if isinstance(entry, dict) and column is not None:
+                with suppress(ValueError):
+                    yield from map(names, paths_of(entry, column, names))
+
+    def _row(self, entry: dict[str, Any], names: Names, others: dict[str, list[str]]) -> Draft:
+        prompt = self.prompt or next((key for key in _PROMPT_KEYS if not is_nothing(entry.get(key))), "caption")
+        identity = "" if self.subject_id is None else individuals_of(entry, self.subject_id)
+        target = None if self.target is None else names(text_of(entry, self.target))
+        references = self._references(entry, names)
         name = Path(references[0]).with_suffix("").as_posix().replace("/", "-")
-        mask = None if self.mask is None or not entry.get(self.mask) else folder / text_of(entry, self.mask)
+        mask = None if self.mask is None or is_nothing(entry.get(self.mask)) else names(text_of(entry, self.mask))
         target_mask = None if target is None else mask_beside(target)
         if self.pairs == "subject":
-            group = others.get(identity, [])
+            group = others.get(identity, []) if isinstance(identity, str) else []
             if len(group) < 2:
                 raise ValueError(f"there is no other picture of {self.subject_id}={identity!r}")
-            target = folder / references[0]
-            target_mask, mask = (
-                mask or mask_beside(target),
-                None,
-            )  # the line's mask belongs to the line's picture
+            target = names(references[0])
+            # the line's mask belongs to the line's picture
+            target_mask, mask = mask or mask_beside(target), None
             references = [group[(group.index(references[0]) + 1) % len(group)]]
-        pictures = [folder / path for path in references]
+        pictures = [names(path) for path in references]
         beside = masks_beside(pictures)
         return Draft(
             id=name,
             prompt=text_of(entry, prompt),
             references=tuple(pictures),
-            subject="" if self.subject is None else str(entry.get(self.subject) or ""),
+            subject="" if self.subject is None else word_of(entry, self.subject),
             masks=beside if mask is None else (mask, *(beside[1:] or [None] * (len(references) - 1))),
             target=target,
             target_mask=target_mask,
@@ -160,21 +141,15 @@ class ImageFolder(Importer):
         )
 
 
-def _read_templates(path: Path) -> list[str]:
-    if not path.is_file():
-        raise SourceError(f"prompts: {path}: no such file")
-    templates = [line.strip() for line in lines_of(_whole(path)) if line.strip()]
-    if not templates or not all("{}" in template for template in templates):
-        wrong = next((template for template in templates if "{}" not in template), "")
-        raise SourceError(f"prompts: {path}: given {wrong!r}; every line needs {{}} in place of the class word")
-    return templates
-
-
-def _whole(path: Path) -> str:
-    try:
-        return read_text(path)
-    except TextError as error:
-        raise SourceError(str(error)) from error
+def _unnamed(folder: Path, out: Path, named: set[str]) -> Iterator[Item]:
+    """Pictures that the metadata doesn't name, and files that look like some but aren't read."""
+    for inside in map(look_inside, folders_under(folder, lambda path: is_output(path, out))):
+        for path in inside.pictures:
+            if os.path.abspath(path) not in named and not is_output(path, out):
+                yield Skipped("pictures that the metadata doesn't name", path.relative_to(folder).as_posix())
+        for path, reason in inside.others.items():
+            if path.suffix.lower() in UNREAD and os.path.abspath(path) not in named:
+                yield Rejected(path.relative_to(folder).as_posix(), reason, "file")
 
 
 def _of_file(entries: Iterator[tuple[int, T]]) -> Iterator[tuple[int, T]]:
@@ -184,9 +159,11 @@ def _of_file(entries: Iterator[tuple[int, T]]) -> Iterator[tuple[int, T]]:
         raise SourceError(str(error)) from error
 
 
-def _read_metadata(folder: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _read_metadata(folder: Path, column: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Lines by number: an object, or the error as text."""
     lines, table = folder / "metadata.jsonl", folder / "metadata.csv"
+    if lines.is_file() and table.is_file():
+        raise SourceError(f"{folder}: there are metadata.jsonl and metadata.csv in it; remove the one that isn't meant")
     if lines.is_file():
         for number, line in _of_file(read_lines(lines)):
             if isinstance(line, str) and not line.strip():
@@ -201,7 +178,30 @@ def _read_metadata(folder: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
                 fine = isinstance(entry, dict)
                 yield number, entry if fine else f"metadata.jsonl:{number}: is not an object: {entry!r}"
     elif table.is_file():
-        for number, record in _of_file(read_table(table)):
+        for number, record in _of_file(read_table(table, _delimiter(table, column))):
             yield number, f"metadata.csv:{number}: {record}" if isinstance(record, TextError) else record
     else:
-        raise SourceError(f"{folder}: there is no metadata.jsonl or metadata.csv in it")
+        raise SourceError(f"{folder}: there is no metadata.jsonl or metadata.csv in it{_instead(folder)}")
+
+
+def _delimiter(table: Path, column: str) -> str:
+    """What separates a table's columns: with it, the header has the column that is looked for."""
+    header = next((str(line) for _, line in _of_file(read_lines(table)) if str(line).strip()), "")
+    cells = {sign: [cell.strip().strip('"') for cell in header.split(sign)] for sign in ",;\t|"}
+    return next((sign for sign, names in cells.items() if column in names), ",")
+
+
+def _instead(folder: Path) -> str:
+    """A hint at what is in a folder without metadata."""
+    inside = look_inside(folder)
+    if inside.captions:
+        return ", but captions beside pictures, which dreambooth-folder reads"
+    parts = [
+        path.name for path in inside.folders if any((path / f"metadata.{form}").is_file() for form in ("jsonl", "csv"))
+    ]
+    if parts:
+        return f", but in {', '.join(parts)}: give one of them, because splits are not mixed"
+    if any(look_inside(path).pictures for path in inside.folders):
+        return ", but folders of pictures, which dreambooth-folder reads"
+    tables = [path.name for path in inside.others if path.suffix in (".csv", ".tsv", ".jsonl", ".json", ".parquet")]
+    return f"; rename {tables[0]} if it is that" if tables else ""

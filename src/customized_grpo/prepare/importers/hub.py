@@ -3,9 +3,8 @@
 Nothing is downloaded unless a hub id is given. Pictures inside tables become PNG files.
 """
 
-import re
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -17,10 +16,12 @@ from customized_grpo.prepare.importers.base import (
     Importer,
     Item,
     Rejected,
+    Remark,
     Skipped,
-    SourceError,
+    individuals_of,
     text_of,
 )
+from customized_grpo.prepare.importers.hub_tables import Wanted, open_table
 
 
 class _Hub(Importer):
@@ -29,7 +30,8 @@ class _Hub(Importer):
     prefix: ClassVar[str] = "row"
     """Prefix of the ids of rows."""
 
-    split: str = Field(default="train", description="split of the data set")
+    split: str | None = Field(default=None, description="split of the data set; null: the only one")
+    config: str | None = Field(default=None, description="configuration (subset) of the data set; null: the only one")
     revision: str | None = Field(default=None, description="commit or tag on the hub; null: the newest")
     streaming: bool = Field(default=True, description="read while downloading; false: download the set first")
 
@@ -47,43 +49,28 @@ class _Hub(Importer):
 
     def __call__(self, source: str, out: Path) -> Iterator[Item]:
         """Rows in the set's order."""
-        for number, record in enumerate(self.records(source)):
+        number = 0
+        for record in self.records(source):
+            if isinstance(record, Remark):
+                yield record
+                continue
             name = f"{self.prefix}-{number:06d}"
+            number += 1
             try:
                 yield from self.rows(record, name, out)
             except ValueError as error:
                 yield Rejected(name, error.reason if isinstance(error, ImageError) else str(error))
 
-    def records(self, source: str) -> Iterable[dict[str, Any]]:
-        """Rows of the table, with images as ``{"bytes", "path"}``, to be decoded by the package's own loader.
+    def records(self, source: str) -> Iterator[Remark | dict[str, Any]]:
+        """What is said about the table, and its records, with images as ``{"bytes", "path"}``.
 
         Raises:
-            SourceError: the library is missing, or the data set can't be opened.
+            SourceError: see ``open_table``.
         """
-        try:
-            import datasets
-        except ModuleNotFoundError as error:
-            message = f"{source}: reading it needs the library 'datasets'; pip install 'customized-grpo[hub]'"
-            raise SourceError(message) from error
-        path = Path(source).expanduser()
-        if path.exists():
-            files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-            if not files:
-                raise SourceError(f"{source}: there is no .parquet file in it; give a folder with some, or a hub id")
-            options: dict[str, Any] = {"path": "parquet", "data_files": [str(file) for file in files]}
-        elif re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-            options = {"path": source, "revision": self.revision}
-        else:
-            raise SourceError(f"{source}: no such folder and no hub id such as Yuanshi/Subjects200K")
-        split = "train" if path.exists() else self.split  # plain files have only this split
-        try:
-            table: Any = datasets.load_dataset(**options, split=split, streaming=self.streaming)
-            for name, feature in (table.features or {}).items():
-                if isinstance(feature, datasets.Image):
-                    table = table.cast_column(name, datasets.Image(decode=False))
-        except Exception as error:  # of a dozen types; in any case the set can't be read
-            raise SourceError(f"{source}: can't be opened: {type(error).__name__}: {error}") from error
-        return _read(source, table)
+        wanted = Wanted(split=self.split, config=self.config, revision=self.revision, streaming=self.streaming)
+        table = open_table(source, wanted)
+        yield from map(Remark, table.remarks)
+        yield from table.records
 
 
 @final
@@ -136,42 +123,45 @@ class Hub(_Hub):
     """Any data set of the hub, or parquet files; options name the columns."""
 
     prompt: str = Field(default="prompt", description="column of the prompt")
-    reference: str = Field(default="image", description="column of the reference image")
+    reference: str | list[str] = Field(
+        default="image",
+        description="column of the reference image or images; for several references also a list of columns",
+    )
     target: str | None = Field(default=None, description="column of the target image")
-    mask: str | None = Field(default=None, description="column of the reference's mask")
+    mask: str | None = Field(default=None, description="column of the reference's mask, or of all references' masks")
     subject: str | None = Field(default=None, description="column of the class word")
     subject_id: str | None = Field(default=None, description="column that identifies individuals")
 
     def rows(self, record: dict[str, Any], name: str, out: Path) -> Iterator[Item]:
         """One row; every image is written as a PNG file."""
         prompt = text_of(record, self.prompt)
-        files: dict[str, Path] = {}
-        for role, column in (("reference", self.reference), ("target", self.target), ("mask", self.mask)):
-            if column is None or (role == "mask" and record.get(column) is None):
-                continue
-            files[role] = out / "images" / name[:-3] / f"{name}-{role}.png"
-            save_image(read_image(_content(record.get(column)), f"{name}, column {column}"), files[role])
+        subject = "" if self.subject is None else text_of(record, self.subject)
+        individual = "" if self.subject_id is None else individuals_of(record, self.subject_id)
+        columns = [self.reference] if isinstance(self.reference, str) else self.reference
+        references = [image for column in columns for image in _images(record, column)]
+        masks = [] if self.mask is None or record.get(self.mask) is None else _images(record, self.mask)
+        targets = [] if self.target is None else _images(record, self.target)
+        if masks and len(masks) != len(references):
+            raise ValueError(f"{self.mask}: {len(masks)} masks for {len(references)} references")
+        if len(targets) > 1:
+            raise ValueError(f"{self.target}: holds {len(targets)} images; a row has one target")
+
+        def files(role: str, images: list[bytes]) -> tuple[Path, ...]:
+            ends = [""] if len(images) == 1 else [f"-{number}" for number in range(len(images))]
+            paths = tuple(out / "images" / name[:-3] / f"{name}-{role}{end}.png" for end in ends)
+            for path, image in zip(paths, images, strict=True):
+                save_image(read_image(image, f"{name}, {role}"), path)
+            return paths
+
         yield Draft(
             id=name,
             prompt=prompt,
-            references=(files["reference"],),
-            subject="" if self.subject is None else text_of(record, self.subject),
-            masks=(files["mask"],) if "mask" in files else (),
-            target=files.get("target"),
-            extra={} if self.subject_id is None else {"subject_id": str(record.get(self.subject_id))},
+            references=files("reference", references),
+            subject=subject,
+            masks=files("mask", masks) if masks else (),
+            target=files("target", targets)[0] if targets else None,
+            extra={"subject_id": individual} if individual else {},
         )
-
-
-def _read(source: str, table: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Records of a data set, which may be downloaded while they are read."""
-    number = 0
-    try:
-        for number, record in enumerate(table, start=1):  # noqa: B007 - for the message
-            yield record
-    except Exception as error:  # a lost connection or a damaged file, of a dozen types
-        raise SourceError(
-            f"{source}: reading broke off after record {number}: {type(error).__name__}: {error}; try again"
-        ) from error
 
 
 def halves(size: tuple[int, int]) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
@@ -192,9 +182,22 @@ def halves(size: tuple[int, int]) -> tuple[tuple[int, int, int, int], tuple[int,
     raise ValueError(f"is {width} x {height}; two square views of 512 or 1024 pixels don't fit that")
 
 
+def _images(record: dict[str, Any], column: str) -> list[bytes]:
+    """Content of a column's image, or of the images of a list."""
+    if column not in record:
+        raise ValueError(f"has no column {column!r}; columns: {', '.join(record)}")
+    value = record[column]
+    found = [_content(one) for one in value] if isinstance(value, list) else [_content(value)]
+    if not found:
+        raise ValueError(f"{column}: holds no image")
+    return found
+
+
 def _content(value: Any) -> bytes:
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
         return bytes(value["bytes"])
     if isinstance(value, dict) and isinstance(value.get("path"), str) and Path(value["path"]).is_file():
         return Path(value["path"]).read_bytes()
+    if isinstance(value, str):
+        raise ValueError(f"is text, not an image: {value!r:.80}; 'imagefolder' reads tables of paths")
     raise ValueError(f"is not an image but {type(value).__name__}")

@@ -1,6 +1,7 @@
 """Paths of an import's images: reached by a link to the source, or copied to the output folder."""
 
 import os
+from hashlib import blake2b
 from pathlib import Path
 from typing import Literal, final
 
@@ -8,6 +9,11 @@ from customized_grpo.prepare.importers.base import SourceError
 
 LINK = "source"
 """Name of the link in the output folder to the source's images."""
+
+_LONGEST = 251
+"""Bytes of a name that, with .png, file systems still take."""
+_KEPT = 48
+"""Characters of a longer name that are kept; one takes at most four bytes."""
 
 
 @final
@@ -35,8 +41,7 @@ class Places:
             raise ValueError(f"{path}: is outside {self._root}")
         inner = file.relative_to(self._root)
         if self._copy:
-            # Keep the suffix in the name: a.jpg and a.webp are two pictures.
-            copy = self._out / "images" / inner.with_name(f"{inner.name.replace('.', '-')}.png")
+            copy = self._out / "images" / inner.with_name(_name_of_copy(inner.name))
             return file, copy.relative_to(self._out).as_posix(), copy
         self._link()
         return file, f"{LINK}/{inner.as_posix()}", None
@@ -53,3 +58,11 @@ class Places:
             raise SourceError(
                 f"{link}: a link to {self._root} can't be made ({error.strerror}); use --images copy"
             ) from error
+
+
+def _name_of_copy(name: str) -> str:
+    """The name of a picture's copy; it keeps the suffix, because a.jpg and a.webp are two pictures."""
+    plain = name.replace(".", "-")
+    if len(os.fsencode(plain)) > _LONGEST:
+        plain = f"{plain[:_KEPT]}-{blake2b(os.fsencode(name), digest_size=8).hexdigest()}"
+    return f"{plain}.png"

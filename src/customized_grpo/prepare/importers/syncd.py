@@ -15,7 +15,9 @@ from typing import Any, Literal, final
 
 from pydantic import Field, PositiveInt
 
-from customized_grpo.data.images import mask_beside
+from customized_grpo.data.folders import mask_beside
+from customized_grpo.data.rows import is_nothing
+from customized_grpo.paths import matching
 from customized_grpo.prepare.archive import unpack
 from customized_grpo.prepare.importers.base import (
     Draft,
@@ -26,6 +28,7 @@ from customized_grpo.prepare.importers.base import (
     SourceError,
     folder_of,
     text_of,
+    word_of,
 )
 from customized_grpo.prepare.importers.json_array import json_objects
 
@@ -59,13 +62,13 @@ class SynCD(Importer):
                     yield from self._object(entry, images, metadata, number)
 
     def _metadata(self, folder: Path) -> list[Path]:
-        scored = sorted(folder.glob("*metadata*with_scores.json"))
+        scored = matching(folder, "*metadata*with_scores.json")
         if any(bound is not None for bound in (self.min_dino, self.max_dino, self.min_aesthetics)) and not scored:
             raise SourceError(
                 f"{folder}: min_dino, max_dino and min_aesthetics need scores, "
                 "but there is no *metadata_with_scores.json"
             )
-        found = scored or sorted(folder.glob("*metadata*.json"))
+        found = scored or matching(folder, "*metadata*.json")
         if not found:
             raise SourceError(f"{folder}: there is no *metadata*.json in it; is this the folder of SynCD?")
         return found
@@ -140,7 +143,7 @@ class SynCDJson(Importer):
             if isinstance(entry, ValueError):
                 yield Rejected(str(number), f"item {number + 1}: {entry}")
                 continue
-            name = str(entry.get("id", number))
+            name = str(number if is_nothing(entry.get("id")) else entry["id"])
             try:
                 yield self._row(entry, name, root, ("ref_img", "img", "text"))
                 if self.swap:
@@ -150,6 +153,8 @@ class SynCDJson(Importer):
 
     def _row(self, entry: dict[str, Any], name: str, root: Path, keys: tuple[str, str, str]) -> Draft:
         reference, target = (root / text_of(entry, key) for key in keys[:2])
+        path = PurePosixPath(text_of(entry, keys[0]))
+        identity = path.parent.name or _object_name(path.name)
         return Draft(
             id=name,
             prompt=text_of(entry, keys[2]),
@@ -158,7 +163,7 @@ class SynCDJson(Importer):
             masks=(mask_beside(reference),) if self.masks else (),
             target=target,
             target_mask=mask_beside(target) if self.masks else None,
-            extra={"subject_id": f"syncd-{reference.parent.name}", "category": entry.get("category", "")},
+            extra={"subject_id": f"syncd-{identity}", "category": entry.get("category", "")},
         )
 
 
@@ -177,11 +182,13 @@ def _views(entry: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 def _object_name(name: str) -> str:
     """``17/0.png`` -> ``17``; self-generated data are named ``<object>_<rank>_<view>.jpg``."""
     path = PurePosixPath(name)
-    return path.parent.name if path.stem.isdigit() and path.parent.name else path.stem.rpartition("_")[0]
+    if path.stem.isdigit() and path.parent.name:
+        return path.parent.name
+    return path.stem.rpartition("_")[0] or path.with_suffix("").as_posix()
 
 
 def _class_word(entry: Mapping[str, Any]) -> str:
-    return str(entry.get("category_description") or "").strip().rstrip(".")
+    return word_of(entry, "category_description").rstrip(".")
 
 
 def _unpack(folder: Path, metadata: Path, out: Path) -> Path:
@@ -189,7 +196,7 @@ def _unpack(folder: Path, metadata: Path, out: Path) -> Path:
 
     Only files named by the metadata, and their masks, are unpacked; an outer folder in an archive is dropped.
     """
-    archives = sorted(folder.glob("*.zip"))
+    archives = matching(folder, "*.zip")
     if not archives:
         return folder
     wanted: set[str] = set()

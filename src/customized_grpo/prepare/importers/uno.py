@@ -13,6 +13,8 @@ from typing import Any, final
 
 from pydantic import Field
 
+from customized_grpo.data.rows import is_nothing
+from customized_grpo.paths import matching
 from customized_grpo.prepare.importers.base import (
     Draft,
     Importer,
@@ -72,7 +74,8 @@ class UNO(Importer):
         if not isinstance(captions, dict):
             raise ValueError(f"caption: given {captions!r}; it must be an object with img_path1 and img_path2")
         # the second half of a name differs between the two pictures of a subject, the part before "_1" doesn't
-        subjects = captions.get("subject") or []
+        given = captions.get("subject")
+        subjects = [word for word in (given if isinstance(given, list) else [given]) if not is_nothing(word)]
         identity = re.sub(r"_\d+_\d+x\d+$", "", Path(text_of(entry, "img_path1")).stem)
         for reference, target, suffix in (
             ("img_path1", "img_path2", ""),
@@ -106,7 +109,7 @@ def _files(source: str) -> list[Path]:
     if not path.is_dir():
         return [path]
     folder = path / "labels" if (path / "labels").is_dir() else path
-    files = sorted(folder.glob("*.json"), key=lambda file: [int(n) for n in re.findall(r"\d+", file.stem)])
+    files = sorted(matching(folder, "*.json"), key=lambda file: [int(n) for n in re.findall(r"\d+", file.stem)])
     if not files:
         raise SourceError(f"{source}: there is no .json file in it or in labels/")
     return files

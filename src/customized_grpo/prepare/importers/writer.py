@@ -15,10 +15,11 @@ from typing import IO, Any, Literal, final
 
 from customized_grpo.atomic import replacing
 from customized_grpo.data.images import ImageError
-from customized_grpo.data.prompts import PromptSurvey, prompt_problems, survey
+from customized_grpo.data.prompts import prompt_problems, survey
 from customized_grpo.data.rows import Row, same_shape
-from customized_grpo.prepare.importers.base import Draft, Importer, Item, Rejected, Skipped, SourceError
+from customized_grpo.prepare.importers.base import Draft, Importer, Item, Rejected, Remark, Skipped, SourceError
 from customized_grpo.prepare.importers.places import Places
+from customized_grpo.prepare.importers.report import Report
 from customized_grpo.prepare.inspection import Look, LookAll, Seen, lookers
 
 MANIFEST, REJECTED, REPORT = "manifest.jsonl", "rejected.jsonl", "import.json"
@@ -40,22 +41,6 @@ class Options:
     """Number of rows after which the import stops."""
     workers: int = 1
     overwrite: bool = False
-
-
-@final
-@dataclass(slots=True)
-class Report:
-    """Result of an import."""
-
-    rows: int = 0
-    rejected: int = 0
-    masks_dropped: int = 0
-    images: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
-    """Number of entries that each option excluded."""
-    problems: dict[str, int] = field(default_factory=dict)
-    """Number of rejected rows per kind."""
-    prompts: PromptSurvey | None = None
 
 
 def import_data(
@@ -88,7 +73,7 @@ def import_data(
             progress(report)
         report.prompts = survey(writer.prompts)
         if not report.rows:
-            first = "" if not writer.first_reason else f"; the first reason: {writer.first_reason}"
+            first = "" if not report.first_reason else f"; the first reason: {report.first_reason}"
             raise SourceError(
                 f"{source}: none of {report.rejected} entries became a row "
                 f"({sum(report.skipped.values())} left out by options){first}"
@@ -133,7 +118,6 @@ class _Writer:
     ids: dict[str, int] = field(default_factory=dict)
     seen: dict[tuple[Path, bool], Seen] = field(default_factory=dict)
     prompts: list[str] = field(default_factory=list)
-    first_reason: str = ""
 
     def take(self, items: list[Item]) -> None:
         """Write a batch of rows, in order."""
@@ -142,9 +126,11 @@ class _Writer:
             if self.report.rows == self.options.limit:
                 return
             if isinstance(item, Skipped):
-                self.report.skipped[item.reason] = self.report.skipped.get(item.reason, 0) + 1
+                self.report.skip(item.reason, item.name)
+            elif isinstance(item, Remark):
+                self.report.remarks.append(item.text)
             elif isinstance(item, Rejected):
-                self._reject(item.id, "entry", item.reason)
+                self._reject(item.id, item.kind, item.reason)
             else:
                 self._row(item)
 
@@ -162,6 +148,8 @@ class _Writer:
                     wanted[file, mask] = Look(file, mask, self.options.decode or copy is not None, copy)
         for key, seen in zip(wanted, self.look_all(wanted.values()), strict=True):
             self.seen[key] = seen
+            if seen.frames:
+                self.report.skip("all frames or pages but the first", seen.path.name)
         self.report.images = sum(not mask for _, mask in self.seen)
 
     def _row(self, draft: Draft) -> None:
@@ -169,7 +157,8 @@ class _Writer:
             self._reject(draft.id, "noisy-prompt", f"prompt: {', '.join(problems)}: {draft.prompt}")
             return
         try:
-            names = [self._image(path) for path in _images(draft)]
+            needed = [*draft.references, *(() if draft.target is None else (draft.target,))]
+            names = [self._image(path) for path in needed]
         except ImageError as error:
             self._reject(draft.id, error.problem, str(error))
             return
@@ -177,8 +166,7 @@ class _Writer:
             self._reject(draft.id, "outside", str(error))
             return
         kept = len(draft.references)
-        references, rest = names[:kept], names[kept:]
-        target = rest.pop(0) if draft.target is not None else None
+        references, target = names[:kept], names[kept] if draft.target is not None else None
         masks = [
             self._mask(draft, mask, image)
             for mask, image in zip(draft.masks, draft.references, strict=bool(draft.masks))
@@ -192,7 +180,7 @@ class _Writer:
             "masks": masks if any(mask is not None for mask in masks) else [],
             "target": target,
             "target_mask": target_mask,
-            "views": rest,
+            "views": [view for view in (self._view(draft, path) for path in draft.views) if view is not None],
             "extra": dict(draft.extra),
         }
         try:
@@ -213,6 +201,15 @@ class _Writer:
             raise ImageError(file, seen.problem, seen.reason)
         return name
 
+    def _view(self, draft: Draft, path: Path) -> str | None:
+        """A view's path; None if it is broken, which is recorded: a row doesn't need all of its views."""
+        try:
+            return self._image(path)
+        except ValueError as error:
+            self.report.views_dropped += 1
+            self._drop(draft, "view", str(error))
+            return None
+
     def _mask(self, draft: Draft, mask: Path | None, image: Path) -> str | None:
         """A mask's path; None if there is none or it is broken, which is recorded."""
         if mask is None:
@@ -227,14 +224,17 @@ class _Writer:
             return name
         except ValueError as error:
             self.report.masks_dropped += 1
-            self._write_rejected({"what": "mask", "id": draft.id, "problem": "mask", "reason": str(error)})
+            self._drop(draft, "mask", str(error))
             return None
 
+    def _drop(self, draft: Draft, what: str, reason: str) -> None:
+        self.report.name(what, f"{draft.id}: {reason}", reason)
+        self._write_rejected({"what": what, "id": draft.id, "problem": what, "reason": reason})
+
     def _reject(self, name: str, kind: str, reason: str) -> None:
-        self.first_reason = self.first_reason or reason
-        self.report.rejected += 1
-        self.report.problems[kind] = self.report.problems.get(kind, 0) + 1
-        self._write_rejected({"what": "row", "id": name, "problem": kind, "reason": reason})
+        self.report.reject(name, kind, reason)
+        what = "file" if kind == "file" else "row"
+        self._write_rejected({"what": what, "id": name, "problem": kind, "reason": reason})
 
     def _write_rejected(self, line: Mapping[str, str]) -> None:
         self.rejected.write(json.dumps(line) + "\n")

@@ -4,6 +4,7 @@ Endpoints end an answer by many names (null, ``eos``, ``end_turn``, ``STOP``, th
 those that say that the answer is cut off, filtered, or a call of a tool; what was interrupted must be a closed object.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any, Final
@@ -60,9 +61,11 @@ def _ending(choice: Mapping[str, Any]) -> str:
 
 
 def _text(content: Any) -> str:
-    """The words of a message, of which some endpoints make a list of parts."""
+    """The words of a message, of which some endpoints make a list of parts, or in JSON mode an object."""
     if isinstance(content, str):
         return content
+    if isinstance(content, Mapping):
+        return json.dumps(content, ensure_ascii=False)
     if not isinstance(content, list):
         return ""
     words = []

@@ -152,7 +152,7 @@ class Client:
             if attempt >= self._retries:
                 return answer, Unscorable(f"{message}, at every attempt")
             pause = min(_FIRST_PAUSE_S * 2**attempt, _LONGEST_PAUSE_S)
-            await asyncio.sleep(pause if problem.wait_s is None else problem.wait_s)
+            await asyncio.sleep(max(pause, problem.wait_s or 0.0))
         raise AssertionError("unreachable")
 
     async def _attempt(self, request: dict[str, Any]) -> tuple[dict[str, Any], Refusal | Exception | None]:
@@ -239,7 +239,7 @@ def _unfollowed(url: str) -> Callable[[Any], Awaitable[None]]:
 def _json(text: str) -> Any:
     """What JSON says, or the text itself."""
     try:
-        return json.loads(text)
+        return json.loads(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError):
         return text
 

@@ -2,17 +2,17 @@
 
 import re
 from decimal import Decimal, InvalidOperation
-from typing import Any, Final
+from typing import Any, Final, final
 
 from customized_grpo.rewards.judge.rubrics import BEST, WORST
 from customized_grpo.rewards.judge.unscorable import Unscorable, shown
 
-GRADES: Final = r"(?:very\s+)?(?:poor|bad|fair|good|excellent|perfect)\b"
+_GRADES: Final = r"(?:very\s+)?(?:poor|bad|fair|good|excellent|perfect)\b"
 _LIMIT: Final = 120
 _STATED: Final = re.compile(
-    rf"^[\s*_`:=]*(?:is\s+)?(?:{GRADES})?[\s*_`(\[<$\"']*(?:\\boxed\s*{{\s*)?"
+    rf"^[\s*_`:=]*(?:is\s+)?(?:{_GRADES})?[\s*_`(\[<$\"']*(?:\\boxed\s*{{\s*)?"
     rf"(?P<number>[+-]?\d+(?:\.\d*)?)[\s*_`)\]>}}$\"']*"
-    rf"(?:\(?\s*(?:/|out\s+of|of)\s*{BEST}(?:\.0*)?[\s*_`)]*)?(?:[-–—,(]?\s*{GRADES}[\s*_`)]*)?[\s*_`)\].,;!\"']*$",
+    rf"(?:\(?\s*(?:/|out\s+of|of)\s*{BEST}(?:\.0*)?[\s*_`)]*)?(?:[-–—,(]?\s*{_GRADES}[\s*_`)]*)?[\s*_`)\].,;!\"']*$",
     re.IGNORECASE,
 )
 """A number alone, after or before a grade, or out of the best: "3", "3.0", "[3]", "Excellent (4)", "3/4", "3 out of 4".
@@ -69,6 +69,7 @@ def of_member(value: Any, text: str) -> int:
     raise Unscorable(f"the score is not a whole number: {shown(text)}")
 
 
+@final
 class Number(str):
     """A number of JSON as it is written, to be told from a string."""
 

@@ -22,6 +22,8 @@ _TOKEN: Final = re.compile(
     r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'(?=\s*[,:}\]])|(?P<comment>//[^\n]*|/\*.*?\*/|(?<=\s)#[^\n]*)|(?P<brace>[{}])",
     re.DOTALL,
 )
+_LIKE: Final = re.compile(r"\{\s*(?:[\"'}]|//|/\*|\w+\s*:)")
+"""The start of an object, and not of words in braces."""
 _LONGEST: Final = 20_000
 """Characters of an object that is not strict JSON: replies are short, and yaml is slow."""
 _TRIES: Final = 20
@@ -95,6 +97,8 @@ def _is_object(value: Any) -> bool:
 
 def _by_yaml(text: str, start: int) -> Found | None:
     plain = text.translate(PLAIN | {0x201C: '"', 0x201D: '"'})
+    if not _LIKE.match(plain, start):
+        return None
     end, clean = _whole(plain, start)
     part = clean if end is not None else plain[start:]
     if not _MENTION.search(part):
@@ -102,10 +106,10 @@ def _by_yaml(text: str, start: int) -> Found | None:
     if end is None:
         raise Unscorable(f"the answer's JSON is not whole: {shown(text[start:])}")
     try:
-        node = yaml.compose(part, Loader=yaml.SafeLoader)
+        scores = _scores(_pairs(yaml.compose(part, Loader=yaml.SafeLoader)))
     except (yaml.YAMLError, ValueError, RecursionError):
         raise Unscorable(f"the answer's JSON can't be read: {shown(text[start:])}") from None
-    return Found(start, end, _scores(_pairs(node)))
+    return Found(start, end, scores)
 
 
 def _whole(text: str, start: int) -> tuple[int | None, str]:

@@ -16,6 +16,9 @@ _PASSING: Final = (408, 409, 425, 429, 498)
 _CODES: Final = ("code", "type", "status", "reason", "quotaid", "limit_source", "error_code")
 _MODERATED: Final = re.compile(r"content_?filter|content_?policy|moderat|data_?inspection|sensitive|responsibleai")
 """In a code: the refusal concerns only this picture or text."""
+_UNSAFE_WORDS: Final = re.compile(
+    r"safety system|content (?:management )?policy|inappropriate content|unsafe content|敏感内容|不安全"
+)
 _EMPTY_CODE: Final = re.compile(
     r"insufficient_?(?:\w+_)?(?:quota|balance|credits?)|billing|arrearage|exceeded_current_quota|freetieronly"
     r"|payment_required|credits?_(?:exhausted|depleted)"
@@ -58,7 +61,8 @@ def refusal(status: int, headers: Mapping[str, str], body: Any) -> Refusal:
     """
     codes, words = " ".join(_codes(body)).lower(), said(body)
     message, low = f"{f'HTTP {status}' if status else 'an error with HTTP 200'}: {words}", words.lower()
-    if status < 500 and (_MODERATED.search(codes) or _flagged(body)):
+    moderated = _MODERATED.search(codes) or _flagged(body) or (status == 400 and _UNSAFE_WORDS.search(low))
+    if status < 500 and moderated:
         return Refusal("image", f"refused by the endpoint's content filter: {message}")
     throttled = _THROTTLED.search(f"{codes} {low}")
     if _EMPTY_WORDS.search(low) or (_EMPTY_CODE.search(codes) and not throttled):
@@ -70,6 +74,8 @@ def refusal(status: int, headers: Mapping[str, str], body: Any) -> Refusal:
             "renewed (answers in the cache are kept), or take another key or model",
         )
     if status in _PASSING or status >= 500:
+        if headers.get("x-should-retry", "").lower() == "false":
+            return Refusal("image", f"{message}, and not to be asked again")
         return Refusal("again", message, asked_wait(headers, body))
     if not status:
         return Refusal("image", message)
@@ -80,14 +86,20 @@ def error_in(body: Mapping[str, Any]) -> tuple[int, Any] | None:
     """Status and error of a body that came with status 200: of the whole answer, or of its first choice."""
     choices = body.get("choices")
     first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) else {}
-    error = body.get("error") or first.get("error")
-    if not error and not first and body.get("message") and body.get("code"):  # as DashScope and vLLM word it
+    beside = first.get("error") if first.get("finish_reason") != "stop" else None
+    error = next((one for one in (body.get("error"), beside) if _says(one)), None)
+    if error is None and not first and body.get("message") and body.get("code"):  # as DashScope and vLLM word it
         error = body
-    if not error:
+    if error is None:
         return None
     code = error.get("code") if isinstance(error, Mapping) else None
     status = int(str(code)) if re.fullmatch(r"[1-5]\d\d", str(code)) else 0
     return status, error
+
+
+def _says(error: Any) -> bool:
+    """True if a member ``error`` tells of one: some gateways send an empty one beside every answer."""
+    return any(error.get(name) for name in ("message", "code", "type")) if isinstance(error, Mapping) else bool(error)
 
 
 def said(body: Any) -> str:

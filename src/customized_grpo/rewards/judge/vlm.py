@@ -16,6 +16,7 @@ from PIL import Image as PILImage
 from PIL.Image import Image
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from customized_grpo.recipe.limits import Need
 from customized_grpo.rewards.base import AsyncReward, RewardConfig
 from customized_grpo.rewards.judge.answer import read
 from customized_grpo.rewards.judge.cache import Cache
@@ -79,6 +80,10 @@ class Vlm(AsyncReward):
         budget_tokens: PositiveInt | None = Field(
             default=None, description="limit on tokens, counted in the cache; more stop the run"
         )
+
+        def needs(self) -> frozenset[Need]:
+            """A reference, where the rubric shows it."""
+            return frozenset({"reference"} if RUBRICS[self.rubric].shows_references else ())
 
         @model_validator(mode="before")
         @classmethod

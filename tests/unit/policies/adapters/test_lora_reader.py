@@ -370,6 +370,18 @@ def test_another_models_lora_is_named_by_the_files_own_keys(
     assert "to_v" not in str(caught.value), "a key that was never given"
 
 
+def test_what_its_header_says_of_its_model_is_told(tmp_path: Path, transformer: FluxTransformer2DModel) -> None:
+    about = {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora", "ss_base_model_version": "sdxl_base_v1-0"}
+    for tensors in (pair("what.ever"), pair(TO_Q, 128, 128)):
+        with pytest.raises(ValueError, match="header speaks of 'stable-diffusion-xl-v1-base/lora', 'sdxl_base_v1-0'"):
+            read_lora(written(tmp_path, tensors, **about)).update(transformer)
+
+
+def test_a_lora_that_changes_nothing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    read_lora(written(tmp_path, {name: one * (".lora_A." in name) for name, one in pair(TO_Q).items()}))
+    assert "every B is zero" in capsys.readouterr().err
+
+
 @torch.no_grad()
 def velocity(policy: UNO) -> Tensor:
     x = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
@@ -440,6 +452,10 @@ def test_folders_and_pickles(tmp_path: Path) -> None:
     (tmp_path / "old.bin").write_bytes(b"\x80\x02")
     with pytest.raises(ValueError, match=r"old\.bin' is a pickle.*never opened here"):
         read_lora(tmp_path / "old.bin")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "adapter_model.bin").write_bytes(b"\x80\x02")
+    with pytest.raises(ValueError, match=r"no adapter at .*sub', and the pickles there \(adapter_model\.bin\)"):
+        read_lora(tmp_path / "sub")
     (tmp_path / "second.safetensors").write_bytes(file.read_bytes())
     with pytest.raises(ValueError, match=r"holds 2 files \(lora\.safetensors, second\.safetensors\); give one"):
         read_lora(tmp_path)

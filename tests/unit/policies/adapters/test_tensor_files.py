@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from customized_grpo.policies.adapters import tuning
+from customized_grpo.policies.adapters.lora_reader import LoraFile
 from customized_grpo.policies.adapters.tensor_files import check_finite, read_metadata, read_tensors
 from customized_grpo.policies.base import FullSettings, PolicyConfig
 from tiny import tiny_policy
@@ -119,3 +120,11 @@ def test_a_trained_transformer_with_nan_is_refused(tiny_flux: Path, tmp_path: Pa
     section = PolicyConfig(type="uno", model="own", full=FullSettings(path=str(tmp_path)))
     with pytest.raises(ValueError, match="is broken: 1 values are NaN"):
         tuning.attach(tiny_policy(tiny_flux), section, seed=0)
+
+
+def test_a_lora_beside_a_config_is_no_transformer(tmp_path: Path) -> None:
+    """Folders of the hub often hold a config.json of something else."""
+    factors = {f"transformer.transformer_blocks.0.attn.to_q.lora_{side}.weight": torch.ones(2, 2) for side in "AB"}
+    save_file(factors, tmp_path / "lora.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    assert isinstance(tuning.read(tmp_path), LoraFile)

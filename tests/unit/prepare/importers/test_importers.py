@@ -13,9 +13,11 @@ from customized_grpo import registry
 from customized_grpo.data.manifest import ManifestDataset
 from customized_grpo.prepare.importers.base import Draft, SourceError
 from customized_grpo.prepare.importers.dreambench import DreamBench
-from customized_grpo.prepare.importers.hub import Subjects200K, _read, halves
+from customized_grpo.prepare.importers.hub import Subjects200K, halves
+from customized_grpo.prepare.importers.hub_tables import read as read_table
 from customized_grpo.prepare.importers.json_array import json_objects
-from customized_grpo.prepare.importers.writer import Options, Report, import_data
+from customized_grpo.prepare.importers.report import Report
+from customized_grpo.prepare.importers.writer import Options, import_data
 from layouts import DREAMBENCH, draw, read, rejected, syncd
 
 needs_dreambench = pytest.mark.skipif(not DREAMBENCH.is_dir(), reason="DreamBench is not at ../shared/data/dreambench")
@@ -451,7 +453,7 @@ def test_a_hub_set_that_breaks_off_is_the_source_s_error() -> None:
         yield {"prompt": "a"}
         raise ConnectionResetError("by peer")
 
-    records = _read("some/set", table())
+    records = read_table("some/set", table())
     assert next(records) == {"prompt": "a"}
     with pytest.raises(SourceError, match=r"some/set: reading broke off after record 1: ConnectionResetError: by"):
         next(records)

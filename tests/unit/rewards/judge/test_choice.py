@@ -58,6 +58,7 @@ def test_a_list_of_parts_is_its_text_without_thoughts() -> None:
         {"type": "output_text", "text": 're": 3}'},
     ]
     assert read_choice(choice(parts)) == read_choice(choice(JSON))
+    assert read_choice(choice({"score": 3}))[1].score == 3
     with pytest.raises(Unscorable, match="refused: 'no faces'"):
         read_choice(choice([{"type": "refusal", "refusal": "no faces"}]))
 
@@ -94,7 +95,8 @@ def test_an_object_that_a_server_took_for_thoughts_is_the_answer() -> None:
         ({"message": None}, "no message"),
         ({"message": "Score: 3"}, "no message"),
         (choice(None), "the answer is empty"),
-        (choice({"score": 3}), "the answer is empty"),
+        (choice({"parts": 3}), "there is no score"),
+        (choice(3), "the answer is empty"),
         (choice(None, None, tool_calls=[{"id": "1"}]), "calls a tool"),
         (choice(JSON, refusal="I can't grade people."), "refused: \"I can't"),
     ],

@@ -129,13 +129,14 @@ def refuse(listening: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
 
-def test_tls_at_the_wrong_port_stops_with_what_to_write(tmp_path: Path) -> None:
+def test_tls_at_the_wrong_port_stops_with_what_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as plain:
         threading.Thread(target=refuse, args=[plain], daemon=True).start()
         with pytest.raises(RewardFailure, match=r"plain HTTP.*http://"):
             ask(f"https://127.0.0.1:{plain.getsockname()[1]}/v1")
     files = tmp_path / "key.pem", tmp_path / "cert.pem"
-    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
+    made += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
     subprocess.run([*made, "-keyout", files[0], "-out", files[1]], check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(files[1], files[0])
@@ -143,6 +144,8 @@ def test_tls_at_the_wrong_port_stops_with_what_to_write(tmp_path: Path) -> None:
         with pytest.raises(RewardFailure, match=r"certificate is not trusted here.*SSL_CERT_FILE"):
             ask(server.url.replace("http://", "https://"))
         assert server.requests == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(files[1]))
+        assert ask(server.url.replace("http://127.0.0.1", "https://localhost")) == 3.0
 
 
 def test_no_draft_and_nothing_unreadable_is_kept(tmp_path: Path) -> None:
@@ -153,7 +156,7 @@ def test_no_draft_and_nothing_unreadable_is_kept(tmp_path: Path) -> None:
         completion('<think>{"score": 1}'),
         completion("", reasoning_content="Score: 1"),
         completion('{"analysis": "a", "score": 1', finish=None),
-        completion('{"score": 1}', error={"code": 400, "message": "broken"}),
+        completion('{"score": 1}', finish="error", error={"code": 400, "message": "broken"}),
         score(3),
     ]
     with JudgeServer(lambda request: replies[request.attempt]) as server:

@@ -168,6 +168,10 @@ def test_an_answer_is_paid_for_once_by_whoever_shares_the_file(tmp_path: Path) -
             "the second run": (1, {"example": replace(EXAMPLE, extra={"run": 1})}),
             "the second run again": (0, {"example": replace(EXAMPLE, extra={"run": 1})}),
             "another rubric": (1, {"rubric": "prompt_following"}),
+            "another space in the prompt": (
+                1,
+                {"rubric": "prompt_following", "example": replace(EXAMPLE, prompt=f"{EXAMPLE.prompt} ")},
+            ),
             "another model": (1, {"model": "better"}),
             "another temperature": (1, {"temperature": 1.0}),
         }  # fmt: skip
