@@ -139,7 +139,7 @@ class Train(Section):
     schedule: Schedule = Schedule()
     ema: float | None = Field(default=None, gt=0.0, lt=1.0, description="decay of the averaged adapter; null: none")
     ratio_guard: PositiveFloat = Field(
-        default=1.0e-3, description="largest |log-ratio| allowed in a first replay, where it should be 0"
+        default=1.0e-3, description="largest |log-ratio| of a first replay; it should be 0"
     )
     old_log_probs: Literal["rollout", "replay", "auto"] = Field(
         default="rollout",
