@@ -193,8 +193,7 @@ class Evaluate(Section):
     save_images: NonNegativeInt = Field(default=64, description="examples whose images are kept on disk")
     retry_failed: bool = Field(
         default=True,
-        description="a resumed evaluation repeats failed requests to judges and servers; "
-        "false: a failed answer is final",
+        description="a resumed evaluation repeats failed requests to judges and servers; false: failures are final",
     )
 
     @model_validator(mode="after")
