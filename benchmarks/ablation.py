@@ -15,7 +15,7 @@ from grid import ROOT, Cell, Grid, interval
 from records import write_table
 
 RESULT = ROOT / "docs" / "ablation.csv"
-COLUMNS = ("of", "over", "metric", "seeds", "mean", "low", "high", "std_seeds", "beyond")
+COLUMNS = ("of", "over", "metric", "seeds", "mean", "low", "high", "std_seeds")
 """A row of the result: the mean of a cell or the base (``over`` is empty), the paired difference of a cell to another,
 or what a cell has over ``STATIC_FRONT``."""
 STATIC_FRONT = "static front"
@@ -23,6 +23,7 @@ STATIC_FRONT = "static front"
 COMMON = (
     "train.steps=100",
     "train.lr=1.2e-3",
+    "train.eps=1e-8",
     "train.evaluate_every=50",
     "train.checkpoint_every=10",
     "train.save_samples_every=0",
@@ -87,12 +88,11 @@ def collect() -> list[dict[str, Any]]:
     for (name, seed), record in GRID.records().items():
         base = record["curve"]["0"]
         rows.setdefault(name, {})[seed] = record["examples"]
-    generator = np.random.default_rng(0)
     result: list[dict[str, Any]] = [{"of": "base", "metric": metric, "mean": value} for metric, value in base.items()]
     for name, seeds in rows.items():
         values = {metric: [list(seeds[seed][metric].values()) for seed in seeds] for metric in base}
         result += [
-            {"of": name, "metric": metric, "seeds": len(seeds)} | interval(np.array(of), generator)
+            {"of": name, "metric": metric, "seeds": len(seeds)} | interval(np.array(of))
             for metric, of in values.items()
         ]
     pairs = [(name, other) for name in rows for other in rows if other != name and compares(name, other)]
@@ -104,9 +104,9 @@ def collect() -> list[dict[str, Any]]:
                 for seed in common
             ]
             row = {"of": name, "over": other, "metric": metric, "seeds": len(common)}
-            result.append(row | interval(np.array(differences), generator))
+            result.append(row | interval(np.array(differences)))
     for name in rows:
-        result += over_front(rows, name, generator) if above_front(rows, name) else []
+        result += over_front(rows, name) if above_front(rows, name) else []
     order = {name: number for number, name in enumerate(["base", *sorted(rows)])}
     result.sort(key=lambda row: (order[str(row["of"])], row.get("over", ""), row["metric"]))
     write_table(RESULT, COLUMNS, result)
@@ -122,34 +122,36 @@ def above_front(rows: Rows, name: str) -> bool:
     return "tdw" in name and name.endswith("-equal") and all(cell in rows for cell in STATIC)
 
 
-def over_front(rows: Rows, name: str, generator: Any, resamples: int = 2000) -> list[dict[str, Any]]:
+def over_front(rows: Rows, name: str) -> list[dict[str, Any]]:
     """What a cell has over the front of static weights *at its own prompt accuracy*: the front is linear between its
-    cells and flat beyond its ends. Two-way bootstrap, all cells drawn together; ``beyond``: draws past its end."""
+    cells and flat beyond its ends.
+
+    The gap is linearised (delta method): every seed and example gets the value by which it moves the gap, in y and,
+    through the front's slope, in x. The mean of those values is the gap itself, so its interval is theirs."""
     import numpy as np
 
     seeds = sorted(set.intersection(*(set(rows[cell]) for cell in (*STATIC, name))))
-    shown = ("prompt_accuracy", "identity_accuracy", "both", "copy")
-    values = np.array(
-        [[[list(rows[cell][seed][metric].values()) for seed in seeds] for cell in (*STATIC, name)] for metric in shown]
-    )  # metrics, cells, seeds, examples
 
-    def gap(means: Any) -> tuple[Any, bool]:
-        x, at = means[0, :-1], means[0, -1]
-        order = np.argsort(x)
-        return means[1:, -1] - [np.interp(at, x[order], y[order]) for y in means[1:, :-1]], at > x.max()
+    def of(cell: str, metric: str) -> Any:
+        return np.array([list(rows[cell][seed][metric].values()) for seed in seeds])  # seeds, examples
 
-    drawn = []
-    for _ in range(resamples):
-        some = values[:, :, generator.integers(len(seeds), size=len(seeds))]
-        drawn.append(gap(some[..., generator.integers(values.shape[3], size=values.shape[3])].mean((2, 3))))
-    low, high = np.quantile([one for one, _ in drawn], [0.025, 0.975], axis=0)
-    mean, _ = gap(values.mean((2, 3)))
-    row = {"of": name, "over": STATIC_FRONT, "seeds": len(seeds)}
-    row["beyond"] = float(np.mean([beyond for _, beyond in drawn]))
-    return [
-        row | {"metric": metric, "mean": float(mean[i]), "low": float(low[i]), "high": float(high[i])}
-        for i, metric in enumerate(shown[1:])
-    ]
+    x = {cell: of(cell, "prompt_accuracy") for cell in (*STATIC, name)}
+    front = sorted(STATIC, key=lambda cell: float(x[cell].mean()))
+    means = [float(x[cell].mean()) for cell in front]
+    at = float(np.clip(x[name].mean(), means[0], means[-1]))
+    right = min(max(int(np.searchsorted(means, at)), 1), len(front) - 1)
+    left, after = front[right - 1], front[right]
+    share = (at - means[right - 1]) / (means[right] - means[right - 1])
+    inside = means[0] < x[name].mean() < means[-1]
+    found = []
+    for metric in ("identity_accuracy", "both", "copy"):
+        y = {cell: of(cell, metric) for cell in (left, after, name)}
+        gaps = y[name] - (1 - share) * y[left] - share * y[after]
+        if inside:
+            slope = (y[after].mean() - y[left].mean()) / (x[after].mean() - x[left].mean())
+            gaps = gaps - slope * (x[name] - (1 - share) * x[left] - share * x[after])
+        found.append({"of": name, "over": STATIC_FRONT, "seeds": len(seeds), "metric": metric} | interval(gaps))
+    return found
 
 
 def compares(name: str, other: str) -> bool:

@@ -43,11 +43,13 @@ def read_result() -> Result:
     return result
 
 
-def number(of: dict[str, float], *, signed: bool = False) -> str:
-    """A mean with its interval."""
+def number(of: dict[str, Any], *, signed: bool = False) -> str:
+    """A mean with its interval, where there are seeds enough for one."""
     form = "+.3f" if signed else ".3f"
     if abs(of["mean"]) >= 10:
         form = form.replace(".3f", ".1f")
+    if of["low"] is None:
+        return f"{of['mean']:{form}}"
     return f"{of['mean']:{form}} [{of['low']:{form}}, {of['high']:{form}}]"
 
 
@@ -69,18 +71,25 @@ def difference_table(result: Result, other: str) -> str:
         if over == other:
             seeds = str(metrics[shown[0]]["seeds"])
             rows.append([f"`{name}`", seeds, *(number(metrics[metric], signed=True) for metric in shown)])
-    return table([f"minus `{other}`", "seeds", *shown], rows)
+    return uncorrected(table([f"minus `{other}`", "seeds", *shown], rows))
 
 
 def front_table(result: Result) -> str:
     """What each cell with TDW has over the front of static weights at its own prompt accuracy."""
     shown = ("identity_accuracy", "both", "copy")
     rows = [
-        [f"`{name}`", str(gaps[shown[0]]["seeds"]), *(number(gaps[metric], signed=True) for metric in shown),
-         f"{100 * gaps[shown[0]]['beyond']:.0f} %"]
-        for (name, over), gaps in result.items() if over == STATIC_FRONT
-    ]  # fmt: skip
-    return table(["over the static front", "seeds", *shown, "draws beyond its end"], rows)
+        [f"`{name}`", str(gaps[shown[0]]["seeds"]), *(number(gaps[metric], signed=True) for metric in shown)]
+        for (name, over), gaps in result.items()
+        if over == STATIC_FRONT
+    ]
+    return uncorrected(table(["over the static front", "seeds", *shown], rows))
+
+
+def uncorrected(of: str) -> str:
+    """A table of differences, with what must be said beside it."""
+    shown = of.count("[")
+    chance = f"{0.05 * shown:.1f} of them would miss a true zero by chance"
+    return f"{of}\n\n{shown} intervals, none corrected for their number: {chance}."
 
 
 def styles(result: Result) -> dict[str, dict[str, Any]]:
@@ -98,6 +107,11 @@ def styles(result: Result) -> dict[str, dict[str, Any]]:
     return {name: style for name, style in found.items() if (f"{name}-equal", None) in result}
 
 
+def half(of: dict[str, Any]) -> float:
+    """Half the length of a symmetric interval; none for too few seeds."""
+    return 0.0 if of["low"] is None else (of["high"] - of["low"]) / 2
+
+
 def plane(result: Result, file: Path) -> None:
     """Differences to naive 1:1, paired by seed and example: identity and leaks against prompt, and the two fronts."""
     figure, axes = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
@@ -111,8 +125,8 @@ def plane(result: Result, file: Path) -> None:
             places[name], seeds = (x["mean"], y["mean"]), of.get(metric, naive[metric])["seeds"]
             axis.errorbar(
                 *places[name],
-                xerr=[[x["mean"] - x["low"]], [x["high"] - x["mean"]]],
-                yerr=[[y["mean"] - y["low"]], [y["high"] - y["mean"]]],
+                xerr=half(x),
+                yerr=half(y),
                 **style, ls="none", ms=8, mec="white", mew=0.7, lw=0.9, label=f"{name} ({seeds})",
             )  # fmt: skip
         for names, colour in ((STATIC, "#777777"), (GAMMAS, COLOURS["sars_tdw"])):

@@ -19,6 +19,8 @@ from typing import Any
 
 from records import read_table, write_table
 
+from customized_grpo.evaluation.statistics import crossed_interval
+
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "config" / "train" / "mini_customized.yaml"
 
@@ -207,22 +209,10 @@ def _read(folder: Path) -> dict[str, Any]:
     }
 
 
-def interval(values: Any, generator: Any, resamples: int = 2000) -> dict[str, float]:
-    """Mean of (seeds, examples) with a 95 % interval by a two-way bootstrap: seeds and examples are both drawn anew."""
-    import numpy as np
-
-    seeds, examples = values.shape
-    drawn = np.empty(resamples)
-    for i in range(resamples):
-        some = values[generator.integers(seeds, size=seeds)]
-        drawn[i] = some[:, generator.integers(examples, size=examples)].mean()
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return {
-        "mean": float(values.mean()),
-        "low": float(low),
-        "high": float(high),
-        "std_seeds": float(values.mean(1).std()),
-    }
+def interval(values: Any) -> dict[str, float | None]:
+    """Mean of (seeds, examples) with its 95 % interval over both, and the means' spread over seeds."""
+    found = crossed_interval(values).as_json()
+    return {name: found[name] for name in ("mean", "low", "high")} | {"std_seeds": float(values.mean(1).std())}
 
 
 def _silence() -> None:

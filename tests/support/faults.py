@@ -287,7 +287,7 @@ FAULTS = [
           ("adapter.safetensors is corrupt", "falling back to the checkpoint before it")),
     Fault("Checkpoint whose manifest leads out of it", "refused, exit 2", manifest_leads_out, ("which is outside",)),
     Fault("Resumed with a key changed that changes a step", "refused, exit 2", changed_recipe,
-          ("train.lr: was 0.01, given 0.5", "Start a new run")),
+          ("train.lr: was 0.01, given 0.5", "start a new run")),
     Fault("Resumed on data that were edited", "refused, exit 2", edited_manifest,
           ("1 changed (dog-1)", "start a new run")),
     Fault("Resumed with a harmless key changed", "goes on, and names it", harmless_change,

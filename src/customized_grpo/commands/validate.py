@@ -57,7 +57,10 @@ def _look_at_data(recipe: "Recipe | EvaluateRecipe") -> None:
 
 
 def _show_geometry(recipe: "Recipe") -> None:
+    import torch
+
     from customized_grpo.memory.geometry import step_geometry
+    from customized_grpo.training.advice import advice
 
     world = int(os.environ.get("WORLD_SIZE") or 1)
     g = step_geometry(recipe, world=world, latent_shape=recipe.policy.latent_shape())
@@ -84,3 +87,5 @@ def _show_geometry(recipe: "Recipe") -> None:
     print_rows("One GRPO step", ("", ""), [*rows.items()])
     weights = [(steps, *(f"{value:.2f}" for value in values)) for steps, values in g.weights]
     print_rows("Time weights", ("sampler steps", "prompt", "identity"), weights)
+    for warning in [] if g.sigmas is None else advice(recipe, torch.tensor(g.sigmas)):
+        say(f"warning: {warning}", style="yellow")

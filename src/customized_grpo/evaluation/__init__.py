@@ -1,1 +1,1 @@
-"""Held-out generation, metrics, bootstrap statistics and summary tables."""
+"""Held-out generation, metrics, statistics and summary tables."""

@@ -13,9 +13,9 @@ from customized_grpo.evaluation.pairing import unlike, without
 from customized_grpo.evaluation.protocols import Unit, find_protocol
 from customized_grpo.evaluation.statistics import (
     Interval,
-    bootstrap_mean,
     example_means,
     group_means,
+    mean_interval,
     paired_difference,
     win_rate,
 )
@@ -43,12 +43,9 @@ def groups_of(rows: Sequence[Row]) -> dict[str, str]:
     return {row["key"]: str(row.get("group", row["key"])) for row in rows}
 
 
-def intervals(rows: Sequence[Row], *, unit: Unit = "example", resamples: int = 10_000) -> dict[str, Interval]:
+def intervals(rows: Sequence[Row], *, unit: Unit = "example") -> dict[str, Interval]:
     """Mean and 95 % interval of every column over the units."""
-    return {
-        column: bootstrap_mean(list(column_means(rows, column, unit).values()), resamples=resamples)
-        for column in columns_of(rows)
-    }
+    return {column: mean_interval(list(column_means(rows, column, unit).values())) for column in columns_of(rows)}
 
 
 def differences(of: Sequence[Row], to: Sequence[Row], unit: Unit = "example") -> dict[str, dict[str, Any]]:

@@ -52,7 +52,7 @@ def columns_of_summary(summary: Mapping[str, Any]) -> list[str]:
 
 
 def notes(summary: Mapping[str, Any]) -> list[str]:
-    """Notes for readers of the table: departures, failed items, and the spread of judges."""
+    """Notes for readers: departures, failed items, the spread of judges, and the number of comparisons."""
     found = []
     published, departures = summary.get("published"), summary.get("departures")
     if published:
@@ -79,6 +79,8 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
                 )
             elif value.get("excluded"):
                 found.append(f"{row['name']}, {column}: {value['excluded']:.1%} of the images could not be scored.")
+    if compared := sum(len(one["metrics"]) for one in summary["differences"]):
+        found.append(f"The intervals of the {compared} differences are not corrected for their number.")
     return found
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from customized_grpo.sampling.rollout import Transition
+from customized_grpo.sampling.dynamics import Transition
 
 
 def step_sensitivity(transition: Transition, sigmas: Float[Tensor, " t_plus_1"]) -> Float[Tensor, " t"]:

@@ -34,8 +34,6 @@ from customized_grpo.recipe.sections import (
 AXES = ("prompt", "identity")
 """Columns of every axis tensor, in this order."""
 
-_SHIFT = "shift of the noise levels; dynamic: the model's own rule by image size; uno: UNO's variant of FLUX.1's"
-
 Beta: TypeAlias = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -65,7 +63,7 @@ class Sampling(Section):
     """Sampling of groups in training."""
 
     steps: int = Field(default=25, ge=2, description="T; the last step is deterministic, so at least 2")
-    shift: ShiftSetting = Field(default=3.0, description=_SHIFT)
+    shift: ShiftSetting = 3.0
     dynamics: DynamicsField = Field(default={"type": "dance_sde", "eta": 0.4}, validate_default=True)
     plan: PlanField = Field(default={"type": "fraction", "fraction": 0.6}, validate_default=True)
     shared_noise: bool = Field(default=True, description="one initial noise for all samples of a group")
@@ -134,11 +132,14 @@ class Train(Section):
     lr: float = Field(default=2.0e-5, gt=0.0, le=1.0)
     weight_decay: NonNegativeFloat = 1.0e-4
     betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: PositiveFloat = Field(
+        default=1.0e-12, description="AdamW's; the usual 1e-8 is of the size of FLUX's gradients"
+    )
     max_grad_norm: PositiveFloat = 1.0
     schedule: Schedule = Schedule()
     ema: float | None = Field(default=None, gt=0.0, lt=1.0, description="decay of the averaged adapter; null: none")
     ratio_guard: PositiveFloat = Field(
-        default=1.0e-3, description="largest |log-ratio| allowed in a first replay, where it should be 0"
+        default=1.0e-3, description="largest |log-ratio| of a first replay; it should be 0"
     )
     old_log_probs: Literal["rollout", "replay", "auto"] = Field(
         default="rollout",
@@ -192,8 +193,7 @@ class Evaluate(Section):
     save_images: NonNegativeInt = Field(default=64, description="examples whose images are kept on disk")
     retry_failed: bool = Field(
         default=True,
-        description="a resumed evaluation repeats failed requests to judges and servers; "
-        "false: a failed answer is final",
+        description="a resumed evaluation repeats failed requests to judges and servers; false: failures are final",
     )
 
     @model_validator(mode="after")
@@ -258,7 +258,7 @@ class EvaluateSampling(Section):
     """The deterministic sampler of an evaluation."""
 
     steps: PositiveInt = 25
-    shift: ShiftSetting = Field(default=3.0, description=_SHIFT)
+    shift: ShiftSetting = 3.0
 
 
 class EvaluateRecipe(Section):

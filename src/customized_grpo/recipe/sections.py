@@ -273,7 +273,13 @@ def _read_shift(value: Any) -> Any:
     raise ValueError(f"given {value!r}; allowed: a number above 0, or a rule of the policy's, such as 'dynamic'")
 
 
-ShiftSetting: TypeAlias = Annotated[float | str, BeforeValidator(_read_shift)]
+ShiftSetting: TypeAlias = Annotated[
+    float | str,
+    BeforeValidator(_read_shift),
+    Field(
+        description="of the noise levels; dynamic: the model's own rule by image size; uno: UNO's variant of FLUX.1's"
+    ),
+]
 """A number, or the name of a policy's rule that makes one from the image's size; see ``policies.shifts``."""
 
 PolicyField: TypeAlias = Annotated[

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, final
 
 import yaml
 
@@ -18,8 +18,6 @@ from customized_grpo.evaluation.summary import Row, columns_of, intervals
 from customized_grpo.paths import matching
 from customized_grpo.recipe.config import AXES
 from customized_grpo.report.hacking import Suspicion, suspicions
-
-_RESAMPLES: Final = 4_000
 
 
 @final
@@ -85,11 +83,7 @@ class RunFolder:
     @cached_property
     def curve(self) -> list[tuple[int, dict[str, Interval]]]:
         """Held-out curve as (step, column to interval); bare means if only those were logged."""
-        found = {
-            step: intervals(rows, unit=self.protocol.unit, resamples=_RESAMPLES)
-            for step, rows in self.at_steps().items()
-            if rows
-        }
+        found = {step: intervals(rows, unit=self.protocol.unit) for step, rows in self.at_steps().items() if rows}
         for line in self.steps:
             logged = {
                 key.removeprefix("evaluation/").removesuffix("/mean"): value

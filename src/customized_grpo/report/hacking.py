@@ -15,7 +15,6 @@ from customized_grpo.evaluation.protocols import Unit
 from customized_grpo.evaluation.statistics import Interval, paired_difference
 from customized_grpo.evaluation.summary import Row, column_means, groups_of
 
-_RESAMPLES: Final = 4_000
 _CLEAR: Final = 2.0
 """Minimal rise of a training reward in standard errors: steps draw different prompts, so single steps say little."""
 
@@ -85,7 +84,6 @@ def suspicions(
             column_means(evaluations[newest], column),
             column_means(evaluations[best], column),
             groups=groups_of(evaluations[newest]) if unit == "subject" else None,
-            resamples=_RESAMPLES,
         )
         # The steps before the best evaluation; for the base, the first interval.
         early = (done[done.index(best) - 1], best) if best != done[0] else (best, done[1])

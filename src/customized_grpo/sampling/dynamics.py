@@ -9,6 +9,7 @@ A dynamics is ``(velocity, x, sigma, sigma_next, *, sigma_max, own parameters) -
 """
 
 import math
+from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
 import torch
@@ -25,6 +26,10 @@ class Gaussian(NamedTuple):
     mean: Float[Tensor, "n ..."]
     std: Float[Tensor, "..."]
     """Broadcasts against ``mean``."""
+
+
+Transition = Callable[..., Gaussian]
+"""``(velocity, x, sigma, sigma_next, *, sigma_max) -> Gaussian``: a dynamics with its noise scale."""
 
 
 def ode(
@@ -92,6 +97,19 @@ def cps(
     angle = noise_level * math.pi / 2
     # sqrt(sigma'^2 - std^2) is sigma' |cos|, which avoids the root of a number that rounding made negative
     return Gaussian((1 - s_next) * x0 + s_next * abs(math.cos(angle)) * x1, s_next * math.sin(angle))
+
+
+def kept_noise(
+    transition: Transition, sigma: Float[Tensor, ""], sigma_next: Float[Tensor, ""], sigma_max: Float[Tensor, ""]
+) -> tuple[float, float]:
+    """How much of the predicted noise a step keeps, and the standard deviation of the noise that it adds.
+
+    The first is the coefficient of x1 in the mean, sigma' - g^2 d / (2 sigma) for an SDE. Below 0 the new noise alone
+    is more than the level sigma' holds, so the mean takes noise away, and the state is noisier than its level says.
+    """
+    at_noise = torch.ones(1, dtype=torch.float64)  # x0 = 0 and x1 = 1: x = sigma, v = 1
+    gaussian = transition(at_noise, sigma * at_noise, sigma, sigma_next, sigma_max=sigma_max)
+    return float(gaussian.mean), float(gaussian.std)
 
 
 def log_prob(x_next: Float[Tensor, "n ..."], gaussian: Gaussian) -> Float[Tensor, " n"]:

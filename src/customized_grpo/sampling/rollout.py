@@ -4,7 +4,7 @@ Dimensions: G group size, T sampler steps, J stochastic steps, K trained steps, 
 n batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -13,14 +13,11 @@ from torch import Tensor
 
 from customized_grpo.policies.base import Policy
 from customized_grpo.sampling.clock import Clock
-from customized_grpo.sampling.dynamics import Gaussian, log_prob
+from customized_grpo.sampling.dynamics import Transition, log_prob
 from customized_grpo.sampling.schedule import StepPlan
 from customized_grpo.sampling.solver import ode_steps
 from customized_grpo.seeding import generator
 from customized_grpo.types import Conditioning, Example, Trajectory
-
-Transition = Callable[..., Gaussian]
-"""``(velocity, x, sigma, sigma_next, *, sigma_max) -> Gaussian``: a dynamics with its noise scale."""
 
 
 def initial_noise(

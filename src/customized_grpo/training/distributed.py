@@ -113,16 +113,24 @@ class Lockstep:
 
     def __init__(self, accelerator: Accelerator, model: nn.Module) -> None:
         self._accelerator = accelerator
-        self._own = True
+        self._own, self._answered = True, False
         self._hook = model.register_forward_pre_hook(self._announce, prepend=True)  # before weights are gathered
 
     def _announce(self, *_: object) -> None:
         if self._own:
             any_rank(self._accelerator, True)
+        elif self._answered:  # a velocity with guidance is two forwards, and the others announce both
+            any_rank(self._accelerator, False)
+        self._answered = True
 
     def finish(self, forward: Callable[[], object]) -> None:
-        """Run ``forward`` as often as other ranks still have one of their own."""
+        """Join the others' velocities until no rank has one of its own.
+
+        Args:
+            forward: one velocity, of as many forwards of the model as any other.
+        """
         self._own = False
         while any_rank(self._accelerator, False):
+            self._answered = False
             forward()
         self._hook.remove()

@@ -21,6 +21,7 @@ from customized_grpo.policies.adapters.hashes import adapter_hash
 from customized_grpo.policies.adapters.sharding import cut_like, whole
 from customized_grpo.policies.base import Policy
 from customized_grpo.recipe.config import Recipe
+from customized_grpo.sampling.schedule import plan_of
 from customized_grpo.training import checkpoint
 from customized_grpo.training.distributed import largest
 
@@ -57,6 +58,8 @@ def configure(accelerator: Accelerator, recipe: Recipe) -> None:
             "sampling.batch: auto tries forwards until one fits, and where weights are cut over processes one that "
             "doesn't fit leaves the others waiting; give a number, or null for the whole group"
         )
+    if _cuts_weights(accelerator):
+        _check_equal_forwards(recipe)
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return
     if recipe.run.precision != "bf16":
@@ -83,6 +86,20 @@ def configure(accelerator: Accelerator, recipe: Recipe) -> None:
         "gradient_clipping": recipe.train.max_grad_norm,
         "zero_allow_untested_optimizer": True,
     }
+
+
+def _check_equal_forwards(recipe: Recipe) -> None:
+    """Raise if the plan gives the groups of a step different forwards, of which each gathers weights from all ranks."""
+    plan, steps, seed = plan_of(recipe.sampling.plan), recipe.sampling.steps, recipe.run.seed
+    for step in range(min(recipe.train.steps, 100)):
+        plans = [plan.steps(step, steps, seed, group) for group in range(recipe.train.groups_per_step)]
+        # Before the first noise a group that shares it is one sample, from there on it is all of them.
+        if len({(one.stochastic[0] * recipe.sampling.shared_noise, one.num_forwards(0, steps)) for one in plans}) > 1:
+            raise ValueError(
+                "sampling.plan: it gives the groups of a step different numbers of forwards, and where weights are cut "
+                "over processes every forward needs all of them; use {type: window, width: 1, mode: random, every: 1}, "
+                "which draws one step for all groups, or a branch at a fixed step, or DDP"
+            )
 
 
 def _recipe_decides(accelerator: Accelerator) -> None:

@@ -16,7 +16,12 @@ def build_optimizer(parameters: Sequence[nn.Parameter], train: Train) -> torch.o
     Raises:
         ValueError: it needs bitsandbytes, which isn't installed.
     """
-    options: dict[str, Any] = {"lr": train.lr, "betas": train.betas, "weight_decay": train.weight_decay}
+    options: dict[str, Any] = {
+        "lr": train.lr,
+        "betas": train.betas,
+        "eps": train.eps,
+        "weight_decay": train.weight_decay,
+    }
     if train.optimizer == "adamw":
         return torch.optim.AdamW(parameters, **options)
     need_bitsandbytes(f"train.optimizer: {train.optimizer}")

@@ -11,8 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from customized_grpo.policies.base import Policy
-from customized_grpo.sampling.dynamics import Gaussian, log_prob
-from customized_grpo.sampling.rollout import Transition
+from customized_grpo.sampling.dynamics import Gaussian, Transition, log_prob
 from customized_grpo.types import Conditioning, Trajectory
 
 

@@ -36,7 +36,7 @@ from customized_grpo.policies.base import Policy
 from customized_grpo.policies.identity import base_identity
 from customized_grpo.recipe.config import AXES, Recipe
 from customized_grpo.sampling.clock import Clock
-from customized_grpo.sampling.rollout import Transition
+from customized_grpo.sampling.dynamics import Transition
 from customized_grpo.sampling.schedule import Plan, plan_of, sigma_grid
 from customized_grpo.scoring.score import load_rewards
 from customized_grpo.scoring.scorer import Scorer

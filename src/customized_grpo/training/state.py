@@ -17,6 +17,8 @@ from customized_grpo.policies.adapters.sharding import cut_like
 from customized_grpo.policies.adapters.tensor_files import read_tensors, write_tensors
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.recipe.loading import load_recipe, save_recipe
+from customized_grpo.recipe.yaml_source import read_yaml
+from customized_grpo.rewards.base import transport_of
 from customized_grpo.training import checkpoint, engine
 from customized_grpo.training.distributed import gather_rows, together
 from customized_grpo.training.setup import Parts
@@ -30,13 +32,27 @@ HARMLESS = (
     "train.check_ranks_every",
     "train.evaluate_every",
     "train.save_samples_every",
+    "train.max_skipped",
+    "train.ratio_guard",
+    "advantage.max_failed_share",
+    "policy.offline",
     "evaluate",
 )
-"""Keys that may differ in a resumed run: they don't change what a step computes. ``run.seed`` and ``run.precision``
-do."""
+"""Keys that may differ in a resumed run: they don't change what a step computes, but when a run saves, looks or stops.
+``run.seed`` and ``run.precision`` do. A reward's transport is harmless too, see ``transport_of``."""
 
-ROUNDING = ("train.microbatch", "sampling.batch", "policy.gradient_checkpointing")
-"""Keys that change a step at most by the order of additions; needed after running out of memory."""
+ROUNDING = (
+    "train.microbatch",
+    "train.old_log_probs",
+    "sampling.batch",
+    "policy.gradient_checkpointing",
+    "policy.attention",
+    "policy.compile",
+)
+"""Keys that change a step at most by rounding; needed after running out of memory, or after the ratio's guard."""
+
+_FORMER_DEFAULTS = {("train", "eps"): 1e-8}
+"""Defaults that changed, by section and key: a checkpoint of before stands at the former one."""
 
 
 def save(parts: Parts, done: int) -> None:
@@ -108,7 +124,7 @@ def restore(parts: Parts, untrained: Callable[[], None] = lambda: None) -> int:
             start = 0 if path is None else checkpoint.check(path)
             if parts.identity is not None:  # of the main process
                 same = set() if path is None else parts.identity.same_as(path, parts.recipe, warn)
-                before = load_recipe((path or parts.folder) / "config.yaml", [])
+                before = saved_recipe((path or parts.folder) / "config.yaml")
                 if changed := compare_recipes(before, parts.recipe, same):
                     warn(
                         f"resuming with changed keys; a training step is the same up to rounding: {', '.join(changed)}"
@@ -216,6 +232,19 @@ def _merged(states: Sequence[dict[str, Any]], *, first: bool) -> dict[str, Any]:
     return merged
 
 
+def saved_recipe(file: Path) -> Recipe:
+    """The recipe of a run's folder or checkpoint; a key that it doesn't have yet stands at the default of its time."""
+    data = read_yaml(file)[0]
+    return load_recipe(
+        file,
+        [
+            f"{section}.{key}={value}"
+            for (section, key), value in _FORMER_DEFAULTS.items()
+            if key not in data.get(section, {})
+        ],
+    )
+
+
 def compare_recipes(saved: Recipe, given: Recipe, same: Collection[str] = ()) -> list[str]:
     """Keys that differ harmlessly between a checkpoint's recipe and the given one.
 
@@ -230,14 +259,21 @@ def compare_recipes(saved: Recipe, given: Recipe, same: Collection[str] = ()) ->
     before, now = _flat(saved.model_dump(mode="json")), _flat(given.model_dump(mode="json"))
     keys = sorted((before.keys() | now.keys()) - {"run.resume"})  # which says that a run goes on
     differing = [key for key in keys if before.get(key) != now.get(key)]
-    exact = {"run.seed", "run.precision"} | (
-        {"train.steps"} if given.train.schedule.name in ("linear", "cosine") else set()
-    )
-    refused = [key for key in differing if key in exact or not key.startswith((*HARMLESS, *ROUNDING, *same))]
+    exact = {"run.seed", "run.precision"}
+    if given.train.schedule.name in ("linear", "cosine"):  # it ends with the last step
+        exact |= {"train.steps"}
+    transport = {f"rewards.{name}.{field}" for name, spec in given.rewards.items() for field in transport_of(spec)}
+    allowed = (*HARMLESS, *ROUNDING, *transport, *same)
+    refused = [key for key in differing if key in exact or not key.startswith(allowed)]
     if refused:
-        shown = "; ".join(f"{key}: was {before.get(key)!r}, given {now.get(key)!r}" for key in refused)
+        ends = f" (the {given.train.schedule.name} schedule ends there)"
+        shown = "; ".join(
+            f"{key}: was {before.get(key)!r}, given {now.get(key)!r}{ends if key == 'train.steps' else ''}"
+            for key in refused
+        )
         raise ValueError(
-            f"run.resume: the recipe differs from the checkpoint's where it matters - {shown}. Start a new run"
+            f"run.resume: the recipe differs from the checkpoint's where it matters - {shown}. Give the "
+            "former values, or start a new run (which may begin with these weights: policy.lora.path, policy.full.path)"
         )
     return differing
 

@@ -258,7 +258,8 @@ class Trainer:
             raise DivergedError(
                 f"the first replay's largest |log-ratio| is {log_ratio:.3g}, where it should be 0 "
                 f"(train.ratio_guard={self.recipe.train.ratio_guard:g}): rollout and replay don't compute the same; "
-                "use the same precision and batch size in both, train.old_log_probs=replay, or raise this knowingly"
+                "use the same batch size in both (train.microbatch, sampling.batch), train.old_log_probs=replay, or "
+                "raise this knowingly, and resume"
             )
 
     def optimize(self) -> dict[str, float]:
@@ -270,7 +271,8 @@ class Trainer:
             if parts.state.skipped > settings.max_skipped:
                 raise DivergedError(
                     f"the gradient's norm is {norm}, {parts.state.skipped} time(s) so far (train.max_skipped="
-                    f"{settings.max_skipped}); nothing was updated. Lower train.lr, or look at the last step's rewards"
+                    f"{settings.max_skipped}); nothing was updated. Resume with a higher train.max_skipped to go "
+                    "on past it, or look at the last step's rewards and start a new run with a lower train.lr"
                 )
             return {"grad/norm": norm, "grad/max_skipped": float(parts.state.skipped)}
         parts.schedule.step()

@@ -22,6 +22,7 @@ from customized_grpo.recipe.sections import RewardSpec
 from customized_grpo.report.folders import read_runs
 from customized_grpo.training import engine
 from customized_grpo.training import metrics as explain
+from customized_grpo.training.advice import advice
 from customized_grpo.training.distributed import Lockstep, gather_rows
 from customized_grpo.training.setup import Evaluation, Parts
 from customized_grpo.training.tracking import is_every
@@ -92,9 +93,9 @@ def warnings(folder: Path, done: int) -> list[str]:
 
 
 def notices(parts: Parts) -> list[str]:
-    """Notices before the first step: requests to judges, and blind spots of the evaluation."""
+    """Notices before the first step: advice on the sampler, requests to judges, and blind spots of the evaluation."""
     recipe, held = parts.recipe, parts.evaluation
-    found = of_training(recipe)
+    found = advice(recipe, parts.sigmas) + of_training(recipe)
     if recipe.evaluate is not None and held is not None:
         examples = num_examples(held.dataset, recipe.evaluate)
         found += of_evaluation(recipe.evaluate, examples, rows=evaluations(recipe))

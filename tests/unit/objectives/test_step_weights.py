@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from customized_grpo.objectives.step_weights import step_sensitivity, step_weights
-from customized_grpo.sampling.dynamics import cps, dance_sde, flow_sde, log_prob
-from customized_grpo.sampling.rollout import Transition
+from customized_grpo.sampling.dynamics import Transition, cps, dance_sde, flow_sde, log_prob
 from customized_grpo.sampling.schedule import shifted_sigmas
 
 DYNAMICS = [partial(dance_sde, eta=0.4), partial(flow_sde, noise_level=0.7), partial(cps, noise_level=0.8)]

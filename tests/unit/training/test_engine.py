@@ -68,6 +68,19 @@ def test_no_forward_is_tried_that_needs_all_ranks(kind: DistributedType, stage: 
     configure(accelerator(DistributedType.MULTI_GPU), recipe(sampling__batch="auto"))
 
 
+@pytest.mark.parametrize(("kind", "stage"), [(DistributedType.FSDP, 0), (DistributedType.DEEPSPEED, 3)])
+def test_a_plan_of_different_forwards_is_refused_where_each_needs_all_ranks(kind: DistributedType, stage: int) -> None:
+    def with_plan(**plan: Any) -> Any:
+        return recipe(run__precision="bf16", sampling__steps=8, sampling__plan=plan, train__groups_per_step=4)
+
+    cut = accelerator(kind, stage=stage)
+    with pytest.raises(ValueError, match=r"sampling\.plan: .* different numbers of forwards"):
+        configure(cut, with_plan(type="branch"))
+    configure(accelerator(DistributedType.MULTI_GPU), with_plan(type="branch"))
+    for plan in ({"type": "branch", "at": 2}, {"type": "window", "width": 1, "mode": "random", "every": 1}):
+        configure(cut, with_plan(**plan))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

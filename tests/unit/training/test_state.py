@@ -1,15 +1,19 @@
 """Which keys of a recipe may change when a run goes on, and that the others are refused by name."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from customized_grpo.recipe.config import Recipe
-from customized_grpo.training.state import compare_recipes, scorer_share
+from customized_grpo.recipe.loading import save_recipe
+from customized_grpo.training import state
+from customized_grpo.training.state import compare_recipes, saved_recipe, scorer_share
 from runs import tiny_recipe, with_evaluation
 
 WORLD = Path("world")
+ROOT = Path(__file__).parents[3]
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -28,6 +32,11 @@ HARMLESS: list[tuple[str, Any]] = [
     ("run.timeout_s", 60),
     ("train.microbatch", 2),  # another order of adding, which is what an out-of-memory error asks for
     ("policy.gradient_checkpointing", True),
+    ("train.max_skipped", 3),
+    ("train.ratio_guard", 0.01),
+    ("train.old_log_probs", "replay"),
+    ("advantage.max_failed_share", 0.5),
+    ("policy.attention", "_native_math"),
 ]
 
 HARMFUL: list[tuple[str, Any]] = [
@@ -45,6 +54,7 @@ HARMFUL: list[tuple[str, Any]] = [
     ("train.group_size", 8),
     ("train.ema", 0.9),
     ("train.betas", (0.8, 0.9)),
+    ("train.eps", 1e-8),
     ("train.schedule", {"name": "constant_with_warmup", "warmup_steps": 2}),
 ]
 
@@ -74,7 +84,7 @@ def test_what_changes_a_step_is_refused_by_name(key: str, value: Any) -> None:
     with pytest.raises(ValueError, match=key.replace(".", r"\.")) as raised:
         compare_recipes(recipe(), recipe(**{key.replace(".", "__"): value}))
     assert "where it matters" in str(raised.value)
-    assert "Start a new run" in str(raised.value)
+    assert "start a new run" in str(raised.value)
 
 
 def test_both_values_are_shown() -> None:
@@ -89,7 +99,7 @@ def test_the_number_of_steps_matters_to_a_schedule_that_ends_with_it(name: str, 
     if harmless:
         assert compare_recipes(before, after) == ["train.steps"]
     else:
-        with pytest.raises(ValueError, match=r"train\.steps: was 4, given 99"):
+        with pytest.raises(ValueError, match=rf"train\.steps: was 4, given 99 \(the {name} schedule ends there\)"):
             compare_recipes(before, after)
 
 
@@ -119,3 +129,49 @@ def test_other_ranks_share_the_totals_and_all_recent_samples(world: int) -> None
     shares = [scorer_share(STATES, rank, world)["judge"] for rank in range(world)]
     assert [share["failures"] for share in shares] == [7, 0, 0][:world]
     assert all(share["recent"] == [1, 0, 0, 1, 0] for share in shares)
+
+
+REMOTE = {
+    "judge": {"type": "vlm", "axis": "prompt", "rubric": "prompt_following", "model": "m", "base_url": "http://a/v1"},
+    "served": {"type": "remote", "axis": "identity", "reward": "dino", "urls": ["http://a:8000"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("judge", {"base_url": "http://b/v1", "budget_requests": 9, "concurrency": 2}),
+        ("served", {"urls": ["http://b:8000"], "wait_s": 9.0, "timeout_s": 9.0}),
+    ],
+)
+def test_a_run_goes_on_with_another_transport_of_its_rewards(name: str, changes: dict[str, Any]) -> None:
+    """Else a run that its judge's budget has stopped, or whose server moved, could not resume."""
+    before = recipe(rewards=REMOTE)
+    after = recipe(rewards=REMOTE | {name: REMOTE[name] | changes})
+    assert {key.split(".")[2] for key in compare_recipes(before, after)} == set(changes)
+    with pytest.raises(ValueError, match=rf"rewards\.{name}\.weight"):
+        compare_recipes(before, recipe(rewards=REMOTE | {name: REMOTE[name] | {"weight": 2.0}}))
+
+
+def test_a_checkpoint_has_the_defaults_of_its_time(tmp_path: Path) -> None:
+    """AdamW's epsilon was torch's before it could be set."""
+    save_recipe(recipe(), tmp_path / "config.yaml")
+    assert saved_recipe(tmp_path / "config.yaml").train.eps == 1e-12
+    text = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(re.sub(r"\n  eps: .*", "", text))
+    assert saved_recipe(tmp_path / "config.yaml").train.eps == 1e-8
+    with pytest.raises(ValueError, match=r"train\.eps: was 1e-08, given 1e-12\. Give the former values"):
+        compare_recipes(saved_recipe(tmp_path / "config.yaml"), recipe())
+
+
+REMEDY = re.compile(r"`((?:train|sampling|advantage|policy|rewards|run)\.[a-z_.]+)")
+
+
+def test_a_remedy_that_says_resume_names_keys_that_may_change() -> None:
+    """The page of troubleshooting, and the messages of a run that stopped itself."""
+    rows = [line for line in (ROOT / "docs" / "troubleshooting.md").read_text().splitlines() if "resume" in line]
+    told = [cell for line in rows if line.startswith("|") for cell in line.split("|")[-2].split("; or look at")[:1]]
+    keys = {key for cell in told for key in REMEDY.findall(cell)}
+    assert {"train.microbatch", "train.max_skipped", "train.ratio_guard", "advantage.max_failed_share"} <= keys
+    starts_anew = {"policy.lora.path", "run.precision"}
+    assert [key for key in keys - starts_anew if not key.startswith((*state.HARMLESS, *state.ROUNDING))] == []

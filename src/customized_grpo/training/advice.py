@@ -1,0 +1,62 @@
+"""Warnings from a recipe's own numbers: steps with more noise than their level holds, stages never reached."""
+
+from typing import Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from customized_grpo import registry
+from customized_grpo.recipe.config import Recipe
+from customized_grpo.sampling.dynamics import kept_noise
+from customized_grpo.sampling.schedule import plan_of
+
+_PLANS: Final = 1000
+"""GRPO steps whose plans are looked at: a window has been everywhere by then."""
+_FINE: Final = 1000
+"""A grid on which every stage of a schedule has steps."""
+
+
+def advice(recipe: Recipe, sigmas: Float[Tensor, " t_plus_1"]) -> list[str]:
+    """Warnings on the sampler and the time weights, for its noise levels."""
+    return [*_excess_noise(recipe, sigmas), *_unreached_stage(recipe)]
+
+
+def _excess_noise(recipe: Recipe, sigmas: Float[Tensor, " t_plus_1"]) -> list[str]:
+    """Stochastic steps that add more noise than the next level holds: g^2 d > 2 sigma sigma' for an SDE."""
+    sampling = recipe.sampling
+    transition = registry.build_function("dynamics", sampling.dynamics)
+    plan, seed = plan_of(sampling.plan), recipe.run.seed
+    first = range(min(recipe.train.steps, _PLANS))
+    stochastic = {k for step in first for k in plan.steps(step, sampling.steps, seed).stochastic}
+    grid = sigmas.double().cpu()
+    kept = {k: kept_noise(transition, grid[k], grid[k + 1], grid[1]) for k in sorted(stochastic)}
+    worst = min(kept, key=lambda k: kept[k][0])
+    coefficient, std = kept[worst]
+    if coefficient >= 0.0:
+        return []
+    over = [k for k, (one, _) in kept.items() if one < 0.0]
+    return [
+        f"sampling.dynamics: step {worst} of {sampling.steps} ({grid[worst]:.3f} -> {grid[worst + 1]:.3f}) adds noise "
+        f"of {std:.3f}, more than its next level holds (all such steps: {', '.join(map(str, over))}): rewards see "
+        "grain that the deployed sampler doesn't have. Use {type: cps}, a smaller eta or noise_level, or a plan "
+        "without noise there"
+    ]
+
+
+def _unreached_stage(recipe: Recipe) -> list[str]:
+    """The weights at the end of the schedule, if no trainable step has them: TDW's below T = 17."""
+    steps = recipe.sampling.steps
+    schedule = registry.build_function("time_weights", recipe.advantage.time_weights)
+    try:
+        end = schedule(_FINE)[-1]
+    except ValueError:  # a table of one row a step is no function of progress
+        return []
+    last = schedule(steps)[-2]  # the last step is never trained
+    if torch.allclose(last, end, atol=0.02):
+        return []
+    return [
+        f"advantage.time_weights: it ends at prompt {end[0]:.2f}, identity {end[1]:.2f}, but the last trainable "
+        f"of {steps} steps has {last[0]:.2f}, {last[1]:.2f}, so nothing is trained by its end. If it should be, let it "
+        f"begin earlier (tdw: integrate at most {(steps - 2) / steps:.2f}), or take more steps"
+    ]
