@@ -238,7 +238,9 @@ def test_other_places_are_refused(save: Callable[[list[Row]], Path], options: di
         make_masks(manifest, Bright(), settings=SETTINGS, **given)
 
 
-@pytest.mark.parametrize("line", ["{x", "[]", "{}", '{"references": [1]}', '{"references": ["a"], "masks": ["b", "c"]}'])
+@pytest.mark.parametrize(
+    "line", ["{x", "[]", "{}", '{"references": [1]}', '{"references": ["a"], "masks": ["b", "c"]}']
+)
 def test_a_line_that_is_no_row_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "m.jsonl").write_text(f"\n{line}\n")
     with pytest.raises(ManifestError, match=r"m\.jsonl:2: "):
