@@ -40,7 +40,7 @@ def grpo(steps: int) -> Iterator[dict[str, float]]:
     policy = load_policy(recipe)  # frozen
     tuning.attach(policy, recipe.policy, SEED)  # a LoRA, which is zero at first
     parameters = list(tuning.trainable_parameters(policy).values())
-    optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=1e-4, eps=1e-12)
     dataset = load_dataset(recipe.data)
     examples = [dataset[index] for index in range(len(dataset))]  # a prompt, its subject's references
     conds = [policy.encode(one.prompt, one.references) for one in examples]  # frozen, so once is enough

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from customized_grpo.training.distributed import Lockstep, any_rank
@@ -15,6 +16,7 @@ from forked import two_ranks
 def test_an_idle_rank_answers_every_forward_of_the_others(tmp_path: Path, forwards: int) -> None:
     def of_rank() -> None:
         torch.set_num_threads(1)
+        AcceleratorState._reset_state(reset_partial_state=True)  # of a test before, in the process that was forked
         accelerator = Accelerator(cpu=True)
 
         class Gathers(nn.Module):

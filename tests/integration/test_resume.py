@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from customized_grpo.recipe.loading import save_recipe
 from customized_grpo.training import checkpoint
 from customized_grpo.training.checkpoint import CheckpointError
 from customized_grpo.training.setup import build
@@ -103,8 +104,7 @@ def test_killed_before_the_first_checkpoint(
     run = tmp_path / "run"
     changes = {**ten, "train__steps": 2, "train__checkpoint_every": 0}
     run.mkdir()
-    recipe = yaml.safe_dump(tiny_dict(tiny_world, run, **changes))
-    (run / "config.yaml").write_text(recipe)
+    save_recipe(tiny_recipe(tiny_world, run, **changes), run / "config.yaml")
     (run / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n{"step": 2, "rewa')
     (run / "checkpoints" / ".step-000002.tmp").mkdir(parents=True)
     train(tiny_recipe(tiny_world, run, run__resume="latest", **changes))

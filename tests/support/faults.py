@@ -330,8 +330,9 @@ SEVERAL = [
 
 
 def plain(said: str, site: Site) -> str:
-    """A message without what differs from machine to machine, on one line."""
-    lines = [line.strip() for line in said.splitlines() if not re.match(r"step \d+/|\s*(Loading|Writing)", line)]
+    """A message without what differs from machine to machine and what every run of this recipe says, on one line."""
+    every = r"step \d+/|\s*(Loading|Writing)|data: \d+ references are read|advantage\.time_weights: it ends"
+    lines = [line.strip() for line in said.splitlines() if not re.match(every, line)]
     text = " ".join(line for line in lines if line).replace(str(site.run), "RUN").replace("|", "\\|")
     text = re.sub(r"by \d[\d.e+-]* at a mean of [\d.e+-]+", "by ... at a mean of ...", text)
     return re.sub(r"log-ratio\\\| is [\d.e+-]+", r"log-ratio\\| is ...", text)

@@ -73,10 +73,7 @@ class FullSettings(Section):
         description="modules (with all beneath them) or parameters, by regular expressions that match a full name or "
         "its end; null: all",
     )
-    path: str | None = Field(
-        default=None,
-        description="start from this transformer: a run or checkpoint of full fine-tuning, or a folder of diffusers",
-    )
+    path: str | None = Field(default=None, description="start from this transformer: a run, checkpoint or folder")
 
 
 class PolicySpec(registry.PluginSection, PolicyLimits):
@@ -273,13 +270,8 @@ def _read_shift(value: Any) -> Any:
     raise ValueError(f"given {value!r}; allowed: a number above 0, or a rule of the policy's, such as 'dynamic'")
 
 
-ShiftSetting: TypeAlias = Annotated[
-    float | str,
-    BeforeValidator(_read_shift),
-    Field(
-        description="of the noise levels; dynamic: the model's own rule by image size; uno: UNO's variant of FLUX.1's"
-    ),
-]
+_SHIFT: Final = "shift of the noise; dynamic: the model's own rule by image size; uno: UNO's variant of FLUX.1's"
+ShiftSetting: TypeAlias = Annotated[float | str, BeforeValidator(_read_shift), Field(description=_SHIFT)]
 """A number, or the name of a policy's rule that makes one from the image's size; see ``policies.shifts``."""
 
 PolicyField: TypeAlias = Annotated[
