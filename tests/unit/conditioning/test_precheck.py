@@ -251,7 +251,8 @@ def test_data_check_with_a_recipe_writes_what_can_be_used(root: Path, recipe: Pa
     assert done.exit_code == 1, done.output
     assert "2 of 5 rows can be used" in done.output
     assert "rows that the recipe can't use: 2" in done.output
-    assert f"{path}:2: 3 references given" in " ".join(done.output.split())
+    words = " ".join(done.output.replace("│", " ").split())  # a table breaks the lines of a long path
+    assert f"{path}:2: 3 references given" in words
     assert [json.loads(line)["id"] for line in usable.read_text().splitlines()] == ["r0", "r4"]
     done = run("data", "check", str(usable), "--workers", "1", "--config", str(recipe))
     assert done.exit_code == 0, done.output
