@@ -37,11 +37,15 @@ def evaluate(
 
     given = say_undone([*(overrides or []), *([f"lora={json.dumps(lora)}"] if lora else [])])
     recipe = load_recipe(config, given, EvaluateRecipe)
+    from accelerate import PartialState
+
     from customized_grpo.evaluation.evaluator import evaluate as run
 
     hush_libraries()
     with bars() as show:
         folder = run(recipe, progress=show)
+    # Left at once by all: an interpreter that ends with gloo's threads still running may be aborted by them.
+    PartialState().destroy_process_group()
     say(str(folder / "evaluation" / "summary.md"))
     if RANK == 0:
         from customized_grpo.report.write import write_report
