@@ -16,7 +16,7 @@ from customized_grpo.identity.hashes import FileHashes
 from customized_grpo.mini.dataset import MiniDataset
 from customized_grpo.policies.adapters.lora_files import WEIGHTS_NAME, write_adapter
 from customized_grpo.recipe.config import EvaluateRecipe
-from customized_grpo.training.identity import difference, examples_of
+from customized_grpo.training.identity import RunIdentity, difference
 from customized_grpo.training.trainer import train
 from runs import checkpoint_bytes, make_tiny_world, metrics_of, tiny_dict, tiny_recipe, with_evaluation
 from uno_tiny import uno_file
@@ -264,9 +264,13 @@ def test_differences_are_counted_and_named() -> None:
     assert difference(saved, saved[::-1]) == "their order is another"
 
 
-def test_a_data_set_without_files_is_told_by_some_examples() -> None:
+def test_a_data_set_without_files_is_told_by_some_examples(tmp_path: Path) -> None:
     def of(**options: Any) -> list[list[str]]:
-        return examples_of(MiniDataset(MiniDataset.Config(type="mini", **options)), FileHashes())
+        dataset = MiniDataset(MiniDataset.Config(type="mini", **options))
+        found: list[list[str]] = RunIdentity(
+            tiny_recipe(tmp_path, tmp_path / "run"), dataset, {}, FileHashes()
+        ).content["examples"]
+        return found
 
     assert of(size=5000) == of(size=5000)
     assert difference(of(size=5000), of(size=5000, seed=1)).startswith(

@@ -4,7 +4,6 @@ None of it is on by default, and each changes the velocity by rounding; the guar
 (``train.ratio_guard``) checks that rollout and replay still compute the same.
 """
 
-from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,31 +28,11 @@ _ATTENTION_TOLERANCE = 0.02
 """Relative tolerance; bfloat16 rounds by 0.004, and quantised attention is off by several per cent."""
 
 
-def quantization_of(
-    quantization: Quantization, dtype: torch.dtype, device: torch.device, absent: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Arguments of a pipeline's ``from_pretrained``: quantisation of the transformer, and parts not to load.
-
-    Raises:
-        ValueError: bitsandbytes is missing, or diffusers doesn't run it on the device.
-    """
-    parts: dict[str, Any] = dict.fromkeys(absent)
-    own = {} if "transformer" in absent else transformer_options(quantization, dtype, device)
-    if not own:
-        return parts
-    from diffusers.quantizers import PipelineQuantizationConfig
-
-    return {
-        **parts,
-        "quantization_config": PipelineQuantizationConfig(quant_mapping={"transformer": own["quantization_config"]}),
-    }
-
-
 def transformer_options(quantization: Quantization, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """Arguments of the ``from_pretrained`` of a transformer alone.
 
     Raises:
-        ValueError: see ``quantization_of``.
+        ValueError: bitsandbytes is missing, or diffusers doesn't run it on the device.
     """
     if quantization == "none":
         return {}

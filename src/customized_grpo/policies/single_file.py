@@ -15,14 +15,14 @@ import safetensors
 import torch
 from torch import Tensor
 
-from customized_grpo.weights import shown
+from customized_grpo.policies.adapters.lora_names import FLUX1, family_of
+from customized_grpo.weights import FLOAT8, shown
 
 PREFIXES: Final = ("model.diffusion_model.", "diffusion_model.", "transformer.")
 """What a file's keys of the transformer may all begin with: of ComfyUI, and of a pipeline's parts."""
 _OTHER_PARTS: Final = re.compile(
     r"(vae|first_stage_model|text_encoders?(_\d+)?|cond_stage_model|conditioner|clip_[lg]|t5xxl|model_ema|tokenizer)\."
 )
-_FLOAT8: Final = (torch.float8_e4m3fn, torch.float8_e5m2)
 _FORMATS: Final = ("float8_e4m3fn", "float8_e5m2")
 _SCALES: Final = (".scale_weight", ".weight_scale")
 _OF_ACTIVATIONS: Final = (".scale_input", ".input_scale")
@@ -35,17 +35,7 @@ _QUANTISED: Final = (
     ("a format with several scales (NVFP4, MXFP8, SmoothQuant)", re.compile(r"\.(weight_scale_2|pre_quant_scale)$")),
     ("GPTQ or AWQ", re.compile(r"\.(qzeros|g_idx)$")),
 )
-_MODELS: Final = (
-    ("a LoRA, which goes into policy.base_lora.path", r"lora_(A|B|down|up)|\.processor\.|lokr_|hada_"),
-    ("FLUX.2", r"double_stream_modulation_img\."),
-    ("Chroma", r"distilled_guidance_layer\."),
-    ("Qwen-Image", r"transformer_blocks\.\d+\.img_mod\.1\."),
-    ("Stable Diffusion 3", r"joint_blocks\."),
-    ("a Stable Diffusion UNet", r"input_blocks\.|down_blocks\."),
-    ("Z-Image or Lumina", r"cap_embedder\."),
-    ("Wan", r"blocks\.\d+\.cross_attn\."),
-)
-"""Other things than FLUX.1 that people have as one file, by keys of theirs."""
+_LORA: Final = re.compile(r"lora_(A|B|down|up)|\.processor\.|lokr_|hada_")
 
 
 def transformer_of(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Counter[str]]:
@@ -56,13 +46,18 @@ def transformer_of(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Co
     Raises:
         ValueError: there is no transformer in it.
     """
-    aside = {name: found[1] for name in tensors if (found := _OTHER_PARTS.match(name))}
-    prefix = next((one for one in PREFIXES if any(name.startswith(one) for name in tensors)), "")
-    part = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name not in aside}
-    counted = Counter(aside.values())
+    prefix, aside = _divided(tensors)
+    part = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if not _OTHER_PARTS.match(name)}
     if not part:
-        raise ValueError(f"it holds no transformer, only {said(counted) or 'nothing'}")
-    return part, counted
+        raise ValueError(f"it holds no transformer, only {said(aside) or 'nothing'}")
+    return part, aside
+
+
+def _divided(names: Iterable[str]) -> tuple[str, Counter[str]]:
+    """The prefix of the transformer's keys, and how many keys of which other parts there are."""
+    every = list(names)
+    prefix = next((one for one in PREFIXES if any(name.startswith(one) for name in every)), "")
+    return prefix, Counter(found[1] for name in every if (found := _OTHER_PARTS.match(name)))
 
 
 def described(file: Path) -> str:
@@ -72,8 +67,7 @@ def described(file: Path) -> str:
             names = list(opened.keys())
     except (safetensors.SafetensorError, OSError):
         return ""
-    prefix = next((one for one in PREFIXES if any(name.startswith(one) for name in names)), "")
-    aside = Counter(found[1] for name in names if (found := _OTHER_PARTS.match(name)))
+    prefix, aside = _divided(names)
     parts = (f"keys begin with {prefix}" if prefix else "", f"it also holds {said(aside)}" if aside else "")
     model = other_model(names)
     return "; ".join(one for one in (f"it looks like {model}" if model else "", *parts) if one)
@@ -122,9 +116,12 @@ def plain(part: Mapping[str, Tensor], header: Mapping[str, str], dtype: torch.dt
 
 
 def other_model(names: Iterable[str]) -> str:
-    """Name of what these keys belong to, where it is known and isn't FLUX.1; else empty."""
-    found = list(names)
-    return next((model for model, pattern in _MODELS if any(re.search(pattern, name) for name in found)), "")
+    """What these keys belong to, where it is known and isn't FLUX.1; else empty."""
+    own = [name for name in names if not _OTHER_PARTS.match(name)]
+    if any(map(_LORA.search, own)):
+        return "a LoRA, which goes into policy.base_lora.path"
+    family = family_of(own)
+    return "" if family in (None, FLUX1) else str(family)
 
 
 _ADVICE: Final = "get the file in bfloat16 or plain float8 (policy.quantization quantises while the model is loaded)"
@@ -153,7 +150,7 @@ def _value(name: str, tensor: Tensor, scale: Tensor | None, dtype: torch.dtype) 
         raise ValueError(f"{name} holds {tensor.dtype}, quantised numbers; {_ADVICE}")
     if scale is None:
         return tensor.to(dtype)
-    if tensor.dtype not in _FLOAT8:
+    if tensor.dtype not in FLOAT8:
         raise ValueError(f"{name} has a scale, but is {tensor.dtype} and not float8; {_ADVICE}")
     if scale.numel() not in (1, tensor.shape[0]):
         raise ValueError(

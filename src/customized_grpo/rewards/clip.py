@@ -86,7 +86,7 @@ class ClipText:
     @torch.no_grad()
     def __call__(self, prompt: str) -> Float[Tensor, "1 d"]:
         """Projected features of a prompt, truncated at the model's limit."""
-        self._limit.check(prompt, len(self._tokenizer(prompt, verbose=False)["input_ids"]))
+        self._limit.check(prompt, self._tokenizer)
         tokens = self._tokenizer(
             [prompt],
             truncation=True,

@@ -88,9 +88,12 @@ class PromptLimit:
     def __init__(self, reward: str, limit: int) -> None:
         self._reward, self._limit, self._said = reward, limit, False
 
-    def check(self, prompt: str, tokens: int) -> None:
-        """Warn if ``tokens``, with the special ones, are beyond the limit."""
-        if tokens > self._limit and not self._said:
+    def check(self, prompt: str, tokenizer: Any) -> None:
+        """Warn if a prompt's tokens, with the special ones, are beyond the limit; a short one is not counted."""
+        # A byte is a token at most, and the two special ones come on top.
+        if self._said or len(prompt.encode()) + 2 <= self._limit:
+            return
+        if (tokens := len(tokenizer(prompt, verbose=False)["input_ids"])) > self._limit:
             self._said = True
             _log.warning(
                 "%s reads %d of the %d tokens of a prompt and scores nothing of its end (said once): %r",

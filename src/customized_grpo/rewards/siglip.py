@@ -86,7 +86,7 @@ class Siglip(Reward):
     @torch.no_grad()
     def _text(self, prompt: str) -> Float[Tensor, "1 d"]:
         # Trained on lower-case text padded to full length; it pools the last position without a mask.
-        self._limit.check(prompt, len(self._tokenizer(prompt.lower(), verbose=False)["input_ids"]))
+        self._limit.check(prompt.lower(), self._tokenizer)
         tokens = self._tokenizer(
             [prompt.lower()],
             padding="max_length",

@@ -18,7 +18,6 @@ from customized_grpo.data.content import contents
 from customized_grpo.identity.hashes import FileHashes, short_hash
 from customized_grpo.identity.sections import named, source_hash
 from customized_grpo.recipe.config import AXES, Recipe
-from customized_grpo.recipe.loading import load_recipe
 from customized_grpo.rewards.base import AnyReward, fingerprint_of, transport_of
 
 FILE: Final = "identity.json"
@@ -67,11 +66,12 @@ class RunIdentity:
         """Write it into a checkpoint's ``state``."""
         (folder / FILE).write_text(json.dumps(self.content, indent=0, sort_keys=True) + "\n", encoding="utf-8")
 
-    def same_as(self, checkpoint: Path, given: Recipe, warn: Callable[[str], None]) -> set[str]:
+    def same_as(self, checkpoint: Path, before: Recipe, given: Recipe, warn: Callable[[str], None]) -> set[str]:
         """Compare with a checkpoint.
 
         Args:
             checkpoint: its folder.
+            before: its recipe.
             given: the recipe that goes on.
             warn: is told what can't be compared, or may change.
 
@@ -81,7 +81,7 @@ class RunIdentity:
         Raises:
             ValueError: the content differs; the message says in what, and what to do.
         """
-        now, before = self.content, load_recipe(checkpoint / "config.yaml", [])
+        now = self.content
         if not (file := checkpoint / "state" / FILE).is_file():
             warn(f"{checkpoint}: is of a version that didn't keep what data and weights it stands on: not compared")
             return _same_formula([registry.type_of(before.advantage.aggregator), 1], now["formula"], given)
@@ -105,11 +105,6 @@ class RunIdentity:
         return {"data.", *common} | _same_formula(saved["formula"], now["formula"], given)
 
 
-def examples_of(dataset: Dataset, hashes: FileHashes) -> Examples:
-    """Id and hash of every example, or of some at even distances where they would have to be decoded."""
-    return _of_files(dataset, hashes) or _of_probes(dataset, hashes)
-
-
 def _of_files(dataset: Dataset, hashes: FileHashes) -> Examples:
     """All examples; none where the data set can't say what they are made of."""
     if not isinstance(dataset, FromFiles):
@@ -123,6 +118,7 @@ def _of_files(dataset: Dataset, hashes: FileHashes) -> Examples:
 
 
 def _of_probes(dataset: Dataset, hashes: FileHashes) -> Examples:
+    """Some examples at even distances: to look at all of them would be to decode or to make them."""
     size = len(dataset)
     probes = dict.fromkeys(at * size // _PROBES for at in range(_PROBES))
     rows = [[f"example {index}", _probe(dataset, index, hashes)] for index in probes]

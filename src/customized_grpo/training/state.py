@@ -123,8 +123,8 @@ def restore(parts: Parts, untrained: Callable[[], None] = lambda: None) -> int:
             path = _checkpoint(parts, warn)
             start = 0 if path is None else checkpoint.check(path)
             if parts.identity is not None:  # of the main process
-                same = set() if path is None else parts.identity.same_as(path, parts.recipe, warn)
                 before = saved_recipe((path or parts.folder) / "config.yaml")
+                same = set() if path is None else parts.identity.same_as(path, before, parts.recipe, warn)
                 if changed := compare_recipes(before, parts.recipe, same):
                     warn(
                         f"resuming with changed keys; a training step is the same up to rounding: {', '.join(changed)}"

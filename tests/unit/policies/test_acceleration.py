@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from customized_grpo.policies import acceleration
-from customized_grpo.policies.acceleration import apply, quantization_of
+from customized_grpo.policies.acceleration import apply, transformer_options
 from customized_grpo.policies.base import load_policy
 from customized_grpo.policies.flux import UNOConfig
 from customized_grpo.recipe.config import EvaluateRecipe, Recipe, Train
@@ -37,7 +37,7 @@ def test_nothing_is_on_by_default(tiny_flux: Path) -> None:
     spec = spec_of(tiny_flux)
     assert (spec.quantization, spec.attention, spec.compile) == ("none", None, False)
     assert Train().optimizer == "adamw"
-    assert quantization_of("none", torch.float32, CPU) == {}
+    assert transformer_options("none", torch.float32, CPU) == {}
     assert type(build_optimizer([nn.Parameter(torch.zeros(2))], Train())) is torch.optim.AdamW
 
 
@@ -46,7 +46,7 @@ def test_quantised_weights_need_a_gpu_and_a_library(tiny_flux: Path, monkeypatch
         load_policy(spec_of(tiny_flux, quantization="4bit"), device=CPU, precision="bf16")
     monkeypatch.setattr(acceleration, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"policy.quantization: 8bit needs bitsandbytes: pip install"):
-        quantization_of("8bit", torch.bfloat16, torch.device("cuda"))
+        transformer_options("8bit", torch.bfloat16, torch.device("cuda"))
     with pytest.raises(ValueError, match=r"train.optimizer: adamw_8bit needs bitsandbytes: pip install"):
         build_optimizer([nn.Parameter(torch.zeros(2))], Train(optimizer="adamw_8bit"))
 

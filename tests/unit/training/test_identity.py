@@ -44,10 +44,10 @@ def checkpoint(folder: Path, recipe: Recipe, rewards: Mapping[str, AnyReward]) -
 def test_another_reward_behind_a_server_s_address_is_refused(tmp_path: Path) -> None:
     recipe, said = tiny_recipe(tmp_path, tmp_path / "run"), list[str]()
     saved = checkpoint(tmp_path / "saved", recipe, {"bright": Served("a" * 16)})
-    same = identity(recipe, {"bright": Served("a" * 16)}).same_as(saved, recipe, said.append)
+    same = identity(recipe, {"bright": Served("a" * 16)}).same_as(saved, recipe, recipe, said.append)
     assert "rewards.bright.fingerprint" in same
     with pytest.raises(ValueError, match=r"rewards\.bright\.fingerprint: was a{16}, is b{16}"):
-        identity(recipe, {"bright": Served("b" * 16)}).same_as(saved, recipe, said.append)
+        identity(recipe, {"bright": Served("b" * 16)}).same_as(saved, recipe, recipe, said.append)
     assert said == []
 
 
@@ -58,7 +58,7 @@ def test_a_changed_module_of_a_reward_is_said_and_accepted(tmp_path: Path) -> No
     content = json.loads(file.read_text())
     content["named"]["rewards.bright.type (source)"] = "another"
     file.write_text(json.dumps(content))
-    identity(recipe, {}).same_as(saved, recipe, said.append)
+    identity(recipe, {}).same_as(saved, recipe, recipe, said.append)
     assert said == ["resuming with a changed module: rewards.bright.type (source)"]
 
 

@@ -26,7 +26,7 @@ from customized_grpo.policies.adapters.lora_layers import (
     share_a,
     target_regex,
 )
-from customized_grpo.policies.adapters.lora_reader import LoraFile, read_lora
+from customized_grpo.policies.adapters.lora_reader import read_lora
 from customized_grpo.policies.adapters.low_rank import Factors, Update, check_fits, mismatch
 from customized_grpo.policies.adapters.sharding import base_transformer, whole
 from customized_grpo.policies.base import LoraSettings, Policy
@@ -149,22 +149,6 @@ def save_adapter(
     own |= {"alpha_pattern": config.alpha_pattern} if config.alpha_pattern else {}
     about = {"base_hash": policy.base_hash, **metadata}
     return write_adapter(Path(folder) / WEIGHTS_NAME, adapter_state(model, weights), own, about)
-
-
-def load_adapter(policy: Policy, path: str | Path) -> LoraFile:
-    """Copy an adapter's weights into the attached one; every layer of both must match.
-
-    Raises:
-        ValueError: layers are missing or left over, another rank, scale or base, or an unreadable file.
-    """
-    file = read_lora(path)
-    model = base_transformer(policy)
-    if not _peft_parameters(model):
-        raise ValueError("the policy has no adapter to load into; call lora.attach first")
-    update = file.update(model)
-    file.check_base(policy.base_hash)
-    _copy(policy, update, f"adapter {str(file.path)!r}")
-    return file
 
 
 @torch.no_grad()

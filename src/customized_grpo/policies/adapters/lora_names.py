@@ -44,9 +44,11 @@ _FLUX2_TOP: Final = {
 _SWAPPED: Final = "final_layer.adaLN_modulation.1"
 """The original code's layer whose halves (shift, scale) diffusers has in the other order."""
 
+FLUX1: Final = "FLUX.1"
 _FAMILIES: Final = (
     ("a Stable Diffusion model with a U-Net (SD 1.5, SDXL)", r"(down|up|input|output)_blocks_|mid_block|middle_block"),
     ("Stable Diffusion 3", r"joint_(transformer_)?blocks_"),
+    ("Chroma", r"(^|_)distilled_guidance_layer_"),
     ("FLUX.2", r"to_qkv_mlp_proj|(double|single)_stream_modulation|ff(_context)?_linear_(in|out)"),
     ("HiDream", r"(double|single)_stream_blocks_"),
     ("Wan", r"(^|_)blocks_\d+_((self|cross)_attn_[qkvo]|ffn|attn[12])(_|$)"),
@@ -54,7 +56,7 @@ _FAMILIES: Final = (
     ("LTX-Video or PixArt", r"transformer_blocks_\d+_attn[12]_"),
     ("Lumina or Z-Image", r"(^|_)(layers|noise_refiner|context_refiner)_\d+_(attention|feed_forward)_"),
     (
-        "FLUX.1",
+        FLUX1,
         r"single_transformer_blocks_\d+_(proj_mlp|proj_out|norm_)|(double|single)_blocks_\d+_|ff(_context)?_net",
     ),
 )

@@ -12,12 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from customized_grpo.paths import matching
+from customized_grpo.text import is_html, is_lfs_pointer
 from customized_grpo.weights import check_finite, shown
 
 _BEGINNINGS: Final = (
-    (b"version https://git-lfs", "it is a pointer of Git LFS and not the file itself: run 'git lfs pull' where it is"),
-    (b"<!doctype", "it is a web page saved under this name: download the file itself"),
-    (b"<html", "it is a web page saved under this name: download the file itself"),
     (b"<?xml", "it is a web page saved under this name: download the file itself"),
     (b"pk\x03\x04", "it is a pickle of torch.save, which is never opened here: convert it to safetensors"),
     (b"\x80\x02", "it is a pickle, which is never opened here: convert it to safetensors"),
@@ -85,6 +83,10 @@ def _diagnosis(file: Path) -> str:
         if start[8:9] == b"{" and length < 2**40:
             opened.seek(8)
             return _difference(opened.read(min(length, size)), length, size)
+    if is_lfs_pointer(start):
+        return "it is a pointer of Git LFS and not the file itself: run 'git lfs pull' where it is"
+    if is_html(start):
+        return "it is a web page saved under this name: download the file itself"
     text = start.lstrip(b"\xef\xbb\xbf \r\n\t")
     known = next((meaning for begin, meaning in _BEGINNINGS if text.lower().startswith(begin)), None)
     if known is None and text.isascii() and text.decode().replace("\n", " ").isprintable():

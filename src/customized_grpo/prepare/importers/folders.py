@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar, final
+from typing import Any, Final, Literal, final
 
 from pydantic import Field
 
@@ -32,8 +32,6 @@ from customized_grpo.prepare.importers.base import (
 )
 from customized_grpo.text import TextError, read_table
 from customized_grpo.text.json_lines import read_json_lines
-
-T = TypeVar("T")
 
 _REFERENCE_KEYS: Final = (
     "image", "images", "img", "file", "files", "filename", "file_names", "path", "image_path", "image_file", "picture",
@@ -177,24 +175,17 @@ def _unnamed(folder: Path, out: Path, named: set[str]) -> Iterator[Item]:
                 yield Rejected(path.relative_to(folder).as_posix(), reason, "file")
 
 
-def _of_file(entries: Iterator[tuple[int, T]]) -> Iterator[tuple[int, T]]:
-    try:
-        yield from entries
-    except TextError as error:
-        raise SourceError(str(error)) from error
-
-
 def _read_metadata(folder: Path, column: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Lines by number: an object, or the error as text."""
     lines, table = folder / "metadata.jsonl", folder / "metadata.csv"
     if lines.is_file() and table.is_file():
         raise SourceError(f"{folder}: there are metadata.jsonl and metadata.csv in it; remove the one that isn't meant")
     if lines.is_file():
-        for number, entry in _of_file(read_json_lines(lines)):
+        for number, entry in read_json_lines(lines):
             reason = entry if isinstance(entry, ValueError) else f"is not an object: {entry!r}"
             yield number, entry if isinstance(entry, dict) else f"metadata.jsonl:{number}: {reason}"
     elif table.is_file():
-        for number, record in _of_file(read_table(table, column)):
+        for number, record in read_table(table, column):
             yield number, f"metadata.csv:{number}: {record}" if isinstance(record, TextError) else record
     else:
         raise SourceError(f"{folder}: there is no metadata.jsonl or metadata.csv in it{_instead(folder)}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from customized_grpo.prepare.importers.base import SourceError
-from customized_grpo.text import TextError, check, open_text, parse_json
+from customized_grpo.text import check, open_text, parse_json
 
 _BLANK: Final = " \t\r\n"
 _FIND_END: Final = json.JSONDecoder().raw_decode
@@ -17,13 +17,12 @@ def json_objects(path: Path, *, chunk: int = 1 << 20) -> Iterator[dict[str, Any]
     """Yield the objects of a JSON file that is an array of objects, or the reason why an item is none.
 
     Raises:
+        TextError: the file as a whole is no text.
         SourceError: no such file, not a JSON array, or no JSON from some place on; earlier items have been yielded.
     """
     try:
         with open_text(path) as text:
             yield from _items(path, text, chunk)
-    except TextError as error:
-        raise SourceError(str(error)) from error
     except OSError as error:
         raise SourceError(f"{path}: can't be read ({error.strerror})") from error
 

@@ -26,7 +26,7 @@ from customized_grpo.prepare.importers.base import (
 )
 from customized_grpo.prepare.importers.class_words import ask, class_word, read_class_words, told
 from customized_grpo.prepare.importers.formats import without_twins
-from customized_grpo.text import TextError, lines_of, read_text
+from customized_grpo.text import lines_of, read_text
 
 _TEMPLATES: Final = tuple(
     f"a {{}} {scene}"
@@ -95,7 +95,7 @@ class DreamBoothFolder(Importer):
 
     def _given_words(self, path: Path, folders: list[str]) -> dict[str, str]:
         if path.is_file():
-            return read_class_words(path, lines_of(_whole(path)), folders)
+            return read_class_words(path, lines_of(read_text(path)), folders)
         if self.classes is None:
             return {}
         raise SourceError(f"classes: {path}: no such file")
@@ -252,17 +252,10 @@ def _read_caption(files: tuple[Path, ...]) -> str:
     return text
 
 
-def _whole(path: Path) -> str:
-    try:
-        return read_text(path)
-    except TextError as error:
-        raise SourceError(str(error)) from error
-
-
 def _read_templates(path: Path) -> list[str]:
     if not path.is_file():
         raise SourceError(f"prompts: {path}: no such file")
-    templates = [line.strip() for line in lines_of(_whole(path)) if line.strip()]
+    templates = [line.strip() for line in lines_of(read_text(path)) if line.strip()]
     if not templates or not all("{}" in template for template in templates):
         wrong = next((template for template in templates if "{}" not in template), "")
         raise SourceError(f"prompts: {path}: given {wrong!r}; every line needs {{}} in place of the class word")

@@ -21,6 +21,7 @@ from customized_grpo.prepare.importers.base import Draft, Importer, Item, Reject
 from customized_grpo.prepare.importers.places import Places
 from customized_grpo.prepare.importers.report import Report
 from customized_grpo.prepare.inspection import Look, LookAll, Seen, lookers
+from customized_grpo.text import TextError
 
 MANIFEST, REJECTED, REPORT = "manifest.jsonl", "rejected.jsonl", "import.json"
 _BATCH = 512
@@ -95,10 +96,10 @@ def _batches(items: Iterator[Item], report: Report, limit: int | None) -> Iterat
     """
     while limit is None or report.rows < limit:
         batch: list[Item] = []
-        broken: SourceError | None = None
+        broken: SourceError | TextError | None = None
         try:
             batch.extend(islice(items, _BATCH if limit is None else min(_BATCH, limit - report.rows)))
-        except SourceError as error:
+        except (SourceError, TextError) as error:
             broken = error
         if batch:
             yield batch

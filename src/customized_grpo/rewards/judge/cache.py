@@ -81,15 +81,10 @@ class Cache:
         self._db.execute("INSERT OR IGNORE INTO spent (judge) VALUES (?)", (self._judge,))
         self._db.execute("COMMIT")
 
-    def get(self, key: str) -> float | None:
-        """The cached score of ``key``, if any."""
-        row = self._db.execute("SELECT score FROM answers WHERE key = ?", (key,)).fetchone()
-        return None if row is None else float(row[0])
-
-    def reply(self, key: str) -> str:
-        """The reply that the cached score of ``key`` was read from; empty if there is none."""
-        row = self._db.execute("SELECT reply FROM answers WHERE key = ?", (key,)).fetchone()
-        return "" if row is None else str(row[0])
+    def get(self, key: str) -> tuple[float, str] | None:
+        """The cached score of ``key`` and the reply that it was read from, if any."""
+        row = self._db.execute("SELECT score, reply FROM answers WHERE key = ?", (key,)).fetchone()
+        return None if row is None else (float(row[0]), str(row[1]))
 
     def put(self, key: str, score: float, reply: str, *, prompt_tokens: int, answer_tokens: int) -> None:
         """Save a score with the reply, for people to read; if it can't be saved, warn once."""

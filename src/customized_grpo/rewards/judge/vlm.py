@@ -193,11 +193,11 @@ class Vlm(AsyncReward):
 
     def _kept(self, key: str) -> float | None:
         """The cached score, if its reply still states one: what an earlier version misread is asked again."""
-        score = self._cache.get(key)
-        if score is None:
+        if (found := self._cache.get(key)) is None:
             return None
+        score, reply = found
         try:
-            stated = float(read(self._cache.reply(key)).score)
+            stated = float(read(reply).score)
         except Unscorable:
             return None
         return score if self._config.expected else stated

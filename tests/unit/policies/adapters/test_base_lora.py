@@ -13,7 +13,6 @@ from customized_grpo.policies.adapters.flux_keys import from_original, to_origin
 from customized_grpo.policies.adapters.lora import (
     adapter_state,
     attach,
-    load_adapter,
     reference,
     save_adapter,
     trainable_parameters,
@@ -103,8 +102,7 @@ def test_a_checkpoint_holds_ours_alone(tiny_flux: Path, base_file: Path, tmp_pat
     FluxPipeline.from_pretrained(tiny_flux, transformer=stock.transformer).load_lora_weights(tmp_path)
     torch.testing.assert_close(velocity(stock), velocity(policy), rtol=0, atol=1e-5)
     other = load(tiny_flux, base_file, mode)
-    attach(other, SHARED, seed=9)
-    load_adapter(other, tmp_path)
+    attach(other, SHARED.model_copy(update={"path": str(tmp_path)}), seed=9)
     assert torch.equal(velocity(other), velocity(policy))
     by_its_own_settings = load(tiny_flux, base_file, mode)
     load_tuned(by_its_own_settings, tmp_path)
