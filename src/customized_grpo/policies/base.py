@@ -6,7 +6,7 @@ velocity v = noise - data.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 import torch
 from jaxtyping import Float, UInt8
@@ -33,6 +33,10 @@ __all__ = [
 ]
 
 
+NO_LORA: Final = "none"
+"""``Policy.base_lora`` of a base without one."""
+
+
 class Policy(ABC):
     """A reference-conditioned flow model. Concrete policies are final; to vary one, wrap it.
 
@@ -49,6 +53,7 @@ class Policy(ABC):
         latent_shape: (S, C) of one sample in the recipe's output size.
         device, dtype: where the model runs, and the dtype of its weights and of stored states.
         base_hash: hash of the untrained weights, set by ``tuning.attach``; see ``hashes.base_hash``.
+        base_lora: hash of a LoRA that is part of them, set by ``load``; see ``hashes.update_hash``.
         base_weights: initial values of the trained parameters, by name, in full fine-tuning with a KL.
     """
 
@@ -64,6 +69,7 @@ class Policy(ABC):
     device: torch.device
     dtype: torch.dtype
     base_hash: str = ""
+    base_lora: str = NO_LORA
     base_weights: Mapping[str, Tensor] | None = None
 
     @classmethod

@@ -13,12 +13,12 @@ from customized_grpo.policies.adapters import tuning, uno_lora
 from customized_grpo.policies.adapters.base_lora import read_base_lora
 from customized_grpo.policies.adapters.flux_keys import to_original
 from customized_grpo.policies.adapters.full import TransformerFolder
-from customized_grpo.policies.adapters.hashes import base_hash
+from customized_grpo.policies.adapters.hashes import base_hash, update_hash
 from customized_grpo.policies.adapters.lora_files import HEADER, WEIGHTS_NAME, write_update
 from customized_grpo.policies.adapters.lora_reader import LoraFile
 from customized_grpo.policies.adapters.low_rank import Factors, fuse, joined
 from customized_grpo.policies.adapters.tensor_files import write_tensors
-from customized_grpo.policies.base import load_policy
+from customized_grpo.policies.base import NO_LORA, load_policy
 from customized_grpo.policies.flux_loading import FluxConfig, original_keys
 from customized_grpo.policies.pipelines import PipelineConfig, empty_transformer
 from customized_grpo.recipe.config import EvaluateRecipe, Recipe
@@ -60,8 +60,10 @@ def export(adapter: str, out: Path, form: Format, *, with_base: bool, recipe: Re
     about = {name: text for name, text in file.metadata.items() if name != HEADER}
     about["exported_from"] = str(file.path)
     if with_base:
-        update = joined(_base_update(_flux_policy(recipe, "--with-base")), update)
-        about["holds"] = "policy.base_lora and the adapter, for the stock base"
+        beneath = _base_update(_flux_policy(recipe, "--with-base"))
+        file.check_base_lora(update_hash(beneath))
+        update = joined(beneath, update)
+        about |= {"holds": "policy.base_lora and the adapter, for the stock base", "base_lora": NO_LORA}
     if form == "uno":
         target = out / uno_lora.FILE_NAME
         write_tensors(target, uno_lora.to_uno(update), about)
@@ -88,7 +90,8 @@ def _by_the_model(file: LoraFile, recipe: Recipe | EvaluateRecipe) -> dict[str, 
 def _base_update(config: FluxConfig) -> dict[str, Factors]:
     if config.base_lora is None:
         raise ValueError("--with-base: the recipe has no policy.base_lora, so the adapter is all there is")
-    return read_base_lora(empty_transformer(config, offline=config.offline), config.base_lora, offline=config.offline)
+    transformer = empty_transformer(config, offline=config.offline)
+    return read_base_lora(transformer, config.base_lora, offline=config.offline)[1]
 
 
 def _write_model(
@@ -100,8 +103,8 @@ def _write_model(
     if isinstance(file, TransformerFolder):
         tuning.apply(policy, file)
     else:
-        file.check_base(base_hash(policy.transformer))
         beneath = {} if config.base_lora is None else _base_update(config)
+        file.check_base(base_hash(policy.transformer), update_hash(beneath) if beneath else NO_LORA)
         fuse(policy.transformer, joined(beneath, file.update(policy.transformer)))
     if form == "model":
         policy.pipeline.save_pretrained(out)

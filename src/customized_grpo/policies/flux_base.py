@@ -61,12 +61,10 @@ class Flux(Policy):
         Raises:
             ValueError: see ``load_flux``.
         """
-        return cls(
-            load_flux(config, cls.pipeline_class, device=device, dtype=dtype, absent=absent),
-            config,
-            device=device,
-            dtype=dtype,
-        )
+        pipeline, beneath = load_flux(config, cls.pipeline_class, device=device, dtype=dtype, absent=absent)
+        policy = cls(pipeline, config, device=device, dtype=dtype)
+        policy.base_lora = beneath
+        return policy
 
     @abstractmethod
     def fit(self, image: Image, count: int) -> Image:

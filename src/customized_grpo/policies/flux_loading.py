@@ -11,6 +11,7 @@ from customized_grpo.policies import shifts
 from customized_grpo.policies.adapters.base_lora import BaseLora, apply_base_lora
 from customized_grpo.policies.adapters.flux_keys import from_original, in_diffusers, key_map
 from customized_grpo.policies.adapters.tensor_files import is_part, read_metadata, read_tensors
+from customized_grpo.policies.base import NO_LORA
 from customized_grpo.policies.hub_files import weights_file
 from customized_grpo.policies.pipelines import PipelineConfig, check_folder, empty_transformer, open_pipeline
 from customized_grpo.policies.single_file import other_model, plain, said, transformer_of
@@ -100,8 +101,10 @@ def load_flux(
     device: torch.device,
     dtype: torch.dtype,
     absent: Sequence[str] = (),
-) -> Any:
-    """A frozen pipeline on ``device`` with the recipe's base LoRA. The VAE stays in float32: rewards see its images.
+) -> tuple[Any, str]:
+    """A frozen pipeline on ``device`` with the recipe's base LoRA, and the LoRA's identity.
+
+    The VAE stays in float32: rewards see its images.
 
     Args:
         config: the recipe's section ``policy``.
@@ -128,9 +131,12 @@ def load_flux(
         own={"transformer": _single_file_transformer(config, dtype)} if single_file else {},
         offline=config.offline,
     )
+    beneath = NO_LORA
     if whole and config.base_lora is not None:
-        apply_base_lora(pipeline.transformer, config.base_lora, offline=config.offline, device=device, dtype=dtype)
-    return pipeline
+        beneath = apply_base_lora(
+            pipeline.transformer, config.base_lora, offline=config.offline, device=device, dtype=dtype
+        )
+    return pipeline, beneath
 
 
 def _single_file_transformer(config: FluxConfig, dtype: torch.dtype) -> Any:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from customized_grpo.commands.app import app
 from customized_grpo.policies.adapters.lora import attach, save_adapter, trainable_parameters
 from customized_grpo.policies.adapters.lora_reader import read_lora
+from customized_grpo.policies.adapters.tuning import load_tuned
 from customized_grpo.policies.adapters.uno_lora import layers
 from customized_grpo.policies.base import LoraSettings
 from customized_grpo.policies.export import export
@@ -108,6 +109,11 @@ def test_one_lora_for_the_stock_model(world: Path, tmp_path: Path, lora: dict[st
     close(velocity(stock), expected)
     assert (alone - expected).abs().max() > 1e-2
     close(velocity(load(world, base_lora={"path": str(file)})), expected)
+    tuned = load(world)
+    load_tuned(tuned, file)
+    close(velocity(tuned), expected)
+    with pytest.raises(ValueError, match=r"or holds that LoRA, .* use policy\.base_lora=null"):  # it would count twice
+        load_tuned(load(world, base_lora=base_lora(world)), file)
     with safe_open(str(file), framework="pt") as opened:
         name = "transformer.transformer_blocks.0.attn.to_q.lora_A.weight"
         assert opened.get_tensor(name).shape[0] == 3 + lora["rank"]
@@ -187,6 +193,16 @@ def test_missing_layers_and_taken_folders_are_refused(world: Path, tmp_path: Pat
         export(str(tmp_path / "run"), tmp_path / "out", "uno", with_base=False, recipe=None)
     with pytest.raises(ValueError, match=r"--out: .* is taken"):
         export(str(tmp_path / "run"), tmp_path / "run", "diffusers", with_base=False, recipe=None)
+
+
+@pytest.mark.parametrize("options", [["--with-base"], ["--format", "model"]], ids=["with base", "model"])
+def test_an_export_with_another_lora_beneath_is_refused(world: Path, tmp_path: Path, options: list[str]) -> None:
+    run_of(world, tmp_path / "run", UNOS)
+    beneath = {**base_lora(world), "scale": 1.0}
+    save_recipe(tiny_recipe(world, tmp_path / "run", policy__base_lora=beneath), tmp_path / "other.yaml")
+    arguments = [tmp_path / "run", "--out", tmp_path / "out", "--config", tmp_path / "other.yaml", *options]
+    result = CliRunner().invoke(app, ["export", *map(str, arguments)])
+    assert (result.exit_code, "was trained with a LoRA beneath" in result.stderr) == (2, True)
 
 
 def test_a_model_of_another_base_is_refused(world: Path, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def attach(policy: Policy, settings: LoraSettings, seed: int) -> None:
     if settings.path is not None:
         file = read_lora(settings.path)
         update = file.update(transformer)
-        file.check_base(policy.base_hash)
+        file.check_base(policy.base_hash, policy.base_lora)
         _check_settings(update, settings)
     targets = settings.targets if settings.targets is not None else policy.lora_targets
     targets = tuple(one for target in targets for one in policy.lora_presets.get(target, (target,)))
@@ -139,7 +139,7 @@ def save_adapter(
     Args:
         policy: with an adapter attached.
         folder: made where it is missing.
-        metadata: what else the header says (base id, recipe, step); the hash of the base is added.
+        metadata: what else the header says (base id, recipe, step); the hashes of the base and of its LoRA are added.
         weights: what to write in place of the policy's own weights, by the names of ``trainable_parameters``.
     """
     model = base_transformer(policy)
@@ -147,7 +147,7 @@ def save_adapter(
     own = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": config.target_modules}
     own |= {"rank_pattern": config.rank_pattern} if config.rank_pattern else {}
     own |= {"alpha_pattern": config.alpha_pattern} if config.alpha_pattern else {}
-    about = {"base_hash": policy.base_hash, **metadata}
+    about = {"base_hash": policy.base_hash, "base_lora": policy.base_lora, **metadata}
     return write_adapter(Path(folder) / WEIGHTS_NAME, adapter_state(model, weights), own, about)
 
 

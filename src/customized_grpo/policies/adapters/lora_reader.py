@@ -21,6 +21,7 @@ from customized_grpo.policies.adapters.lora_keys import Key
 from customized_grpo.policies.adapters.lora_names import factors_at, family_of, places, unknown
 from customized_grpo.policies.adapters.low_rank import Factors, linear_shapes, turned
 from customized_grpo.policies.adapters.tensor_files import read_metadata, read_tensors
+from customized_grpo.policies.base import NO_LORA
 from customized_grpo.text import read_text
 from customized_grpo.weights import FLOAT8, FLOATS, shown
 
@@ -97,8 +98,12 @@ class LoraFile:
             )
         return dict(self.factors)
 
-    def check_base(self, base_hash: str) -> None:
-        """Raise if the adapter names another base than this one.
+    def check_base(self, base_hash: str, base_lora: str) -> None:
+        """Raise if the adapter was trained on another base than this one, or with another LoRA beneath.
+
+        Args:
+            base_hash: see ``hashes.base_hash``.
+            base_lora: identity of ``policy.base_lora``; see ``hashes.update_hash``.
 
         Raises:
             ValueError: it was another.
@@ -110,6 +115,39 @@ class LoraFile:
                 f"adapter {str(self.path)!r} was trained on another base ({name!r}, hash "
                 f"{trained_on}) than this policy's (hash {base_hash}); give that base as policy.model"
             )
+        self.check_base_lora(base_lora)
+
+    def check_base_lora(self, base_lora: str) -> None:
+        """Raise if the adapter was trained with another LoRA beneath; warn if an older file's recipe had or lacked one.
+
+        Raises:
+            ValueError: it was another.
+        """
+        path = self._base_lora_path()
+        ours = "has none" if base_lora == NO_LORA else f"has one (hash {base_lora})"
+        trained_on = self.metadata.get("base_lora")
+        if trained_on is None and path is not None and bool(path) != (base_lora != NO_LORA):
+            theirs = f"had policy.base_lora {path!r}" if path else "had no policy.base_lora"
+            say(f"adapter {str(self.path)!r}: its recipe {theirs}, and this policy {ours}", style="yellow", on=err)
+        if trained_on is None or trained_on == base_lora:
+            return
+        if trained_on == NO_LORA:
+            raise ValueError(
+                f"adapter {str(self.path)!r} was trained on a base without policy.base_lora, or holds that LoRA, and "
+                f"this policy {ours}; use policy.base_lora=null"
+            )
+        named = f"{path!r}, " if path else ""
+        raise ValueError(
+            f"adapter {str(self.path)!r} was trained with a LoRA beneath ({named}hash {trained_on}), and this policy "
+            f"{ours}; give that LoRA as policy.base_lora, or one file of both (customized-grpo export --with-base)"
+        )
+
+    def _base_lora_path(self) -> str | None:
+        """The path of ``policy.base_lora`` in the header's recipe, empty if that has none; None: there is no recipe."""
+        try:
+            return str((json.loads(self.metadata["recipe"])["policy"].get("base_lora") or {}).get("path", ""))
+        except (KeyError, ValueError, TypeError, AttributeError):  # no recipe, or one that isn't ours
+            return None
 
 
 def read_lora(path: str | Path, *, revision: str | None = None, offline: bool = False) -> LoraFile:

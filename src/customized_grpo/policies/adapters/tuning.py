@@ -196,7 +196,7 @@ def apply_all(policy: Policy, loaded: Sequence[Scaled]) -> str:
             full.load(policy, one.tuned)
             return one.tuned.fingerprint()
         given = one.tuned.update(policy.transformer)
-        one.tuned.check_base(base_hash(policy.transformer))
+        one.tuned.check_base(base_hash(policy.transformer), policy.base_lora)
         update = joined(update, scaled(given, one.scale))
     lora.attach_update(policy, update)
     return adapter_hash(policy.transformer)

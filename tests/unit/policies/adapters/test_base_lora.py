@@ -1,15 +1,19 @@
 """A LoRA beneath the trained one, the shared A of q, k and v, and FLUX.1-dev's full size on the meta device."""
 
 import contextlib
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from customized_grpo.policies.adapters.flux_keys import from_original, to_original
+from customized_grpo.policies.adapters.hashes import update_hash
 from customized_grpo.policies.adapters.lora import (
     adapter_state,
     attach,
@@ -17,9 +21,12 @@ from customized_grpo.policies.adapters.lora import (
     save_adapter,
     trainable_parameters,
 )
+from customized_grpo.policies.adapters.lora_files import write_update
 from customized_grpo.policies.adapters.lora_layers import attach_frozen
 from customized_grpo.policies.adapters.lora_names import factors_at, places
-from customized_grpo.policies.adapters.low_rank import Factors, linear_shapes
+from customized_grpo.policies.adapters.lora_reader import read_lora
+from customized_grpo.policies.adapters.low_rank import Factors, linear_shapes, scaled
+from customized_grpo.policies.adapters.tensor_files import read_metadata
 from customized_grpo.policies.adapters.tuning import load_tuned
 from customized_grpo.policies.adapters.uno_lora import layers
 from customized_grpo.policies.base import LoraSettings
@@ -39,6 +46,11 @@ SHARED = LoraSettings(rank=4, targets=("uno",), qkv="shared")
 @pytest.fixture(scope="session")
 def base_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return uno_file(tmp_path_factory.mktemp("base"))
+
+
+def about(base: Path | None) -> dict[str, str]:
+    """A header's recipe, as far as it is read."""
+    return {"recipe": json.dumps({"policy": {"base_lora": None if base is None else {"path": str(base)}}})}
 
 
 def load(folder: Path, base: Path | None, mode: str = "adapter", **changes: Any) -> UNO:
@@ -149,6 +161,68 @@ def test_an_adapter_of_another_base_is_refused(tiny_flux: Path, tmp_path: Path) 
     with pytest.raises(ValueError, match=r"another base \('first', hash \w{16}\).*policy\.model") as caught:
         attach(second, SHARED.model_copy(update={"path": str(tmp_path / "a")}), seed=0)
     assert "\n" not in str(caught.value)
+
+
+def start(policy: UNO, adapter: Path) -> None:
+    """``policy.lora.path``."""
+    attach(policy, SHARED.model_copy(update={"path": str(adapter)}), seed=0)
+
+
+@pytest.mark.parametrize("load_it", [start, load_tuned], ids=["policy.lora.path", "--lora"])
+def test_an_adapter_with_another_lora_beneath_is_refused(
+    tiny_flux: Path, base_file: Path, tmp_path: Path, load_it: Callable[[UNO, Path], None]
+) -> None:
+    """Biases and norms are the same with and without it, so the base's own hash can't tell."""
+    save_adapter(moved(load(tiny_flux, base_file)), tmp_path / "on-uno", about(base_file))
+    save_adapter(moved(load(tiny_flux, None)), tmp_path / "bare", about(None))
+    (tmp_path / "other").mkdir()
+    other = uno_file(tmp_path / "other", seed=6)
+    half = {"path": str(base_file), "scale": 0.5}
+    for policy in (load(tiny_flux, None), load(tiny_flux, other), load(tiny_flux, None, base_lora=half)):
+        with pytest.raises(ValueError, match=r"with a LoRA beneath \('.*dit_lora.safetensors', .*; give that LoRA as"):
+            load_it(policy, tmp_path / "on-uno")
+    with pytest.raises(ValueError, match=r"without policy\.base_lora, .* has one .*; use policy\.base_lora=null"):
+        load_it(load(tiny_flux, base_file), tmp_path / "bare")
+    load_it(load(tiny_flux, base_file, "fuse"), tmp_path / "on-uno")  # another way to the same base
+    load_it(load(tiny_flux, None), tmp_path / "bare")
+
+
+def test_a_base_lora_of_another_base_is_refused(tiny_flux: Path, base_file: Path, tmp_path: Path) -> None:
+    save_adapter(moved(load(tiny_flux, base_file)), tmp_path / "on-uno", {})
+    save_adapter(moved(load(make_tiny_flux(tmp_path / "second", seed=1), None)), tmp_path / "second-lora", {})
+    for file, said in (("on-uno", "trained with a LoRA beneath"), ("second-lora", "trained on another base")):
+        with pytest.raises(ValueError, match=rf"^policy\.base_lora: .*{said}"):
+            load(tiny_flux, tmp_path / file)
+
+
+def test_an_adapter_of_before_loads_and_what_its_recipe_tells_is_said(
+    tiny_flux: Path, base_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, base in (("on-uno", base_file), ("bare", None)):
+        save_adapter(moved(load(tiny_flux, base)), tmp_path / name, about(base))
+        file = tmp_path / name / "pytorch_lora_weights.safetensors"
+        header = read_metadata(file, "LoRA")
+        save_file(load_file(file), file, {key: value for key, value in header.items() if key != "base_lora"})
+    for name, base in (("on-uno", base_file), ("bare", None)):
+        load_tuned(load(tiny_flux, base), tmp_path / name)
+    assert "policy.base_lora" not in capsys.readouterr().err
+    load_tuned(load(tiny_flux, None), tmp_path / "on-uno")
+    assert f"had policy.base_lora {str(base_file)!r}, and this policy has none" in capsys.readouterr().err
+    load_tuned(load(tiny_flux, base_file), tmp_path / "bare")
+    assert "had no policy.base_lora, and this policy has one" in capsys.readouterr().err
+
+
+def test_a_loras_identity_is_that_of_its_values(tiny_flux: Path, base_file: Path, tmp_path: Path) -> None:
+    """Not of its file: another format, dtype or place of the scale is the same LoRA."""
+    transformer = load(tiny_flux, None).transformer
+    update = read_lora(base_file).update(transformer)
+    half = {name: Factors(one.a, one.b * 0.5, one.alpha * 2) for name, one in update.items()}
+    for number, given in enumerate((update, half)):
+        write_update(tmp_path / f"{number}.safetensors", given, {})
+        assert update_hash(read_lora(tmp_path / f"{number}.safetensors").update(transformer)) == update_hash(update)
+    assert update_hash(scaled(update, 0.5)) != update_hash(update)
+    name = next(iter(update))
+    assert update_hash({**update, name: Factors(update[name].a * 1.1, update[name].b)}) != update_hash(update)
 
 
 @pytest.mark.parametrize("mode", ["adapter", "fuse"])
