@@ -2,8 +2,12 @@
 
 import json
 import math
+import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -14,6 +18,7 @@ from customized_grpo.evaluation.evaluator import evaluate
 from customized_grpo.recipe.config import EvaluateRecipe
 from customized_grpo.recipe.loading import load_any, load_recipe
 from customized_grpo.report.write import write_report
+from customized_grpo.rewards.base import RewardFailure
 from customized_grpo.training.trainer import train
 from judge_cases import KEY, KEY_ENV
 from judge_server import JudgeServer, Reply, Request, completion, score
@@ -148,15 +153,71 @@ def test_training_goes_through_a_judge_that_fails(
     assert KEY not in (tmp_path / "run" / "config.yaml").read_text()
 
 
+def spent(cache: Path) -> dict[str, int]:
+    """Requests by account."""
+    with closing(sqlite3.connect(cache)) as db:
+        return dict(db.execute("SELECT judge, requests FROM spent").fetchall())
+
+
+def test_a_budget_is_a_runs_own_and_counts_over_its_restarts(
+    tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two runs with room for one each share a file; the third needs more than it has, and goes on with more."""
+    cache, per_step = tmp_path / "judges.sqlite", 2 * 4
+
+    def brightness(request: Request) -> Reply:
+        return score(round(4 * sum(request.image.resize((1, 1)).getpixel((0, 0))) / 3 / 255))  # type: ignore[arg-type]
+
+    def recipe(server: JudgeServer, run: str, budget: int, **changes: Any) -> Path:
+        judge = {
+            "type": "vlm", "preset": "vllm", "model": "m", "base_url": server.url, "retries": 0, "cache": str(cache),
+            "rubric": "prompt_following", "axis": "prompt", "budget_requests": budget,
+        }  # fmt: skip
+        rewards = {"pf": judge, "warm": {"type": "runs:Warmth", "axis": "identity"}}
+        data = tiny_dict(tiny_world, tmp_path / run, rewards=rewards, train__checkpoint_every=1, **changes)
+        (tmp_path / f"{run}.yaml").write_text(json.dumps(data))
+        return tmp_path / f"{run}.yaml"
+
+    def validated(file: Path) -> str:
+        (line,) = [one for one in CliRunner().invoke(app, ["validate", str(file)]).stdout.splitlines() if "pf:" in one]
+        return line
+
+    with JudgeServer(brightness) as server:
+        for run, seed in (("one", 1), ("two", 2)):
+            file = recipe(server, run, 2 * per_step, run__seed=seed, train__steps=2)
+            assert "spent" not in validated(file)
+            train(load_recipe(file))
+        assert max(spent(cache).values()) <= 2 * per_step < sum(spent(cache).values())
+
+        file = recipe(server, "three", 10, run__seed=3, train__steps=3)
+        assert validated(file).endswith("; more than budget_requests (10): the run will stop there")
+        with pytest.raises(
+            RewardFailure, match=r"the budget of m for prompt_following, rewards\.pf of run \w+ is spent"
+        ):
+            train(load_recipe(file))
+        moved = (tmp_path / "three").rename(tmp_path / "moved")
+        file = recipe(server, "moved", 40, run__seed=3, train__steps=3, run__resume="latest")
+        expected = f"{2 * per_step} requests .*; of budget_requests \\(40\\) 10 are spent and 30 are left$"
+        assert re.search(expected, validated(file))
+        capsys.readouterr()
+        train(load_recipe(file))
+        assert re.search(expected, capsys.readouterr().err, re.MULTILINE), "the run says what validate says"
+        assert [row["step"] for row in metrics_of(moved)] == [1, 2, 3]
+        name = (moved / ".run").read_text().strip()
+        counts = spent(cache)
+        assert len(counts) == 3
+        assert counts[f"m for prompt_following, rewards.pf of run {name}"] > 10
+
+
 def test_what_a_run_will_ask_is_known_before() -> None:
-    train_lines = announced(load_any("customized_grpo_vlm", ["rewards.cp.budget_requests=1000"]))
+    train_lines = announced(load_any("customized_grpo_vlm", ["rewards.cp.budget_requests=1000"]), None)
     assert [line.split(" requests")[0] for line in train_lines] == ["rewards.pf: 96000", "rewards.cp: 96000"]
     assert "more than budget_requests (1000): the run will stop there" in train_lines[1]
     assert "stop" not in train_lines[0]
     shown = CliRunner().invoke(app, ["validate", "customized_grpo_vlm"], env={"COLUMNS": "200"})
     assert shown.exit_code == 0
     assert train_lines[0] in shown.stdout
-    assert announced(load_any("mini_customized")) == []
-    assert announced(load_any("dreambench_plus")) == [], "it depends on the data"
-    lines = announced(load_any("dreambench_plus", ["evaluate.limit=10", "lora=run"]))
+    assert announced(load_any("mini_customized"), 2) == []
+    assert announced(load_any("dreambench_plus"), None) == [], "it depends on the data"
+    lines = announced(load_any("dreambench_plus", ["lora=run"]), 10)
     assert lines[0].startswith(f"evaluate.metrics.cp: {10 * 3 * 3} requests to gpt-4o-2024-05-13 at https://")

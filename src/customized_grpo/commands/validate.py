@@ -13,6 +13,7 @@ from customized_grpo.commands.tables import print_rows
 from customized_grpo.console import err, say
 
 if TYPE_CHECKING:
+    from customized_grpo.data.base import Dataset
     from customized_grpo.recipe.config import EvaluateRecipe, Recipe
 
 
@@ -27,24 +28,44 @@ def validate(config: Config, overrides: Overrides = None, memory_gb: MemoryGb = 
     given = overrides or []
     recipe = load_recipe(config, given, ServerConfig) if is_server(config) else load_any(config, given)
     say(f"{config}: a valid recipe", style="green")
-    for line in [] if isinstance(recipe, ServerConfig) else announced(recipe):
-        say(line)
     if not isinstance(recipe, ServerConfig):
-        _look_at_data(recipe)
+        held_out = _look_at_data(recipe)
+        for line in announced(recipe, _num_held_out(recipe, held_out), done=_steps_done(recipe)):
+            say(line)
     if isinstance(recipe, Recipe):
         _show_geometry(recipe)
         if not show_memory(recipe, memory_gb) and memory_gb is not None:
             raise typer.Exit(1)
 
 
-def _look_at_data(recipe: "Recipe | EvaluateRecipe") -> None:
-    """Check the examples that are on this machine."""
-    from customized_grpo.data.base import Dataset, load_dataset
+def _num_held_out(recipe: "Recipe | EvaluateRecipe", held_out: "Dataset | None") -> int | None:
+    """Examples of an evaluation; where they are not on this machine, its limit."""
+    from customized_grpo.evaluation.blocks import num_examples
+
+    if recipe.evaluate is None:
+        return None
+    return recipe.evaluate.limit if held_out is None else num_examples(held_out, recipe.evaluate)
+
+
+def _steps_done(recipe: "Recipe | EvaluateRecipe") -> int:
+    """Steps of the run that the recipe resumes."""
+    from customized_grpo.recipe.config import Recipe
+    from customized_grpo.training import checkpoint
+
+    if not isinstance(recipe, Recipe) or recipe.run.resume is None:
+        return 0
+    newest = checkpoint.newest(Path(recipe.run.dir) / "checkpoints")
+    return 0 if newest is None else int(newest.name.removeprefix("step-"))
+
+
+def _look_at_data(recipe: "Recipe | EvaluateRecipe") -> "Dataset | None":
+    """Check the examples that are on this machine; gives the held-out ones."""
+    from customized_grpo.data.base import load_dataset
     from customized_grpo.evaluation.precheck import look_over
     from customized_grpo.recipe.config import Recipe
     from customized_grpo.recipe.sections import DataSpec
 
-    def found(spec: DataSpec, place: str) -> Dataset | None:
+    def found(spec: DataSpec, place: str) -> "Dataset | None":
         path = spec.model_dump().get("path")
         if isinstance(path, str) and not Path(path).expanduser().exists():
             say(f"{place}: {path} is not on this machine, so its examples are not checked", style="yellow", on=err)
@@ -54,6 +75,7 @@ def _look_at_data(recipe: "Recipe | EvaluateRecipe") -> None:
     data = found(recipe.data, "data") if isinstance(recipe, Recipe) else None
     held_out = None if recipe.evaluate is None else found(recipe.evaluate.data, "evaluate.data")
     look_over(recipe, data, held_out)
+    return held_out
 
 
 def _show_geometry(recipe: "Recipe") -> None:

@@ -1,39 +1,53 @@
 """Estimate of API requests and tokens, which cost money or quota, printed before a run starts."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
 
+from customized_grpo.identity.runs import name_of
 from customized_grpo.recipe.config import Evaluate, EvaluateRecipe, Recipe
 from customized_grpo.rewards.base import costs
 
+REWARDS: Final = "rewards."
+METRICS: Final = "evaluate.metrics."
+"""What stands before a name in a recipe."""
 
-def announced(recipe: Recipe | EvaluateRecipe) -> list[str]:
-    """One line per judge, as far as the recipe alone tells: an evaluation without a limit depends on its data."""
-    lines = of_training(recipe) if isinstance(recipe, Recipe) else []
-    spec = recipe.evaluate
-    if spec is None or spec.limit is None:
+
+def announced(recipe: Recipe | EvaluateRecipe, examples: int | None, *, done: int = 0) -> list[str]:
+    """One line per judge of what a recipe will still ask, and what its run has spent.
+
+    Args:
+        recipe: of a training run or an evaluation.
+        examples: held-out examples that an evaluation takes; None: unknown, and then it is not told.
+        done: GRPO steps of the run so far.
+    """
+    run = name_of(Path(recipe.run.dir)) if isinstance(recipe, EvaluateRecipe) or recipe.run.resume else None
+    lines = of_training(recipe, done=done, run=run) if isinstance(recipe, Recipe) else []
+    if recipe.evaluate is None or examples is None:
         return lines
-    if isinstance(recipe, EvaluateRecipe):
-        return of_evaluation(spec, spec.limit, rows=2 + bool(recipe.lora))
-    return lines + of_evaluation(spec, spec.limit, rows=evaluations(recipe))
+    rows = evaluations(recipe, done) if isinstance(recipe, Recipe) else 2 + bool(recipe.lora)
+    return lines + of_evaluation(recipe.evaluate, examples, rows=rows, run=run)
 
 
-def of_training(recipe: Recipe) -> list[str]:
-    """Costs of the training rewards."""
+def of_training(recipe: Recipe, *, done: int, run: str | None) -> list[str]:
+    """Costs of the training rewards after ``done`` steps of a run."""
     train = recipe.train
-    samples = train.steps * train.groups_per_step * train.group_size
-    found = costs(recipe.rewards, dict.fromkeys(recipe.rewards, samples))
-    return [f"rewards.{name}: {said}" for name, said in found.items()]
+    samples = max(0, train.steps - done) * train.groups_per_step * train.group_size
+    found = costs(recipe.rewards, dict.fromkeys(recipe.rewards, samples), place=REWARDS, run=run)
+    return [f"{REWARDS}{name}: {said}" for name, said in found.items()]
 
 
-def of_evaluation(spec: Evaluate, examples: int, *, rows: int) -> list[str]:
+def of_evaluation(spec: Evaluate, examples: int, *, rows: int, run: str | None) -> list[str]:
     """Costs of the metrics for ``examples`` examples in each of ``rows`` table rows."""
     images: Mapping[str, int] = {
         name: examples * spec.images_per_prompt * rows * spec.runs.get(name, 1) for name in spec.metrics
     }
-    return [f"evaluate.metrics.{name}: {said}" for name, said in costs(spec.metrics, images).items()]
+    return [f"{METRICS}{name}: {said}" for name, said in costs(spec.metrics, images, place=METRICS, run=run).items()]
 
 
-def evaluations(recipe: Recipe) -> int:
-    """Number of evaluations in a training run: before the first step, every N, and at the end."""
+def evaluations(recipe: Recipe, done: int = 0) -> int:
+    """Number of evaluations in a training run after ``done`` steps: before the first one, every N, and at the end."""
     every, steps = recipe.train.evaluate_every, recipe.train.steps
-    return 0 if not every else 1 + steps // every + (steps % every > 0)
+    if not every or done > steps:
+        return 0
+    return (done == 0) + steps // every - done // every + (steps % every > 0 and done < steps)

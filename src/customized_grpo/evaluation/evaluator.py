@@ -24,7 +24,7 @@ from customized_grpo.data.content import hash_files
 from customized_grpo.devices import open_device
 from customized_grpo.evaluation.baselines import NO_IDENTITY, RealPhotos, identity_metrics, reference_copy
 from customized_grpo.evaluation.blocks import block_of, encoded_examples, num_examples
-from customized_grpo.evaluation.costs import of_evaluation
+from customized_grpo.evaluation.costs import METRICS, announced
 from customized_grpo.evaluation.items import Site, evaluate_images, quiet
 from customized_grpo.evaluation.metrics import AnyMetric, build_metrics
 from customized_grpo.evaluation.precheck import check_held_out
@@ -33,12 +33,14 @@ from customized_grpo.evaluation.settings import settings_of
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.evaluation.tables import summarize
 from customized_grpo.identity.hashes import HASHES, FileHashes, meanwhile
+from customized_grpo.identity.runs import named
 from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.base import Policy, stack
 from customized_grpo.policies.identity import base_identity
 from customized_grpo.recipe.config import Evaluate, EvaluateRecipe, EvaluateSampling, Sampling
 from customized_grpo.recipe.loading import save_recipe
 from customized_grpo.recipe.sections import PolicySpec
+from customized_grpo.rewards.base import begin
 from customized_grpo.sampling.rollout import sample_images
 from customized_grpo.sampling.schedule import sigma_grid
 from customized_grpo.seeding import generator
@@ -174,8 +176,9 @@ def _evaluate(recipe: EvaluateRecipe, protocol: Protocol, folder: Path, progress
     base = base_identity(settings, site.hashes)
     if state.is_main_process:
         save_recipe(recipe, folder / "config.yaml")
-        for notice in of_evaluation(spec, total, rows=2 + bool(tuned)):
+        for notice in announced(recipe, total):
             say(notice, on=err)
+    begin(metrics, gather_object([named(folder) if state.is_main_process else ""])[0], METRICS)
 
     sigmas = noise_levels(settings, recipe.sampling, spec, policy.latent_shape[0])
 

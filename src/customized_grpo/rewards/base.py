@@ -21,9 +21,11 @@ __all__ = [
     "AnyReward",
     "AsyncGroupReward",
     "AsyncReward",
+    "Budgeted",
     "Reward",
     "RewardConfig",
     "RewardFailure",
+    "begin",
     "costs",
     "fingerprint_of",
     "transport_of",
@@ -37,13 +39,53 @@ class RewardFailure(RuntimeError):
     """
 
 
-def costs(specs: Mapping[str, BaseModel], images: Mapping[str, int]) -> dict[str, str]:
-    """Cost (API requests, tokens) of each reward for its number of images, without the free ones."""
-    return {
-        name: said
-        for name, spec in specs.items()
-        if isinstance(spec, RewardConfig) and (said := spec.cost(images[name]))
-    }
+class Budgeted(RewardConfig):
+    """The ``Config`` of a reward that has a budget of each run."""
+
+    @abstractmethod
+    def balance(self, samples: int, account: str | None) -> str:
+        """What is spent and left, and whether that suffices, for people; empty without a budget.
+
+        Args:
+            samples: images that are still to be scored.
+            account: under which it is counted, see ``AsyncReward.begin``; None: of a run that has not begun.
+        """
+
+
+def costs(
+    specs: Mapping[str, BaseModel], images: Mapping[str, int], *, place: str = "", run: str | None = None
+) -> dict[str, str]:
+    """Cost (API requests, tokens) of each reward for its number of images, without the free ones.
+
+    Args:
+        specs: sections by name.
+        images: by name, those that are still to be scored.
+        place: of the sections, as for ``begin``.
+        run: the run's name; None: it has not begun, and has spent nothing.
+    """
+    said = {}
+    for name, spec in specs.items():
+        if isinstance(spec, RewardConfig) and (cost := spec.cost(images[name])):
+            account = None if run is None else _account(run, place, name)
+            said[name] = cost + (spec.balance(images[name], account) if isinstance(spec, Budgeted) else "")
+    return said
+
+
+def begin(rewards: Mapping[str, object], run: str, place: str) -> None:
+    """Tell rewards or metrics in whose name they will be asked.
+
+    Args:
+        rewards: by name; others than an ``AsyncReward`` have nothing to count.
+        run: the run's name, see ``identity.runs``.
+        place: what stands before a name in the recipe: ``rewards.`` or ``evaluate.metrics.``.
+    """
+    for name, reward in rewards.items():
+        if isinstance(reward, AsyncReward):
+            reward.begin(_account(run, place, name))
+
+
+def _account(run: str, place: str, name: str) -> str:
+    return f"{place}{name} of run {run}"
 
 
 def transport_of(spec: BaseModel) -> frozenset[str]:
@@ -85,6 +127,14 @@ class AsyncReward(ABC):
     @abstractmethod
     def __init__(self, config: Any, *, device: torch.device) -> None:
         """Open the client; ``device`` is given so that all rewards are built alike."""
+
+    def begin(self, account: str) -> None:
+        """Count what is limited per run, such as a budget, under ``account``; called before the first image, if at all.
+
+        A run's account stays the same over its restarts. Where nothing is called (a server, a notebook), there is one
+        for all that share the reward's file.
+        """
+        return
 
     @abstractmethod
     async def __call__(self, example: Example, image: Image) -> float:

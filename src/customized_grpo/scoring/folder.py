@@ -7,6 +7,7 @@ import csv
 import json
 import math
 import re
+import secrets
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from customized_grpo.data.rows import sound_rows
 from customized_grpo.paths import folders_under
 from customized_grpo.recipe.loading import RecipeError, recipe_of
 from customized_grpo.recipe.sections import RewardField, Section
-from customized_grpo.rewards.base import RewardFailure
+from customized_grpo.rewards.base import RewardFailure, begin
 from customized_grpo.scoring.score import load_rewards
 from customized_grpo.scoring.scorer import Scorer
 from customized_grpo.types import Example
@@ -220,6 +221,7 @@ def run(
 ) -> tuple[list[Scored], RewardFailure | None]:
     """Score everything; after a failure, return it with the rows finished before."""
     rewards = load_rewards(specs, device=device, place="--reward ")
+    begin(rewards, secrets.token_hex(8), "")
     rows: list[Scored] = []
     # A folder may hold nothing that can be scored; here that is for the user to judge.
     with Scorer(rewards, max_failed_share=1.0) as scorer:

@@ -25,23 +25,26 @@ from customized_grpo.console import bars
 from customized_grpo.data.base import Dataset, load_dataset
 from customized_grpo.data.order import groups_a_rank
 from customized_grpo.devices import open_device
+from customized_grpo.evaluation.costs import METRICS, REWARDS
 from customized_grpo.evaluation.metrics import AnyMetric, build_metrics
 from customized_grpo.evaluation.precheck import look_over
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.identity.hashes import HASHES, FileHashes, meanwhile, short_hash
+from customized_grpo.identity.runs import named
 from customized_grpo.objectives.step_weights import step_sensitivity, step_weights
 from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.adapters.sharding import reshard
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.identity import base_identity
 from customized_grpo.recipe.config import AXES, Recipe
+from customized_grpo.rewards.base import begin
 from customized_grpo.sampling.clock import Clock
 from customized_grpo.sampling.dynamics import Transition
 from customized_grpo.sampling.schedule import Plan, plan_of, sigma_grid
 from customized_grpo.scoring.score import load_rewards
 from customized_grpo.scoring.scorer import Scorer
 from customized_grpo.training import engine
-from customized_grpo.training.distributed import together
+from customized_grpo.training.distributed import gather_rows, together
 from customized_grpo.training.encoded import load_held_out, needed_of
 from customized_grpo.training.identity import RunIdentity
 from customized_grpo.training.optimizers import build_optimizer
@@ -114,6 +117,8 @@ class Parts:
     """Hashes of files that this run reads, remembered in its folder."""
     identity: RunIdentity | None
     """What the run stands on, for checkpoints; None on all processes but the main one."""
+    run: str
+    """Its name, the same over all restarts; see ``identity.runs``."""
     state: RunState = field(default_factory=RunState)
 
     @contextmanager
@@ -206,6 +211,13 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
     tuning.follow_shards(policy)
     ema = EMAModel(list(parameters.values()), decay=train.ema) if train.ema is not None else None
 
+    evaluation = _evaluation(recipe, held_out, encode, device, hashes)
+    with together(accelerator, ValueError):
+        name = named(folder) if accelerator.is_main_process else ""
+    (name, *_) = gather_rows([name])
+    begin(rewards, name, REWARDS)
+    begin({} if evaluation is None else evaluation.metrics, name, METRICS)
+
     sampling = recipe.sampling
     sigmas = sigma_grid(recipe.policy, sampling.shift, sampling.steps, policy.latent_shape[0])
     transition = registry.build_function("dynamics", recipe.sampling.dynamics)
@@ -235,10 +247,11 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
         optimizer=prepared,
         schedule=schedule,
         ema=ema,
-        evaluation=_evaluation(recipe, held_out, encode, device, hashes),
+        evaluation=evaluation,
         clock=Clock(device),
         hashes=hashes,
         identity=identity,
+        run=name,
     )
 
 

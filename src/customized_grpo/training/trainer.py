@@ -80,7 +80,7 @@ class Trainer:
     def loop(self, start: int, log: RunLog) -> None:
         """Step, check, evaluate, log and save, until the last step or a signal."""
         parts, settings = self.parts, self.recipe.train
-        for notice in validation.notices(parts):
+        for notice in validation.notices(parts, start):
             log.say(notice)
         if validation.is_due(parts, start):
             owed = validation.is_owed(parts, start)

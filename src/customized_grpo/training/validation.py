@@ -92,13 +92,13 @@ def warnings(folder: Path, done: int) -> list[str]:
     ]
 
 
-def notices(parts: Parts) -> list[str]:
-    """Notices before the first step: advice on the sampler, requests to judges, and blind spots of the evaluation."""
+def notices(parts: Parts, start: int) -> list[str]:
+    """Notices before step ``start``: advice on the sampler, requests to judges, and blind spots of the evaluation."""
     recipe, held = parts.recipe, parts.evaluation
-    found = advice(recipe, parts.sigmas) + of_training(recipe)
+    found = advice(recipe, parts.sigmas) + of_training(recipe, done=start, run=parts.run)
     if recipe.evaluate is not None and held is not None:
         examples = num_examples(held.dataset, recipe.evaluate)
-        found += of_evaluation(recipe.evaluate, examples, rows=evaluations(recipe))
+        found += of_evaluation(recipe.evaluate, examples, rows=evaluations(recipe, start), run=parts.run)
         found += seen_in_training(parts.dataset, held.dataset)
     return found + blind_spots(recipe)
 

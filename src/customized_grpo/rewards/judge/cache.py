@@ -1,13 +1,16 @@
 """Cache of a judge's answers and spending, in one SQLite file that several processes and runs may share.
 
-Commits are atomic, so a killed process leaves a valid file; no question is paid for twice. The budget is counted in
-the same file, hence over all processes and restarts, and before a request is sent. If the file can't be written any
-more, paid scores still count; but a budget that can't be counted stops the run.
+Commits are atomic, so a killed process leaves a valid file; no question is paid for twice. Answers are everybody's, the
+budget is a run's own: it is counted in the same file under the run's account, hence over the run's processes and
+restarts, and before a request is sent. If the file can't be written any more, paid scores still count; but a budget
+that can't be counted stops the run.
 """
 
 import logging
 import sqlite3
 import time
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -29,11 +32,11 @@ _WAIT_S: Final = 60.0
 
 @final
 class Cache:
-    """Answers by key, and the spending of ``judge``; to be used from one thread at a time.
+    """Answers by key, and the spending of an account; to be used from one thread at a time.
 
     Args:
         path: the file; None keeps everything in memory, for this process.
-        judge: model and rubric to which the budget belongs.
+        judge: model and rubric; its own account until ``begin`` names another.
         budget_requests: limit on HTTP requests, including retries.
         budget_tokens: limit on tokens as reported by the endpoint. Requests in flight may overshoot it.
 
@@ -44,7 +47,7 @@ class Cache:
     def __init__(
         self, path: Path | None, judge: str, *, budget_requests: int | None, budget_tokens: int | None
     ) -> None:
-        self._path, self._judge = path, judge
+        self._path, self._judge, self._account = path, judge, judge
         self._budget_requests, self._budget_tokens = budget_requests, budget_tokens
         self._warned = False
         try:
@@ -78,8 +81,11 @@ class Cache:
         for statement in filter(str.strip, _TABLES.split(";")):
             self._db.execute(statement)
         self._db.execute(f"PRAGMA user_version = {_VERSION}")
-        self._db.execute("INSERT OR IGNORE INTO spent (judge) VALUES (?)", (self._judge,))
         self._db.execute("COMMIT")
+
+    def begin(self, account: str) -> None:
+        """Count what is spent from now on under this account of the judge."""
+        self._account = _key(self._judge, account)
 
     def get(self, key: str) -> tuple[float, str] | None:
         """The cached score of ``key`` and the reply that it was read from, if any."""
@@ -109,7 +115,7 @@ class Cache:
         Raises:
             RewardFailure: they can't be counted.
         """
-        self._count("UPDATE spent SET tokens = tokens + ? WHERE judge = ?", (tokens, self._judge))
+        self._count("UPDATE spent SET tokens = tokens + ? WHERE judge = ?", (tokens, self._account))
 
     def reserve(self) -> None:
         """Count one request, before it is sent.
@@ -117,17 +123,19 @@ class Cache:
         Raises:
             RewardFailure: the budget is spent, or can't be counted.
         """
+        self._count("INSERT OR IGNORE INTO spent (judge) VALUES (?)", (self._account,))
         taken = self._count(
             "UPDATE spent SET requests = requests + 1 WHERE judge = ?"
             " AND (? IS NULL OR requests < ?) AND (? IS NULL OR tokens < ?)",
-            (self._judge, *[self._budget_requests] * 2, *[self._budget_tokens] * 2),
+            (self._account, *[self._budget_requests] * 2, *[self._budget_tokens] * 2),
         )
         if taken.rowcount == 0:
             requests, tokens = self.spent()
             limits = f"budget_requests: {_limit(self._budget_requests)}, budget_tokens: {_limit(self._budget_tokens)}"
             raise RewardFailure(
-                f"the budget of {self._judge} is spent: {requests} requests and {tokens} tokens ({limits}), counted "
-                f"in {self._path or 'this process'}; raise the limit and go on (answers are kept), or stop here"
+                f"the budget of {self._account} is spent: {requests} requests and {tokens} tokens ({limits}), counted "
+                f"in {self._path or 'this process'}; raise the limit and start again, a training run by "
+                "run.resume=latest (answers are kept), or stop here"
             )
 
     def _count(self, statement: str, values: tuple[Any, ...]) -> sqlite3.Cursor:
@@ -140,13 +148,55 @@ class Cache:
             ) from error
 
     def spent(self) -> tuple[int, int]:
-        """Requests and tokens of this judge so far."""
-        row = self._db.execute("SELECT requests, tokens FROM spent WHERE judge = ?", (self._judge,)).fetchone()
-        return int(row[0]), int(row[1])
+        """Requests and tokens of this account so far."""
+        return _row(self._db, self._account)
 
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+
+def balance(path: Path | None, judge: str, account: str | None, budgets: Mapping[str, tuple[int | None, int]]) -> str:
+    """What an account has spent and has left, in words; the file is only read.
+
+    Args:
+        path: see ``Cache``.
+        judge: see ``Cache``.
+        account: see ``Cache.begin``; None: of a run that has not begun.
+        budgets: limits on requests and on tokens by their names, each with what is still needed.
+
+    Raises:
+        ValueError: the file is not a cache.
+    """
+    spent, text = (0, 0), ""
+    if path is not None and path.is_file() and account is not None:
+        spent = _spent_in(path, _key(judge, account))
+    for (name, (limit, needed)), used in zip(budgets.items(), spent, strict=True):
+        if limit is not None:
+            left = max(0, limit - used)
+            text += f"; of {name} ({limit}) {used} are spent and {left} are left" if used else ""
+            if needed > left:
+                text += f"; more than {'is left' if used else f'{name} ({limit})'}: the run will stop there"
+    if path is None and any(limit for limit, _ in budgets.values()):
+        text += "; without a cache each process has that budget, anew with every start"
+    return text
+
+
+def _key(judge: str, account: str) -> str:
+    return f"{judge}, {account}"
+
+
+def _spent_in(path: Path, account: str) -> tuple[int, int]:
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", timeout=_WAIT_S, uri=True)) as db:
+            return _row(db, account)
+    except sqlite3.Error as error:
+        raise ValueError(f"cache: {path} is not a cache of a judge ({error}); give another file") from error
+
+
+def _row(db: sqlite3.Connection, account: str) -> tuple[int, int]:
+    row = db.execute("SELECT requests, tokens FROM spent WHERE judge = ?", (account,)).fetchone() or (0, 0)
+    return int(row[0]), int(row[1])
 
 
 def _limit(value: int | None) -> str:

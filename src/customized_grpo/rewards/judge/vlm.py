@@ -17,9 +17,9 @@ from PIL.Image import Image
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from customized_grpo.recipe.limits import Need
-from customized_grpo.rewards.base import AsyncReward, RewardConfig
+from customized_grpo.rewards.base import AsyncReward, Budgeted
 from customized_grpo.rewards.judge.answer import read
-from customized_grpo.rewards.judge.cache import Cache
+from customized_grpo.rewards.judge.cache import Cache, balance
 from customized_grpo.rewards.judge.choice import read_choices
 from customized_grpo.rewards.judge.client import Client
 from customized_grpo.rewards.judge.logprobs import expected_score, tokens_of
@@ -46,7 +46,7 @@ class Vlm(AsyncReward):
     """A judge's score of each image by one rubric, 0 to 4."""
 
     @final
-    class Config(RewardConfig, Endpoint):
+    class Config(Budgeted, Endpoint):
         """A reward's section with ``type: vlm``."""
 
         transport: ClassVar[frozenset[str]] = frozenset(
@@ -75,10 +75,10 @@ class Vlm(AsyncReward):
         )
         cache: str | None = Field(default=None, description="file of answers and spending; null: this process's memory")
         budget_requests: PositiveInt | None = Field(
-            default=None, description="limit on requests, counted in the cache; more stop the run"
+            default=None, description="limit on a run's requests, counted in the cache; more stop the run"
         )
         budget_tokens: PositiveInt | None = Field(
-            default=None, description="limit on tokens, counted in the cache; more stop the run"
+            default=None, description="limit on a run's tokens, counted in the cache; more stop the run"
         )
 
         def needs(self) -> frozenset[Need]:
@@ -111,17 +111,17 @@ class Vlm(AsyncReward):
             return self.model
 
         def cost(self, samples: int) -> str:
-            """Requests and tokens to judge ``samples`` images, and whether the budget suffices."""
+            """Requests and tokens to judge ``samples`` images."""
             tokens = samples * _tokens(self)
-            text = f"{samples} requests to {self.model} at {self.base_url}, about {tokens:.2g} tokens"
-            limits = (
-                (samples, "budget_requests", self.budget_requests),
-                (tokens, "budget_tokens", self.budget_tokens),
-            )
-            for needed, name, limit in limits:
-                if limit is not None and needed > limit:
-                    text += f"; more than {name} ({limit}): the run will stop there"
-            return text
+            return f"{samples} requests to {self.model} at {self.base_url}, about {tokens:.2g} tokens"
+
+        def balance(self, samples: int, account: str | None) -> str:
+            """Of both budgets."""
+            budgets = {
+                "budget_requests": (self.budget_requests, samples),
+                "budget_tokens": (self.budget_tokens, samples * _tokens(self)),
+            }
+            return balance(_file(self), _judge(self), account, budgets)
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
         self._config = config
@@ -130,8 +130,8 @@ class Vlm(AsyncReward):
         self.max_concurrent = config.concurrency
         self.timeout_s = config.deadline_s + _GRACE_S  # the judge's own deadline has a better message
         self._cache = Cache(
-            Path(config.cache).expanduser() if config.cache else None,
-            f"{config.model} for {config.rubric}",
+            _file(config),
+            _judge(config),
             budget_requests=config.budget_requests,
             budget_tokens=config.budget_tokens,
         )
@@ -148,6 +148,10 @@ class Vlm(AsyncReward):
         except ValueError:
             self._cache.close()
             raise
+
+    def begin(self, account: str) -> None:
+        """Count the budget under this account."""
+        self._cache.begin(account)
 
     def close(self) -> None:
         """Close connections and the cache; done automatically when the judge is no longer used."""
@@ -255,6 +259,14 @@ def _fixed(config: Vlm.Config) -> dict[str, Any]:
     if config.extra_body:
         fixed["extra_body"] = config.extra_body
     return fixed
+
+
+def _file(config: Vlm.Config) -> Path | None:
+    return Path(config.cache).expanduser() if config.cache else None
+
+
+def _judge(config: Vlm.Config) -> str:
+    return f"{config.model} for {config.rubric}"
 
 
 def _tokens(config: Vlm.Config) -> int:

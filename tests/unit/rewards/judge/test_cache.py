@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from customized_grpo.rewards.base import RewardFailure
-from customized_grpo.rewards.judge.cache import Cache
+from customized_grpo.rewards.judge.cache import Cache, balance
 from forked import exit_code, forked
 
 
@@ -53,6 +53,33 @@ def test_a_budget_of_requests_is_kept_over_restarts_and_for_each_judge(tmp_path:
         another.reserve()
     with opened(path, budget_requests=4) as cache:
         cache.reserve()
+
+
+def test_each_account_has_the_budget_and_the_balance_is_what_a_request_meets(tmp_path: Path) -> None:
+    path = tmp_path / "judge.sqlite"
+    budgets = {"budget_requests": (3, 2), "budget_tokens": (None, 9)}
+    for account in ("first", "second"):
+        assert balance(path, "judge", account, budgets) == ""
+        for _ in range(2):  # starts of one run
+            with opened(path, budget_requests=3) as cache:
+                cache.begin(account)
+                cache.reserve()
+        said = balance(path, "judge", account, budgets)
+        assert said == "; of budget_requests (3) 2 are spent and 1 are left; more than is left: the run will stop there"
+    with opened(path, budget_requests=3) as cache:
+        cache.begin("first")
+        cache.reserve()
+        with pytest.raises(RewardFailure, match=r"budget of judge, first is spent: 3 requests"):
+            cache.reserve()
+        cache.begin("third")
+        cache.reserve()
+    new = balance(path, "judge", None, {"budget_requests": (3, 4), "budget_tokens": (5, 5)})
+    assert new == "; more than budget_requests (3): the run will stop there"
+    assert balance(None, "judge", "first", budgets).startswith("; without a cache each process has that budget")
+    assert balance(None, "judge", "first", {"budget_requests": (None, 4), "budget_tokens": (None, 4)}) == ""
+    (tmp_path / "text").write_text("no cache at all, but long enough to be read as a header")
+    with pytest.raises(ValueError, match="is not a cache of a judge"):
+        balance(tmp_path / "text", "judge", "first", budgets)
 
 
 def test_a_budget_of_tokens_stops_the_next_request() -> None:
