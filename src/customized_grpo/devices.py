@@ -1,5 +1,6 @@
 """The device that a process computes on: chosen, checked, and freed of what computes wrong there."""
 
+import gc
 import os
 
 import torch
@@ -42,3 +43,18 @@ def _defaults_are_torchs() -> None:
             f"torch's defaults are {dtype} on {device}, where torch.float32 on cpu is needed: an imported module, as a "
             "plug-in's, calls torch.set_default_dtype, _device or _tensor_type; give dtype= and device= there instead"
         )
+
+
+def leave_group_of_one() -> None:
+    """Leave the process group of a job of one process, if there is one; after an error, too.
+
+    Several processes leave theirs at their end: a group that is left takes its connections along, and the others would
+    fail of that before the one that met an error has said why. So does one whose error still holds DDP's wrapper: the
+    group would die with the wrapper, see ``training.engine.finishing``.
+    """
+    group = torch.distributed
+    if not group.is_available() or not group.is_initialized() or group.get_world_size() > 1:
+        return
+    gc.collect()
+    if not any(type(one) is torch.nn.parallel.DistributedDataParallel for one in gc.get_objects()):
+        group.destroy_process_group()

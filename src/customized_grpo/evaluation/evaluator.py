@@ -5,7 +5,7 @@ depend on the number of processes or on what was evaluated before. Dimensions: S
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from customized_grpo.conditioning.cache import Process, open_policy
 from customized_grpo.console import RANK, OnProgress, err, say
 from customized_grpo.data.base import Dataset, load_dataset
 from customized_grpo.data.content import hash_files
-from customized_grpo.devices import open_device
+from customized_grpo.devices import leave_group_of_one, open_device
 from customized_grpo.evaluation.baselines import NO_IDENTITY, RealPhotos, identity_metrics, reference_copy
 from customized_grpo.evaluation.blocks import block_of, encoded_examples, num_examples
 from customized_grpo.evaluation.costs import METRICS, announced
@@ -40,7 +40,7 @@ from customized_grpo.policies.identity import base_identity
 from customized_grpo.recipe.config import Evaluate, EvaluateRecipe, EvaluateSampling, Sampling
 from customized_grpo.recipe.loading import save_recipe
 from customized_grpo.recipe.sections import PolicySpec
-from customized_grpo.rewards.base import begin
+from customized_grpo.rewards.base import begin, close
 from customized_grpo.sampling.rollout import sample_images
 from customized_grpo.sampling.schedule import sigma_grid
 from customized_grpo.seeding import generator
@@ -139,15 +139,18 @@ def evaluate(recipe: EvaluateRecipe, *, progress: OnProgress = quiet) -> Path:
     """
     protocol = find_protocol(recipe.evaluate.protocol)
     folder = _folder(recipe)
-    with held(folder) if RANK == 0 else nullcontext():
-        return _evaluate(recipe, protocol, folder, progress)
+    with held(folder) if RANK == 0 else nullcontext(), ExitStack() as until_end:
+        return _evaluate(recipe, protocol, folder, progress, until_end)
 
 
-def _evaluate(recipe: EvaluateRecipe, protocol: Protocol, folder: Path, progress: OnProgress) -> Path:
+def _evaluate(
+    recipe: EvaluateRecipe, protocol: Protocol, folder: Path, progress: OnProgress, until_end: ExitStack
+) -> Path:
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     on_cpu = open_device(recipe.run.device).type == "cpu"
     state = PartialState(cpu=on_cpu, timeout=timedelta(seconds=recipe.run.timeout_s))
+    until_end.callback(leave_group_of_one)
     settings = recipe.policy
     tuned = tuning.read_all(recipe.lora or [])
     spec = recipe.evaluate
@@ -163,6 +166,7 @@ def _evaluate(recipe: EvaluateRecipe, protocol: Protocol, folder: Path, progress
         progress=progress,
         hashes=FileHashes(folder / "evaluation" / HASHES),
     )
+    until_end.callback(site.hashes.stop)
     with meanwhile(
         lambda: base_identity(settings, site.hashes), lambda: hash_files(dataset, range(total), site.hashes)
     ):
@@ -173,6 +177,7 @@ def _evaluate(recipe: EvaluateRecipe, protocol: Protocol, folder: Path, progress
             Process.of(state, recipe.run.precision, progress),
         )
         metrics = build_metrics(spec.metrics, state.device)
+        until_end.callback(close, metrics)
     base = base_identity(settings, site.hashes)
     if state.is_main_process:
         save_recipe(recipe, folder / "config.yaml")

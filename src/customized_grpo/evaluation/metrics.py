@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from customized_grpo import registry
-from customized_grpo.rewards.base import AsyncGroupReward, AsyncReward, Reward, RewardFailure
+from customized_grpo.rewards.base import AsyncGroupReward, AsyncReward, Reward, RewardFailure, close
 from customized_grpo.rewards.features import to_pil
 from customized_grpo.scoring import requests
 from customized_grpo.scoring.requests import Outcome
@@ -54,8 +54,11 @@ def build_metrics(specs: Mapping[str, BaseModel], device: torch.device) -> dict[
         kind: registry.Kind = "metrics" if given in registry.available("metrics") else "rewards"
         try:
             plugin = registry.resolve(kind, given)(spec, device=device)
-        except ValueError as error:
-            raise ValueError(f"evaluate.metrics.{name}: {error}") from error
+        except BaseException as error:
+            close(built)
+            if isinstance(error, ValueError):
+                raise ValueError(f"evaluate.metrics.{name}: {error}") from error
+            raise
         if not isinstance(plugin, AnyMetric):
             raise ValueError(
                 f"evaluate.metrics.{name}: {given!r} is a {type(plugin).__name__}; "

@@ -10,7 +10,7 @@ import stat
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, final
@@ -91,6 +91,11 @@ class FileHashes:
                 found = {}
             self._kept = {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
         self._known = dict(self._kept)
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Give up what threads are about to read: the results are wanted no more. ``of`` raises from now on."""
+        self._stopped = True
 
     def of(self, root: Path, names: Iterable[str]) -> dict[str, str]:
         """sha256 of files by their names relative to ``root``; empty for one that isn't there or can't be read."""
@@ -125,6 +130,8 @@ class FileHashes:
         self._kept = dict(self._known)
 
     def _read(self, path: Path, name: str, key: str) -> str:
+        if self._stopped:
+            raise CancelledError
         began = time.time_ns()
         try:
             made, found = file_hash(path), path.stat()
@@ -140,14 +147,15 @@ class FileHashes:
 @contextmanager
 def meanwhile(*works: Callable[[], object]) -> Iterator[None]:
     """Read ahead in a thread while the block loads models; whatever fails there will fail again where it is needed."""
-    with ThreadPoolExecutor(1) as pool:
+    pool = ThreadPoolExecutor(1)
+    try:
         for work in works:
             pool.submit(work)
-        try:
-            yield
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        yield
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def _state(path: Path) -> str:

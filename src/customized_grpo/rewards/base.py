@@ -4,6 +4,7 @@ Dimensions: G group size, H x W pixels. A reward is float32, higher is better, a
 never 0, never a default: a false 0 in a group of 12 moves every other sample's advantage.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -26,10 +27,14 @@ __all__ = [
     "RewardConfig",
     "RewardFailure",
     "begin",
+    "close",
     "costs",
     "fingerprint_of",
     "transport_of",
 ]
+
+
+_log = logging.getLogger(__name__)
 
 
 class RewardFailure(RuntimeError):
@@ -84,6 +89,16 @@ def begin(rewards: Mapping[str, object], run: str, place: str) -> None:
             reward.begin(_account(run, place, name))
 
 
+def close(rewards: Mapping[str, object]) -> None:
+    """Let rewards or metrics close what they have open; one that can't is said and doesn't hide what ended the run."""
+    for name, reward in rewards.items():
+        if isinstance(reward, AsyncReward | AsyncGroupReward):
+            try:
+                reward.close()
+            except Exception as error:
+                _log.warning("%s can't be closed: %s: %s", name, type(error).__name__, error)
+
+
 def _account(run: str, place: str, name: str) -> str:
     return f"{place}{name} of run {run}"
 
@@ -136,6 +151,10 @@ class AsyncReward(ABC):
         """
         return
 
+    def close(self) -> None:
+        """Close connections and files, when a run or evaluation has ended or failed; may be called twice."""
+        return
+
     @abstractmethod
     async def __call__(self, example: Example, image: Image) -> float:
         """The score of one image; an exception or NaN makes it unscorable."""
@@ -158,6 +177,10 @@ class AsyncGroupReward(ABC):
     @abstractmethod
     def __init__(self, config: Any, *, device: torch.device) -> None:
         """Open the client; ``device`` is given so that all rewards are built alike."""
+
+    def close(self) -> None:
+        """Close connections and files, when a run or evaluation has ended or failed; may be called twice."""
+        return
 
     @abstractmethod
     async def __call__(self, example: Example, images: Sequence[Image]) -> Sequence[float]:

@@ -10,6 +10,7 @@ import re
 import secrets
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -29,7 +30,7 @@ from customized_grpo.data.rows import sound_rows
 from customized_grpo.paths import folders_under
 from customized_grpo.recipe.loading import RecipeError, recipe_of
 from customized_grpo.recipe.sections import RewardField, Section
-from customized_grpo.rewards.base import RewardFailure, begin
+from customized_grpo.rewards.base import RewardFailure, begin, close
 from customized_grpo.scoring.score import load_rewards
 from customized_grpo.scoring.scorer import Scorer
 from customized_grpo.types import Example
@@ -224,7 +225,9 @@ def run(
     begin(rewards, secrets.token_hex(8), "")
     rows: list[Scored] = []
     # A folder may hold nothing that can be scored; here that is for the user to judge.
-    with Scorer(rewards, max_failed_share=1.0) as scorer:
+    with ExitStack() as until_end:
+        until_end.callback(close, rewards)
+        scorer = until_end.enter_context(Scorer(rewards, max_failed_share=1.0))
         try:
             for row in score(jobs, scorer):
                 rows.append(row)

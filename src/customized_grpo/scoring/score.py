@@ -13,7 +13,7 @@ from torch import Tensor
 
 from customized_grpo import registry
 from customized_grpo.devices import open_device
-from customized_grpo.rewards.base import AnyReward, RewardConfig
+from customized_grpo.rewards.base import AnyReward, RewardConfig, close
 from customized_grpo.scoring.scorer import Scorer
 from customized_grpo.types import Example
 
@@ -36,8 +36,11 @@ def load_rewards(
     for name, section in sections.items():
         try:
             loaded[name] = registry.resolve("rewards", section.type)(section, device=device)
-        except ValueError as error:
-            raise ValueError(f"{place}{name}: {error}") from error
+        except BaseException as error:
+            close(loaded)
+            if isinstance(error, ValueError):
+                raise ValueError(f"{place}{name}: {error}") from error
+            raise
     return loaded
 
 

@@ -159,7 +159,8 @@ def finishing(accelerator: Accelerator, policy: Policy) -> Iterator[None]:
 
     The policy's own transformer takes its wrapper's place first: DDP's reducer, if it is the last to hold gloo's group,
     waits for the group's threads without letting go of Python's lock, which one of them may need to free a tensor.
-    After an error the group is left to the end of the process: leaving it may wait for ranks that know of no error.
+    After an error of several ranks the group is left to the end of the process: leaving it may wait for ranks that know
+    of no error.
     """
     try:
         yield
@@ -170,11 +171,17 @@ def finishing(accelerator: Accelerator, policy: Policy) -> Iterator[None]:
                     tracker.tracker.finish(exit_code=1)  # its own finish() says that the run has finished well
                 else:
                     tracker.finish()
+        if accelerator.num_processes == 1:
+            _unwrap(accelerator, policy)  # whoever opened the group leaves it, see devices.leave_group_of_one
         raise
-    policy.transformer = accelerator.unwrap_model(policy.transformer)
-    accelerator.free_memory()
+    _unwrap(accelerator, policy)
     gc.collect()  # free_memory does so before it lets go of its own references
     accelerator.end_training()
+
+
+def _unwrap(accelerator: Accelerator, policy: Policy) -> None:
+    policy.transformer = accelerator.unwrap_model(policy.transformer)
+    accelerator.free_memory()
 
 
 def weights(accelerator: Accelerator, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

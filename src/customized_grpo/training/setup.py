@@ -24,7 +24,7 @@ from customized_grpo.conditioning.cache import Process, open_policy
 from customized_grpo.console import bars
 from customized_grpo.data.base import Dataset, load_dataset
 from customized_grpo.data.order import groups_a_rank
-from customized_grpo.devices import open_device
+from customized_grpo.devices import leave_group_of_one, open_device
 from customized_grpo.evaluation.costs import METRICS, REWARDS
 from customized_grpo.evaluation.metrics import AnyMetric, build_metrics
 from customized_grpo.evaluation.precheck import look_over
@@ -37,7 +37,7 @@ from customized_grpo.policies.adapters.sharding import reshard
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.identity import base_identity
 from customized_grpo.recipe.config import AXES, Recipe
-from customized_grpo.rewards.base import begin
+from customized_grpo.rewards.base import begin, close
 from customized_grpo.sampling.clock import Clock
 from customized_grpo.sampling.dynamics import Transition
 from customized_grpo.sampling.schedule import Plan, plan_of, sigma_grid
@@ -153,7 +153,8 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
 
     Args:
         recipe: of the run.
-        until_end: where the run's folder is held against other processes; None: it isn't.
+        until_end: closes what is opened here, also where a later part fails, and holds the run's folder against other
+            processes; None: nothing is held, and what is open is left to the garbage collector.
 
     Raises:
         ValueError: the folder is taken, there is no such device, the data set is empty, or a model or file that the
@@ -171,6 +172,8 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
         project_config=ProjectConfiguration(project_dir=run.dir),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=run.timeout_s))],
     )
+    opened = contextlib.ExitStack() if until_end is None else until_end
+    opened.callback(leave_group_of_one)
     engine.configure(accelerator, recipe)
     groups_a_rank(train.groups_per_step, accelerator.num_processes)
     device = accelerator.device
@@ -184,7 +187,9 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
         if accelerator.is_main_process:
             look_over(recipe, dataset, held_out, download=True)
         rewards = load_rewards(recipe.rewards, device=device)
+        opened.callback(close, rewards)
         hashes = FileHashes(folder / HASHES)
+        opened.callback(hashes.stop)
         identity = RunIdentity(recipe, dataset, rewards, hashes) if accelerator.is_main_process else None
     # Completing a cache waits for the others on its way, so a rank that fails in it can't tell them: it ends the job.
     agreed = together(accelerator, ValueError) if run.cache is None else contextlib.nullcontext()
@@ -212,16 +217,25 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
     ema = EMAModel(list(parameters.values()), decay=train.ema) if train.ema is not None else None
 
     evaluation = _evaluation(recipe, held_out, encode, device, hashes)
+    metrics = {} if evaluation is None else evaluation.metrics
+    opened.callback(close, metrics)
     with together(accelerator, ValueError):
         name = named(folder) if accelerator.is_main_process else ""
     (name, *_) = gather_rows([name])
     begin(rewards, name, REWARDS)
-    begin({} if evaluation is None else evaluation.metrics, name, METRICS)
+    begin(metrics, name, METRICS)
 
     sampling = recipe.sampling
     sigmas = sigma_grid(recipe.policy, sampling.shift, sampling.steps, policy.latent_shape[0])
     transition = registry.build_function("dynamics", recipe.sampling.dynamics)
     loss_weights = step_weights(recipe.objective.step_weighting, transition, sigmas)
+    scorer = Scorer(
+        rewards,
+        max_failed_share=recipe.advantage.max_failed_share,
+        # A CPU has no time to hide: sampling takes all of its threads.
+        background=device if device.type == "cuda" else None,
+    )
+    opened.callback(scorer.close)
     return Parts(
         recipe=recipe,
         folder=folder,
@@ -229,12 +243,7 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
         policy=policy,
         encode=encode,
         dataset=dataset,
-        scorer=Scorer(
-            rewards,
-            max_failed_share=recipe.advantage.max_failed_share,
-            # A CPU has no time to hide: sampling takes all of its threads.
-            background=device if device.type == "cuda" else None,
-        ),
+        scorer=scorer,
         reward_axes=[AXES.index(spec.axis) for spec in recipe.rewards.values()],
         sigmas=sigmas.to(device),
         plan=plan_of(recipe.sampling.plan),
