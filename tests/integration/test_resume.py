@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ import pytest
 import yaml
 
 from customized_grpo.recipe.loading import save_recipe
-from customized_grpo.training import checkpoint
+from customized_grpo.training import checkpoint, trainer
 from customized_grpo.training.checkpoint import CheckpointError
 from customized_grpo.training.setup import build
 from customized_grpo.training.state import restore
@@ -188,6 +189,74 @@ def test_a_longer_run_goes_on_from_a_shorter_one(
     assert all(key in said for key in ("train.steps", "train.keep_checkpoints", "train.evaluate_every"))
     assert metrics_of(again)[:11] == metrics_of(finished.folder)
     assert [path.name for path in (again / "checkpoints").iterdir()] == ["step-000011"]
+
+
+def test_a_run_goes_on_with_changed_guards_and_ways_to_compute(
+    finished: Finished, tiny_world: Path, ten: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What messages advise to a run that stopped."""
+    changes = {
+        "advantage__max_failed_share": 0.5,
+        "policy__attention": "_native_math",
+        "policy__gradient_checkpointing": 0.5,
+        "sampling__batch": 2,
+        "train__max_skipped": 3,
+        "train__microbatch": 2,
+        "train__old_log_probs": "replay",
+        "train__ratio_guard": 0.5,
+    }
+    again = resumed(finished.folder, tiny_world, tmp_path / "run", {**ten, **changes, "train__steps": 11})
+    said = capsys.readouterr().out
+    assert all(key.replace("__", ".") in said for key in changes)
+    assert said.count("resuming with changed keys") == 1
+    assert metrics_of(again)[-1]["step"] == 11
+
+
+def never_finite(*_: Any) -> float:
+    return math.nan
+
+
+def test_a_run_whose_gradient_is_never_finite_at_a_step_goes_on_past_it(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the remedy of its own message; without it a resume meets the step again."""
+    before, run = trainer.clip_and_step, tmp_path / "run"
+
+    def not_at_two(*given: Any) -> float:
+        newest = checkpoint.newest(run / "checkpoints")
+        return math.nan if newest is not None and newest.name == "step-000002" else before(*given)
+
+    monkeypatch.setattr(trainer, "clip_and_step", not_at_two)
+    changes = {"train__checkpoint_every": 1, "train__group_size": 2, "sampling__steps": 3}
+    for more in ({}, {"run__resume": "latest"}):
+        with pytest.raises(trainer.DivergedError, match=r"Resume with a higher train\.max_skipped"):
+            train(tiny_recipe(tiny_world, run, **changes, **more))
+    train(tiny_recipe(tiny_world, run, **changes, run__resume="latest", train__max_skipped=1))
+    said = "resuming with changed keys; a training step is the same up to rounding: train.max_skipped"
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert [row["grad/max_skipped"] for row in metrics_of(run)] == [0, 0, 1, 1]
+
+
+def test_a_run_without_a_checkpoint_starts_anew_with_any_recipe(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing was trained that it could differ from; most faults come in the first step."""
+    small = {"train__group_size": 2, "sampling__steps": 3, "train__steps": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "clip_and_step", never_finite)
+        with pytest.raises(trainer.DivergedError):
+            train(tiny_recipe(tiny_world, tmp_path / "run", **small))
+    train(tiny_recipe(tiny_world, tmp_path / "run", **small, train__lr=0.5, run__resume="latest"))
+    assert "starts anew from step 0, changed keys: train.lr" in " ".join(capsys.readouterr().out.split())
+    assert [row["lr"] for row in metrics_of(tmp_path / "run")] == [0.5]
+
+
+def test_fewer_steps_than_are_done_is_said(
+    finished: Finished, tiny_world: Path, ten: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = resumed(finished.folder, tiny_world, tmp_path / "run", {**ten, "train__steps": 8})
+    assert "train.steps is 8, and 10 steps are done already: nothing is trained" in capsys.readouterr().err
+    assert metrics_of(again) == metrics_of(finished.folder)
 
 
 def refused(world: Path, folder: Path, **changes: Any) -> None:

@@ -39,7 +39,8 @@ def groups_a_rank(groups_per_step: int, world: int) -> int:
         below = groups_per_step // world * world
         allowed = f"{below} or {below + world}" if below else f"{world}"
         raise ValueError(
-            f"train.groups_per_step is {groups_per_step}, which {world} processes can't share equally; use {allowed}"
+            f"train.groups_per_step is {groups_per_step}, which {world} processes can't share equally; use {allowed} "
+            "in a new run, or another number of processes"
         )
     return groups_per_step // world
 

@@ -234,7 +234,7 @@ class Remote(AsyncGroupReward):
             raise RewardFailure(
                 f"{url} serves another {self._config.reward!r}: its fingerprint is {fingerprint}, and {expected} is "
                 f"{self.fingerprint}; its type, model or options differ. Start the server with the former "
-                "configuration, or give this one's fingerprint in the recipe"
+                "configuration, or give this one's fingerprint in the recipe of a new run"
             )
 
     def _say_missing(self, server: str) -> None:

@@ -124,11 +124,13 @@ def restore(parts: Parts, untrained: Callable[[], None] = lambda: None) -> int:
             start = 0 if path is None else checkpoint.check(path)
             if parts.identity is not None:  # of the main process
                 before = saved_recipe((path or parts.folder) / "config.yaml")
-                same = set() if path is None else parts.identity.same_as(path, before, parts.recipe, warn)
-                if changed := compare_recipes(before, parts.recipe, same):
-                    warn(
-                        f"resuming with changed keys; a training step is the same up to rounding: {', '.join(changed)}"
-                    )
+                if path is None:
+                    keys = ", ".join(_differing(before, parts.recipe)) or "none"
+                    warn(f"{parts.folder} has no checkpoint yet; its run starts anew from step 0, changed keys: {keys}")
+                else:
+                    same = parts.identity.same_as(path, before, parts.recipe, warn)
+                    if keys := ", ".join(compare_recipes(before, parts.recipe, same)):
+                        warn(f"resuming with changed keys; a training step is the same up to rounding: {keys}")
             if path is not None:
                 held = _read(parts, path / "state")
         if main:
@@ -159,7 +161,6 @@ def _checkpoint(parts: Parts, warn: Callable[[str], None]) -> Path | None:
             )
         return path
     if checkpoint.newest(folder) is None:
-        warn(f"{parts.folder} has no checkpoint yet; its run starts anew from step 0")
         return None
     return checkpoint.latest(folder, warn)
 
@@ -256,9 +257,7 @@ def compare_recipes(saved: Recipe, given: Recipe, same: Collection[str] = ()) ->
     Raises:
         ValueError: a key differs that changes what a step computes; it is named with both values.
     """
-    before, now = _flat(saved.model_dump(mode="json")), _flat(given.model_dump(mode="json"))
-    keys = sorted((before.keys() | now.keys()) - {"run.resume"})  # which says that a run goes on
-    differing = [key for key in keys if before.get(key) != now.get(key)]
+    differing = _differing(saved, given)
     exact = {"run.seed", "run.precision"}
     if given.train.schedule.name in ("linear", "cosine"):  # it ends with the last step
         exact |= {"train.steps"}
@@ -268,14 +267,22 @@ def compare_recipes(saved: Recipe, given: Recipe, same: Collection[str] = ()) ->
     if refused:
         ends = f" (the {given.train.schedule.name} schedule ends there)"
         shown = "; ".join(
-            f"{key}: was {before.get(key)!r}, given {now.get(key)!r}{ends if key == 'train.steps' else ''}"
-            for key in refused
+            f"{key}: was {before!r}, given {now!r}{ends if key == 'train.steps' else ''}"
+            for key, (before, now) in differing.items()
+            if key in refused
         )
         raise ValueError(
             f"run.resume: the recipe differs from the checkpoint's where it matters - {shown}. Give the "
             "former values, or start a new run (which may begin with these weights: policy.lora.path, policy.full.path)"
         )
-    return differing
+    return list(differing)
+
+
+def _differing(saved: Recipe, given: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Key to both values where they differ; ``run.resume`` only says that a run goes on."""
+    before, now = _flat(saved.model_dump(mode="json")), _flat(given.model_dump(mode="json"))
+    pairs = {key: (before.get(key), now.get(key)) for key in sorted(before.keys() | now.keys())}
+    return {key: (was, one) for key, (was, one) in pairs.items() if was != one and key != "run.resume"}
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -96,6 +96,8 @@ def notices(parts: Parts, start: int) -> list[str]:
     """Notices before step ``start``: advice on the sampler, requests to judges, and blind spots of the evaluation."""
     recipe, held = parts.recipe, parts.evaluation
     found = advice(recipe, parts.sigmas) + of_training(recipe, done=start, run=parts.run)
+    if start >= recipe.train.steps:
+        found.append(f"train.steps is {recipe.train.steps}, and {start} steps are done already: nothing is trained")
     if recipe.evaluate is not None and held is not None:
         examples = num_examples(held.dataset, recipe.evaluate)
         found += of_evaluation(recipe.evaluate, examples, rows=evaluations(recipe, start), run=parts.run)

@@ -37,7 +37,9 @@ def read_choices(choices: Sequence[Any]) -> tuple[str, Answer]:
     first, *others = [read_choice(choice) for choice in choices]
     if any(answer.score != first[1].score for _, answer in others):
         scores = ", ".join(str(answer.score) for _, answer in (first, *others))
-        raise Unscorable(f"the endpoint gave {len(choices)} answers with several scores: {scores}; ask for one (n: 1)")
+        raise Unscorable(
+            f"the endpoint gave {len(choices)} answers with several scores: {scores}; in a new run ask for one (n: 1)"
+        )
     return first
 
 
@@ -104,6 +106,6 @@ def _from_thoughts(message: Mapping[str, Any], ending: str) -> str:
         return thoughts
     raise Unscorable(
         f"the answer is empty, and what the endpoint sent is in {field!r}: {shown(_text(thoughts) or str(thoughts))}; "
-        "raise answer_tokens so that thinking comes to an end, turn it off by extra_body (chat_template_kwargs: "
-        "{enable_thinking: false}), or start the server with the model's own reasoning parser"
+        "raise answer_tokens so that thinking comes to an end, start the server with the model's own reasoning parser, "
+        "or in a new run turn it off by extra_body (chat_template_kwargs: {enable_thinking: false})"
     )

@@ -64,7 +64,9 @@ def expected_score(text: str, answer: Answer, tokens: Sequence[Any] | None) -> f
         Unscorable: the endpoint gave no log-probabilities, or none for that digit.
     """
     if not tokens:
-        raise Unscorable("the endpoint gave no log-probabilities; set expected: false, or logprobs for another")
+        raise Unscorable(
+            "the endpoint gave no log-probabilities; take another endpoint, or in a new run expected: false"
+        )
     token = _token_at(text[answer.at :], tokens)
     if token is not None and token.token.strip() == str(answer.score):
         weights = _weights({entry.token: entry.logprob for entry in token.top_logprobs or ()})

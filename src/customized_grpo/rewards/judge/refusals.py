@@ -71,7 +71,7 @@ def refusal(status: int, headers: Mapping[str, str], body: Any) -> Refusal:
         return Refusal(
             "stop",
             f"the judge's quota for the day is used up: {message.rstrip('.')}; go on with run.resume=latest when it is "
-            "renewed (answers in the cache are kept), or take another key or model",
+            "renewed (answers in the cache are kept), or with another key; another model takes a new run",
         )
     if status in _PASSING or status >= 500:
         if headers.get("x-should-retry", "").lower() == "false":

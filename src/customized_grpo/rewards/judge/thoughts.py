@@ -44,7 +44,7 @@ def spoken(text: str) -> str:
     if depth:
         raise Unscorable(
             f"the thoughts are not closed, so a score in them would be a draft: {shown(text)}; raise answer_tokens, or "
-            "turn thinking off by extra_body"
+            "in a new run turn thinking off by extra_body"
         )
     return "".join([*kept, text[at:]])
 

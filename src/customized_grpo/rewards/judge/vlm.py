@@ -50,7 +50,7 @@ class Vlm(AsyncReward):
         """A reward's section with ``type: vlm``."""
 
         transport: ClassVar[frozenset[str]] = frozenset(
-            {"base_url", "key_env", "concurrency", "timeout_s", "deadline_s", "retries"}
+            {"base_url", "key_env", "concurrency", "timeout_s", "deadline_s", "retries", "answer_tokens"}
             | {"cache", "budget_requests", "budget_tokens", "image_tokens"}
         )
 
@@ -116,7 +116,7 @@ class Vlm(AsyncReward):
             return f"{samples} requests to {self.model} at {self.base_url}, about {tokens:.2g} tokens"
 
         def balance(self, samples: int, account: str | None) -> str:
-            """Of both budgets."""
+            """What is left of both budgets."""
             budgets = {
                 "budget_requests": (self.budget_requests, samples),
                 "budget_tokens": (self.budget_tokens, samples * _tokens(self)),
