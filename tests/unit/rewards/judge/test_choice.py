@@ -66,7 +66,7 @@ def test_a_list_of_parts_is_its_text_without_thoughts() -> None:
 
 def test_several_choices_agree_or_there_is_no_score() -> None:
     assert read_choices([choice(JSON), choice("Score: 3")]) == read_choice(choice(JSON))
-    with pytest.raises(Unscorable, match=r"2 answers with several scores: 2, 3; ask for one \(n: 1\)"):
+    with pytest.raises(Unscorable, match=r"2 answers with several scores: 2, 3; in a new run ask for one \(n: 1\)"):
         read_choices([choice("Score: 2"), choice(JSON)])
     with pytest.raises(Unscorable, match="the answer is empty"):
         read_choices([choice(JSON), choice("")])
