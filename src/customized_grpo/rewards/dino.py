@@ -17,7 +17,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from customized_grpo.recipe.limits import Need
-from customized_grpo.recipe.sections import ModelRewardSpec
+from customized_grpo.recipe.scorers import HeldModel, ModelRewardSpec, Revision
 from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.boxes import with_crops
 from customized_grpo.rewards.cutout import cut_out, is_empty
@@ -54,6 +54,7 @@ class Dino(Reward):
         )
         batch_size: PositiveInt = Field(default=32, description="images per forward")
         dtype: DtypeName = "float32"
+        revision: Revision = None
         segment: Literal["none", "reference", "both"] = Field(
             default="none",
             description="what is cut out: nothing; the reference, by the data set's mask; or also the generated image, "
@@ -83,6 +84,11 @@ class Dino(Reward):
             ge=0.0,
             description="penalty per point of similarity to the reference's background; 0: none",
         )
+
+        def held_models(self) -> Sequence[HeldModel]:
+            """DINO, and the segmenter's two."""
+            own = HeldModel(self.model, "dino", self.dtype, self.batch_size, self.revision)
+            return (own, *(() if self.segmenter is None else self.segmenter.held_models()))
 
         def needs(self) -> frozenset[Need]:
             """References; masks to cut by, unless missing ones are skipped; class words for the segmenter."""
@@ -119,7 +125,7 @@ class Dino(Reward):
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
         self._config = config
-        self._encoder = VisionEncoder(config.model, dtype=config.dtype, device=device)
+        self._encoder = VisionEncoder(config.model, dtype=config.dtype, device=device, revision=config.revision)
         self._references = FeatureCache(self._encoder.cls)
         self._backgrounds = FeatureCache(self._encoder.tokens, _KEPT_TOKENS)
         self._segmenter = Segmenter(config.segmenter, device=device) if config.segmenter else None
