@@ -20,7 +20,7 @@ from customized_grpo.recipe.limits import Need
 from customized_grpo.recipe.scorers import HeldModel, ModelRewardSpec, Revision
 from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.boxes import with_crops
-from customized_grpo.rewards.cutout import cut_out, is_empty
+from customized_grpo.rewards.cutout import cut_out, usable_masks
 from customized_grpo.rewards.features import (
     DtypeName,
     FeatureCache,
@@ -156,21 +156,9 @@ class Dino(Reward):
         """One mask per reference; empty if none is needed, None if one is missing and ``missing_mask`` is ``skip``."""
         if self._config.segment == "none" and not self._config.copy_penalty:
             return ()
-        given = example.masks or (None,) * len(example.references)
-        if len(given) != len(example.references):
-            raise ValueError(
-                f"example {example.key!r} has {len(given)} masks for {len(example.references)} references; "
-                "give one mask or None per reference"
-            )
-        masks = tuple(mask for mask in given if mask is not None and not is_empty(mask))
-        for mask, reference in zip(given, example.references, strict=True):
-            if mask is not None and mask.size != reference.size:
-                raise ValueError(
-                    f"example {example.key!r}: a mask is {mask.size} but its reference is {reference.size}"
-                )
-        if len(masks) == len(given):
+        masks, lacks = usable_masks(example)
+        if not lacks:
             return masks
-        lacks = f"has {len(masks)} usable masks for {len(given)} references"
         if self._config.missing_mask == "skip":
             self.reason = f"it {lacks} (missing_mask: skip); make them with 'customized-grpo data masks'"
             return None
