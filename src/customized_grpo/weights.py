@@ -22,14 +22,14 @@ def read_model(model_class: Any, source: str, options: Mapping[str, Any]) -> tup
     Args:
         model_class: what to open.
         source: folder or hub id.
-        options: further ones of ``from_pretrained``, with the hub id's ``revision`` or None: by its default, "main",
-            transformers would ask a service on the hub to convert a repository without safetensors, with the user's
-            token, and load that pull request in silence (``safetensors_conversion.auto_conversion``).
+        options: further ones of ``from_pretrained``.
     """
     from diffusers import ModelMixin
 
-    assert "revision" in options
-
+    # None is main, too, but without what transformers does at its own default: to ask a service on the hub, with the
+    # user's token, to convert a repository without safetensors, and to load that pull request in silence
+    # (``safetensors_conversion.auto_conversion``).
+    options = {"revision": None, **options}
     # Other shapes go into the report, instead of the libraries' advice to draw them at random. Not in a folder that is
     # quantised already: diffusers would leave out its packed weights, and refuses other shapes by itself.
     packed = issubclass(model_class, ModelMixin) and "quantization_config" in model_class.load_config(source)
