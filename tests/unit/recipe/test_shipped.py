@@ -7,36 +7,22 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from cards import SHIPPED, as_its_header_says, header
 from customized_grpo.commands.app import app
 from customized_grpo.data.base import load_dataset
 from customized_grpo.memory.fitting import fits
 from customized_grpo.memory.footprint import GIB, of_recipe
-from customized_grpo.recipe.config import Recipe
 from customized_grpo.recipe.loading import load_recipe
 from layouts import syncd
 
 ROOT = Path(__file__).parents[3]
-REAL = sorted(path.stem for path in (ROOT / "config/train").glob("*.yaml") if not path.stem.startswith("mini_"))
-
-
-def header(name: str) -> str:
-    """The comment at a recipe's top, in one line."""
-    text = (ROOT / f"config/train/{name}.yaml").read_text(encoding="utf-8")
-    return " ".join(line.lstrip("# ").rstrip("\\ ") for line in text.partition("\nrun:")[0].splitlines())
-
-
-def as_its_header_says(name: str) -> tuple[Recipe, int]:
-    """The recipe with the overrides of its command, and the number of its processes."""
-    said = re.search(r"(?:\.yaml |--num_processes )(\d+)((?: [\w.]+=\S+)*)", header(name))
-    assert said is not None, "the header has a command"
-    return load_recipe(name, said[2].split()), int(said[1])
 
 
 def test_there_are_such_recipes() -> None:
-    assert len(REAL) >= 10
+    assert len(SHIPPED) >= 10
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_a_recipe_fits_the_card_that_its_header_names(name: str) -> None:
     """Qwen's took 90 GiB of 80, and 105 with HPSv3."""
     said = re.search(r"for GPUs with (\d+) GB", header(name))
@@ -47,7 +33,7 @@ def test_a_recipe_fits_the_card_that_its_header_names(name: str) -> None:
     assert fits(found, int(said[1]) * GIB), found.total / GIB
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_a_recipe_replays_the_batch_that_it_draws(name: str) -> None:
     """Else the two differ in the last bits, and the guard of the first ratio may stop the run."""
     recipe = load_recipe(name)
@@ -90,5 +76,5 @@ def test_the_documented_commands_write_what_the_recipes_read(tmp_path: Path, mon
     for command in commands:
         done = CliRunner().invoke(app, shlex.split(command)[1:])
         assert done.exit_code == 0, done.output
-    for name in REAL:
+    for name in SHIPPED:
         assert len(load_dataset(load_recipe(name).data)) > 0, name
