@@ -1,6 +1,6 @@
 """Settings per card, computed from shapes by the estimate of ``validate``; nothing is measured.
 
-docs/how-to/memory.md: every recipe of a real model as it is shipped, and the advice of ``validate`` where it is too big.
+docs/how-to/memory.md: every recipe of a real model as it is shipped, and what ``validate`` advises where it is big.
 docs/performance.md: some of them as fast as they can be - encoded prompts and references cached, nothing computed
 again, a whole step of the group in one backward pass, large rewards elsewhere - with that advice until they fit.
 """

@@ -25,7 +25,7 @@ class HeldModel:
     images: int | None = None
     """Images per forward, at most; None: the whole group."""
     revision: str | None = None
-    """Of a hub id."""
+    """Branch, tag or commit of a hub id."""
     unused: frozenset[str] = frozenset()
     """Tensors of its files that are not loaded."""
 
