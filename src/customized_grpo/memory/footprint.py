@@ -153,7 +153,7 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
         Line(
             name="rollout",
             bytes=forward(n=batch, checkpointing=1.0).working // 2 + scorers.working,
-            note=f"{batch} samples, while the rewards score the group before",
+            note=f"{batch} samples" + (", while rewards score the group before" if scorers.working else ""),
         ),
         Line(
             name="update",
