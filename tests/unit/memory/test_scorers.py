@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from customized_grpo.memory.scorers import known_scorer, memory_of_scorers
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.recipe.loading import load_recipe
 from customized_grpo.recipe.scorers import HeldModel
+from forward_memory import forward_bytes
 
 
 def dinov2(width: int, layers: int, heads: int, *, swiglu: bool = False) -> Any:
@@ -102,6 +104,36 @@ def test_the_table_has_the_published_sizes() -> None:
         with torch.device("meta"):
             found = sum(parameter.numel() for parameter in build().parameters())
         assert SCORERS[name].parameters == found, name
+
+
+def pixels(side: int) -> torch.Tensor:
+    return torch.zeros(1, 3, side, side)
+
+
+def language(hpsv3: Any) -> None:
+    """HPSv3's largest part; its 900 tokens are of a picture and a prompt of usual length."""
+    hpsv3[0].language_model(
+        inputs_embeds=torch.zeros(1, 900, 3584, dtype=torch.bfloat16),
+        attention_mask=torch.ones(1, 900, dtype=torch.long),
+        position_ids=torch.arange(900).expand(3, 1, 900),
+        use_cache=False,
+    )
+
+
+FORWARDS: dict[str, Callable[[Any], Any]] = {
+    "MizzenAI/HPSv3": language,
+    "facebook/dinov2-base": lambda model: model(pixel_values=pixels(224)),
+    "openai/clip-vit-large-patch14": lambda model: model.get_image_features(pixel_values=pixels(224)),
+    "facebook/sam-vit-base": lambda model: model(pixel_values=pixels(1024), input_boxes=torch.zeros(1, 1, 4)),
+}
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_a_forward_is_estimated_at_what_it_holds_or_more(name: str) -> None:
+    """At the published shapes, by what is alive at once; never below, and not above twice."""
+    dtype, b = (torch.bfloat16, 2) if "HPSv3" in name else (torch.float32, 4)
+    held = forward_bytes(PUBLISHED[name], FORWARDS[name], dtype)
+    assert 1.0 <= SCORERS[name].working * b / held < 2.0
 
 
 def resident(recipe: Recipe) -> dict[str, int]:
