@@ -57,8 +57,8 @@ def show_memory(recipe: "Recipe", memory_gb: float | None) -> bool:
             say(f"what is counted fits a device of {_gib(limit)}; {missing}", style="yellow")
         else:
             out.print(f"it fits a device of {_gib(limit)}", style="green", highlight=False)
-        if less := faster(recipe, limit, world=world):
-            out.print(f"{' '.join(less)} would fit too, and compute less again", highlight=False)
+            if less := faster(recipe, limit, world=world):
+                out.print(f"{' '.join(less)} would fit too, and compute less again", highlight=False)
         return True
     say(
         f"it does not fit a device of {_gib(limit)} with a twentieth left free" + _with_advice(recipe, limit, world),
