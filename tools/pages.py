@@ -26,6 +26,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "reward-faults": reward_faults.table,
     "recipe": recipe_page.tables,
     "reliability": faults.table,
+    "how-to/memory": cards.shipped,
     "performance": cards.tables,  # a minute; the others take seconds
 }
 

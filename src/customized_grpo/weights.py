@@ -3,6 +3,7 @@
 diffusers and transformers only log what a file lacks or what has no place, and go on with random or dropped weights.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -26,6 +27,9 @@ def read_model(model_class: Any, source: str, options: Mapping[str, Any]) -> tup
     """
     from diffusers import ModelMixin
 
+    # transformers asks a service on the hub, with the user's token, to convert a repository without safetensors, and
+    # loads that pull request in silence (``safetensors_conversion.auto_conversion``). This is its only switch.
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     # Other shapes go into the report, instead of the libraries' advice to draw them at random. Not in a folder that is
     # quantised already: diffusers would leave out its packed weights, and refuses other shapes by itself.
     packed = issubclass(model_class, ModelMixin) and "quantization_config" in model_class.load_config(source)

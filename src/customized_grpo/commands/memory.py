@@ -21,7 +21,7 @@ def show_memory(recipe: "Recipe", memory_gb: float | None) -> bool:
     Returns:
         True if it fits, or if there is no device to judge by, or the model's shapes are unknown.
     """
-    from customized_grpo.memory.fitting import changes, faster, fits
+    from customized_grpo.memory.fitting import faster, fits
     from customized_grpo.memory.footprint import UnknownModelError, of_recipe
 
     world = int(os.environ.get("WORLD_SIZE") or 1)
@@ -41,27 +41,57 @@ def show_memory(recipe: "Recipe", memory_gb: float | None) -> bool:
     table.columns[1].justify = "right"
     table.rows[-1].style = "bold"
     out.print(table)
-    if found.unknown:
-        say(f"not counted: {', '.join(found.unknown)}")
+    if found.elsewhere:
+        say(
+            f"not on this card: {', '.join(found.elsewhere)}; a server of this machine needs a card of its own "
+            "(CUDA_VISIBLE_DEVICES)"
+        )
+    missing = f"not counted: {', '.join(found.unknown)}" if found.unknown else ""
     limit = int(memory_gb * _GIB) if memory_gb is not None else _device_bytes(recipe.run.device)
     if limit is None:
+        if missing:
+            say(missing)
         return True
     if fits(found, limit):
-        out.print(f"it fits a device of {_gib(limit)}", style="green", highlight=False)
-        if less := faster(recipe, limit, world=world):
-            out.print(f"{' '.join(less)} would fit too, and compute less again", highlight=False)
+        if missing:
+            say(f"what is counted fits a device of {_gib(limit)}; {missing}", style="yellow")
+        else:
+            out.print(f"it fits a device of {_gib(limit)}", style="green", highlight=False)
+            if less := faster(recipe, limit, world=world):
+                out.print(f"{' '.join(less)} would fit too, and compute less again", highlight=False)
         return True
-    overrides, after = changes(recipe, limit, world=world)
-    told = f"it does not fit a device of {_gib(limit)} with a twentieth left free"
-    if fits(after, limit):
-        told += f"; with these it takes {_gib(after.total)}: {' '.join(overrides)}"
-    else:
-        told += f"; even with {' '.join(overrides) or 'all that is known'} it takes {_gib(after.total)}: "
-        told += "use smaller images, or a larger device"
-        if recipe.policy.full is not None:
-            told += ", cut it over several by FSDP2, or train an adapter (policy.full=null policy.lora={})"
-    say(told, style="yellow")
+    say(
+        f"it does not fit a device of {_gib(limit)} with a twentieth left free" + _with_advice(recipe, limit, world),
+        style="yellow",
+    )
+    if missing:
+        say(missing)
     return False
+
+
+def _with_advice(recipe: "Recipe", limit: int, world: int) -> str:
+    """What makes a recipe fit a device, on this card alone and with large rewards on another."""
+    from customized_grpo.memory.fitting import changes, exact, fits, served_elsewhere
+
+    overrides, after = changes(recipe, limit, world=world)
+    here = fits(after, limit)
+    told = f"; with these it takes {_gib(after.total)}: {' '.join(overrides)}" if here else ""
+    moved, lighter = served_elsewhere(recipe)
+    if moved and not (here and exact(overrides)):
+        more, after_move = changes(lighter, limit, world=world)
+        if fits(after_move, limit):
+            said = " ".join([*(f"'{one}'" for one in moved), *more])
+            return (
+                f"{told}; with its large rewards on another card it takes {_gib(after_move.total)}: {said} "
+                "(CUDA_VISIBLE_DEVICES=1 customized-grpo serve CONFIG there, see docs/how-to/reward-server.md)"
+            )
+    if here:
+        return told
+    told = f"; even with {' '.join(overrides) or 'all that is known'} it takes {_gib(after.total)}: "
+    told += "use smaller images, or a larger device"
+    if recipe.policy.full is not None:
+        told += ", cut it over several by FSDP2, or train an adapter (policy.full=null policy.lora={})"
+    return told
 
 
 def _gib(size: int) -> str:

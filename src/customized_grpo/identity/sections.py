@@ -6,6 +6,7 @@ another file under the same path is another.
 
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ _WRITTEN: Final = (".db", ".log", ".sqlite", ".sqlite3")
 _CHECKPOINTS: Final = "checkpoints"
 
 
-def identified(section: Any, hashes: FileHashes, revision: str | None = None) -> Any:
+def identified(section: Any, hashes: FileHashes) -> Any:
     """A dumped section (mappings, lists, values) with content in the place of names.
 
     - A file or folder of this machine stands as a hash of its content.
@@ -27,16 +28,31 @@ def identified(section: Any, hashes: FileHashes, revision: str | None = None) ->
     - The type ``my_module:attr`` stands with a hash of the module's source file.
     """
     if isinstance(section, dict):
-        own = section.get("revision") or revision
-        return {
-            str(key): _plugin(value, hashes) if key == "type" else identified(value, hashes, own)
-            for key, value in section.items()
-        }
+        return {str(key): _identified_value(section, key, hashes) for key in section}
     if isinstance(section, list | tuple):
-        return [identified(one, hashes, revision) for one in section]
+        return [identified(one, hashes) for one in section]
     if isinstance(section, str):
-        return named(section, hashes, revision) or section
+        return named(section, hashes) or section
     return section
+
+
+def _identified_value(section: Mapping[Any, Any], key: Any, hashes: FileHashes) -> Any:
+    value = section[key]
+    if key == "type":
+        return _plugin(value, hashes)
+    if isinstance(value, str):
+        return named(value, hashes, revision_of(section, key)) or value
+    return identified(value, hashes)
+
+
+def revision_of(section: Mapping[Any, Any], key: Any) -> str | None:
+    """The revision at which the hub id under a key is read: ``<key>_revision``; of ``model`` and ``path`` ``revision``.
+
+    It is no other id's of the section, nor of a section within: each repository has branches and commits of its own.
+    """
+    own = "revision" if key in ("model", "path") else f"{key}_revision"
+    found = section.get(own)
+    return found if isinstance(found, str) else None
 
 
 def with_local_content(section: Any, hashes: FileHashes) -> Any:
@@ -85,15 +101,28 @@ def local_content(name: str, hashes: FileHashes) -> str | None:
 
 def hub_commit(repository: str, revision: str | None = None) -> str | None:
     """The commit that a revision of a hub id stands for in the hub's local cache; None where it isn't there."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+    folder = _hub_folder(repository)
+    if revision and (folder / "snapshots" / revision).is_dir():
+        return revision  # a commit itself, of which the cache has no name
     file = folder / "refs" / (revision or "main")
     try:
         return file.read_text(encoding="utf-8").strip() or None
     except OSError:
         return None
+
+
+def hub_snapshot(repository: str, revision: str | None = None) -> Path | None:
+    """The folder of a hub id's files in the hub's local cache; None where it isn't there."""
+    commit = hub_commit(repository, revision) if _HUB.fullmatch(repository) else None
+    folder = _hub_folder(repository) / "snapshots" / (commit or "")
+    return folder if commit and folder.is_dir() else None
+
+
+def _hub_folder(repository: str) -> Path:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
 
 
 def source_hash(module: str, hashes: FileHashes) -> str | None:

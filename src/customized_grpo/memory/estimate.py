@@ -148,7 +148,9 @@ class Estimate:
     peaks: tuple[Line, ...]
     """Temporary memory of phases that never coincide: the largest counts."""
     unknown: tuple[str, ...] = ()
-    """Names of parts that are not counted."""
+    """Names of parts on the device that are not counted."""
+    elsewhere: tuple[str, ...] = ()
+    """Names of rewards and metrics that are computed elsewhere."""
 
     @property
     def total(self) -> int:

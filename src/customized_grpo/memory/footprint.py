@@ -4,17 +4,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from math import prod
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from customized_grpo import registry
 from customized_grpo.memory.estimate import Estimate, Line, Tokens, activations, decode_bytes
 from customized_grpo.memory.geometry import step_geometry
-from customized_grpo.memory.known_models import MODELS, REWARD_BYTES, UNO_LORA
+from customized_grpo.memory.known_models import MODELS, UNO_LORA
 from customized_grpo.memory.parameters import (
     Trained,
     adapted,
@@ -22,14 +20,14 @@ from customized_grpo.memory.parameters import (
     optimizer_bytes,
     weight_bytes,
 )
+from customized_grpo.memory.scorers import memory_of_scorers, parameters_in
 from customized_grpo.memory.skeleton import Skeleton, of_config
-from customized_grpo.paths import matching
 from customized_grpo.policies.adapters.full import trained_names
 from customized_grpo.policies.adapters.lora_files import find_adapter
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.flux_loading import FluxConfig
 from customized_grpo.recipe.config import Recipe
-from customized_grpo.recipe.sections import MetricSpec, PolicySpec
+from customized_grpo.recipe.sections import PolicySpec
 
 GIB = 2**30
 _RESERVE = GIB
@@ -87,8 +85,8 @@ def shapes(source: str, encoders: tuple[str, ...]) -> Shapes:
         vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
         return Shapes(
             transformer=of_config(index["transformer"][1], config),
-            encoders={name: _parameters_in(folder / name) for name in encoders},
-            vae=_parameters_in(folder / "vae"),
+            encoders={name: parameters_in(folder / name) for name in encoders},
+            vae=parameters_in(folder / "vae"),
             vae_channels=_channels(vae),
         )
     except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
@@ -100,15 +98,6 @@ def _channels(vae: Mapping[str, Any]) -> tuple[int, ...]:
     if "dim_mult" in vae:
         return tuple(vae["base_dim"] * factor for factor in vae["dim_mult"])
     return tuple(vae["block_out_channels"])
-
-
-def _parameters_in(folder: Path) -> int:
-    """Number of parameters in a folder's safetensors files, or in one file, from their headers."""
-    total = 0
-    for file in matching(folder, "*.safetensors") if folder.is_dir() else [folder]:
-        with safe_open(file, framework="pt") as opened:
-            total += sum(prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
-    return total
 
 
 def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
@@ -134,7 +123,7 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
         parts["text encoders"] = sum(model.encoders.values()) * b
     if isinstance(policy, FluxConfig) and policy.base_lora is not None and policy.base_lora.mode == "adapter":
         parts["base_lora"] = _values_of_lora(policy.base_lora.path) * b
-    rewards, unknown = _rewards(recipe)
+    scorers = memory_of_scorers(recipe)
     trained = _trained(policy, kind, model.transformer)
     share, batch = float(policy.gradient_checkpointing), _rollout_batch(recipe)
     pairs = min(train.pairs_per_backward, train.samples_per_update * len(geometry.trained))
@@ -151,7 +140,7 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
     decoded = min(_DECODE_CHUNK, train.group_size)
     resident = [
         *_weights(recipe, model.transformer, trained, b, world),
-        *(Line(name=name, bytes=size) for name, size in (parts | rewards).items()),
+        *(Line(name=name, bytes=size) for name, size in {**parts, **scorers.weights}.items()),
         Line(name="trajectories", bytes=geometry.trajectory_bytes or 0),
         Line(name="reserve", bytes=_RESERVE, note="context, workspaces, fragments: an assumption"),
     ]
@@ -161,7 +150,11 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
             bytes=policy.num_forwards() * replay.stored + replay.working,
             note=f"{pairs} pairs, {again} gradient checkpointing",
         ),
-        Line(name="rollout", bytes=forward(n=batch, checkpointing=1.0).working // 2, note=f"{batch} samples"),
+        Line(
+            name="rollout",
+            bytes=forward(n=batch, checkpointing=1.0).working // 2 + scorers.working,
+            note=f"{batch} samples" + (", while rewards score the group before" if scorers.working else ""),
+        ),
         Line(
             name="update",
             bytes=4 * sum(trained.sizes) if train.optimizer == "adamw" else 0,
@@ -169,7 +162,7 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
         ),
         Line(name="decode", bytes=decode_bytes(decoded, policy.height, policy.width, model.vae_channels)),
     ]
-    return Estimate(resident=tuple(resident), peaks=tuple(peaks), unknown=tuple(unknown))
+    return Estimate(resident=tuple(resident), peaks=tuple(peaks), unknown=scorers.unknown, elsewhere=scorers.elsewhere)
 
 
 def _weights(recipe: Recipe, transformer: Skeleton, trained: Trained, b: int, world: int) -> list[Line]:
@@ -216,7 +209,7 @@ def _trained(policy: PolicySpec, kind: type[Policy], transformer: Skeleton) -> T
 
 def _values_of_lora(path: str) -> int:
     """Parameters of a separate released LoRA; if it isn't local or in the table, UNO's number."""
-    return _parameters_in(find_adapter(path)) if Path(path).expanduser().exists() else UNO_LORA
+    return parameters_in(find_adapter(path)) if Path(path).expanduser().exists() else UNO_LORA
 
 
 def _rollout_batch(recipe: Recipe) -> int:
@@ -233,22 +226,3 @@ def _tokens(policy: PolicySpec, of_image: int) -> Tokens:
         image=of_image + side * side // pixels,
         text=policy.prompt_tokens() or _TEXT_TOKENS,
     )
-
-
-def _rewards(recipe: Recipe) -> tuple[dict[str, int], list[str]]:
-    """Bytes of the models of rewards and held-out metrics, each counted once, and the names of unknown ones."""
-    specs: dict[str, BaseModel] = {f"rewards.{name}": spec for name, spec in recipe.rewards.items()}
-    if recipe.evaluate is not None and recipe.train.evaluate_every:
-        specs |= {f"evaluate.metrics.{name}": spec for name, spec in recipe.evaluate.metrics.items()}
-    sizes, unknown = {}, []
-    for name, spec in specs.items():
-        model = spec.model_name() if isinstance(spec, MetricSpec) else None
-        if model is None:
-            unknown.append(name)
-        elif model in REWARD_BYTES:
-            sizes[name] = REWARD_BYTES[model]
-        elif Path(model).is_dir() and (found := _parameters_in(Path(model))):
-            sizes[name] = found * 4
-        elif not model.startswith("mini"):  # the embedded models have a few megabytes
-            unknown.append(f"{name} ({model})")
-    return sizes, unknown

@@ -92,12 +92,47 @@ MODELS: Mapping[str, KnownModel] = {
     "Qwen/Qwen-Image-Edit-2511": _qwen_image(zero_cond_t=True),
 }
 
-REWARD_BYTES: Mapping[str, int] = {
-    "facebook/dinov2-base": 86_580_480 * 4,
-    "openai/clip-vit-large-patch14": 427_616_513 * 4,
-    "openai/clip-vit-base-patch32": 151_277_313 * 4,
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownScorer:
+    """A model that scores images."""
+
+    parameters: int
+    working: int
+    """Number of values that a forward of one image holds beside them, roughly; see ``memory.scorers``."""
+
+
+def _scorer(parameters: int, tokens: int, widest: int, *, maps: int = 0) -> KnownScorer:
+    """``maps``: values of attention maps that are held whole."""
+    return KnownScorer(parameters=parameters, working=5 * tokens * widest + maps)
+
+
+_SAM_MAPS = 2 * 4096**2
+"""Per head: SAM adds relative positions to a global attention's map of 64 x 64 tokens."""
+
+SCORERS: Mapping[str, KnownScorer] = {
+    "MizzenAI/HPSv3": _scorer(7_748_610_610, 900, 18944),
+    "facebook/dinov2-small": _scorer(22_056_576, 257, 1536),
+    "facebook/dinov2-base": _scorer(86_580_480, 257, 3072),
+    "facebook/dinov2-large": _scorer(304_368_640, 257, 4096),
+    "facebook/dinov2-giant": _scorer(1_136_480_768, 257, 8192),
+    "facebook/dino-vits16": _scorer(21_665_664, 197, 1536),
+    "facebook/dino-vits8": _scorer(21_670_272, 785, 1536),
+    "facebook/dino-vitb16": _scorer(85_798_656, 197, 3072),
+    "facebook/dino-vitb8": _scorer(85_807_872, 785, 3072),
+    "openai/clip-vit-base-patch32": _scorer(151_277_313, 50, 3072),
+    "openai/clip-vit-base-patch16": _scorer(149_620_737, 197, 3072),
+    "openai/clip-vit-large-patch14": _scorer(427_616_513, 257, 4096),
+    "openai/clip-vit-large-patch14-336": _scorer(427_944_193, 577, 4096),
+    "yuvalkirstain/PickScore_v1": _scorer(986_109_441, 257, 5120),
+    "google/siglip2-base-patch16-224": _scorer(375_187_970, 196, 3072),
+    "IDEA-Research/grounding-dino-base": _scorer(232_315_264, 40_000, 512),
+    "facebook/sam-vit-base": _scorer(93_735_728, 4096, 3072, maps=12 * _SAM_MAPS),
+    "facebook/sam-vit-large": _scorer(312_343_088, 4096, 4096, maps=16 * _SAM_MAPS),
+    "facebook/sam-vit-huge": _scorer(641_090_864, 4096, 5120, maps=16 * _SAM_MAPS),
 }
-"""Bytes of reward models as rewards load them (float32), by hub id."""
+"""Models of rewards and metrics by hub id: those that our defaults and documents name. HPSv3 is without the head of its
+language model, which is not loaded."""
 
 UNO_LORA = 956_301_312
 """Number of parameters of UNO's released LoRA (rank 512), from its keys and FLUX.1's widths."""

@@ -5,7 +5,7 @@ miniature's autoencoder. It is never used as a reward. n = number of pictures.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self, final
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from customized_grpo.evaluation.metrics import Metric
 from customized_grpo.mini.world import CLASSES, EARS, FACES, HATS, PATTERNS, PLACES, POSITIONS, SIZES
 from customized_grpo.paths import model_path
-from customized_grpo.recipe.sections import MetricSpec
+from customized_grpo.recipe.scorers import HeldModel, MetricSpec
 from customized_grpo.types import Example
 
 CHOICES: Final = {
@@ -153,6 +153,10 @@ class MiniOracle(Metric):
         def model_name(self) -> str | None:
             """Its ``model``."""
             return self.model
+
+        def held_models(self) -> Sequence[HeldModel]:
+            """Its ``model``."""
+            return (HeldModel(self.model, "oracle"),)
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
         self._oracle = Oracle.load(Path(model_path(config.model, "oracle"))).to(device)

@@ -27,6 +27,7 @@ class FluxConfig(PipelineConfig):
         "min_references",
         "offline",
         "transformer",
+        "transformer_revision",
         "base_lora",
     }
 
@@ -44,6 +45,7 @@ class FluxConfig(PipelineConfig):
         "alone or in ComfyUI's all-in-one checkpoint, float8 too; by path or as organisation/name/file on the hub; all "
         "else comes from model",
     )
+    transformer_revision: str | None = Field(default=None, description="branch, tag or commit of that file's hub id")
     base_lora: BaseLora | None = Field(default=None, description="a released LoRA that is part of the base")
     guidance: NonNegativeFloat = Field(default=3.5, description="distilled guidance; without effect on FLUX.1-schnell")
     max_sequence_length: int = Field(default=512, ge=1, le=512, description="T5 tokens of a prompt")
@@ -143,7 +145,10 @@ def _single_file_transformer(config: FluxConfig, dtype: torch.dtype) -> Any:
     """The model of ``model``'s configuration with the weights of ``transformer``."""
     assert config.transformer is not None
     transformer = empty_transformer(config, offline=config.offline)
-    file = weights_file(config.transformer, "policy.transformer", default=None, revision=None, offline=config.offline)
+    file = weights_file(
+        config.transformer, "policy.transformer",
+        default=None, revision=config.transformer_revision, offline=config.offline,
+    )  # fmt: skip
     if is_part(file):
         raise ValueError(
             f"policy.transformer: {config.transformer!r} is one part of a model that was saved in several files; give "

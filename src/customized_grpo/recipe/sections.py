@@ -20,7 +20,10 @@ from pydantic import (
 
 from customized_grpo import registry
 from customized_grpo.paths import home_expanded, model_path
-from customized_grpo.recipe.limits import ExampleNeeds, PolicyLimits
+from customized_grpo.recipe.limits import PolicyLimits
+from customized_grpo.recipe.scorers import MetricSpec as MetricSpec
+from customized_grpo.recipe.scorers import ModelRewardSpec as ModelRewardSpec
+from customized_grpo.recipe.scorers import RewardSpec as RewardSpec
 
 LocalPath: TypeAlias = Annotated[str, AfterValidator(home_expanded)]
 """A file or folder of this machine."""
@@ -182,44 +185,6 @@ class PolicySpec(registry.PluginSection, PolicyLimits):
     def prompt_tokens(self) -> int | None:
         """Text tokens of a prompt at most, for an estimate of memory; None: unknown."""
         return None
-
-
-class MetricSpec(registry.PluginSection, ExampleNeeds):
-    """The typed base of the ``Config`` of what measures images."""
-
-    def model_name(self) -> str | None:
-        """The model that scores: a hub id, a folder, or its name at an endpoint; None if it has no model."""
-        return None
-
-
-class RewardSpec(MetricSpec):
-    """The typed base of every reward's ``Config``; each reward adds its own fields."""
-
-    transport: ClassVar[frozenset[str]] = frozenset()
-    """Fields on how a reward is computed or reached, which don't affect its scores, so cached answers stay valid."""
-
-    axis: str = Field(default="", description="axis of the reward: prompt or identity")
-    weight: float = Field(default=1.0, gt=0.0, description="weight within its axis")
-
-    def cost(self, samples: int) -> str:
-        """Cost of scoring ``samples`` images, in money or quota, for people; empty if it is free."""
-        return ""
-
-    def scored_by(self) -> Mapping[str, Any]:
-        """Identity of the judging model, whatever its precision, crops or rubric, to find rewards that judge alike."""
-        if (model := self.model_name()) is not None:
-            return {"type": self.type, "model": model}
-        return self.model_dump(exclude={"axis", "weight", *self.transport})
-
-
-class ModelRewardSpec(RewardSpec):
-    """The typed base of the ``Config`` of a reward that loads a model."""
-
-    model: str
-
-    def model_name(self) -> str | None:
-        """Its ``model``."""
-        return self.model
 
 
 class DataSpec(registry.PluginSection):

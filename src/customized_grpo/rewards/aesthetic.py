@@ -4,6 +4,7 @@ Dimensions: G group size, n batch, D features, H x W pixels. Source: Schuhmann's
 (sac+logos+ava1-l14-linearMSE): five linear layers, with nothing in between, on normalised CLIP ViT-L/14 features.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, final
 
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from customized_grpo.recipe.scorers import HeldModel
 from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.clip import Clip, ClipConfig
 from customized_grpo.rewards.features import in_batches, to_pil
@@ -37,9 +39,13 @@ class Aesthetic(Reward):
             "here: the page 'Choose rewards' has the lines that convert them",
         )
 
+        def held_models(self) -> Sequence[HeldModel]:
+            """CLIP and the predictor on it."""
+            return (*super().held_models(), HeldModel(self.head))
+
     def __init__(self, config: Config, *, device: torch.device) -> None:
         self._batch_size = config.batch_size
-        self._clip = Clip(config, device, processor=config.model)
+        self._clip = Clip(config, device)
         self._head = _load_head(config.head, self._clip.model.config.projection_dim).to(device)
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from customized_grpo.paths import model_path
 from customized_grpo.recipe.limits import Need, PromptTokenizer
-from customized_grpo.recipe.sections import ModelRewardSpec
+from customized_grpo.recipe.scorers import HeldModel, ModelRewardSpec, Revision
 from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.features import (
     DtypeName,
@@ -41,6 +41,11 @@ class ClipConfig(ModelRewardSpec):
     model: str = Field(default="openai/clip-vit-large-patch14", description="hub id, folder, 'mini' or 'mini-judge'")
     batch_size: PositiveInt = Field(default=32, description="images per forward")
     dtype: DtypeName = "float32"
+    revision: Revision = None
+
+    def held_models(self) -> Sequence[HeldModel]:
+        """CLIP, both towers."""
+        return (HeldModel(self.model, "clip", self.dtype, self.batch_size, self.revision),)
 
 
 @final
@@ -50,16 +55,29 @@ class Clip:
     Args:
         config: weights, batch size and dtype.
         device: device of the model.
-        processor: hub id or folder of the image processor.
+        processor: hub id or folder of the image processor and the tokenizer; None: the weights' own.
+        processor_revision: of that hub id.
     """
 
-    def __init__(self, config: ClipConfig, device: torch.device, *, processor: str) -> None:
+    def __init__(
+        self,
+        config: ClipConfig,
+        device: torch.device,
+        *,
+        processor: str | None = None,
+        processor_revision: str | None = None,
+    ) -> None:
         # The PIL processor explicitly: with torchvision installed the default, and so the reward, would differ.
         from transformers import CLIPImageProcessorPil
 
         self.device = device
-        self.model = load_frozen({"clip": "CLIPModel"}, config.model, "clip", dtype=config.dtype, device=device)
-        self._processor = CLIPImageProcessorPil.from_pretrained(model_path(processor, "clip"))
+        self.model = load_frozen(
+            {"clip": "CLIPModel"}, config.model, "clip",
+            dtype=config.dtype, device=device, revision=config.revision,
+        )  # fmt: skip
+        self.processor = model_path(config.model if processor is None else processor, "clip")
+        self.processor_revision = config.revision if processor is None else processor_revision
+        self._processor = CLIPImageProcessorPil.from_pretrained(self.processor, revision=self.processor_revision)
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image]) -> Float[Tensor, "n d"]:
@@ -75,11 +93,11 @@ class Clip:
 class ClipText:
     """The text side of a CLIP."""
 
-    def __init__(self, clip: Clip, tokenizer: str) -> None:
+    def __init__(self, clip: Clip) -> None:
         from transformers import CLIPTokenizer
 
         self._clip = clip
-        self._tokenizer = CLIPTokenizer.from_pretrained(model_path(tokenizer, "clip"))
+        self._tokenizer = CLIPTokenizer.from_pretrained(clip.processor, revision=clip.processor_revision)
         self._max_length: int = clip.model.config.text_config.max_position_embeddings
         self._limit = PromptLimit("CLIP", self._max_length)
 
@@ -111,12 +129,12 @@ class ClipT(Reward):
 
         def prompt_tokenizer(self) -> PromptTokenizer:
             """CLIP's."""
-            return PromptTokenizer(lambda: model_path(self.model, "clip"), "", CLIP_TOKENS)
+            return PromptTokenizer(lambda: model_path(self.model, "clip"), "", CLIP_TOKENS, self.revision)
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
         self._batch_size = config.batch_size
-        self._clip = Clip(config, device, processor=config.model)
-        self._text = ClipText(self._clip, config.model)
+        self._clip = Clip(config, device)
+        self._text = ClipText(self._clip)
 
     def __call__(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Float[Tensor, " g"]:
         """Similarity of each image to the example's prompt.
@@ -143,7 +161,7 @@ class ClipI(Reward):
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
         self._batch_size = config.batch_size
-        self._clip = Clip(config, device, processor=config.model)
+        self._clip = Clip(config, device)
         self._references = FeatureCache(self._clip.encode)
 
     def __call__(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Float[Tensor, " g"]:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from customized_grpo.types import Example
+
 Colour = tuple[int, int, int]
 _THRESHOLD = 128
 
@@ -29,6 +31,26 @@ def binary(mask: Image.Image) -> Image.Image:
 def is_empty(mask: Image.Image) -> bool:
     """True if no pixel belongs to the subject."""
     return binary(mask).getbbox() is None
+
+
+def usable_masks(example: Example) -> tuple[tuple[Image.Image, ...], str]:
+    """Masks of an example's references that aren't empty, and what is missing in words; empty if nothing is.
+
+    Raises:
+        ValueError: masks that don't belong to the references, by number or size.
+    """
+    given = example.masks or (None,) * len(example.references)
+    if len(given) != len(example.references):
+        raise ValueError(
+            f"example {example.key!r} has {len(given)} masks for {len(example.references)} references; "
+            "give one mask or None per reference"
+        )
+    masks = tuple(mask for mask in given if mask is not None and not is_empty(mask))
+    for mask, reference in zip(given, example.references, strict=True):
+        if mask is not None and mask.size != reference.size:
+            raise ValueError(f"example {example.key!r}: a mask is {mask.size} but its reference is {reference.size}")
+    lacks = "" if len(masks) == len(given) else f"has {len(masks)} usable masks for {len(given)} references"
+    return masks, lacks
 
 
 def cut_out(image: Image.Image, mask: Image.Image, *, background: Colour, crop: bool, padding: float) -> Image.Image:

@@ -17,10 +17,10 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from customized_grpo.recipe.limits import Need
-from customized_grpo.recipe.sections import ModelRewardSpec
+from customized_grpo.recipe.scorers import HeldModel, ModelRewardSpec, Revision
 from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.boxes import with_crops
-from customized_grpo.rewards.cutout import cut_out, is_empty
+from customized_grpo.rewards.cutout import cut_out, usable_masks
 from customized_grpo.rewards.features import (
     DtypeName,
     FeatureCache,
@@ -54,6 +54,7 @@ class Dino(Reward):
         )
         batch_size: PositiveInt = Field(default=32, description="images per forward")
         dtype: DtypeName = "float32"
+        revision: Revision = None
         segment: Literal["none", "reference", "both"] = Field(
             default="none",
             description="what is cut out: nothing; the reference, by the data set's mask; or also the generated image, "
@@ -83,6 +84,11 @@ class Dino(Reward):
             ge=0.0,
             description="penalty per point of similarity to the reference's background; 0: none",
         )
+
+        def held_models(self) -> Sequence[HeldModel]:
+            """DINO, and the segmenter's two."""
+            own = HeldModel(self.model, "dino", self.dtype, self.batch_size, self.revision)
+            return (own, *(() if self.segmenter is None else self.segmenter.held_models()))
 
         def needs(self) -> frozenset[Need]:
             """References; masks to cut by, unless missing ones are skipped; class words for the segmenter."""
@@ -119,7 +125,7 @@ class Dino(Reward):
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
         self._config = config
-        self._encoder = VisionEncoder(config.model, dtype=config.dtype, device=device)
+        self._encoder = VisionEncoder(config.model, dtype=config.dtype, device=device, revision=config.revision)
         self._references = FeatureCache(self._encoder.cls)
         self._backgrounds = FeatureCache(self._encoder.tokens, _KEPT_TOKENS)
         self._segmenter = Segmenter(config.segmenter, device=device) if config.segmenter else None
@@ -150,21 +156,9 @@ class Dino(Reward):
         """One mask per reference; empty if none is needed, None if one is missing and ``missing_mask`` is ``skip``."""
         if self._config.segment == "none" and not self._config.copy_penalty:
             return ()
-        given = example.masks or (None,) * len(example.references)
-        if len(given) != len(example.references):
-            raise ValueError(
-                f"example {example.key!r} has {len(given)} masks for {len(example.references)} references; "
-                "give one mask or None per reference"
-            )
-        masks = tuple(mask for mask in given if mask is not None and not is_empty(mask))
-        for mask, reference in zip(given, example.references, strict=True):
-            if mask is not None and mask.size != reference.size:
-                raise ValueError(
-                    f"example {example.key!r}: a mask is {mask.size} but its reference is {reference.size}"
-                )
-        if len(masks) == len(given):
+        masks, lacks = usable_masks(example)
+        if not lacks:
             return masks
-        lacks = f"has {len(masks)} usable masks for {len(given)} references"
         if self._config.missing_mask == "skip":
             self.reason = f"it {lacks} (missing_mask: skip); make them with 'customized-grpo data masks'"
             return None

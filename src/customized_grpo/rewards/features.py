@@ -7,7 +7,7 @@ import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, final
+from typing import Any, Final, Literal, final
 
 import torch
 from jaxtyping import Float, UInt8
@@ -29,7 +29,15 @@ Encode = Callable[[Sequence[Image.Image]], Tensor]
 """Maps n images to features (n, D), or (n, T, D) with one row per token."""
 
 
-def load_frozen(families: Mapping[str, str], name: str, kind: str, *, dtype: DtypeName, device: torch.device) -> Any:
+def load_frozen(
+    families: Mapping[str, str],
+    name: str,
+    kind: str,
+    *,
+    dtype: DtypeName,
+    device: torch.device,
+    revision: str | None = None,
+) -> Any:
     """A frozen transformers model in evaluation mode, from safetensors only.
 
     Args:
@@ -38,6 +46,7 @@ def load_frozen(families: Mapping[str, str], name: str, kind: str, *, dtype: Dty
         kind: folder of the embedded models: ``dino`` or ``clip``.
         dtype: dtype of the weights.
         device: device of the weights.
+        revision: of a hub id.
 
     Raises:
         ValueError: no such model, a model of another family, or weights that aren't whole or aren't numbers
@@ -47,16 +56,17 @@ def load_frozen(families: Mapping[str, str], name: str, kind: str, *, dtype: Dty
 
     path = model_path(name, kind)
     try:
-        found = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
+        found = transformers.AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False).model_type
         if found not in families:
             wanted = " or ".join(repr(family) for family in families)
             raise ValueError(f"it is a {found!r} model, but this reward needs a {wanted} model")
         # DINO doesn't train a ViT's pooler, and its checkpoints lack it.
         options = {"add_pooling_layer": False} if found == "vit" else {}
         model_class = getattr(transformers, families[found])
-        model, report = read_model(model_class, path, {"dtype": DTYPES[dtype], **options})
+        model, report = read_model(model_class, path, {"dtype": DTYPES[dtype], "revision": revision, **options})
     except (OSError, ValueError) as error:
-        raise ValueError(f"reward model {name!r} can't be loaded: {error}") from error
+        reason = _no_safetensors(name, revision) if "named model.safetensors" in str(error) else error
+        raise ValueError(f"reward model {name!r} can't be loaded: {reason}") from error
     except SafetensorError as error:
         raise ValueError(
             f"reward model {name!r} can't be loaded: its weights are damaged ({error}), by a broken download or a "
@@ -69,6 +79,19 @@ def load_frozen(families: Mapping[str, str], name: str, kind: str, *, dtype: Dty
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     return model.to(device).eval().requires_grad_(False)
+
+
+_CONVERTED: Final = {"openai/clip-vit-base-patch32": "refs/pr/15"}
+"""Pull requests that add safetensors to a repository whose main branch had none."""
+
+
+def _no_safetensors(name: str, revision: str | None) -> str:
+    known = f"; of this one it is {_CONVERTED[name]}" if name in _CONVERTED else ""
+    return (
+        f"{revision or 'main'} of it holds no .safetensors, and nothing is unpickled here. Where a pull request of the "
+        f"repository adds them (https://huggingface.co/{name}/discussions), give it as the revision, as in revision: "
+        f"refs/pr/1{known}; or convert it once and give the folder (docs/how-to/choose-rewards.md)"
+    )
 
 
 def to_pil(images: UInt8[Tensor, "g h w 3"]) -> list[Image.Image]:

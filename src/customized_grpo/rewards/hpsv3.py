@@ -8,7 +8,7 @@ an image is resized to about 448 x 448 by PIL before the processor sees it; the 
 reward token; every weight must be found.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, final
 
@@ -19,7 +19,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from customized_grpo.paths import model_path
-from customized_grpo.recipe.sections import ModelRewardSpec
+from customized_grpo.recipe.scorers import HeldModel, ModelRewardSpec, Revision
 from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.features import DTYPES, DtypeName, require_prompt, to_pil
 from customized_grpo.rewards.hpsv3_prompt import IMAGE_TOKEN, REWARD_TOKEN, chat
@@ -49,8 +49,15 @@ class HPSv3(Reward):
         checkpoint: str = Field(
             default="MizzenAI/HPSv3", description=f"a .safetensors file, or a hub id that holds {_FILE}"
         )
+        revision: Revision = None
+        checkpoint_revision: Revision = None
         batch_size: PositiveInt = Field(default=4, description="images per forward")
         dtype: DtypeName = Field(default="bfloat16", description="dtype of the trunk; the head is always float32")
+
+        def held_models(self) -> Sequence[HeldModel]:
+            """The checkpoint, without the head of its language model."""
+            revision = self.checkpoint_revision
+            return (HeldModel(self.checkpoint, "hpsv3", self.dtype, self.batch_size, revision, frozenset({_UNUSED})),)
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
         # The PIL processor explicitly: with torchvision installed the default, and so the reward, would differ.
@@ -58,11 +65,11 @@ class HPSv3(Reward):
 
         self._device, self._batch_size = device, config.batch_size
         base = model_path(config.model, "hpsv3")
-        checkpoint = _checkpoint(config.checkpoint)
+        checkpoint = _checkpoint(config.checkpoint, config.checkpoint_revision)
         try:
-            settings = AutoConfig.from_pretrained(base, trust_remote_code=False)
-            self._tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
-            self._processor = Qwen2VLImageProcessorPil.from_pretrained(base)
+            settings = AutoConfig.from_pretrained(base, revision=config.revision, trust_remote_code=False)
+            self._tokenizer = AutoTokenizer.from_pretrained(base, revision=config.revision, trust_remote_code=False)
+            self._processor = Qwen2VLImageProcessorPil.from_pretrained(base, revision=config.revision)
         except (OSError, ValueError) as error:
             raise ValueError(f"reward model {config.model!r} can't be loaded: {error}") from error
         if settings.model_type != "qwen2_vl":
@@ -120,7 +127,7 @@ def _resized(image: Image.Image) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _checkpoint(name: str) -> Path:
+def _checkpoint(name: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
     path = Path(name).expanduser()
@@ -136,7 +143,7 @@ def _checkpoint(name: str) -> Path:
             raise ValueError(f"checkpoint {name!r}: the folder holds no {_FILE}; give the file itself")
         return found / _FILE
     try:
-        return Path(hf_hub_download(name, _FILE))
+        return Path(hf_hub_download(name, _FILE, revision=revision))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"checkpoint {name!r} can't be loaded: {error}; give a hub id that holds {_FILE}, or its file"

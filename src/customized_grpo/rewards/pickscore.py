@@ -13,6 +13,7 @@ from torch import Tensor
 
 from customized_grpo.paths import model_path
 from customized_grpo.recipe.limits import PromptTokenizer
+from customized_grpo.recipe.scorers import Revision
 from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.clip import CLIP_TOKENS, Clip, ClipConfig, ClipText
 from customized_grpo.rewards.features import in_batches, mean_cosine, require_prompt, to_pil
@@ -32,15 +33,16 @@ class PickScore(Reward):
             default="laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
             description="hub id or folder of tokenizer and image processor, which PickScore's own page takes from here",
         )
+        processor_revision: Revision = None
 
         def prompt_tokenizer(self) -> PromptTokenizer:
             """CLIP-H's."""
-            return PromptTokenizer(lambda: model_path(self.processor, "clip"), "", CLIP_TOKENS)
+            return PromptTokenizer(lambda: model_path(self.processor, "clip"), "", CLIP_TOKENS, self.processor_revision)
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
         self._batch_size = config.batch_size
-        self._clip = Clip(config, device, processor=config.processor)
-        self._text = ClipText(self._clip, config.processor)
+        self._clip = Clip(config, device, processor=config.processor, processor_revision=config.processor_revision)
+        self._text = ClipText(self._clip)
         # mean_cosine is already 100 x the cosine.
         self._scale = float(self._clip.model.logit_scale.float().exp()) / 100.0
 

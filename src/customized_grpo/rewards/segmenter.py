@@ -4,7 +4,7 @@ Both are frozen models of transformers, run one image at a time, so that a mask 
 Dimensions: H x W pixels, K boxes that GroundingDINO proposes, L text tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, final
 
 import torch
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from customized_grpo.paths import model_path
+from customized_grpo.recipe.scorers import HeldModel, Revision
 from customized_grpo.rewards.cutout import is_empty
 from customized_grpo.rewards.features import load_frozen
 
@@ -29,7 +30,16 @@ class SegmenterConfig(BaseModel):
 
     detector: str = Field(default="IDEA-Research/grounding-dino-base", description="GroundingDINO: hub id or folder")
     sam: str = Field(default="facebook/sam-vit-base", description="SAM: hub id or folder")
+    detector_revision: Revision = None
+    sam_revision: Revision = None
     threshold: float = Field(default=0.35, gt=0.0, lt=1.0, description="lower limit on the confidence of a box")
+
+    def held_models(self) -> Sequence[HeldModel]:
+        """Both, one image at a time."""
+        return (
+            HeldModel(self.detector, "detector", images=1, revision=self.detector_revision),
+            HeldModel(self.sam, "sam", images=1, revision=self.sam_revision),
+        )
 
 
 def class_words(subject: str, extra: Mapping[str, Any], num_references: int) -> list[str]:
@@ -53,13 +63,17 @@ class Segmenter:
         from transformers import AutoTokenizer, GroundingDinoImageProcessorPil, SamImageProcessorPil
 
         self._device, self._threshold = device, config.threshold
-        options: dict[str, Any] = {"dtype": "float32", "device": device}
-        self._detector = load_frozen(_DETECTORS, config.detector, "detector", **options)
-        self._sam = load_frozen(_SAMS, config.sam, "sam", **options)
+
+        def loaded(families: Mapping[str, str], name: str, kind: str, revision: str | None) -> Any:
+            return load_frozen(families, name, kind, dtype="float32", device=device, revision=revision)
+
+        found, cut = config.detector_revision, config.sam_revision
+        self._detector = loaded(_DETECTORS, config.detector, "detector", found)
+        self._sam = loaded(_SAMS, config.sam, "sam", cut)
         detector, sam = model_path(config.detector, "detector"), model_path(config.sam, "sam")
-        self._tokenizer = AutoTokenizer.from_pretrained(detector, trust_remote_code=False)
-        self._boxes = GroundingDinoImageProcessorPil.from_pretrained(detector)
-        self._masks = SamImageProcessorPil.from_pretrained(sam)
+        self._tokenizer = AutoTokenizer.from_pretrained(detector, revision=found, trust_remote_code=False)
+        self._boxes = GroundingDinoImageProcessorPil.from_pretrained(detector, revision=found)
+        self._masks = SamImageProcessorPil.from_pretrained(sam, revision=cut)
 
     def __call__(self, image: Image.Image, subject: str) -> Image.Image | None:
         """A mask (mode L, 255 is the subject) of the image's size; None where the subject isn't found.

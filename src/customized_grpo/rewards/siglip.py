@@ -16,7 +16,7 @@ from torch import Tensor
 
 from customized_grpo.paths import model_path
 from customized_grpo.recipe.limits import PromptTokenizer
-from customized_grpo.recipe.sections import ModelRewardSpec
+from customized_grpo.recipe.scorers import HeldModel, ModelRewardSpec, Revision
 from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.features import (
     DtypeName,
@@ -42,21 +42,29 @@ class Siglip(Reward):
         model: str = Field(default="google/siglip2-base-patch16-224", description="hub id or folder")
         batch_size: PositiveInt = Field(default=32, description="images per forward")
         dtype: DtypeName = "float32"
+        revision: Revision = None
+
+        def held_models(self) -> Sequence[HeldModel]:
+            """SigLIP, both towers."""
+            return (HeldModel(self.model, "siglip", self.dtype, self.batch_size, self.revision),)
 
         def prompt_tokenizer(self) -> PromptTokenizer:
             """SigLIP's, of 64 tokens."""
-            return PromptTokenizer(lambda: model_path(self.model, "siglip"), "", 64)
+            return PromptTokenizer(lambda: model_path(self.model, "siglip"), "", 64, self.revision)
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
         # The PIL processor explicitly: with torchvision installed the default, and so the reward, would differ.
         from transformers import AutoTokenizer, SiglipImageProcessorPil
 
         self._device, self._batch_size = device, config.batch_size
-        self._model = load_frozen({"siglip": "SiglipModel"}, config.model, "siglip", dtype=config.dtype, device=device)
+        self._model = load_frozen(
+            {"siglip": "SiglipModel"}, config.model, "siglip",
+            dtype=config.dtype, device=device, revision=config.revision,
+        )  # fmt: skip
         path = model_path(config.model, "siglip")
-        self._processor = SiglipImageProcessorPil.from_pretrained(path)
+        self._processor = SiglipImageProcessorPil.from_pretrained(path, revision=config.revision)
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            self._tokenizer = AutoTokenizer.from_pretrained(path, revision=config.revision, trust_remote_code=False)
         except ImportError as error:
             raise ValueError(
                 f"reward model {config.model!r}: its tokenizer needs another package; run "

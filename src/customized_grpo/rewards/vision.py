@@ -46,11 +46,11 @@ class VisionEncoder:
         grid: number of patches along a side of its square input.
     """
 
-    def __init__(self, name: str, *, dtype: DtypeName, device: torch.device) -> None:
+    def __init__(self, name: str, *, dtype: DtypeName, device: torch.device, revision: str | None = None) -> None:
         self._device = device
-        self._model = load_frozen(FAMILIES, name, "dino", dtype=dtype, device=device)
+        self._model = load_frozen(FAMILIES, name, "dino", dtype=dtype, device=device, revision=revision)
         config = self._model.config
-        self._prepare = _preparation(config, model_path(name, "dino"))
+        self._prepare = _preparation(config, model_path(name, "dino"), revision)
         # dinov2 and vit have no registers and no such setting.
         self._skip = 1 + int(config.to_dict().get("num_register_tokens", 0))
         side = self._prepare([Image.new("RGB", (64, 64))]).shape[-1]
@@ -81,12 +81,12 @@ class VisionEncoder:
         return states
 
 
-def _preparation(config: Any, path: str) -> Prepare:
+def _preparation(config: Any, path: str, revision: str | None) -> Prepare:
     # The PIL processor explicitly: with torchvision installed the default, and so the reward, would differ.
     from transformers import BitImageProcessorPil
 
     if config.model_type == "dinov3_vit":
-        return _float_resize(BitImageProcessorPil.get_image_processor_dict(path)[0])
+        return _float_resize(BitImageProcessorPil.get_image_processor_dict(path, revision=revision)[0])
     if config.model_type == "vit":
         crop = int(config.image_size)
         processor = BitImageProcessorPil(
@@ -96,7 +96,7 @@ def _preparation(config: Any, path: str) -> Prepare:
             image_std=list(_IMAGENET_STD),
         )
     else:
-        processor = BitImageProcessorPil.from_pretrained(path)
+        processor = BitImageProcessorPil.from_pretrained(path, revision=revision)
 
     def prepare(images: Sequence[Image.Image]) -> Tensor:
         pixels: Tensor = processor(images=list(images), return_tensors="pt")["pixel_values"]

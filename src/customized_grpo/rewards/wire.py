@@ -104,9 +104,18 @@ def fingerprint(spec: BaseModel, hashes: FileHashes) -> str:
     Axis and weight belong to the recipe that uses the reward. A model in a folder is identified by its content, one on
     the hub by its name: its commit isn't known before it was downloaded once.
     """
-    options = with_local_content(spec.model_dump(mode="json", exclude={"axis", "weight"}), hashes)
+    options = with_local_content(_as_before(spec.model_dump(mode="json", exclude={"axis", "weight"})), hashes)
     text = json.dumps(options, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _as_before(options: Any) -> Any:
+    """Options without revisions that aren't given: recipes hold fingerprints of versions that had no such keys."""
+    if not isinstance(options, dict):
+        return options
+    return {
+        key: _as_before(value) for key, value in options.items() if value is not None or not key.endswith("revision")
+    }
 
 
 def read_token(variable: str) -> str | None:

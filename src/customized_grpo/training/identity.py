@@ -16,7 +16,7 @@ from customized_grpo.advantages.aggregators import FORMULAS
 from customized_grpo.data.base import Dataset, FromFiles
 from customized_grpo.data.content import contents
 from customized_grpo.identity.hashes import FileHashes, short_hash
-from customized_grpo.identity.sections import named, source_hash
+from customized_grpo.identity.sections import named, revision_of, source_hash
 from customized_grpo.recipe.config import AXES, Recipe
 from customized_grpo.rewards.base import AnyReward, fingerprint_of, transport_of
 
@@ -138,7 +138,7 @@ def named_in(recipe: Recipe, hashes: FileHashes) -> dict[str, str]:
         name: spec.model_dump(mode="json", exclude=set(transport_of(spec))) for name, spec in recipe.rewards.items()
     }
     section = {"policy": recipe.policy.model_dump(mode="json"), "rewards": rewards}
-    return dict(_named(section, "", hashes, None))
+    return dict(_named(section, "", hashes))
 
 
 def difference(saved: Examples, now: Examples) -> str:
@@ -161,18 +161,17 @@ def _some(keys: Sequence[str]) -> str:
     return ", ".join([*keys[:_SHOWN], *(["..."] if len(keys) > _SHOWN else [])])
 
 
-def _named(
-    section: Mapping[str, Any], place: str, hashes: FileHashes, revision: str | None
-) -> Iterator[tuple[str, str]]:
+def _named(section: Mapping[str, Any], place: str, hashes: FileHashes) -> Iterator[tuple[str, str]]:
     """(key, content) of everything that a section names."""
-    own = section.get("revision") or revision
     for name, value in section.items():
         key = f"{place}.{name}" if place else name
         if isinstance(value, dict):
-            yield from _named(value, key, hashes, own)
+            yield from _named(value, key, hashes)
         elif name == "type" and isinstance(value, str) and ":" in value:
             yield f"{key}{_SOURCE}", source_hash(value.partition(":")[0], hashes) or ""
-        elif name != "type" and isinstance(value, str) and (content := named(value, hashes, own)) is not None:
+        elif (
+            name != "type" and isinstance(value, str) and (content := named(value, hashes, revision_of(section, name)))
+        ):
             yield key, ", ".join(f"{what} {which}" for what, which in content.items())
 
 

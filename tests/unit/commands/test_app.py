@@ -73,11 +73,32 @@ def test_memory_of_a_recipe_is_estimated(command: str, monkeypatch: pytest.Monke
     assert "it fits a device of 80.0 GiB" in text
     done = run(command, "uno_customized_grpo", "--memory-gb", "24")
     assert done.exit_code == 1
-    assert "does not fit a device of 24.0 GiB with a twentieth left free; with these it takes" in done.output
+    told = (
+        "does not fit a device of 24.0 GiB with a twentieth left free; with its large rewards on another card it takes"
+    )
+    assert told in done.output
+    assert 'rewards.hpsv3={"type": "remote", "axis": "prompt"' in done.output
     assert "run.cache=cache" in done.output
     assert "policy.base_lora.mode=adapter" in done.output
+    done = run(command, "uno_customized_grpo", "--memory-gb", "48")
+    assert "with a twentieth left free; with these it takes" in done.output
     done = run(command, "uno_customized_grpo", "--memory-gb", "1")
     assert "use smaller images, or a larger device" in done.output
+
+
+def test_nothing_fits_while_something_on_the_card_is_not_counted() -> None:
+    done = run("validate", "uno_customized_grpo", "rewards.dino.model=org/other", "--memory-gb", "80")
+    assert done.exit_code == 0, done.output
+    assert "what is counted fits a device of 80.0 GiB; not counted: rewards.dino (org/other)" in done.output
+    assert "it fits" not in done.output
+
+
+def test_what_is_served_is_not_on_this_card() -> None:
+    done = run("validate", "customized_grpo_dino_hpsv3_remote", "--memory-gb", "80")
+    said = "not on this card: rewards.hpsv3 (remote); a server of this machine needs a card of its own"
+    assert said in done.output
+    assert "not counted" not in done.output
+    assert "it fits a device of 80.0 GiB" in done.output
 
 
 def test_memory_of_an_unknown_model_is_no_mistake() -> None:

@@ -115,6 +115,29 @@ def test_a_hub_id_is_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert with_local_content({"model": "org/name"}, FileHashes()) == {"model": "org/name"}
 
 
+def test_a_revision_is_of_its_own_hub_id_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pinned policy hid the commits of the base's LoRA and of a single file, and a pinned commit was none."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for name in ("model", "lora", "file"):
+        folder = tmp_path / f"models--org--{name}"
+        (folder / "refs").mkdir(parents=True)
+        (folder / "refs/main").write_text(f"{name}-main")
+        (folder / "snapshots" / "a-commit").mkdir(parents=True)
+    (tmp_path / "models--org--model/refs/v1").write_text("model-v1")
+    section = {
+        "model": "org/model", "revision": "v1", "base_lora": {"path": "org/lora", "revision": None},
+        "transformer": "org/file/x.safetensors", "transformer_revision": None,
+    }  # fmt: skip
+    found = of(section)
+    assert found["model"]["commit"] == "model-v1"
+    assert found["base_lora"]["path"]["commit"] == "lora-main"
+    assert found["transformer"]["commit"] == "file-main"
+    found = of(
+        {**section, "transformer_revision": "a-commit", "base_lora": {"path": "org/lora", "revision": "a-commit"}}
+    )
+    assert found["transformer"]["commit"] == found["base_lora"]["path"]["commit"] == "a-commit"
+
+
 def test_a_plug_in_is_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "my_reward_of_identity.py"
     file.write_text("def score(example, images):\n    return [0.0 for _ in images]\n")

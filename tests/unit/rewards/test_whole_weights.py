@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import Dinov2Config, Dinov2ForImageClassification, Dinov2Model
+from transformers import Dinov2Config, Dinov2ForImageClassification, Dinov2Model, modeling_utils
 
+from customized_grpo.identity.hashes import FileHashes
+from customized_grpo.identity.sections import identified
 from customized_grpo.rewards.clip import ClipI
 from customized_grpo.rewards.dino import Dino
 from customized_grpo.rewards.segmenter import Segmenter, SegmenterConfig
@@ -126,3 +128,56 @@ def test_a_head_of_numbered_layers_is_left(dino_folder: Path, tmp_path: Path) ->
         tensors |= {"decoder.layer.0.weight": torch.ones(3), "decoder.layer.5.weight": torch.ones(3)}
 
     dino(changed(dino_folder, tmp_path / "head", add))
+
+
+@pytest.fixture
+def pickled(dino_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A hub id whose main branch has no safetensors; refs/pr/1 has them, and the commit is known."""
+    repository = tmp_path / "models--org--pickled"
+    for commit, kept in (("a" * 40, False), ("b" * 40, True)):
+        shutil.copytree(dino_folder, repository / "snapshots" / commit)
+        if not kept:
+            (repository / "snapshots" / commit / "model.safetensors").unlink()
+            (repository / "snapshots" / commit / "pytorch_model.bin").write_bytes(b"a pickle")
+    for ref, commit in (("main", "a" * 40), ("refs/pr/1", "b" * 40)):
+        (repository / "refs" / ref).parent.mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / ref).write_text(commit)
+    cached = modeling_utils.cached_file
+
+    def asked(name: str, filename: str, **options: Any) -> str | None:
+        """As online, where a file that isn't there is none."""
+        there = repository / "snapshots" / (repository / "refs" / (options.get("revision") or "main")).read_text()
+        return cached(name, filename, **options) if (there / filename).is_file() else None
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(modeling_utils, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(modeling_utils, "cached_file", asked)
+    return "org/pickled"
+
+
+def test_a_main_branch_without_safetensors_is_converted_by_nobody(
+    pickled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers asked a service on the hub, with the user's token, and loaded the pull request that it made."""
+
+    def convert(*_: Any, **__: Any) -> Any:
+        pytest.fail("the model was sent to be converted")
+
+    monkeypatch.delenv("DISABLE_SAFETENSORS_CONVERSION", raising=False)
+    monkeypatch.setattr(modeling_utils, "auto_conversion", convert)
+    config = Dino.Config(type="dino", model=pickled)
+    with pytest.raises(ValueError, match=r"'org/pickled' .* main of it holds no \.safetensors, .* refs/pr/1"):
+        Dino(config, device=CPU)
+
+
+def test_a_revision_is_what_is_loaded_and_what_a_run_stands_on(pickled: str) -> None:
+    config = Dino.Config(type="dino", model=pickled, revision="refs/pr/1")
+    loaded = Dino(config, device=CPU)
+    assert loaded(example(), pictures(2)).isfinite().all()
+    named = identified(config.model_dump(), FileHashes())["model"]
+    assert named == {"hub": pickled, "commit": "b" * 40}
+    by_commit = identified(config.model_copy(update={"revision": "b" * 40}).model_dump(), FileHashes())
+    assert by_commit["model"] == named

@@ -4,25 +4,23 @@ A failed question gives NaN, never 0: a false 0 in a group of twelve moves every
 Several rubrics are several rewards. Dimensions: H x W pixels.
 """
 
-import base64
 import hashlib
-import io
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Final, Self, final
+from typing import Any, ClassVar, Final, Literal, Self, final
 
 import torch
-from PIL import Image as PILImage
 from PIL.Image import Image
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from customized_grpo.recipe.limits import Need
-from customized_grpo.rewards.base import AsyncReward, Budgeted
+from customized_grpo.rewards.base import AsyncReward, Budgeted, RewardFailure
 from customized_grpo.rewards.judge.answer import read
 from customized_grpo.rewards.judge.cache import Cache, balance
 from customized_grpo.rewards.judge.choice import read_choices
 from customized_grpo.rewards.judge.client import Client
 from customized_grpo.rewards.judge.logprobs import expected_score, tokens_of
+from customized_grpo.rewards.judge.pixels import data_url, reduced, with_cut_references
 from customized_grpo.rewards.judge.presets import PRESETS, Endpoint, Preset
 from customized_grpo.rewards.judge.rubrics import (
     BEST,
@@ -65,6 +63,12 @@ class Vlm(AsyncReward):
             default=float(BEST), description="value of the best answer: 4, or 1 as DreamBench++ reports it"
         )
         max_references: PositiveInt | None = Field(default=None, description="limit on references shown; null: all")
+        segment: Literal["none", "reference"] = Field(
+            default="none", description="reference: what is shown of the references is their subject on white, by masks"
+        )
+        missing_mask: Literal["error", "skip"] = Field(
+            default="error", description="for a reference without mask: stop the run, or leave its image unscored"
+        )
         concurrency: PositiveInt = Field(default=8, description="limit on concurrent questions per process")
         timeout_s: PositiveFloat = Field(default=60.0, description="silence after which a request is retried")
         deadline_s: PositiveFloat = Field(
@@ -82,8 +86,11 @@ class Vlm(AsyncReward):
         )
 
         def needs(self) -> frozenset[Need]:
-            """A reference, where the rubric shows it."""
-            return frozenset({"reference"} if RUBRICS[self.rubric].shows_references else ())
+            """A reference, where the rubric shows it, and its mask, where it is cut out."""
+            if not RUBRICS[self.rubric].shows_references:
+                return frozenset()
+            masked = self.segment == "reference" and self.missing_mask == "error"
+            return frozenset({"reference", *(("mask",) if masked else ())})
 
         @model_validator(mode="before")
         @classmethod
@@ -100,6 +107,10 @@ class Vlm(AsyncReward):
                     "expected: true needs an endpoint that gives log-probabilities, and here logprobs is false; "
                     "set logprobs: true if it does, or expected: false"
                 )
+            if self.segment == "reference" and not RUBRICS[self.rubric].shows_references:
+                raise ValueError(f"segment: has no effect here; the rubric {self.rubric} shows no reference")
+            if self.segment == "none" and self.missing_mask != "error":
+                raise ValueError("missing_mask: has no effect here; it takes segment: reference")
             if self.deadline_s < self.timeout_s:
                 raise ValueError(
                     f"deadline_s: {self.deadline_s:g} is below timeout_s {self.timeout_s:g}; one attempt must fit in it"
@@ -166,9 +177,18 @@ class Vlm(AsyncReward):
             ValueError: concept preservation of an example without references.
         """
         config = self._config
+        if config.segment == "reference":
+            example, lacks = with_cut_references(example)
+            if lacks and config.missing_mask == "skip":
+                raise Unscorable(f"it {lacks} (missing_mask: skip); make them with 'customized-grpo data masks'")
+            if lacks:
+                raise RewardFailure(
+                    f"example {example.key!r} {lacks}; make them with 'customized-grpo data masks', or set "
+                    "missing_mask: skip, which leaves its images unscored"
+                )
         text = question(self._rubric, example, reasoning=config.reasoning, output=config.output)
         shown = [
-            (label, _reduced(one, config.image_side))
+            (label, reduced(one, config.image_side))
             for label, one in pictures(self._rubric, example, image, max_references=config.max_references)
         ]
         key = self._key(text, [one for _, one in shown], example.extra.get("run"))
@@ -219,7 +239,7 @@ class Vlm(AsyncReward):
         words = {"type": "text", "text": text}
         images: list[dict[str, Any]] = []
         for label, image in shown:
-            url: dict[str, Any] = {"url": _data_url(image, self._config.image_format)}
+            url: dict[str, Any] = {"url": data_url(image, self._config.image_format)}
             if self._config.detail is not None:
                 url["detail"] = self._config.detail
             images += [{"type": "text", "text": label}, {"type": "image_url", "image_url": url}]
@@ -277,21 +297,3 @@ def _tokens(config: Vlm.Config) -> int:
     shown = 1 + (config.max_references or 1) if rubric.shows_references else 1
     images = shown * config.image_tokens * area
     return round((len(SYSTEM) + len(rubric.text) + 300) / 4 + images + (120 if config.reasoning else 10))
-
-
-def _reduced(image: Image, side: int) -> Image:
-    """RGB image without metadata, with sides of at most ``side``."""
-    plain = image.convert("RGB")
-    plain.info = {}
-    if max(plain.size) > side:
-        plain.thumbnail((side, side), PILImage.Resampling.LANCZOS)
-    return plain
-
-
-def _data_url(image: Image, form: str) -> str:
-    file = io.BytesIO()
-    if form == "png":
-        image.save(file, format="PNG")
-    else:
-        image.save(file, format="JPEG", quality=95, subsampling=0)
-    return f"data:image/{form};base64,{base64.b64encode(file.getvalue()).decode()}"

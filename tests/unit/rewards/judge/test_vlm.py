@@ -26,6 +26,7 @@ from customized_grpo.evaluation.metrics import score as evaluate
 from customized_grpo.recipe.loading import RecipeError, load_recipe, save_recipe
 from customized_grpo.rewards.base import RewardFailure
 from customized_grpo.rewards.judge.presets import PRESETS
+from customized_grpo.rewards.judge.unscorable import Unscorable
 from customized_grpo.rewards.judge.vlm import Vlm
 from customized_grpo.scoring import requests
 from customized_grpo.scoring.scorer import Scorer
@@ -77,6 +78,34 @@ def test_the_questions_have_all_they_need_and_nothing_more() -> None:
     assert "openai-organization" not in concept.headers, "that is for OpenAI alone"
     body = concept.body
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("judge", 0.0, 768)
+
+
+def test_a_reference_may_be_shown_without_its_scene() -> None:
+    """As the released trainer does it; a missing mask is never the whole picture in silence."""
+    left = Image.new("L", (8, 8))
+    left.paste(255, (0, 0, 4, 8))
+    cut = {"rubric": "concept_preservation", "segment": "reference"}
+    with JudgeServer(brightness) as server:
+        reward = judge(server.url, **cut)
+        asyncio.run(reward(replace(EXAMPLE, masks=(left,)), Image.new("RGB", (9, 9))))
+        with pytest.raises(RewardFailure, match="'bag-1' has 0 usable masks for 1 references; make them with"):
+            asyncio.run(reward(EXAMPLE, Image.new("RGB", (9, 9))))
+        reward.close()
+        skipping = judge(server.url, **cut, missing_mask="skip")
+        with pytest.raises(Unscorable, match="has 0 usable masks"):
+            asyncio.run(skipping(EXAMPLE, Image.new("RGB", (9, 9))))
+        skipping.close()
+        (request,) = server.requests
+    shown = request.images[0]
+    assert (shown.getpixel((1, 4)), shown.getpixel((6, 4))) == ((5, 5, 5), (255, 255, 255))
+    needs = {name: Vlm.Config(type="vlm", **cut, missing_mask=name).needs() for name in ("error", "skip")}
+    assert needs == {"error": {"reference", "mask"}, "skip": {"reference"}}
+    for idle in (
+        {"rubric": "prompt_following", "segment": "reference"},
+        {**cut, "segment": "none", "missing_mask": "skip"},
+    ):
+        with pytest.raises(ValueError, match="has no effect here"):
+            Vlm.Config(type="vlm", **idle)
 
 
 @pytest.mark.parametrize(
