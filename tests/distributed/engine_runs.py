@@ -1,21 +1,21 @@
 """The cases of ``engine_table`` on one process and on two: ``engine_runs.py WORLD OUT PORT``.
 
-``OUT/one``, ``OUT/ddp`` and ``OUT/fsdp2`` get a run of each case, and ``<case>-again`` the run that was resumed after its
-first step. Quantised weights are on bitsandbytes' CPU back end, and blocks are compiled as far as C++.
+``OUT/one``, ``OUT/ddp`` and ``OUT/fsdp2`` get a run of each case, and ``<case>-again`` the run that was resumed after
+its first step. Quantised weights are on bitsandbytes' CPU back end, and blocks are compiled as far as C++.
 """
 
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
+from two_ranks import fsdp2
 
 from customized_grpo.policies import acceleration
 from customized_grpo.training import setup
@@ -23,7 +23,6 @@ from customized_grpo.training.engine_limits import Engine
 from customized_grpo.training.trainer import Trainer
 from engine_table import CASES, COMPILE, Site, cases_of, recipe_of
 from forked import exit_code, forked, two_ranks
-from two_ranks import fsdp2
 
 
 @contextmanager
@@ -34,11 +33,11 @@ def on_cpu() -> Iterator[None]:
     real = nn.Module.compile
     with ExitStack() as patched:
         for kind in (bnb_quantizer.BnB4BitDiffusersQuantizer, bnb_quantizer.BnB8BitDiffusersQuantizer):
-            patched.enter_context(mock.patch.object(kind, "validate_environment", lambda *_, **__: None))
+            patched.enter_context(mock.patch.object(kind, "validate_environment"))
             patched.enter_context(mock.patch.object(kind, "update_device_map", lambda _, given: given or {"": "cpu"}))
         patched.enter_context(mock.patch.object(acceleration, "_QUANTIZED_ON", ("cpu",)))
-        patched.enter_context(mock.patch("bitsandbytes.nn.modules.has_avx512bf16", lambda: False))
-        traced: Any = lambda self, **how: real(self, backend="aot_eager", **how)  # noqa: E731
+        patched.enter_context(mock.patch("bitsandbytes.nn.modules.has_avx512bf16", return_value=False))
+        traced = partialmethod(real, backend="aot_eager")
         patched.enter_context(mock.patch.object(nn.Module, "compile", traced))
         yield
 
@@ -49,16 +48,17 @@ def main(site: Site, out: Path, cases: Sequence[str], engine: Engine | None) -> 
         fsdp2()
     with on_cpu():
         for name in cases:
-            began = time.monotonic()
+            before = counters["stats"]["unique_graphs"]
             run(site, out, name, alone=engine is None)
-            print(f"case {name}: {time.monotonic() - began:.1f} s", flush=True)
+            made = counters["stats"]["unique_graphs"] - before
+            assert bool(made) == (COMPILE in CASES[name] and engine is not None), f"{made} graphs were compiled"
 
 
 def run(site: Site, out: Path, name: str, *, alone: bool) -> None:
     """A case, and its second step again from the first's checkpoint."""
-    # one process is to be the plain thing that two are held to
-    names = tuple(one for one in CASES[name] if not (alone and one == COMPILE))
-    trainer = Trainer(setup.build(recipe_of(names, site, out / name)))
+    plain = tuple(one for one in CASES[name] if one != COMPILE)
+    # One process shows what two are held to, without the compiler; and a run may go on without it, which is quicker.
+    trainer = Trainer(setup.build(recipe_of(plain if alone else CASES[name], site, out / name)))
     trainer.run()
     if alone:
         return
@@ -67,7 +67,7 @@ def run(site: Site, out: Path, name: str, *, alone: bool) -> None:
         shutil.copytree(out / name, out / f"{name}-again")
         shutil.rmtree(out / f"{name}-again" / "checkpoints" / "step-000002")
     accelerator.wait_for_everyone()
-    Trainer(setup.build(recipe_of(names, site, out / f"{name}-again", run__resume="latest"))).run()
+    Trainer(setup.build(recipe_of(plain, site, out / f"{name}-again", run__resume="latest"))).run()
 
 
 if __name__ == "__main__":

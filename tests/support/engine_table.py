@@ -25,6 +25,8 @@ FOUR_BIT: Final = "`policy.quantization: 4bit`"
 EIGHT_BIT: Final = "`policy.quantization: 8bit`"
 COMPILE: Final = "`policy.compile`"
 GUIDANCE: Final = "guidance (two forwards a velocity)"
+FULL: Final = "full"
+COMPILED: Final = "compiled"
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,6 @@ def options(site: Site) -> dict[str, Changes]:
         "`policy.lora.qkv: shared`": {"policy__lora": {"rank": 4, "targets": ["uno"], "qkv": "shared"}},
         "`policy.base_lora`": {"policy__base_lora": {"path": str(site.lora), "mode": "adapter"}},
         "`policy.full`": {"policy__lora": None, "policy__full": {}},
-        "`policy.full.targets`": {"policy__lora": None, "policy__full": {"targets": ["attn"]}},
         EIGHT_BIT_MOMENTS: {"train__optimizer": "adamw_8bit", "policy__lora": {"rank": 32}},
         FOUR_BIT: {"policy__quantization": "4bit", "run__precision": "bf16"},
         EIGHT_BIT: {"policy__quantization": "8bit", "run__precision": "bf16"},
@@ -95,20 +96,17 @@ CASES: Final[Mapping[str, tuple[str, ...]]] = {
         "plan `all`", "`train.updates_per_rollout: 2`", "`train.old_log_probs: replay`", "`sampling.batch: 2`",
         "noise for each sample", "remote rewards",
     ),
-    "base-lora": ("`policy.lora`", "`policy.base_lora`", "`objective.kl`", "plan `fraction`"),
     "guidance": (
         GUIDANCE, "`run.precision: bf16`", "`objective.kl`", "`policy.gradient_checkpointing: 0.5`", "plan `branch`",
         "evaluation with a remainder",
     ),
-    "full": (
+    FULL: (
         "`policy.full`", "`run.precision: bf16`", "`train.ema`", "`objective.kl`",
-        "`policy.gradient_checkpointing: 0.5`", "plan `fraction`", "`train.updates_per_rollout: 2`",
+        "`policy.gradient_checkpointing: 0.5`", "plan `fraction`",
     ),
-    "full-targets": ("`policy.full.targets`", "`run.precision: bf16`", "`objective.kl`"),
-    "qlora": (EIGHT_BIT_MOMENTS, FOUR_BIT, "`train.ema`"),
-    "four-bit": ("`policy.lora`", FOUR_BIT, "`objective.kl`", "`policy.gradient_checkpointing`"),
-    "eight-bit": ("`policy.lora`", EIGHT_BIT, "`objective.kl`", DRAWN, BATCH_AUTO),
-    "compile": ("`policy.lora`", COMPILE, "`run.precision: bf16`"),
+    "four-bit": ("`policy.lora`", "`policy.base_lora`", FOUR_BIT, "`objective.kl`", "`policy.gradient_checkpointing`"),
+    "eight-bit": (EIGHT_BIT_MOMENTS, EIGHT_BIT, "`train.ema`", DRAWN, BATCH_AUTO),
+    COMPILED: ("`policy.lora`", COMPILE, "`run.precision: bf16`"),
 }  # fmt: skip
 """Recipes that are run on two processes: options that go together, in the order of ``options``."""
 

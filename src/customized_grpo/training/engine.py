@@ -2,8 +2,8 @@
 
 Where they differ: FSDP2 cuts the weights into shards, and DeepSpeed keeps gradients, optimizer and float32 weights to
 itself. What is read here is whole on every rank, what is written is cut again; so a checkpoint knows no engine and no
-number of ranks. Every function is collective, except for ``engine_of``, ``needs_all_ranks`` and ``configure``, which look
-at what all ranks know.
+number of ranks. Every function is collective, except for ``engine_of``, ``needs_all_ranks`` and ``configure``, which
+look at what all ranks know.
 """
 
 import gc

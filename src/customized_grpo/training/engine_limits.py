@@ -7,10 +7,11 @@ refused here.
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Final
 
+import torch
 from torch import nn
 
+from customized_grpo.policies.acceleration import Quantization
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.recipe.yaml_source import read_yaml
 from customized_grpo.sampling.schedule import plan_of
@@ -71,12 +72,6 @@ def launched_engine(variables: Mapping[str, str]) -> Engine | None:
     )
 
 
-_BASE_IN_BITS: Final = (
-    "policy.quantization: {bits} weights are numbers without their scales once {engine} has cut them over the "
-    "processes; use policy.quantization=none{instead}, or DDP (config/accelerate/ddp.yaml)"
-)
-
-
 def check(engine: Engine, recipe: Recipe) -> None:
     """Refuse what the engine can't do.
 
@@ -94,11 +89,11 @@ def check(engine: Engine, recipe: Recipe) -> None:
         _check_equal_forwards(recipe)
     if recipe.train.optimizer == "adamw_8bit" and engine != Engine.DDP:
         raise ValueError(
-            f"train.optimizer: bitsandbytes' adamw_8bit can't read what {engine.value} cuts over the processes; use "
-            f"train.optimizer=adamw, whose moments {engine.value} cuts too, or DDP (config/accelerate/ddp.yaml)"
+            "train.optimizer: bitsandbytes' adamw_8bit updates and saves whole weights, and FSDP2 and DeepSpeed cut "
+            "them over the processes; use train.optimizer=adamw, whose moments they cut too, or DDP "
+            "(config/accelerate/ddp.yaml)"
         )
-    if recipe.policy.quantization == "8bit" or (recipe.policy.quantization == "4bit" and engine == Engine.ZERO3):
-        _check_bits(engine, recipe.policy.quantization)
+    _check_bits(engine, recipe.policy.quantization)
     if engine.is_deepspeed:
         _check_deepspeed(recipe)
 
@@ -109,17 +104,19 @@ def check_weights(engine: Engine, transformer: nn.Module) -> None:
     Raises:
         ValueError: see ``check``.
     """
-    types = {str(one.dtype).removeprefix("torch.") for one in transformer.parameters() if not one.is_floating_point()}
-    if "int8" in types:
-        _check_bits(engine, "8bit")
-    elif types and engine == Engine.ZERO3:
-        _check_bits(engine, "4bit")
+    integers = {one.dtype for one in transformer.parameters() if not one.is_floating_point()}
+    if integers:
+        _check_bits(engine, "8bit" if torch.int8 in integers else "4bit")
 
 
-def _check_bits(engine: Engine, bits: str) -> None:
-    if engine.cuts_weights:
-        instead = ", or 4bit, which stays whole" if engine == Engine.FSDP2 else ""
-        raise ValueError(_BASE_IN_BITS.format(bits=bits, engine=engine.value, instead=instead))
+def _check_bits(engine: Engine, quantization: Quantization) -> None:
+    # accelerate leaves 4-bit weights whole under FSDP2; of 8-bit ones the scales are lost with bitsandbytes' parameter.
+    if engine.cuts_weights and (quantization == "8bit" or (quantization == "4bit" and engine == Engine.ZERO3)):
+        raise ValueError(
+            f"policy.quantization: {quantization} weights lose their scales where they are cut over the processes, as "
+            "by FSDP2 and ZeRO-3; use policy.quantization=none there (4bit under FSDP2, which leaves it whole), or DDP "
+            "(config/accelerate/ddp.yaml)"
+        )
 
 
 def _check_equal_forwards(recipe: Recipe) -> None:
