@@ -32,7 +32,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             env=environment(CUDA_VISIBLE_DEVICES=""),
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=600,
         )
     assert ended.returncode == 0, ended.stderr
     return root
