@@ -16,6 +16,7 @@ from runs import environment, make_tiny_world, metrics_of
 from tiny_qwen_image import make_tiny_qwen
 from uno_tiny import uno_file
 
+pytestmark = pytest.mark.timeout(900)  # a minute on two free cores, and all tests of a run may share them
 RUNS = [(engine, name) for engine in RUN for name in cases_of(engine)]
 
 
@@ -32,7 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             env=environment(CUDA_VISIBLE_DEVICES=""),
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=880,
         )
     assert ended.returncode == 0, ended.stderr
     return root
