@@ -1,4 +1,4 @@
-"""What an engine can't do, said by the recipe and the engine alone: before a model is loaded, and by ``validate``.
+"""Limits of the engines, by the recipe and the engine alone: before a model is loaded, and in ``validate``.
 
 ``docs/how-to/multi-gpu.md`` has the table engine x option: what is run on two processes by the tests, and what is
 refused here.
@@ -18,7 +18,7 @@ from customized_grpo.sampling.schedule import plan_of
 
 
 class Engine(Enum):
-    """How several processes share a training."""
+    """Form in which several processes share a training."""
 
     DDP = "DDP"
     """Also a single process."""
