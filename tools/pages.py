@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cards
+import engine_table
 import faults
 import judge_cases
 import lora_table
@@ -20,6 +21,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- made by: make pages -->\n", "<!-- end of what is made -->\n"
 MAKERS: dict[str, Callable[[], str]] = {
     "errors": wrong_inputs.sections,
+    "how-to/multi-gpu": engine_table.table,
     "image-files": odd_images.table,
     "judges": judge_cases.table,
     "lora-files": lora_table.table,

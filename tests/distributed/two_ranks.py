@@ -129,14 +129,7 @@ def failure(what: Callable[[], object]) -> str:
 
 def fully_sharded(out: Path, world: Path, trainer_of: Callable[..., Trainer]) -> None:
     """FSDP2 on gloo, as the GPUs would have it."""
-    plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2,
-        auto_wrap_policy="transformer_based_wrap",
-        reshard_after_forward=True,
-        cpu_ram_efficient_loading=False,
-    )
-    setup.Accelerator(cpu=True, fsdp_plugin=plugin)
-    tell(DistributedType.FSDP, fsdp_plugin=plugin)
+    fsdp2()
     # two examples for one rank, one for the other
     three = with_evaluation(world, 4) | {"evaluate__limit": 3, "evaluate__batch": 1}
     trainer = trainer_of("fsdp", train__ema=0.5, **three)
@@ -147,6 +140,18 @@ def fully_sharded(out: Path, world: Path, trainer_of: Callable[..., Trainer]) ->
     assert local < 0.6 * sum(one.numel() for one in parameters.values())
     without_the_last_step(trainer, out / "fsdp-again")
     trainer_of("fsdp-again", train__ema=0.5, run__resume="latest", **three).run()
+
+
+def fsdp2() -> None:
+    """Turn FSDP2 on for all accelerators of this process."""
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        reshard_after_forward=True,
+        cpu_ram_efficient_loading=False,
+    )
+    setup.Accelerator(cpu=True, fsdp_plugin=plugin)
+    tell(DistributedType.FSDP, fsdp_plugin=plugin)
 
 
 def zero(name: str, out: Path, trainer_of: Callable[..., Trainer]) -> None:

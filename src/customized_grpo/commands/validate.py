@@ -33,6 +33,7 @@ def validate(config: Config, overrides: Overrides = None, memory_gb: MemoryGb = 
         for line in announced(recipe, _num_held_out(recipe, held_out), done=_steps_done(recipe)):
             say(line)
     if isinstance(recipe, Recipe):
+        _check_engine(recipe)
         _show_geometry(recipe)
         if not show_memory(recipe, memory_gb) and memory_gb is not None:
             raise typer.Exit(1)
@@ -76,6 +77,15 @@ def _look_at_data(recipe: "Recipe | EvaluateRecipe") -> "Dataset | None":
     held_out = None if recipe.evaluate is None else found(recipe.evaluate.data, "evaluate.data")
     look_over(recipe, data, held_out)
     return held_out
+
+
+def _check_engine(recipe: "Recipe") -> None:
+    """Refuse what the engine can't do, if the environment says which it will be."""
+    from customized_grpo.training.engine_limits import check, launched_engine
+
+    if (engine := launched_engine(os.environ)) is not None:
+        check(engine, recipe)
+        say(f"engine: {engine.value}; the recipe asks for nothing that it refuses")
 
 
 def _show_geometry(recipe: "Recipe") -> None:

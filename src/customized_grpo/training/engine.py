@@ -2,8 +2,8 @@
 
 Where they differ: FSDP2 cuts the weights into shards, and DeepSpeed keeps gradients, optimizer and float32 weights to
 itself. What is read here is whole on every rank, what is written is cut again; so a checkpoint knows no engine and no
-number of ranks. Every function is collective, except for ``needs_all_ranks`` and ``configure``, which look at what all
-ranks know.
+number of ranks. Every function is collective, except for ``engine_of``, ``needs_all_ranks`` and ``configure``, which
+look at what all ranks know.
 """
 
 import gc
@@ -21,62 +21,41 @@ from customized_grpo.policies.adapters.hashes import adapter_hash
 from customized_grpo.policies.adapters.sharding import cut_like, whole
 from customized_grpo.policies.base import Policy
 from customized_grpo.recipe.config import Recipe
-from customized_grpo.sampling.schedule import plan_of
-from customized_grpo.training import checkpoint
+from customized_grpo.training import checkpoint, engine_limits
 from customized_grpo.training.distributed import largest
+from customized_grpo.training.engine_limits import Engine
 
 Parameters = Mapping[str, nn.Parameter]
 
 
+def engine_of(accelerator: Accelerator) -> Engine:
+    """The engine that accelerate was launched with."""
+    kind = accelerator.distributed_type
+    return engine_limits.engine_of(
+        kind.value,
+        fsdp_version=2 if accelerator.is_fsdp2 else 1,
+        zero_stage=accelerator.state.deepspeed_plugin.zero_stage if kind == DistributedType.DEEPSPEED else 0,
+    )
+
+
 def needs_all_ranks(accelerator: Accelerator, model: nn.Module) -> bool:
     """True if a forward needs all ranks: FSDP2 and ZeRO-3 gather weights, and DDP broadcasts buffers."""
-    if _cuts_weights(accelerator):
-        return True
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        return False
+    engine = engine_of(accelerator)
+    if engine != Engine.DDP:
+        return engine.cuts_weights
     return accelerator.num_processes > 1 and any(True for _ in model.buffers())
-
-
-def _cuts_weights(accelerator: Accelerator) -> bool:
-    """True if every forward gathers a block's weights from all ranks."""
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        return bool(accelerator.state.deepspeed_plugin.zero_stage == 3)
-    return bool(accelerator.distributed_type == DistributedType.FSDP)
 
 
 def configure(accelerator: Accelerator, recipe: Recipe) -> None:
     """Configure the engine from the recipe, before anything is prepared.
 
     Raises:
-        ValueError: the recipe needs something that this engine can't do.
+        ValueError: the recipe needs something that this engine can't do; see ``engine_limits``.
     """
     _recipe_decides(accelerator)
-    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
-        raise ValueError("FSDP of version 1 is not supported; use fsdp_version: 2 (config/accelerate/fsdp2.yaml)")
-    if recipe.sampling.batch == "auto" and _cuts_weights(accelerator):
-        raise ValueError(
-            "sampling.batch: auto tries forwards until one fits, and where weights are cut over processes one that "
-            "doesn't fit leaves the others waiting; give a number, or null for the whole group"
-        )
-    if _cuts_weights(accelerator):
-        _check_equal_forwards(recipe)
+    engine_limits.check(engine_of(accelerator), recipe)
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return
-    if recipe.run.precision != "bf16":
-        raise ValueError(
-            f"run.precision: given {recipe.run.precision!r}; DeepSpeed looks for gradients that are not finite in bf16 "
-            "only: use run.precision=bf16, or DDP or FSDP2 (config/accelerate/)"
-        )
-    if recipe.policy.full is not None:
-        raise ValueError(
-            "policy.full: its checkpoints are not read out of DeepSpeed; use DDP or FSDP2 (config/accelerate/), or "
-            "policy.lora"
-        )
-    if recipe.train.ema is not None:
-        raise ValueError(
-            "train.ema: DeepSpeed keeps the float32 weights to itself, so they can't be averaged; use train.ema=null, "
-            "or FSDP2 (config/accelerate/fsdp2.yaml)"
-        )
     from transformers.integrations import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()  # under ZeRO-3 transformers would load text encoders and rewards as empty shards
@@ -86,20 +65,6 @@ def configure(accelerator: Accelerator, recipe: Recipe) -> None:
         "gradient_clipping": recipe.train.max_grad_norm,
         "zero_allow_untested_optimizer": True,
     }
-
-
-def _check_equal_forwards(recipe: Recipe) -> None:
-    """Raise if the plan gives the groups of a step different forwards, of which each gathers weights from all ranks."""
-    plan, steps, seed = plan_of(recipe.sampling.plan), recipe.sampling.steps, recipe.run.seed
-    for step in range(min(recipe.train.steps, 100)):
-        plans = [plan.steps(step, steps, seed, group) for group in range(recipe.train.groups_per_step)]
-        # Before the first noise a group that shares it is one sample, from there on it is all of them.
-        if len({(one.stochastic[0] * recipe.sampling.shared_noise, one.num_forwards(0, steps)) for one in plans}) > 1:
-            raise ValueError(
-                "sampling.plan: it gives the groups of a step different numbers of forwards, and where weights are cut "
-                "over processes every forward needs all of them; use {type: window, width: 1, mode: random, every: 1}, "
-                "which draws one step for all groups, or a branch at a fixed step, or DDP"
-            )
 
 
 def _recipe_decides(accelerator: Accelerator) -> None:

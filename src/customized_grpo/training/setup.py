@@ -43,7 +43,7 @@ from customized_grpo.sampling.dynamics import Transition
 from customized_grpo.sampling.schedule import Plan, plan_of, sigma_grid
 from customized_grpo.scoring.score import load_rewards
 from customized_grpo.scoring.scorer import Scorer
-from customized_grpo.training import engine
+from customized_grpo.training import engine, engine_limits
 from customized_grpo.training.distributed import gather_rows, together
 from customized_grpo.training.encoded import load_held_out, needed_of
 from customized_grpo.training.identity import RunIdentity
@@ -201,6 +201,7 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
             policy, encode = open_policy(recipe.policy, run.cache, jobs, process)
         if identity is not None:
             identity.look()
+        engine_limits.check_weights(engine.engine_of(accelerator), policy.transformer)
         tuning.attach(policy, recipe.policy, run.seed, keep_base=recipe.objective.kl > 0)
     parameters = tuning.trainable_parameters(policy)
     optimizer = build_optimizer(list(parameters.values()), train)

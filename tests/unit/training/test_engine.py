@@ -7,15 +7,23 @@ from typing import Any
 from unittest.mock import create_autospec
 
 import pytest
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import TensorBoardTracker, WandBTracker
 from accelerate.utils import DistributedType, DynamoBackend
 from torch import nn
+from typer.testing import CliRunner
 
+from customized_grpo.commands.app import app
 from customized_grpo.policies.base import Policy
 from customized_grpo.training.engine import configure, finishing, needs_all_ranks
+from customized_grpo.training.engine_limits import Engine, check, check_weights, launched_engine
 from runs import tiny_recipe
+
+CONFIGS = Path(__file__).parents[3] / "config" / "accelerate"
+SHIPPED = {"ddp": Engine.DDP, "fsdp2": Engine.FSDP2, "zero2": Engine.ZERO2, "zero3": Engine.ZERO3}
+CUT = (Engine.FSDP2, Engine.ZERO2, Engine.ZERO3)
 
 
 def accelerator(kind: DistributedType, *, stage: int = 2, is_fsdp2: bool = True) -> Any:
@@ -79,6 +87,70 @@ def test_a_plan_of_different_forwards_is_refused_where_each_needs_all_ranks(kind
     configure(accelerator(DistributedType.MULTI_GPU), with_plan(type="branch"))
     for plan in ({"type": "branch", "at": 2}, {"type": "window", "width": 1, "mode": "random", "every": 1}):
         configure(cut, with_plan(**plan))
+
+
+MOMENTS = {"train__optimizer": "adamw_8bit"}
+BITS = r"policy\.quantization: .bit weights lose their scales .* use policy\.quantization=none .*, or DDP"
+
+
+@pytest.mark.parametrize(
+    ("engine", "changes", "message"),
+    [
+        *((engine, MOMENTS, r"train\.optimizer: .*adamw_8bit .* use train\.optimizer=adamw") for engine in CUT),
+        (Engine.FSDP2, {"policy__quantization": "8bit"}, BITS),
+        (Engine.ZERO3, {"policy__quantization": "8bit"}, BITS),
+        (Engine.ZERO3, {"policy__quantization": "4bit"}, BITS),
+    ],
+)
+def test_bits_of_weights_and_moments_are_refused_where_they_are_cut(
+    engine: Engine, changes: dict[str, Any], message: str
+) -> None:
+    """They died in the first rollout (no attribute 'CB'), at the first update, or at the first checkpoint."""
+    with pytest.raises(ValueError, match=message):
+        check(engine, recipe(run__precision="bf16", **changes))
+    check(Engine.DDP, recipe(run__precision="bf16", **changes))
+
+
+def test_a_model_whose_files_are_quantised_is_refused_like_the_key() -> None:
+    layer = nn.Linear(2, 2)
+    for engine in Engine:
+        check_weights(engine, layer)
+    layer.weight = nn.Parameter(torch.zeros(2, 2, dtype=torch.int8), requires_grad=False)
+    check_weights(Engine.DDP, layer)
+    for engine in (Engine.FSDP2, Engine.ZERO3):
+        with pytest.raises(ValueError, match=BITS):
+            check_weights(engine, layer)
+    layer.weight = nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False)  # two of 4 bits each
+    check_weights(Engine.FSDP2, layer)
+    with pytest.raises(ValueError, match=BITS):
+        check_weights(Engine.ZERO3, layer)
+
+
+@pytest.mark.parametrize(
+    ("variables", "found"),
+    [
+        ({}, None),
+        ({"WORLD_SIZE": "2"}, None),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, Engine.FSDP2),
+        ({"ACCELERATE_USE_FSDP": "true"}, Engine.FSDP1),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, Engine.ZERO3),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, Engine.ZERO2),
+        *(({"ACCELERATE_CONFIG": str(CONFIGS / f"{name}.yaml")}, engine) for name, engine in SHIPPED.items()),
+    ],
+)
+def test_the_environment_says_the_engine(variables: dict[str, str], found: Engine | None) -> None:
+    assert launched_engine(variables) == found
+
+
+def test_validate_refuses_what_the_engine_cant_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_CONFIG", str(CONFIGS / "fsdp2.yaml"))
+    runner = CliRunner()
+    said = runner.invoke(app, ["validate", "mini_customized"])
+    assert said.exit_code == 0, said.output
+    assert "engine: FSDP2" in said.output
+    refused = runner.invoke(app, ["validate", "mini_customized", "sampling.batch=auto"])
+    assert refused.exit_code == 2
+    assert "sampling.batch: auto tries forwards until one fits" in " ".join(refused.output.split())
 
 
 @pytest.mark.parametrize(
