@@ -73,12 +73,12 @@ def _with_advice(recipe: "Recipe", limit: int, world: int) -> str:
     """What makes a recipe fit a device, on this card alone and with large rewards on another."""
     from customized_grpo.memory.fitting import changes, exact, fits, served_elsewhere
 
-    overrides, after = changes(recipe, limit, world=world)
+    overrides, after = changes(recipe, limit, world=world, allowed=_engine_allows)
     here = fits(after, limit)
     told = f"; with these it takes {_gib(after.total)}: {' '.join(overrides)}" if here else ""
     moved, lighter = served_elsewhere(recipe)
     if moved and not (here and exact(overrides)):
-        more, after_move = changes(lighter, limit, world=world)
+        more, after_move = changes(lighter, limit, world=world, allowed=_engine_allows)
         if fits(after_move, limit):
             said = " ".join([*(f"'{one}'" for one in moved), *more])
             return (
@@ -92,6 +92,19 @@ def _with_advice(recipe: "Recipe", limit: int, world: int) -> str:
     if recipe.policy.full is not None:
         told += ", cut it over several by FSDP2, or train an adapter (policy.full=null policy.lora={})"
     return told
+
+
+def _engine_allows(recipe: "Recipe") -> bool:
+    """Whether the engine that the environment says, if it says one, can run a recipe."""
+    from customized_grpo.training.engine_limits import check, launched_engine
+
+    engine = launched_engine(os.environ)
+    try:
+        if engine is not None:
+            check(engine, recipe)
+    except ValueError:
+        return False
+    return True
 
 
 def _gib(size: int) -> str:

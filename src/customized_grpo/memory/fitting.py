@@ -1,7 +1,7 @@
 """Recipe changes that make a training fit a device, by its estimated memory (``memory.footprint``)."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from customized_grpo import registry
@@ -32,10 +32,18 @@ def fits(found: Estimate, limit: int) -> bool:
     return found.total <= _MARGIN * limit
 
 
-def changes(recipe: Recipe, limit: int, *, world: int = 1) -> tuple[list[str], Estimate]:
+def changes(
+    recipe: Recipe, limit: int, *, world: int = 1, allowed: Callable[[Recipe], bool] = lambda _: True
+) -> tuple[list[str], Estimate]:
     """Overrides, the cheapest first, until a recipe fits a device of ``limit`` bytes.
 
     Overrides that a later, more expensive one makes unnecessary are dropped, the most expensive first.
+
+    Args:
+        recipe: the recipe.
+        limit: bytes of a device.
+        world: number of processes.
+        allowed: whether the engine can run a changed recipe.
 
     Returns:
         Overrides (empty if the recipe already fits), and the estimate with all of them; if that doesn't fit either,
@@ -51,7 +59,7 @@ def changes(recipe: Recipe, limit: int, *, world: int = 1) -> tuple[list[str], E
         if fits(now, limit):
             break
         better = estimated([*taken, change])
-        if better.total < now.total:
+        if better.total < now.total and allowed(_changed(recipe, [*taken, change])):
             taken, now = [*taken, change], better
     if fits(now, limit):
         for change in reversed(taken[:-1]):

@@ -153,6 +153,17 @@ def test_validate_refuses_what_the_engine_cant_do(monkeypatch: pytest.MonkeyPatc
     assert "sampling.batch: auto tries forwards until one fits" in " ".join(refused.output.split())
 
 
+def test_memory_advice_names_nothing_that_the_engine_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kontext on 48 GB is advised 8-bit moments, which FSDP2 can't cut."""
+    runner, given = CliRunner(), ["validate", "kontext_customized_grpo", "--memory-gb", "48"]
+    monkeypatch.delenv("ACCELERATE_CONFIG", raising=False)
+    assert "train.optimizer=adamw_8bit" in runner.invoke(app, given).output
+    monkeypatch.setenv("ACCELERATE_CONFIG", str(CONFIGS / "fsdp2.yaml"))
+    said = runner.invoke(app, given).output
+    assert "does not fit a device" in " ".join(said.split())
+    assert "8bit" not in said
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
