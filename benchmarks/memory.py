@@ -25,7 +25,7 @@ from customized_grpo.memory.footprint import shapes
 from customized_grpo.memory.parameters import adapted
 from customized_grpo.policies.checkpointing import checkpoint_blocks
 from customized_grpo.recipe.loading import load_recipe
-from customized_grpo.training.replay import Pairs, micro_batches, replay
+from customized_grpo.training.replay import Pairs, micro_batches
 from customized_grpo.training.setup import Parts, build
 from customized_grpo.training.trainer import Trainer
 from customized_grpo.types import Trajectory
@@ -62,7 +62,7 @@ def peak_bytes(parts: Parts, pairs: Pairs) -> int:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    replay(parts.policy, parts.transition, pairs)[0].sum().backward()
+    parts.objective.loss(pairs, on_policy=True).loss.backward()
     torch.cuda.synchronize()
     found = torch.cuda.max_memory_allocated() - before
     for one in parts.parameters.values():
@@ -79,6 +79,7 @@ def measure(recipe: str, overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
         trainer = Trainer(build(load_recipe(recipe, [*quiet, *overrides])))
         parts = trainer.parts
         group = trainer.sample(0, *trainer.assignments(0)[0])
+        assert isinstance(group, Trajectory)
         ones = torch.ones_like(group.log_prob)
         tokens = tokens_of(group)
         for size in SIZES:
@@ -91,9 +92,7 @@ def measure(recipe: str, overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
                     "checkpointed": share,
                     "estimated": found.stored,
                 }
-                row["kept"] = kept_bytes(
-                    parts.policy.transformer, partial(replay, parts.policy, parts.transition, pairs)
-                )
+                row["kept"] = kept_bytes(parts.policy.transformer, partial(parts.objective.loss, pairs, on_policy=True))
                 row["ratio"] = found.stored / row["kept"]
                 if torch.cuda.is_available():
                     row["peak"] = peak_bytes(parts, pairs)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.mini.oracle import IDENTITY, PROMPT, Oracle, judge
+from customized_grpo.objectives.grpo import GRPO
 from customized_grpo.paths import model_path
 from customized_grpo.recipe.loading import load_recipe
 from customized_grpo.sampling.rollout import initial_noise, sample_group, transition_noise
@@ -66,7 +67,8 @@ def decided(parts: Parts, groups: int) -> dict[str, Any]:
     attribute was decided before k.
     """
     oracle = Oracle.load(Path(model_path("mini", "oracle")))
-    sampling, size = parts.recipe.sampling, parts.recipe.train.group_size
+    sampling, size, objective = parts.recipe.sampling, parts.recipe.train.group_size, parts.objective
+    assert isinstance(objective, GRPO)
     full = AllPlan().steps(0, sampling.steps, 0)
     agreement: dict[str, list[float]] = {}
     for k in range(sampling.steps - 1):
@@ -84,7 +86,7 @@ def decided(parts: Parts, groups: int) -> dict[str, Any]:
                 parts.policy.encode(example.prompt, example.references),
                 sigmas=parts.sigmas,
                 plan=StepPlan(sampling.steps, full.stochastic, (0,)),
-                transition=parts.transition,
+                transition=objective.transition,
                 noise=noise,
                 draws=draws,
                 shared_noise=True,

@@ -4,7 +4,7 @@ from typing import Any
 
 from customized_grpo.recipe.schema import Place, recipe_schema, shown
 
-SECTIONS = ("run", "sampling", "advantage", "objective", "train", "evaluate")
+SECTIONS = ("run", "sampling", "advantage", "train", "evaluate")
 KINDS = {
     "policies": "policy",
     "datasets": "data",
@@ -14,12 +14,15 @@ KINDS = {
     "time_weights": "advantage.time_weights",
     "dynamics": "sampling.dynamics",
     "plans": "sampling.plan",
+    "objectives": "objective",
 }
 NESTED = {
     "lora": "LoraSettings",
     "full": "FullSettings",
     "base_lora": "BaseLora",
     "segmenter": "SegmenterConfig",
+    "levels": "Levels",
+    "old": "Old",
 }
 HEAD = "| Key | Allowed | Default | Meaning |\n|---|---|---|---|\n"
 

@@ -1,4 +1,4 @@
-"""Conformance kit: properties that every policy, reward and aggregator must have, yours included.
+"""Conformance kit: properties that every policy, reward, aggregator and objective must have, yours included.
 
 Call it from your own tests; violations raise an ``AssertionError``. Dimensions: n batch, S latent tokens,
 C channels, G group size, Q = 2 axes (prompt, identity), K trained steps, H x W pixels.
@@ -15,13 +15,15 @@ from jaxtyping import Float, UInt8
 from PIL import Image as PILImage
 from torch import Tensor
 
+from customized_grpo.objectives.base import Draw, Objective
 from customized_grpo.policies.adapters.sharding import base_transformer
 from customized_grpo.policies.adapters.tuning import reference
 from customized_grpo.policies.base import Policy
 from customized_grpo.registry import config_model
 from customized_grpo.rewards.base import AnyReward, AsyncGroupReward, AsyncReward, Reward
 from customized_grpo.rewards.function import reward_class
-from customized_grpo.types import Example
+from customized_grpo.sampling.clock import Clock
+from customized_grpo.types import Conditioning, Example
 
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Tolerance, relative to the largest value, between batches of different size."""
@@ -214,3 +216,46 @@ def _close(given: Tensor, expected: Tensor, dtype: torch.dtype, message: str) ->
     difference = float((given - expected).abs().max() / expected.abs().max())
     allowed = _TOLERANCE[dtype]
     assert difference <= allowed, f"{message}: by {difference:.1e} of the largest value; allowed is {allowed:.0e}"
+
+
+def check_objective(objective: Objective, example: Example, cond: Conditioning) -> None:
+    """Check an objective on one group of one example, with the weights as they are.
+
+    Draws are those of their place, whatever was drawn before; the loss is finite and does not depend on the pairs'
+    order; a zero advantage has no gradient where the weights are those that sampled; others have one.
+
+    Raises:
+        AssertionError: names the violated property.
+    """
+    policy = objective.policy
+    draw, clock = Draw(0, 0, 0), Clock(policy.device)
+    group, again = (objective.sample(example, cond, draw, clock=clock, batch=None) for _ in range(2))
+    size, levels = len(group.images), len(group.progress)
+    assert size == objective.recipe.train.group_size, f"{size} images, where train.group_size asks for others"
+    assert torch.equal(group.images, again.images), "the same draw gives other images"
+    assert torch.equal(group.progress, again.progress), "the same draw gives other levels"
+    assert bool((group.progress >= 0).all()), "a level is before the grid"
+    assert bool((group.progress <= objective.recipe.sampling.steps - 1).all()), "a level is beyond the grid's last step"
+    weight = objective.level_weights(group)
+    assert weight.shape == (levels,), f"weights of {levels} levels have shape {tuple(weight.shape)}"
+    assert objective.sensitivity.shape == (objective.recipe.sampling.steps,), "sensitivity is one number for each step"
+    g = torch.arange(size, device=policy.device).repeat(levels)
+    k = torch.arange(levels, device=policy.device).repeat_interleave(size)
+    advantage = torch.linspace(-1, 1, len(g), device=policy.device)
+    trained = [one for one in base_transformer(policy).parameters() if one.requires_grad]
+
+    def gradient(order: Tensor, scale: float) -> Tensor:
+        pairs = group.pairs(g[order], k[order], scale * advantage[order], weight[k[order]])
+        found = objective.loss(pairs, on_policy=True)
+        assert found.loss.shape == (), "the loss must be a mean over the pairs"
+        assert bool(found.loss.isfinite()), "the loss is not finite"
+        grads = torch.autograd.grad(found.loss, trained, allow_unused=True)
+        return torch.cat([one.flatten() for one in grads if one is not None])
+
+    in_order = torch.arange(len(g), device=policy.device)
+    plain = gradient(in_order, 1.0)
+    assert bool(plain.isfinite().all()), "the gradient is not finite"
+    assert bool(plain.any()), "no gradient reaches the weights"
+    assert not bool(gradient(in_order, 0.0).any()), "a zero advantage has a gradient"
+    turned = gradient(in_order.flip(0), 1.0)
+    assert float((turned - plain).norm() / plain.norm()) < 1e-3, "the gradient depends on the pairs' order"

@@ -4,6 +4,7 @@ So under DDP and under FSDP2, and nearly so under DeepSpeed's ZeRO (``make test-
 on under any number of processes; and what befalls one of the processes is known to both.
 """
 
+import copy
 import json
 import math
 import shutil
@@ -19,7 +20,7 @@ from customized_grpo.policies.adapters.tensor_files import read_tensors
 from customized_grpo.training.checkpoint import check
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
-from runs import environment, make_tiny_world, metrics_of, tiny_recipe
+from runs import NFT, environment, make_tiny_world, metrics_of, tiny_recipe
 
 STEPS = 5
 CHANGES = {
@@ -56,6 +57,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     start = {name: one.detach().clone() for name, one in trainer.parts.parameters.items()}
     trainer.run()
     cut_short(root / "one", root / "from-one", keep=2)
+    Trainer(build(tiny_recipe(world, root / "one-nft", **(CHANGES | copy.deepcopy(NFT))))).run()
     run_two_ranks(world, root, "ddp", "fsdp")
     adapter = {name: one.detach().clone() for name, one in trainer.parts.parameters.items()}
     return Both(root, root / "one", adapter, start)
@@ -195,6 +197,22 @@ SAID = {
     "loading": ("ValueError", "nowhere"),
     "differ": ("RanksDifferError: after step 1 ranks 0 and 1 hold different adapters", "Nothing was saved"),
 }
+
+
+@pytest.mark.parametrize("run", ["nft", "fsdp-nft"])
+def test_two_processes_train_on_the_forward_process_what_one_does(both: Both, run: str) -> None:
+    """With an old policy that lags, whose weights stand in the model while it samples, shards included."""
+    folders = [both.two / one / "checkpoints" / "step-000003" / "state" for one in ("one-nft", run)]
+    for file in ("adapter", "old"):
+        one, two = (read_tensors(folder / f"{file}.safetensors") for folder in folders)
+        size = distance(one, both.start)
+        assert size > 0.01
+        assert distance(one, two) < 1e-2 * size
+    lag = distance(*(read_tensors(folders[1] / f"{file}.safetensors") for file in ("adapter", "old")))
+    assert lag > 1e-3
+    gradients = [first_gradient(folder.parents[2]) for folder in folders]
+    size = distance(gradients[0], {name: tensor * 0 for name, tensor in gradients[0].items()})
+    assert distance(*gradients) < 1e-3 * size
 
 
 @pytest.mark.parametrize("fault", SAID)

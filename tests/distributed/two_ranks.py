@@ -24,14 +24,14 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from torch.nn.parallel import DistributedDataParallel
 
+from customized_grpo.objectives import grpo as module
 from customized_grpo.policies.adapters.tensor_files import write_tensors
 from customized_grpo.training import engine, setup
 from customized_grpo.training import state as saving
-from customized_grpo.training import trainer as module
 from customized_grpo.training.state import save
 from customized_grpo.training.trainer import Trainer
 from forked import two_ranks
-from runs import SIGNAL_AT, SLOW, tiny_recipe, with_evaluation
+from runs import NFT, SIGNAL_AT, SLOW, tiny_recipe, with_evaluation
 
 STEPS = 5
 # "auto", as users launch it: accelerate joins processes without a GPU only if it is told to use the CPU.
@@ -74,6 +74,8 @@ def data_parallel(out: Path, trainer_of: Callable[..., Trainer]) -> None:
     trainer.run()
     assert wrapper() is None, "it must go before the group of processes does, see engine.finish"
     write_tensors(out / f"rank-{rank}.safetensors", trainer.parts.parameters)
+
+    trainer_of("nft", **NFT).run()
 
     resumed = trainer_of("from-one", run__resume="latest")
     resumed.run()
@@ -138,6 +140,7 @@ def fully_sharded(out: Path, world: Path, trainer_of: Callable[..., Trainer]) ->
     trainer.run()
     local = sum(one.to_local().numel() for one in parameters.values())
     assert local < 0.6 * sum(one.numel() for one in parameters.values())
+    trainer_of("fsdp-nft", **NFT).run()
     without_the_last_step(trainer, out / "fsdp-again")
     trainer_of("fsdp-again", train__ema=0.5, run__resume="latest", **three).run()
 

@@ -323,7 +323,7 @@ def test_forwards_that_recomputing_costs(
     monkeypatch.setattr(Trainer, "optimize", lambda self: {})
     for thirds in (first, later):
         counted.clear()
-        again = autotune.with_old_log_probs(trainer.parts, groups, trainer.shares())
+        again = autotune.with_old(trainer.parts, groups, trainer.shares())
         for number, samples in enumerate(trainer.shares()):
             trainer.update(again, advantages, samples, first=number == 0)
         assert 3 * sum(counted) == thirds * groups[0].log_prob.numel()
@@ -354,11 +354,11 @@ def test_recomputed_values_are_the_replays_own_in_their_place(parts: Parts) -> N
     try:
         for one in weights:
             one.data.add_(0.05)
-        (again,) = autotune.with_old_log_probs(trainer.parts, [group], [range(2), range(2, 4), range(4, 6)])
+        (again,) = autotune.with_old(trainer.parts, [group], [range(2), range(2, 4), range(4, 6)])
         moved = (again.log_prob != group.log_prob).all(1).tolist()
         assert moved == [False, False, True, True, True, True]
         for g in range(2, G):
-            (alone,) = autotune.with_old_log_probs(trainer.parts, [group], [range(1), range(g, g + 1)])
+            (alone,) = autotune.with_old(trainer.parts, [group], [range(1), range(g, g + 1)])
             torch.testing.assert_close(alone.log_prob[g], again.log_prob[g], rtol=1e-5, atol=1e-6)
     finally:
         for one, old in zip(weights, before, strict=True):

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from customized_grpo import registry
+from customized_grpo.objectives.base import load_objective
 from customized_grpo.policies.checkpointing import checkpoint_blocks
 from customized_grpo.policies.flux import UNO
 from customized_grpo.sampling.clock import Clock
@@ -122,8 +122,7 @@ def recipe(world: Path, folder: Path, **changes: Any) -> Any:
 
 def trainer_of(parts: Parts, **changes: Any) -> Trainer:
     made = recipe(Path(parts.recipe.policy.model).parent, parts.folder, **changes)
-    transition = registry.build_function("dynamics", made.sampling.dynamics)
-    return Trainer(replace(parts, recipe=made, plan=made.sampling.plan, transition=transition))
+    return Trainer(replace(parts, recipe=made, objective=load_objective(made, parts.policy, parts.sigmas)))
 
 
 WINDOW = {"type": "window", "width": 2, "every": 1}
@@ -138,9 +137,25 @@ WINDOW = {"type": "window", "width": 2, "every": 1}
         {"sampling__plan": {**WINDOW, "solver": "dpm_solver_2m"}},
         {"sampling__plan": {"type": "branch"}, "sampling__batch": 1},
         {"train__updates_per_rollout": 2, "train__microbatch": 3, "train__old_log_probs": "replay"},
+        {"objective": {"type": "nft", "step_weighting": "equal"}, "train__updates_per_rollout": 2},
+        {"objective": {"type": "awm", "kl": 0.1, "levels": {"draw": "stratified"}}},
+        {"objective": {"ratio": "guard"}, "train__updates_per_rollout": 2},
+        {"objective": {"ratio": "dppo"}},
         {"objective__kl": 0.01},
     ],
-    ids=["as it is", "flow_sde", "cps", "window, solver", "branch, one by one", "recomputed", "KL"],
+    ids=[
+        "as it is",
+        "flow_sde",
+        "cps",
+        "window, solver",
+        "branch, one by one",
+        "recomputed",
+        "nft",
+        "awm",
+        "guard",
+        "dppo",
+        "KL",
+    ],
 )
 def test_a_step_reads_nothing_of_the_device(parts: Parts, watched: list[str], changes: dict[str, Any]) -> None:
     trainer = trainer_of(parts, **changes)

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
+from customized_grpo.objectives import grpo as module
+from customized_grpo.objectives.base import load_objective
 from customized_grpo.policies.base import load_policy
-from customized_grpo.training import trainer as module
 from customized_grpo.training.setup import Parts, build
 from customized_grpo.training.trainer import Trainer
 from customized_grpo.types import Trajectory
@@ -31,8 +32,10 @@ def parts(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Parts:
 
 def rollout(parts: Parts, **changes: Any) -> Trajectory:
     made = tiny_recipe(Path(parts.recipe.policy.model).parent, parts.folder, sampling__steps=6, **changes)
-    trainer = Trainer(replace(parts, recipe=made, plan=made.sampling.plan))
-    return trainer.sample(3, *trainer.assignments(3)[0])
+    trainer = Trainer(replace(parts, recipe=made, objective=load_objective(made, parts.policy, parts.sigmas)))
+    sampled = trainer.sample(3, *trainer.assignments(3)[0])
+    assert isinstance(sampled, Trajectory)
+    return sampled
 
 
 def assert_same(one: Trajectory, other: Trajectory) -> None:

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from customized_grpo.advantages.aggregators import sars
 from customized_grpo.advantages.normalize import normalize
+from customized_grpo.objectives import grpo as module
+from customized_grpo.objectives.grpo import GRPO
 from customized_grpo.sampling.dynamics import log_prob
 from customized_grpo.sampling.rollout import transition_noise
 from customized_grpo.sampling.schedule import shifted_sigmas
-from customized_grpo.training import trainer as module
 from customized_grpo.training.replay import Pairs, micro_batches, replay
-from customized_grpo.training.setup import build
+from customized_grpo.training.setup import Parts, build
 from customized_grpo.training.trainer import DivergedError, Trainer
 from customized_grpo.types import Trajectory
 from runs import tiny_recipe
@@ -44,15 +45,22 @@ def trained(
     return Trainer(build(tiny_recipe(tiny_world, tmp_path_factory.mktemp("run") / "run", **changes)))
 
 
+def grpo_of(parts: Parts) -> GRPO:
+    assert isinstance(parts.objective, GRPO)
+    return parts.objective
+
+
 def rollout(trainer: Trainer) -> Trajectory:
     group, index = trainer.assignments(3)[0]
-    return trainer.sample(3, group, index)
+    sampled = trainer.sample(3, group, index)
+    assert isinstance(sampled, Trajectory)
+    return sampled
 
 
 def largest_log_ratio(trainer: Trainer, group: Trajectory, microbatch: int) -> float:
     parts, nothing = trainer.parts, torch.zeros_like(group.log_prob)
     ratios = [
-        replay(parts.policy, parts.transition, pairs)[0].detach() - pairs.log_prob
+        replay(parts.policy, grpo_of(parts).transition, pairs)[0].detach() - pairs.log_prob
         for pairs in micro_batches([group], [nothing], range(G), microbatch)
     ]
     return float(torch.cat(ratios).abs().max())
@@ -62,15 +70,14 @@ def scored_before_rounding(trainer: Trainer, group: Trajectory) -> Trajectory:
     """The same states, but with the probabilities of the float32 states that they were rounded from."""
     parts, sampling = trainer.parts, trainer.recipe.sampling
     place = {"seed": trainer.recipe.run.seed, "step": 3, "group": trainer.assignments(3)[0][0]}
-    plan: Any = parts.plan
-    stochastic = plan.steps(3, sampling.steps, trainer.recipe.run.seed, place["group"]).stochastic
+    stochastic = grpo_of(parts).plan.steps(3, sampling.steps, trainer.recipe.run.seed, place["group"]).stochastic
     draws = transition_noise(parts.policy.latent_shape, G, len(stochastic), **place)
     scores = []
     with torch.no_grad():
         for column, k in enumerate(group.steps.tolist()):
             x, sigma, sigma_next = group.x[:, column], group.sigmas[k], group.sigmas[k + 1]
             velocity = parts.policy.velocity(x, sigma, group.cond)
-            gaussian = parts.transition(velocity, x.float(), sigma, sigma_next, sigma_max=group.sigmas[1])
+            gaussian = grpo_of(parts).transition(velocity, x.float(), sigma, sigma_next, sigma_max=group.sigmas[1])
             x_next = gaussian.mean + gaussian.std * draws[:, stochastic.index(k)]
             assert torch.equal(x_next.to(group.x.dtype), group.x_next[:, column])
             scores.append(log_prob(x_next, gaussian))
@@ -102,7 +109,7 @@ def test_gradient_checkpointing_changes_nothing(trained: Trainer) -> None:
 
     def gradient() -> Tensor:
         pairs = next(micro_batches([group], [torch.ones_like(group.log_prob)], range(G), G))
-        new, _ = replay(trained.parts.policy, trained.parts.transition, pairs)
+        new, _ = replay(trained.parts.policy, grpo_of(trained.parts).transition, pairs)
         return torch.cat([one.flatten() for one in torch.autograd.grad(new.sum(), parameters)])
 
     plain = gradient()

@@ -16,12 +16,12 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
+from customized_grpo.objectives import grpo as module
 from customized_grpo.policies.adapters.lora import adapter_state
 from customized_grpo.policies.adapters.tensor_files import read_tensors
 from customized_grpo.policies.flux import UNO
 from customized_grpo.rewards.base import RewardFailure
 from customized_grpo.scoring.scorer import Scorer
-from customized_grpo.training import trainer as module
 from customized_grpo.training.checkpoint import check
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import DivergedError, Trainer

@@ -20,6 +20,7 @@ from unittest import mock
 import torch
 
 from customized_grpo.data.order import groups_a_rank
+from customized_grpo.objectives import grpo
 from customized_grpo.policies.flux import UNO
 from customized_grpo.training import state
 from customized_grpo.training import trainer as module
@@ -221,7 +222,7 @@ def interrupted_twice(site: Site) -> str:
 
 
 def not_finite(site: Site) -> str:
-    with mock.patch.object(module, "clipped_surrogate", lambda new, *_, **__: (new * torch.inf).mean()):
+    with mock.patch.object(grpo, "clipped_surrogate", lambda new, *_, **__: (new * torch.inf).mean()):
         said = site.fails(module.DivergedError)
     assert newest(site.run / "checkpoints") is None
     return said

@@ -42,6 +42,14 @@ FULL: dict[str, Any] = {
 """Changes of a recipe that train every weight, with all that a run may need of them."""
 
 
+NFT: dict[str, Any] = {
+    "objective": {"type": "nft", "old": {"rate": 0.2}, "kl": 0.01},
+    "train__updates_per_rollout": 2,
+    "train__steps": 3,
+}
+"""Changes of a recipe that train on the forward process, by samples of a policy that lags behind."""
+
+
 class _Pixels(Reward):
     """Reads nothing but the images."""
 

@@ -11,6 +11,8 @@ SURFACE = {
     "advantages.normalize": "normalize",
     "advantages.aggregators": "sars weighted_sum minimum maximum harmonic product",
     "advantages.time_weights": "tdw",
+    "objectives.nft": "nft_loss",
+    "objectives.awm": "matching_log_prob",
     "training.objective": "clipped_surrogate",
     "policies.lora": "attach",
     "types": "Example Conditioning Trajectory",

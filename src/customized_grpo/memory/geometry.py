@@ -58,24 +58,21 @@ def step_geometry(recipe: Recipe, *, world: int, latent_shape: tuple[int, int] |
             f"train.groups_per_step: given {train.groups_per_step}, which {world} processes can't share equally; "
             f"use a multiple of {world}"
         )
-    scheduler = plan_of(sampling.plan)
-    plan: StepPlan = scheduler.steps(num_steps=sampling.steps, seed=recipe.run.seed, step=0, group=0)
-    groups, size, trained = train.groups_per_step, train.group_size, len(plan.trained)
-    shared = min(plan.stochastic) if sampling.shared_noise else 0
-    share = train.samples_per_update
+    sampler = _sampler(recipe)
+    groups, size = train.groups_per_step, train.group_size
+    share, trained = train.samples_per_update, len(sampler.trained)
     replay = groups * size * trained
     states = None
     if latent_shape is not None:
-        bytes_each = 2 if recipe.run.precision == "bf16" else 4
-        states = 2 * (groups // world) * size * trained * latent_shape[0] * latent_shape[1] * bytes_each
+        states = (groups // world) * size * sampler.stored_bytes * latent_shape[0] * latent_shape[1]
     return StepGeometry(
         groups=groups,
         groups_rank=groups // world,
         samples=groups * size,
         steps=sampling.steps,
-        stochastic=plan.stochastic,
-        trained=plan.trained,
-        rollout_forwards=groups * (plan.num_forwards(0, shared) + plan.num_forwards(shared, sampling.steps) * size),
+        stochastic=sampler.stochastic,
+        trained=sampler.trained,
+        rollout_forwards=groups * (sampler.shared_forwards + sampler.own_forwards * size),
         replay_forwards=replay,
         reference_forwards=replay if recipe.objective.kl else 0,
         backwards_rank=groups // world * train.updates_per_rollout * -(-share * trained // train.pairs_per_backward),
@@ -84,6 +81,46 @@ def step_geometry(recipe: Recipe, *, world: int, latent_shape: tuple[int, int] |
         trajectory_bytes=states,
         sigmas=_sigmas(recipe, latent_shape),
         weights=_weight_ranges(recipe),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sampler:
+    """One group's sampling."""
+
+    stochastic: tuple[int, ...]
+    trained: tuple[int, ...]
+    shared_forwards: int
+    """Forwards of one sample that stand for the whole group."""
+    own_forwards: int
+    """Forwards of each sample."""
+    stored_bytes: int
+    """Bytes of a sample's stored states for each number of its latent."""
+
+
+def _sampler(recipe: Recipe) -> _Sampler:
+    sampling, train = recipe.sampling, recipe.train
+    stochastic: tuple[int, ...] = ()
+    trained: tuple[int, ...] = ()
+    shared_forwards, own_forwards = 0, sampling.steps
+    if sampling.plan is not None:
+        plan: StepPlan = plan_of(sampling.plan).steps(num_steps=sampling.steps, seed=recipe.run.seed, step=0, group=0)
+        shared = min(plan.stochastic) if sampling.shared_noise else 0
+        stochastic, trained = plan.stochastic, plan.trained
+        shared_forwards, own_forwards = plan.num_forwards(0, shared), plan.num_forwards(shared, sampling.steps)
+    stored = 2 * len(trained) * (2 if recipe.run.precision == "bf16" else 4)
+    if recipe.objective.compares_means:
+        stored += 4 * len(trained)
+    if not recipe.objective.transitions:
+        trained = tuple(range(recipe.objective.num_levels(sampling.steps)))
+        velocities = len(trained) if train.updates_per_rollout > 1 else 0
+        stored = 4 * (1 + len(trained) + velocities)  # the final latent, noise and old velocities, in float32
+    return _Sampler(
+        stochastic=stochastic,
+        trained=trained,
+        shared_forwards=shared_forwards,
+        own_forwards=own_forwards,
+        stored_bytes=stored,
     )
 
 

@@ -21,9 +21,19 @@ def clipped_surrogate(
         advantage: A; no gradient.
         clip: half-width of the range in which rho has a gradient.
     """
+    return clipped_terms(log_prob, old_log_prob, advantage, clip).mean()
+
+
+def clipped_terms(
+    log_prob: Float[Tensor, "*n"],
+    old_log_prob: Float[Tensor, "*n"],
+    advantage: Float[Tensor, "*n"],
+    clip: float,
+) -> Float[Tensor, "*n"]:
+    """The term of each pair in ``clipped_surrogate``."""
     a = advantage.detach()
     rho = (log_prob - old_log_prob.detach()).exp()
-    return torch.maximum(-a * rho, -a * rho.clamp(1 - clip, 1 + clip)).mean()
+    return torch.maximum(-a * rho, -a * rho.clamp(1 - clip, 1 + clip))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,3 +62,15 @@ def ratio_stats(log_ratio: Float[Tensor, "*n"], advantage: Float[Tensor, "*n"], 
         clip_share_low=float(((advantage < 0) & (rho < 1 - clip)).float().mean()),
         clip_share_high=float(((advantage > 0) & (rho > 1 + clip)).float().mean()),
     )
+
+
+def ratio_metrics(log_ratio: Float[Tensor, " n"], advantage: Float[Tensor, " n"], clip: float) -> dict[str, float]:
+    """The same under the names of the metrics."""
+    stats = ratio_stats(log_ratio, advantage, clip)
+    return {
+        "ratio/max": stats.max,
+        "ratio/max_abs_log": stats.max_abs_log,
+        "ratio/clip_share": stats.clip_share_low + stats.clip_share_high,
+        "ratio/clip_share_low": stats.clip_share_low,
+        "ratio/clip_share_high": stats.clip_share_high,
+    }

@@ -3,207 +3,22 @@
 The key names are part of the public surface. A plug-in's section is read by the plug-in's own ``Config``.
 """
 
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Any, Self
 
-from pydantic import (
-    BaseModel,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import BaseModel, Field, model_validator
 
 from customized_grpo import registry
-from customized_grpo.recipe.sections import (
-    AggregatorField,
-    DataField,
-    DynamicsField,
-    LocalPath,
-    MetricField,
-    PlanField,
-    PolicyField,
-    PolicySpec,
-    RewardField,
-    Section,
-    ShiftSetting,
-    TimeWeightsField,
-)
+from customized_grpo.recipe.fields import DataField, ObjectiveField, PolicyField, RewardField, needs_transitions
+from customized_grpo.recipe.keys import Advantage as Advantage
+from customized_grpo.recipe.keys import Evaluate as Evaluate
+from customized_grpo.recipe.keys import EvaluateSampling as EvaluateSampling
+from customized_grpo.recipe.keys import Run as Run
+from customized_grpo.recipe.keys import Sampling as Sampling
+from customized_grpo.recipe.keys import Train as Train
+from customized_grpo.recipe.sections import ObjectiveSpec, PolicySpec, Section
 
 AXES = ("prompt", "identity")
 """Columns of every axis tensor, in this order."""
-
-Beta: TypeAlias = Annotated[float, Field(ge=0.0, lt=1.0)]
-
-
-class Run(Section):
-    """Output folder, seed, precision and other settings of a run."""
-
-    dir: LocalPath = Field(min_length=1, description="the run's folder; must be new or empty unless resuming")
-    seed: NonNegativeInt = 42
-    resume: LocalPath | None = Field(default=None, description="'latest', or a checkpoint folder")
-    trackers: tuple[Literal["wandb", "tensorboard", "trackio", "swanlab"], ...] = ()
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["no", "bf16"] = Field(
-        default="bf16", description="compute and storage dtype of the frozen model"
-    )
-    threads: NonNegativeInt = Field(default=0, description="CPU threads per process; 0 leaves torch's choice")
-    cache: LocalPath | None = Field(
-        default=None,
-        min_length=1,
-        description="folder of encoded prompts and references; completed first, after which no text encoder is loaded",
-    )
-    timeout_s: PositiveInt = Field(
-        default=1800, description="seconds that a process waits for the others before the job ends"
-    )
-
-
-class Sampling(Section):
-    """Sampling of groups in training."""
-
-    steps: int = Field(default=25, ge=2, description="T; the last step is deterministic, so at least 2")
-    shift: ShiftSetting = 3.0
-    dynamics: DynamicsField = Field(default={"type": "dance_sde", "eta": 0.4}, validate_default=True)
-    plan: PlanField = Field(default={"type": "fraction", "fraction": 0.6}, validate_default=True)
-    shared_noise: bool = Field(default=True, description="one initial noise for all samples of a group")
-    batch: PositiveInt | Literal["auto"] | None = Field(
-        default=None,
-        description="samples per rollout forward; null: the whole group; auto: the group, halved until it fits",
-    )
-
-
-class Advantage(Section):
-    """From rewards (G, R) to advantages (G, K)."""
-
-    aggregator: AggregatorField = Field(default={"type": "sars", "gamma": 0.4}, validate_default=True)
-    time_weights: TimeWeightsField = Field(default={"type": "tdw"}, validate_default=True)
-    clip: PositiveFloat = 5.0
-    min_valid: float = Field(
-        default=0.5,
-        ge=0.0,
-        le=1.0,
-        description="share of a group's samples that must be scorable on every axis; a group below it is skipped",
-    )
-    max_failed_share: float = Field(
-        default=0.25,
-        ge=0.0,
-        le=1.0,
-        description="share of a reward's recent samples; the run stops if more are unscorable",
-    )
-
-
-class Objective(Section):
-    """The clipped surrogate."""
-
-    clip: PositiveFloat = 1.0e-4
-    kl: NonNegativeFloat = Field(default=0.0, description="weight of the KL to the frozen base (adapter off)")
-    step_weighting: Literal["none", "equal"] = "none"
-
-
-class Schedule(Section):
-    """Learning-rate schedule, by ``diffusers.optimization.get_scheduler``; counted in optimizer updates."""
-
-    name: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
-    warmup_steps: NonNegativeInt = 0
-
-    @model_validator(mode="after")
-    def _warmup_is_used(self) -> Self:
-        if self.warmup_steps and self.name == "constant":
-            raise ValueError("warmup_steps has no effect with 'constant'; use name: constant_with_warmup")
-        return self
-
-
-class Train(Section):
-    """The loop."""
-
-    steps: PositiveInt = 1000
-    group_size: int = Field(default=12, ge=2, description="G; a group of one has no advantage")
-    groups_per_step: PositiveInt = Field(default=8, description="groups over all processes")
-    microbatch: PositiveInt | None = Field(
-        default=None,
-        description="(sample, step) pairs of one group in one backward; null: one step of the group's samples, which "
-        "replays bit for bit what the rollout scored",
-    )
-    updates_per_rollout: PositiveInt = 1
-    optimizer: Literal["adamw", "adamw_8bit"] = Field(
-        default="adamw", description="adamw_8bit keeps its two moments in 8 bits, by bitsandbytes"
-    )
-    lr: float = Field(default=2.0e-5, gt=0.0, le=1.0)
-    weight_decay: NonNegativeFloat = 1.0e-4
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    eps: PositiveFloat = Field(
-        default=1.0e-12, description="AdamW's; the usual 1e-8 is of the size of FLUX's gradients"
-    )
-    max_grad_norm: PositiveFloat = 1.0
-    schedule: Schedule = Schedule()
-    ema: float | None = Field(default=None, gt=0.0, lt=1.0, description="decay of the averaged adapter; null: none")
-    ratio_guard: PositiveFloat = Field(
-        default=1.0e-3, description="largest |log-ratio| of a first replay; it should be 0"
-    )
-    old_log_probs: Literal["rollout", "replay", "auto"] = Field(
-        default="rollout",
-        description="whose log-probabilities an update compares with; auto: the rollout's if its first is within "
-        "ratio_guard and a tenth of objective.clip, else the replay's",
-    )
-    max_skipped: NonNegativeInt = Field(
-        default=0, description="updates with a non-finite gradient before the run stops"
-    )
-    check_ranks_every: NonNegativeInt = Field(
-        default=10, description="steps between comparisons of the processes' adapters; 0: never"
-    )
-    checkpoint_every: NonNegativeInt = Field(default=50, description="0: only at the end")
-    keep_checkpoints: PositiveInt = 3
-    evaluate_every: NonNegativeInt = Field(
-        default=50, description="0: never; else also before the first step and at the end"
-    )
-    save_samples_every: NonNegativeInt = Field(default=10, description="0: never; else after the first step too")
-
-    @property
-    def samples_per_update(self) -> int:
-        """Number of samples of each group per optimizer update."""
-        return self.group_size // self.updates_per_rollout
-
-    @property
-    def pairs_per_backward(self) -> int:
-        """Micro-batch size, with ``null`` resolved."""
-        return self.microbatch or self.samples_per_update
-
-
-class Evaluate(Section):
-    """Generation at fixed seeds on held-out data, scored by metrics that are not the training rewards."""
-
-    data: DataField
-    metrics: dict[str, MetricField] = Field(min_length=1)
-    limit: PositiveInt | None = Field(default=None, description="examples; null: all")
-    images_per_prompt: PositiveInt = 1
-    batch: PositiveInt = Field(default=4, description="images per forward, of several prompts if they can share it")
-    steps: PositiveInt | None = Field(default=None, description="sampler steps; null: the training sampler's")
-    seed: NonNegativeInt = 0
-    protocol: str = Field(
-        default="heldout",
-        description="what is comparable: dreambench/uno-all-references, dreambench/input-reference, or your own name",
-    )
-    runs: dict[str, PositiveInt] = Field(
-        default={}, description="number of runs per metric, for judges that answer differently each time"
-    )
-    products: dict[str, tuple[str, str]] = Field(
-        default={}, description="further columns, each the product of two: {cp_x_pf: [cp, pf]}"
-    )
-    save_images: NonNegativeInt = Field(default=64, description="examples whose images are kept on disk")
-    retry_failed: bool = Field(
-        default=True,
-        description="a resumed evaluation repeats failed requests to judges and servers; false: failures are final",
-    )
-
-    @model_validator(mode="after")
-    def _runs_are_of_metrics(self) -> Self:
-        if lost := [name for name in self.runs if name not in self.metrics]:
-            hint = registry.did_you_mean(lost[0], list(self.metrics))
-            raise ValueError(f"runs: there is no metric {lost[0]!r};{hint} allowed: {', '.join(self.metrics)}")
-        if taken := self.products.keys() & self.metrics.keys():
-            raise ValueError(f"products: {min(taken)!r} is a metric's column already; name the product otherwise")
-        return self
 
 
 class Recipe(Section):
@@ -215,9 +30,21 @@ class Recipe(Section):
     sampling: Sampling = Field(default={}, validate_default=True)
     rewards: dict[str, RewardField] = Field(min_length=1)
     advantage: Advantage = Field(default={}, validate_default=True)
-    objective: Objective = Objective()
+    objective: ObjectiveField = Field(default={"type": "grpo"}, validate_default=True)
     train: Train = Train()
     evaluate: Evaluate | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sampler_of_final_latents(cls, given: Any) -> Any:
+        """An objective without transitions samples by a solver, each from noise of its own, unless told otherwise."""
+        objective = given.get("objective") if isinstance(given, dict) else None
+        if needs_transitions(objective) or not isinstance(given.get("sampling", {}), dict):
+            return given
+        asked = given.get("sampling", {})
+        noisy = asked.get("dynamics") is not None
+        own = {"dynamics": None, "plan": None, "shared_noise": noisy, "solver": None if noisy else "euler"}
+        return {**given, "sampling": {**own, **asked}}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -250,15 +77,9 @@ class Recipe(Section):
                 "train.evaluate_every: it is set but there is no 'evaluate' section; add one, or set it to 0"
             )
         _fits_policy(self.run, self.policy, self.sampling.shift)
+        _fits_objective(self.objective, self.sampling, self.train)
         _can_be_made(self.advantage.time_weights, self.sampling.steps)
         return self
-
-
-class EvaluateSampling(Section):
-    """The deterministic sampler of an evaluation."""
-
-    steps: PositiveInt = 25
-    shift: ShiftSetting = 3.0
 
 
 class EvaluateRecipe(Section):
@@ -287,6 +108,51 @@ def _fits_policy(run: Run, policy: PolicySpec, shift: float | str) -> None:
             f"policy.quantization: {policy.quantization} weights are computed with in half precision, and "
             "run.precision=no asks for float32; use run.precision=bf16, or policy.quantization=none"
         )
+
+
+def _fits_objective(objective: ObjectiveSpec, sampling: Sampling, train: Train) -> None:
+    """Raise for what an objective needs of a rollout and isn't there, and for what it never looks at."""
+    if objective.transitions:
+        if missing := [name for name in ("dynamics", "plan") if dict(sampling)[name] is None]:
+            raise ValueError(
+                f"sampling.{missing[0]}: null, but objective.type {objective.type} trains the sampler's stochastic "
+                "transitions; leave the key out for the default"
+            )
+        if objective.compares_means and train.old_log_probs == "auto":
+            raise ValueError(
+                "train.old_log_probs: auto compares log-probabilities, and this objective.ratio compares means; give "
+                "rollout or replay"
+            )
+        if sampling.solver is not None:
+            raise ValueError(
+                f"sampling.solver: it has no effect with objective.type {objective.type}, whose plan has its own; "
+                "set sampling.plan.solver, where the plan has deterministic steps"
+            )
+        return
+    noisy = sampling.dynamics is not None
+    if noisy != (sampling.plan is not None):
+        raise ValueError(
+            "sampling.plan: it says which steps draw noise by sampling.dynamics, so give both, or neither for a solver"
+        )
+    if noisy == (sampling.solver is not None):
+        raise ValueError(
+            f"sampling.solver: objective.type {objective.type} samples by a solver (euler or dpm_solver_2m), or with "
+            "noise on the way (sampling.dynamics and sampling.plan); give one, and null for the other"
+        )
+    if sampling.shared_noise and not noisy:
+        raise ValueError(
+            "sampling.shared_noise: a solver draws no noise on the way, so all samples of a group would be the same "
+            "image; use sampling.shared_noise=false, or sampling.dynamics and sampling.plan"
+        )
+    unused: dict[str, tuple[Any, Any]] = {"train.old_log_probs": (train.old_log_probs, "rollout")}
+    if not objective.compares:
+        unused["train.ratio_guard"] = (train.ratio_guard, Train.model_fields["ratio_guard"].default)
+    for key, (given, needed) in unused.items():
+        if given != needed:
+            raise ValueError(
+                f"{key}: it has no effect with objective.type {objective.type}, which trains on noised final images "
+                f"and replays no transition; leave the key out, or give {key}={needed}"
+            )
 
 
 def _can_be_made(section: BaseModel, num_steps: int) -> None:

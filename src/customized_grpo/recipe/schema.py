@@ -10,6 +10,7 @@ from pydantic.errors import PydanticUserError
 
 from customized_grpo import registry
 from customized_grpo.recipe.config import Recipe
+from customized_grpo.recipe.fields import DEFAULT_TYPES
 
 Location = tuple[str | int, ...]
 """Keys and indices from the top of a recipe down to a value."""
@@ -28,10 +29,12 @@ def recipe_schema(model: type[BaseModel] = Recipe) -> dict[str, Any]:
     for section in list(_plugin_sections(schema)):
         known = [(kind, name) for kind in _kinds(section["x-plugin"]) for name in registry.BUILTIN[kind]]
         elsewhere = {"type": {"type": "string", "not": {"enum": [name for _, name in known]}}}
+        null = [{"type": "null"}] if section["x-null"] else []
         section.clear()
         section["anyOf"] = [
             *(_builtin(kind, name, definitions) for kind, name in known),
             {"type": "object", "required": ["type"], "properties": elsewhere},
+            *null,
         ]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
@@ -61,7 +64,9 @@ def _builtin(kind: registry.Kind, name: str, definitions: dict[str, Any]) -> dic
         definitions.update({f"{prefix}.{inner}": value for inner, value in schema.pop("$defs", {}).items()})
         # A default for "type" would let an editor leave it out, and the section would not say what it is.
         schema["properties"]["type"] = {"const": name}
-        schema["required"] = ["type", *(key for key in schema.get("required", []) if key != "type")]
+        may_be_left_out = DEFAULT_TYPES.get(kind) == name
+        required = [key for key in schema.get("required", []) if key != "type"]
+        schema["required"] = required if may_be_left_out else ["type", *required]
         definitions[prefix] = {**schema, "title": prefix}
     return {"$ref": f"#/$defs/{prefix}"}
 

@@ -1,19 +1,17 @@
-"""The sections of a recipe: frozen models, the typed bases of plug-ins' sections, and fields that a plug-in reads."""
+"""The sections of a recipe: frozen models, and the typed bases of plug-ins' sections."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
-    SerializeAsAny,
-    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -187,77 +185,31 @@ class PolicySpec(registry.PluginSection, PolicyLimits):
         return None
 
 
+class ObjectiveSpec(registry.PluginSection):
+    """The typed base of every objective's ``Config``; each objective adds its own fields.
+
+    Attributes:
+        transitions: whether it needs the sampler's stochastic transitions; else final latents suffice, by any solver.
+        compares: whether it has a ratio to the policy that sampled, on which ``train.ratio_guard`` looks.
+    """
+
+    transitions: ClassVar[bool] = True
+    compares: ClassVar[bool] = True
+
+    kl: NonNegativeFloat = Field(default=0.0, description="weight of the KL to the frozen base (adapter off)")
+    step_weighting: Literal["none", "equal"] = Field(
+        default="none", description="equal: every trained level's gradient has the same size at equal advantages"
+    )
+
+    @property
+    def compares_means(self) -> bool:
+        """Whether a rollout records the mean of every trained transition, too."""
+        return False
+
+    def num_levels(self, num_steps: int) -> int:
+        """K, of an objective without transitions."""
+        return num_steps - 1
+
+
 class DataSpec(registry.PluginSection):
     """The typed base of every data set's ``Config``; each data set adds its own fields."""
-
-
-_BASES: Final[Mapping[registry.Kind, type[BaseModel]]] = {
-    "policies": PolicySpec, "rewards": RewardSpec, "datasets": DataSpec,
-}  # fmt: skip
-
-
-def _reader(kind: registry.Kind, base: type[BaseModel]) -> Callable[[Any], BaseModel]:
-    """Reads a section by the ``Config`` of the plug-in that its ``type`` names."""
-
-    def read(section: Any) -> BaseModel:
-        if isinstance(section, BaseModel):
-            return section
-        known = ", ".join(sorted(registry.available(kind)))
-        if not isinstance(section, dict) or not isinstance(section.get("type"), str):
-            raise ValueError(f"this section needs a 'type' (one of: {known}), as in {{type: ...}}; given: {section!r}")
-        model = registry.config_model(kind, registry.resolve(kind, section["type"]))
-        if not issubclass(model, base):
-            raise registry.UnknownPluginError(
-                f"{kind} plug-in {section['type']!r}: its Config must derive from {base.__module__}.{base.__name__}"
-                + "".join(f", but it is one of {other}" for other, of in _BASES.items() if issubclass(model, of))
-            )
-        return registry.read_section(model, section)
-
-    return read
-
-
-def _read_metric(section: Any) -> BaseModel:
-    """A metric's type is looked up among the metrics first, then among the rewards: every reward is a metric too."""
-    name = section.get("type") if isinstance(section, dict) else None
-    kind: registry.Kind = "metrics" if name in registry.available("metrics") else "rewards"
-    return _reader(kind, BaseModel)(section)
-
-
-def _stub(kind: registry.Kind) -> WithJsonSchema:
-    """Placeholder schema of a plug-in's section; ``recipe_schema`` replaces it by the built-in plug-ins' schemas."""
-    return WithJsonSchema({"type": "object", "required": ["type"], "x-plugin": kind})
-
-
-def _read_shift(value: Any) -> Any:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if (number and 0 < value < float("inf")) or isinstance(value, str):
-        return value  # the policy itself checks the name of the rule
-    raise ValueError(f"given {value!r}; allowed: a number above 0, or a rule of the policy's, such as 'dynamic'")
-
-
-_SHIFT: Final = "shift of the noise; dynamic: the model's own rule by image size; uno: UNO's variant of FLUX.1's"
-ShiftSetting: TypeAlias = Annotated[float | str, BeforeValidator(_read_shift), Field(description=_SHIFT)]
-"""A number, or the name of a policy's rule that makes one from the image's size; see ``policies.shifts``."""
-
-PolicyField: TypeAlias = Annotated[
-    SerializeAsAny[PolicySpec], BeforeValidator(_reader("policies", PolicySpec)), _stub("policies")
-]
-DataField: TypeAlias = Annotated[
-    SerializeAsAny[DataSpec], BeforeValidator(_reader("datasets", DataSpec)), _stub("datasets")
-]
-RewardField: TypeAlias = Annotated[
-    SerializeAsAny[RewardSpec], BeforeValidator(_reader("rewards", RewardSpec)), _stub("rewards")
-]
-MetricField: TypeAlias = Annotated[SerializeAsAny[BaseModel], BeforeValidator(_read_metric), _stub("metrics")]
-DynamicsField: TypeAlias = Annotated[
-    SerializeAsAny[BaseModel], BeforeValidator(_reader("dynamics", BaseModel)), _stub("dynamics")
-]
-PlanField: TypeAlias = Annotated[
-    SerializeAsAny[BaseModel], BeforeValidator(_reader("plans", BaseModel)), _stub("plans")
-]
-AggregatorField: TypeAlias = Annotated[
-    SerializeAsAny[BaseModel], BeforeValidator(_reader("aggregators", BaseModel)), _stub("aggregators")
-]
-TimeWeightsField: TypeAlias = Annotated[
-    SerializeAsAny[BaseModel], BeforeValidator(_reader("time_weights", BaseModel)), _stub("time_weights")
-]

@@ -5,7 +5,8 @@ from typing import Final, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from customized_grpo.recipe.sections import RewardField, Section
+from customized_grpo.recipe.fields import RewardField
+from customized_grpo.recipe.sections import Section
 
 TOKEN_ENV: Final = "CUSTOMIZED_GRPO_TOKEN"
 """Environment variable of the token unless a configuration names another."""

@@ -1,6 +1,7 @@
 """Registry of plug-ins, with one resolver: built-in table, then entry points, then ``module:attr``.
 
-A plug-in is a class with a nested pydantic ``Config`` (policies, rewards, metrics, data sets), a pydantic model
+A plug-in is a class with a nested pydantic ``Config`` (policies, rewards, metrics, data sets,
+objectives), a pydantic model
 (importers, plans), or a plain function (aggregators, time weights, dynamics, rewards), whose keyword-only parameters
 are its section of a recipe. None registers itself.
 """
@@ -84,6 +85,11 @@ BUILTIN: Mapping[Kind, Mapping[str, str]] = {
         "fraction": "customized_grpo.sampling.schedule:FractionPlan",
         "window": "customized_grpo.sampling.schedule:WindowPlan",
         "branch": "customized_grpo.sampling.schedule:BranchPlan",
+    },
+    "objectives": {
+        "grpo": "customized_grpo.objectives.grpo:GRPO",
+        "nft": "customized_grpo.objectives.nft:NFT",
+        "awm": "customized_grpo.objectives.awm:AWM",
     },
 }
 

@@ -15,6 +15,7 @@ Kind = Literal[
     "time_weights",
     "dynamics",
     "plans",
+    "objectives",
 ]
 
 CALLS: Mapping[Kind, Call] = {

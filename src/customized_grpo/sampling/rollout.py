@@ -5,6 +5,7 @@ n batch.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -15,7 +16,7 @@ from customized_grpo.policies.base import Policy
 from customized_grpo.sampling.clock import Clock
 from customized_grpo.sampling.dynamics import Transition, log_prob
 from customized_grpo.sampling.schedule import StepPlan
-from customized_grpo.sampling.solver import ode_steps
+from customized_grpo.sampling.solver import SolverName, ode_steps
 from customized_grpo.seeding import generator
 from customized_grpo.types import Conditioning, Example, Trajectory
 
@@ -69,6 +70,7 @@ def sample_group(
     shared_noise: bool,
     clock: Clock | None = None,
     batch: int | None = None,
+    keep_mean: bool = False,
 ) -> Trajectory:
     """Sample G images of one example and record the trained transitions.
 
@@ -89,28 +91,14 @@ def sample_group(
         shared_noise: ``noise`` is the same for all samples.
         clock: gets the phases ``rollout`` and ``decode``, where there is one.
         batch: samples per forward; None: the whole group.
+        keep_mean: record the mean of each trained transition, too.
     """
     clock = clock or Clock(policy.device)
+    noisy = Noisy(plan=plan, transition=transition, draws=draws, shared_noise=shared_noise)
     with clock.phase("rollout"):
-        # non_blocking: a copy from pageable memory is staged before the call returns, so no wait is needed
-        sigmas, draws = sigmas.to(policy.device), draws.to(policy.device, non_blocking=True)
-        x = noise.to(policy.device, policy.dtype, non_blocking=True)
-        velocity = partial(_in_batches, policy, cond, batch)
-        k = plan.stochastic[0] if shared_noise else 0  # until then the samples are equal
-        x = ode_steps(velocity, x[:1] if k else x, _at(sigmas, plan.path(0, k)), plan.solver).expand_as(x)
-        before, after, scores = [], [], []
-        while k < plan.num_steps:
-            if k not in plan.stochastic:
-                ahead = plan.next_stochastic(k)
-                x, k = ode_steps(velocity, x, _at(sigmas, plan.path(k, ahead)), plan.solver), ahead
-                continue
-            gaussian = transition(velocity(x, sigmas[k]), x.float(), sigmas[k], sigmas[k + 1], sigma_max=sigmas[1])
-            x_next = (gaussian.mean + gaussian.std * draws[:, plan.stochastic.index(k)]).to(policy.dtype)
-            if k in plan.trained:
-                before.append(x)
-                after.append(x_next)
-                scores.append(log_prob(x_next.float(), gaussian))
-            x, k = x_next, k + 1
+        sigmas = sigmas.to(policy.device)
+        x, recorded = _noisy_steps(policy, cond, noise, sigmas, noisy, batch)
+        before, after, scores, means = (torch.stack(one, dim=1) for one in zip(*recorded, strict=True))
     with clock.phase("decode"):
         images = policy.decode(x)
     return Trajectory(
@@ -118,11 +106,83 @@ def sample_group(
         cond=cond,
         sigmas=sigmas,
         steps=torch.tensor(plan.trained, device=policy.device),
-        x=torch.stack(before, dim=1),
-        x_next=torch.stack(after, dim=1),
-        log_prob=torch.stack(scores, dim=1),
+        x=before,
+        x_next=after,
+        log_prob=scores,
+        mean=means if keep_mean else None,
         images=images,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noisy:
+    """Sampling with noise on the way; see ``sample_group``."""
+
+    plan: StepPlan
+    transition: Transition
+    draws: Float[Tensor, "g j s c"]
+    shared_noise: bool
+
+
+def _noisy_steps(
+    policy: Policy,
+    cond: Conditioning,
+    noise: Float[Tensor, "g s c"],
+    sigmas: Float[Tensor, " t_plus_1"],
+    noisy: Noisy,
+    batch: int | None,
+) -> tuple[Float[Tensor, "g s c"], list[tuple[Tensor, Tensor, Tensor, Tensor]]]:
+    """Final latents, and of each trained step the states before and after, the log-probability, and the mean."""
+    plan, velocity = noisy.plan, partial(_in_batches, policy, cond, batch)
+    # non_blocking: a copy from pageable memory is staged before the call returns, so no wait is needed
+    draws = noisy.draws.to(policy.device, non_blocking=True)
+    x = noise.to(policy.device, policy.dtype, non_blocking=True)
+    k = plan.stochastic[0] if noisy.shared_noise else 0  # until then the samples are equal
+    x = ode_steps(velocity, x[:1] if k else x, _at(sigmas, plan.path(0, k)), plan.solver).expand_as(x)
+    recorded = []
+    while k < plan.num_steps:
+        if k not in plan.stochastic:
+            ahead = plan.next_stochastic(k)
+            x, k = ode_steps(velocity, x, _at(sigmas, plan.path(k, ahead)), plan.solver), ahead
+            continue
+        gaussian = noisy.transition(velocity(x, sigmas[k]), x.float(), sigmas[k], sigmas[k + 1], sigma_max=sigmas[1])
+        x_next = (gaussian.mean + gaussian.std * draws[:, plan.stochastic.index(k)]).to(policy.dtype)
+        if k in plan.trained:
+            recorded.append((x, x_next, log_prob(x_next.float(), gaussian), gaussian.mean))
+        x, k = x_next, k + 1
+    return x, recorded
+
+
+@torch.no_grad()
+def sample_final(
+    policy: Policy,
+    cond: Conditioning,
+    *,
+    sigmas: Float[Tensor, " t_plus_1"],
+    noise: Float[Tensor, "g s c"],
+    by: SolverName | Noisy,
+    clock: Clock,
+    batch: int | None = None,
+) -> tuple[Float[Tensor, "g s c"], UInt8[Tensor, "g h w 3"]]:
+    """Final latents, in the storage dtype, and images of G samples of one example.
+
+    Args:
+        policy: the policy.
+        cond: ``policy.encode`` of the example.
+        sigmas: the grid, on the policy's device.
+        noise: state at sigma = 1.
+        by: a solver of the flow, or noise on the way.
+        clock: gets the phases ``rollout`` and ``decode``.
+        batch: samples per forward; None: the whole group.
+    """
+    with clock.phase("rollout"):
+        if isinstance(by, Noisy):
+            x, _ = _noisy_steps(policy, cond, noise, sigmas, by, batch)
+        else:
+            x = noise.to(policy.device, policy.dtype, non_blocking=True)
+            x = ode_steps(partial(_in_batches, policy, cond, batch), x, sigmas, by)
+    with clock.phase("decode"):
+        return x, policy.decode(x)
 
 
 def _at(sigmas: Float[Tensor, " t_plus_1"], points: Sequence[int]) -> Float[Tensor, " m"]:

@@ -28,8 +28,9 @@ from customized_grpo.data.manifest import ManifestDataset
 from customized_grpo.data.prompts import text_problem
 from customized_grpo.data.rows import sound_rows
 from customized_grpo.paths import folders_under
+from customized_grpo.recipe.fields import RewardField
 from customized_grpo.recipe.loading import RecipeError, recipe_of
-from customized_grpo.recipe.sections import RewardField, Section
+from customized_grpo.recipe.sections import Section
 from customized_grpo.rewards.base import RewardFailure, begin, close
 from customized_grpo.scoring.score import load_rewards
 from customized_grpo.scoring.scorer import Scorer

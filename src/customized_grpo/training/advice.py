@@ -25,6 +25,8 @@ def advice(recipe: Recipe, sigmas: Float[Tensor, " t_plus_1"]) -> list[str]:
 def _excess_noise(recipe: Recipe, sigmas: Float[Tensor, " t_plus_1"]) -> list[str]:
     """Stochastic steps that add more noise than the next level holds: g^2 d > 2 sigma sigma' for an SDE."""
     sampling = recipe.sampling
+    if sampling.dynamics is None or sampling.plan is None:
+        return []
     transition = registry.build_function("dynamics", sampling.dynamics)
     plan, seed = plan_of(sampling.plan), recipe.run.seed
     first = range(min(recipe.train.steps, _PLANS))

@@ -4,19 +4,22 @@ Both are in every checkpoint (``RunState``), so that a resumed run sums in the s
 numbers. Dimensions: G group size, K trained steps, n samples in a forward, P ranks.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
 from customized_grpo.memory.parameters import optimizer_bytes
+from customized_grpo.training import averages
 from customized_grpo.training.distributed import any_rank, largest
 from customized_grpo.training.engine import micro_batch
-from customized_grpo.training.replay import micro_batches, replay
+from customized_grpo.training.replay import micro_batches
 from customized_grpo.training.setup import Parts
-from customized_grpo.types import Conditioning, Trajectory
+from customized_grpo.types import Conditioning, Noised, Rollout, Trajectory
+
+R = TypeVar("R", bound=Rollout)
 
 _OF_CLIP = 0.1
 """Allowed difference of two log-probabilities, as a share of ``objective.clip``, so that rounding hardly clips."""
@@ -75,33 +78,59 @@ def _out_of_memory(parts: Parts, cond: Conditioning, size: int) -> str | None:
 
 
 def is_recomputed(parts: Parts) -> bool:
-    """True if old log-probabilities are recomputed by the replay, with the weights before a rollout's first update."""
+    """True if what a loss compares with is recomputed, with the weights before a rollout's first update."""
+    if not parts.objective.records_old:
+        return True
     asked = parts.recipe.train.old_log_probs
     return (parts.state.old_log_probs if asked == "auto" else asked) == "replay"
 
 
-def with_old_log_probs(parts: Parts, groups: Sequence[Trajectory], shares: Sequence[range]) -> list[Trajectory]:
-    """Trajectories with the old log-probabilities for the updates after the first.
+def is_on_policy(parts: Parts, *, first: bool) -> bool:
+    """True if an update's own forward, before its step, is what its loss compares with."""
+    return first and not parts.old_samples and is_recomputed(parts)
 
-    The first update's own forward gives its old values for free (``new.detach()``), so only the shares of later
-    updates are computed here. Under ``auto`` all of them are, once, to compare them with the rollout's.
+
+def with_old(parts: Parts, groups: Sequence[Rollout], shares: Sequence[range]) -> list[Rollout]:
+    """Rollouts with what the updates after the first compare with: the old policy's log-probabilities or velocities.
+
+    The first update's own forward gives its old values for free (``new.detach()``) unless the old policy lags behind,
+    so only the shares of later updates are computed here. Under ``train.old_log_probs: auto`` all of them are, once, to
+    compare them with the rollout's.
 
     Args:
         parts: parts of the run, with the weights that sampled the groups.
-        groups: trajectories of the rollout.
+        groups: of the rollout.
         shares: samples of each update.
     """
     if parts.recipe.train.old_log_probs == "auto" and parts.state.old_log_probs is None:
-        again = [_recomputed(parts, group, shares) for group in groups]
-        differ = [one.log_prob - group.log_prob for one, group in zip(again, groups, strict=True)]
+        differ = [_recomputed(parts, one, shares).log_prob - one.log_prob for one in map(_recorded, groups)]
         _decide(parts, largest(parts.accelerator, float(torch.stack(differ).abs().max())))
-    if not is_recomputed(parts) or len(shares) == 1:
+    if not is_recomputed(parts):
         return list(groups)
-    return [_recomputed(parts, group, shares[1:]) for group in groups]
+    return [_recomputed(parts, group, shares if parts.old_samples else shares[1:]) for group in groups]
+
+
+def with_average(parts: Parts, groups: Sequence[Rollout], shares: Sequence[range]) -> list[Rollout]:
+    """Rollouts with the velocities of the running average of the weights that the loss holds on to, if there is one."""
+    if parts.old is None or parts.old_samples:
+        return list(groups)
+    with averages.in_place(parts.old, parts.parameters, parts.policy):
+        return [_recomputed(parts, _noised(group), shares, Noised.with_average) for group in groups]
+
+
+def _recorded(group: Rollout) -> Trajectory:
+    assert isinstance(group, Trajectory), "only transitions have recorded log-probabilities"
+    return group
+
+
+def _noised(group: Rollout) -> Noised:
+    assert isinstance(group, Noised), "only noised samples have velocities to hold on to"
+    return group
 
 
 def _decide(parts: Parts, differ: float) -> None:
-    allowed = min(parts.recipe.train.ratio_guard, _OF_CLIP * parts.recipe.objective.clip)
+    clip = dict(parts.recipe.objective)["clip"]
+    allowed = min(parts.recipe.train.ratio_guard, _OF_CLIP * clip)
     trusted = differ <= allowed
     parts.state.old_log_probs = "rollout" if trusted else "replay"
     parts.state.news.append(
@@ -110,18 +139,22 @@ def _decide(parts: Parts, differ: float) -> None:
     )
 
 
-def _recomputed(parts: Parts, group: Trajectory, shares: Sequence[range]) -> Trajectory:
-    """A trajectory with the log-probabilities (G, K) of the given samples computed as an update computes them.
+def _recomputed(
+    parts: Parts, group: R, shares: Sequence[range], put: Callable[[R, range, Tensor], R] | None = None
+) -> R:
+    """A rollout with the old values of the given samples, by the weights as they are, computed as an update does.
 
     Uses the same micro-batches, and gradients whose graph is dropped: torch.compile generates other code without.
     """
-    log_prob, nothing = group.log_prob.clone(), torch.zeros_like(group.log_prob)
+    num_levels = len(group.progress)
     for samples in shares:
         found: list[Tensor] = []
         with parts.clock.phase("replay"):
-            for pairs in micro_batches([group], [nothing], samples, parts.recipe.train.pairs_per_backward):
+            advantage = torch.zeros(samples.stop, num_levels, device=parts.accelerator.device)
+            for pairs in micro_batches([group], [advantage], samples, parts.recipe.train.pairs_per_backward):
                 with micro_batch(parts.accelerator, parts.policy.transformer, last=False):
-                    found.append(replay(parts.policy, parts.transition, pairs)[0].detach())
-        again = torch.cat(found).view(len(group.steps), len(samples)).T
-        log_prob[samples.start : samples.stop] = again
-    return replace(group, log_prob=log_prob)
+                    found.append(parts.objective.old(pairs))
+        old = torch.cat(found)
+        put = put or type(group).with_old
+        group = put(group, samples, old.view(num_levels, len(samples), *old.shape[1:]).transpose(0, 1))
+    return group

@@ -121,6 +121,8 @@ def _check_bits(engine: Engine, quantization: Quantization) -> None:
 
 def _check_equal_forwards(recipe: Recipe) -> None:
     """Raise if the plan gives the groups of a step different forwards, of which each gathers weights from all ranks."""
+    if recipe.sampling.plan is None:
+        return  # a solver's forwards are the same for all
     plan, steps, seed = plan_of(recipe.sampling.plan), recipe.sampling.steps, recipe.run.seed
     for step in range(min(recipe.train.steps, 100)):
         plans = [plan.steps(step, steps, seed, group) for group in range(recipe.train.groups_per_step)]

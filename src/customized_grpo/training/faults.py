@@ -82,7 +82,7 @@ class SignalWarnings:
 
     Args:
         names: names of the rewards.
-        clip: ``objective.clip``.
+        clip: ``objective.clip``; None of an objective without a ratio.
     """
 
     FLAT: Final = 0.5
@@ -90,7 +90,7 @@ class SignalWarnings:
     THIN: Final = 1e-4
     """Spread within a group relative to the reward's size, below which advantages are mostly rounding."""
 
-    def __init__(self, names: list[str], clip: float) -> None:
+    def __init__(self, names: list[str], clip: float | None) -> None:
         self._names = names
         self._clip = clip
         self._said: set[tuple[str, str]] = set()
@@ -99,7 +99,7 @@ class SignalWarnings:
         """New warnings of this step."""
         found = {}
         differs = metrics.get("ratio/max_abs_log_first", 0.0)
-        if differs > self._clip:
+        if self._clip is not None and differs > self._clip:
             found["ratio", "clipped"] = (
                 f"the first replay's largest |log-ratio| is {differs:.3g}, more than objective.clip={self._clip:g}: "
                 "terms are clipped though nothing was updated yet; use the rollout's batch in the replay "

@@ -13,7 +13,6 @@ from torch import Tensor
 from customized_grpo.advantages.shaping import Advantages
 from customized_grpo.evaluation.protocols import find_protocol
 from customized_grpo.evaluation.summary import Row, column_means, columns_of
-from customized_grpo.objectives.clipped_surrogate import ratio_stats
 from customized_grpo.recipe.config import AXES
 
 
@@ -60,7 +59,7 @@ def correlation(axes: Float[Tensor, "g q"]) -> float:
 def weights(time_weights: Float[Tensor, "t q"], step_sensitivity: Float[Tensor, " t"]) -> dict[str, float]:
     """Time weight of each trainable step and axis, and the *effective* one: constants of a run.
 
-    A step's gradient is its time weight times ``Parts.step_sensitivity``, so the effective weight is that product,
+    A step's gradient is its time weight times ``Objective.sensitivity``, so the effective weight is that product,
     scaled so that over all trainable steps the mean of both axes' sum is 1.
     """
     metrics = {}
@@ -72,18 +71,6 @@ def weights(time_weights: Float[Tensor, "t q"], step_sensitivity: Float[Tensor, 
             metrics[f"weight/{axis}/step_{step:02d}"] = float(time_weights[step, column])
             metrics[f"weight_effective/{axis}/step_{step:02d}"] = float(effective[step, column])
     return metrics
-
-
-def update(log_ratios: Float[Tensor, " n"], advantages: Float[Tensor, " n"], clip: float) -> dict[str, float]:
-    """Metrics of one update's replay against the rollout."""
-    stats = ratio_stats(log_ratios, advantages, clip)
-    return {
-        "ratio/max": stats.max,
-        "ratio/max_abs_log": stats.max_abs_log,
-        "ratio/clip_share": stats.clip_share_low + stats.clip_share_high,
-        "ratio/clip_share_low": stats.clip_share_low,
-        "ratio/clip_share_high": stats.clip_share_high,
-    }
 
 
 def evaluation(rows: Sequence[Row], protocol: str) -> dict[str, float]:

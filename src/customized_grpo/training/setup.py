@@ -1,8 +1,8 @@
 """Setup of a training run: builds all its parts from a recipe."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -31,19 +31,17 @@ from customized_grpo.evaluation.precheck import look_over
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.identity.hashes import HASHES, FileHashes, meanwhile, short_hash
 from customized_grpo.identity.runs import named
-from customized_grpo.objectives.step_weights import step_sensitivity, step_weights
+from customized_grpo.objectives.base import Objective, load_objective
 from customized_grpo.policies.adapters import tuning
-from customized_grpo.policies.adapters.sharding import reshard
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.identity import base_identity
 from customized_grpo.recipe.config import AXES, Recipe
 from customized_grpo.rewards.base import begin, close
 from customized_grpo.sampling.clock import Clock
-from customized_grpo.sampling.dynamics import Transition
-from customized_grpo.sampling.schedule import Plan, plan_of, sigma_grid
+from customized_grpo.sampling.schedule import sigma_grid
 from customized_grpo.scoring.score import load_rewards
 from customized_grpo.scoring.scorer import Scorer
-from customized_grpo.training import engine, engine_limits
+from customized_grpo.training import averages, engine, engine_limits
 from customized_grpo.training.distributed import gather_rows, together
 from customized_grpo.training.encoded import load_held_out, needed_of
 from customized_grpo.training.identity import RunIdentity
@@ -99,18 +97,15 @@ class Parts:
     reward_axes: Sequence[int]
     """Axis of each reward, in the order of the recipe."""
     sigmas: Float[Tensor, " t_plus_1"]
-    plan: Plan
-    transition: Transition
+    objective: Objective
     aggregator: Aggregator
     time_weights: Float[Tensor, "t q"]
-    loss_weights: Float[Tensor, " t"]
-    """``objective.step_weighting``: a factor of each step's loss, mean 1 over the stochastic steps."""
-    step_sensitivity: Float[Tensor, " t"]
-    """Relative size of each step's gradient at equal time weights, ``loss_weights`` included; 0 is never trained."""
     parameters: dict[str, nn.Parameter]
     optimizer: Any
     schedule: Any
     ema: EMAModel | None
+    old: averages.OldPolicy | None
+    """A running average of the trained weights that samples, or that the loss holds on to."""
     evaluation: Evaluation | None
     clock: Clock
     hashes: FileHashes
@@ -121,21 +116,18 @@ class Parts:
     """Its name, the same over all restarts; see ``identity.runs``."""
     state: RunState = field(default_factory=RunState)
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def averaged(self) -> AbstractContextManager[None]:
         """Context in which the trained weights are their running average, if the recipe has one."""
-        if self.ema is None:
-            yield
-            return
-        parameters = list(self.parameters.values())
-        self.ema.store(parameters)
-        self.ema.copy_to(parameters)
-        reshard(self.policy.transformer)
-        try:
-            yield
-        finally:
-            self.ema.restore(parameters)
-            reshard(self.policy.transformer)
+        return averages.in_place(self.ema, self.parameters, self.policy)
+
+    def sampling(self) -> AbstractContextManager[None]:
+        """Context in which the trained weights are the old policy's, if that lags behind."""
+        return averages.in_place(self.old if self.old_samples else None, self.parameters, self.policy)
+
+    @property
+    def old_samples(self) -> bool:
+        """Whether the sampler lags behind the trained policy."""
+        return self.old is not None and self.objective.old_samples
 
 
 def _trackers_are_there(names: Sequence[str]) -> None:
@@ -228,8 +220,8 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
 
     sampling = recipe.sampling
     sigmas = sigma_grid(recipe.policy, sampling.shift, sampling.steps, policy.latent_shape[0])
-    transition = registry.build_function("dynamics", recipe.sampling.dynamics)
-    loss_weights = step_weights(recipe.objective.step_weighting, transition, sigmas)
+    objective = load_objective(recipe, policy, sigmas.to(device))
+    old = None if objective.old_decay is None else averages.OldPolicy(parameters, objective.old_decay)
     scorer = Scorer(
         rewards,
         max_failed_share=recipe.advantage.max_failed_share,
@@ -247,16 +239,14 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
         scorer=scorer,
         reward_axes=[AXES.index(spec.axis) for spec in recipe.rewards.values()],
         sigmas=sigmas.to(device),
-        plan=plan_of(recipe.sampling.plan),
-        transition=transition,
+        objective=objective,
         aggregator=registry.build_function("aggregators", recipe.advantage.aggregator),
         time_weights=registry.build_function("time_weights", recipe.advantage.time_weights)(recipe.sampling.steps),
-        loss_weights=loss_weights.to(device),
-        step_sensitivity=step_sensitivity(transition, sigmas) * loss_weights,
         parameters=parameters,
         optimizer=prepared,
         schedule=schedule,
         ema=ema,
+        old=old,
         evaluation=evaluation,
         clock=Clock(device),
         hashes=hashes,

@@ -13,13 +13,12 @@ from typing import Any
 from torch import Tensor
 
 from customized_grpo.policies.adapters import tuning
-from customized_grpo.policies.adapters.sharding import cut_like
 from customized_grpo.policies.adapters.tensor_files import read_tensors, write_tensors
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.recipe.loading import load_recipe, save_recipe
 from customized_grpo.recipe.yaml_source import read_yaml
 from customized_grpo.rewards.base import transport_of
-from customized_grpo.training import checkpoint, engine
+from customized_grpo.training import averages, checkpoint, engine
 from customized_grpo.training.distributed import gather_rows, together
 from customized_grpo.training.setup import Parts
 from customized_grpo.training.tracking import METRICS, cut_metrics
@@ -61,14 +60,14 @@ def save(parts: Parts, done: int) -> None:
     Raises:
         SaveError: on every rank, if rank 0 can't write.
     """
-    accelerator, names = parts.accelerator, list(parts.parameters)
+    accelerator = parts.accelerator
     trained = engine.weights(accelerator, parts.parameters)
     untrained = engine.weights(accelerator, tuning.untrained_parameters(parts.policy))
     optimizer = engine.optimizer_state(accelerator, parts.optimizer, parts.parameters)
-    average = {}
-    if parts.ema is not None:
-        shadows = dict(zip(names, parts.ema.shadow_params, strict=True))
-        average = engine.weights(accelerator, shadows)
+    average, old = (
+        {} if one is None else engine.weights(accelerator, averages.named(one, parts.parameters))
+        for one in (parts.ema, parts.old)
+    )
     trainer = {
         "step": done,
         "updates": parts.schedule.last_epoch,
@@ -90,6 +89,8 @@ def save(parts: Parts, done: int) -> None:
         write_tensors(state / "optimizer.safetensors", optimizer)
         if average:
             write_tensors(state / "ema.safetensors", average)
+        if old:
+            write_tensors(state / "old.safetensors", old)
         (state / "trainer.json").write_text(json.dumps(trainer, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         assert parts.identity is not None
         parts.identity.write(state)
@@ -172,6 +173,7 @@ class _Held:
     adapter: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     average: dict[str, Tensor] | None
+    old: dict[str, Tensor] | None
     trainer: dict[str, Any]
 
 
@@ -185,6 +187,7 @@ def _read(parts: Parts, state: Path) -> _Held:
         adapter=adapter,
         optimizer=read_tensors(state / "optimizer.safetensors"),
         average=None if parts.ema is None else read_tensors(state / "ema.safetensors"),
+        old=None if parts.old is None else read_tensors(state / "old.safetensors"),
         trainer=json.loads((state / "trainer.json").read_text(encoding="utf-8")),
     )
 
@@ -198,10 +201,10 @@ def _put_back(parts: Parts, held: _Held) -> None:
         group["lr"] = group["initial_lr"] * lr(saved["updates"])
     parts.schedule._last_lr = [group["lr"] for group in parts.optimizer.param_groups]
     if parts.ema is not None and held.average is not None:
-        parts.ema.shadow_params = [
-            cut_like(held.average[name].to(accelerator.device), one) for name, one in parts.parameters.items()
-        ]
+        averages.put_back(parts.ema, parts.parameters, held.average)
         parts.ema.optimization_step = saved["ema_updates"]
+    if parts.old is not None and held.old is not None:
+        averages.put_back(parts.old, parts.parameters, held.old)
     parts.state.skipped = saved["skipped"]
     parts.state.rollout_batch = saved.get("rollout_batch")  # older checkpoints have neither
     parts.state.old_log_probs = saved.get("old_log_probs")

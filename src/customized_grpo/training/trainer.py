@@ -4,7 +4,7 @@ Dimensions: G group size, K trained steps, R rewards, Q axes, P ranks.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -15,23 +15,19 @@ from torch import Tensor
 
 from customized_grpo.advantages.shaping import Advantages, advantages_of
 from customized_grpo.data import order
-from customized_grpo.objectives.clipped_surrogate import clipped_surrogate
-from customized_grpo.policies.adapters import tuning
+from customized_grpo.objectives.base import Draw, rows_at
 from customized_grpo.recipe.config import AXES, Recipe
-from customized_grpo.sampling.dynamics import kl
-from customized_grpo.sampling.rollout import initial_noise, sample_group, transition_noise
-from customized_grpo.sampling.schedule import StepPlan
 from customized_grpo.training import autotune, engine, validation
 from customized_grpo.training import metrics as explain
 from customized_grpo.training.distributed import any_rank, check_ranks, largest, mean_metrics
 from customized_grpo.training.engine import clip_and_step, micro_batch
 from customized_grpo.training.faults import SignalWarnings, explained
 from customized_grpo.training.interrupt import StopRequest
-from customized_grpo.training.replay import Pairs, micro_batches, num_micro_batches, replay
+from customized_grpo.training.replay import micro_batches, num_micro_batches
 from customized_grpo.training.setup import Parts, build
 from customized_grpo.training.state import restore, save
 from customized_grpo.training.tracking import RunLog, is_every, save_group
-from customized_grpo.types import Trajectory
+from customized_grpo.types import Rollout
 
 
 class DivergedError(RuntimeError):
@@ -59,7 +55,7 @@ class Trainer:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.stop = StopRequest()
-        self.signal_warnings = SignalWarnings(list(parts.recipe.rewards), parts.recipe.objective.clip)
+        self.signal_warnings = SignalWarnings(list(parts.recipe.rewards), dict(parts.recipe.objective).get("clip"))
 
     @property
     def recipe(self) -> Recipe:
@@ -100,7 +96,7 @@ class Trainer:
             if evaluating:
                 metrics |= validation.evaluate(parts, done)
             if done == 1:  # constants, so they are logged once
-                metrics |= explain.weights(parts.time_weights, parts.step_sensitivity)
+                metrics |= explain.weights(parts.time_weights, parts.objective.sensitivity)
             log.write(done, metrics, explain.headline(metrics))
             news = parts.state.drain_news() + parts.scorer.tally.drain_news()
             for text in news + self.signal_warnings.of_step(metrics):
@@ -116,20 +112,23 @@ class Trainer:
 
     def step(self, step: int) -> dict[str, float]:
         """One GRPO step: sample this rank's groups, score them, take their advantages, and update the adapter."""
-        parts, clock = self.parts, self.parts.clock
+        parts, clock, shares = self.parts, self.parts.clock, self.shares()
         groups, pending = [], []
-        for group, index in self.assignments(step):
-            groups.append(self.sample(step, group, index))
-            with clock.phase("score"):  # rewards over the network go on while the next group is sampled
-                pending.append(parts.scorer.submit(groups[-1].example, groups[-1].images))
+        with parts.sampling():
+            for group, index in self.assignments(step):
+                groups.append(self.sample(step, group, index))
+                with clock.phase("score"):  # rewards over the network go on while the next group is sampled
+                    pending.append(parts.scorer.submit(groups[-1].example, groups[-1].images))
+            groups = autotune.with_old(parts, groups, shares)
+        groups = autotune.with_average(parts, groups, shares)
         with clock.phase("score"):
             rewards = [scores.result() for scores in pending]
         advantages = [self.advantages_of(*pair) for pair in zip(rewards, groups, strict=True)]
         metrics = explain.groups(list(self.recipe.rewards), parts.reward_axes, rewards, advantages)
-        shares = self.shares()
-        groups = autotune.with_old_log_probs(parts, groups, shares)
         for update, samples in enumerate(shares):
             metrics |= self.update(groups, advantages, samples, first=update == 0)
+        if parts.old is not None:
+            parts.old.follow(parts.parameters, parts.schedule.last_epoch)
         metrics |= parts.scorer.drain() | clock.drain()
         self.save_samples(step + 1, groups[0], rewards[0], advantages[0])
         return mean_metrics(parts.accelerator, metrics)
@@ -148,39 +147,23 @@ class Trainer:
         first = accelerator.process_index * len(mine)
         return [(first + offset, index) for offset, index in enumerate(mine)]
 
-    def sample(self, step: int, group: int, index: int) -> Trajectory:
-        """The trajectory of one group."""
-        parts, sampling, size = self.parts, self.recipe.sampling, self.recipe.train.group_size
-        where = {"seed": self.recipe.run.seed, "step": step, "group": group}
-        shape_of = parts.policy.latent_shape
+    def sample(self, step: int, group: int, index: int) -> Rollout:
+        """One group, with what the objective has to record."""
+        parts = self.parts
         with parts.clock.phase("encode"):
             example = parts.dataset[index]
             cond = parts.encode(example)
-        plan: StepPlan = parts.plan.steps(step, sampling.steps, self.recipe.run.seed, group)
         with parts.clock.phase("rollout"):
-            noise = initial_noise(shape_of, size, shared=sampling.shared_noise, **where)
-            draws = transition_noise(shape_of, size, len(plan.stochastic), **where)
             batch = autotune.rollout_batch(parts, cond)
-        return sample_group(
-            parts.policy,
-            example,
-            cond,
-            sigmas=parts.sigmas,
-            plan=plan,
-            transition=parts.transition,
-            noise=noise,
-            draws=draws,
-            shared_noise=sampling.shared_noise,
-            clock=parts.clock,
-            batch=batch,
-        )
+        draw = Draw(self.recipe.run.seed, step, group)
+        return parts.objective.sample(example, cond, draw, clock=parts.clock, batch=batch)
 
-    def advantages_of(self, rewards: Tensor, trajectory: Trajectory) -> Advantages:
-        """A[g, k] of a group, with the time weights of the trajectory's own steps."""
+    def advantages_of(self, rewards: Tensor, group: Rollout) -> Advantages:
+        """A[g, k] of a group, with the time weights of its own levels."""
         specs = self.recipe.rewards.values()
         return advantages_of(
             rewards,
-            self.parts.time_weights[trajectory.steps.cpu()],
+            rows_at(self.parts.time_weights, group.progress.cpu()),
             axis_of=self.parts.reward_axes,
             weight_of=[float(spec.weight) for spec in specs],
             aggregator=self.parts.aggregator,
@@ -194,63 +177,42 @@ class Trainer:
         return [range(first, first + size) for first in range(0, self.recipe.train.group_size, size)]
 
     def update(
-        self, groups: Sequence[Trajectory], advantages: Sequence[Advantages], samples: range, *, first: bool
+        self, groups: Sequence[Rollout], advantages: Sequence[Advantages], samples: range, *, first: bool
     ) -> dict[str, float]:
         """One optimizer update over the given samples of every group; the loss is a mean over all ranks' pairs."""
         parts, settings, accelerator = self.parts, self.recipe.train, self.parts.accelerator
-        weighted = [
-            one.advantage.to(group.x.device) * parts.loss_weights[group.steps]
-            for one, group in zip(advantages, groups, strict=True)
-        ]
-        count = settings.groups_per_step * len(samples) * groups[0].x.shape[1]
+        given = [one.advantage.to(accelerator.device) for one in advantages]
+        weights = [parts.objective.level_weights(group) for group in groups]
+        count = settings.groups_per_step * len(samples) * len(groups[0].progress)
         remaining = num_micro_batches(groups, len(samples), settings.pairs_per_backward)
-        on_policy = first and autotune.is_recomputed(parts)
-        ratios: list[Tensor] = []
-        differences: list[Tensor] = []
+        on_policy = autotune.is_on_policy(parts, first=first)
+        details: list[Mapping[str, Tensor]] = []
         signs: list[Tensor] = []
         losses: list[Tensor] = []
         with parts.clock.phase("replay"):
-            for pairs in micro_batches(groups, weighted, samples, settings.pairs_per_backward):
+            for pairs in micro_batches(groups, given, samples, settings.pairs_per_backward, weights):
                 remaining -= 1
+                share = len(pairs.advantage) / count
                 with micro_batch(accelerator, parts.policy.transformer, last=not remaining) as backward:
-                    loss, penalty, log_ratio, to_rollout = self.loss(pairs, on_policy=on_policy)
-                    share = len(pairs.x) / count
+                    found = parts.objective.loss(pairs, on_policy=on_policy)
                     # gradients are averaged over the ranks, and ``count`` is already over all of them
-                    backward((loss + self.recipe.objective.kl * penalty) * share * accelerator.num_processes)
-                ratios.append(log_ratio)
-                differences.append(to_rollout)
+                    total = found.loss + parts.objective.kl * found.penalty
+                    backward(total * share * accelerator.num_processes)
+                details.append(found.details)
                 signs.append(pairs.advantage)
-                losses.append(torch.stack([loss.detach(), penalty.detach()]) * share)
+                losses.append(torch.stack([found.loss.detach(), found.penalty.detach()]) * share)
         with parts.clock.phase("optimizer"):
-            log_ratios = torch.cat(ratios)
             loss_sum, kl_sum = torch.stack(losses).sum(0).tolist()  # read once: each read waits for the GPU
-            metrics = explain.update(log_ratios, torch.cat(signs), self.recipe.objective.clip)
-            if first:
-                metrics["ratio/max_abs_log_rollout"] = float(torch.cat(differences).abs().max())
-                metrics["ratio/max_abs_log_first"] = largest(accelerator, metrics["ratio/max_abs_log"])
+            of_pairs = {name: torch.cat([one[name] for one in details]) for name in details[0]}
+            metrics = parts.objective.metrics(of_pairs, torch.cat(signs), first=first)
+            if first and (own := metrics.get("ratio/max_abs_log")) is not None:
+                metrics["ratio/max_abs_log_first"] = largest(accelerator, own)
                 self.guard(metrics["ratio/max_abs_log_first"])
             metrics |= {
                 "loss/surrogate": loss_sum * accelerator.num_processes,
                 "loss/kl": kl_sum * accelerator.num_processes,
             }
             return metrics | self.optimize()
-
-    def loss(self, pairs: Pairs, *, on_policy: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Surrogate, KL to the base (0 without one), log-ratios, and log-probability minus the rollout's.
-
-        With ``on_policy`` the weights are those that sampled, and the old log-probabilities are this forward's own.
-        """
-        parts, objective = self.parts, self.recipe.objective
-        new, gaussian = replay(parts.policy, parts.transition, pairs)
-        now = new.detach()
-        old = now if on_policy else pairs.log_prob
-        loss = clipped_surrogate(new, old, pairs.advantage, objective.clip)
-        penalty = torch.zeros_like(loss)
-        if objective.kl:
-            with torch.no_grad(), tuning.reference(parts.policy):
-                _, base = replay(parts.policy, parts.transition, pairs)
-            penalty = kl(gaussian, base).mean()
-        return loss, penalty, now - old, now - pairs.log_prob
 
     def guard(self, log_ratio: float) -> None:
         """Raise unless the first replay of a rollout reproduces its log-probabilities."""
@@ -284,7 +246,7 @@ class Trainer:
             "lr": parts.schedule.get_last_lr()[0],
         }
 
-    def save_samples(self, done: int, trajectory: Trajectory, rewards: Tensor, advantages: Advantages) -> None:
+    def save_samples(self, done: int, group: Rollout, rewards: Tensor, advantages: Advantages) -> None:
         """A group as a picture, the reference first, its rewards and advantages beside it: of step 1 and every N."""
         every = self.recipe.train.save_samples_every
         is_first = every > 0 and done == 1
@@ -292,8 +254,8 @@ class Trainer:
             return
         save_group(
             self.parts.folder / "samples" / f"step-{done:06d}.png",
-            trajectory.example,
-            trajectory.images,
+            group.example,
+            group.images,
             {name: rewards[:, column].tolist() for column, name in enumerate(self.recipe.rewards)}
             | {f"advantage/{axis}": advantages.axes[:, column].tolist() for column, axis in enumerate(AXES)}
             | {"advantage/mean": advantages.advantage.mean(1).tolist()},

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from customized_grpo.objectives.clipped_surrogate import clipped_surrogate, ratio_stats
+from customized_grpo.objectives.clipped_surrogate import clipped_surrogate, ratio_metrics, ratio_stats
 
 
 def numbers(seed: int, n: int = 32) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,3 +99,12 @@ def test_a_first_replay_clips_nothing() -> None:
         0,
         0,
     )
+
+
+def test_an_updates_ratios() -> None:
+    metrics = ratio_metrics(torch.tensor([0.5, -0.7, 0.0]), torch.tensor([1.0, -1.0, 1.0]), 0.1)
+    assert metrics["ratio/max"] == pytest.approx(math.exp(0.5))
+    assert metrics["ratio/max_abs_log"] == pytest.approx(0.7)
+    assert metrics["ratio/clip_share_low"] == pytest.approx(1 / 3)
+    assert metrics["ratio/clip_share_high"] == pytest.approx(1 / 3)
+    assert metrics["ratio/clip_share"] == pytest.approx(2 / 3)

@@ -8,7 +8,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from customized_grpo.recipe import config
-from customized_grpo.recipe.config import AXES, Evaluate, Recipe, Schedule
+from customized_grpo.recipe.config import AXES, Evaluate, Recipe
+from customized_grpo.recipe.keys import Schedule
 from customized_grpo.recipe.loading import RecipeError, load_recipe
 
 

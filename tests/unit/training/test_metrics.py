@@ -153,15 +153,6 @@ def test_the_effective_weight_follows_the_sensitivity_of_a_step() -> None:
     assert sum(effective) / 24 == pytest.approx(0.5, rel=1e-4)
 
 
-def test_an_updates_ratios() -> None:
-    metrics = explain.update(torch.tensor([0.5, -0.7, 0.0]), torch.tensor([1.0, -1.0, 1.0]), 0.1)
-    assert metrics["ratio/max"] == pytest.approx(math.exp(0.5))
-    assert metrics["ratio/max_abs_log"] == pytest.approx(0.7)
-    assert metrics["ratio/clip_share_low"] == pytest.approx(1 / 3)
-    assert metrics["ratio/clip_share_high"] == pytest.approx(1 / 3)
-    assert metrics["ratio/clip_share"] == pytest.approx(2 / 3)
-
-
 def test_an_evaluation_is_the_mean_over_examples_and_not_over_images() -> None:
     rows = [
         {"key": "a", "values": {"dino": 1.0}},

@@ -1,0 +1,60 @@
+"""Running averages of the trained weights: the one that is evaluated and saved, and an old policy that samples."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from customized_grpo.policies.adapters.sharding import cut_like, reshard
+from customized_grpo.policies.base import Policy
+
+Parameters = Mapping[str, nn.Parameter]
+
+
+class OldPolicy(EMAModel):  # type: ignore[misc]
+    """A policy that lags behind the trained one: old <- decay old + (1 - decay) new.
+
+    Args:
+        parameters: the trained weights.
+        decay: decay after a number of optimizer updates; see ``objectives.old_policy``.
+    """
+
+    def __init__(self, parameters: Parameters, decay: Callable[[int], float]) -> None:
+        super().__init__(list(parameters.values()))
+        self._decay, self._updates = decay, 0
+
+    def follow(self, parameters: Parameters, updates: int) -> None:
+        """Take a step towards the weights as they are after ``updates`` optimizer updates."""
+        self._updates = updates
+        self.step(parameters.values())
+
+    def get_decay(self, optimization_step: int) -> float:
+        """Decay of this step, instead of the library's own schedule."""
+        return self._decay(self._updates)
+
+
+@contextmanager
+def in_place(average: EMAModel | None, parameters: Parameters, policy: Policy) -> Iterator[None]:
+    """Context in which the trained weights are those of ``average``, if there is one."""
+    if average is None:
+        yield
+        return
+    average.store(parameters.values())
+    average.copy_to(parameters.values())
+    reshard(policy.transformer)
+    try:
+        yield
+    finally:
+        average.restore(parameters.values())
+        reshard(policy.transformer)
+
+
+def named(average: EMAModel, parameters: Parameters) -> dict[str, Tensor]:
+    """The average by the names of the trained weights."""
+    return dict(zip(parameters, average.shadow_params, strict=True))
+
+
+def put_back(average: EMAModel, parameters: Parameters, tensors: Mapping[str, Tensor]) -> None:
+    """Restore the result of ``named``, whole, from a checkpoint."""
+    average.shadow_params = [cut_like(tensors[name].to(one.device), one) for name, one in parameters.items()]
