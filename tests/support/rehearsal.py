@@ -1,17 +1,15 @@
-"""A rehearsal of the shipped recipes for real policies, on tiny random weights: ``rehearsal.py OUT RECIPE[@ENGINE]...``.
+"""A rehearsal of the shipped recipes for real policies, on tiny random weights and two gloo processes.
 
-Each is the shipped file, started by the real command on two gloo processes, with what ``forced`` overrides and nothing
-else: its own sampler, rewards, advantages, objective, optimizer and engine. Three steps with an evaluation of an odd
-number of examples; the same again, where rank 0 is killed by -9 behind the checkpoint of step 2; and that one resumed
-with its guards and its rewards' transport changed. ``OUT/<recipe>@<engine>`` has ``whole``, ``killed`` and, where
-something went wrong, ``failed.txt``.
+Each is the shipped file, started by the real command, with what ``forced`` overrides and nothing else: its own sampler,
+rewards, advantages, objective, optimizer and precision. Three steps with an evaluation of an odd number of examples;
+the same again, where rank 0 is killed by -9 behind the checkpoint of step 2; and that one resumed with its guards and
+its rewards' transport changed.
 """
 
 import json
 import math
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -26,7 +24,6 @@ from typing import Any
 from unittest import mock
 
 import httpx2
-import torch
 import yaml
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
@@ -36,7 +33,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from PIL import Image
 
 from customized_grpo.commands.app import app
-from customized_grpo.rewards import hpsv3
+from customized_grpo.rewards import hpsv3, hpsv3_prompt
 from customized_grpo.training import setup, trainer
 from dreambench_folder import make_dreambench
 from forked import exit_code, forked, two_ranks
@@ -81,20 +78,21 @@ def make_world(folder: Path) -> Path:
         lines = []
         for number in range(count):
             one = example(1, key=f"{split}-{number}", prompt=("a red dog", "a blue cat", "a dog")[number % 3])
-            name, mask = f"{split}-{number}.png", Image.new("L", one.references[0].size)
-            mask.paste(255, (5, 5, 20, 25))
+            name, picture = f"{split}-{number}.png", one.references[0].resize((64, 80))
+            mask = Image.new("L", picture.size)
+            mask.paste(255, (10, 10, 50, 60))
             mask.save(folder / f"mask-{name}")
-            one.references[0].rotate(60 * number + 10 * (split == "train")).save(folder / name)
+            picture.rotate(60 * number + 10 * (split == "train")).save(folder / name)
             row = {"id": one.key, "prompt": one.prompt, "references": [name], "masks": [f"mask-{name}"]}
             lines.append(json.dumps(row | {"subject": "dog"}))
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 
 
-def shipped(name: str, world: Path) -> Path:
+def shipped(name: str, folder: Path) -> Path:
     """The recipe's file; the section ``evaluate`` that it proposes in a comment is uncommented, as it says."""
     text = (CONFIG / "train" / f"{name}.yaml").read_text()
-    file = world / f"{name}.yaml"
+    file = folder / f"{name}.yaml"
     file.write_text(re.sub(r"(?ms)^# evaluate:.*\Z", lambda found: re.sub(r"(?m)^# ?", "", found[0]), text))
     return file
 
@@ -112,7 +110,7 @@ def forced(file: Path, world: Path, run: Path, servers: dict[str, str]) -> list[
         "policy.reference_size": size,
         "data.path": world / "train.jsonl",
         "train.steps": STEPS,
-        "train.groups_per_step": 2 * recipe["train"].get("groups_per_step", 1) // 8 or 2,
+        "train.groups_per_step": 2,
         "train.checkpoint_every": 1,
         "train.evaluate_every": STEPS,
     }
@@ -167,6 +165,14 @@ def _text(value: Any) -> str:
     return str(value)
 
 
+@contextmanager
+def small_constants() -> Iterator[None]:
+    """HPSv3's picture and instruction, which no recipe sets: its tiny tokenizer has a token for every byte."""
+    end = hpsv3_prompt.INSTRUCTION[-160:]
+    with mock.patch.object(hpsv3, "_PIXELS", 16 * 28 * 28), mock.patch.object(hpsv3_prompt, "INSTRUCTION", end):
+        yield
+
+
 def train(file: Path, engine: str, overrides: Sequence[str], killed: bool) -> None:
     """The command ``train`` on this rank, under one of ``config/accelerate``."""
     if engine == "fsdp2":
@@ -187,9 +193,12 @@ def train(file: Path, engine: str, overrides: Sequence[str], killed: bool) -> No
 
 
 def _fully_sharded() -> None:
-    """FSDP2 as accelerate reads it from ``config/accelerate/fsdp2.yaml``; it turns it on for GPUs only, so it is told."""
+    """FSDP2 as accelerate reads it from ``config/accelerate/fsdp2.yaml``; it is on for GPUs only, so it is told."""
     arguments = ["--config_file", str(CONFIG / "accelerate" / "fsdp2.yaml"), "-m", "customized_grpo"]
-    with mock.patch("torch.cuda.is_available", lambda: True), mock.patch("torch.cuda.device_count", lambda: 8):
+    with (
+        mock.patch("torch.cuda.is_available", return_value=True),
+        mock.patch("torch.cuda.device_count", return_value=8),
+    ):
         given, _, _ = _validate_launch_command(launch_command_parser().parse_args(arguments))
         sharding = {key: str(value) for key, value in prepare_multi_gpu_env(given).items() if key.startswith("FSDP_")}
     os.environ.update(sharding)
@@ -200,28 +209,31 @@ def _fully_sharded() -> None:
         state._shared_state["distributed_type"] = DistributedType.FSDP
 
 
-def rehearse(case: str, world: Path, out: Path, servers: dict[str, str]) -> None:
-    """All of one recipe; what goes wrong is written to ``failed.txt``."""
+def rehearse(case: str, world: Path, folder: Path) -> None:
+    """All of one case, ``<recipe>@<engine>``: ``whole`` and ``killed`` in a folder, where two logs say what ranks did.
+
+    Raises:
+        RuntimeError: a rank failed; the message is what both wrote.
+    """
     name, _, engine = case.partition("@")
-    folder = out / case
-    folder.mkdir()
-    began = time.monotonic()
-    try:
-        file = shipped(name, world)
-        runs = {one: forced(file, world, folder / one, servers) for one in ("whole", "killed")}
-        two_ranks(folder, partial(train, file, engine, runs["whole"], killed=False))
+    file = shipped(name, folder)
+    with ExitStack() as until_end, small_constants():
+        kinds = {section["type"] for section in yaml.safe_load(file.read_text())["rewards"].values()}
+        servers = {}
+        if "vlm" in kinds:
+            servers["vlm"] = until_end.enter_context(judge(folder))
+        if "remote" in kinds:
+            servers["remote"] = until_end.enter_context(reward_server(folder, world))
+        whole, killed = (forced(file, world, folder / run, servers) for run in ("whole", "killed"))
+        two_ranks(folder, partial(train, file, engine, whole, killed=False))
         try:
-            two_ranks(folder, partial(train, file, engine, runs["killed"], killed=True))
+            two_ranks(folder, partial(train, file, engine, killed, killed=True))
         except RuntimeError as error:
             if not str(error).startswith(f"rank 0: {int(signal.SIGKILL)}\n"):
                 raise
         else:
             raise AssertionError("rank 0 was to be killed")
-        again = [*runs["killed"], "run.resume=latest", *changed(file)]
-        two_ranks(folder, partial(train, file, engine, again, killed=False))
-    except Exception:
-        (folder / "failed.txt").write_text(traceback.format_exc())
-    (folder / "seconds").write_text(f"{time.monotonic() - began:.1f}\n")
+        two_ranks(folder, partial(train, file, engine, [*killed, "run.resume=latest", *changed(file)], killed=False))
 
 
 def judged(request: Request) -> Reply:
@@ -283,29 +295,3 @@ def reward_server(folder: Path, world: Path) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(60)
-
-
-def main(out: Path, cases: Sequence[str]) -> None:
-    """Rehearse one after the other."""
-    torch.set_num_threads(1)
-    hpsv3._PIXELS = 16 * 28 * 28  # type: ignore[misc]
-    world = out / "world"
-    world.mkdir()
-    make_world(world)
-    with ExitStack() as until_end:
-        rewards = {
-            one["type"]
-            for case in cases
-            for one in yaml.safe_load((CONFIG / "train" / f"{case.partition('@')[0]}.yaml").read_text())["rewards"].values()
-        }
-        servers = {}
-        if "vlm" in rewards:
-            servers["vlm"] = until_end.enter_context(judge(out))
-        if "remote" in rewards:
-            servers["remote"] = until_end.enter_context(reward_server(out, world))
-        for case in cases:
-            rehearse(case, world, out, servers)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
