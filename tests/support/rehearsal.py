@@ -152,11 +152,12 @@ def _tiny(section: dict[str, Any], world: Path, run: Path, servers: dict[str, st
 
 
 def changed(file: Path) -> list[str]:
-    """Overrides of a resumed run: guards, and how rewards are reached."""
-    new = {"vlm": "budget_requests=160000", "remote": "wait_s=60", "hpsv3": "batch_size=3", "dino": "batch_size=5"}
+    """Overrides of a resumed run: guards, and how rewards over the network are reached."""
     rewards = yaml.safe_load(file.read_text())["rewards"].items()
+    transport = {"vlm": "budget_requests=160000", "remote": "wait_s=60"}
     guards = ["train.ratio_guard=0.01", "train.max_skipped=3", "advantage.max_failed_share=0.5"]
-    return [*guards, *(f"rewards.{name}.{new[section['type']]}" for name, section in rewards)]
+    reached = [(name, transport[section["type"]]) for name, section in rewards if section["type"] in transport]
+    return guards + [f"rewards.{name}.{new}" for name, new in reached]
 
 
 def _text(value: Any) -> str:
