@@ -34,6 +34,7 @@ from PIL import Image
 
 from customized_grpo.commands.app import app
 from customized_grpo.rewards import hpsv3, hpsv3_prompt
+from customized_grpo.rewards.judge.rubrics import BEST
 from customized_grpo.training import setup, trainer
 from dreambench_folder import make_dreambench
 from forked import exit_code, forked, two_ranks
@@ -114,6 +115,8 @@ def forced(file: Path, world: Path, run: Path, servers: dict[str, str]) -> list[
         "train.checkpoint_every": 1,
         "train.evaluate_every": STEPS,
     }
+    if "cache" in recipe["run"]:
+        changes["run.cache"] = run.parent / "cache"
     if "base_lora" in policy:
         changes["policy.base_lora.path"] = world / "dit_lora.safetensors"
     if policy["type"] in ("uno", "flux-kontext"):
@@ -218,7 +221,7 @@ def rehearse(case: str, world: Path, folder: Path) -> None:
     """
     name, _, engine = case.partition("@")
     file = shipped(name, folder)
-    with ExitStack() as until_end, small_constants():
+    with ExitStack() as until_end, small_constants(), mock.patch.dict(os.environ, OPENAI_API_KEY="sk-rehearsal"):
         kinds = {section["type"] for section in yaml.safe_load(file.read_text())["rewards"].values()}
         servers = {}
         if "vlm" in kinds:
@@ -238,15 +241,16 @@ def rehearse(case: str, world: Path, folder: Path) -> None:
 
 
 def judged(request: Request) -> Reply:
-    """A judge that likes bright pictures, with the log-probabilities that vLLM gives."""
-    (mean,) = Image.Image.resize(request.image.convert("L"), (1, 1)).getdata()
-    liked = mean / 255 * 4
-    low = min(int(liked), 3)
+    """A judge that likes bright pictures: in words where JSON isn't asked for, and with vLLM's log-probabilities."""
+    pixels = request.image.convert("L").resize((1, 1)).tobytes()
+    liked = pixels[0] / 255 * BEST
+    low = min(int(liked), BEST - 1)
     odds = {str(low): low + 1 - liked, str(low + 1): liked - low}
     best = max(odds, key=lambda digit: odds[digit])
-    alternatives = [
-        {"token": digit, "logprob": math.log(max(share, 1e-9)), "bytes": None} for digit, share in odds.items()
-    ]
+    if "response_format" not in request.body:
+        return completion(f"It is like it in brightness.\nScore: {best}")
+    shares = {digit: math.log(max(share, 1e-9)) for digit, share in odds.items()}
+    alternatives = [{"token": digit, "logprob": share, "bytes": None} for digit, share in shares.items()]
     pieces = ('{"score": ', best, "}")
     content = [{"token": one, "logprob": -0.1, "bytes": None, "top_logprobs": alternatives} for one in pieces]
     return completion("".join(pieces), logprobs={"content": content, "refusal": None})
