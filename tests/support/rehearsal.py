@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -189,11 +188,9 @@ def train(file: Path, engine: str, overrides: Sequence[str], killed: bool) -> No
             os.kill(os.getpid(), signal.SIGKILL)
 
     with mock.patch.object(trainer, "save", save_and_die):
-        try:
-            app(["train", str(file), *overrides], standalone_mode=False)
-        except BaseException:
-            traceback.print_exc()
-            raise
+        code = app(["train", str(file), *overrides], standalone_mode=False)
+    if code:
+        raise RuntimeError(f"the command ended with {code}")
 
 
 def _fully_sharded() -> None:
