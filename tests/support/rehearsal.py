@@ -118,8 +118,8 @@ def forced(file: Path, world: Path, run: Path, servers: dict[str, str]) -> list[
         changes["run.cache"] = run.parent / "cache"
     if "base_lora" in policy:
         changes["policy.base_lora.path"] = world / "dit_lora.safetensors"
-    if policy["type"] in ("uno", "flux-kontext"):
-        changes["policy.max_sequence_length"] = 32  # the tiny tokenizer's
+    if policy["type"] != "qwen-image-edit-plus":
+        changes["policy.max_sequence_length"] = 64  # of the tiny T5; FLUX.2's 512 would be mostly padding
     if "evaluate" in recipe:
         changes |= {"evaluate.data.path": world / "dreambench", "evaluate.limit": 3}
     else:
