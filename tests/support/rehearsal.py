@@ -121,14 +121,14 @@ def forced(file: Path, world: Path, run: Path, servers: dict[str, str]) -> list[
     if policy["type"] != "qwen-image-edit-plus":
         changes["policy.max_sequence_length"] = 64  # of the tiny T5; FLUX.2's 512 would be mostly padding
     if "evaluate" in recipe:
-        changes |= {"evaluate.data.path": world / "dreambench", "evaluate.limit": 3}
+        changes |= {"evaluate.data.path": world / "dreambench", "evaluate.limit": 3, "evaluate.batch": 1}
     else:
         held_out = {"type": "manifest", "path": str(world / "held-out.jsonl")}
         metrics = {
             "clip_i": {"type": "clip_i", "axis": "identity", "model": "?"},
             "clip_t": {"type": "clip_t", "axis": "prompt", "model": "?"},
         }
-        recipe["evaluate"] = {"data": held_out, "metrics": metrics}
+        recipe["evaluate"] = {"data": held_out, "metrics": metrics, "batch": 1}
         changes["evaluate"] = recipe["evaluate"]
     for kind, sections in (("rewards", recipe["rewards"]), ("evaluate.metrics", recipe["evaluate"]["metrics"])):
         for key, section in sections.items():
