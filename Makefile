@@ -62,7 +62,7 @@ test: $(TOOLS)
 
 rehearsal: export OMP_NUM_THREADS = 1
 rehearsal: $(TOOLS)
-	$(BIN)/pytest -m "rehearsal or not rehearsal" --timeout 1200 --durations 0 tests/distributed/test_rehearsal.py $(ARGS)
+	$(BIN)/pytest -m "rehearsal or not rehearsal" --durations 0 tests/distributed/test_rehearsal.py $(ARGS)
 
 # Beside the environment, not in it: accelerate imports DeepSpeed in every process where it finds it, which takes seconds.
 test-deepspeed: export OMP_NUM_THREADS = 1

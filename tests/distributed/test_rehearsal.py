@@ -1,6 +1,6 @@
 """A rehearsal of every shipped recipe of a real policy, so that its first real run meets nothing new.
 
-One recipe of each family of policies and of each kind of rewards; all of them by ``make rehearsal``.
+One recipe of each family of policies, one of them with a judge and one under FSDP2; all of them by ``make rehearsal``.
 """
 
 import json
@@ -17,7 +17,6 @@ from rehearsal import STEPS, make_world, recipes, rehearse
 from runs import checkpoint_bytes, metrics_of
 
 USUAL = {
-    "uno_customized_grpo_fast@ddp",
     "kontext_customized_grpo@ddp",
     "flux2_klein_customized_grpo@ddp",
     "qwen_edit_customized_grpo@fsdp2",
@@ -31,6 +30,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=[] if case in USUAL else [pytest.mark.rehearsal]) for case in CASES]
