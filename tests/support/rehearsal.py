@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -238,14 +239,13 @@ def rehearse(case: str, world: Path, folder: Path) -> None:
 
 
 def judged(request: Request) -> Reply:
-    """A judge that likes bright pictures: in words where JSON isn't asked for, and with vLLM's log-probabilities."""
-    pixels = request.image.convert("L").resize((1, 1)).tobytes()
-    liked = pixels[0] / 255 * BEST
+    """A judge of firm taste: in words where JSON isn't asked for, and with vLLM's log-probabilities."""
+    liked = zlib.crc32(request.image.tobytes()) / 2**32 * BEST
     low = min(int(liked), BEST - 1)
     odds = {str(low): low + 1 - liked, str(low + 1): liked - low}
     best = max(odds, key=lambda digit: odds[digit])
     if "response_format" not in request.body:
-        return completion(f"It is like it in brightness.\nScore: {best}")
+        return completion(f"I have compared the two.\nScore: {best}")
     shares = {digit: math.log(max(share, 1e-9)) for digit, share in odds.items()}
     alternatives = [{"token": digit, "logprob": share, "bytes": None} for digit, share in shares.items()]
     pieces = ('{"score": ', best, "}")
