@@ -129,7 +129,7 @@ def forced(file: Path, world: Path, run: Path, servers: dict[str, str]) -> list[
             "clip_i": {"type": "clip_i", "axis": "identity", "model": "?"},
             "clip_t": {"type": "clip_t", "axis": "prompt", "model": "?"},
         }
-        recipe["evaluate"] = {"data": held_out, "metrics": metrics, "batch": 1}
+        recipe["evaluate"] = {"data": held_out, "metrics": metrics, "batch": 1, "steps": 5}
         changes["evaluate"] = recipe["evaluate"]
     for kind, sections in (("rewards", recipe["rewards"]), ("evaluate.metrics", recipe["evaluate"]["metrics"])):
         for key, section in sections.items():
