@@ -265,11 +265,13 @@ def judge(folder: Path) -> Iterator[str]:
             signal.pause()
 
     pid = forked(folder / "judge.log", serve)
-    while not said.is_file():
-        time.sleep(0.01)
-    yield said.read_text()
-    os.kill(pid, signal.SIGKILL)
-    exit_code(pid)
+    try:
+        while not said.is_file():
+            time.sleep(0.01)
+        yield said.read_text()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        exit_code(pid)
 
 
 @contextmanager
