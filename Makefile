@@ -21,7 +21,7 @@ PROCESSES := $(shell command -v nvidia-smi >/dev/null 2>&1 || [ "$(CORES)" -lt 2
 METHOD := $(addprefix tests/unit/,advantages sampling objectives training recipe test_registry.py test_seeding.py test_testing.py) \
   tests/test_imports.py
 
-.PHONY: help setup demo check method test test-deepspeed lint docs pages skeletons ablation assets clean
+.PHONY: help setup demo check method test test-deepspeed rehearsal lint docs pages skeletons ablation assets clean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo "make check     ruff, mypy and the tests of the method; a minute"
 	@echo "make test      all tests, ruff, mypy, strict docs build"
 	@echo "make test-deepspeed  two processes under ZeRO-2 and ZeRO-3; needs a C++ compiler"
+	@echo "make rehearsal  every recipe of a real policy on tiny weights: two processes, killed and resumed; minutes"
 	@echo "make lint      ruff and mypy alone"
 	@echo "make docs      the documentation, into site/"
 	@echo "make pages     the generated parts of docs/, from what the code does; a few minutes"
@@ -58,6 +59,10 @@ method: $(TOOLS)
 test: $(TOOLS)
 	@$(MAKE) --no-print-directory -j 2 lint docs
 	$(PYTEST) $(ARGS)
+
+rehearsal: export OMP_NUM_THREADS = 1
+rehearsal: $(TOOLS)
+	$(BIN)/pytest -m "rehearsal or not rehearsal" --durations 0 tests/distributed/test_rehearsal.py $(ARGS)
 
 # Beside the environment, not in it: accelerate imports DeepSpeed in every process where it finds it, which takes seconds.
 test-deepspeed: export OMP_NUM_THREADS = 1

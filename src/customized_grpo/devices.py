@@ -35,6 +35,11 @@ def open_device(asked: str, key: str = "run.device") -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
+def safetensors_name(device: torch.device) -> str:
+    """What safetensors calls a device: it knows no ``cpu:0``, which accelerate gives each of several CPU processes."""
+    return "cpu" if device.type == "cpu" else str(device)
+
+
 def _defaults_are_torchs() -> None:
     """Refuse defaults that a module has set when it was imported: noise and scores would be made in them, too."""
     dtype, device = torch.get_default_dtype(), torch.get_default_device()

@@ -22,6 +22,7 @@ from PIL.Image import Image
 from customized_grpo.atomic import replacing
 from customized_grpo.console import OnProgress
 from customized_grpo.data.base import Dataset
+from customized_grpo.devices import safetensors_name
 from customized_grpo.identity.hashes import FileHashes, pixel_hash
 from customized_grpo.identity.sections import identified
 from customized_grpo.policies.base import Policy, dtype_of, load_policy
@@ -111,7 +112,7 @@ class ConditioningCache:
         """
         path = self.path(example.prompt, example.references)
         try:
-            return Conditioning(safetensors.torch.load_file(path, device=str(device)))
+            return Conditioning(safetensors.torch.load_file(path, device=safetensors_name(device)))
         except (safetensors.SafetensorError, OSError) as error:
             reason = "there is no entry" if not path.exists() else f"{path} can't be read ({error})"
             raise CacheError(

@@ -18,6 +18,7 @@ from PIL import Image
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from customized_grpo.devices import safetensors_name
 from customized_grpo.paths import model_path
 from customized_grpo.recipe.scorers import HeldModel, ModelRewardSpec, Revision
 from customized_grpo.rewards.base import Reward
@@ -192,7 +193,7 @@ def _read(checkpoint: Path, dtype: torch.dtype, device: torch.device) -> Iterato
     from safetensors import safe_open
 
     try:
-        with safe_open(checkpoint, framework="pt", device=str(device)) as file:
+        with safe_open(checkpoint, framework="pt", device=safetensors_name(device)) as file:
             for name in file.keys():  # noqa: SIM118 - it is not a mapping
                 if name != _UNUSED:
                     kept = torch.float32 if name.startswith("rm_head.") else dtype

@@ -8,6 +8,7 @@ look at what all ranks know.
 
 import gc
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
@@ -54,6 +55,8 @@ def configure(accelerator: Accelerator, recipe: Recipe) -> None:
     """
     _recipe_decides(accelerator)
     engine_limits.check(engine_of(accelerator), recipe)
+    # Said of outputs that are views. Neither diffusers' blocks nor what is here write into one, so hooks are not lost.
+    warnings.filterwarnings("ignore", r"FSDP2-wrapped module \(FSDP\w*Transformer", UserWarning)
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return
     from transformers.integrations import unset_hf_deepspeed_config

@@ -82,6 +82,7 @@ def test_a_cached_conditioning_is_a_fresh_one_bit_for_bit(
     fresh = policy.encode(one.prompt, one.references)
     cache.write(one.prompt, one.references, fresh)
     assert same(cache.read(one, CPU), fresh)
+    assert same(cache.read(one, torch.device("cpu", 0)), fresh), "as accelerate calls it in one of several processes"
     assert not same(fresh, policy.encode("a cat", one.references))  # the control
     light = load_policy(spec, device=CPU, precision=precision, parts="encoders")
     assert same(light.encode(one.prompt, one.references), fresh)

@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def build(folder: Path, checkpoint: Path | None = None, **options: object) -> HPSv3:
+def build(folder: Path, checkpoint: Path | None = None, device: torch.device = CPU, **options: object) -> HPSv3:
     section = {
         "type": "hpsv3",
         "axis": "prompt",
@@ -44,7 +44,7 @@ def build(folder: Path, checkpoint: Path | None = None, **options: object) -> HP
         "checkpoint": str(checkpoint or folder),
         "dtype": "float32",
     }
-    return HPSv3(HPSv3.Config.model_validate({**section, **options}), device=CPU)
+    return HPSv3(HPSv3.Config.model_validate({**section, **options}), device=device)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +82,12 @@ def test_batches_do_not_change_scores(folder: Path, reward: HPSv3) -> None:
     images, one = pictures(3), example()
     alone = build(folder, batch_size=1)(one, images)
     torch.testing.assert_close(reward(one, images), alone, rtol=0, atol=1e-5)
+
+
+def test_it_loads_in_one_of_several_cpu_processes(folder: Path, reward: HPSv3) -> None:
+    """accelerate calls the CPU of each ``cpu:0`` there, which safetensors doesn't know."""
+    images = pictures(2)
+    assert torch.equal(build(folder, device=torch.device("cpu", 0))(example(), images), reward(example(), images))
 
 
 def test_bfloat16_is_near_and_still_returns_float32(folder: Path, reward: HPSv3) -> None:
