@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from customized_grpo import testing
+from customized_grpo.memory.footprint import of_recipe
+from customized_grpo.memory.geometry import step_geometry
 from customized_grpo.objectives.base import Draw, rows_at
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.training import autotune
@@ -318,3 +320,19 @@ def test_weights_of_levels_are_equal_pulls(trainer_of: MakeTrainer) -> None:
     example = parts.dataset[0]
     group = parts.objective.sample(example, parts.encode(example), Draw(1, 0, 0), clock=parts.clock, batch=None)
     assert math.isclose(float(parts.objective.level_weights(group).mean()), 1.0, rel_tol=1e-6)
+
+
+def test_the_estimate_counts_what_an_objective_keeps(tiny_world: Path, tmp_path: Path) -> None:
+    def size(name: str, **changes: Any) -> tuple[int | None, int]:
+        recipe = tiny_recipe(tiny_world, tmp_path / "run", **copy.deepcopy(OBJECTIVES[name]), **changes)
+        found = {line.name: line.bytes for line in of_recipe(recipe).resident}
+        geometry = step_geometry(recipe, world=1, latent_shape=(4, 64))
+        return geometry.trajectory_bytes, found["adapter"]
+
+    numbers = 2 * 4 * 4 * 64  # 2 groups of 4 samples
+    assert size("nft")[0] == numbers * 4 * (1 + 4)
+    assert size("nft, lagging")[0] == numbers * 4 * (1 + 4 + 4)
+    assert size("awm")[0] == numbers * 4 * (1 + 3 + 3)
+    plain, lagging = size("nft")[1], size("nft, lagging", objective__kl=0.0)[1]
+    assert lagging == plain * 3 // 2  # weights, gradients, and the old policy
+    assert size("guard")[0] == numbers * 2 * (4 + 4 + 4)  # 2 of 4 steps: before, after, mean

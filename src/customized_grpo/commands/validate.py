@@ -14,6 +14,7 @@ from customized_grpo.console import err, say
 
 if TYPE_CHECKING:
     from customized_grpo.data.base import Dataset
+    from customized_grpo.memory.geometry import StepGeometry
     from customized_grpo.recipe.config import EvaluateRecipe, Recipe
 
 
@@ -88,6 +89,20 @@ def _check_engine(recipe: "Recipe") -> None:
         say(f"engine: {engine.value}; the recipe asks for nothing that it refuses")
 
 
+def _trained(recipe: "Recipe", g: "StepGeometry") -> dict[str, str]:
+    """Rows on what is trained, and on what the sampler draws."""
+    rows = {}
+    if recipe.objective.transitions:
+        rows["trained steps"] = f"K = {len(g.trained)} of T = {g.steps}, for instance {', '.join(map(str, g.trained))}"
+    else:
+        rows["trained levels"] = f"K = {len(g.trained)} noise levels of each sample, by objective.levels"
+    if recipe.sampling.solver is not None:
+        rows["solver"] = f"{recipe.sampling.solver}, {g.steps} steps"
+    else:
+        rows["stochastic steps"] = f"{len(g.stochastic)} of {g.steps}"
+    return rows
+
+
 def _show_geometry(recipe: "Recipe") -> None:
     import torch
 
@@ -106,8 +121,7 @@ def _show_geometry(recipe: "Recipe") -> None:
     rows = {
         "groups": f"{g.groups} ({g.groups_rank} on each of {world} processes)",
         "samples": f"{g.samples} = {g.groups} groups x {train.group_size}",
-        "trained steps": f"K = {len(g.trained)} of T = {g.steps}, for instance {', '.join(map(str, g.trained))}",
-        "stochastic steps": f"{len(g.stochastic)} of {g.steps}",
+        **_trained(recipe, g),
         "noise levels": levels,
         "rollout": f"{g.rollout_forwards} forwards of one sample",
         "replay": f"{g.replay_forwards} forwards and backwards, in {g.backwards_rank} micro-batches a process",

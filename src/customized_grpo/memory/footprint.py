@@ -170,6 +170,7 @@ def _weights(recipe: Recipe, transformer: Skeleton, trained: Trained, b: int, wo
     train, quantization, values = recipe.train, recipe.policy.quantization, sum(trained.sizes)
     copies = [("weights", 4), ("gradients", 4)]
     copies += [("running average (ema)", 4)] if train.ema is not None else []
+    copies += [("old policy", 4)] if recipe.objective.keeps_average else []
     copies += [("autocast's copy", b)] if b < 4 else []
     copies += [("buckets of data-parallel", 4)] if world > 1 else []
     copies += [("the base's, for the KL", 4)] if recipe.objective.kl > 0 and trained.own else []

@@ -94,6 +94,11 @@ class AWM(ForwardObjective):
             default="ghuber", description="how much a level and a large error weigh in the log-probability"
         )
 
+        @property
+        def keeps_average(self) -> bool:
+            """Of the policy that the loss holds on to."""
+            return self.average is not None
+
         @model_validator(mode="after")
         def _both_or_neither(self) -> Self:
             if (self.average is None) != (self.average_kl == 0):

@@ -91,6 +91,11 @@ class NFT(ForwardObjective):
         )
         max_advantage: PositiveFloat = Field(default=5.0, description="|A| at which a sample is wholly good or bad")
 
+        @property
+        def keeps_average(self) -> bool:
+            """Of the policy that samples."""
+            return self.old is not None
+
     def __init__(self, recipe: Recipe, policy: Policy, sigmas: Float[Tensor, " t_plus_1"]) -> None:
         super().__init__(recipe, policy, sigmas)
         section = recipe.objective

@@ -206,6 +206,11 @@ class ObjectiveSpec(registry.PluginSection):
         """Whether a rollout records the mean of every trained transition, too."""
         return False
 
+    @property
+    def keeps_average(self) -> bool:
+        """Whether it keeps a policy that lags behind: a second copy of the trained weights."""
+        return False
+
     def num_levels(self, num_steps: int) -> int:
         """K, of an objective without transitions."""
         return num_steps - 1
