@@ -156,9 +156,12 @@ def _tiny(section: dict[str, Any], world: Path, run: Path, servers: dict[str, st
 
 def changed(file: Path) -> list[str]:
     """Overrides of a resumed run: guards, and how rewards over the network are reached."""
-    rewards = yaml.safe_load(file.read_text())["rewards"].items()
+    recipe = yaml.safe_load(file.read_text())
+    rewards = recipe["rewards"].items()
     transport = {"vlm": "budget_requests=160000", "remote": "wait_s=60"}
-    guards = ["train.ratio_guard=0.01", "train.max_skipped=3", "advantage.max_failed_share=0.5"]
+    guards = ["train.max_skipped=3", "advantage.max_failed_share=0.5"]
+    if recipe["objective"].get("type", "grpo") == "grpo":
+        guards.append("train.ratio_guard=0.01")
     reached = [(name, transport[section["type"]]) for name, section in rewards if section["type"] in transport]
     return guards + [f"rewards.{name}.{new}" for name, new in reached]
 
