@@ -27,6 +27,7 @@ from accelerate.utils import DistributedType, LoggerType
 from customized_grpo.atomic import held
 from customized_grpo.evaluation.evaluator import evaluate
 from customized_grpo.identity import hashes
+from customized_grpo.objectives import grpo
 from customized_grpo.recipe.config import EvaluateRecipe
 from customized_grpo.recipe.loading import load_recipe
 from customized_grpo.training import setup, state, trainer, validation
@@ -96,13 +97,13 @@ def always(what: Callable[..., Any]) -> Callable[..., Any]:
 PLACES: dict[str, tuple[Any, str, Any, int]] = {
     "loading the model": (setup, "open_policy", always(broken), 0),
     "after the model": (setup, "get_scheduler", always(broken), 0),
-    "after the scorer": (setup, "step_sensitivity", always(broken), 0),
+    "after the scorer": (setup, "Clock", always(broken), 0),
     "loading a metric": (setup, "_evaluation", always(broken), 0),
     "starting trackers": (Accelerator, "init_trackers", always(broken), 0),
     "the first evaluation": (validation, "evaluate_policy", always(broken), 0),
     "a later evaluation": (validation, "evaluate_policy", at_second, 1),
-    "sampling": (trainer, "sample_group", always(broken), 1),
-    "replay": (trainer, "replay", always(broken), 1),
+    "sampling": (grpo, "sample_group", always(broken), 1),
+    "replay": (grpo, "replay", always(broken), 1),
     "the optimizer": (trainer, "clip_and_step", at_second, 2),
     "a checkpoint": (state, "write_tensors", always(broken), 2),
     "a full disk": (state.checkpoint, "_sync", always(full), 2),

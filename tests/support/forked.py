@@ -7,7 +7,10 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+
+from accelerate.state import AcceleratorState
 
 
 def forked(log: Path, what: Callable[[], object], **variables: str) -> int:
@@ -34,6 +37,12 @@ def forked(log: Path, what: Callable[[], object], **variables: str) -> int:
         os._exit(code)
 
 
+def _afresh(what: Callable[[], object]) -> None:
+    """Do something as a process that has asked accelerate for nothing yet: the state of this one is of one process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    what()
+
+
 def exit_code(pid: int) -> int:
     """Of a process once it has ended; minus the signal that killed it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -47,7 +56,7 @@ def two_ranks(folder: Path, what: Callable[[], object], slow_rank: dict[str, str
     ranks = {}
     for rank in range(2):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", **address}
-        pid = forked(folder / f"rank-{rank}.log", what, **own, **((slow_rank or {}) if rank else {}))
+        pid = forked(folder / f"rank-{rank}.log", partial(_afresh, what), **own, **((slow_rank or {}) if rank else {}))
         ranks[pid] = rank
     failed: list[str] = []
     while ranks:

@@ -164,7 +164,7 @@ class Dino(Reward):
             return None
         raise ValueError(
             f"example {example.key!r} {lacks}; make them with 'customized-grpo data masks', or set "
-            "missing_mask: skip, which leaves its images unscored"
+            "missing_mask: skip in a new run, which leaves its images unscored"
         )
 
     def _identity(

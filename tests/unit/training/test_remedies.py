@@ -52,7 +52,7 @@ CHANGED: dict[str, Any] = {
 """Keys that messages name as their remedy, with another value that a run goes on with."""
 
 BEFORE: dict[str, str] = {
-    "training/engine.py": "of the launch's engine; each message names another engine, with which any run goes on",
+    "training/engine_limits.py": "of the engine; each message names another, with which any run goes on",
     "training/advice.py": "advice on the recipe, before the first step",
     "training/checkpoint.py": "names the checkpoint",
     "training/optimizers.py": "a library that is missing",

@@ -184,7 +184,7 @@ class Vlm(AsyncReward):
             if lacks:
                 raise RewardFailure(
                     f"example {example.key!r} {lacks}; make them with 'customized-grpo data masks', or set "
-                    "missing_mask: skip, which leaves its images unscored"
+                    "missing_mask: skip in a new run, which leaves its images unscored"
                 )
         text = question(self._rubric, example, reasoning=config.reasoning, output=config.output)
         shown = [
