@@ -146,6 +146,11 @@ def _check_deepspeed(recipe: Recipe) -> None:
             "policy.full: its checkpoints are not read out of DeepSpeed; use DDP or FSDP2 (config/accelerate/), or "
             "policy.lora"
         )
+    if recipe.objective.keeps_average:
+        raise ValueError(
+            "objective: DeepSpeed keeps the float32 weights to itself, so no policy can lag behind them; leave "
+            "objective.old or objective.average out, or use FSDP2 (config/accelerate/fsdp2.yaml)"
+        )
     if recipe.train.ema is not None:
         raise ValueError(
             "train.ema: DeepSpeed keeps the float32 weights to itself, so they can't be averaged; use train.ema=null, "
