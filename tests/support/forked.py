@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import torch
 from accelerate.state import AcceleratorState
 
 
@@ -28,6 +29,8 @@ def forked(log: Path, what: Callable[[], object], **variables: str) -> int:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         os.environ.update(variables)
+        # torch replaces its pool after a fork at the first such call; two threads that meet in it find none
+        torch.set_num_threads(torch.get_num_threads())
         what()
         code = 0
     except BaseException:
