@@ -50,7 +50,12 @@ def test_commands_of_the_readme_exist() -> None:
 
 @pytest.mark.parametrize(
     ("page", "test"),
-    [("reward", "test_contrast"), ("reward", "test_brightness"), ("aggregator", "test_softmin")],
+    [
+        ("reward", "test_contrast"),
+        ("reward", "test_brightness"),
+        ("aggregator", "test_softmin"),
+        ("objective", "test_good_only"),
+    ],
 )
 def test_examples_of_the_how_tos_pass_the_conformance_kit(page: str, test: str) -> None:
     names: dict[str, Any] = {"__name__": "example"}

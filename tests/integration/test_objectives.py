@@ -285,6 +285,7 @@ def test_levels_lie_on_the_samplers_curve(trainer_of: MakeTrainer, levels: dict[
         ({"train__ratio_guard": 1.0}, r"train\.ratio_guard: it has no effect"),
         ({"objective": {"type": "nft", "clip": 0.1}}, "clip"),
         ({"objective": {"type": "nft", "levels": {"std": 2.0}}}, "belong to logit_normal"),
+        ({"objective": {"type": "nft", "levels": {"number": 5}}}, "has 4 trained levels; use at most as many"),
         ({"objective": {"type": "nft", "old": {"warmup": 3}}}, "belongs to power"),
         ({"objective": {"type": "nft", "old": {"schedule": "power", "flat": 3}}}, "belongs to ramp"),
         ({"objective": {"type": "grpo"}, "sampling__solver": "euler"}, r"sampling\.solver: it has no effect"),

@@ -45,7 +45,16 @@ class Levels(Section):
         return self
 
     def count(self, num_steps: int) -> int:
-        """K."""
+        """K.
+
+        Raises:
+            ValueError: more levels than the grid has.
+        """
+        if self.draw == "grid" and self.number is not None and self.number >= num_steps:
+            raise ValueError(
+                f"objective.levels.number: given {self.number}, but the grid of sampling.steps={num_steps} has "
+                f"{num_steps - 1} trained levels; use at most as many, or draw: stratified"
+            )
         return self.number or num_steps - 1
 
     def places(self, num_steps: int, source: torch.Generator) -> Float[Tensor, " k"]:

@@ -129,6 +129,7 @@ def _fits_objective(objective: ObjectiveSpec, sampling: Sampling, train: Train) 
                 "set sampling.plan.solver, where the plan has deterministic steps"
             )
         return
+    objective.num_levels(sampling.steps)  # refuses more than there are
     noisy = sampling.dynamics is not None
     if noisy != (sampling.plan is not None):
         raise ValueError(
