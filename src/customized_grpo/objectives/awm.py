@@ -96,7 +96,7 @@ class AWM(ForwardObjective):
 
         @property
         def keeps_average(self) -> bool:
-            """Of the policy that the loss holds on to."""
+            """True if the loss holds on to a running average."""
             return self.average is not None
 
         @model_validator(mode="after")

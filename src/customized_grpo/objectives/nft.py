@@ -93,7 +93,7 @@ class NFT(ForwardObjective):
 
         @property
         def keeps_average(self) -> bool:
-            """Of the policy that samples."""
+            """True if a policy that lags behind samples."""
             return self.old is not None
 
     def __init__(self, recipe: Recipe, policy: Policy, sigmas: Float[Tensor, " t_plus_1"]) -> None:
