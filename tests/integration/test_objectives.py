@@ -19,6 +19,7 @@ from customized_grpo import testing
 from customized_grpo.memory.footprint import of_recipe
 from customized_grpo.memory.geometry import step_geometry
 from customized_grpo.objectives.base import Draw, rows_at
+from customized_grpo.objectives.forward import Levels
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.training import autotune
 from customized_grpo.training.setup import build
@@ -111,11 +112,12 @@ def test_micro_batches_never_change_the_gradient(
 ) -> None:
     trainer = trainer_of(name)
     trainer.step(0)  # the first weights have a zero in every product
-    whole = gradient(trainer, monkeypatch, microbatch=1000)
-    assert whole.norm() > 0
-    for size in (1, 3):
-        other = gradient(trainer, monkeypatch, microbatch=size)
-        assert (other - whole).norm() / whole.norm() < 1e-4, f"micro-batch {size}"
+    for first in (True, False) if len(trainer.shares()) > 1 else (True,):
+        whole = gradient(trainer, monkeypatch, microbatch=1000, first=first)
+        assert whole.norm() > 0
+        for size in (1, 3):
+            other = gradient(trainer, monkeypatch, microbatch=size, first=first)
+            assert (other - whole).norm() / whole.norm() < 1e-4, f"micro-batch {size}"
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -290,6 +292,11 @@ def test_levels_lie_on_the_samplers_curve(trainer_of: MakeTrainer, levels: dict[
         ({"objective": {"type": "nft", "old": {"schedule": "power", "flat": 3}}}, "belongs to ramp"),
         ({"objective": {"type": "grpo"}, "sampling__solver": "euler"}, r"sampling\.solver: it has no effect"),
         ({"objective": {"type": "grpo"}, "sampling__plan": None}, r"sampling\.plan: null"),
+        ({"objective": {"type": "nft", "beta": 0.1}}, r"objective\.beta: it has no effect"),
+        (
+            {"sampling__dynamics": {"type": "cps"}, "sampling__plan": {"type": "fraction", "fraction": 0.3}},
+            "trains no step of the sampler",
+        ),
         ({"objective": {"type": "awm", "average_kl": 0.1}}, "give both, or neither"),
         ({"objective": {"ratio": "dppo"}, "train__old_log_probs": "auto"}, "auto compares log-probabilities"),
         ({"objective": {"ratio": "dppo", "clip": 0.1}}, "clip has no effect with ratio 'dppo'"),
@@ -325,7 +332,7 @@ def test_weights_of_levels_are_equal_pulls(trainer_of: MakeTrainer) -> None:
 
 def test_the_estimate_counts_what_an_objective_keeps(tiny_world: Path, tmp_path: Path) -> None:
     def size(name: str, **changes: Any) -> tuple[int | None, int]:
-        recipe = tiny_recipe(tiny_world, tmp_path / "run", **copy.deepcopy(OBJECTIVES[name]), **changes)
+        recipe = tiny_recipe(tiny_world, tmp_path / "run", **(copy.deepcopy(OBJECTIVES[name]) | changes))
         found = {line.name: line.bytes for line in of_recipe(recipe).resident}
         geometry = step_geometry(recipe, world=1, latent_shape=(4, 64))
         return geometry.trajectory_bytes, found["adapter"]
@@ -334,6 +341,44 @@ def test_the_estimate_counts_what_an_objective_keeps(tiny_world: Path, tmp_path:
     assert size("nft")[0] == numbers * 4 * (1 + 4)
     assert size("nft, lagging")[0] == numbers * 4 * (1 + 4 + 4)
     assert size("awm")[0] == numbers * 4 * (1 + 3 + 3)
+    assert size("awm, averaged")[0] == numbers * 4 * (1 + 4 + 4 + 4)
+    assert size("nft, lagging", train__updates_per_rollout=1)[0] == numbers * 4 * (1 + 4 + 4)
     plain, lagging = size("nft")[1], size("nft, lagging", objective__kl=0.0)[1]
     assert lagging == plain * 3 // 2  # weights, gradients, and the old policy
     assert size("guard")[0] == numbers * 2 * (4 + 4 + 4)  # 2 of 4 steps: before, after, mean
+
+
+def test_the_effective_weight_counts_how_often_a_level_is_drawn() -> None:
+    for levels in (Levels(), Levels(draw="uniform"), Levels(draw="logit_normal", mean=2.0, std=0.5)):
+        density = levels.density(6)
+        assert density.shape == (6,)
+        assert density[-1] == 0
+        assert float(density.sum()) == pytest.approx(5)
+    assert float(density[:2].sum()) > 4.9  # the last: near the noise
+
+
+@pytest.mark.parametrize(("threshold", "masked"), [(1e3, False), (1e-12, True)])
+def test_dppo_clips_nothing_and_counts_what_it_masks(trainer_of: MakeTrainer, threshold: float, masked: bool) -> None:
+    trainer = trainer_of("dppo", objective__threshold=threshold)
+    assert trainer.parts.objective.ratio_clip is None
+    assert (trainer.step(0)["ratio/clip_share"] > 0) == masked
+
+
+def test_guard_has_a_clip_of_its_own(trainer_of: MakeTrainer) -> None:
+    assert trainer_of("guard").parts.objective.ratio_clip == 2e-6
+
+
+def test_an_old_policy_that_is_the_newest_costs_nothing(trainer_of: MakeTrainer) -> None:
+    trainer = trainer_of("nft", objective__old={"flat": 1, "rate": 0.5})
+    assert not trainer.parts.old_samples
+    trainer.step(0)
+    assert not trainer.parts.old_samples  # the decay after one update is 0
+    trainer.step(1)
+    assert trainer.parts.old_samples
+    assert trainer.step(2)["velocity/moved"] > 0
+
+
+def test_a_pull_of_nothing_is_refused(trainer_of: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("customized_grpo.objectives.nft.NFT.pull", lambda self, sigma: 1 - sigma)
+    with pytest.raises(ValueError, match="a level whose gradient is 0"):
+        trainer_of("nft", objective__step_weighting="equal")

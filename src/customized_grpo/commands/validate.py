@@ -126,6 +126,7 @@ def _show_geometry(recipe: "Recipe") -> None:
         "rollout": f"{g.rollout_forwards} forwards of one sample",
         "replay": f"{g.replay_forwards} forwards and backwards, in {g.backwards_rank} micro-batches a process",
         "base, for the KL": f"{g.reference_forwards} forwards" if g.reference_forwards else "none (objective.kl is 0)",
+        **({"old policy": f"{g.compared_forwards} forwards, without gradient"} if g.compared_forwards else {}),
         "updates": f"{g.updates} a step, {g.total_updates} in {train.steps} steps",
         "stored trajectories": memory,
         "rewards": ", ".join(f"{name} ({spec.axis})" for name, spec in recipe.rewards.items()),

@@ -3,6 +3,7 @@
 Dimensions: G group size, T sampler steps, K trained steps, S latent tokens, C latent channels, P ranks.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,8 @@ class StepGeometry:
     """With gradient."""
     reference_forwards: int
     """Number of forwards without gradient, for the KL."""
+    compared_forwards: int
+    """Number of forwards without gradient, by the old policy or a running average."""
     backwards_rank: int
     """Micro-batches."""
     updates: int
@@ -75,6 +78,7 @@ def step_geometry(recipe: Recipe, *, world: int, latent_shape: tuple[int, int] |
         rollout_forwards=groups * (sampler.shared_forwards + sampler.own_forwards * size),
         replay_forwards=replay,
         reference_forwards=replay if recipe.objective.kl else 0,
+        compared_forwards=round(replay * recipe.objective.compared_shares(train.updates_per_rollout)),
         backwards_rank=groups // world * train.updates_per_rollout * -(-share * trained // train.pairs_per_backward),
         updates=train.updates_per_rollout,
         total_updates=train.steps * train.updates_per_rollout,
@@ -113,8 +117,9 @@ def _sampler(recipe: Recipe) -> _Sampler:
         stored += 4 * len(trained)
     if not recipe.objective.transitions:
         trained = tuple(range(recipe.objective.num_levels(sampling.steps)))
-        velocities = len(trained) if train.updates_per_rollout > 1 else 0
-        stored = 4 * (1 + len(trained) + velocities)  # the final latent, noise and old velocities, in float32
+        # float32: the final latent, the noise, and velocities that the loss compares with, each a whole tensor
+        compared = math.ceil(recipe.objective.compared_shares(train.updates_per_rollout))
+        stored = 4 * (1 + len(trained) * (1 + compared))
     return _Sampler(
         stochastic=stochastic,
         trained=trained,

@@ -99,6 +99,10 @@ class AWM(ForwardObjective):
             """True if the loss holds on to a running average."""
             return self.average is not None
 
+        def compared_shares(self, updates: int) -> float:
+            """And all for the average."""
+            return super().compared_shares(updates) + (self.average is not None)
+
         @model_validator(mode="after")
         def _both_or_neither(self) -> Self:
             if (self.average is None) != (self.average_kl == 0):
@@ -110,6 +114,7 @@ class AWM(ForwardObjective):
         section = recipe.objective
         assert isinstance(section, self.Config)
         self.clip, self.weighting = section.clip, section.weighting
+        self.ratio_clip = section.clip
         self.old_decay = None if section.average is None else section.average.decay
         self.old_samples, self.average_kl = False, section.average_kl
 

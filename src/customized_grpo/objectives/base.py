@@ -54,6 +54,7 @@ class Objective(ABC):
         Config: the pydantic model that reads its section of a recipe.
         records_old: whether a rollout records what a loss compares with, as log-probabilities of transitions are.
         kl: weight of the divergence from the base.
+        ratio_clip: half-width of the range in which a ratio has a gradient; None of an objective that clips none.
         old_decay: decay of a policy that lags behind, after a number of updates; None: there is none.
         old_samples: whether that policy samples; else the loss holds on to it.
     """
@@ -64,6 +65,7 @@ class Objective(ABC):
     def __init__(self, recipe: Recipe, policy: Policy, sigmas: Float[Tensor, " t_plus_1"]) -> None:
         self.recipe, self.policy, self.sigmas = recipe, policy, sigmas
         self.kl = recipe.objective.kl
+        self.ratio_clip: float | None = None
         self.old_decay: Callable[[int], float] | None = None
         self.old_samples = True
 
@@ -105,9 +107,19 @@ class Objective(ABC):
 
 
 def load_objective(recipe: Recipe, policy: Policy, sigmas: Float[Tensor, " t_plus_1"]) -> Objective:
-    """The objective of a recipe."""
+    """The objective of a recipe.
+
+    Raises:
+        ValueError: the weights of its levels are not numbers.
+    """
     kind: type[Objective] = registry.resolve("objectives", registry.type_of(recipe.objective))
-    return kind(recipe, policy, sigmas)
+    objective = kind(recipe, policy, sigmas)
+    if not bool(objective.sensitivity.isfinite().all()):
+        raise ValueError(
+            f"objective.step_weighting: {recipe.objective.step_weighting} weighs the levels by "
+            f"{objective.sensitivity.tolist()}; a level whose gradient is 0 can't be given the size of the others"
+        )
+    return objective
 
 
 def rows_at(table: Float[Tensor, "t *q"], progress: Float[Tensor, " k"] | Int[Tensor, " k"]) -> Float[Tensor, "k *q"]:

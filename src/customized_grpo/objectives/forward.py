@@ -57,6 +57,17 @@ class Levels(Section):
             )
         return self.number or num_steps - 1
 
+    def density(self, num_steps: int) -> Float[Tensor, " t"]:
+        """How often a level lies nearest to each step of the grid, at mean 1 over all but the last, which has 0."""
+        end = num_steps - 1
+        if self.draw == "grid":
+            return torch.cat([torch.ones(end), torch.zeros(1)])
+        shares = (torch.arange(4096) + 0.5) / 4096
+        if self.draw == "logit_normal":
+            shares = torch.sigmoid(-(self.mean + self.std * torch.special.ndtri(shares.double()))).float()
+        counts = torch.bincount((shares * end).round().long().clamp(max=end - 1), minlength=num_steps).float()
+        return counts * end / counts.sum()
+
     def places(self, num_steps: int, source: torch.Generator) -> Float[Tensor, " k"]:
         """K places on the sampler's grid, in steps from 0 (noise) to T - 1, ascending."""
         number, end = self.count(num_steps), num_steps - 1
@@ -110,6 +121,10 @@ class ForwardConfig(ObjectiveConfig):
         """K."""
         return self.levels.count(num_steps)
 
+    def compared_shares(self, updates: int) -> float:
+        """Of the later updates' shares: the first one's forward is its own."""
+        return (updates - 1) / updates
+
 
 class ForwardObjective(Objective):
     """Base of objectives that compare velocities at noised samples; none of them needs a likelihood or an SDE."""
@@ -154,7 +169,7 @@ class ForwardObjective(Objective):
         )
         with clock.phase("rollout"):
             places = self.levels.places(sampling.steps, generator(draw.seed, "levels", draw.step, draw.group))
-            places = places.to(latents.device)
+            places = places.to(latents.device, non_blocking=True)
             return Noised(
                 example=example,
                 cond=cond,
@@ -170,7 +185,7 @@ class ForwardObjective(Objective):
     def sensitivity(self) -> Float[Tensor, " t"]:
         """See ``Objective.sensitivity``; the last step's level is not trained."""
         trained = self.pull(self.sigmas[:-2].cpu()) * self._weights(self.sigmas[:-2].cpu())
-        return torch.cat([trained, torch.zeros(1)])
+        return torch.cat([trained, torch.zeros(1)]) * self.levels.density(len(self.sigmas) - 1)
 
     def level_weights(self, rollout: Rollout) -> Float[Tensor, " k"]:
         """1, or with ``step_weighting: equal`` 1 / pull, scaled to mean 1 over the grid's trained levels."""

@@ -4,7 +4,7 @@ Dimensions: G group size, T sampler steps, K trained steps, S latent tokens, C l
 """
 
 from collections.abc import Mapping
-from typing import Literal, Self, final
+from typing import Any, Literal, Self, final
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,7 @@ from customized_grpo import registry
 from customized_grpo.objectives.base import Draw, Objective, ObjectiveConfig, PairLoss
 from customized_grpo.objectives.clipped_surrogate import clipped_surrogate, ratio_metrics
 from customized_grpo.objectives.step_weights import equalised, step_sensitivity
-from customized_grpo.objectives.trust_region import dppo_loss, guard_log_ratio, guard_step_weight
+from customized_grpo.objectives.trust_region import dppo_keeps, dppo_loss, guard_log_ratio, guard_step_weight
 from customized_grpo.policies.base import Policy
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.sampling.clock import Clock
@@ -53,6 +53,14 @@ class GRPO(Objective):
             """True of the ratios that compare means."""
             return self.ratio != "plain"
 
+        @model_validator(mode="before")
+        @classmethod
+        def _published_clip(cls, given: Any) -> Any:
+            """Guard's ratio has another size than the plain one: 1e-8 to 1e-6 at FLUX's."""
+            if isinstance(given, dict) and given.get("ratio") == "guard":
+                return {"clip": 2.0e-6, **given}
+            return given
+
         @model_validator(mode="after")
         def _keys_are_used(self) -> Self:
             own = {"clip": ("plain", "guard"), "threshold": ("dppo",)}
@@ -71,6 +79,7 @@ class GRPO(Objective):
         assert isinstance(section, self.Config)
         assert sampling.plan is not None and sampling.dynamics is not None
         self.clip, self.ratio, self.threshold = section.clip, section.ratio, section.threshold
+        self.ratio_clip = None if section.ratio == "dppo" else section.clip
         self.plan = plan_of(sampling.plan)
         self.transition: Transition = registry.build_function("dynamics", sampling.dynamics)
         raw = step_sensitivity(self.transition, sigmas, of_log_prob=self.ratio != "guard")
@@ -127,36 +136,40 @@ class GRPO(Objective):
         now = new.detach()
         if self.ratio == "plain":
             old = now if on_policy else pairs.log_prob
-            loss, log_ratio = clipped_surrogate(new, old, pairs.advantage, self.clip), now - old
+            loss, details = clipped_surrogate(new, old, pairs.advantage, self.clip), {"log_ratio": now - old}
         else:
-            loss, log_ratio = self._trusted(new, gaussian, pairs, on_policy=on_policy)
+            loss, details = self._trusted(new, gaussian, pairs, on_policy=on_policy)
         penalty = torch.zeros_like(loss)
         if self.kl:
             with torch.no_grad(), self.reference():
                 _, base = replay(self.policy, self.transition, pairs)
             penalty = kl(gaussian, base).mean()
-        details = {"log_ratio": log_ratio, "to_rollout": now - pairs.log_prob}
-        return PairLoss(loss=loss, penalty=penalty, details=details)
+        return PairLoss(loss=loss, penalty=penalty, details=details | {"to_rollout": now - pairs.log_prob})
 
     def _trusted(
         self, new: Float[Tensor, " n"], gaussian: Gaussian, pairs: Pairs, *, on_policy: bool
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, " n"]]:
-        """Loss and log-ratio of the two trust regions, which compare the transitions' means; std is never trained."""
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, " n"]]]:
+        """Loss and details of the two trust regions, which compare the transitions' means; std is never trained."""
         old_mean = gaussian.mean.detach() if on_policy else pairs.old_mean
         assert old_mean is not None, "a rollout for these ratios records the means"
         if self.ratio == "guard":
             std = gaussian.std.reshape(-1)
             log_ratio = guard_log_ratio(pairs.x_next.float(), gaussian.mean, old_mean, std)
             loss = clipped_surrogate(log_ratio, torch.zeros_like(log_ratio), pairs.advantage, self.clip)
-            return loss, log_ratio.detach()
+            return loss, {"log_ratio": log_ratio.detach()}
         before = Gaussian(old_mean, gaussian.std)
         old = log_prob(pairs.x_next.float(), before)
-        loss = dppo_loss(new, old, kl(gaussian, before), pairs.advantage, threshold=self.threshold).mean()
-        return loss, (new - old).detach()
+        moved, log_ratio = kl(gaussian, before).detach(), (new - old).detach()
+        loss = dppo_loss(new, old, moved, pairs.advantage, threshold=self.threshold).mean()
+        kept = dppo_keeps(log_ratio, moved, pairs.advantage, threshold=self.threshold)
+        return loss, {"log_ratio": log_ratio, "dropped": (~kept).float()}
 
     def metrics(
         self, details: Mapping[str, Float[Tensor, " n"]], advantage: Float[Tensor, " n"], *, first: bool
     ) -> dict[str, float]:
-        """Statistics of the ratio."""
+        """Statistics of the ratio, and the share of pairs that the clip or the mask leaves without gradient."""
         found = ratio_metrics(details["log_ratio"], advantage, self.clip)
+        if (dropped := details.get("dropped")) is not None:
+            low, high = (float((dropped * side).mean()) for side in (advantage < 0, advantage > 0))
+            found |= {"ratio/clip_share": low + high, "ratio/clip_share_low": low, "ratio/clip_share_high": high}
         return found | ({"ratio/max_abs_log_rollout": float(details["to_rollout"].abs().max())} if first else {})

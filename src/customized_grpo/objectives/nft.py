@@ -4,6 +4,7 @@ Dimensions: n pairs of (sample, noise level), S latent tokens, C latent channels
 Forward process: x_t = (1 - sigma) x0 + sigma noise, with the target velocity u = noise - x0.
 """
 
+from collections.abc import Mapping
 from typing import final
 
 from jaxtyping import Float
@@ -11,6 +12,7 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from customized_grpo.objectives.forward import ForwardConfig, ForwardObjective, Old
+from customized_grpo.objectives.old_policy import velocity_kl
 from customized_grpo.objectives.per_pair import mean_over_dims, wide
 from customized_grpo.policies.base import Policy
 from customized_grpo.recipe.config import Recipe
@@ -96,6 +98,19 @@ class NFT(ForwardObjective):
             """True if a policy that lags behind samples."""
             return self.old is not None
 
+        def unused(self, updates: int) -> str:
+            """On policy the gradient doesn't depend on beta."""
+            if self.beta == 1.0 or self.old is not None or updates > 1:
+                return ""
+            return (
+                "beta: it has no effect where each rollout is sampled by the newest weights and used for one update; "
+                "leave it out, or set objective.old or train.updates_per_rollout"
+            )
+
+        def compared_shares(self, updates: int) -> float:
+            """All, if another policy samples."""
+            return 1.0 if self.old is not None else super().compared_shares(updates)
+
     def __init__(self, recipe: Recipe, policy: Policy, sigmas: Float[Tensor, " t_plus_1"]) -> None:
         super().__init__(recipe, policy, sigmas)
         section = recipe.objective
@@ -121,4 +136,10 @@ class NFT(ForwardObjective):
             beta=self.beta,
             max_advantage=self.max_advantage,
         )
-        return each, {}
+        return each, {"moved": velocity_kl(velocity.detach(), old_velocity)}
+
+    def metrics(
+        self, details: Mapping[str, Float[Tensor, " n"]], advantage: Float[Tensor, " n"], *, first: bool
+    ) -> dict[str, float]:
+        """Mean squared distance of the velocity to the old policy's."""
+        return {"velocity/moved": float(details["moved"].mean())}

@@ -140,6 +140,14 @@ def _fits_objective(objective: ObjectiveSpec, sampling: Sampling, train: Train) 
             f"sampling.solver: objective.type {objective.type} samples by a solver (euler or dpm_solver_2m), or with "
             "noise on the way (sampling.dynamics and sampling.plan); give one, and null for the other"
         )
+    plan: Any = sampling.plan
+    if noisy and (first := plan.steps(0, sampling.steps, 0)).trained != first.stochastic:
+        raise ValueError(
+            f"sampling.plan: objective.type {objective.type} trains no step of the sampler, so a plan that trains some "
+            "of its noisy steps and not others says nothing; use {type: all}, a window or a branch"
+        )
+    if problem := objective.unused(train.updates_per_rollout):
+        raise ValueError(f"objective.{problem}")
     if sampling.shared_noise and not noisy:
         raise ValueError(
             "sampling.shared_noise: a solver draws no noise on the way, so all samples of a group would be the same "

@@ -155,7 +155,9 @@ class Evaluate(Section):
     limit: PositiveInt | None = Field(default=None, description="examples; null: all")
     images_per_prompt: PositiveInt = 1
     batch: PositiveInt = Field(default=4, description="images per forward, of several prompts if they can share it")
-    steps: PositiveInt | None = Field(default=None, description="sampler steps; null: the training sampler's")
+    steps: PositiveInt | None = Field(
+        default=None, description="sampler steps, by Euler; null: as many as the training sampler's"
+    )
     seed: NonNegativeInt = 0
     protocol: str = Field(
         default="heldout",

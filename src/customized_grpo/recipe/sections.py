@@ -198,7 +198,8 @@ class ObjectiveSpec(registry.PluginSection):
 
     kl: NonNegativeFloat = Field(default=0.0, description="weight of the KL to the frozen base (adapter off)")
     step_weighting: Literal["none", "equal"] = Field(
-        default="none", description="equal: every trained level's gradient has the same size at equal advantages"
+        default="none",
+        description="equal: every trained level pulls alike at equal advantages (and, on the forward process, errors)",
     )
 
     @property
@@ -210,6 +211,14 @@ class ObjectiveSpec(registry.PluginSection):
     def keeps_average(self) -> bool:
         """Whether it keeps a policy that lags behind: a second copy of the trained weights."""
         return False
+
+    def unused(self, updates: int) -> str:
+        """A key that has no effect at so many updates per rollout, and why; empty if there is none."""
+        return ""
+
+    def compared_shares(self, updates: int) -> float:
+        """Forwards without gradient for what a loss compares with, for each pair, at so many updates per rollout."""
+        return 0.0
 
     def num_levels(self, num_steps: int) -> int:
         """K, of an objective without transitions."""

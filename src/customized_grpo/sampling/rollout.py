@@ -7,6 +7,7 @@ n batch.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from jaxtyping import Float, UInt8
@@ -97,8 +98,8 @@ def sample_group(
     noisy = Noisy(plan=plan, transition=transition, draws=draws, shared_noise=shared_noise)
     with clock.phase("rollout"):
         sigmas = sigmas.to(policy.device)
-        x, recorded = _noisy_steps(policy, cond, noise, sigmas, noisy, batch)
-        before, after, scores, means = (torch.stack(one, dim=1) for one in zip(*recorded, strict=True))
+        x, recorded = _noisy_steps(policy, cond, noise, sigmas, noisy, batch, record="means" if keep_mean else "states")
+        before, after, scores, *means = (torch.stack(one, dim=1) for one in zip(*recorded, strict=True))
     with clock.phase("decode"):
         images = policy.decode(x)
     return Trajectory(
@@ -109,7 +110,7 @@ def sample_group(
         x=before,
         x_next=after,
         log_prob=scores,
-        mean=means if keep_mean else None,
+        mean=means[0] if means else None,
         images=images,
     )
 
@@ -131,7 +132,9 @@ def _noisy_steps(
     sigmas: Float[Tensor, " t_plus_1"],
     noisy: Noisy,
     batch: int | None,
-) -> tuple[Float[Tensor, "g s c"], list[tuple[Tensor, Tensor, Tensor, Tensor]]]:
+    *,
+    record: Literal["nothing", "states", "means"],
+) -> tuple[Float[Tensor, "g s c"], list[tuple[Tensor, ...]]]:
     """Final latents, and of each trained step the states before and after, the log-probability, and the mean."""
     plan, velocity = noisy.plan, partial(_in_batches, policy, cond, batch)
     # non_blocking: a copy from pageable memory is staged before the call returns, so no wait is needed
@@ -139,7 +142,7 @@ def _noisy_steps(
     x = noise.to(policy.device, policy.dtype, non_blocking=True)
     k = plan.stochastic[0] if noisy.shared_noise else 0  # until then the samples are equal
     x = ode_steps(velocity, x[:1] if k else x, _at(sigmas, plan.path(0, k)), plan.solver).expand_as(x)
-    recorded = []
+    recorded: list[tuple[Tensor, ...]] = []
     while k < plan.num_steps:
         if k not in plan.stochastic:
             ahead = plan.next_stochastic(k)
@@ -147,8 +150,9 @@ def _noisy_steps(
             continue
         gaussian = noisy.transition(velocity(x, sigmas[k]), x.float(), sigmas[k], sigmas[k + 1], sigma_max=sigmas[1])
         x_next = (gaussian.mean + gaussian.std * draws[:, plan.stochastic.index(k)]).to(policy.dtype)
-        if k in plan.trained:
-            recorded.append((x, x_next, log_prob(x_next.float(), gaussian), gaussian.mean))
+        if k in plan.trained and record != "nothing":
+            states = (x, x_next, log_prob(x_next.float(), gaussian))
+            recorded.append((*states, gaussian.mean) if record == "means" else states)
         x, k = x_next, k + 1
     return x, recorded
 
@@ -177,7 +181,7 @@ def sample_final(
     """
     with clock.phase("rollout"):
         if isinstance(by, Noisy):
-            x, _ = _noisy_steps(policy, cond, noise, sigmas, by, batch)
+            x, _ = _noisy_steps(policy, cond, noise, sigmas, by, batch, record="nothing")
         else:
             x = noise.to(policy.device, policy.dtype, non_blocking=True)
             x = ode_steps(partial(_in_batches, policy, cond, batch), x, sigmas, by)

@@ -112,7 +112,7 @@ def with_old(parts: Parts, groups: Sequence[Rollout], shares: Sequence[range]) -
 
 def with_average(parts: Parts, groups: Sequence[Rollout], shares: Sequence[range]) -> list[Rollout]:
     """Rollouts with the velocities of the running average of the weights that the loss holds on to, if there is one."""
-    if parts.old is None or parts.old_samples:
+    if parts.old is None or parts.objective.old_samples:
         return list(groups)
     with averages.in_place(parts.old, parts.parameters, parts.policy):
         return [_recomputed(parts, _noised(group), shares, Noised.with_average) for group in groups]
@@ -129,8 +129,9 @@ def _noised(group: Rollout) -> Noised:
 
 
 def _decide(parts: Parts, differ: float) -> None:
-    clip = dict(parts.recipe.objective)["clip"]
-    allowed = min(parts.recipe.train.ratio_guard, _OF_CLIP * clip)
+    allowed = parts.recipe.train.ratio_guard
+    if (clip := parts.objective.ratio_clip) is not None:
+        allowed = min(allowed, _OF_CLIP * clip)
     trusted = differ <= allowed
     parts.state.old_log_probs = "rollout" if trusted else "replay"
     parts.state.news.append(

@@ -36,18 +36,24 @@ class OldPolicy(EMAModel):  # type: ignore[misc]
 
 @contextmanager
 def in_place(average: EMAModel | None, parameters: Parameters, policy: Policy) -> Iterator[None]:
-    """Context in which the trained weights are those of ``average``, if there is one."""
+    """Context in which the trained weights are those of ``average``, if there is one, and those the average's."""
     if average is None:
         yield
         return
-    average.store(parameters.values())
-    average.copy_to(parameters.values())
-    reshard(policy.transformer)
+    _exchange(average, parameters, policy)
     try:
         yield
     finally:
-        average.restore(parameters.values())
-        reshard(policy.transformer)
+        _exchange(average, parameters, policy)
+
+
+def _exchange(average: EMAModel, parameters: Parameters, policy: Policy) -> None:
+    """Swap the values tensor by tensor: the library would hold all trained weights on the CPU meanwhile."""
+    reshard(policy.transformer)  # what FSDP2 keeps whole after a forward is no longer what its shards say
+    for shadow, parameter in zip(average.shadow_params, parameters.values(), strict=True):
+        held = parameter.detach().clone()
+        parameter.data.copy_(shadow)
+        shadow.copy_(held)
 
 
 def named(average: EMAModel, parameters: Parameters) -> dict[str, Tensor]:

@@ -133,11 +133,12 @@ def _probe(dataset: Dataset, index: int, hashes: FileHashes) -> str:
 
 
 def named_in(recipe: Recipe, hashes: FileHashes) -> dict[str, str]:
-    """Key of a recipe's policy and rewards to the content of the file, folder or hub id that it names."""
+    """Key of a recipe's policy, rewards and other plug-ins to the content of what it names: files, hub ids, modules."""
     rewards = {
         name: spec.model_dump(mode="json", exclude=set(transport_of(spec))) for name, spec in recipe.rewards.items()
     }
     section = {"policy": recipe.policy.model_dump(mode="json"), "rewards": rewards}
+    section |= recipe.model_dump(mode="json", include={"sampling", "advantage", "objective"})
     return dict(_named(section, "", hashes))
 
 

@@ -126,8 +126,9 @@ class Parts:
 
     @property
     def old_samples(self) -> bool:
-        """Whether the sampler lags behind the trained policy."""
-        return self.old is not None and self.objective.old_samples
+        """Whether the sampler lags behind the trained policy; while its decay is 0 it is the same."""
+        decay = self.objective.old_decay
+        return decay is not None and self.objective.old_samples and decay(self.schedule.last_epoch) > 0
 
 
 def _trackers_are_there(names: Sequence[str]) -> None:

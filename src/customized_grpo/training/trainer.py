@@ -55,7 +55,7 @@ class Trainer:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.stop = StopRequest()
-        self.signal_warnings = SignalWarnings(list(parts.recipe.rewards), dict(parts.recipe.objective).get("clip"))
+        self.signal_warnings = SignalWarnings(list(parts.recipe.rewards), parts.objective.ratio_clip)
 
     @property
     def recipe(self) -> Recipe:
@@ -205,8 +205,8 @@ class Trainer:
             loss_sum, kl_sum = torch.stack(losses).sum(0).tolist()  # read once: each read waits for the GPU
             of_pairs = {name: torch.cat([one[name] for one in details]) for name in details[0]}
             metrics = parts.objective.metrics(of_pairs, torch.cat(signs), first=first)
-            if first and (own := metrics.get("ratio/max_abs_log")) is not None:
-                metrics["ratio/max_abs_log_first"] = largest(accelerator, own)
+            if first and self.recipe.objective.compares:
+                metrics["ratio/max_abs_log_first"] = largest(accelerator, metrics["ratio/max_abs_log"])
                 self.guard(metrics["ratio/max_abs_log_first"])
             metrics |= {
                 "loss/surrogate": loss_sum * accelerator.num_processes,
