@@ -7,6 +7,10 @@ from typing import Any
 
 import pytest
 
+from customized_grpo.training.setup import build
+from customized_grpo.training.trainer import Trainer
+from runs import tiny_recipe
+
 from .conftest import Finished
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -32,10 +36,13 @@ def pattern(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def emitted(finished: Finished) -> set[str]:
+def emitted(finished: Finished, tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """Of a run, and of a step of an objective that has other metrics."""
     rows: list[dict[str, Any]] = [
         json.loads(line) for line in (finished.folder / "metrics.jsonl").read_text().splitlines()
     ]
+    other = Trainer(build(tiny_recipe(tiny_world, tmp_path_factory.mktemp("nft") / "run", objective={"type": "nft"})))
+    rows.append(other.step(0))
     return {name for row in rows for name in row} - {"step"}
 
 

@@ -100,7 +100,7 @@ class AWM(ForwardObjective):
             return self.average is not None
 
         def compared_shares(self, updates: int) -> float:
-            """And all for the average."""
+            """Share of the later updates, and all pairs for the average."""
             return super().compared_shares(updates) + (self.average is not None)
 
         @model_validator(mode="after")

@@ -122,7 +122,7 @@ class ForwardConfig(ObjectiveConfig):
         return self.levels.count(num_steps)
 
     def compared_shares(self, updates: int) -> float:
-        """Of the later updates' shares: the first one's forward is its own."""
+        """Share of the later updates: the first one's own forward is what its loss compares with."""
         return (updates - 1) / updates
 
 

@@ -99,7 +99,7 @@ class NFT(ForwardObjective):
             return self.old is not None
 
         def unused(self, updates: int) -> str:
-            """On policy the gradient doesn't depend on beta."""
+            """``beta``, on which the gradient does not depend on policy."""
             if self.beta == 1.0 or self.old is not None or updates > 1:
                 return ""
             return (
@@ -108,7 +108,7 @@ class NFT(ForwardObjective):
             )
 
         def compared_shares(self, updates: int) -> float:
-            """All, if another policy samples."""
+            """Share of the later updates, or all pairs if another policy samples."""
             return 1.0 if self.old is not None else super().compared_shares(updates)
 
     def __init__(self, recipe: Recipe, policy: Policy, sigmas: Float[Tensor, " t_plus_1"]) -> None:

@@ -58,6 +58,7 @@ BEFORE: dict[str, str] = {
     "training/optimizers.py": "a library that is missing",
     "training/state.py": "the refusals of a resume",
     "training/identity.py": "the refusals of a resume",
+    "objectives/": "a recipe that is impossible, before the first step",
     "sampling/schedule.py": "a recipe that is impossible, before the first step",
     "advantages/time_weights.py": "a recipe that is impossible, before the first step",
     "advantages/shaping.py": "names a plug-in that is wrong",
