@@ -3,6 +3,7 @@
 Dimensions: G group size, T sampler steps, K trained steps, S latent tokens, C latent channels, H x W pixels.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -66,7 +67,7 @@ class Conditioning:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rollout:
+class Rollout(ABC):
     """One group: G samples of one prompt, and K noise levels at which each of them is trained."""
 
     example: Example
@@ -77,19 +78,19 @@ class Rollout:
     """Decoded images, for rewards and logs."""
 
     @property
+    @abstractmethod
     def progress(self) -> Float[Tensor, " k"] | Int[Tensor, " k"]:
         """Place of each trained level on the sampler's grid, in steps; between two steps it is a fraction."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pairs(
         self, g: Int[Tensor, " n"], k: Int[Tensor, " n"], advantage: Float[Tensor, " n"], weight: Float[Tensor, " n"]
     ) -> Any:
         """The pairs of samples ``g`` and levels ``k``, the input of one forward with gradient, and their weights."""
-        raise NotImplementedError
 
+    @abstractmethod
     def with_old(self, samples: range, old: Float[Tensor, "n k *values"]) -> Self:
         """The same rollout with what the old policy gives for some of its samples, as a loss compares with."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,14 +218,14 @@ class Noised(Rollout):
         )
 
     def with_old(self, samples: range, old: Float[Tensor, "n k s c"]) -> Self:
-        """The same group with the old policy's velocity for some samples; NaN for those that have none yet."""
-        return replace(self, old_velocity=self._filled(self.old_velocity, samples, old))
+        """The same group with the old policy's velocity for some samples; NaN for the others."""
+        return replace(self, old_velocity=self._filled(samples, old))
 
     def with_average(self, samples: range, velocity: Float[Tensor, "n k s c"]) -> Self:
         """The same group with the velocity of a running average of the weights for some samples."""
-        return replace(self, average_velocity=self._filled(self.average_velocity, samples, velocity))
+        return replace(self, average_velocity=self._filled(samples, velocity))
 
-    def _filled(self, known: Tensor | None, samples: range, given: Tensor) -> Tensor:
-        whole = torch.full_like(self.noise, torch.nan) if known is None else known.clone()
+    def _filled(self, samples: range, given: Tensor) -> Tensor:
+        whole = torch.full_like(self.noise, torch.nan)
         whole[samples.start : samples.stop] = given
         return whole

@@ -21,7 +21,8 @@ WEIGHTINGS = {"uniform": "Uniform", "sigma": "t", "sigma2": "t**2", "huber": "hu
 POWERS = (0.25, 0.4)
 THRESHOLD = 2e-3
 DECAY_STEPS = (0, 1, 60, 75, 76, 110, 299, 301, 499, 600, 2000)
-SCHEDULES = {"copy": 0, "linear": 1, "delayed": 2}
+SCHEDULES = {"copy": (0, 0.0, 0.0), "linear": (0, 0.001, 0.5), "delayed": (75, 0.0075, 0.999)}
+"""DiffusionNFT's decay types 0, 1 and 2: updates without decay, rise per update, limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -114,6 +114,8 @@ def load_objective(recipe: Recipe, policy: Policy, sigmas: Float[Tensor, " t_plu
     """
     kind: type[Objective] = registry.resolve("objectives", registry.type_of(recipe.objective))
     objective = kind(recipe, policy, sigmas)
+    keeps = recipe.objective.keeps_average  # what the estimate and the limits of engines go by
+    assert keeps == (objective.old_decay is not None), f"{kind.__name__}.Config.keeps_average says {keeps}"
     if not bool(objective.sensitivity.isfinite().all()):
         raise ValueError(
             f"objective.step_weighting: {recipe.objective.step_weighting} weighs the levels by "

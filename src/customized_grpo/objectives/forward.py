@@ -19,7 +19,7 @@ from customized_grpo.recipe.config import Recipe
 from customized_grpo.recipe.sections import Section
 from customized_grpo.sampling.clock import Clock
 from customized_grpo.sampling.dynamics import Transition
-from customized_grpo.sampling.rollout import Noisy, initial_noise, sample_final, transition_noise
+from customized_grpo.sampling.rollout import Noisy, initial_noise, noise_of_samples, sample_final, transition_noise
 from customized_grpo.sampling.schedule import plan_of
 from customized_grpo.sampling.solver import SolverName
 from customized_grpo.seeding import generator
@@ -170,6 +170,7 @@ class ForwardObjective(Objective):
         with clock.phase("rollout"):
             places = self.levels.places(sampling.steps, generator(draw.seed, "levels", draw.step, draw.group))
             places = places.to(latents.device, non_blocking=True)
+            fresh = noise_of_samples("forward", shape, size, len(places), **where)
             return Noised(
                 example=example,
                 cond=cond,
@@ -178,7 +179,7 @@ class ForwardObjective(Objective):
                 places=places,
                 levels=rows_at(self.sigmas, places),
                 x0=latents.float(),
-                noise=_fresh_noise(shape, size, len(places), draw).to(latents.device, non_blocking=True),
+                noise=fresh.to(latents.device, non_blocking=True),
             )
 
     @property
@@ -223,14 +224,3 @@ class ForwardObjective(Objective):
 
     def _velocity(self, pairs: NoisedPairs) -> Float[Tensor, "n s c"]:
         return self.policy.velocity(pairs.x_t.to(self.policy.dtype), pairs.sigma, pairs.cond)
-
-
-def _fresh_noise(shape: tuple[int, int], size: int, num_levels: int, draw: Draw) -> Float[Tensor, "g k s c"]:
-    """Noise of the G samples at their K levels, a function of the run's seed, the step and the sample's index."""
-    first = draw.group * size
-    return torch.stack(
-        [
-            torch.randn((num_levels, *shape), generator=generator(draw.seed, "forward", draw.step, first + g))
-            for g in range(size)
-        ]
-    )

@@ -14,7 +14,7 @@ from torch import Tensor
 from customized_grpo import registry
 from customized_grpo.objectives.base import Draw, Objective, ObjectiveConfig, PairLoss
 from customized_grpo.objectives.clipped_surrogate import clipped_surrogate, ratio_metrics
-from customized_grpo.objectives.step_weights import equalised, step_sensitivity
+from customized_grpo.objectives.step_weights import equalised, step_sensitivity, step_weights
 from customized_grpo.objectives.trust_region import dppo_keeps, dppo_loss, guard_log_ratio, guard_step_weight
 from customized_grpo.policies.base import Policy
 from customized_grpo.recipe.config import Recipe
@@ -82,13 +82,11 @@ class GRPO(Objective):
         self.ratio_clip = None if section.ratio == "dppo" else section.clip
         self.plan = plan_of(sampling.plan)
         self.transition: Transition = registry.build_function("dynamics", sampling.dynamics)
-        raw = step_sensitivity(self.transition, sigmas, of_log_prob=self.ratio != "guard")
-        weights = torch.ones_like(raw)
-        if section.step_weighting == "equal":
-            weights = equalised(raw)
-        elif self.ratio == "guard":
+        of_log_prob = self.ratio != "guard"
+        weights = step_weights(section.step_weighting, self.transition, sigmas, of_log_prob=of_log_prob)
+        if self.ratio == "guard" and section.step_weighting == "none":
             weights = equalised(1 / guard_step_weight(sigmas[:-1], sigmas[1:]).cpu())  # published beside the ratio
-        self._sensitivity = raw * weights
+        self._sensitivity = step_sensitivity(self.transition, sigmas, of_log_prob=of_log_prob) * weights
         self.weights = weights.to(sigmas.device)
 
     def sample(

@@ -4,27 +4,17 @@ old <- decay old + (1 - decay) new, so a decay of 0 is the copy that makes the n
 Dimensions: n pairs of (sample, noise level), S latent tokens, C latent channels.
 """
 
-from typing import Literal
-
 from jaxtyping import Float
 from torch import Tensor
 
 from customized_grpo.objectives.per_pair import mean_over_dims, wide
 
-NftSchedule = Literal["copy", "linear", "delayed"]
-"""DiffusionNFT's decay types 0, 1 and 2."""
-
-_NFT: dict[NftSchedule, tuple[int, float, float]] = {
-    "copy": (0, 0.0, 0.0),
-    "linear": (0, 0.001, 0.5),
-    "delayed": (75, 0.0075, 0.999),
-}
-
 
 def ramp_decay(step: int, *, flat: int, rate: float, limit: float) -> float:
     """0 for ``flat`` steps, then min(rate (step - flat), limit).
 
-    DiffusionNFT's form, and the one of AWM's running average (flat 0, rate 0.001, limit 0.3).
+    DiffusionNFT's form (``return_decay`` in NVlabs' code): rate 0.001 to 0.5 in all of its recipes but one, with two
+    updates per rollout: flat 75, rate 0.0075 to 0.999. And that of AWM's running average: rate 0.001 to 0.3.
 
     Args:
         step: number of optimizer updates so far.
@@ -34,16 +24,6 @@ def ramp_decay(step: int, *, flat: int, rate: float, limit: float) -> float:
     """
     assert step >= 0
     return min(max(step - flat, 0) * rate, limit)
-
-
-def nft_decay(step: int, schedule: NftSchedule) -> float:
-    """DiffusionNFT's decay after ``step`` updates (``return_decay`` in NVlabs' code), with its constants.
-
-    ``copy`` is on policy; ``linear`` is min(0.001 step, 0.5), in all of NVlabs' recipes but one; ``delayed`` is 0 for
-    75 updates, then min(0.0075 (step - 75), 0.999), in their recipe with two updates per rollout (OCR, beta 0.1).
-    """
-    flat, rate, limit = _NFT[schedule]
-    return ramp_decay(step, flat=flat, rate=rate, limit=limit)
 
 
 def power_decay(step: int, *, limit: float, warmup: int = 10) -> float:

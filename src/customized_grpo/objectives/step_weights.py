@@ -35,7 +35,11 @@ def step_sensitivity(
 
 
 def step_weights(
-    mode: Literal["none", "equal"], transition: Transition, sigmas: Float[Tensor, " t_plus_1"]
+    mode: Literal["none", "equal"],
+    transition: Transition,
+    sigmas: Float[Tensor, " t_plus_1"],
+    *,
+    of_log_prob: bool = True,
 ) -> Float[Tensor, " t"]:
     """Factor of each step's loss.
 
@@ -45,7 +49,7 @@ def step_weights(
     """
     if mode == "none":
         return torch.ones(len(sigmas) - 1)
-    return equalised(step_sensitivity(transition, sigmas))
+    return equalised(step_sensitivity(transition, sigmas, of_log_prob=of_log_prob))
 
 
 def equalised(sizes: Float[Tensor, " t"]) -> Float[Tensor, " t"]:

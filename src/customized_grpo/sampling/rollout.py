@@ -48,10 +48,24 @@ def transition_noise(
     latent_shape: tuple[int, int], group_size: int, num_draws: int, *, seed: int, step: int, group: int
 ) -> Float[Tensor, "g j s c"]:
     """float32 noise of the J = ``num_draws`` stochastic transitions of each sample, in the order they happen."""
+    return noise_of_samples("transition", latent_shape, group_size, num_draws, seed=seed, step=step, group=group)
+
+
+def noise_of_samples(
+    purpose: str,
+    latent_shape: tuple[int, int],
+    group_size: int,
+    num_draws: int,
+    *,
+    seed: int,
+    step: int,
+    group: int,
+) -> Float[Tensor, "g j s c"]:
+    """float32 noise, J = ``num_draws`` draws of each sample, a function of purpose, seed, step and global index."""
     first = group * group_size
     return torch.stack(
         [
-            torch.randn((num_draws, *latent_shape), generator=generator(seed, "transition", step, first + g))
+            torch.randn((num_draws, *latent_shape), generator=generator(seed, purpose, step, first + g))
             for g in range(group_size)
         ]
     )

@@ -143,19 +143,21 @@ def _decide(parts: Parts, differ: float) -> None:
 def _recomputed(
     parts: Parts, group: R, shares: Sequence[range], put: Callable[[R, range, Tensor], R] | None = None
 ) -> R:
-    """A rollout with the old values of the given samples, by the weights as they are, computed as an update does.
+    """A rollout with the old values of adjoining shares, by the weights as they are, computed as an update does.
 
     Uses the same micro-batches, and gradients whose graph is dropped: torch.compile generates other code without.
     """
-    num_levels = len(group.progress)
+    num_levels, found = len(group.progress), list[Tensor]()
     for samples in shares:
-        found: list[Tensor] = []
+        of_share: list[Tensor] = []
         with parts.clock.phase("replay"):
             advantage = torch.zeros(samples.stop, num_levels, device=parts.accelerator.device)
             for pairs in micro_batches([group], [advantage], samples, parts.recipe.train.pairs_per_backward):
                 with micro_batch(parts.accelerator, parts.policy.transformer, last=False):
-                    found.append(parts.objective.old(pairs))
-        old = torch.cat(found)
-        put = put or type(group).with_old
-        group = put(group, samples, old.view(num_levels, len(samples), *old.shape[1:]).transpose(0, 1))
-    return group
+                    of_share.append(parts.objective.old(pairs))
+        old = torch.cat(of_share)
+        found.append(old.view(num_levels, len(samples), *old.shape[1:]).transpose(0, 1))
+    if not found:
+        return group
+    put = put or type(group).with_old
+    return put(group, range(shares[0].start, shares[-1].stop), torch.cat(found))
