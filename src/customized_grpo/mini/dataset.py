@@ -1,4 +1,4 @@
-"""The miniature world as a data set: prompts of subjects with one reference each, drawn from (seed, split, index)."""
+"""The miniature world as a data set: prompts with one masked reference each, drawn from (seed, split, index)."""
 
 from typing import Any, Final, Literal, final
 
@@ -8,7 +8,7 @@ from pydantic import Field
 
 from customized_grpo.data.base import DatasetConfig
 from customized_grpo.mini.grammar import prompt
-from customized_grpo.mini.render import render
+from customized_grpo.mini.render import render, silhouette
 from customized_grpo.mini.world import (
     CLASSES,
     sample_reference_scenes,
@@ -74,10 +74,12 @@ class MiniDataset:
             "reference_place": int(reference_scene.place),
         }
         picture = Image.fromarray(render(subject, reference_scene)[0].numpy())
+        mask = Image.fromarray(silhouette(subject, reference_scene)[0].numpy())
         return Example(
             key=f"mini-{split}-{seed}-{index:06d}",
             prompt=prompt(**words),
             references=(picture,),
+            masks=(mask,),
             subject=CLASSES[words["cls"]],
             extra={"truth": truth},
         )

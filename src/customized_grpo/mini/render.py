@@ -155,24 +155,51 @@ def _hat(image: Tensor, u: Tensor, v: Tensor, cls: Tensor, hat: Tensor, pixel: T
 
 def render(subjects: Subjects, scenes: Scenes) -> UInt8[Tensor, "n h w 3"]:
     """Pictures as uint8 RGB, channels last. The same input gives the same picture."""
+    u, v, radius = _frame(subjects, scenes)
+    shadow = torch.hypot(u / 0.95, (v - 1.03) / 0.16) - 1.0
+    ground = backdrop(scenes.place, SIDE) * (1 - 0.33 * ramp(shadow * 1.5)[:, None])
+    image = _critter(ground, u, v, radius, subjects, scenes)
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def silhouette(subjects: Subjects, scenes: Scenes) -> UInt8[Tensor, "n h w"]:
+    """Masks of the pictures that ``render`` gives: 255 on the critter and its hat, 0 on the place and the shadow."""
+    u, v, radius = _frame(subjects, scenes)
+    black = torch.zeros(len(subjects), 3, SIDE, SIDE)
+    on_black, on_white = (_critter(ground, u, v, radius, subjects, scenes) for ground in (black, black + 1))
+    seen_through = (on_white - on_black)[:, 0]  # a layer hides the same share of any ground
+    return ((1 - seen_through).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _frame(
+    subjects: Subjects, scenes: Scenes
+) -> tuple[Float[Tensor, "n h w"], Float[Tensor, "n h w"], Float[Tensor, "n 1 1"]]:
+    """Coordinates of each pixel from the critter's centre, in radii, and the radius."""
     n = len(subjects)
     assert len(scenes) == n, f"{n} subjects but {len(scenes)} scenes"
     axis = (torch.arange(SIDE) + 0.5) / SIDE * 2 - 1
     y, x = (t.expand(n, SIDE, SIDE) for t in torch.meshgrid(axis, axis, indexing="ij"))
-    cls = subjects.cls
     radius = (_RADIUS[scenes.size] + 0.02 * scenes.jitter[:, 2])[:, None, None]
     cx = (_CENTRE_X[scenes.position] + 0.04 * scenes.jitter[:, 0])[:, None, None]
     cy = _GROUND + 0.03 * scenes.jitter[:, 1, None, None] - radius
-    u, v = (x - cx) / radius, (y - cy) / radius
+    return (x - cx) / radius, (y - cy) / radius, radius
+
+
+def _critter(
+    image: Float[Tensor, "n 3 h w"],
+    u: Float[Tensor, "n h w"],
+    v: Float[Tensor, "n h w"],
+    radius: Float[Tensor, "n 1 1"],
+    subjects: Subjects,
+    scenes: Scenes,
+) -> Float[Tensor, "n 3 h w"]:
+    """The critter, painted over an image layer by layer."""
+    n, cls = len(subjects), subjects.cls
     pixel = (2 / SIDE) / radius  # one pixel, in radii
 
     body_colour = hsv(subjects.hue, torch.full((n,), 0.68), subjects.value)
     second = hsv(subjects.pattern_hue, torch.full((n,), 0.62), 1.5 - subjects.value)
     ink = body_colour * 0.42
-
-    image = backdrop(scenes.place, SIDE)
-    shadow = torch.hypot(u / 0.95, (v - 1.03) / 0.16) - 1.0
-    image = image * (1 - 0.33 * ramp(shadow * 1.5)[:, None])
 
     feet = torch.hypot((u.abs() - _FOOT_X[cls][:, None, None]) / 0.27, (v - 0.93) / 0.17) * 0.2 - 0.2
     image = _paint(image, ramp((feet - 0.06) / pixel), ink)
@@ -192,8 +219,7 @@ def render(subjects: Subjects, scenes: Scenes) -> UInt8[Tensor, "n h w 3"]:
     image = _paint(image, ramp(body / pixel), ink)
     image = _paint(image, ramp((body + line) / pixel), skin)
     image = _face(image, u, v - _FACE_Y[cls][:, None, None], subjects.face, pixel)
-    image = _hat(image, u, v, cls, scenes.hat, pixel)
-    return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return _hat(image, u, v, cls, scenes.hat, pixel)
 
 
 assert len(_EAR_X) == len(CLASSES)

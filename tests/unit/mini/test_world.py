@@ -9,7 +9,7 @@ import torch
 
 from customized_grpo.mini.dataset import MiniDataset
 from customized_grpo.mini.grammar import MAX_TOKENS, prompt, words
-from customized_grpo.mini.render import render
+from customized_grpo.mini.render import render, silhouette
 from customized_grpo.mini.world import (
     CLASSES,
     HATS,
@@ -98,6 +98,21 @@ def test_a_picture_does_not_depend_on_its_batch() -> None:
     scenes = sample_reference_scenes(torch.zeros(5, dtype=torch.long), generator)
     alone = render(subjects.take(torch.tensor([3])), scenes.take(torch.tensor([3])))
     assert torch.equal(render(subjects, scenes)[3], alone[0])
+
+
+def test_a_mask_is_what_no_place_shows_through() -> None:
+    generator = torch.Generator().manual_seed(8)
+    subjects = sample_subjects(8, "train", generator)
+    scenes = sample_scenes(subjects.cls, generator, held_out=False)
+    masks = silhouette(subjects, scenes)
+    places = torch.stack([render(subjects, replace(scenes, place=torch.full((8,), place))) for place in range(8)])
+    spread = places.float().std(0).sum(-1)
+    assert masks.shape == (8, 64, 64)
+    assert spread[masks == 255].max() <= 2  # rounding alone
+    assert spread[masks == 0].min() > 5
+    example = _dataset("train")[3]
+    assert example.masks[0].size == example.references[0].size
+    assert example.masks[0].mode == "L"
 
 
 @pytest.mark.parametrize("split", ["train", "tune", "test"])
