@@ -8,7 +8,7 @@ python benchmarks/ablation.py --collect       # only write docs/ablation.csv fro
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from grid import ROOT, Cell, Grid, interval
@@ -76,35 +76,17 @@ def cells() -> Iterator[Cell]:
         yield Cell("others", f"{name}-equal", (f"advantage.aggregator={{type: {name}}}", TDW, equal), two)
 
 
+Rows = dict[str, dict[int, dict[str, dict[str, float]]]]
+"""Final values by cell, seed, metric and held-out example."""
+
 GRID = Grid("ablation", COMMON, tuple(cells()), frozenset({"advantage"}))
 
 
 def collect() -> list[dict[str, Any]]:
     """Final held-out means of every finished run, and differences between cells paired by seed and example."""
-    import numpy as np
-
-    rows: Rows = {}
-    base: dict[str, float] = {}
-    for (name, seed), record in GRID.records().items():
-        base = record["curve"]["0"]
-        rows.setdefault(name, {})[seed] = record["examples"]
-    result: list[dict[str, Any]] = [{"of": "base", "metric": metric, "mean": value} for metric, value in base.items()]
-    for name, seeds in rows.items():
-        values = {metric: [list(seeds[seed][metric].values()) for seed in seeds] for metric in base}
-        result += [
-            {"of": name, "metric": metric, "seeds": len(seeds)} | interval(np.array(of))
-            for metric, of in values.items()
-        ]
-    pairs = [(name, other) for name in rows for other in rows if other != name and compares(name, other)]
-    for name, other in pairs:
-        common = sorted(rows[name].keys() & rows[other].keys())
-        for metric in base if common else ():
-            differences = [
-                [value - rows[other][seed][metric][key] for key, value in rows[name][seed][metric].items()]
-                for seed in common
-            ]
-            row = {"of": name, "over": other, "metric": metric, "seeds": len(common)}
-            result.append(row | interval(np.array(differences)))
+    rows, base = finals(GRID)
+    result = means(rows, base)
+    result += differences(rows, base, compares)
     for name in rows:
         result += over_front(rows, name) if above_front(rows, name) else []
     order = {name: number for number, name in enumerate(["base", *sorted(rows)])}
@@ -113,8 +95,45 @@ def collect() -> list[dict[str, Any]]:
     return result
 
 
-Rows = dict[str, dict[int, dict[str, dict[str, float]]]]
-"""Final values by cell, seed, metric and held-out example."""
+def finals(grid: Grid) -> tuple[Rows, dict[str, float]]:
+    """Values after the last step of every finished run, and the base's means."""
+    rows: Rows = {}
+    base: dict[str, float] = {}
+    for (name, seed), record in grid.records().items():
+        base = record["curve"]["0"]
+        rows.setdefault(name, {})[seed] = record["examples"]
+    return rows, base
+
+
+def means(rows: Rows, base: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Means of the base and of each cell over seeds and examples."""
+    import numpy as np
+
+    result: list[dict[str, Any]] = [{"of": "base", "metric": metric, "mean": value} for metric, value in base.items()]
+    for name, seeds in rows.items():
+        values = {metric: [list(seeds[seed][metric].values()) for seed in seeds] for metric in base}
+        result += [
+            {"of": name, "metric": metric, "seeds": len(seeds)} | interval(np.array(of))
+            for metric, of in values.items()
+        ]
+    return result
+
+
+def differences(rows: Rows, base: Mapping[str, float], compared: Callable[[str, str], bool]) -> list[dict[str, Any]]:
+    """Differences between compared cells, paired by seed and example."""
+    import numpy as np
+
+    result: list[dict[str, Any]] = []
+    for name, other in ((name, other) for name in rows for other in rows if other != name and compared(name, other)):
+        common = sorted(rows[name].keys() & rows[other].keys())
+        for metric in base if common else ():
+            paired = [
+                [value - rows[other][seed][metric][key] for key, value in rows[name][seed][metric].items()]
+                for seed in common
+            ]
+            row = {"of": name, "over": other, "metric": metric, "seeds": len(common)}
+            result.append(row | interval(np.array(paired)))
+    return result
 
 
 def above_front(rows: Rows, name: str) -> bool:
@@ -122,7 +141,7 @@ def above_front(rows: Rows, name: str) -> bool:
     return "tdw" in name and name.endswith("-equal") and all(cell in rows for cell in STATIC)
 
 
-def over_front(rows: Rows, name: str) -> list[dict[str, Any]]:
+def over_front(rows: Rows, name: str, static: Sequence[str] = STATIC) -> list[dict[str, Any]]:
     """What a cell has over the front of static weights *at its own prompt accuracy*: the front is linear between its
     cells and flat beyond its ends.
 
@@ -130,13 +149,13 @@ def over_front(rows: Rows, name: str) -> list[dict[str, Any]]:
     through the front's slope, in x. The mean of those values is the gap itself, so its interval is theirs."""
     import numpy as np
 
-    seeds = sorted(set.intersection(*(set(rows[cell]) for cell in (*STATIC, name))))
+    seeds = sorted(set.intersection(*(set(rows[cell]) for cell in (*static, name))))
 
     def of(cell: str, metric: str) -> Any:
         return np.array([list(rows[cell][seed][metric].values()) for seed in seeds])  # seeds, examples
 
-    x = {cell: of(cell, "prompt_accuracy") for cell in (*STATIC, name)}
-    front = sorted(STATIC, key=lambda cell: float(x[cell].mean()))
+    x = {cell: of(cell, "prompt_accuracy") for cell in (*static, name)}
+    front = sorted(static, key=lambda cell: float(x[cell].mean()))
     means = [float(x[cell].mean()) for cell in front]
     at = float(np.clip(x[name].mean(), means[0], means[-1]))
     right = min(max(int(np.searchsorted(means, at)), 1), len(front) - 1)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
@@ -154,6 +155,7 @@ class Grid:
             resume = ("run.resume=latest",) if folder.is_dir() else ()
             own = (f"run.dir={folder}", f"run.seed={1000 + seed}", *self.common, *cell.overrides, *resume)
             trainer = Trainer(build(load_recipe(RECIPE, own)))
+            self._lend_base(folder, seed)
             step = trainer.step
 
             def until(number: int) -> dict[str, float]:
@@ -166,6 +168,16 @@ class Grid:
             if not self._ended(folder):
                 raise RuntimeError(f"{folder} was stopped; run this again to go on")
         return cell.name, seed, _read(folder), f"{folder.name}: {time.monotonic() - began:.0f} s"
+
+    def _lend_base(self, folder: Path, seed: int) -> None:
+        """Copy the base's evaluation from another cell of the seed: rows that stand on the same weights are kept."""
+        own, *others = (f / "evaluation" / "step-000000.jsonl" for f in (folder, *self._siblings(seed)))
+        if not own.is_file() and (found := next(filter(Path.is_file, others), None)):
+            own.parent.mkdir(exist_ok=True)
+            shutil.copy(found, own)
+
+    def _siblings(self, seed: int) -> list[Path]:
+        return [self.folder_of(cell, seed) for cell in self.cells if self._ended(self.folder_of(cell, seed))]
 
     def _ended(self, folder: Path) -> bool:
         return (folder / "evaluation" / "summary.json").is_file() or self._reached(folder)
