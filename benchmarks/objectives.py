@@ -66,11 +66,12 @@ COLOURS = {"grpo": "#777777", "nft": "#3b5bdb", "awm": "#d95f02"}
 
 
 def cells() -> Iterator[Cell]:
-    """All cells; AWM, whose gradient on policy is nearly NFT's, at the ends alone."""
+    """All cells, the ends of the fronts first; AWM, whose gradient on policy is nearly NFT's, with few weights."""
     for objective, keys in OBJECTIVES.items():
         for weights, own in WEIGHTS.items():
             if objective != "awm" or weights in {"1to1", "sars_tdw"}:
-                yield Cell(objective, f"{objective}-{weights}", (*keys, *own), SEEDS)
+                part = "more" if objective == "awm" or weights == "1to2" else "main"
+                yield Cell(part, f"{objective}-{weights}", (*keys, *own), SEEDS)
 
 
 GRID = Grid("objectives", COMMON, tuple(cells()), frozenset({"advantage", "objective", "sampling"}))
