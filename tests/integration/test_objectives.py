@@ -41,6 +41,17 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "sampling__plan": {"type": "branch"},
         "train__updates_per_rollout": 2,
     },
+    "nft, cached": {
+        "objective": {"type": "nft"},
+        "sampling__cache": {"type": "first_block", "threshold": 0.3},
+        "sampling__batch": 3,
+    },
+    "nft, extrapolated": {
+        "objective": {"type": "nft", "beta": 0.1, "old": LAG},
+        "sampling__cache": {"type": "taylorseer", "warmup": 1},
+        "sampling__dynamics": {"type": "cps"},
+        "sampling__plan": {"type": "branch"},
+    },
     "awm": {
         "objective": {"type": "awm", "clip": 0.1, "levels": {"draw": "stratified", "number": 3}},
         "sampling__solver": "dpm_solver_2m",

@@ -73,6 +73,10 @@ class Objective(ABC):
     def sample(self, example: Example, cond: Conditioning, draw: Draw, *, clock: Clock, batch: int | None) -> Rollout:
         """Sample one group, without gradients; ``batch`` is the number of samples per forward, None: all."""
 
+    def rollout_metrics(self) -> dict[str, float]:
+        """Metrics of the groups sampled since the last call."""
+        return {}
+
     @property
     @abstractmethod
     def sensitivity(self) -> Float[Tensor, " t"]:

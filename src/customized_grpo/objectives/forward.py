@@ -17,6 +17,7 @@ from customized_grpo.objectives.old_policy import power_decay, ramp_decay, veloc
 from customized_grpo.policies.base import Policy
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.recipe.sections import Section
+from customized_grpo.sampling.caching import RolloutCache
 from customized_grpo.sampling.clock import Clock
 from customized_grpo.sampling.dynamics import Transition
 from customized_grpo.sampling.rollout import Noisy, initial_noise, noise_of_samples, sample_final, transition_noise
@@ -114,6 +115,7 @@ class ForwardConfig(ObjectiveConfig):
 
     transitions = False
     compares = False
+    lossy = True
 
     levels: Levels = Field(default=Levels(), description="noise levels at which each sample is trained")
 
@@ -141,6 +143,7 @@ class ForwardObjective(Objective):
         if sampling.dynamics is not None:
             self.transition = registry.build_function("dynamics", sampling.dynamics)
         self.equal = section.step_weighting == "equal"
+        self.cache = None if sampling.cache is None else RolloutCache(sampling.cache, policy)
 
     @abstractmethod
     def pull(self, sigma: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
@@ -165,7 +168,7 @@ class ForwardObjective(Objective):
                 by = Noisy(plan=plan, transition=self.transition, draws=draws, shared_noise=sampling.shared_noise)
         assert by is not None
         latents, images = sample_final(
-            self.policy, cond, sigmas=self.sigmas, noise=noise, by=by, clock=clock, batch=batch
+            self.policy, cond, sigmas=self.sigmas, noise=noise, by=by, clock=clock, batch=batch, cache=self.cache
         )
         with clock.phase("rollout"):
             places = self.levels.places(sampling.steps, generator(draw.seed, "levels", draw.step, draw.group))
@@ -181,6 +184,10 @@ class ForwardObjective(Objective):
                 x0=latents.float(),
                 noise=fresh.to(latents.device, non_blocking=True),
             )
+
+    def rollout_metrics(self) -> dict[str, float]:
+        """Share of the blocks that ran, with ``sampling.cache``."""
+        return {} if self.cache is None else self.cache.drain()
 
     @property
     def sensitivity(self) -> Float[Tensor, " t"]:

@@ -36,6 +36,8 @@ _SHORTEST, _WIDEST = 64, 8
 class _Config(PipelineConfig):
     shift_rules: ClassVar[Mapping[str, ShiftRule]] = {"dynamic": shifts.flux2}
     channels: ClassVar[int] = 128
+    # Of first_block diffusers 0.42 expects the last block's output as a pair, and FLUX.2's is one fused sequence.
+    caches: ClassVar[tuple[str, ...]] = ("taylorseer",)
 
     max_sequence_length: int = Field(default=512, ge=1, le=512, description="text tokens; shorter ones are padded")
     reference_size: int = Field(

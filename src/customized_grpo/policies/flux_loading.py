@@ -32,6 +32,7 @@ class FluxConfig(PipelineConfig):
     }
 
     shift_rules: ClassVar[Mapping[str, ShiftRule]] = {"dynamic": shifts.flux}
+    caches: ClassVar[tuple[str, ...]] = ("first_block", "taylorseer")
     one_file_goes: ClassVar[str] = (
         "give it as policy.transformer, and as policy.model the rest: black-forest-labs/FLUX.1-dev, or a folder in "
         "diffusers' layout"

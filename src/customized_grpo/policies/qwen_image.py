@@ -40,6 +40,7 @@ class QwenImageEditPlusConfig(PipelineConfig):
 
     least_references: ClassVar[int] = 1
     shift_rules: ClassVar[Mapping[str, ShiftRule]] = {"dynamic": shifts.qwen_image_edit}
+    caches: ClassVar[tuple[str, ...]] = ("first_block", "taylorseer")
 
     type: Literal["qwen-image-edit-plus"] = "qwen-image-edit-plus"
     guidance: NonNegativeFloat = Field(

@@ -78,6 +78,7 @@ class Recipe(Section):
             )
         _fits_policy(self.run, self.policy, self.sampling.shift)
         _fits_objective(self.objective, self.sampling, self.train)
+        _fits_cache(self.objective, self.policy, self.sampling)
         _can_be_made(self.advantage.time_weights, self.sampling.steps)
         return self
 
@@ -162,6 +163,32 @@ def _fits_objective(objective: ObjectiveSpec, sampling: Sampling, train: Train) 
                 f"{key}: it has no effect with objective.type {objective.type}, which trains on noised final images "
                 f"and replays no transition; leave the key out, or give {key}={needed}"
             )
+
+
+def _fits_cache(objective: ObjectiveSpec, policy: PolicySpec, sampling: Sampling) -> None:
+    """Raise where ``sampling.cache`` would falsify what is trained, can't work, or does nothing."""
+    cache = sampling.cache
+    if cache is None:
+        return
+    if not objective.lossy:
+        raise ValueError(
+            f"sampling.cache: objective.type {objective.type} compares its loss's forward with the rollout's, which a "
+            "cache computes otherwise: the ratio would be wrong before the first update; leave the key out, or train "
+            "on final images (objective.type nft or awm)"
+        )
+    if cache.type not in policy.caches:
+        known = f"allowed: {', '.join(policy.caches)}, or null" if policy.caches else "leave the key out"
+        raise ValueError(f"sampling.cache.type: given {cache.type!r}, which policy.type {policy.type} can't bear; {known}")
+    if policy.compile:
+        raise ValueError(
+            "sampling.cache: it puts hooks on the blocks for every group, for which policy.compile would compile them "
+            "anew until torch gives up; use one of the two"
+        )
+    if cache.type == "taylorseer" and cache.warmup >= sampling.steps:
+        raise ValueError(
+            f"sampling.cache.warmup: given {cache.warmup}, but sampling.steps={sampling.steps}, so no step is ever "
+            f"extrapolated; use at most {sampling.steps - 1}, or leave sampling.cache out"
+        )
 
 
 def _can_be_made(section: BaseModel, num_steps: int) -> None:

@@ -41,6 +41,29 @@ class Run(Section):
     )
 
 
+class Cache(Section):
+    """A cache of the transformer's blocks while a group is sampled; see ``sampling.caching``."""
+
+    type: Literal["first_block", "taylorseer"] = Field(
+        description="first_block: the others are skipped where the first one's output hardly moved; taylorseer: the "
+        "whole velocity is extrapolated at most steps"
+    )
+    threshold: PositiveFloat = Field(
+        default=0.1, description="first_block: relative change, a mean over a forward's batch, below which it skips"
+    )
+    warmup: PositiveInt = Field(default=3, description="taylorseer: steps at the beginning that are computed")
+    interval: int = Field(default=3, ge=2, description="taylorseer: every how many steps one is computed afterwards")
+    order: NonNegativeInt = Field(default=1, description="taylorseer: of the Taylor series; 0 repeats the last step")
+
+    @model_validator(mode="after")
+    def _keys_are_used(self) -> Self:
+        own = {"threshold": "first_block"} | dict.fromkeys(("warmup", "interval", "order"), "taylorseer")
+        for key, of in own.items():
+            if of != self.type and dict(self)[key] != Cache.model_fields[key].default:
+                raise ValueError(f"{key} has no effect with type {self.type!r}; it belongs to {of}")
+        return self
+
+
 class Sampling(Section):
     """Sampling of groups in training."""
 
@@ -50,6 +73,9 @@ class Sampling(Section):
     plan: PlanField = Field(default={"type": "fraction", "fraction": 0.6}, validate_default=True)
     solver: Literal["euler", "dpm_solver_2m"] | None = Field(
         default=None, description="of an objective without transitions; null: a plan has its own"
+    )
+    cache: Cache | None = Field(
+        default=None, description="skips blocks of the transformer in rollouts, for an objective that replays nothing"
     )
     shared_noise: bool = Field(default=True, description="one initial noise for all samples of a group")
     batch: PositiveInt | Literal["auto"] | None = Field(

@@ -84,6 +84,7 @@ class PolicySpec(registry.PluginSection, PolicyLimits):
         not_encoded: fields that don't affect ``Policy.encode``; all others are in a cached conditioning's key.
         embedded: the package's miniature model that ``model: mini`` stands for.
         shift_rules: named rules for ``sampling.shift``; ``dynamic`` is the model's own rule by the image's size.
+        caches: types of ``sampling.cache`` that its transformer bears; see ``sampling.caching``.
     """
 
     not_encoded: ClassVar[frozenset[str]] = frozenset(
@@ -91,6 +92,7 @@ class PolicySpec(registry.PluginSection, PolicyLimits):
     )
     embedded: ClassVar[str] = "flux"
     shift_rules: ClassVar[Mapping[str, ShiftRule]] = {}
+    caches: ClassVar[tuple[str, ...]] = ()
 
     model: str
     height: PositiveInt = 512
@@ -191,10 +193,12 @@ class ObjectiveSpec(registry.PluginSection):
     Attributes:
         transitions: whether it needs the sampler's stochastic transitions; else final latents suffice, by any solver.
         compares: whether it has a ratio to the policy that sampled, on which ``train.ratio_guard`` looks.
+        lossy: whether a rollout may be computed otherwise than its loss computes, as ``sampling.cache`` does.
     """
 
     transitions: ClassVar[bool] = True
     compares: ClassVar[bool] = True
+    lossy: ClassVar[bool] = False
 
     kl: NonNegativeFloat = Field(default=0.0, description="weight of the KL to the frozen base (adapter off)")
     step_weighting: Literal["none", "equal"] = Field(

@@ -5,6 +5,7 @@ n batch.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -14,10 +15,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from customized_grpo.policies.base import Policy
+from customized_grpo.sampling.caching import RolloutCache
 from customized_grpo.sampling.clock import Clock
 from customized_grpo.sampling.dynamics import Transition, log_prob
 from customized_grpo.sampling.schedule import StepPlan
-from customized_grpo.sampling.solver import SolverName, ode_steps
+from customized_grpo.sampling.solver import SolverName, Velocity, ode_steps
 from customized_grpo.seeding import generator
 from customized_grpo.types import Conditioning, Example, Trajectory
 
@@ -112,7 +114,8 @@ def sample_group(
     noisy = Noisy(plan=plan, transition=transition, draws=draws, shared_noise=shared_noise)
     with clock.phase("rollout"):
         sigmas = sigmas.to(policy.device)
-        x, recorded = _noisy_steps(policy, cond, noise, sigmas, noisy, batch, record="means" if keep_mean else "states")
+        velocity = partial(_in_batches, policy, cond, batch)
+        x, recorded = _noisy_steps(policy, velocity, noise, sigmas, noisy, record="means" if keep_mean else "states")
         before, after, scores, *means = (torch.stack(one, dim=1) for one in zip(*recorded, strict=True))
     with clock.phase("decode"):
         images = policy.decode(x)
@@ -141,16 +144,15 @@ class Noisy:
 
 def _noisy_steps(
     policy: Policy,
-    cond: Conditioning,
+    velocity: Velocity,
     noise: Float[Tensor, "g s c"],
     sigmas: Float[Tensor, " t_plus_1"],
     noisy: Noisy,
-    batch: int | None,
     *,
     record: Literal["nothing", "states", "means"],
 ) -> tuple[Float[Tensor, "g s c"], list[tuple[Tensor, ...]]]:
     """Final latents, and of each trained step the states before and after, the log-probability, and the mean."""
-    plan, velocity = noisy.plan, partial(_in_batches, policy, cond, batch)
+    plan = noisy.plan
     # non_blocking: a copy from pageable memory is staged before the call returns, so no wait is needed
     draws = noisy.draws.to(policy.device, non_blocking=True)
     x = noise.to(policy.device, policy.dtype, non_blocking=True)
@@ -181,6 +183,7 @@ def sample_final(
     by: SolverName | Noisy,
     clock: Clock,
     batch: int | None = None,
+    cache: RolloutCache | None = None,
 ) -> tuple[Float[Tensor, "g s c"], UInt8[Tensor, "g h w 3"]]:
     """Final latents, in the storage dtype, and images of G samples of one example.
 
@@ -192,13 +195,14 @@ def sample_final(
         by: a solver of the flow, or noise on the way.
         clock: gets the phases ``rollout`` and ``decode``.
         batch: samples per forward; None: the whole group.
+        cache: lets the steps reuse what earlier ones computed.
     """
-    with clock.phase("rollout"):
+    plain: Velocity = partial(_in_batches, policy, cond, batch)
+    with clock.phase("rollout"), nullcontext(plain) if cache is None else cache.over(plain) as velocity:
         if isinstance(by, Noisy):
-            x, _ = _noisy_steps(policy, cond, noise, sigmas, by, batch, record="nothing")
+            x, _ = _noisy_steps(policy, velocity, noise, sigmas, by, record="nothing")
         else:
-            x = noise.to(policy.device, policy.dtype, non_blocking=True)
-            x = ode_steps(partial(_in_batches, policy, cond, batch), x, sigmas, by)
+            x = ode_steps(velocity, noise.to(policy.device, policy.dtype, non_blocking=True), sigmas, by)
     with clock.phase("decode"):
         return x, policy.decode(x)
 

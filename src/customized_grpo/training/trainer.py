@@ -129,7 +129,7 @@ class Trainer:
             metrics |= self.update(groups, advantages, samples, first=update == 0)
         if parts.old is not None:
             parts.old.follow(parts.parameters, parts.schedule.last_epoch)
-        metrics |= parts.scorer.drain() | clock.drain()
+        metrics |= parts.objective.rollout_metrics() | parts.scorer.drain() | clock.drain()
         self.save_samples(step + 1, groups[0], rewards[0], advantages[0])
         return mean_metrics(parts.accelerator, metrics)
 
