@@ -24,6 +24,7 @@ EIGHT_BIT_MOMENTS: Final = "`train.optimizer: adamw_8bit`"
 FOUR_BIT: Final = "`policy.quantization: 4bit`"
 EIGHT_BIT: Final = "`policy.quantization: 8bit`"
 COMPILE: Final = "`policy.compile`"
+FIRST_BLOCK: Final = "`sampling.cache: first_block`"
 GUIDANCE: Final = "guidance (two forwards a velocity)"
 FULL: Final = "full"
 COMPILED: Final = "compiled"
@@ -79,6 +80,10 @@ def options(site: Site) -> dict[str, Changes]:
         "`train.old_log_probs: replay`": {"train__old_log_probs": "replay"},
         "`sampling.batch: 2`": {"sampling__batch": 2, "train__microbatch": 2},
         BATCH_AUTO: {"sampling__batch": "auto"},
+        FIRST_BLOCK: {"objective": {"type": "nft"}, "sampling__cache": {"type": "first_block", "threshold": 0.3}},
+        "`sampling.cache: taylorseer`": {
+            "objective": {"type": "nft"}, "sampling__cache": {"type": "taylorseer", "warmup": 1},
+        },
         "`nft` with an old policy": {"objective": {"type": "nft", "old": {"rate": 0.2}}},
         "`awm` with a running average": {
             "objective": {"type": "awm", "average": {"rate": 0.2}, "average_kl": 0.1},
@@ -113,6 +118,8 @@ CASES: Final[Mapping[str, tuple[str, ...]]] = {
     "nft": (
         "`policy.lora`", "`train.updates_per_rollout: 2`", "`nft` with an old policy", "evaluation with a remainder",
     ),
+    "first-block": ("`policy.lora`", "`policy.gradient_checkpointing: 0.5`", FIRST_BLOCK),
+    "taylorseer": (GUIDANCE, "`sampling.cache: taylorseer`", "`run.precision: bf16`"),
     "awm": ("`policy.full`", "`train.updates_per_rollout: 2`", "`awm` with a running average"),
     "guard": ("`policy.lora`", "`train.updates_per_rollout: 2`", "`objective.ratio: guard`"),
     "dppo": ("`policy.lora`", "`train.updates_per_rollout: 2`", "`objective.ratio: dppo`"),

@@ -100,6 +100,10 @@ def _trained(recipe: "Recipe", g: "StepGeometry") -> dict[str, str]:
         rows["solver"] = f"{recipe.sampling.solver}, {g.steps} steps"
     else:
         rows["stochastic steps"] = f"{len(g.stochastic)} of {g.steps}"
+    if (cache := recipe.sampling.cache) is not None:
+        computed = cache.computed_steps(g.steps)
+        first = "the first block at every step, the others where its output moved"
+        rows["computed in rollouts"] = first if computed is None else f"{len(computed)} of {g.steps} steps"
     return rows
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from customized_grpo.memory.skeleton import Layers, LinearShape, Skeleton
 from customized_grpo.policies.checkpointing import num_checkpointed
+from customized_grpo.recipe.keys import Cache
 
 _TEXT_PART = re.compile(r"(^|\.)(add_|to_add|ff_context|txt_)")
 """Layers of a two-stream block that process text tokens."""
@@ -129,6 +130,25 @@ def activations(
 def decode_bytes(n: int, height: int, width: int, channels: Sequence[int]) -> int:
     """The VAE's decoder in float32: three maps at full resolution of the second-finest level's channels."""
     return 3 * n * height * width * channels[min(1, len(channels) - 1)] * 4
+
+
+def cache_bytes(cache: Cache, tokens: Tokens, *, width: int, channels: int, n: int, b: int) -> int:
+    """What ``sampling.cache`` keeps of n samples between the steps of a rollout.
+
+    Of ``first_block``: the first block's output and the others' residual, of image and text, and the first block's
+    residual of the image. Of ``taylorseer``: the float32 terms of the series, as large as the transformer's output.
+
+    Args:
+        cache: the section.
+        tokens: tokens per sample.
+        width: D.
+        channels: of the transformer's output.
+        n: samples of a group, times the forwards of a velocity.
+        b: bytes of the compute dtype.
+    """
+    if cache.type == "first_block":
+        return n * (3 * tokens.image + 2 * tokens.text) * width * b
+    return n * (cache.order + 1) * tokens.image * channels * 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

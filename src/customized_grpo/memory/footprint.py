@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from customized_grpo import registry
-from customized_grpo.memory.estimate import Estimate, Line, Tokens, activations, decode_bytes
+from customized_grpo.memory.estimate import Estimate, Line, Tokens, activations, cache_bytes, decode_bytes
 from customized_grpo.memory.geometry import step_geometry
 from customized_grpo.memory.known_models import MODELS, UNO_LORA
 from customized_grpo.memory.parameters import (
@@ -127,14 +127,13 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
     trained = _trained(policy, kind, model.transformer)
     share, batch = float(policy.gradient_checkpointing), _rollout_batch(recipe)
     pairs = min(train.pairs_per_backward, train.samples_per_update * len(geometry.trained))
-    forward = partial(
-        activations,
-        model.transformer,
-        trained.layers,
-        trained.rank,
-        _tokens(policy, latent_shape[0]),
-        b=b,
-    )
+    tokens = _tokens(policy, latent_shape[0])
+    forward = partial(activations, model.transformer, trained.layers, trained.rank, tokens, b=b)
+    kept = 0
+    if (cache := recipe.sampling.cache) is not None:
+        width = model.transformer.blocks[0][1].linears[0].inputs
+        n = train.group_size * policy.num_forwards()
+        kept = cache_bytes(cache, tokens, width=width, channels=latent_shape[1], n=n, b=b)
     replay = forward(n=pairs, checkpointing=share)
     again = {0.0: "without", 1.0: "with"}.get(share, f"{share:.0%} of the blocks with")
     decoded = min(_DECODE_CHUNK, train.group_size)
@@ -152,8 +151,10 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
         ),
         Line(
             name="rollout",
-            bytes=forward(n=batch, checkpointing=1.0).working // 2 + scorers.working,
-            note=f"{batch} samples" + (", while rewards score the group before" if scorers.working else ""),
+            bytes=forward(n=batch, checkpointing=1.0).working // 2 + kept + scorers.working,
+            note=f"{batch} samples"
+            + (f", sampling.cache {kept / GIB:.1f} GiB" if kept > GIB / 20 else "")
+            + (", while rewards score the group before" if scorers.working else ""),
         ),
         Line(
             name="update",

@@ -12,9 +12,16 @@ from torch.utils.checkpoint import checkpoint
 
 
 def repeated_blocks(transformer: Any) -> list[tuple[str, nn.Module]]:
-    """Name and module of every repeated block in the order of the forward, as diffusers lists their classes."""
+    """Name and module of every repeated block in the order of the forward, as diffusers lists their classes.
+
+    FSDP2 gives each a class of its own, which derives from the block's.
+    """
     classes = set(transformer._repeated_blocks)
-    return [(name, block) for name, block in transformer.named_modules() if type(block).__name__ in classes]
+    return [
+        (name, block)
+        for name, block in transformer.named_modules()
+        if not classes.isdisjoint(one.__name__ for one in type(block).__mro__)
+    ]
 
 
 def num_checkpointed(share: float, num_blocks: int) -> int:

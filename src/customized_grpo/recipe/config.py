@@ -177,14 +177,16 @@ def _fits_cache(objective: ObjectiveSpec, policy: PolicySpec, sampling: Sampling
             "on final images (objective.type nft or awm)"
         )
     if cache.type not in policy.caches:
-        known = f"allowed: {', '.join(policy.caches)}, or null" if policy.caches else "leave the key out"
-        raise ValueError(f"sampling.cache.type: given {cache.type!r}, which policy.type {policy.type} can't bear; {known}")
+        known = f"allowed: {', '.join(policy.caches)}" if policy.caches else "leave sampling.cache out"
+        raise ValueError(
+            f"sampling.cache.type: given {cache.type!r}, which doesn't work with policy.type {policy.type}; {known}"
+        )
     if policy.compile:
         raise ValueError(
-            "sampling.cache: it puts hooks on the blocks for every group, for which policy.compile would compile them "
-            "anew until torch gives up; use one of the two"
+            "sampling.cache: it puts hooks on the blocks for every rollout and takes them off again, which the code that "
+            "policy.compile makes doesn't look for; use one of the two"
         )
-    if cache.type == "taylorseer" and cache.warmup >= sampling.steps:
+    if len(cache.computed_steps(sampling.steps) or ()) == sampling.steps:
         raise ValueError(
             f"sampling.cache.warmup: given {cache.warmup}, but sampling.steps={sampling.steps}, so no step is ever "
             f"extrapolated; use at most {sampling.steps - 1}, or leave sampling.cache out"

@@ -64,6 +64,14 @@ class Cache(Section):
         return self
 
 
+    def computed_steps(self, num_steps: int) -> list[int] | None:
+        """Steps that ``taylorseer`` computes, as diffusers counts them; None where samples decide."""
+        if self.type == "first_block":
+            return None
+        first = self.warmup + 1  # diffusers extrapolates one step before it begins to count
+        return [k for k in range(num_steps) if k < self.warmup or (k - first) % self.interval == 0]
+
+
 class Sampling(Section):
     """Sampling of groups in training."""
 
@@ -82,6 +90,11 @@ class Sampling(Section):
         default=None,
         description="samples per rollout forward; null: the whole group; auto: the group, halved until it fits",
     )
+
+    @property
+    def batch_decides(self) -> bool:
+        """Whether another ``batch`` draws other samples, by more than rounding."""
+        return self.cache is not None and self.cache.type == "first_block"
 
 
 class Advantage(Section):

@@ -75,7 +75,8 @@ def _named(location: Location, text: str, model: type[BaseModel], data: Any) -> 
 def _unknown_key(location: Location, model: type[BaseModel], data: Any) -> str:
     key = str(location[-1])
     section = Place.find(model, data, location[:-1])
-    near = registry.did_you_mean(key, section.keys)
+    owners = section.types_with(key)
+    near = f" it belongs to type {', '.join(owners)};" if owners else registry.did_you_mean(key, section.keys)
     if not near:
         sections = Place.find(model, data, ()).keys
         others = [name for name in sections if key in Place.find(model, data, (name,)).keys]
@@ -85,7 +86,7 @@ def _unknown_key(location: Location, model: type[BaseModel], data: Any) -> str:
     # Where an override changed a plug-in's type, the options of the type before are still in the file.
     hint = (
         f"; to change the type, give the whole section: {above}={{type: ...}}"
-        if "type" in section.keys and not near
+        if "type" in section.keys and (owners or not near)
         else ""
     )
     return f"unknown key;{near}{allowed}{hint}"

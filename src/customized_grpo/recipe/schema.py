@@ -78,6 +78,8 @@ class Place:
 
     node: Mapping[str, Any]
     definitions: Mapping[str, Any]
+    kind: registry.Kind | None = None
+    """Kind of the plug-in whose whole section this is."""
 
     @classmethod
     def find(cls, model: type[BaseModel], data: Any, location: Sequence[str | int]) -> Self:
@@ -92,15 +94,22 @@ class Place:
             place = place._child(part)
             value = _item(value, part)
             if "x-plugin" in place.node and isinstance(value, dict):
-                options = _options(place.node["x-plugin"], value.get("type"))
+                kind: registry.Kind = place.node["x-plugin"]
+                options = _options(kind, value.get("type", DEFAULT_TYPES.get(kind)))
                 if options is not None:
-                    place = cls(options, options.get("$defs", {}))
+                    place = cls(options, options.get("$defs", {}), kind)
         return place
 
     @property
     def keys(self) -> list[str]:
         """Names of the keys that a section has here."""
         return [key for node in self._choices() for key in node.get("properties", {})]
+
+    def types_with(self, key: str) -> list[str]:
+        """Other built-in types of this plug-in section that have a key of that name."""
+        named = {} if self.kind is None else {name: kind for kind in _kinds(self.kind) for name in registry.BUILTIN[kind]}
+        sections = {name: _options(kind, name) or {} for name, kind in named.items()}
+        return sorted(name for name, section in sections.items() if key in section.get("properties", {}))
 
     @property
     def values(self) -> list[Any]:

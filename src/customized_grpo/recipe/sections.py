@@ -84,7 +84,7 @@ class PolicySpec(registry.PluginSection, PolicyLimits):
         not_encoded: fields that don't affect ``Policy.encode``; all others are in a cached conditioning's key.
         embedded: the package's miniature model that ``model: mini`` stands for.
         shift_rules: named rules for ``sampling.shift``; ``dynamic`` is the model's own rule by the image's size.
-        caches: types of ``sampling.cache`` that its transformer bears; see ``sampling.caching``.
+        caches: types of ``sampling.cache`` that work with its transformer; see ``sampling.caching``.
     """
 
     not_encoded: ClassVar[frozenset[str]] = frozenset(

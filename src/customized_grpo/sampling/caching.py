@@ -86,9 +86,9 @@ class RolloutCache:
 
     def drain(self) -> dict[str, float]:
         """``rollout/blocks_run``: share of the blocks' forwards that were computed since the last drain."""
-        share = self._run / max(self._all, 1)
+        found = {"rollout/blocks_run": self._run / self._all} if self._all else {}
         self._run = self._all = 0
-        return {"rollout/blocks_run": share}
+        return found
 
 
 def _first_layer(block: nn.Module) -> nn.Module:

@@ -85,6 +85,11 @@ def check(engine: Engine, recipe: Recipe) -> None:
             "sampling.batch: auto tries forwards until one fits, and where weights are cut over processes one that "
             "doesn't fit leaves the others waiting; give a number, or null for the whole group"
         )
+    if engine.cuts_weights and recipe.sampling.batch_decides:
+        raise ValueError(
+            "sampling.cache.type: first_block skips blocks by what each process samples, and where weights are cut over "
+            "processes all need the same blocks at once; use taylorseer there, or DDP (config/accelerate/ddp.yaml)"
+        )
     if engine.cuts_weights:
         _check_equal_forwards(recipe)
     if recipe.train.optimizer == "adamw_8bit" and engine != Engine.DDP:

@@ -53,7 +53,7 @@ def _knobs(recipe: Recipe) -> list[str]:
         knobs.append(
             f"a smaller train.microbatch (now {train.pairs_per_backward}; the gradient is the same up to rounding)"
         )
-    if recipe.sampling.batch is None or recipe.sampling.batch == "auto" or recipe.sampling.batch > 1:
+    if not recipe.sampling.batch_decides and recipe.sampling.batch != 1:
         now = recipe.sampling.batch or "the whole group"
         knobs.append(f"a smaller sampling.batch (now {now})")
     if policy.gradient_checkpointing < 1:

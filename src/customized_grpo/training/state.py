@@ -264,6 +264,8 @@ def compare_recipes(saved: Recipe, given: Recipe, same: Collection[str] = ()) ->
     exact = {"run.seed", "run.precision"}
     if given.train.schedule.name in ("linear", "cosine"):  # it ends with the last step
         exact |= {"train.steps"}
+    if given.sampling.batch_decides:
+        exact |= {"sampling.batch"}
     transport = {f"rewards.{name}.{field}" for name, spec in given.rewards.items() for field in transport_of(spec)}
     allowed = (*HARMLESS, *ROUNDING, *transport, *same)
     refused = [key for key in differing if key in exact or not key.startswith(allowed)]

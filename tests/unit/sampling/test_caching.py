@@ -32,7 +32,7 @@ SIGMAS = shifted_sigmas(T, 3.0)
 NEVER = {"first_block": {"threshold": 1e-30}, "taylorseer": {"warmup": T}}
 SOME: dict[str, dict[str, Any]] = {"first_block": {"threshold": 10.0}, "taylorseer": {"warmup": 2, "interval": 3}}
 COMPUTED = (0, 1, 3, 6)
-"""Steps of ``SOME``'s taylorseer, as diffusers counts: the warm-up, and from the one after it every third."""
+"""Steps of ``SOME``'s taylorseer, as diffusers counts: the warm-up, and from the second after it every third."""
 
 
 def _mini() -> Policy:
@@ -54,6 +54,7 @@ def _case(name: str) -> Callable[[Path], Policy]:
 MODELS: dict[str, Callable[[Path], Policy]] = {
     "mini": lambda folder: _mini(),
     "uno": _flux,
+    "uno, checkpointed": lambda folder: tiny_policy(make_tiny_flux(folder), gradient_checkpointing=True),
     "flux-kontext": _kontext,
     **{name: _case(name) for name in CASES},
 }
@@ -214,6 +215,18 @@ def test_noise_on_the_way_may_begin_with_one_sample_for_all(models: Any, name: s
     found = drawn(policy, cond, cache_of(policy, kind, SOME), x=x, by=by)
     assert not torch.equal(found, whole)
     assert len({float(one.sum()) for one in found}) == 3
+
+
+def test_the_computed_steps_are_those_of_diffusers(models: Any) -> None:
+    policy, cond = models["uno"]
+    for options in ({}, {"warmup": 1, "interval": 2}, {"warmup": 2, "interval": 5}, {"warmup": 7}):
+        cache = Cache.model_validate({"type": "taylorseer", **options})
+        drawn(policy, cond, counting := RolloutCache(cache, policy))
+        steps = cache.computed_steps(T)
+        assert steps is not None
+        assert counting.drain()["rollout/blocks_run"] == pytest.approx(len(steps) / T)
+    assert Cache.model_validate({"type": "taylorseer", **SOME["taylorseer"]}).computed_steps(T) == list(COMPUTED)
+    assert Cache(type="first_block").computed_steps(T) is None
 
 
 def test_an_error_in_a_rollout_leaves_nothing_behind(models: Any) -> None:
