@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo import testing
+from customized_grpo.advantages.shaping import Advantages
 from customized_grpo.memory.footprint import of_recipe
 from customized_grpo.memory.geometry import step_geometry
 from customized_grpo.objectives.base import Draw, rows_at
@@ -140,6 +141,33 @@ def test_zero_advantages_give_exactly_zero_gradient_on_and_off_policy(
     for first in (True, False) if len(trainer.shares()) > 1 else (True,):
         assert not gradient(trainer, monkeypatch, advantage=0.0, first=first).any()
         assert gradient(trainer, monkeypatch, advantage=1.0, first=first).any()  # the control
+
+
+def test_off_policy_a_judgement_of_zero_is_none_of_a_sample_that_was_left_out(
+    trainer_of: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFT's formula pulls a pair of advantage 0 back to the old policy; one that was not scored has no part at all."""
+    trainer = trainer_of("nft, lagging", objective__kl=0.0)
+    trainer.step(0)
+    shares: list[Any] = []
+    monkeypatch.setattr(Trainer, "shares", lambda self: shares or [range(4)])
+
+    def only(advantages: list[float]) -> Tensor:
+        def given(self: Trainer, rewards: Tensor, group: Noised) -> Advantages:
+            column = torch.tensor(advantages)[:, None].expand(4, len(group.progress)).clone()
+            scored = torch.tensor([True, True, True, False])
+            return Advantages(
+                axes=column[:, :2], advantage=column, bonus=column * 0, scored=scored, skipped=False, clipped_share=0.0
+            )
+
+        monkeypatch.setattr(Trainer, "advantages_of", given)
+        return gradient(trainer, monkeypatch)
+
+    judged = only([1e-30, 0.0, 0.0, 0.0])  # the rest of a group that is not all alike
+    assert judged.any()
+    assert not only([0.0, 0.0, 0.0, 0.0]).any()
+    shares.append(range(3, 4))
+    assert not only([1e-30, 0.0, 0.0, 0.0]).any()  # the one that was not scored
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -387,6 +415,25 @@ def test_an_old_policy_that_is_the_newest_costs_nothing(trainer_of: MakeTrainer)
     trainer.step(1)
     assert trainer.parts.old_samples
     assert trainer.step(2)["velocity/moved"] > 0
+
+
+def test_a_cache_is_counted_and_never_on_while_weights_are_compared(
+    trainer_of: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of("nft, extrapolated")
+    parts, on, real = trainer.parts, list[bool](), type(trainer.parts.policy).velocity
+
+    def seen(self: Any, *given: Any) -> Tensor:
+        on.append(self.transformer.is_cache_enabled)
+        return real(self, *given)
+
+    monkeypatch.setattr(type(parts.policy), "velocity", seen)
+    found = trainer.step(0)
+    rollouts = on.index(False)
+    assert rollouts
+    assert not any(on[rollouts:])  # old velocities, and the trained forwards
+    assert 0 < found["rollout/blocks_run"] < 1
+    assert "rollout/blocks_run" not in trainer_of("nft", run__dir="other").step(0)
 
 
 def test_a_pull_of_nothing_is_refused(trainer_of: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from customized_grpo.evaluation.evaluator import evaluate
 from customized_grpo.identity.hashes import FileHashes
 from customized_grpo.mini.dataset import MiniDataset
+from customized_grpo.objectives.grpo import GRPO
 from customized_grpo.policies.adapters.lora_files import WEIGHTS_NAME, write_adapter
 from customized_grpo.recipe.config import EvaluateRecipe
 from customized_grpo.training.identity import RunIdentity, difference
@@ -184,6 +185,14 @@ def test_a_formula_that_changed_under_its_name(
         go_on(folder, **changes)
         with pytest.raises(ValueError, match=r"advantage\.aggregator\.type: was"):
             go_on(folder, **changes | {"advantage__aggregator": {"type": "maximum"}})
+
+
+def test_an_objective_that_changed_under_its_name(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GRPO, "formula", 7)
+    with pytest.raises(ValueError, match=r"objective\.type grpo has another loss .* was number 1, and is 7.*new run"):
+        go_on(copied)
+    monkeypatch.undo()
+    go_on(copied)
 
 
 def test_the_base_is_evaluated_anew_on_other_held_out_data(copied: Path, caplog: pytest.LogCaptureFixture) -> None:

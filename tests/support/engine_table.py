@@ -82,7 +82,8 @@ def options(site: Site) -> dict[str, Changes]:
         BATCH_AUTO: {"sampling__batch": "auto"},
         FIRST_BLOCK: {"objective": {"type": "nft"}, "sampling__cache": {"type": "first_block", "threshold": 0.3}},
         "`sampling.cache: taylorseer`": {
-            "objective": {"type": "nft"}, "sampling__cache": {"type": "taylorseer", "warmup": 1},
+            "objective": {"type": "nft"},
+            "sampling__cache": {"type": "taylorseer", "warmup": 1},
         },
         "`nft` with an old policy": {"objective": {"type": "nft", "old": {"rate": 0.2}}},
         "`awm` with a running average": {

@@ -7,6 +7,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from customized_grpo.objectives.forward import ForwardConfig
 from customized_grpo.policies.base import Policy, PolicyConfig
 from customized_grpo.types import Conditioning
 
@@ -42,3 +43,10 @@ class ToyPolicy(Policy):
 
     def decode(self, x: Tensor) -> Tensor:
         return (x.float().mean((1, 2)) * 20 + 128).clamp(0, 255).to(torch.uint8)[:, None, None, None].repeat(1, 2, 2, 3)
+
+
+class Strict:
+    """The section of an objective on final images whose rollouts must be computed as its loss computes."""
+
+    class Config(ForwardConfig):
+        lossy = False

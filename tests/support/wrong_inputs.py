@@ -173,7 +173,17 @@ CASES = [
     case(
         "An option of another plug-in",
         "train|recipe.yaml|advantage.aggregator={type: weighted_sum, gamma: 1}",
-        "advantage.aggregator.gamma: unknown key; allowed: type",
+        "advantage.aggregator.gamma: unknown key; it belongs to type harmonic, sars; allowed: type",
+    ),
+    case(
+        "A clip of an objective that has none",
+        "train|recipe.yaml|objective={type: nft, clip: 0.1}",
+        "objective.clip: unknown key; it belongs to type awm, grpo",
+    ),
+    case(
+        "A cache of rollouts whose ratio it would falsify",
+        "train|recipe.yaml|sampling.cache={type: first_block}",
+        "sampling.cache: objective.type grpo compares its loss's forward with the rollout's",
     ),
     case(
         "An option that would do nothing",

@@ -32,6 +32,11 @@ class Advantages:
     clipped_share: float
     """Share of the advantages that were clamped."""
 
+    @property
+    def compared(self) -> Bool[Tensor, " g"]:
+        """Samples that were compared with others: scored, in a group that is not skipped and not all alike."""
+        return self.scored & self.advantage.any()
+
 
 def advantages_of(
     rewards: Float[Tensor, "g r"],

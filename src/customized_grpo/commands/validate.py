@@ -135,6 +135,8 @@ def _show_geometry(recipe: "Recipe") -> None:
         "stored trajectories": memory,
         "rewards": ", ".join(f"{name} ({spec.axis})" for name, spec in recipe.rewards.items()),
     }
+    if recipe.evaluate is not None and train.evaluate_every:
+        rows["evaluation"] = f"by Euler in {recipe.evaluate.steps or g.steps} steps, whatever samples in training"
     print_rows("One GRPO step", ("", ""), [*rows.items()])
     weights = [(steps, *(f"{value:.2f}" for value in values)) for steps, values in g.weights]
     print_rows("Time weights", ("sampler steps", "prompt", "identity"), weights)

@@ -52,6 +52,7 @@ class Objective(ABC):
 
     Attributes:
         Config: the pydantic model that reads its section of a recipe.
+        formula: raised when the same recipe has another loss than in the version before, so that no run changes midway.
         records_old: whether a rollout records what a loss compares with, as log-probabilities of transitions are.
         kl: weight of the divergence from the base.
         ratio_clip: half-width of the range in which a ratio has a gradient; None of an objective that clips none.
@@ -60,6 +61,7 @@ class Objective(ABC):
     """
 
     Config: ClassVar[type[ObjectiveConfig]]
+    formula: ClassVar[int] = 1
     records_old: ClassVar[bool] = False
 
     def __init__(self, recipe: Recipe, policy: Policy, sigmas: Float[Tensor, " t_plus_1"]) -> None:

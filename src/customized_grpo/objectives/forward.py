@@ -123,6 +123,10 @@ class ForwardConfig(ObjectiveConfig):
         """K."""
         return self.levels.count(num_steps)
 
+    def last_place(self, num_steps: int) -> int:
+        """Levels between those of the grid come near the last step's own."""
+        return super().last_place(num_steps) + (self.levels.draw != "grid")
+
     def compared_shares(self, updates: int) -> float:
         """Share of the later updates: the first one's own forward is what its loss compares with."""
         return (updates - 1) / updates
@@ -212,14 +216,14 @@ class ForwardObjective(Objective):
     def loss(self, pairs: NoisedPairs, *, on_policy: bool) -> PairLoss:
         """The weighted mean of ``pair_loss``, and the mean squared distance of the velocity to the base's.
 
-        A pair without advantage - a sample that could not be scored, a group in which all are alike - is left out: off
-        policy it would pull the velocity back to the old policy's.
+        A pair of weight 0 - a sample that could not be scored, a group in which all are alike - is left out: off policy
+        it would pull the velocity back to the old policy's, as an advantage of 0 does by the formula.
         """
         velocity = self._velocity(pairs)
         old = velocity.detach() if on_policy else pairs.old_velocity
         assert old is not None, "off policy, the old policy's velocities are computed before the first update"
         each, details = self.pair_loss(velocity, old, pairs)
-        loss = (each * pairs.weight).masked_fill(pairs.advantage == 0, 0.0).mean()
+        loss = (each * pairs.weight).masked_fill(pairs.weight == 0, 0.0).mean()
         penalty = torch.zeros_like(loss)
         if self.kl:
             with torch.no_grad(), self.reference():

@@ -183,8 +183,8 @@ def _fits_cache(objective: ObjectiveSpec, policy: PolicySpec, sampling: Sampling
         )
     if policy.compile:
         raise ValueError(
-            "sampling.cache: it puts hooks on the blocks for every rollout and takes them off again, which the code that "
-            "policy.compile makes doesn't look for; use one of the two"
+            "sampling.cache: it puts hooks on the blocks for every rollout and takes them off again, which the code "
+            "that policy.compile makes doesn't look for; use one of the two"
         )
     if len(cache.computed_steps(sampling.steps) or ()) == sampling.steps:
         raise ValueError(

@@ -63,7 +63,6 @@ class Cache(Section):
                 raise ValueError(f"{key} has no effect with type {self.type!r}; it belongs to {of}")
         return self
 
-
     def computed_steps(self, num_steps: int) -> list[int] | None:
         """Steps that ``taylorseer`` computes, as diffusers counts them; None where samples decide."""
         if self.type == "first_block":

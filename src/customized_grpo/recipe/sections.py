@@ -228,6 +228,10 @@ class ObjectiveSpec(registry.PluginSection):
         """K, of an objective without transitions."""
         return num_steps - 1
 
+    def last_place(self, num_steps: int) -> int:
+        """The sampler's step up to which levels are trained: a transition to the data has no noise to learn from."""
+        return num_steps - 2
+
 
 class DataSpec(registry.PluginSection):
     """The typed base of every data set's ``Config``; each data set adds its own fields."""

@@ -19,7 +19,7 @@ _FINE: Final = 1000
 
 def advice(recipe: Recipe, sigmas: Float[Tensor, " t_plus_1"]) -> list[str]:
     """Warnings on the sampler and the time weights, for its noise levels."""
-    return [*_excess_noise(recipe, sigmas), *_unreached_stage(recipe)]
+    return [*_excess_noise(recipe, sigmas), *_unused_noise(recipe), *_unreached_stage(recipe)]
 
 
 def _excess_noise(recipe: Recipe, sigmas: Float[Tensor, " t_plus_1"]) -> list[str]:
@@ -46,19 +46,39 @@ def _excess_noise(recipe: Recipe, sigmas: Float[Tensor, " t_plus_1"]) -> list[st
     ]
 
 
+def _unused_noise(recipe: Recipe) -> list[str]:
+    """Noise on the way of an objective that trains no transition: what it does instead."""
+    sampling, objective = recipe.sampling, recipe.objective
+    if objective.transitions or sampling.plan is None:
+        return []
+    told = f"sampling.dynamics: objective.type {objective.type} trains no step of the sampler, so noise on the way "
+    if not sampling.shared_noise:
+        return [
+            f"{told}only adds its own error to what is scored, where samples begin from noise of their own; leave "
+            "dynamics and plan out for a solver, which dpm_solver_2m needs fewer steps for"
+        ]
+    number = len(plan_of(sampling.plan).steps(0, sampling.steps, recipe.run.seed).stochastic)
+    return [
+        f"{told}({number} of {sampling.steps} steps) is all that samples of a group differ by, with one first noise for "
+        "all. In a first look on the miniature (one seed, docs/log.md) one such step hardly moved the policy, and "
+        "flow_sde no further than a solver's samples; leave dynamics, plan and shared_noise out for these"
+    ]
+
+
 def _unreached_stage(recipe: Recipe) -> list[str]:
-    """The weights at the end of the schedule, if no trainable step has them: TDW's below T = 17."""
+    """The weights at the end of the schedule, if no trainable level has them: TDW's below T = 17."""
     steps = recipe.sampling.steps
     schedule = registry.build_function("time_weights", recipe.advantage.time_weights)
     try:
         end = schedule(_FINE)[-1]
     except ValueError:  # a table of one row a step is no function of progress
         return []
-    last = schedule(steps)[-2]  # the last step is never trained
+    place = recipe.objective.last_place(steps)
+    last = schedule(steps)[place]
     if torch.allclose(last, end, atol=0.02):
         return []
     return [
         f"advantage.time_weights: it ends at prompt {end[0]:.2f}, identity {end[1]:.2f}, but the last trainable "
         f"of {steps} steps has {last[0]:.2f}, {last[1]:.2f}, so nothing is trained by its end. If it should be, let it "
-        f"begin earlier (tdw: integrate at most {(steps - 2) / steps:.2f}), or take more steps"
+        f"begin earlier (tdw: integrate at most {place / steps:.2f}), or take more steps"
     ]

@@ -56,8 +56,10 @@ class RunIdentity:
     def content(self) -> dict[str, Any]:
         """The content of ``identity.json``, as it was when the run began."""
         aggregator = registry.type_of(self._recipe.advantage.aggregator)
+        objective = registry.type_of(self._recipe.objective)
         return {
             "formula": [aggregator, FORMULAS.get(aggregator, 1)],
+            "objective": [objective, registry.resolve("objectives", objective).formula],
             "named": self._named,
             "examples": self._read_ahead.result() or _of_probes(self._dataset, self._hashes),
         }
@@ -92,6 +94,7 @@ class RunIdentity:
                 "their place, so this run can't go on with them: put the data back as it was, or start a new run "
                 "(another run.dir), which may begin with these weights (policy.lora.path or policy.full.path)"
             )
+        _same_objective(saved.get("objective", [now["objective"][0], 1]), now["objective"])
         common = saved["named"].keys() & now["named"].keys()
         others = {key for key in common if saved["named"][key] != now["named"][key]}
         if sources := sorted(key for key in others if key.endswith(_SOURCE)):
@@ -174,6 +177,15 @@ def _named(section: Mapping[str, Any], place: str, hashes: FileHashes) -> Iterat
             name != "type" and isinstance(value, str) and (content := named(value, hashes, revision_of(section, name)))
         ):
             yield key, ", ".join(f"{what} {which}" for what, which in content.items())
+
+
+def _same_objective(saved: Sequence[Any], now: Sequence[Any]) -> None:
+    """Refuse to go on by a loss that changed under its name; another name is a changed key of the recipe."""
+    if saved[0] == now[0] and saved[1] != now[1]:
+        raise ValueError(
+            f"run.resume: objective.type {now[0]} has another loss than in the version of the checkpoint (its formula "
+            f"was number {saved[1]}, and is {now[1]}); go on with that version of customized-grpo, or start a new run"
+        )
 
 
 def _same_formula(saved: Sequence[Any], now: Sequence[Any], given: Recipe) -> set[str]:

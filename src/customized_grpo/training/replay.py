@@ -20,19 +20,19 @@ def micro_batches(
     advantages: Sequence[Float[Tensor, "g k"]],
     samples: range,
     size: int,
-    weights: Sequence[Float[Tensor, " k"]] | None = None,
+    weights: Sequence[Float[Tensor, "g k"]] | None = None,
 ) -> Iterator[Any]:
-    """Micro-batches of at most ``size`` pairs over the given samples of every group; ``weights`` are of their levels.
+    """Micro-batches of at most ``size`` pairs over the given samples of every group, with their weights in the loss.
 
     Pairs run over the samples first, then over the levels, so that a micro-batch of G pairs is one step of one group:
     the batch that the rollout scored, bit for bit. Indices are made on the device: a copy to it would wait for it.
     """
     for number, (group, advantage) in enumerate(zip(groups, advantages, strict=True)):
-        weight = torch.ones_like(advantage[0]) if weights is None else weights[number]
+        weight = torch.ones_like(advantage) if weights is None else weights[number]
         pairs = torch.arange(len(group.progress) * len(samples), device=advantage.device)
         for part in pairs.split(size):
             g, k = samples.start + part % len(samples), part // len(samples)
-            yield group.pairs(g, k, advantage[g, k], weight[k])
+            yield group.pairs(g, k, advantage[g, k], weight[g, k])
 
 
 def num_micro_batches(groups: Sequence[Rollout], num_samples: int, size: int) -> int:

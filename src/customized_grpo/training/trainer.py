@@ -182,7 +182,11 @@ class Trainer:
         """One optimizer update over the given samples of every group; the loss is a mean over all ranks' pairs."""
         parts, settings, accelerator = self.parts, self.recipe.train, self.parts.accelerator
         given = [one.advantage.to(accelerator.device) for one in advantages]
-        weights = [parts.objective.level_weights(group) for group in groups]
+        # weight 0 leaves a pair out; an advantage of 0 is a judgement, which off policy may have a gradient
+        weights = [
+            parts.objective.level_weights(group) * one.compared[:, None].to(accelerator.device)
+            for group, one in zip(groups, advantages, strict=True)
+        ]
         count = settings.groups_per_step * len(samples) * len(groups[0].progress)
         remaining = num_micro_batches(groups, len(samples), settings.pairs_per_backward)
         on_policy = autotune.is_on_policy(parts, first=first)

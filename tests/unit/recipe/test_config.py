@@ -72,6 +72,42 @@ def test_what_does_not_fit_together(changes: dict[str, Any], message: str) -> No
     assert message in str(caught.value)
 
 
+KLEIN = {"type": "flux2-klein", "model": "some/where"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": {"type": "grpo"}}, "objective.type grpo compares its loss's forward with the rollout's"),
+        (
+            {"policy": KLEIN},
+            "given 'first_block', which doesn't work with policy.type flux2-klein; allowed: taylorseer",
+        ),
+        ({"policy": {"type": "toy_policy:ToyPolicy", "model": "x"}}, "leave sampling.cache out"),
+        ({"policy": {"type": "uno", "model": "mini", "compile": True}}, "the code that policy.compile makes"),
+        ({"sampling": {"cache": {"type": "taylorseer", "warmup": 25}}}, "warmup: given 25, but sampling.steps=25"),
+        ({"sampling": {"cache": {"type": "first_block", "order": 2}}}, "order has no effect with type 'first_block'"),
+        ({"sampling": {"cache": {"type": "taylorseer", "threshold": 0.2}}}, "it belongs to first_block"),
+        ({"sampling": {"cache": {"type": "first_block", "threshold": 0}}}, "greater than 0"),
+        ({"objective": {"type": "toy_policy:Strict"}}, "objective.type toy_policy:Strict compares"),
+    ],
+)
+def test_where_a_cache_of_rollouts_is_refused(changes: dict[str, Any], message: str) -> None:
+    given = {"objective": {"type": "nft"}, "sampling": {"cache": {"type": "first_block"}}} | changes
+    with pytest.raises(ValidationError) as caught:
+        Recipe.model_validate(minimal(**given))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("objective", ["nft", "awm"])
+def test_a_cache_of_rollouts_is_taken_where_nothing_is_replayed(objective: str) -> None:
+    for policy, kind in ((KLEIN, "taylorseer"), ({"type": "uno", "model": "mini"}, "first_block")):
+        given = minimal(policy=policy, objective={"type": objective}, sampling={"cache": {"type": kind}})
+        recipe = Recipe.model_validate(given)
+        assert recipe.sampling.cache is not None
+        assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
 def test_warmup_needs_a_schedule_that_uses_it() -> None:
     with pytest.raises(ValidationError, match="constant_with_warmup"):
         Schedule(warmup_steps=3)

@@ -111,8 +111,13 @@ def test_every_problem_is_listed_with_its_line(file: Path) -> None:
         ("advantage.aggregator.gama=1", "advantage.aggregator.gama: unknown key; did you mean 'gamma'?"),
         (
             "advantage.aggregator={type: weighted_sum, gamma: 1}",
-            "unknown key; allowed: type; to change the type,",
+            "unknown key; it belongs to type harmonic, sars; allowed: type; to change the type,",
         ),
+        (
+            "objective={type: nft, clip: 0.1}",
+            "objective.clip: unknown key; it belongs to type awm, grpo; allowed: type",
+        ),
+        ("objective={weighting: huber}", "objective.weighting: unknown key; it belongs to type awm; allowed: type, kl"),
         ("group_size=3", "group_size: unknown key; did you mean 'train.group_size'?"),
         ("train.steps=true", "train.steps: given true; allowed: a whole number, at least 1"),
         ("train.steps=1.5", "train.steps: given 1.5; allowed: a whole number, at least 1"),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from customized_grpo import load_policy, load_recipe
+from customized_grpo.memory.estimate import Tokens, cache_bytes
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.checkpointing import repeated_blocks
 from customized_grpo.recipe.keys import Cache
@@ -229,10 +230,52 @@ def test_the_computed_steps_are_those_of_diffusers(models: Any) -> None:
     assert Cache(type="first_block").computed_steps(T) is None
 
 
+def kept_bytes(model: nn.Module) -> int:
+    """Bytes of all tensors in the states of diffusers' hooks, each once."""
+    found: dict[int, int] = {}
+
+    def walk(value: Any) -> None:
+        if isinstance(value, Tensor):
+            found[value.data_ptr()] = value.nbytes
+        elif isinstance(value, dict | list | tuple):
+            for one in value.values() if isinstance(value, dict) else value:
+                walk(one)
+        elif type(value).__module__.startswith("diffusers.hooks") and type(value).__name__.endswith("State"):
+            walk(vars(value))
+
+    for module in model.modules():
+        for hook in vars(module)["_diffusers_hook"].hooks.values() if "_diffusers_hook" in vars(module) else ():
+            for manager in vars(hook).values():
+                if type(manager).__name__ == "StateManager":
+                    walk(manager._state_cache)
+    return sum(found.values())
+
+
+@pytest.mark.parametrize(("name", "kind"), [pair for pair in PAIRS if pair[0] in ("uno", "klein-base", "qwen-2509")])
+def test_what_a_cache_keeps_is_estimated(models: Any, name: str, kind: str) -> None:
+    policy, cond = models[name]
+    cache = cache_of(policy, kind, SOME)
+    with torch.no_grad(), cache.over(lambda x, sigma: policy.velocity(x, sigma, cond)) as velocity:
+        for k in range(5):
+            velocity(noise(policy, 3), SIGMAS[k])
+        kept = kept_bytes(policy.transformer)
+    tokens = Tokens(
+        image=policy.latent_shape[0] + cond.tensors["references"].shape[1], text=cond.tensors["text"].shape[1]
+    )
+    width = policy.transformer.config.num_attention_heads * policy.transformer.config.attention_head_dim
+    sizes = {"width": width, "channels": policy.latent_shape[1], "n": 3 * (1 + (name in GUIDED)), "b": 4}
+    estimated = cache_bytes(Cache.model_validate({"type": kind, **SOME[kind]}), tokens, **sizes)
+    assert kept == pytest.approx(estimated, rel=0.1)  # the empty prompt of guidance may be shorter
+
+
 def test_an_error_in_a_rollout_leaves_nothing_behind(models: Any) -> None:
     policy, cond = models["uno"]
     cache, hooks = cache_of(policy, "first_block", SOME), hooks_of(policy.transformer)
-    with pytest.raises(RuntimeError), torch.no_grad(), cache.over(lambda x, s: policy.velocity(x[..., 1:], s, cond)) as v:
+    with (
+        pytest.raises(RuntimeError),
+        torch.no_grad(),
+        cache.over(lambda x, s: policy.velocity(x[..., 1:], s, cond)) as v,
+    ):
         v(noise(policy, 2), SIGMAS[0])
     assert hooks_of(policy.transformer) == hooks
     assert drawn(policy, cond, cache).isfinite().all()

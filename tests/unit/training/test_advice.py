@@ -52,3 +52,23 @@ def test_a_last_stage_that_no_trained_step_has_is_named() -> None:
     assert not _advice("mini_customized", "sampling.steps=6", "advantage.time_weights={type: tdw, integrate: 0.66}")
     rows = "[[0.9, 0.1], [0.1, 0.9], [0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [0.1, 0.9]]"
     assert not _advice("mini_customized", f"advantage.time_weights={{type: table, rows: {rows}}}")
+
+
+def test_levels_off_the_grid_come_nearer_to_the_end() -> None:
+    short = ["sampling.steps=16", "advantage.time_weights={type: tdw}"]
+    (warning,) = _advice("mini_nft", *short)
+    assert "integrate at most 0.88" in warning
+    assert not _advice("mini_nft", *short, "objective.levels={draw: stratified}")
+    (warning,) = _advice("mini_nft", "sampling.steps=6", short[1], "objective.levels={draw: uniform}")
+    assert "integrate at most 0.83" in warning
+
+
+def test_noise_on_the_way_that_nothing_trains_on_is_told() -> None:
+    noisy = ["sampling.solver=null", "sampling.dynamics={type: cps}", "advantage.time_weights={type: constant}"]
+    assert not _advice("mini_nft", noisy[2])
+    (own,) = _advice("mini_nft", *noisy, "sampling.plan={type: all}")
+    assert "only adds its own error to what is scored" in own
+    (shared,) = _advice("mini_nft", *noisy, "sampling.plan={type: branch}", "sampling.shared_noise=true")
+    assert "(1 of 6 steps) is all that samples of a group differ by" in shared
+    grpo = [text for text in _advice("mini_customized", noisy[2]) if "trains no step" in text]
+    assert not grpo

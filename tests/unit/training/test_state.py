@@ -103,6 +103,25 @@ def test_the_number_of_steps_matters_to_a_schedule_that_ends_with_it(name: str, 
             compare_recipes(before, after)
 
 
+def test_a_cache_of_rollouts_belongs_to_a_run() -> None:
+    def cached(**changes: Any) -> Recipe:
+        return recipe(objective={"type": "nft"}, **changes)
+
+    for before, after in (
+        (None, {"type": "taylorseer"}),
+        ({"type": "first_block"}, {"type": "first_block", "threshold": 0.2}),
+    ):
+        with pytest.raises(ValueError, match=r"sampling\.cache"):
+            compare_recipes(cached(sampling__cache=before), cached(sampling__cache=after))
+    for kind in ("taylorseer", "first_block"):
+        pair = [cached(sampling__cache={"type": kind}, sampling__batch=size) for size in (1, 2)]
+        if kind == "taylorseer":  # it skips by the number of a step
+            assert compare_recipes(*pair) == ["sampling.batch"]
+        else:  # which blocks are skipped is decided for all samples of a forward
+            with pytest.raises(ValueError, match=r"sampling\.batch: was 1, given 2"):
+                compare_recipes(*pair)
+
+
 def test_another_reward_is_refused() -> None:
     more = {
         "bright": {"type": "runs:Brightness", "axis": "prompt"},
