@@ -107,9 +107,8 @@ class Place:
 
     def types_with(self, key: str) -> list[str]:
         """Other built-in types of this plug-in section that have a key of that name."""
-        named = (
-            {} if self.kind is None else {name: kind for kind in _kinds(self.kind) for name in registry.BUILTIN[kind]}
-        )
+        kinds = () if self.kind is None else _kinds(self.kind)
+        named = {name: kind for kind in kinds for name in registry.BUILTIN[kind]}
         sections = {name: _options(kind, name) or {} for name, kind in named.items()}
         return sorted(name for name, section in sections.items() if key in section.get("properties", {}))
 

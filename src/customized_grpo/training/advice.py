@@ -59,8 +59,8 @@ def _unused_noise(recipe: Recipe) -> list[str]:
         ]
     number = len(plan_of(sampling.plan).steps(0, sampling.steps, recipe.run.seed).stochastic)
     return [
-        f"{told}({number} of {sampling.steps} steps) is all that samples of a group differ by, with one first noise for "
-        "all. In a first look on the miniature (one seed, docs/log.md) one such step hardly moved the policy, and "
+        f"{told}({number} of {sampling.steps} steps) is all that samples of a group differ by, with one first noise "
+        "for all. In a first look on the miniature (one seed, docs/log.md) one such step hardly moved the policy, and "
         "flow_sde no further than a solver's samples; leave dynamics, plan and shared_noise out for these"
     ]
 

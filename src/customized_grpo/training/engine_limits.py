@@ -87,8 +87,8 @@ def check(engine: Engine, recipe: Recipe) -> None:
         )
     if engine.cuts_weights and recipe.sampling.batch_decides:
         raise ValueError(
-            "sampling.cache.type: first_block skips blocks by what each process samples, and where weights are cut over "
-            "processes all need the same blocks at once; use taylorseer there, or DDP (config/accelerate/ddp.yaml)"
+            "sampling.cache.type: first_block skips blocks by what each process samples, and where weights are cut "
+            "over processes all need the same blocks at once; use taylorseer there, or DDP (config/accelerate/ddp.yaml)"
         )
     if engine.cuts_weights:
         _check_equal_forwards(recipe)

@@ -81,7 +81,7 @@ KLEIN = {"type": "flux2-klein", "model": "some/where"}
         ({"objective": {"type": "grpo"}}, "objective.type grpo compares its loss's forward with the rollout's"),
         (
             {"policy": KLEIN},
-            "given 'first_block', which doesn't work with policy.type flux2-klein; allowed: taylorseer",
+            "which doesn't work with policy.type flux2-klein; allowed: taylorseer",
         ),
         ({"policy": {"type": "toy_policy:ToyPolicy", "model": "x"}}, "leave sampling.cache out"),
         ({"policy": {"type": "uno", "model": "mini", "compile": True}}, "the code that policy.compile makes"),

@@ -66,9 +66,9 @@ def test_levels_off_the_grid_come_nearer_to_the_end() -> None:
 def test_noise_on_the_way_that_nothing_trains_on_is_told() -> None:
     noisy = ["sampling.solver=null", "sampling.dynamics={type: cps}", "advantage.time_weights={type: constant}"]
     assert not _advice("mini_nft", noisy[2])
-    (own,) = _advice("mini_nft", *noisy, "sampling.plan={type: all}")
+    (own,) = _advice("mini_nft", *noisy, "sampling.plan={type: all}", "sampling.shared_noise=false")
     assert "only adds its own error to what is scored" in own
-    (shared,) = _advice("mini_nft", *noisy, "sampling.plan={type: branch}", "sampling.shared_noise=true")
+    (shared,) = _advice("mini_nft", *noisy, "sampling.plan={type: branch}")
     assert "(1 of 6 steps) is all that samples of a group differ by" in shared
     grpo = [text for text in _advice("mini_customized", noisy[2]) if "trains no step" in text]
     assert not grpo
