@@ -59,6 +59,7 @@ BEFORE: dict[str, str] = {
     "training/state.py": "the refusals of a resume",
     "training/identity.py": "the refusals of a resume",
     "objectives/": "a recipe that is impossible, before the first step",
+    "sampling/caching.py": "a policy without caches, before the first step",
     "sampling/schedule.py": "a recipe that is impossible, before the first step",
     "advantages/time_weights.py": "a recipe that is impossible, before the first step",
     "advantages/shaping.py": "names a plug-in that is wrong",
