@@ -80,7 +80,7 @@ def options(site: Site) -> dict[str, Changes]:
         "`train.old_log_probs: replay`": {"train__old_log_probs": "replay"},
         "`sampling.batch: 2`": {"sampling__batch": 2, "train__microbatch": 2},
         BATCH_AUTO: {"sampling__batch": "auto"},
-        FIRST_BLOCK: {"objective": {"type": "nft"}, "sampling__cache": {"type": "first_block", "threshold": 0.3}},
+        FIRST_BLOCK: {"objective": {"type": "nft"}, "sampling__cache": {"type": "first_block", "threshold": 1.0}},
         "`sampling.cache: taylorseer`": {
             "objective": {"type": "nft"},
             "sampling__cache": {"type": "taylorseer", "warmup": 1},
