@@ -24,6 +24,7 @@ NESTED = {
     "levels": "Levels",
     "old": "Old",
 }
+NESTED_HERE = {"train": {"schedule": "Schedule"}, "sampling": {"cache": "Cache"}}
 HEAD = "| Key | Allowed | Default | Meaning |\n|---|---|---|---|\n"
 
 
@@ -33,7 +34,7 @@ def tables() -> str:
     defined: dict[str, Any] = schema["$defs"]
     parts = []
     for name in SECTIONS:
-        nested = {"schedule": defined["Schedule"]} if name == "train" else {}
+        nested = {key: defined[of] for key, of in NESTED_HERE.get(name, {}).items()}
         parts.append(f"### `{name}`\n\n{_table(_rows(defined[name.capitalize()], defined, nested))}")
     for kind, place in KINDS.items():
         parts.append(f"### `{place}`\n\n{_plugins(kind, defined)}")
@@ -65,8 +66,8 @@ def _rows(node: dict[str, Any], defined: dict[str, Any], nested: dict[str, Any],
     """A row per key; the keys of a nested section follow it as ``section.key``."""
     rows = []
     for key, field in node["properties"].items():
-        if key == "type":
-            continue
+        if key == "type" and not prefix:
+            continue  # it stands above the table
         default = f"`{shown(field['default'])}`" if "default" in field else ""
         if key in nested and field.get("default") is not None:
             default = "a section"
