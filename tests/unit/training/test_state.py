@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.recipe.loading import save_recipe
 from customized_grpo.training import state
+from customized_grpo.training.faults import MemoryFullError, explained
 from customized_grpo.training.state import compare_recipes, saved_recipe, scorer_share
 from runs import tiny_recipe, with_evaluation
 
@@ -120,6 +122,14 @@ def test_a_cache_of_rollouts_belongs_to_a_run() -> None:
         else:  # which blocks are skipped is decided for all samples of a forward
             with pytest.raises(ValueError, match=r"sampling\.batch: was 1, given 2"):
                 compare_recipes(*pair)
+
+
+@pytest.mark.parametrize(("kind", "advised"), [("taylorseer", True), ("first_block", False)])
+def test_a_run_out_of_memory_is_advised_what_a_resume_takes(tmp_path: Path, kind: str, advised: bool) -> None:
+    given = recipe(objective={"type": "nft"}, sampling__cache={"type": kind})
+    with pytest.raises(MemoryFullError) as caught, explained(given, tmp_path):
+        raise torch.OutOfMemoryError("no room")
+    assert ("sampling.batch" in str(caught.value)) == advised
 
 
 def test_another_reward_is_refused() -> None:
