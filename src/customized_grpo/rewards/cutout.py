@@ -4,13 +4,23 @@ A mask is mode L, the size of its image; 128 and above is the subject. JPEG mask
 edges, and a half-transparent subject would be neither subject nor background.
 """
 
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from PIL import Image
+from pydantic import Field
 
 from customized_grpo.types import Example
 
 Colour = tuple[int, int, int]
+Background = Annotated[
+    tuple[Annotated[int, Field(ge=0, le=255)], ...],
+    Field(min_length=3, max_length=3, description="RGB background of cut-outs"),
+]
+WHITE: Colour = (255, 255, 255)
+MissingMask = Annotated[
+    Literal["error", "skip"],
+    Field(description="for a reference without mask: stop the run, or leave its group unscored"),
+]
 _THRESHOLD = 128
 
 
@@ -51,6 +61,23 @@ def usable_masks(example: Example) -> tuple[tuple[Image.Image, ...], str]:
             raise ValueError(f"example {example.key!r}: a mask is {mask.size} but its reference is {reference.size}")
     lacks = "" if len(masks) == len(given) else f"has {len(masks)} usable masks for {len(given)} references"
     return masks, lacks
+
+
+def required_masks(example: Example, missing_mask: MissingMask) -> tuple[tuple[Image.Image, ...] | None, str]:
+    """One mask per reference, and an empty text; None and the reason if one is missing and ``missing_mask`` is skip.
+
+    Raises:
+        ValueError: a mask is missing and ``missing_mask`` is error, or masks don't belong to the references.
+    """
+    masks, lacks = usable_masks(example)
+    if not lacks:
+        return masks, ""
+    if missing_mask == "skip":
+        return None, f"it {lacks} (missing_mask: skip); make them with 'customized-grpo data masks'"
+    raise ValueError(
+        f"example {example.key!r} {lacks}; make them with 'customized-grpo data masks', or set "
+        "missing_mask: skip in a new run, which leaves its images unscored"
+    )
 
 
 def cut_out(image: Image.Image, mask: Image.Image, *, background: Colour, crop: bool, padding: float) -> Image.Image:

@@ -8,21 +8,20 @@ compares subjects cut out of their pictures, and ``copy_penalty`` takes points o
 """
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal, Self, final
+from typing import Literal, Self, final
 
 import torch
 from jaxtyping import Bool, Float, UInt8
 from PIL.Image import Image
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from customized_grpo.recipe.limits import Need
-from customized_grpo.recipe.scorers import HeldModel, ModelRewardSpec, Revision
+from customized_grpo.recipe.scorers import HeldModel
 from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.boxes import with_crops
-from customized_grpo.rewards.cutout import cut_out, usable_masks
+from customized_grpo.rewards.cutout import WHITE, Background, MissingMask, cut_out, required_masks
 from customized_grpo.rewards.features import (
-    DtypeName,
     FeatureCache,
     in_batches,
     mean_cosine,
@@ -30,7 +29,7 @@ from customized_grpo.rewards.features import (
     to_pil,
 )
 from customized_grpo.rewards.segmenter import Segmenter, SegmenterConfig, class_words
-from customized_grpo.rewards.vision import VisionEncoder
+from customized_grpo.rewards.vision import EncoderSpec
 from customized_grpo.types import Example
 
 _OUTSIDE = 0.05
@@ -44,31 +43,18 @@ class Dino(Reward):
     """Similarity of DINO features to the references, in [-100, 100] before ``copy_penalty``."""
 
     @final
-    class Config(ModelRewardSpec):
+    class Config(EncoderSpec):
         """A reward's section with ``type: dino``."""
 
-        transport: ClassVar[frozenset[str]] = frozenset({"batch_size"})
-        model: str = Field(
-            default="facebook/dinov2-base",
-            description="DINOv2, DINOv3 or the original DINO: hub id, folder, 'mini' or 'mini-judge'",
-        )
-        batch_size: PositiveInt = Field(default=32, description="images per forward")
-        dtype: DtypeName = "float32"
-        revision: Revision = None
         segment: Literal["none", "reference", "both"] = Field(
             default="none",
             description="what is cut out: nothing; the reference, by the data set's mask; or also the generated image, "
             "by the segmenter",
         )
-        background: tuple[Annotated[int, Field(ge=0, le=255)], ...] = Field(
-            default=(255, 255, 255), min_length=3, max_length=3, description="RGB background of cut-outs"
-        )
+        background: Background = WHITE
         crop: bool = Field(default=False, description="crop to a square around the cut-out subject")
         padding: float = Field(default=0.1, ge=0.0, le=1.0, description="margin in that square, as a share of its side")
-        missing_mask: Literal["error", "skip"] = Field(
-            default="error",
-            description="for a reference without mask: stop the run, or leave its group unscored",
-        )
+        missing_mask: MissingMask = "error"
         segmenter: SegmenterConfig | None = Field(default=None, description="for segment: both")
         not_found: Literal["skip", "lowest"] = Field(
             default="skip",
@@ -87,8 +73,7 @@ class Dino(Reward):
 
         def held_models(self) -> Sequence[HeldModel]:
             """DINO, and the segmenter's two."""
-            own = HeldModel(self.model, "dino", self.dtype, self.batch_size, self.revision)
-            return (own, *(() if self.segmenter is None else self.segmenter.held_models()))
+            return (*super().held_models(), *(() if self.segmenter is None else self.segmenter.held_models()))
 
         def needs(self) -> frozenset[Need]:
             """References; masks to cut by, unless missing ones are skipped; class words for the segmenter."""
@@ -106,7 +91,7 @@ class Dino(Reward):
                 )
             cutting = self.segment != "none"
             idle = {
-                "background": not cutting and self.background != (255, 255, 255),
+                "background": not cutting and self.background != WHITE,
                 "crop": not cutting and self.crop,
                 "not_found": self.segment != "both" and self.not_found != "skip",
                 "padding": not self.crop and self.padding != 0.1,
@@ -125,7 +110,7 @@ class Dino(Reward):
 
     def __init__(self, config: Config, *, device: torch.device) -> None:
         self._config = config
-        self._encoder = VisionEncoder(config.model, dtype=config.dtype, device=device, revision=config.revision)
+        self._encoder = config.encoder(device)
         self._references = FeatureCache(self._encoder.cls)
         self._backgrounds = FeatureCache(self._encoder.tokens, _KEPT_TOKENS)
         self._segmenter = Segmenter(config.segmenter, device=device) if config.segmenter else None
@@ -156,16 +141,8 @@ class Dino(Reward):
         """One mask per reference; empty if none is needed, None if one is missing and ``missing_mask`` is ``skip``."""
         if self._config.segment == "none" and not self._config.copy_penalty:
             return ()
-        masks, lacks = usable_masks(example)
-        if not lacks:
-            return masks
-        if self._config.missing_mask == "skip":
-            self.reason = f"it {lacks} (missing_mask: skip); make them with 'customized-grpo data masks'"
-            return None
-        raise ValueError(
-            f"example {example.key!r} {lacks}; make them with 'customized-grpo data masks', or set "
-            "missing_mask: skip in a new run, which leaves its images unscored"
-        )
+        masks, self.reason = required_masks(example, self._config.missing_mask)
+        return masks
 
     def _identity(
         self,

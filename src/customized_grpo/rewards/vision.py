@@ -12,15 +12,17 @@ Dimensions: n batch, H x W pixels, P patches, D features. Tokens are (CLS, patch
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, final
+from typing import Any, ClassVar, Final, final
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from customized_grpo.paths import model_path
+from customized_grpo.recipe.scorers import HeldModel, ModelRewardSpec, Revision
 from customized_grpo.rewards.features import DtypeName, load_frozen
 
 Prepare = Callable[[Sequence[Image.Image]], Tensor]
@@ -36,6 +38,27 @@ _IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 _IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 _MODES: Final = {2: "bilinear", 3: "bicubic"}
 """PIL's filter numbers to torch's resize modes."""
+
+
+class EncoderSpec(ModelRewardSpec):
+    """The typed base of the ``Config`` of a reward on features of a ``VisionEncoder``."""
+
+    transport: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+    model: str = Field(
+        default="facebook/dinov2-base",
+        description="DINOv2, DINOv3 or the original DINO: hub id, folder, 'mini' or 'mini-judge'",
+    )
+    batch_size: PositiveInt = Field(default=32, description="images per forward")
+    dtype: DtypeName = "float32"
+    revision: Revision = None
+
+    def held_models(self) -> Sequence[HeldModel]:
+        """The encoder."""
+        return (HeldModel(self.model, "dino", self.dtype, self.batch_size, self.revision),)
+
+    def encoder(self, device: torch.device) -> "VisionEncoder":
+        """The encoder, loaded onto ``device``."""
+        return VisionEncoder(self.model, dtype=self.dtype, device=device, revision=self.revision)
 
 
 @final
