@@ -176,6 +176,11 @@ def test_each_of_a_rewards_models_is_counted() -> None:
     both = ["rewards.dino.segment=both", f"rewards.dino.segmenter={segmenter}"]
     more = resident(load_recipe("uno_customized_grpo", both))["rewards.dino"]
     assert more == 4 * (86_580_480 + 232_315_264 + 93_735_728)
+    several = "rewards.dino={type: subjects, axis: identity"
+    boxes = resident(load_recipe("uno_customized_grpo", [several + "}"]))["rewards.dino"]
+    assert boxes == 4 * (86_580_480 + 232_315_264)
+    cut = resident(load_recipe("uno_customized_grpo", [several + ", segment: both, sam: facebook/sam-vit-base}"]))
+    assert cut["rewards.dino"] == more
 
 
 def test_metrics_are_counted_where_training_loads_them() -> None:
