@@ -20,7 +20,7 @@ from customized_grpo.data.rows import same_shape
 from customized_grpo.policies.prompt_tokens import read_prompts
 from customized_grpo.recipe.limits import ExampleNeeds, Need, PromptTokenizer, Size
 from customized_grpo.recipe.sections import PolicySpec
-from customized_grpo.rewards.segmenter import class_words
+from customized_grpo.rewards.segmenter import class_words, shared_word
 
 _THREADS = 8
 _STRETCHED = 1.5
@@ -208,6 +208,12 @@ def _reasons(one: Outline, policy: PolicySpec, sizes: Sizes, needs: Mapping[Need
         )
     if "subject" in needs and not all(words):
         yield f"has no 'subject', and {needs['subject']} looks for it by its class word"
+    shared = shared_word(one.subject, one.extra, len(one.references))
+    if "distinct" in needs and shared:
+        yield (
+            f"has two subjects of the word {shared!r}, and {needs['distinct']} finds one of each word; "
+            "take type: subjects there, in a new run"
+        )
 
 
 def _fitted(reference: Path | Image, policy: PolicySpec, sizes: Sizes, count: int) -> Size:

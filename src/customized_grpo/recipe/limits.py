@@ -11,8 +11,8 @@ Size = tuple[int, int]
 """(width, height) in pixels."""
 
 
-Need = Literal["reference", "mask", "subject"]
-"""Parts of an example: at least one reference, a mask or a class word of each reference."""
+Need = Literal["reference", "mask", "subject", "distinct"]
+"""Parts of an example: at least one reference; a mask or a class word of each; no class word for two subjects."""
 
 
 def _ends(tokenizer: Any) -> int:

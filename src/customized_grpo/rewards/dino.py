@@ -28,7 +28,7 @@ from customized_grpo.rewards.features import (
     require_references,
     to_pil,
 )
-from customized_grpo.rewards.segmenter import Segmenter, SegmenterConfig, class_words
+from customized_grpo.rewards.segmenter import Segmenter, SegmenterConfig, class_words, shared_word
 from customized_grpo.rewards.vision import EncoderSpec
 from customized_grpo.types import Example
 
@@ -78,8 +78,8 @@ class Dino(Reward):
         def needs(self) -> frozenset[Need]:
             """References; masks to cut by, unless missing ones are skipped; class words for the segmenter."""
             masked = (self.segment != "none" or self.copy_penalty > 0) and self.missing_mask == "error"
-            words = self.segment == "both"
-            return frozenset(("reference", *(("mask",) if masked else ()), *(("subject",) if words else ())))
+            words: tuple[Need, ...] = ("subject", "distinct") if self.segment == "both" else ()
+            return frozenset(("reference", *(("mask",) if masked else ()), *words))
 
         @model_validator(mode="after")
         def _everything_is_used(self) -> Self:
@@ -166,6 +166,11 @@ class Dino(Reward):
             raise ValueError(
                 f"example {example.key!r}: segment: both looks for the subject by its class word; give the example "
                 "a 'subject'"
+            )
+        if shared := shared_word(example.subject, example.extra, len(example.references)):
+            raise ValueError(
+                f"example {example.key!r} has two subjects of the word {shared!r}, and segment: both finds one of each "
+                "word; take type: subjects in a new run, or leave such examples out"
             )
         found = {word: self._found(self._segmenter, pictures, word) for word in set(words)}
         absent = -100.0 if self._config.not_found == "lowest" else torch.nan

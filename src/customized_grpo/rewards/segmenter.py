@@ -67,6 +67,12 @@ def views_of_subjects(subject: str, extra: Mapping[str, Any], num_references: in
     return [(word, [at]) for at, word in enumerate(listed)]
 
 
+def shared_word(subject: str, extra: Mapping[str, Any], num_references: int) -> str | None:
+    """A class word of two subjects, which one box can't tell apart; None where each has its own."""
+    words = [word for word, _ in views_of_subjects(subject, extra, num_references)]
+    return next((word for word in words if words.count(word) > 1), None)
+
+
 def _listed(subject: str, extra: Mapping[str, Any], num_references: int) -> list[str] | None:
     given = extra.get("subjects")
     if isinstance(given, list | tuple) and len(given) == num_references:

@@ -128,6 +128,13 @@ def test_the_rows_of_a_reward(root: Path) -> None:
     ]
     assert ["no 'subject', and words looks" in one.reason for one in look(path, UNO, words=worded).misfits] == [True]
     assert look(path, UNO, plain=plain).misfits == []
+    two = {"references": ["ok.png"] * 2}
+    twice = write(root, {"subject": "bag and bag", **two}, {"subject": "bag", **two}, {"subject": "bag and dog", **two})
+    found = look(twice, UNO, words=worded).misfits
+    assert [one.place for one in found] == [f"{twice}:1"]
+    assert "two subjects of the word 'bag', and words finds one" in found[0].reason
+    assert "type: subjects" in found[0].reason
+    assert look(twice, UNO, plain=plain).misfits == []
 
 
 def test_prompts_are_read_by_the_models_own_tokenizers(root: Path) -> None:

@@ -244,6 +244,15 @@ def test_both_needs_a_word_to_look_for(folder: Path, segmenter_folders: tuple[Pa
         build(folder, segment="both", segmenter={"detector": detector, "sam": sam})(masked(), pictures(1))
 
 
+def test_one_box_is_not_two_dogs(folder: Path, segmenter_folders: tuple[Path, Path]) -> None:
+    detector, sam = map(str, segmenter_folders)
+    reward = build(folder, segment="both", segmenter={"detector": detector, "sam": sam, "threshold": 0.05})
+    for two in ({"subject": "dog and dog"}, {"subject": "pets", "extra": {"subjects": ["dog", "dog"]}}):
+        with pytest.raises(ValueError, match=r"'dog-1' has two subjects of the word 'dog'.*type: subjects"):
+            reward(replace(masked(), **two), pictures(1))  # type: ignore[arg-type]
+    assert reward(replace(masked(), subject="dog"), pictures(1)).isfinite().all(), "two views of one dog"
+
+
 BOXES = {"boxes": [[[0, 0, 15, 20], [10, 5, 30, 36]], None]}
 
 
