@@ -1,5 +1,6 @@
-"""DINO identity reward: 100 x the cosine of the CLS features of image and reference, mean over references.
+"""DINO identity reward: 100 x the cosine of the features of image and reference, mean over references.
 
+By the CLS features, or by patches: each patch of the reference's subject with its most similar patch of the image.
 Dimensions: G group size, R references, P patches, D features, H x W pixels. Source: Customized-GRPO
 (arXiv 2510.18263), whose identity reward is DINOv2-base by transformers; features are ``last_hidden_state[:, 0]``.
 
@@ -8,6 +9,7 @@ compares subjects cut out of their pictures, and ``copy_penalty`` takes points o
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, Self, final
 
 import torch
@@ -28,12 +30,11 @@ from customized_grpo.rewards.features import (
     require_references,
     to_pil,
 )
+from customized_grpo.rewards.patches import OUTSIDE, best_match
 from customized_grpo.rewards.segmenter import Segmenter, SegmenterConfig, class_words, shared_word
 from customized_grpo.rewards.vision import EncoderSpec
 from customized_grpo.types import Example
 
-_OUTSIDE = 0.05
-"""Share of the subject below which a patch of the reference is background."""
 _KEPT_TOKENS = 64
 """Number of references with cached patches; each is some hundred times the size of CLS features."""
 
@@ -46,6 +47,11 @@ class Dino(Reward):
     class Config(EncoderSpec):
         """A reward's section with ``type: dino``."""
 
+        features: Literal["cls", "patches"] = Field(
+            default="cls",
+            description="what is compared: the CLS features, or each patch inside the reference's mask with the most "
+            "similar one of the image",
+        )
         segment: Literal["none", "reference", "both"] = Field(
             default="none",
             description="what is cut out: nothing; the reference, by the data set's mask; or also the generated image, "
@@ -75,9 +81,13 @@ class Dino(Reward):
             """DINO, and the segmenter's two."""
             return (*super().held_models(), *(() if self.segmenter is None else self.segmenter.held_models()))
 
+        def reads_masks(self) -> bool:
+            """True if it can't do without the references' masks."""
+            return self.segment != "none" or self.copy_penalty > 0 or self.features == "patches"
+
         def needs(self) -> frozenset[Need]:
-            """References; masks to cut by, unless missing ones are skipped; class words for the segmenter."""
-            masked = (self.segment != "none" or self.copy_penalty > 0) and self.missing_mask == "error"
+            """References; masks, unless missing ones are skipped; class words for the segmenter."""
+            masked = self.reads_masks() and self.missing_mask == "error"
             words: tuple[Need, ...] = ("subject", "distinct") if self.segment == "both" else ()
             return frozenset(("reference", *(("mask",) if masked else ()), *words))
 
@@ -95,13 +105,13 @@ class Dino(Reward):
                 "crop": not cutting and self.crop,
                 "not_found": self.segment != "both" and self.not_found != "skip",
                 "padding": not self.crop and self.padding != 0.1,
-                "missing_mask": not cutting and not self.copy_penalty and self.missing_mask != "error",
+                "missing_mask": not self.reads_masks() and self.missing_mask != "error",
             }
             if unused := [name for name, is_unused in idle.items() if is_unused]:
                 takes = {
                     "not_found": "both",
                     "padding": "reference or both and crop: true",
-                    "missing_mask": "reference or both, or a copy_penalty",
+                    "missing_mask": "reference or both, or a copy_penalty, or features: patches",
                 }
                 raise ValueError(
                     f"{unused[0]}: has no effect here; it takes segment: " + takes.get(unused[0], "reference or both")
@@ -112,7 +122,7 @@ class Dino(Reward):
         self._config = config
         self._encoder = config.encoder(device)
         self._references = FeatureCache(self._encoder.cls)
-        self._backgrounds = FeatureCache(self._encoder.tokens, _KEPT_TOKENS)
+        self._tokens = FeatureCache(self._encoder.tokens, _KEPT_TOKENS)
         self._segmenter = Segmenter(config.segmenter, device=device) if config.segmenter else None
 
     def __call__(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Float[Tensor, " g"]:
@@ -130,37 +140,63 @@ class Dino(Reward):
         masks = self._masks(example)
         if masks is None:
             return torch.full((len(images),), torch.nan)
+        references = self._encoded_references(example, masks)
+        if references is None:
+            return torch.full((len(images),), torch.nan)
         pictures, penalty = to_pil(images), self._config.copy_penalty
         if not penalty:
-            return self._identity(example, masks, pictures, None).cpu()
+            return self._identity(example, references, pictures, None).cpu()
         tokens = in_batches(self._encoder.tokens, pictures, self._config.batch_size)
-        identity = self._identity(example, masks, pictures, tokens[:, 0])
+        identity = self._identity(example, references, pictures, tokens)
         return (identity - penalty * self._background(example, masks, tokens[:, 1:])).cpu()
 
     def _masks(self, example: Example) -> tuple[Image, ...] | None:
         """One mask per reference; empty if none is needed, None if one is missing and ``missing_mask`` is ``skip``."""
-        if self._config.segment == "none" and not self._config.copy_penalty:
+        if not self._config.reads_masks():
             return ()
         masks, self.reason = required_masks(example, self._config.missing_mask)
         return masks
 
+    def _encoded_references(self, example: Example, masks: Sequence[Image]) -> "_Encoded | None":
+        """References as they are compared; None if a subject isn't seen and ``missing_mask`` is ``skip``."""
+        shown: Sequence[Image] = example.references
+        if self._config.segment != "none":
+            shown = [self._cut(*pair) for pair in zip(shown, masks, strict=True)]
+        if self._config.features == "cls":
+            return _Encoded(self._references(shown))
+        share = self._shares(masks)
+        if bool((share >= OUTSIDE).any(dim=-1).all()):
+            return _Encoded(self._tokens(shown)[:, 1:], share)
+        lacks = "has a mask outside the square that the encoder sees"
+        if self._config.missing_mask == "skip":
+            self.reason = f"it {lacks} (missing_mask: skip)"
+            return None
+        raise ValueError(
+            f"example {example.key!r} {lacks}; take segment: reference and crop: true in a new run, or missing_mask: "
+            "skip, which leaves its images unscored"
+        )
+
+    def _shares(self, masks: Sequence[Image]) -> Float[Tensor, "n p"]:
+        """Share of the subject in each patch of pictures as they are encoded."""
+        config = self._config
+        if config.segment != "none":
+            black = (0, 0, 0)
+            masks = [
+                cut_out(mask.convert("RGB"), mask, background=black, crop=config.crop, padding=config.padding)
+                for mask in masks
+            ]
+        return torch.stack([self._encoder.coverage(mask) for mask in masks])
+
     def _identity(
         self,
         example: Example,
-        masks: Sequence[Image],
+        references: "_Encoded",
         pictures: Sequence[Image],
-        whole: Float[Tensor, "g d"] | None,
+        whole: Float[Tensor, "g t d"] | None,
     ) -> Float[Tensor, " g"]:
-        """Similarity of the subjects; ``whole`` are the features of the uncut pictures, if known."""
-        if self._config.segment == "none":
-            references = self._references(example.references)
-        else:
-            pairs = zip(example.references, masks, strict=True)
-            references = self._references([self._cut(image, mask) for image, mask in pairs])
+        """Similarity of the subjects; ``whole`` are the tokens of the uncut pictures, if known."""
         if self._segmenter is None:
-            if whole is None:
-                whole = in_batches(self._encoder.cls, pictures, self._config.batch_size)
-            return mean_cosine(whole, references)
+            return _alike(self._encoded(pictures, whole), references)
         words = class_words(example.subject, example.extra, len(example.references))
         if not all(words):
             raise ValueError(
@@ -175,22 +211,39 @@ class Dino(Reward):
         found = {word: self._found(self._segmenter, pictures, word) for word in set(words)}
         absent = -100.0 if self._config.not_found == "lowest" else torch.nan
         each = torch.full((len(words), len(pictures)), absent)
-        for row, word, reference in zip(each, words, references, strict=True):
-            seen, features = found[word]
-            if features is not None:
-                row[seen] = mean_cosine(features, reference[None]).cpu()
+        for at, (row, word) in enumerate(zip(each, words, strict=True)):
+            seen, subjects = found[word]
+            if subjects is not None:
+                row[seen] = _alike(subjects, references.only(slice(at, at + 1))).cpu()
             if not bool(seen.all()):
                 self.reason = f"the segmenter finds no {word!r} in it (not_found: skip)"
         return each.mean(dim=0)
 
     def _found(
         self, segmenter: Segmenter, pictures: Sequence[Image], word: str
-    ) -> tuple[Bool[Tensor, " g"], Float[Tensor, "f d"] | None]:
-        """Pictures in which a subject is found, and the features of the F cut-outs."""
+    ) -> tuple[Bool[Tensor, " g"], "_Encoded | None"]:
+        """Pictures in which a subject is found, and the F cut-outs; of patches, those in which the encoder sees it."""
         masks = [segmenter(picture, word) for picture in pictures]
         seen = torch.tensor([mask is not None for mask in masks])
-        cut = [self._cut(image, mask) for image, mask in zip(pictures, masks, strict=True) if mask is not None]
-        return seen, in_batches(self._encoder.cls, cut, self._config.batch_size) if cut else None
+        pairs = [(image, mask) for image, mask in zip(pictures, masks, strict=True) if mask is not None]
+        if not pairs:
+            return seen, None
+        subjects = self._encoded([self._cut(*pair) for pair in pairs])
+        if self._config.features == "cls":
+            return seen, subjects
+        share = self._shares([mask for _, mask in pairs])
+        visible = (share >= OUTSIDE).any(dim=-1)
+        seen[seen.clone()] = visible
+        return seen, _Encoded(subjects.features, share).only(visible)
+
+    def _encoded(self, pictures: Sequence[Image], tokens: Float[Tensor, "n t d"] | None = None) -> "_Encoded":
+        """Pictures as they are compared, whatever they show; by their ``tokens``, if known."""
+        by_cls = self._config.features == "cls"
+        if tokens is None:
+            encode = self._encoder.cls if by_cls else self._encoder.tokens
+            tokens = in_batches(encode, pictures, self._config.batch_size)
+            return _Encoded(tokens if by_cls else tokens[:, 1:])
+        return _Encoded(tokens[:, 0] if by_cls else tokens[:, 1:])
 
     def _cut(self, image: Image, mask: Image) -> Image:
         config = self._config
@@ -200,17 +253,34 @@ class Dino(Reward):
     def _background(
         self, example: Example, masks: Sequence[Image], patches: Float[Tensor, "g p d"]
     ) -> Float[Tensor, " g"]:
-        """Similarity of the images to the references' backgrounds, in [-100, 100].
-
-        For each background patch of a reference 100 x its highest cosine with any patch of the image, mean over the
-        patches and the references. Anywhere, because a pasted background may be moved. A reference without
-        background adds 0.
-        """
-        unit = torch.nn.functional.normalize(patches, dim=-1)
+        """Similarity of the images to the references' backgrounds, mean over the references; see ``best_match``."""
         each = []
         for reference, mask in zip(example.references, masks, strict=True):
-            outside = self._encoder.coverage(mask) < _OUTSIDE
-            kept = self._backgrounds([reference])[0, 1:][outside.to(patches.device)]
-            best = (unit @ torch.nn.functional.normalize(kept, dim=-1).T).amax(dim=1)
-            each.append(best.mean(dim=-1).nan_to_num(0.0) * 100.0)
+            outside = (self._encoder.coverage(mask) < OUTSIDE).float().to(patches.device)
+            each.append(best_match(self._tokens([reference])[0, 1:], outside, patches))
         return torch.stack(each).mean(dim=0)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """N pictures: their CLS features, or their patches."""
+
+    features: Float[Tensor, "n d"] | Float[Tensor, "n p d"]
+    share: Float[Tensor, "n p"] | None = None
+    """Of patches: the share of the subject in each; None where all count."""
+
+    def only(self, which: slice | Bool[Tensor, " n"]) -> "_Encoded":
+        """Some of the pictures."""
+        return _Encoded(self.features[which], None if self.share is None else self.share[which])
+
+
+def _alike(images: _Encoded, references: _Encoded) -> Float[Tensor, " g"]:
+    """Similarity of each image to the references, mean over them."""
+    if references.share is None:
+        return mean_cosine(images.features, references.features)
+    device = images.features.device
+    allowed = None if images.share is None else (images.share >= OUTSIDE).to(device)
+    weights = references.share.where(references.share >= OUTSIDE, 0.0).to(device)
+    pairs = zip(references.features, weights, strict=True)
+    return torch.stack([best_match(kept, weight, images.features, allowed) for kept, weight in pairs]).mean(dim=0)

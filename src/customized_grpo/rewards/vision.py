@@ -23,6 +23,7 @@ from torch import Tensor
 
 from customized_grpo.paths import model_path
 from customized_grpo.recipe.scorers import HeldModel, ModelRewardSpec, Revision
+from customized_grpo.rewards.cutout import binary
 from customized_grpo.rewards.features import DtypeName, load_frozen
 
 Prepare = Callable[[Sequence[Image.Image]], Tensor]
@@ -63,11 +64,7 @@ class EncoderSpec(ModelRewardSpec):
 
 @final
 class VisionEncoder:
-    """A frozen encoder of one of the families.
-
-    Attributes:
-        grid: number of patches along a side of its square input.
-    """
+    """A frozen encoder of one of the families."""
 
     def __init__(self, name: str, *, dtype: DtypeName, device: torch.device, revision: str | None = None) -> None:
         self._device = device
@@ -76,8 +73,7 @@ class VisionEncoder:
         self._prepare = _preparation(config, model_path(name, "dino"), revision)
         # dinov2 and vit have no registers and no such setting.
         self._skip = 1 + int(config.to_dict().get("num_register_tokens", 0))
-        side = self._prepare([Image.new("RGB", (64, 64))]).shape[-1]
-        self.grid = side // int(config.patch_size)
+        self._patch = int(config.patch_size)
 
     @torch.no_grad()
     def tokens(self, images: Sequence[Image.Image]) -> Float[Tensor, "n t d"]:
@@ -91,12 +87,17 @@ class VisionEncoder:
         return self._states(images)[:, 0].float()
 
     def coverage(self, mask: Image.Image) -> Float[Tensor, " p"]:
-        """Share of white per patch of a mask that is resized and cropped like its image."""
+        """Share of the subject in each patch: its mask goes the way of its picture, through resize, crop and patches.
+
+        The mask is black and white (see ``cutout``), so that a pixel's share after the resize is its brightness
+        between that of a black and that of a white picture. What a last patch has no room for counts nowhere, as in the
+        model. 0 everywhere means that the crop leaves nothing of the subject.
+        """
         black, white, given = self._prepare(
-            [Image.new("RGB", mask.size), Image.new("RGB", mask.size, "white"), mask.convert("RGB")]
+            [Image.new("RGB", mask.size), Image.new("RGB", mask.size, "white"), binary(mask).convert("RGB")]
         )
         share = ((given - black) / (white - black)).mean(dim=0)
-        return torch.nn.functional.adaptive_avg_pool2d(share[None], self.grid).flatten()
+        return torch.nn.functional.avg_pool2d(share[None], self._patch).flatten()
 
     def _states(self, images: Sequence[Image.Image]) -> Float[Tensor, "n t d"]:
         pixels = self._prepare(images).to(self._device, self._model.dtype)
