@@ -35,6 +35,7 @@ BUILTIN: Mapping[Kind, Mapping[str, str]] = {
     "rewards": {
         "dino": "customized_grpo.rewards.dino:Dino",
         "subjects": "customized_grpo.rewards.subjects:Subjects",
+        "structure_diversity": "customized_grpo.rewards.structure:StructureDiversity",
         "clip_t": "customized_grpo.rewards.clip:ClipT",
         "clip_i": "customized_grpo.rewards.clip:ClipI",
         "hpsv3": "customized_grpo.rewards.hpsv3:HPSv3",

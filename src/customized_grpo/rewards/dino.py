@@ -30,13 +30,10 @@ from customized_grpo.rewards.features import (
     require_references,
     to_pil,
 )
-from customized_grpo.rewards.patches import OUTSIDE, best_match
+from customized_grpo.rewards.patches import KEPT_TOKENS, OUTSIDE, best_match
 from customized_grpo.rewards.segmenter import Segmenter, SegmenterConfig, class_words, shared_word
 from customized_grpo.rewards.vision import EncoderSpec
 from customized_grpo.types import Example
-
-_KEPT_TOKENS = 64
-"""Number of references with cached patches; each is some hundred times the size of CLS features."""
 
 
 @final
@@ -122,7 +119,7 @@ class Dino(Reward):
         self._config = config
         self._encoder = config.encoder(device)
         self._references = FeatureCache(self._encoder.cls)
-        self._tokens = FeatureCache(self._encoder.tokens, _KEPT_TOKENS)
+        self._tokens = FeatureCache(self._encoder.tokens, KEPT_TOKENS)
         self._segmenter = Segmenter(config.segmenter, device=device) if config.segmenter else None
 
     def __call__(self, example: Example, images: UInt8[Tensor, "g h w 3"]) -> Float[Tensor, " g"]:
@@ -268,7 +265,7 @@ class _Encoded:
 
     features: Float[Tensor, "n d"] | Float[Tensor, "n p d"]
     share: Float[Tensor, "n p"] | None = None
-    """Of patches: the share of the subject in each; None where all count."""
+    """Share of the subject in each patch; None where all count, and for CLS features."""
 
     def only(self, which: slice | Bool[Tensor, " n"]) -> "_Encoded":
         """Some of the pictures."""

@@ -9,6 +9,8 @@ from torch import Tensor
 
 OUTSIDE = 0.05
 """Share of the subject below which a patch is background."""
+KEPT_TOKENS = 64
+"""Number of references with cached patches; each is some hundred times the size of CLS features."""
 
 
 def best_match(
@@ -19,7 +21,7 @@ def best_match(
 ) -> Float[Tensor, " g"]:
     """100 x the highest cosine of each kept patch with any of an image, weighted mean over the kept; in [-100, 100].
 
-    Anywhere in the image, because what is compared may have moved. Of an image without kept patches it is 0.
+    Anywhere in the image, because what is compared may have moved; 0 where no patch is kept.
 
     Args:
         kept: patches of the reference.

@@ -176,6 +176,8 @@ def test_each_of_a_rewards_models_is_counted() -> None:
     both = ["rewards.dino.segment=both", f"rewards.dino.segmenter={segmenter}"]
     more = resident(load_recipe("uno_customized_grpo", both))["rewards.dino"]
     assert more == 4 * (86_580_480 + 232_315_264 + 93_735_728)
+    structure = "rewards.dino={type: structure_diversity, axis: identity}"
+    assert resident(load_recipe("uno_customized_grpo", [structure]))["rewards.dino"] == 4 * 86_580_480
     several = "rewards.dino={type: subjects, axis: identity"
     boxes = resident(load_recipe("uno_customized_grpo", [several + "}"]))["rewards.dino"]
     assert boxes == 4 * (86_580_480 + 232_315_264)
