@@ -20,7 +20,7 @@ from customized_grpo.data.rows import same_shape
 from customized_grpo.policies.prompt_tokens import read_prompts
 from customized_grpo.recipe.limits import ExampleNeeds, Need, PromptTokenizer, Size
 from customized_grpo.recipe.sections import PolicySpec
-from customized_grpo.rewards.segmenter import class_words, shared_word
+from customized_grpo.rewards.segmenter import class_words, shared_word, views_of_subjects
 
 _THREADS = 8
 _STRETCHED = 1.5
@@ -214,6 +214,10 @@ def _reasons(one: Outline, policy: PolicySpec, sizes: Sizes, needs: Mapping[Need
             f"has two subjects of the word {shared!r}, and {needs['distinct']} finds one of each word; "
             "take type: subjects there, in a new run"
         )
+    if "view" in needs and not one.views:
+        yield f"has no 'views', and {needs['view']} compares with other photos of it; give some in the manifest"
+    if "view" in needs and len(views_of_subjects(one.subject, one.extra, len(one.references))) > 1:
+        yield f"has several subjects, and 'views' don't say whose they are; {needs['view']} measures one subject"
 
 
 def _fitted(reference: Path | Image, policy: PolicySpec, sizes: Sizes, count: int) -> Size:

@@ -11,8 +11,9 @@ Size = tuple[int, int]
 """(width, height) in pixels."""
 
 
-Need = Literal["reference", "mask", "subject", "distinct"]
-"""Parts of an example: at least one reference; a mask or a class word of each; no class word for two subjects."""
+Need = Literal["reference", "mask", "subject", "distinct", "view"]
+"""Parts of an example: at least one reference; a mask or a class word of each; no class word for two subjects; further
+pictures of its one subject."""
 
 
 def _ends(tokenizer: Any) -> int:

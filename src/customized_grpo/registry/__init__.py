@@ -45,7 +45,10 @@ BUILTIN: Mapping[Kind, Mapping[str, str]] = {
         "remote": "customized_grpo.rewards.remote:Remote",
         "vlm": "customized_grpo.rewards.judge.vlm:Vlm",
     },
-    "metrics": {"mini_oracle": "customized_grpo.mini.oracle:MiniOracle"},
+    "metrics": {
+        "mini_oracle": "customized_grpo.mini.oracle:MiniOracle",
+        "copy": "customized_grpo.evaluation.copies:Copy",
+    },
     "datasets": {
         "manifest": "customized_grpo.data.manifest:ManifestDataset",
         "dreambench": "customized_grpo.data.dreambench:DreamBench",

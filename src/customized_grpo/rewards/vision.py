@@ -22,7 +22,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from customized_grpo.paths import model_path
-from customized_grpo.recipe.scorers import HeldModel, ModelRewardSpec, Revision
+from customized_grpo.recipe.scorers import HeldModel, MetricSpec, Revision, RewardSpec
 from customized_grpo.rewards.cutout import binary
 from customized_grpo.rewards.features import DtypeName, load_frozen
 
@@ -41,10 +41,9 @@ _MODES: Final = {2: "bilinear", 3: "bicubic"}
 """PIL's filter numbers to torch's resize modes."""
 
 
-class EncoderSpec(ModelRewardSpec):
-    """The typed base of the ``Config`` of a reward on features of a ``VisionEncoder``."""
+class EncoderFields(MetricSpec):
+    """Fields of what measures by features of a ``VisionEncoder``."""
 
-    transport: ClassVar[frozenset[str]] = frozenset({"batch_size"})
     model: str = Field(
         default="facebook/dinov2-base",
         description="DINOv2, DINOv3 or the original DINO: hub id, folder, 'mini' or 'mini-judge'",
@@ -53,6 +52,10 @@ class EncoderSpec(ModelRewardSpec):
     dtype: DtypeName = "float32"
     revision: Revision = None
 
+    def model_name(self) -> str:
+        """Its ``model``."""
+        return self.model
+
     def held_models(self) -> Sequence[HeldModel]:
         """The encoder."""
         return (HeldModel(self.model, "dino", self.dtype, self.batch_size, self.revision),)
@@ -60,6 +63,12 @@ class EncoderSpec(ModelRewardSpec):
     def encoder(self, device: torch.device) -> "VisionEncoder":
         """The encoder, loaded onto ``device``."""
         return VisionEncoder(self.model, dtype=self.dtype, device=device, revision=self.revision)
+
+
+class EncoderSpec(EncoderFields, RewardSpec):
+    """The typed base of the ``Config`` of a reward on features of a ``VisionEncoder``."""
+
+    transport: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
 
 @final
