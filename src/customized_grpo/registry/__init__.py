@@ -36,6 +36,7 @@ BUILTIN: Mapping[Kind, Mapping[str, str]] = {
         "dino": "customized_grpo.rewards.dino:Dino",
         "subjects": "customized_grpo.rewards.subjects:Subjects",
         "structure_diversity": "customized_grpo.rewards.structure:StructureDiversity",
+        "style": "customized_grpo.rewards.style:Style",
         "clip_t": "customized_grpo.rewards.clip:ClipT",
         "clip_i": "customized_grpo.rewards.clip:ClipI",
         "hpsv3": "customized_grpo.rewards.hpsv3:HPSv3",
