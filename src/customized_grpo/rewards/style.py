@@ -66,8 +66,7 @@ class Style(Reward):
         transport: ClassVar[frozenset[str]] = frozenset({"batch_size"})
         model: str = Field(
             min_length=1,
-            description="CSD's weights as .safetensors; the page 'Choose rewards' has the lines that convert a published "
-            "pickle",
+            description="CSD's weights as .safetensors; the page 'Choose rewards' says how to convert published ones",
         )
         batch_size: PositiveInt = Field(default=32, description="images per forward")
         dtype: DtypeName = "float32"
