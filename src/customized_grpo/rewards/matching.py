@@ -33,39 +33,10 @@ def matched_similarity(similarity: Float[Tensor, "r b"], *, missing: float, surp
 def assignment(worth: Float[np.ndarray, "r b"]) -> list[tuple[int, int]]:
     """min(R, B) pairs (row, column) of the largest sum, each row and column in one pair at most; sorted by row.
 
-    The Hungarian method (Kuhn 1955) by shortest augmenting paths (Jonker and Volgenant 1987), O(R^2 B). ``scipy`` has
-    it as ``linear_sum_assignment``, but is no dependency of this package.
-
     Args:
         worth: finite.
     """
-    rows, columns = worth.shape
-    if rows > columns:
-        return sorted((row, column) for column, row in assignment(worth.T))
-    if not rows:
-        return []
-    cost = worth.max() - worth
-    row_price, column_price = np.zeros(rows), np.zeros(columns)
-    owner = np.full(columns, -1)
-    for row in range(rows):
-        distance = cost[row] - row_price[row] - column_price
-        before, done = np.full(columns, -1), np.zeros(columns, dtype=bool)
-        while True:
-            nearest = int(np.where(done, np.inf, distance).argmin())
-            done[nearest] = True
-            if owner[nearest] < 0:
-                break
-            taken = owner[nearest]
-            through = distance[nearest] + cost[taken] - row_price[taken] - column_price
-            shorter = ~done & (through < distance)
-            distance[shorter], before[shorter] = through[shorter], nearest
-        rest = np.where(done, distance[nearest] - distance, 0.0)
-        column_price -= rest
-        row_price[row] += distance[nearest]
-        passed = done & (owner >= 0)
-        row_price[owner[passed]] += rest[passed]
-        while before[nearest] >= 0:
-            owner[nearest] = owner[before[nearest]]
-            nearest = before[nearest]
-        owner[nearest] = row
-    return sorted((int(row), column) for column, row in enumerate(owner) if row >= 0)
+    from scipy.optimize import linear_sum_assignment  # a third of a second to import
+
+    rows, columns = linear_sum_assignment(worth, maximize=True)
+    return list(zip(rows.tolist(), columns.tolist(), strict=True))
