@@ -1,9 +1,9 @@
 """Copying: how much nearer an image is to the reference that it was drawn from than to other photos of the subject.
 
 Dimensions: G images, V other photos, D features. After the copy-paste metric of WithAnyone (arXiv 2510.14975):
-(theta_gt - theta_gr) / theta_tr, by angles between features of image g, reference r and truth t, as we know it; its code
-was not at hand to compare with. It compares faces with the picture that a prompt describes; here whole pictures are
-compared with the subject's other photos.
+(theta_gt - theta_gr) / theta_tr, by angles between features of image g, reference r and truth t, as we know it; its
+code was not at hand to compare with. It compares faces with the picture that a prompt describes; here whole pictures
+are compared with the subject's other photos.
 """
 
 from collections.abc import Mapping
