@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, final
 
 from customized_grpo.rewards.judge.numbers import of_member, others, plain, stated, without_scale
-from customized_grpo.rewards.judge.objects import NAME, Found, objects, whole
+from customized_grpo.rewards.judge.objects import NAME, Found, ascii_of, objects, whole
 from customized_grpo.rewards.judge.thoughts import spoken
 from customized_grpo.rewards.judge.unscorable import Unscorable, shown
 
@@ -127,7 +127,7 @@ def _unescaped(text: str) -> str:
 
 
 def _of_object(text: str, found: Found, score: int) -> Answer:
-    digits = _MEMBER.finditer(text, found.start, found.end)
+    digits = _MEMBER.finditer(ascii_of(text), found.start, found.end)
     matches = [match.start("digit") for match in digits if int(match["digit"]) == score]
     return Answer(score, matches[-1] if matches else -1, closed=True)
 

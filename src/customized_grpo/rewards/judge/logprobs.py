@@ -5,13 +5,15 @@ Whole numbers often tie in a group, and a tied group has no gradient; the expect
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import Any, Final, TypeVar, final
 
 from customized_grpo.rewards.judge.answer import Answer
-from customized_grpo.rewards.judge.rubrics import BEST, WORST
+from customized_grpo.rewards.judge.numbers import of_token
 from customized_grpo.rewards.judge.unscorable import Unscorable, shown
+
+T = TypeVar("T")
 
 _SPECIAL: Final = re.compile(rb"<[^<>\s]+>|\[[A-Z_]+\]")
 """End-of-turn tokens: ``<|im_end|>``, ``</s>``, ``[EOS]``."""
@@ -68,8 +70,8 @@ def expected_score(text: str, answer: Answer, tokens: Sequence[Any] | None) -> f
             "the endpoint gave no log-probabilities; take another endpoint, or in a new run expected: false"
         )
     token = _token_at(text[answer.at :], tokens)
-    if token is not None and token.token.strip() == str(answer.score):
-        weights = _weights({entry.token: entry.logprob for entry in token.top_logprobs or ()})
+    if token is not None and of_token(token.token) == answer.score:
+        weights = weights_of(token.top_logprobs, of_token)
         mass = sum(weights.values())
         if answer.score in weights and mass >= _MIN_MASS:
             return sum(score * weight for score, weight in weights.items()) / mass
@@ -93,11 +95,13 @@ def _token_at(tail: str, tokens: Sequence[Any]) -> Any:
     return None
 
 
-def _weights(alternatives: Mapping[str, float]) -> dict[int, float]:
-    """Probability of each score; a digit with or without a leading space is the same score."""
-    weights: dict[int, float] = {}
-    for token, logprob in alternatives.items():
-        digit = token.strip()
-        if re.fullmatch(r"\d", digit) and WORST <= int(digit) <= BEST and logprob <= 0.0:
-            weights[int(digit)] = weights.get(int(digit), 0.0) + math.exp(logprob)
+def weights_of(alternatives: Sequence[Alternative], value: Callable[[str], T | None]) -> dict[T, float]:
+    """Probability of each value, summed over the tokens that spell it; what ``value`` gives None for is left out.
+
+    Several tokens of a vocabulary may have one text, so equal texts are summed too, unless one is listed twice.
+    """
+    weights: dict[T, float] = {}
+    for one in dict.fromkeys(alternatives):
+        if (found := value(one.token)) is not None and one.logprob <= 0.0:
+            weights[found] = weights.get(found, 0.0) + math.exp(one.logprob)
     return weights

@@ -8,6 +8,8 @@ from customized_grpo.rewards.judge.rubrics import BEST, WORST
 from customized_grpo.rewards.judge.unscorable import Unscorable, shown
 
 _GRADES: Final = r"(?:very\s+)?(?:poor|bad|fair|good|excellent|perfect)\b"
+_DECIMAL: Final = r"[+-]?\d+(?:\.\d*|,\d\d?)?"
+"""A number, with a point or a comma for its decimals; three digits behind a comma would be thousands."""
 _LIMIT: Final = 120
 _SCALE: Final = re.compile(
     r"\(?(?:(?:(?:\bscores?\s+|\b(?:on\s+)?(?:an?|the)\s+)?\b(?:scale|range)s?\b\W{0,6}(?:(?:is|of|from)\s+)*)?"
@@ -17,11 +19,11 @@ _SCALE: Final = re.compile(
 """The scale and its best, which are no scores: "0 to 4", "(score range: 0-4)", "on a scale of 0 to 4", "/4"."""
 _STATED: Final = re.compile(
     rf"^(?:\s*[–—]\s+|[\s*_`:=|\"']*)(?:is\s+)?(?:{_GRADES})?[\s*_`(\[<$\"']*(?:\\boxed\s*{{\s*)?"
-    rf"(?P<number>[+-]?\d+(?:\.\d*)?)[\s*_`(\])>}}$\"'|]*(?:[-–—,(]?\s*{_GRADES}[\s*_`)]*)?[\s*_`)\].,;!\"'|]*$",
+    rf"(?P<number>{_DECIMAL})(?:\s*(?:points?\b|分))?[\s*_`(\])>}}$\"'|]*(?:[-–—,(]?\s*{_GRADES}[\s*_`)]*)?[\s*_`)\].,;!\"'|]*$",
     re.IGNORECASE,
 )
-"""A number alone, or after or before a grade: "3", "3.0", "[3]", "Excellent (4)". Nothing else may stand around it:
-"not 3" and "less than 3" are not a 3."""
+"""A number alone, or after or before a grade: "3", "3.0", "[3]", "3 points", "Excellent (4)". Nothing else may
+stand around it: "not 3" and "less than 3" are not a 3."""
 _NUMBER: Final = re.compile(r"(?<![A-Za-z_\d.,])\d+(?:[.,]\d+)?(?![A-Za-z_])")
 _PLAIN: Final = (
     {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
@@ -64,7 +66,7 @@ def on_scale(number: str, text: str) -> int:
         Unscorable: not whole, or out of range.
     """
     try:
-        value = Decimal(number)
+        value = Decimal(number.replace(",", "."))
         score = next((score for score in range(WORST, BEST + 1) if value == score), None)
     except (InvalidOperation, ValueError):
         raise Unscorable(f"the score is not a whole number: {shown(text)}") from None
@@ -73,6 +75,15 @@ def on_scale(number: str, text: str) -> int:
     if value.is_finite() and not WORST <= value <= BEST:
         raise Unscorable(f"the score {shown(number)[1:-1]} is outside {WORST} to {BEST}: {shown(text)}")
     raise Unscorable(f"the score is not a whole number: {shown(text)}")
+
+
+def of_token(token: str) -> int | None:
+    """The score that a token is, however it is spelled: "3", " 3", "+3", "3.0"; None: it is none."""
+    word = plain(token).strip(" \t\r\n\"'")
+    try:
+        return on_scale(word, token) if re.fullmatch(_DECIMAL, word) else None
+    except Unscorable:
+        return None
 
 
 def of_member(value: Any, text: str) -> int:

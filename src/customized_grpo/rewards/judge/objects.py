@@ -65,6 +65,11 @@ def objects(text: str) -> Iterator[Found]:
         at = _next(text, at + 1 if found is None else found.end)
 
 
+def ascii_of(text: str) -> str:
+    """The text with the punctuation and digits of JSON in the place of their full-width and typographic forms."""
+    return plain(text).translate({0x201C: '"', 0x201D: '"'})
+
+
 def whole(text: str) -> Found | None:
     """The object of strict JSON that a text is from end to end, if it is one."""
     found = _strict(text, len(text) - len(text.lstrip())) if text.lstrip().startswith("{") else None
@@ -103,7 +108,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _by_yaml(text: str, start: int) -> Found | None:
-    ascii_text = plain(text).translate({0x201C: '"', 0x201D: '"'})
+    ascii_text = ascii_of(text)
     if not _LIKE.match(ascii_text, start):
         return None
     end, clean = _whole(ascii_text, start)
@@ -133,10 +138,24 @@ def _whole(text: str, start: int) -> tuple[int | None, str]:
 
 
 def _pairs(node: Any) -> tuple[tuple[str, Any], ...]:
-    """Members of a mapping; a plain scalar that JSON would call a number is one."""
+    """Members of a mapping; a plain scalar that JSON would call a number is one.
+
+    Raises:
+        ValueError: a number stands where a member's name should be, and isn't the decimals of the number before it.
+    """
     if not isinstance(node, yaml.MappingNode):
         return ()
-    return tuple((str(key.value), _value(value)) for key, value in node.value)
+    pairs, end = list[tuple[str, Any]](), -1
+    for key, value in node.value:
+        if key.tag.endswith((":int", ":float")):
+            whole = pairs[-1][1] if pairs else None
+            if not isinstance(whole, Number) or key.start_mark.index != end + 1 or not key.value.isdigit():
+                raise ValueError(f"{key.value} is no member's name")
+            pairs[-1] = (pairs[-1][0], Number(f"{whole}.{key.value}"))
+        else:
+            pairs.append((str(key.value), _value(value)))
+        end = value.end_mark.index
+    return tuple(pairs)
 
 
 def _value(node: Any) -> Any:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from customized_grpo.rewards.judge.answer import Answer, Unscorable, read
-from customized_grpo.rewards.judge.logprobs import expected_score
+from customized_grpo.rewards.judge.logprobs import Alternative, expected_score
 
 SCORES = st.integers(0, 4)
 WORDS = st.text(st.characters(blacklist_characters="{}", blacklist_categories=("Cs",)), max_size=60)
@@ -108,6 +108,39 @@ def test_what_is_clear_is_read(text: str, score: int) -> None:
     assert text[answer.at] == str(score)
 
 
+NUMBERS = (
+    *(
+        "3",
+        "3.0",
+        "3.00",
+        "3.",
+        "+3",
+        "+3.0",
+        "3,0",
+        "3,00",
+        "\uff13",
+        "\uff13.\uff10",
+        "\uff13\uff0e\uff10",
+        "\uff0b\uff13",
+    ),
+    *("3/4", "3.0/4", "3.0/4.0", "3 / 4.00", "3.0 out of 4", "3 points", "3.0 points", "3/4 points", "3\u5206"),
+)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("form", ["{}", "Score: {}", "**Score:** {}", "{{'score': \"{}\"}}", '{{"Score": "{}"}}'])
+def test_a_whole_number_is_read_however_it_is_written(form: str, number: str) -> None:
+    text = form.format(number)
+    assert read(text).score == 3
+    assert int(text[read(text).at]) in (0, 3)
+
+
+@pytest.mark.parametrize("number", ["3", "3.0", "3.00", "+3", "3,0", "\uff13", "\uff13.\uff10", "3e0"])
+def test_a_whole_number_of_json_is_read_however_it_is_written(number: str) -> None:
+    for text in (f'{{"score": {number}}}', f'{{"analysis": "red", "score": {number}, "sure": true}}'):
+        assert read(text).score == 3
+
+
 @pytest.mark.parametrize("answer", ["Score: 3", "**3**\n\nScore: 3", '{"score": 3}', '```json\n{"score": 3}\n```'])
 @pytest.mark.parametrize(
     "words",
@@ -169,7 +202,15 @@ def test_what_is_written_oddly_is_read_and_has_no_expectation_of_another_digit(t
         ("Score range: 0 to 4", "there is no score"),
         ("{'score': 3, 'score': 4}", "several scores"),
         ("Score: 4\nThe scale:\nScore: 0 - nothing\nScore: 1 - a little", "can't be read"),
-        ("Score: 3,5", "can't be read"),
+        ("Score: 3,5", "not a whole number"),
+        ('{"score": "3,5"}', "not a whole number"),
+        ('{"score": 3,5}', "not a whole number"),
+        ('{"score": 3, 5}', "JSON can't be read"),
+        ('{"score": 3,5.0}', "JSON can't be read"),
+        ("{'a': 'x',5, 'score': 3}", "JSON can't be read"),
+        ("Score: 3,000", "can't be read"),
+        ("Score: 3.5 points", "not a whole number"),
+        ("Score: 2.9999999", "not a whole number"),
         ("Score: 75%", "can't be read"),
         ("Score: 4/5", "can't be read"),
         ("Score: 3.5", "not a whole number"),
@@ -262,9 +303,7 @@ def tokens(*pieces: str, digit: dict[str, float]) -> list[Any]:
         SimpleNamespace(
             token=piece,
             bytes=None,
-            top_logprobs=[SimpleNamespace(token=t, logprob=math.log(p)) for t, p in digit.items()]
-            if piece.strip().isdigit()
-            else [],
+            top_logprobs=[Alternative(t, math.log(p)) for t, p in digit.items()] if piece.strip().isdigit() else [],
         )
         for piece in pieces
     ]
@@ -286,6 +325,17 @@ PIECES = ('{"', "score", '":', " 3", "}")
 def test_the_expectation_is_over_scores_alone(digit: dict[str, float], expected: float) -> None:
     text = "".join(PIECES)
     assert expected_score(text, read(text), tokens(*PIECES, digit=digit)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("spelling", ["3", " 3", "\uff13", "+3", "3.0", '"3', "3\n"])
+def test_the_expectation_counts_every_spelling_of_a_score_once(spelling: str) -> None:
+    listed = [Alternative(spelling, math.log(0.4)), Alternative("3", math.log(0.2)), Alternative("2", math.log(0.4))]
+    token = SimpleNamespace(token=spelling, bytes=None, top_logprobs=[*listed, listed[0]])
+    text = "Score: " + spelling.strip('"')
+    given = [SimpleNamespace(token="Score: ", bytes=None, top_logprobs=[]), token]
+    if spelling == '"3':
+        text = "Score: " + spelling
+    assert expected_score(text, read(text), given) == pytest.approx(2.6)
 
 
 @given(st.lists(st.floats(0.01, 1.0), min_size=5, max_size=5), SCORES)
