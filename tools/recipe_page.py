@@ -21,6 +21,7 @@ NESTED = {
     "full": "FullSettings",
     "base_lora": "BaseLora",
     "segmenter": "SegmenterConfig",
+    "rubric": "Rubric",
     "levels": "Levels",
     "old": "Old",
 }
@@ -82,7 +83,7 @@ def _rows(node: dict[str, Any], defined: dict[str, Any], nested: dict[str, Any],
 
 def _allowed(key: str, field: dict[str, Any], defined: dict[str, Any], nested: dict[str, Any]) -> str:
     if key in nested:
-        return "a section"
+        return "a text, or a section" if {"type": "string"} in field.get("anyOf", ()) else "a section"
     by_name = field.get("additionalProperties")
     if isinstance(by_name, dict):
         return "sections by name, below" if "anyOf" in by_name else "values by name"

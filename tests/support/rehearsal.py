@@ -34,7 +34,7 @@ from PIL import Image
 
 from customized_grpo.commands.app import app
 from customized_grpo.rewards import hpsv3, hpsv3_prompt
-from customized_grpo.rewards.judge.rubrics import BEST
+from customized_grpo.rewards.judge.scale import DREAMBENCH
 from customized_grpo.training import setup, trainer
 from dreambench_folder import make_dreambench
 from forked import exit_code, forked, two_ranks
@@ -243,8 +243,8 @@ def rehearse(case: str, world: Path, folder: Path) -> None:
 
 def judged(request: Request) -> Reply:
     """A judge of firm taste: in words where JSON isn't asked for, and with vLLM's log-probabilities."""
-    liked = zlib.crc32(request.image.tobytes()) / 2**32 * BEST
-    low = min(int(liked), BEST - 1)
+    liked = zlib.crc32(request.image.tobytes()) / 2**32 * DREAMBENCH.best
+    low = min(int(liked), DREAMBENCH.best - 1)
     odds = {str(low): low + 1 - liked, str(low + 1): liked - low}
     best = max(odds, key=lambda digit: odds[digit])
     if "response_format" not in request.body:

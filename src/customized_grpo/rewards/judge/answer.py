@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, final
 
 from customized_grpo.rewards.judge.numbers import of_member, others, plain, stated, without_scale
-from customized_grpo.rewards.judge.objects import NAME, Found, ascii_of, objects, whole
+from customized_grpo.rewards.judge.objects import NAME, Found, ascii_of, objects, scores_on, whole
+from customized_grpo.rewards.judge.scale import DREAMBENCH, Scale
 from customized_grpo.rewards.judge.thoughts import spoken
 from customized_grpo.rewards.judge.unscorable import Unscorable, shown
 
@@ -31,7 +32,7 @@ _LINE: Final = re.compile(
     re.IGNORECASE,
 )
 _EMPTY: Final = " \t*_`:=|\"'"
-_TAKEN_BACK: Final = re.compile(
+TAKEN_BACK: Final = re.compile(
     r"\b(?:wait|actually|correction|oops|sorry|scratch\s+that|make\s+(?:that|it)|or\s+rather|mistaken"
     r"|(?:on|upon)\s+(?:second\s+thoughts?|(?:further\s+)?reflection)|reconsider\w*|revis(?:ed?|ing|ion)"
     r"|(?:my|made\s+an?)\s+(?:mistake|error)|too\s+(?:high|low|generous|harsh|strict|lenient)"
@@ -53,7 +54,7 @@ class Answer:
     """A parsed answer.
 
     Attributes:
-        score: 0 to 4.
+        score: on its scale.
         at: position of its digit in the text; -1 if it is written in an unusual way.
         closed: whether it is a JSON object, which can't be the start of a longer answer.
     """
@@ -79,7 +80,7 @@ class _Line:
     end: int
 
 
-def read(text: str) -> Answer:
+def read(text: str, scale: Scale = DREAMBENCH) -> Answer:
     """The score of a text, by the rules above.
 
     Raises:
@@ -87,32 +88,33 @@ def read(text: str) -> Answer:
             thoughts.
     """
     if _ESCAPED.match(text) and (inner := _unescaped(text)):
-        return replace(read(inner), at=-1)
-    alone = whole(text)  # tags of thoughts in its strings are words
-    outside = text if alone is not None and alone.scores else spoken(text)
-    found = list(objects(outside))
-    from_json = [_of_object(text, one, of_member(value, text)) for one in found for value in one.scores]
-    words = _without(outside, found)
-    lines = _lines(words)
+        return replace(read(inner, scale), at=-1)
+    members = scores_on(scale)
+    alone = whole(text, members)  # tags of thoughts in its strings are words
+    outside = text if alone is not None and alone.values else spoken(text)
+    found = list(objects(outside, members))
+    from_json = [_of_object(text, one, of_member(value, text, scale)) for one in found for value in one.values]
+    words = without_scale(without_objects(outside, found), scale)
+    lines = _lines(words, scale)
     has_final = any(line.rank == "final" and line.answer for line in lines)
     said = [line.answer for line in lines if line.answer and not (has_final and line.rank == "plain")]
     if len({answer.score for answer in (*said, *from_json)}) > 1:
         raise Unscorable(f"the answer gives several scores: {shown(text)}")
-    behind = max([0, *(line.end for line in lines if line.answer), *(one.end for one in found if one.scores)])
+    behind = max([0, *(line.end for line in lines if line.answer), *(one.end for one in found if one.values)])
     if unread := [line.words for line in lines if not line.answer and line.start >= behind]:
         raise Unscorable(f"the score line can't be read: {shown(unread[-1])}")
     if not said and not from_json:
-        return _alone(words, outside, found)
+        return _alone(words, outside, found, scale)
     answer = (said + from_json)[-1]
-    if _TAKEN_BACK.search(words[behind:]) or others(words[behind:], answer.score):
+    if TAKEN_BACK.search(words[behind:]) or others(words[behind:], answer.score):
         raise Unscorable(f"what follows the score may take it back: {shown(outside[behind:])}")
     return answer
 
 
-def _alone(words: str, outside: str, found: list[Found]) -> Answer:
+def _alone(words: str, outside: str, found: list[Found], scale: Scale) -> Answer:
     """The answer of a reply that is a number and nothing else."""
     start = len(words) - len(words.lstrip())
-    number = None if found else stated(words.strip())
+    number = None if found else stated(words.strip(), scale)
     if number is None:
         raise Unscorable(f"there is no score in the answer: {shown(outside)}")
     return Answer(number[0], start + number[1])
@@ -132,14 +134,14 @@ def _of_object(text: str, found: Found, score: int) -> Answer:
     return Answer(score, matches[-1] if matches else -1, closed=True)
 
 
-def _without(text: str, found: list[Found]) -> str:
-    """The words around the objects, without tags and the scale; positions kept."""
+def without_objects(text: str, found: list[Found]) -> str:
+    """The words around the objects, without tags; positions kept."""
     for one in found:
         text = text[: one.start] + re.sub(r"[^\n]", " ", text[one.start : one.end]) + text[one.end :]
-    return without_scale(plain(_WRAPPER.sub(lambda tag: " " * len(tag[0]), text)))
+    return plain(_WRAPPER.sub(lambda tag: " " * len(tag[0]), text))
 
 
-def _lines(text: str) -> list[_Line]:
+def _lines(text: str, scale: Scale) -> list[_Line]:
     lines, at = list[_Line](), 0
     pieces = text.splitlines(keepends=True)
     for number, piece in enumerate(pieces):
@@ -149,7 +151,7 @@ def _lines(text: str) -> list[_Line]:
                 rest = _HEADED.match("".join(pieces[number:]), match.start("rest"))[0]  # type: ignore[index]
             end, closed = start + len(rest), _CLOSED.match(rest)
             start, rest = (start + closed.start("inside"), closed["inside"]) if closed else (start, rest)
-            number_at = stated(rest)
+            number_at = stated(rest, scale)
             answer = None if number_at is None else Answer(number_at[0], start + number_at[1])
             rank: Literal["plain", "final", "answer"] = "final" if match["final"] else "plain"
             lines.append(_Line(answer, "answer" if match["answer"] else rank, piece.strip(), at, end))

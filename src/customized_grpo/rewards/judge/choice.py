@@ -6,11 +6,13 @@ those that say that the answer is cut off, filtered, or a call of a tool; what w
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, final
 
 from customized_grpo.rewards.judge.answer import Answer, read
-from customized_grpo.rewards.judge.objects import whole
+from customized_grpo.rewards.judge.objects import Members, scores_on, whole
+from customized_grpo.rewards.judge.scale import DREAMBENCH
 from customized_grpo.rewards.judge.unscorable import Unscorable, shown
 
 _FILTERED: Final = re.compile(
@@ -28,13 +30,35 @@ _THOUGHTS: Final = ("reasoning_content", "reasoning", "thinking", "reasoning_det
 _SILENT_PARTS: Final = ("thinking", "reasoning", "redacted_thinking", "thought")
 
 
-def read_choices(choices: Sequence[Any]) -> tuple[str, Answer]:
+@final
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """How the words of a reply become an answer.
+
+    Attributes:
+        read: the answer of a text; it raises ``Unscorable``.
+        members: of a JSON object, those that are the answer; None: it is never one.
+        value_of: the answer that a token is, where the score is the expectation over tokens; None: it is the answer.
+        cut: whether an answer that is cut off counts, because it stands first.
+    """
+
+    read: Callable[[str], Answer]
+    members: Members | None = None
+    value_of: Callable[[str], int | None] | None = None
+    cut: bool = False
+
+
+SCORES: Final = Reader(read, scores_on(DREAMBENCH))
+"""Scores of 0 to 4."""
+
+
+def read_choices(choices: Sequence[Any], reader: Reader = SCORES) -> tuple[str, Answer]:
     """Text and answer of a chat completion's first choice, with which all others must agree.
 
     Raises:
         Unscorable: as by ``read_choice``, of any of them; or they give several scores.
     """
-    first, *others = [read_choice(choice) for choice in choices]
+    first, *others = [read_choice(choice, reader) for choice in choices]
     if any(answer.score != first[1].score for _, answer in others):
         scores = ", ".join(str(answer.score) for _, answer in (first, *others))
         raise Unscorable(
@@ -43,7 +67,7 @@ def read_choices(choices: Sequence[Any]) -> tuple[str, Answer]:
     return first
 
 
-def read_choice(choice: Any) -> tuple[str, Answer]:
+def read_choice(choice: Any, reader: Reader = SCORES) -> tuple[str, Answer]:
     """Text and answer of a chat completion's choice.
 
     Raises:
@@ -57,13 +81,13 @@ def read_choice(choice: Any) -> tuple[str, Answer]:
     ending = _ending(choice)
     if _FILTERED.search(ending):
         raise Unscorable(f"refused by the endpoint's content filter: the answer ended by {ending!r}")
-    if _CUT.search(ending):
+    if _CUT.search(ending) and not reader.cut:
         raise Unscorable(f"the answer ended by {ending!r}: it is cut off; raise answer_tokens")
     text = _text(message.get("content"))
     if _TOOL.search(ending) or (message.get("tool_calls") and not text.strip()):
         raise Unscorable(f"the answer ended by {ending!r}: it calls a tool, and none is offered")
-    text = text if text.strip() else _from_thoughts(message, ending)
-    answer = read(text)
+    text = text if text.strip() else _from_thoughts(message, ending, reader)
+    answer = reader.read(text)
     if _BROKEN.search(ending) and not answer.closed:
         raise Unscorable(f"the answer ended by {ending!r}, so its score line may not be whole: {shown(text)}")
     return text, answer
@@ -92,7 +116,7 @@ def _text(content: Any) -> str:
     return "".join(words)
 
 
-def _from_thoughts(message: Mapping[str, Any], ending: str) -> str:
+def _from_thoughts(message: Mapping[str, Any], ending: str, reader: Reader) -> str:
     """The answer that a server took for thoughts: one JSON object and nothing else, as of vLLM's and SGLang's parsers.
 
     Raises:
@@ -102,8 +126,9 @@ def _from_thoughts(message: Mapping[str, Any], ending: str) -> str:
     if field is None:
         raise Unscorable(f"the answer is empty (it ended by {ending!r})" if ending != "stop" else "the answer is empty")
     thoughts = message[field]
-    if isinstance(thoughts, str) and (found := whole(thoughts)) is not None and found.scores:
-        return thoughts
+    found = whole(thoughts, reader.members) if isinstance(thoughts, str) and reader.members is not None else None
+    if found is not None and found.values:
+        return str(thoughts)
     raise Unscorable(
         f"the answer is empty, and what the endpoint sent is in {field!r}: {shown(_text(thoughts) or str(thoughts))}; "
         "raise answer_tokens so that thinking comes to an end, start the server with the model's own reasoning parser, "

@@ -1,25 +1,25 @@
-"""The expectation of a score, sum_s s p(s) over 0 to 4, from the log-probabilities of the answered digit.
+"""The expectation of an answer, sum_s s p(s), from the log-probabilities of the token in which it was given.
 
-Whole numbers often tie in a group, and a tied group has no gradient; the expectation doesn't tie.
+A digit: whole numbers often tie in a group, and a tied group has no gradient; the expectation doesn't tie. A word: yes
+is 1 and no is 0, so it is the probability of yes, p(yes) / (p(yes) + p(no)) (PaCo-RL, arXiv 2512.04784). The form is
+OpenAI's, as vLLM gives it too: ``choices[].logprobs.content[].top_logprobs[]``.
 """
 
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar, final
+from typing import Any, Final, final
 
 from customized_grpo.rewards.judge.answer import Answer
 from customized_grpo.rewards.judge.numbers import of_token
 from customized_grpo.rewards.judge.unscorable import Unscorable, shown
 
-T = TypeVar("T")
-
 _SPECIAL: Final = re.compile(rb"<[^<>\s]+>|\[[A-Z_]+\]")
 """End-of-turn tokens: ``<|im_end|>``, ``</s>``, ``[EOS]``."""
 _BLANK: Final = b" \t\r\n"
 _MIN_MASS: Final = 0.5
-"""Probability mass of all scores below which the model was not choosing a score at the digit's position."""
+"""Probability mass of all answers below which the model was not choosing an answer at the token's position."""
 
 
 @final
@@ -56,22 +56,26 @@ def tokens_of(choice: Mapping[str, Any]) -> list[Token]:
         return []
 
 
-def expected_score(text: str, answer: Answer, tokens: Sequence[Any] | None) -> float:
-    """Expectation of the score over the alternatives of its digit's token.
+def expected_score(
+    text: str, answer: Answer, tokens: Sequence[Any] | None, value_of: Callable[[str], int | None] = of_token
+) -> float:
+    """Expectation of the answer over the alternatives of its token: of a digit, or of yes (1) and no (0).
 
     Args:
         tokens: as by ``tokens_of``.
+        value_of: the answer that a token is, however it is spelled; None: it is none.
 
     Raises:
-        Unscorable: the endpoint gave no log-probabilities, or none for that digit.
+        Unscorable: the endpoint gave no log-probabilities, or none for that token.
     """
     if not tokens:
         raise Unscorable(
-            "the endpoint gave no log-probabilities; take another endpoint, or in a new run expected: false"
+            "the endpoint gave no log-probabilities; take another endpoint, or in a new run expected: false and a "
+            "rubric that asks for a score"
         )
     token = _token_at(text[answer.at :], tokens)
-    if token is not None and of_token(token.token) == answer.score:
-        weights = weights_of(token.top_logprobs, of_token)
+    if token is not None and value_of(token.token) == answer.score:
+        weights = _weights(token.top_logprobs, value_of)
         mass = sum(weights.values())
         if answer.score in weights and mass >= _MIN_MASS:
             return sum(score * weight for score, weight in weights.items()) / mass
@@ -95,13 +99,13 @@ def _token_at(tail: str, tokens: Sequence[Any]) -> Any:
     return None
 
 
-def weights_of(alternatives: Sequence[Alternative], value: Callable[[str], T | None]) -> dict[T, float]:
-    """Probability of each value, summed over the tokens that spell it; what ``value`` gives None for is left out.
+def _weights(alternatives: Sequence[Alternative], value_of: Callable[[str], int | None]) -> dict[int, float]:
+    """Probability of each answer, summed over the tokens that spell it; other tokens are left out.
 
     Several tokens of a vocabulary may have one text, so equal texts are summed too, unless one is listed twice.
     """
-    weights: dict[T, float] = {}
+    weights: dict[int, float] = {}
     for one in dict.fromkeys(alternatives):
-        if (found := value(one.token)) is not None and one.logprob <= 0.0:
+        if (found := value_of(one.token)) is not None and one.logprob <= 0.0:
             weights[found] = weights.get(found, 0.0) + math.exp(one.logprob)
     return weights

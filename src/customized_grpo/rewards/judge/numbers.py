@@ -1,22 +1,18 @@
 """Numbers that a reply states as its score: a whole number of the scale, written in any way that has one meaning."""
 
 import re
+from dataclasses import replace
 from decimal import Decimal, InvalidOperation
+from functools import cache
 from typing import Any, Final, final
 
-from customized_grpo.rewards.judge.rubrics import BEST, WORST
+from customized_grpo.rewards.judge.scale import DREAMBENCH, Scale
 from customized_grpo.rewards.judge.unscorable import Unscorable, shown
 
 _GRADES: Final = r"(?:very\s+)?(?:poor|bad|fair|good|excellent|perfect)\b"
 _DECIMAL: Final = r"[+-]?\d+(?:\.\d*|,\d\d?)?"
 """A number, with a point or a comma for its decimals; three digits behind a comma would be thousands."""
 _LIMIT: Final = 120
-_SCALE: Final = re.compile(
-    r"\(?(?:(?:(?:\bscores?\s+|\b(?:on\s+)?(?:an?|the)\s+)?\b(?:scale|range)s?\b\W{0,6}(?:(?:is|of|from)\s+)*)?"
-    rf"(?<![\w.,/+-]){WORST}\s*(?:-|\u2013|to)|(?:/|\bout\s+of|\bof))\s*{BEST}(?:\.0*)?(?!\d|[.,/]\d|\s*%)\)?",
-    re.IGNORECASE,
-)
-"""The scale and its best, which are no scores: "0 to 4", "(score range: 0-4)", "on a scale of 0 to 4", "/4"."""
 _STATED: Final = re.compile(
     rf"^(?:\s*[–—]\s+|[\s*_`:=|\"']*)(?:is\s+)?(?:{_GRADES})?[\s*_`(\[<$\"']*(?:\\boxed\s*{{\s*)?"
     rf"(?P<number>{_DECIMAL})(?:\s*(?:points?\b|分))?[\s*_`(\])>}}$\"'|]*(?:[-–—,(]?\s*{_GRADES}[\s*_`)]*)?[\s*_`)\].,;!\"'|]*$",
@@ -37,21 +33,33 @@ def plain(text: str) -> str:
     return text.translate(_PLAIN)
 
 
-def without_scale(text: str) -> str:
+@cache
+def _said(scale: Scale) -> re.Pattern[str]:
+    """The scale and its best, which are no scores: "0 to 4", "(score range: 0-4)", "on a scale of 0 to 4", "/4"."""
+    return re.compile(
+        r"\(?(?:(?:(?:\bscores?\s+|\b(?:on\s+)?(?:an?|the)\s+)?\b(?:scale|range)s?\b\W{0,6}(?:(?:is|of|from)\s+)*)?"
+        rf"(?<![\w.,/+-]){scale.worst}\s*(?:-|\u2013|to)|(?:/|\bout\s+of|\bof))\s*{scale.best}(?:\.0*)?(?!\d|[.,/]\d|\s*%)\)?",
+        re.IGNORECASE,
+    )
+
+
+def without_scale(text: str, scale: Scale = DREAMBENCH) -> str:
     """The text with blanks for what says the scale; lines and positions stay."""
-    return _SCALE.sub(lambda said: re.sub(r"[^\n]", " ", said[0]), text)
+    return _said(scale).sub(lambda said: re.sub(r"[^\n]", " ", said[0]), text)
 
 
-def stated(text: str) -> tuple[int, int] | None:
+def stated(text: str, scale: Scale = DREAMBENCH) -> tuple[int, int] | None:
     """The score that a text states and nothing else, with the position of its first digit; None: not readable so.
+
+    Where an answer is a list of scores, one number alone is none.
 
     Raises:
         Unscorable: a number that is not of the scale.
     """
-    match = _STATED.match(without_scale(plain(text))) if len(text) <= _LIMIT else None
+    match = _STATED.match(without_scale(plain(text), scale)) if len(text) <= _LIMIT and scale.scores == 1 else None
     if match is None:
         return None
-    return on_scale(match["number"], text.strip(" :=*_`")), match.start("number") + (match["number"][0] in "+-")
+    return on_scale(match["number"], text.strip(" :=*_`"), scale), match.start("number") + (match["number"][0] in "+-")
 
 
 def others(text: str, score: int) -> bool:
@@ -59,7 +67,7 @@ def others(text: str, score: int) -> bool:
     return any(Decimal(number[0].replace(",", ".")) != score for number in _NUMBER.finditer(text))
 
 
-def on_scale(number: str, text: str) -> int:
+def on_scale(number: str, text: str, scale: Scale = DREAMBENCH) -> int:
     """A number as a score.
 
     Raises:
@@ -67,34 +75,43 @@ def on_scale(number: str, text: str) -> int:
     """
     try:
         value = Decimal(number.replace(",", "."))
-        score = next((score for score in range(WORST, BEST + 1) if value == score), None)
+        score = next((score for score in scale.values() if value == score), None)
     except (InvalidOperation, ValueError):
         raise Unscorable(f"the score is not a whole number: {shown(text)}") from None
     if score is not None:
         return score
-    if value.is_finite() and not WORST <= value <= BEST:
-        raise Unscorable(f"the score {shown(number)[1:-1]} is outside {WORST} to {BEST}: {shown(text)}")
+    if value.is_finite() and not scale.worst <= value <= scale.best:
+        raise Unscorable(f"the score {shown(number)[1:-1]} is outside {scale.worst} to {scale.best}: {shown(text)}")
     raise Unscorable(f"the score is not a whole number: {shown(text)}")
 
 
-def of_token(token: str) -> int | None:
+def of_token(token: str, scale: Scale = DREAMBENCH) -> int | None:
     """The score that a token is, however it is spelled: "3", " 3", "+3", "3.0"; None: it is none."""
     word = plain(token).strip(" \t\r\n\"'")
     try:
-        return on_scale(word, token) if re.fullmatch(_DECIMAL, word) else None
+        return on_scale(word, token, scale) if re.fullmatch(_DECIMAL, word) else None
     except Unscorable:
         return None
 
 
-def of_member(value: Any, text: str) -> int:
+def of_member(value: Any, text: str, scale: Scale = DREAMBENCH) -> int:
     """The score in a member of a JSON object, of which numbers are given as ``Decimal``'s text in a ``Number``.
 
     Raises:
-        Unscorable: no number, not whole, or out of range.
+        Unscorable: no number, not whole, out of range, or another number of scores than the rubric asks for.
     """
+    if scale.scores > 1:
+        values = value if isinstance(value, list) else [value]
+        if len(values) != scale.scores:
+            raise Unscorable(f"the answer gives {len(values)} of {scale.scores} scores: {shown(text)}")
+        return [_of_one(one, text, scale) for one in values][scale.take - 1]
+    return _of_one(value, text, scale)
+
+
+def _of_one(value: Any, text: str, scale: Scale) -> int:
     if isinstance(value, Number):
-        return on_scale(value, text)
-    if isinstance(value, str) and (found := stated(value)) is not None:
+        return on_scale(value, text, scale)
+    if isinstance(value, str) and (found := stated(value, replace(scale, scores=1, take=1))) is not None:
         return found[0]
     raise Unscorable(f"the score is not a whole number: {shown(text)}")
 

@@ -7,19 +7,18 @@ members and its tags are refused here.
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
 import yaml
 
 from customized_grpo.rewards.judge.numbers import Number, plain, stated
+from customized_grpo.rewards.judge.scale import Scale
 from customized_grpo.rewards.judge.unscorable import Unscorable, shown
 
 NAME: Final = r"(?:(?:final|overall)[\s_-]*)?(?:score|(?P<other>rating|grade|answer))"
 """A member that is the score. What has another name than that is one only where its value can be one."""
-_NAME: Final = re.compile(NAME, re.IGNORECASE)
-_MENTION: Final = re.compile(rf"(?:[\"']|[{{,]\s*){NAME}[\"']?\s*:", re.IGNORECASE)
 _TOKEN: Final = re.compile(
     r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'(?=\s*[,:}\]])|(?P<comment>//[^\n]*|/\*.*?\*/|(?<=\s)#[^\n]*)|(?P<brace>[{}])",
     re.DOTALL,
@@ -37,29 +36,55 @@ _DECODER: Final = json.JSONDecoder(
 
 @final
 @dataclass(frozen=True, slots=True)
-class Found:
-    """An object at [start, end) of the text.
+class Members:
+    """The members of an object that are answers.
 
     Attributes:
-        scores: values of its members that are scores by name.
+        name: regular expression of their names; what its group ``other`` matches is one only where ``fits`` holds.
+        fits: whether a value can be an answer.
     """
+
+    name: str
+    fits: Callable[[Any], bool]
+
+    def of(self, pairs: Any) -> list[Any]:
+        """Their values; those of an only member, if it is an object, count as its own."""
+        named = [(re.fullmatch(self.name, str(name).strip(), re.IGNORECASE), value) for name, value in pairs]
+        values = [value for name, value in named if name and (name["other"] is None or self.fits(value))]
+        only = pairs[0][1] if len(pairs) == 1 else None
+        return self.of(only) if not values and _is_object(only) else values
+
+    def mentioned(self, text: str) -> bool:
+        """True if a text names one."""
+        return bool(re.search(rf"(?:[\"']|[{{,]\s*){self.name}[\"']?\s*:", text, re.IGNORECASE))
+
+
+def scores_on(scale: Scale) -> Members:
+    """The members that are scores."""
+    return Members(NAME, lambda value: _is_number(value, scale))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An object at [start, end) of the text, and the values of its members that are answers."""
 
     start: int
     end: int
-    scores: Sequence[Any]
+    values: Sequence[Any]
 
 
-def objects(text: str) -> Iterator[Found]:
+def objects(text: str, members: Members) -> Iterator[Found]:
     """The outermost objects of a text, in order.
 
     Raises:
-        Unscorable: one that has a score can't be read, or is nested too deeply.
+        Unscorable: one that has an answer can't be read, or is nested too deeply.
     """
     at, tries = _next(text, 0), 0
     while at != -1:
-        found = _strict(text, at)
+        found = _strict(text, at, members)
         if found is None and tries < _TRIES:
-            found, tries = _by_yaml(text, at), tries + 1
+            found, tries = _by_yaml(text, at, members), tries + 1
         if found is not None:
             yield found
         at = _next(text, at + 1 if found is None else found.end)
@@ -70,20 +95,20 @@ def ascii_of(text: str) -> str:
     return plain(text).translate({0x201C: '"', 0x201D: '"'})
 
 
-def whole(text: str) -> Found | None:
+def whole(text: str, members: Members) -> Found | None:
     """The object of strict JSON that a text is from end to end, if it is one."""
-    found = _strict(text, len(text) - len(text.lstrip())) if text.lstrip().startswith("{") else None
+    found = _strict(text, len(text) - len(text.lstrip()), members) if text.lstrip().startswith("{") else None
     return found if found is not None and not text[found.end :].strip() else None
 
 
-def _strict(text: str, at: int) -> Found | None:
+def _strict(text: str, at: int, members: Members) -> Found | None:
     try:
         pairs, end = _DECODER.raw_decode(text, at)
     except json.JSONDecodeError:
         return None
     except RecursionError:
         raise Unscorable("the answer is nested too deeply") from None
-    return Found(at, end, _scores(pairs))
+    return Found(at, end, members.of(pairs))
 
 
 def _next(text: str, start: int) -> int:
@@ -91,37 +116,29 @@ def _next(text: str, start: int) -> int:
     return min(ats, default=-1)
 
 
-def _scores(pairs: Any) -> list[Any]:
-    """Values of the members that are scores; those of an only member, if it is an object, count as its own."""
-    named = [(_NAME.fullmatch(str(name).strip()), value) for name, value in pairs]
-    scores = [value for name, value in named if name and (name["other"] is None or _is_number(value))]
-    only = pairs[0][1] if len(pairs) == 1 else None
-    return _scores(only) if not scores and _is_object(only) else scores
-
-
 def _is_object(value: Any) -> bool:
     return isinstance(value, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Number) or (isinstance(value, str) and stated(value) is not None)
+def _is_number(value: Any, scale: Scale) -> bool:
+    return isinstance(value, Number) or (isinstance(value, str) and stated(value, scale) is not None)
 
 
-def _by_yaml(text: str, start: int) -> Found | None:
+def _by_yaml(text: str, start: int, members: Members) -> Found | None:
     ascii_text = ascii_of(text)
     if not _LIKE.match(ascii_text, start):
         return None
     end, clean = _whole(ascii_text, start)
     part = clean if end is not None else ascii_text[start:]
-    if not _MENTION.search(part):
+    if not members.mentioned(part):
         return None
     if end is None:
         raise Unscorable(f"the answer's JSON is not whole: {shown(text[start:])}")
     try:
-        scores = _scores(_pairs(yaml.compose(part, Loader=yaml.SafeLoader)))
+        values = members.of(_pairs(yaml.compose(part, Loader=yaml.SafeLoader)))
     except (yaml.YAMLError, ValueError, RecursionError):
         raise Unscorable(f"the answer's JSON can't be read: {shown(text[start:])}") from None
-    return Found(start, end, scores)
+    return Found(start, end, values)
 
 
 def _whole(text: str, start: int) -> tuple[int | None, str]:
@@ -159,6 +176,8 @@ def _pairs(node: Any) -> tuple[tuple[str, Any], ...]:
 
 
 def _value(node: Any) -> Any:
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(one) for one in node.value]
     if isinstance(node, yaml.MappingNode):
         return _pairs(node)
     if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":str"):

@@ -1,5 +1,8 @@
 """Presets of OpenAI-compatible endpoints: address, key, image format, structured output, log-probabilities.
 
+Those of trained judges stand for models that know one form of question, for which ``builtin`` has rubrics. Sources: the
+judges' own scripts in VectorSpaceLab/EditScore, CodeGoat24/UnifiedReward (UnifiedReward-Edit) and X-GenGroup/PaCo-RL.
+
 A preset is a set of defaults; a recipe may override every field. Sources: the providers' own pages on their
 OpenAI-compatible interfaces, as of 2026-11. If an endpoint has changed since, its refusal names the
 parameter, and the recipe can set the field.
@@ -14,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, Field, JsonValue, NonNegativeFlo
 
 from customized_grpo.web.addresses import tidy
 
-Preset = Literal["gpt-4o", "gemini-2.5-pro", "qwen-vl-max", "vllm"]
+Preset = Literal["gpt-4o", "gemini-2.5-pro", "qwen-vl-max", "vllm", "editscore", "unifiedreward", "paco"]
 
 
 def _base(url: str) -> str:
@@ -81,6 +84,16 @@ class Endpoint(BaseModel):
         return self
 
 
+_VLLM: Final[Mapping[str, Any]] = {
+    "base_url": "http://localhost:8000/v1",
+    "model": "",  # any served model
+    "key_env": "",
+    "token_limit": "max_tokens",
+    "image_format": "png",  # bytes are not billed
+    "image_tokens": 334,
+    "detail": None,
+}
+_TRAINED: Final[Mapping[str, Any]] = {**_VLLM, "output": "text", "image_order": "images_first"}
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "gpt-4o": {},
     "gemini-2.5-pro": {
@@ -103,14 +116,20 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
         "image_tokens": 334,
         "detail": None,
     },
-    "vllm": {
-        "base_url": "http://localhost:8000/v1",
-        "model": "",  # any served model
-        "key_env": "",
-        "token_limit": "max_tokens",
-        "image_format": "png",  # bytes are not billed
-        "image_tokens": 334,
-        "detail": None,
+    "vllm": _VLLM,
+    "editscore": _TRAINED,  # a LoRA on Qwen2.5-VL, whose name is the server's choice
+    "unifiedreward": {  # as its own script serves CodeGoat24/UnifiedReward-Edit-*
+        **_TRAINED,
+        "base_url": "http://localhost:8080/v1",
+        "model": "UnifiedReward",
+        "image_format": "jpeg",
     },
+    "paco": {**_TRAINED, "model": "X-GenGroup/PaCo-Reward-7B", "image_format": "jpeg"},
 }
 """Overrides of ``gpt-4o``'s defaults, by preset name."""
+
+NO_JUDGES: Final[Mapping[str, str]] = {
+    "editreward": "EditReward answers by numbers of a head of its own and not by words, which no chat endpoint gives; "
+    "wrap it as a reward (docs/how-to/reward.md), serve that and use type: remote (docs/how-to/reward-server.md)",
+}
+"""Reward models that are no judges, by the preset's name that one would try, and what to do instead."""

@@ -178,14 +178,14 @@ def test_a_draft_that_an_earlier_version_kept_is_asked_again(tmp_path: Path, exp
         with JudgeServer(lambda request: completion("Score: 4")) as server:
             reward: Vlm = judge(server.url, cache=str(tmp_path / f"{name}.sqlite"), expected=expected)
             asked = asyncio.run(_key_of(reward))
-            reward._cache.put(asked, value, reply, prompt_tokens=1, answer_tokens=1)
+            reward._judge._cache.put(asked, value, reply, prompt_tokens=1, answer_tokens=1)
             if expected:  # there are no log-probabilities here
                 with pytest.raises(Unscorable, match="log-probabilities"):
                     asyncio.run(reward(EXAMPLE, WHITE))
             else:
                 assert asyncio.run(reward(EXAMPLE, WHITE)) == 4.0
             assert len(server.requests) == 1
-            reward._cache.put(asked, 2.0, '{"score": 2}', prompt_tokens=1, answer_tokens=1)
+            reward._judge._cache.put(asked, 2.0, '{"score": 2}', prompt_tokens=1, answer_tokens=1)
             assert asyncio.run(reward(EXAMPLE, WHITE)) == 2.0
             assert len(server.requests) == 1
             reward.close()
@@ -194,9 +194,9 @@ def test_a_draft_that_an_earlier_version_kept_is_asked_again(tmp_path: Path, exp
 async def _key_of(reward: Vlm) -> str:
     """The key under which the cache looks for the answer to this question."""
     found: list[str] = []
-    get = reward._cache.get
+    get = reward._judge._cache.get
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reward._cache, "get", lambda key: found.append(key) or (0.0, "Score: 0"))
+        patch.setattr(reward._judge._cache, "get", lambda key: found.append(key) or (0.0, "Score: 0"))
         await reward(EXAMPLE, WHITE)
     assert get(found[0]) is None
     return found[0]

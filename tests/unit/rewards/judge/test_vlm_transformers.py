@@ -142,7 +142,7 @@ def test_a_random_model_judges_by_what_it_sees(server: tuple[str, str]) -> None:
     reward = judge(*server)
     with Scorer({"cp": reward}, max_failed_share=0.0) as scorer:
         scores = scorer.submit(EXAMPLE, images).result()[:, 0]
-    spent = reward._cache.spent()
+    spent = reward._judge._cache.spent()
     reward.close()
     assert set(scores.tolist()) <= {0.0, 1.0, 2.0, 3.0, 4.0}
     assert len(set(scores.tolist())) > 1, "the images reach the model"
