@@ -65,6 +65,12 @@ def build_metrics(specs: Mapping[str, BaseModel], device: torch.device) -> dict[
                 "a metric is a subclass of Metric, Reward, AsyncReward or AsyncGroupReward"
             )
         built[name] = plugin
+        if isinstance(plugin, AsyncGroupReward) and plugin.relative:
+            close(built)
+            raise ValueError(
+                f"evaluate.metrics.{name}: {given!r} compares the images of an example with each other, so its mean is "
+                "the same for every model; take a metric that scores each image, such as 'vlm'"
+            )
     return built
 
 

@@ -45,6 +45,7 @@ BUILTIN: Mapping[Kind, Mapping[str, str]] = {
         "aesthetic": "customized_grpo.rewards.aesthetic:Aesthetic",
         "remote": "customized_grpo.rewards.remote:Remote",
         "vlm": "customized_grpo.rewards.judge.vlm:Vlm",
+        "vlm_pairwise": "customized_grpo.rewards.judge.pairwise:Pairwise",
     },
     "metrics": {
         "mini_oracle": "customized_grpo.mini.oracle:MiniOracle",

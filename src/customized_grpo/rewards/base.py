@@ -80,12 +80,12 @@ def begin(rewards: Mapping[str, object], run: str, place: str) -> None:
     """Tell rewards or metrics in whose name they will be asked.
 
     Args:
-        rewards: by name; others than an ``AsyncReward`` have nothing to count.
+        rewards: by name; local ones have nothing to count.
         run: the run's name, see ``identity.runs``.
         place: what stands before a name in the recipe: ``rewards.`` or ``evaluate.metrics.``.
     """
     for name, reward in rewards.items():
-        if isinstance(reward, AsyncReward):
+        if isinstance(reward, AsyncReward | AsyncGroupReward):
             reward.begin(_account(run, place, name))
 
 
@@ -168,15 +168,25 @@ class AsyncGroupReward(ABC):
     Attributes:
         max_concurrent: limit on concurrent groups; None: the scorer's.
         fingerprint: identity of what computes the scores; None where it isn't known.
+        relative: whether scores compare images within their group alone, so that it can't be a metric.
     """
 
     Config: ClassVar[type[RewardConfig]]
     max_concurrent: int | None = None
     fingerprint: str | None = None
+    relative: bool = False
 
     @abstractmethod
     def __init__(self, config: Any, *, device: torch.device) -> None:
         """Open the client; ``device`` is given so that all rewards are built alike."""
+
+    def begin(self, account: str) -> None:
+        """As ``AsyncReward.begin``."""
+        return
+
+    def drain(self) -> Mapping[str, float]:
+        """Metrics of its own since the last drain, by name; they become ``reward/<name>/...`` of a step."""
+        return {}
 
     def close(self) -> None:
         """Close connections and files, when a run or evaluation has ended or failed; may be called twice."""

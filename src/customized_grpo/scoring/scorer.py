@@ -117,12 +117,15 @@ class Scorer:
         return Pending(lambda: self._collect(example, local, flights, reasons), reasons)
 
     def drain(self) -> dict[str, float]:
-        """Metrics since the last drain: ``time/reward/<name>`` and ``reward/<name>/failed_share``.
+        """Metrics since the last drain: ``time/reward/<name>``, ``reward/<name>/failed_share``, and rewards' own.
 
         Times are seconds that the caller waited: for a reward with its own thread, what sampling did not hide.
         """
         metrics = {f"time/reward/{name}": seconds for name, seconds in self._seconds.items()}
         self._seconds.update(dict.fromkeys(self.names, 0.0))
+        for name, reward in self._remote.items():
+            if isinstance(reward, AsyncGroupReward):
+                metrics |= {f"reward/{name}/{own}": value for own, value in reward.drain().items()}
         return metrics | self.tally.drain()
 
     def close(self) -> None:

@@ -103,6 +103,9 @@ class Judge:
     async def _asked(self, key: str, text: str, shown: list[tuple[str, Image]]) -> float:
         if (kept := self._kept(key)) is not None:
             return kept
+        return await self._client.in_turn(lambda: self._answered(key, text, shown))
+
+    async def _answered(self, key: str, text: str, shown: list[tuple[str, Image]]) -> float:
         system = self._rubric.rubric.system
         messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system is not None else []
         messages.append({"role": "user", "content": self._content(text, shown)})

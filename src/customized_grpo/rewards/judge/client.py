@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 _CONNECT_S: Final = 10.0
 _CLOSE_S: Final = 5.0
+_LAST_S: Final = 3.0
+"""For answers in flight when a client is closed."""
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 8.0
 _SHOWN: Final = 400
@@ -89,11 +91,12 @@ class Client:
         )
         self._client: Any = client
         self._turn = asyncio.Semaphore(concurrency)
+        self._begun = set[asyncio.Task[Any]]()
         self._loop = asyncio.new_event_loop()
         thread = threading.Thread(target=self._loop.run_forever, name="judge", daemon=True)
         thread.start()
         # At the latest at exit. The callback must not refer to this object, or it would live until then.
-        self.close = weakref.finalize(self, _shut, self._loop, thread, client.close, on_close)
+        self.close = weakref.finalize(self, _shut, self._loop, thread, self._begun, client.close, on_close)
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run ``work`` on the client's loop; cancelling the wait cancels the work."""
@@ -109,6 +112,18 @@ class Client:
             return sdk.DefaultAsyncHttpxClient(event_hooks=hooks, trust_env=False, verify=ssl.create_default_context())
         return sdk.DefaultAsyncHttpxClient(event_hooks=hooks)
 
+    async def in_turn(self, question: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """What ``question`` gives, as one of the concurrent ones. Only inside ``run``.
+
+        Until its turn it may be cancelled. Once begun it goes on, as it is paid for and its answer is to be kept; only
+        ``close`` ends it, after a few seconds.
+        """
+        async with self._turn:
+            task = asyncio.create_task(question())
+            self._begun.add(task)
+            task.add_done_callback(self._begun.discard)
+            return await asyncio.shield(task)
+
     async def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """A chat completion, as read from JSON. Only inside ``run``.
 
@@ -116,12 +131,11 @@ class Client:
             Unscorable: no answer, or not a chat completion.
             RewardFailure: the endpoint refuses for good, or the budget is spent.
         """
-        async with self._turn:
-            try:
-                async with asyncio.timeout(self._deadline_s):
-                    answer, failure = await self._patiently(request)
-            except TimeoutError:
-                failure = Unscorable(f"no whole answer in {self._deadline_s:g} s")
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                answer, failure = await self._patiently(request)
+        except TimeoutError:
+            failure = Unscorable(f"no whole answer in {self._deadline_s:g} s")
         if failure is not None:
             # Raised here and not where it was caught: a chained error of the SDK would be printed, and it may hold
             # secrets that the endpoint echoed.
@@ -244,11 +258,16 @@ def _json(text: str) -> Any:
 def _shut(
     loop: asyncio.AbstractEventLoop,
     thread: threading.Thread,
+    begun: set[asyncio.Task[Any]],
     close: Callable[[], Awaitable[None]],
     on_close: Callable[[], None],
 ) -> None:
     async def leave() -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks - begun:
+            task.cancel()
+        if begun:
+            await asyncio.wait(begun, timeout=_LAST_S)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
