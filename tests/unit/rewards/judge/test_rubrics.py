@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from customized_grpo.recipe.loading import RecipeError, load_recipe, save_recipe
+from customized_grpo.rewards.base import RewardFailure
 from customized_grpo.rewards.judge.builtin import RUBRICS
 from customized_grpo.rewards.judge.rubrics import read_rubric
 from customized_grpo.rewards.judge.vlm import Vlm
@@ -208,3 +210,28 @@ def test_a_rubric_of_the_python_api_is_itself() -> None:
     rubric = RUBRICS["paco_prompt"].rubric
     assert read_rubric(rubric, RUBRICS) is rubric
     assert read_rubric(rubric.model_dump(mode="json"), RUBRICS) == rubric
+
+
+@pytest.mark.parametrize("rubric", ["concept_preservation", "file"])
+def test_a_restart_asks_only_what_is_open(tmp_path: Path, rubric: str) -> None:
+    """Nothing is asked twice: at a spent budget what is in flight is answered, counted and kept."""
+
+    def slowly(request: Request) -> Reply:
+        time.sleep(0.05)
+        return score(request.pixel[0] // 20)
+
+    cache, values = str(tmp_path / "judge.sqlite"), range(0, 100, 8)
+    given = rubric if rubric == "concept_preservation" else written(tmp_path)
+    with JudgeServer(slowly) as server:
+        for budget, total in ((4, 4), (9, 9), (None, len(values))):
+            reward = judge(server.url, given, axis="identity", cache=cache, budget_requests=budget, concurrency=3)
+            with Scorer({"cp": reward}, max_failed_share=0.0) as scorer:
+                if budget is None:
+                    scores = scorer.submit(EXAMPLE, images(*values)).result()[:, 0].tolist()
+                    assert scores == [float(value // 20) for value in values]
+                else:
+                    with pytest.raises(RewardFailure, match=f"is spent: {budget} requests"):
+                        scorer.submit(EXAMPLE, images(*values)).result()
+            reward.close()
+            assert len(server.requests) == total
+        assert {request.pixel[0] for request in server.requests} == set(values)
