@@ -1,7 +1,7 @@
 """Conformance kit: properties that every policy, reward, aggregator and objective must have, yours included.
 
 Call it from your own tests; violations raise an ``AssertionError``. Dimensions: n batch, S latent tokens,
-C channels, G group size, Q = 2 axes (prompt, identity), K trained steps, H x W pixels.
+C channels, G group size, Q axes (prompt, identity, then further ones), K trained steps, H x W pixels.
 """
 
 import asyncio
@@ -11,10 +11,12 @@ from itertools import product
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image as PILImage
 from torch import Tensor
 
+from customized_grpo.advantages.axes import with_further
+from customized_grpo.advantages.shaping import Aggregator, asks_raw
 from customized_grpo.objectives.base import Draw, Objective
 from customized_grpo.policies.adapters.sharding import base_transformer
 from customized_grpo.policies.adapters.tuning import reference
@@ -172,12 +174,15 @@ def _score(reward: AnyReward, example: Example, images: Tensor) -> Tensor:
 
 
 def check_aggregator(
-    aggregator: Callable[[Float[Tensor, "g q"], Float[Tensor, "k q"]], Float[Tensor, "g k"]],
+    aggregator: Aggregator,
+    *,
+    num_axes: int = 2,
 ) -> None:
-    """Check an aggregator ``(a[G,Q], w[K,Q]) -> [G,K]``, its own parameters bound.
+    """Check an aggregator ``(a[G,Q], w[K,Q]) -> [G,K]``, its own parameters bound, for Q = ``num_axes``.
 
     Shape and float32; finite for every sign pattern, also at the clip and if the axes cancel; advantages follow their
     samples in a permutation; a group without advantages (all rewards equal) gets exact zeros; inputs are not modified.
+    One that takes ``raw`` is given the axes' rewards, too, with a NaN among them where the advantage is 0.
 
     Raises:
         AssertionError: names the violated property.
@@ -185,21 +190,28 @@ def check_aggregator(
     if inspect.isfunction(aggregator):
         config_model("aggregators", aggregator)  # refuses what no recipe could fill
     w = torch.tensor([[0.7, 0.3], [0.5, 0.5], [0.2, 0.8]])
-    values = (-5.0, -1.0, -1e-6, 0.0, 1e-6, 1.0, 5.0)
-    a = torch.tensor(list(product(values, values)))
+    w = with_further(w, [1 / num_axes] * (num_axes - 2))
+    values = (-5.0, -1.0, -1e-6, 0.0, 1e-6, 1.0, 5.0) if num_axes == 2 else (-5.0, -1e-6, 0.0, 1.0)
+    a = torch.tensor(list(product(values, repeat=num_axes)))
     given, weights = a.clone(), w.clone()
-    result = aggregator(a, w)
+
+    def joined(advantages: Tensor) -> Tensor:
+        if not asks_raw(aggregator):
+            return aggregator(advantages, w)
+        return aggregator(advantages, w, raw=torch.where(advantages == 0, torch.nan, 0.5 + 0.1 * advantages))
+
+    result = joined(a)
     assert result.shape == (len(a), len(w)), (
         f"a {tuple(a.shape)}, w {tuple(w.shape)} give {tuple(result.shape)}, not (G, K)"
     )
     assert result.dtype == torch.float32, f"advantages must be float32, not {result.dtype}"
     bad = [tuple(a[i].tolist()) for i in (~result.isfinite()).any(dim=1).nonzero().flatten().tolist()]
-    assert not bad, f"not finite for (prompt, identity) = {bad[:5]}"
+    assert not bad, f"not finite for (prompt, identity, ...) = {bad[:5]}"
     assert torch.equal(a, given), "the aggregator changed the advantages it was given"
     assert torch.equal(w, weights), "the aggregator changed the weights it was given"
     order = torch.randperm(len(a), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(
-        aggregator(a[order], w),
+        joined(a[order]),
         result[order],
         rtol=1e-4,
         atol=1e-5,
@@ -207,8 +219,8 @@ def check_aggregator(
     )
     for first in range(len(a) - 1):
         group = a[first : first + 2]
-        assert bool(aggregator(group, w).isfinite().all()), f"not finite in a small group: {group.tolist()}"
-    zero = aggregator(torch.zeros(4, 2), w)
+        assert bool(joined(group).isfinite().all()), f"not finite in a small group: {group.tolist()}"
+    zero = joined(torch.zeros(4, num_axes))
     assert torch.equal(zero, torch.zeros(4, 3)), f"a group without advantages must get zeros, not {zero.tolist()}"
 
 

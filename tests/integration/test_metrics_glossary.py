@@ -15,11 +15,13 @@ from .conftest import Finished
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 FILLED = {
-    "<name>": "(bright|warm)",
-    "<axis>": "(prompt|identity)",
+    "<name>": "(bright|warm|far)",
+    "<axis>": "(prompt|identity|diversity)",
+    "<other>": "(diversity)",
     "<kk>": r"\d\d",
     "<column>": "(bright)",
 }
+AXES = {"bright": "prompt", "warm": "identity", "far": "diversity"}
 
 
 def glossary() -> list[list[str]]:
@@ -37,13 +39,16 @@ def pattern(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def emitted(finished: Finished, tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Of a run, and of a step of an objective that has other metrics."""
+    """Of a run, of a step of an objective that has other metrics, and of one with a further axis."""
     rows: list[dict[str, Any]] = [
         json.loads(line) for line in (finished.folder / "metrics.jsonl").read_text().splitlines()
     ]
     changes = {"objective": {"type": "nft"}, "sampling__cache": {"type": "taylorseer"}}
     other = Trainer(build(tiny_recipe(tiny_world, tmp_path_factory.mktemp("nft") / "run", **changes)))
     rows.append(other.step(0))
+    rewards = {name: {"type": "runs:Offset", "axis": axis} for name, axis in AXES.items()}
+    more = Trainer(build(tiny_recipe(tiny_world, tmp_path_factory.mktemp("axes") / "run", rewards=rewards)))
+    rows.append(more.step(0))
     return {name for row in rows for name in row} - {"step"}
 
 

@@ -22,7 +22,8 @@ sampling: {steps: 4}
 rewards:
   red: {type: redness, axis: prompt}
   blue: {type: "third_party_plugins:Redness", axis: identity, colour: blue}
-advantage: {aggregator: {type: cautious, fear: 3}}
+  green: {type: redness, axis: tint, colour: green}
+advantage: {aggregator: {type: cautious, fear: 3}, axes: {tint: 0.2}}
 train: {steps: 2, group_size: 4, groups_per_step: 2, evaluate_every: 0}
 """
 CHECKS = """
@@ -156,4 +157,6 @@ def test_they_train(environment: Environment) -> None:
     rows = [json.loads(line) for line in (environment.folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     assert any("red" in key for key in rows[0])
+    assert rows[0]["reward/tint/mean"] == rows[0]["reward/green/mean"]
+    assert rows[0]["weight/tint/step_00"] == pytest.approx(0.2)
     assert (environment.folder / "run" / "checkpoints" / "step-000002" / "pytorch_lora_weights.safetensors").is_file()

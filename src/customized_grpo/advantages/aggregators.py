@@ -1,7 +1,9 @@
 """Aggregators: from the axes' normalised advantages and the trained steps' weights to one advantage.
 
-Dimensions: G group size, Q axes (prompt, identity), K trained steps. Each function is ``(a[G,Q], w[K,Q], *, own
-parameters) -> [G,K]``; its keyword-only parameters are the keys of ``advantage.aggregator`` in a recipe.
+Dimensions: G group size, Q axes (prompt, identity, then further ones), K trained steps. Each function is ``(a[G,Q],
+w[K,Q], *, own parameters) -> [G,K]``; its keyword-only parameters are the keys of ``advantage.aggregator`` in a recipe.
+One that takes ``raw`` as its third argument, ``(a, w, raw[G,Q], *, ...)``, is also given each axis's reward before it
+is normalised, NaN where it is unscorable.
 """
 
 from itertools import combinations
@@ -30,7 +32,8 @@ def sars(
     """Synergy-aware reward shaping (Customized-GRPO, arXiv 2510.18263): the weighted sum + gamma s[g].
 
     s = tanh(a_p a_i) where either is above 0, and -tanh(a_p a_i) where neither is: a bonus if both are positive, a
-    penalty in conflict and if both are negative. With more than two axes s is the mean over the pairs.
+    penalty in conflict and if both are negative. With more than two axes s = 2 / (Q (Q - 1)) sum_{p < q} s_pq, the mean
+    over the pairs, each as above: |s| < 1 for any Q. The paper has two axes; this extension is ours.
     """
     p, i = _pairs(a)
     synergy = torch.tanh(p * i)

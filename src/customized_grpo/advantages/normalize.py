@@ -1,6 +1,6 @@
 """Group normalisation of rewards, and reduction of R rewards to Q axes. NaN (unscorable) is ignored, with advantage 0.
 
-Dimensions: G group size, R rewards, Q axes (prompt, identity).
+Dimensions: G group size, R rewards, Q axes (prompt, identity, then further ones).
 """
 
 from collections.abc import Sequence
@@ -50,10 +50,28 @@ def to_axes(
         if len(columns) == 1:
             axes.append(z[:, columns[0]])
             continue
-        weight = finite[:, columns] * torch.tensor([weight_of[r] for r in columns], device=rewards.device).double()
-        mean = (z[:, columns] * weight).sum(1) / weight.sum(1)  # NaN where nothing is finite
+        mean = _mean_of_finite(z[:, columns], finite[:, columns], [weight_of[r] for r in columns])
         # The parts have spread 1: the rest of cancelling rewards is rounding relative to 1, not to their mean of 0.
         axes.append(_standardize(mean, mean.isfinite(), scale=1.0))
+    return torch.stack(axes, dim=1).float()
+
+
+def raw_axes(
+    rewards: Float[Tensor, "g r"], axis_of: Sequence[int], weight_of: Sequence[float], *, num_axes: int
+) -> Float[Tensor, "g q"]:
+    """Reward of each axis in its own unit: the weighted mean of a sample's finite rewards of the axis.
+
+    Rewards that share an axis should share a unit, or the mean has none.
+
+    Returns:
+        float32; the reward itself where an axis has one, NaN where all of an axis are.
+    """
+    finite = rewards.isfinite()
+    axes = []
+    for axis in range(num_axes):
+        columns = _columns(axis_of, axis)
+        values = torch.where(finite[:, columns], rewards[:, columns].double(), 0.0)
+        axes.append(_mean_of_finite(values, finite[:, columns], [weight_of[r] for r in columns]))
     return torch.stack(axes, dim=1).float()
 
 
@@ -61,6 +79,12 @@ def scorable(rewards: Float[Tensor, "g r"], axis_of: Sequence[int], *, num_axes:
     """Samples with at least one finite reward on every axis; the others' advantage must be masked to 0."""
     finite = rewards.isfinite()
     return torch.stack([finite[:, _columns(axis_of, axis)].any(1) for axis in range(num_axes)], dim=1).all(1)
+
+
+def _mean_of_finite(values: Tensor, finite: Tensor, weights: Sequence[float]) -> Tensor:
+    """Weighted mean over the columns whose value is finite, which are 0 elsewhere; NaN where none is."""
+    weight = finite * torch.tensor(weights, device=values.device).double()
+    return (values * weight).sum(1) / weight.sum(1)
 
 
 def _standardize(values: Tensor, finite: Tensor, *, scale: float | None) -> Tensor:

@@ -1,8 +1,9 @@
 """Advantages of a group from its rewards: normalise, reduce to axes, weight by time, aggregate, clamp, mask.
 
-Dimensions: G group size, R rewards, Q axes (prompt, identity), K trained steps.
+Dimensions: G group size, R rewards, Q axes (prompt, identity, then further ones), K trained steps.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,9 +11,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from customized_grpo.advantages.aggregators import weighted_sum
-from customized_grpo.advantages.normalize import scorable, to_axes
+from customized_grpo.advantages.normalize import raw_axes, scorable, to_axes
 
-Aggregator = Callable[[Float[Tensor, "g q"], Float[Tensor, "k q"]], Float[Tensor, "g k"]]
+Aggregator = Callable[..., Float[Tensor, "g k"]]
+"""``(a[G,Q], w[K,Q]) -> [G,K]``, or ``(a, w, raw[G,Q]) -> [G,K]``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,11 @@ class Advantages:
     def compared(self) -> Bool[Tensor, " g"]:
         """Samples that were compared with others: scored, in a group that is not skipped and not all alike."""
         return self.scored & self.advantage.any()
+
+
+def asks_raw(aggregator: Aggregator) -> bool:
+    """Whether an aggregator takes the axes' rewards before they are normalised, as its argument ``raw``."""
+    return "raw" in inspect.signature(aggregator).parameters
 
 
 def advantages_of(
@@ -63,7 +70,10 @@ def advantages_of(
     scored = scorable(rewards, axis_of, num_axes=weights.shape[1])
     skipped = float(scored.float().mean()) < min_valid
     used = (scored & (not skipped))[:, None]
-    joined = aggregator(axes.clone(), weights)
+    if asks_raw(aggregator):
+        joined = aggregator(axes.clone(), weights, raw=raw_axes(rewards, axis_of, weight_of, num_axes=weights.shape[1]))
+    else:
+        joined = aggregator(axes.clone(), weights)
     expected = (len(axes), len(weights))
     if not isinstance(joined, Tensor) or joined.shape != expected:
         shape = tuple(joined.shape) if isinstance(joined, Tensor) else type(joined).__name__

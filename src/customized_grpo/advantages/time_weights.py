@@ -1,7 +1,8 @@
 """Time weights: weight of each axis at each step of the sampler. Each is ``num_steps -> [T, Q]``.
 
-Dimensions: T sampler steps, k = 0 .. T-1 from noise to data; Q axes (prompt, identity), in this order. The
-keyword-only parameters are the keys of ``advantage.time_weights`` in a recipe.
+Dimensions: T sampler steps, k = 0 .. T-1 from noise to data; Q axes (prompt, identity), in this order; a recipe
+with further axes adds their columns (``axes.with_further``), unless a schedule has one for each. The keyword-only
+parameters are the keys of ``advantage.time_weights`` in a recipe.
 """
 
 from typing import Annotated
@@ -53,15 +54,22 @@ def constant(
     return torch.tensor([[prompt, identity]], dtype=torch.float32).repeat(num_steps, 1)
 
 
-def table(num_steps: int, *, rows: tuple[tuple[NonNegativeFloat, NonNegativeFloat], ...]) -> Float[Tensor, "t q"]:
-    """Any weights, one (prompt, identity) row per step.
+def table(
+    num_steps: int, *, rows: tuple[Annotated[tuple[NonNegativeFloat, ...], Field(min_length=2)], ...]
+) -> Float[Tensor, "t q"]:
+    """Any weights, one row (prompt, identity, perhaps further axes) per step.
 
     Raises:
-        ValueError: not one row for each of the ``num_steps`` steps.
+        ValueError: not one row for each of the ``num_steps`` steps, or rows of different lengths.
     """
     if len(rows) != num_steps:
         raise ValueError(
             f"rows: given {len(rows)} rows for {num_steps} sampler steps; "
             "give one [prompt, identity] row per step, or change sampling.steps"
+        )
+    if odd := [k for k, row in enumerate(rows) if len(row) != len(rows[0])]:
+        raise ValueError(
+            f"rows: row {odd[0]} has {len(rows[odd[0]])} numbers and row 0 has {len(rows[0])}; give each a number for "
+            "every axis, or for prompt and identity alone"
         )
     return torch.tensor(rows, dtype=torch.float32)

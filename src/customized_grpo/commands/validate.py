@@ -139,6 +139,6 @@ def _show_geometry(recipe: "Recipe") -> None:
         rows["evaluation"] = f"by Euler in {recipe.evaluate.steps or g.steps} steps, whatever samples in training"
     print_rows("One GRPO step", ("", ""), [*rows.items()])
     weights = [(steps, *(f"{value:.2f}" for value in values)) for steps, values in g.weights]
-    print_rows("Time weights", ("sampler steps", "prompt", "identity"), weights)
+    print_rows("Time weights", ("sampler steps", *recipe.axes), weights)
     for warning in [] if g.sigmas is None else advice(recipe, torch.tensor(g.sigmas)):
         say(f"warning: {warning}", style="yellow")

@@ -7,8 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from customized_grpo import registry
-from customized_grpo.recipe.config import AXES, Recipe
+from customized_grpo.recipe.config import Recipe
 from customized_grpo.sampling.schedule import StepPlan, plan_of, sigma_grid
 
 
@@ -138,9 +137,7 @@ def _sigmas(recipe: Recipe, latent_shape: tuple[int, int] | None) -> tuple[float
 
 def _weight_ranges(recipe: Recipe) -> tuple[tuple[str, tuple[float, ...]], ...]:
     """Ranges of consecutive sampler steps with equal weights (to two digits)."""
-    table = registry.build_function("time_weights", recipe.advantage.time_weights)(recipe.sampling.steps)
-    rows: Sequence[Sequence[float]] = table.tolist()
-    assert all(len(row) == len(AXES) for row in rows)
+    rows: Sequence[Sequence[float]] = recipe.time_weights().tolist()
     ranges: list[tuple[int, int, tuple[float, ...]]] = []
     for k, row in enumerate(rows):
         rounded = tuple(round(value, 2) for value in row)

@@ -5,9 +5,12 @@ The key names are part of the public surface. A plug-in's section is read by the
 
 from typing import Any, Self
 
-from pydantic import BaseModel, Field, model_validator
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor
 
-from customized_grpo import registry
+from customized_grpo.advantages.axes import AXES as AXES
+from customized_grpo.recipe.axes import axes_of, time_weights_of
 from customized_grpo.recipe.fields import DataField, ObjectiveField, PolicyField, RewardField, needs_transitions
 from customized_grpo.recipe.keys import Advantage as Advantage
 from customized_grpo.recipe.keys import Evaluate as Evaluate
@@ -16,9 +19,6 @@ from customized_grpo.recipe.keys import Run as Run
 from customized_grpo.recipe.keys import Sampling as Sampling
 from customized_grpo.recipe.keys import Train as Train
 from customized_grpo.recipe.sections import ObjectiveSpec, PolicySpec, Section
-
-AXES = ("prompt", "identity")
-"""Columns of every axis tensor, in this order."""
 
 
 class Recipe(Section):
@@ -48,19 +48,12 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        fed = set()
-        for name, reward in self.rewards.items():
-            if name in (*AXES, "key"):
+        for name in self.rewards:
+            if name in (*self.axes, "key"):
                 raise ValueError(
                     f"rewards.{name}: the name means something else in metrics.jsonl and samples/ (an axis, a sample's "
                     f"key), so one of the two would be lost; call it otherwise, as in {name}_score"
                 )
-            if reward.axis not in AXES:
-                hint = registry.did_you_mean(reward.axis, list(AXES))
-                raise ValueError(f"rewards.{name}.axis: given {reward.axis!r};{hint} allowed: {', '.join(AXES)}")
-            fed.add(reward.axis)
-        if missing := [axis for axis in AXES if axis not in fed]:
-            raise ValueError(f"rewards: no reward feeds the axis {missing[0]!r}; add one with axis: {missing[0]}")
         if self.train.group_size % self.train.updates_per_rollout:
             raise ValueError(
                 f"train.updates_per_rollout: {self.train.updates_per_rollout} does not divide "
@@ -79,8 +72,18 @@ class Recipe(Section):
         _fits_policy(self.run, self.policy, self.sampling.shift)
         _fits_objective(self.objective, self.sampling, self.train)
         _fits_cache(self.objective, self.policy, self.sampling)
-        _can_be_made(self.advantage.time_weights, self.sampling.steps)
+        self.time_weights()
         return self
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Axes in their columns' order: prompt, identity, then the further ones that rewards name."""
+        return axes_of(self.rewards, self.advantage.axes)
+
+    def time_weights(self, num_steps: int | None = None) -> Float[Tensor, "t q"]:
+        """Weight of each axis at each step of the sampler; of a sampler of other steps, if their number is given."""
+        steps = num_steps or self.sampling.steps
+        return time_weights_of(self.advantage.time_weights, steps, self.axes, self.advantage.axes)
 
 
 class EvaluateRecipe(Section):
@@ -191,14 +194,3 @@ def _fits_cache(objective: ObjectiveSpec, policy: PolicySpec, sampling: Sampling
             f"sampling.cache.warmup: given {cache.warmup}, but sampling.steps={sampling.steps}, so no step is ever "
             f"extrapolated; use at most {sampling.steps - 1}, or leave sampling.cache out"
         )
-
-
-def _can_be_made(section: BaseModel, num_steps: int) -> None:
-    try:
-        weights = registry.build_function("time_weights", section)(num_steps)
-        given = tuple(weights.shape) if weights.isfinite().all() else "values that are not finite"
-    except Exception as error:  # whatever a function of the user's raises
-        joint = "." if str(error).partition(":")[0] in type(section).model_fields else ": "
-        raise ValueError(f"advantage.time_weights{joint}{error}") from error
-    if given != (num_steps, len(AXES)):
-        raise ValueError(f"advantage.time_weights: given {given}; allowed: finite (T, Q) = ({num_steps}, 2)")

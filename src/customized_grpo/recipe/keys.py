@@ -5,6 +5,8 @@ from typing import Annotated, Literal, Self, TypeAlias
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from customized_grpo import registry
+from customized_grpo.advantages.axes import AXES
+from customized_grpo.recipe.axes import check_axis_of_metric
 from customized_grpo.recipe.fields import (
     AggregatorField,
     DataField,
@@ -14,8 +16,10 @@ from customized_grpo.recipe.fields import (
     ShiftSetting,
     TimeWeightsField,
 )
-from customized_grpo.recipe.sections import LocalPath, Section
+from customized_grpo.recipe.sections import LocalPath, RewardSpec, Section
 
+AxisName: TypeAlias = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
+"""It becomes a part of the metrics' names."""
 Beta: TypeAlias = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -101,6 +105,11 @@ class Advantage(Section):
 
     aggregator: AggregatorField = Field(default={"type": "sars", "gamma": 0.4}, validate_default=True)
     time_weights: TimeWeightsField = Field(default={"type": "tdw"}, validate_default=True)
+    axes: dict[AxisName, Annotated[float, Field(ge=0.0, lt=1.0)] | None] = Field(
+        default={},
+        description="share of each further axis in the time weights, the same at every step; null: 1 / Q, or the "
+        "column that the time weights have for it. Others than style, layout, diversity and quality must stand here",
+    )
     clip: PositiveFloat = 5.0
     min_valid: float = Field(
         default=0.5,
@@ -114,6 +123,12 @@ class Advantage(Section):
         le=1.0,
         description="share of a reward's recent samples; the run stops if more are unscorable",
     )
+
+    @model_validator(mode="after")
+    def _further_axes_are_others(self) -> Self:
+        if own := [axis for axis in AXES if axis in self.axes]:
+            raise ValueError(f"axes.{own[0]}: its weights are those of advantage.time_weights; name further axes here")
+        return self
 
 
 class Schedule(Section):
@@ -220,6 +235,9 @@ class Evaluate(Section):
             raise ValueError(f"runs: there is no metric {lost[0]!r};{hint} allowed: {', '.join(self.metrics)}")
         if taken := self.products.keys() & self.metrics.keys():
             raise ValueError(f"products: {min(taken)!r} is a metric's column already; name the product otherwise")
+        for name, spec in self.metrics.items():
+            if isinstance(spec, RewardSpec):
+                check_axis_of_metric(name, spec.axis)
         return self
 
 

@@ -48,7 +48,10 @@ class RewardSpec(MetricSpec):
     transport: ClassVar[frozenset[str]] = frozenset()
     """Fields on how a reward is computed or reached, which don't affect its scores, so cached answers stay valid."""
 
-    axis: str = Field(default="", description="axis of the reward: prompt or identity")
+    axis: str = Field(
+        default="",
+        description="axis of the reward: prompt, identity, style, layout, diversity, quality, or one of advantage.axes",
+    )
     weight: float = Field(default=1.0, gt=0.0, description="weight within its axis")
 
     def cost(self, samples: int) -> str:

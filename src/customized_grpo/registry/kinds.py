@@ -19,7 +19,7 @@ Kind = Literal[
 ]
 
 CALLS: Mapping[Kind, Call] = {
-    "aggregators": Call(("a", "w")),
+    "aggregators": Call(("a", "w"), optional=("raw",)),
     "time_weights": Call(("num_steps",)),
     "dynamics": Call(("velocity", "x", "sigma", "sigma_next"), ("sigma_max",)),
     "rewards": Call(("example", "images")),

@@ -24,6 +24,8 @@ class Call(NamedTuple):
     positional: tuple[str, ...]
     given: tuple[str, ...] = ()
     """Keywords that the caller gives, so that they are not options."""
+    optional: tuple[str, ...] = ()
+    """Arguments behind the positional ones that a function gets if it has parameters of these names."""
 
     def form(self, *options: str) -> str:
         """``f(a, w, *, gamma: float = ...)``, for people."""
@@ -45,9 +47,12 @@ def options_model(call: Call, function: Callable[..., Any], base: type[M]) -> ty
     options = [one for one in parameters if one.kind is one.KEYWORD_ONLY and one.name not in call.given]
     try:
         keywords = [*call.given, *(one.name for one in options)]
-        bound = signature.bind(*call.positional, **dict.fromkeys(keywords)).arguments
+        asked = [one.name for one in parameters if one.name in call.optional and one.kind is one.POSITIONAL_OR_KEYWORD]
+        bound = signature.bind(*call.positional, *asked, **dict.fromkeys(keywords)).arguments
     except TypeError as error:
         raise ValueError(f"{place} can't be called as {call.form()}: {error}") from error
+    if wrong := [name for name in asked if bound[name] != name]:
+        raise ValueError(f"{place}: {wrong[0]} must stand behind {', '.join(call.positional)}")
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     unset = [one.name for one in parameters if one.kind in positional and one.name not in bound]
     if unset:

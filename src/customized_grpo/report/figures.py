@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from customized_grpo.recipe.config import AXES
 from customized_grpo.report.folders import RunFolder
 from customized_grpo.report.plane import plane_figure
 from customized_grpo.report.plots import FigureView, Line, LineStyle, lines, smooth
@@ -34,7 +33,13 @@ _CONFLICT: Final = (
         "What SARS adds to the weighted sum; below zero it mostly penalises.",
     ),
 )
-_AXIS_STYLES: Final[tuple[tuple[str, LineStyle], ...]] = (("prompt", "-"), ("identity", "--"))
+_AXIS_STYLES: Final[tuple[tuple[LineStyle, str], ...]] = (
+    ("-", "Solid"),
+    ("--", "dashed"),
+    (":", "dotted"),
+    ("-.", "dash-dotted"),
+)
+"""Styles of prompt, identity, and further axes in their order, which share the last one where they are many."""
 _WEIGHTS: Final = (
     (
         "weight",
@@ -45,8 +50,8 @@ _WEIGHTS: Final = (
     (
         "weight_effective",
         "Effective weights",
-        "The same times the step's pull on the gradient: what the update really follows. Scaled so that both "
-        "together have mean 1.",
+        "The same times the step's pull on the gradient: what the update really follows. Scaled so that all "
+        "axes together have mean 1.",
     ),
 )
 
@@ -72,13 +77,16 @@ def all_figures(
 def _planes(
     runs: Sequence[RunFolder], summaries: Sequence[Mapping[str, Any] | None], axes: Mapping[str, str]
 ) -> list[FigureView]:
-    """Identity against every prompt metric: the paper's figure uses HPSv3, UNO's table CLIP-T."""
-    if not {"identity", "prompt"} <= axes.keys():
+    """Identity against every metric of the prompt, as the paper's figure uses HPSv3 and UNO's table CLIP-T; and against
+    those of further axes.
+    """
+    if "identity" not in axes:
         return []
-    prompts = [axes["prompt"], *(column for run in runs for column in run.axis_columns("prompt"))]
+    others = [axis for axis in axes if axis != "identity"]
+    columns = [one for axis in others for one in (axes[axis], *(c for run in runs for c in run.axis_columns(axis)))]
     return [
         view
-        for number, column in enumerate(dict.fromkeys(prompts))
+        for number, column in enumerate(dict.fromkeys(columns))
         for view in plane_figure(runs, summaries, (axes["identity"], column), f"plane{number or ''}")
     ]
 
@@ -107,7 +115,7 @@ def _heldout(runs: Sequence[RunFolder], axes: Mapping[str, str]) -> list[FigureV
 
 def _rewards(runs: Sequence[RunFolder]) -> list[FigureView]:
     # The mean of an axis with one reward repeats that reward; the reward is what is optimised.
-    axes = {f"reward/{axis}/mean" for axis in AXES}
+    axes = {f"reward/{axis}/mean" for run in runs for axis in run.axes}
     keys = [key for run in runs for key in run.keys("reward/") if key.endswith("/mean") and key not in axes]
     return [
         view
@@ -150,6 +158,9 @@ def _over_steps(
 
 def _conflict(runs: Sequence[RunFolder]) -> list[FigureView]:
     views = [view for key, title, note in _CONFLICT for view in _over_steps(runs, key, title, note, zero=True)]
+    for key in dict.fromkeys(key for run in runs for key in run.keys("advantage/correlation/")):
+        one, other = key.split("/")[2:]
+        views += _over_steps(runs, key, f"Correlation of {one} and {other}", "Inside a group.", zero=True)
     if len(runs) == 1:
         curves = []
         styles: tuple[LineStyle, ...] = ("-", "--", ":")
@@ -177,17 +188,19 @@ def _weights(runs: Sequence[RunFolder]) -> list[FigureView]:
     """Last logged weight and effective weight of each axis at each trained sampler step."""
     views = []
     alone = len(runs) == 1
+    axes = dict.fromkeys(axis for run in runs for axis in run.axes)
+    styles = {axis: _AXIS_STYLES[min(j, len(_AXIS_STYLES) - 1)] for j, axis in enumerate(axes)}
     for name, title, caption in _WEIGHTS:
         curves = []
         for i, run in enumerate(runs):
-            for j, (axis, style) in enumerate(_AXIS_STYLES):
+            for j, (axis, (style, _)) in enumerate(styles.items()):
                 if points := _last_weights(run, f"{name}/{axis}/step_"):
                     label, colour = (axis, j) if alone else (f"{run.name}, {axis}", i)
                     steps, weights = zip(*points, strict=True)
                     curves.append(Line(label=label, x=steps, y=weights, colour=colour, style=style, markers=True))
         if curves:
             svg = lines(name, curves, x="sampler step, from noise to image", y="weight in the advantage", legend=alone)
-            caption += "" if alone else " Solid: prompt, dashed: identity."
+            caption += "" if alone else f" {', '.join(f'{word}: {axis}' for axis, (_, word) in styles.items())}."
             ends = "; ".join(f"{line.label}: from {line.y[0]:.2f} to {line.y[-1]:.2f}" for line in curves)
             views.append(FigureView(title, svg, caption, f"{title} over the sampler's steps. {ends}."))
     return views

@@ -11,12 +11,12 @@ from typing import Any, final
 
 import yaml
 
+from customized_grpo.advantages.axes import AXES
 from customized_grpo.evaluation.pairing import unlike
 from customized_grpo.evaluation.protocols import PROTOCOLS, Protocol
 from customized_grpo.evaluation.statistics import Interval
 from customized_grpo.evaluation.summary import Row, columns_of, intervals
 from customized_grpo.paths import matching
-from customized_grpo.recipe.config import AXES
 from customized_grpo.report.hacking import Suspicion, suspicions
 
 
@@ -56,6 +56,12 @@ class RunFolder:
         return {str(name): str(self.get(*keys, name, "axis")) for name in names}
 
     @property
+    def axes(self) -> tuple[str, ...]:
+        """Prompt and identity, and further axes that the recipe's rewards or held-out metrics name."""
+        named = (*self.axes_of("rewards").values(), *self.axes_of("evaluate", "metrics").values())
+        return tuple(dict.fromkeys((*AXES, *(axis for axis in named if axis not in ("", "None")))))
+
+    @property
     def is_evaluation(self) -> bool:
         """True if the folder was written by ``evaluate``, without training."""
         return "train" not in self.config and not self.steps
@@ -76,7 +82,7 @@ class RunFolder:
 
     def suspicions(self, until: int | None = None) -> list[Suspicion]:
         """Training rewards that rose while their held-out twin fell, up to an evaluation, by default the last."""
-        twins = {axis: column for axis in AXES if (column := self.axis_column(axis)) is not None}
+        twins = {axis: column for axis in self.axes if (column := self.axis_column(axis)) is not None}
         evaluations = {s: rows for s, rows in self.at_steps().items() if until is None or s <= until}
         return suspicions(self.steps, evaluations, self.axes_of("rewards"), twins, self.protocol.unit)
 

@@ -5,12 +5,10 @@ from typing import Any, Final
 
 from customized_grpo.evaluation.summary import build_summary
 from customized_grpo.evaluation.tables import notes, unit_sentence
-from customized_grpo.recipe.config import AXES
 from customized_grpo.report.compare import compare_runs
 from customized_grpo.report.folders import RunFolder
 from customized_grpo.report.gallery import gallery
 
-_AXIS_ORDER: Final = ("identity", "prompt")
 MEANINGS: Final = {
     "identity_accuracy": "share of the subject's attributes that are right",
     "prompt_accuracy": "share of the prompt's attributes that are right",
@@ -25,8 +23,7 @@ MEANINGS: Final = {
 def axes_of(runs: Sequence[RunFolder]) -> dict[str, str]:
     """Axis to the held-out column that represents it in every run, identity first as in the paper's plane."""
     found: dict[str, str] = {}
-    for axis in _AXIS_ORDER:
-        assert axis in AXES
+    for axis in dict.fromkeys(("identity", *(axis for run in runs for axis in run.axes))):
         columns = [column for run in runs if (column := run.axis_column(axis))]
         if columns:
             found[axis] = columns[0]
@@ -48,7 +45,7 @@ def view(run: RunFolder, summary: Mapping[str, Any] | None, axes: Mapping[str, s
     made = summary or {"rows": [], "differences": []}
     rows, change = _measured(made)
     columns = list(dict.fromkeys(column for metrics in rows.values() for column in metrics))
-    # The two axes of the paper come first, wherever the metric put them.
+    # Columns of the axes come first, wherever the metric put them.
     columns.sort(key=lambda column: [*axes.values(), column].index(column))
     units = {column: _unit(rows, column) for column in change}
     bounds = [

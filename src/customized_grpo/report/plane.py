@@ -1,4 +1,4 @@
-"""The identity-versus-prompt plane: path of each run with intervals at its ends, and baselines."""
+"""The plane of identity against the prompt or another axis: path of each run, intervals at its ends, baselines."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ def plane_figure(
     A run's path goes through its evaluations during training, or from base to tuned of its summary.
 
     Args:
-        columns: held-out columns of identity and prompt.
+        columns: held-out columns of identity and of another axis.
         name: name of the figure, unique on the page.
     """
     paths: list[Path2D] = []
@@ -44,10 +44,10 @@ def plane_figure(
     caption = (
         "Up and to the right is better on both. Hollow circle: the base; dots: evaluations during training; "
         "filled circle: the last one. "
-        "Bars are 95 % intervals. A path that runs to the right and down buys identity with prompt following."
+        f"Bars are 95 % intervals. A path that runs to the right and down buys {first} with {second}."
     )
     if any(point.y is None for point in points):
-        caption += " A dashed line has no prompt: it is the identity of real photos with each other."
+        caption += " A dashed line has no second axis: it is the identity of real photos with each other."
     if any(point.published for point in points):
         caption += " Squares are published numbers, not measured here."
     alt = f"Path of each run as ({first}, {second}). {ends}."

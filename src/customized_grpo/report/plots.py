@@ -52,7 +52,7 @@ _STYLE: Final[dict[Any, Any]] = {
     "lines.solid_capstyle": "round",
 }
 
-LineStyle = Literal["-", "--", ":"]
+LineStyle = Literal["-", "--", ":", "-."]
 
 
 @final

@@ -68,13 +68,12 @@ def _unused_noise(recipe: Recipe) -> list[str]:
 def _unreached_stage(recipe: Recipe) -> list[str]:
     """The weights at the end of the schedule, if no trainable level has them: TDW's below T = 17."""
     steps = recipe.sampling.steps
-    schedule = registry.build_function("time_weights", recipe.advantage.time_weights)
     try:
-        end = schedule(_FINE)[-1]
+        end = recipe.time_weights(_FINE)[-1]
     except ValueError:  # a table of one row a step is no function of progress
         return []
     place = recipe.objective.last_place(steps)
-    last = schedule(steps)[place]
+    last = recipe.time_weights()[place]
     if torch.allclose(last, end, atol=0.02):
         return []
     return [

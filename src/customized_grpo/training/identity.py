@@ -17,7 +17,7 @@ from customized_grpo.data.base import Dataset, FromFiles
 from customized_grpo.data.content import contents
 from customized_grpo.identity.hashes import FileHashes, short_hash
 from customized_grpo.identity.sections import named, revision_of, source_hash
-from customized_grpo.recipe.config import AXES, Recipe
+from customized_grpo.recipe.config import Recipe
 from customized_grpo.rewards.base import AnyReward, fingerprint_of, transport_of
 
 FILE: Final = "identity.json"
@@ -193,8 +193,8 @@ def _same_formula(saved: Sequence[Any], now: Sequence[Any], given: Recipe) -> se
     (before, old), (name, new) = saved, now
     if old == 1 and name == f"weighted_{before}":
         return {"advantage.aggregator."}
-    weights = registry.build_function("time_weights", given.advantage.time_weights)(given.sampling.steps)
-    if before == name and old != new and not bool((weights == 1 / len(AXES)).all()):
+    even = given.time_weights() == 1 / len(given.axes)
+    if before == name and old != new and not bool(even.all()):
         raise ValueError(
             f"run.resume: advantage.aggregator: {name} ignores the time weights now, as published, and the version of "
             f"the checkpoint multiplied by them; go on as it began by advantage.aggregator.type=weighted_{name}, or "

@@ -1,19 +1,20 @@
 """Metrics of a training step. Every name is in the glossary (``docs/metrics.md``), which a test checks.
 
-Dimensions: G group size, R rewards, Q axes, K trained steps, T sampler steps.
+Dimensions: G group size, R rewards, Q axes (prompt, identity, then further ones), K trained steps, T sampler steps.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from customized_grpo.advantages.axes import AXES
 from customized_grpo.advantages.shaping import Advantages
 from customized_grpo.evaluation.protocols import find_protocol
 from customized_grpo.evaluation.summary import Row, column_means, columns_of
-from customized_grpo.recipe.config import AXES
 
 
 def groups(
@@ -21,8 +22,9 @@ def groups(
     axis_of: Sequence[int],
     rewards: Sequence[Float[Tensor, "g r"]],
     advantages: Sequence[Advantages],
+    axes: Sequence[str] = AXES,
 ) -> dict[str, float]:
-    """Metrics of a step's rewards and advantages, each a mean over the groups."""
+    """Metrics of a step's rewards and advantages, each a mean over the groups; ``axes`` names the columns."""
     metrics: dict[str, float] = {}
     for column, name in enumerate(names):
         values = [scores[:, column] for scores in rewards]
@@ -32,14 +34,17 @@ def groups(
         metrics[f"reward/{name}/zero_variance_share"] = _mean(
             [float(_constant(value)) for value in finite if len(value) > 1]
         )
-    for axis, axis_name in enumerate(AXES):
+    for axis, axis_name in enumerate(axes):
         mine = [metrics[f"reward/{name}/mean"] for name, of in zip(names, axis_of, strict=True) if of == axis]
         metrics[f"reward/{axis_name}/mean"] = _mean(mine)
-    metrics["advantage/correlation"] = _mean([correlation(one.axes) for one in advantages])
-    prompt, identity = torch.cat([one.axes for one in advantages]).unbind(1)
-    metrics["advantage/share_synergy"] = float(((prompt > 0) & (identity > 0)).float().mean())
-    metrics["advantage/share_conflict"] = float((prompt * identity < 0).float().mean())
-    metrics["advantage/share_both_down"] = float(((prompt < 0) & (identity < 0)).float().mean())
+    for pair in combinations(range(len(axes)), 2):
+        of_pair = "" if pair == (0, 1) else f"/{axes[pair[0]]}/{axes[pair[1]]}"
+        metrics[f"advantage/correlation{of_pair}"] = _mean([correlation(one.axes[:, pair]) for one in advantages])
+    every = torch.cat([one.axes for one in advantages])
+    up, down = every > 0, every < 0
+    metrics["advantage/share_synergy"] = float(up.all(1).float().mean())
+    metrics["advantage/share_conflict"] = float((up.any(1) & down.any(1)).float().mean())
+    metrics["advantage/share_both_down"] = float(down.all(1).float().mean())
     metrics["advantage/bonus_mean"] = _mean([float(one.bonus.mean()) for one in advantages])
     metrics["advantage/bonus_abs_mean"] = _mean([float(one.bonus.abs().mean()) for one in advantages])
     metrics["advantage/abs_mean"] = _mean([float(one.advantage.abs().mean()) for one in advantages])
@@ -49,25 +54,27 @@ def groups(
     return metrics
 
 
-def correlation(axes: Float[Tensor, "g q"]) -> float:
-    """Pearson's correlation of the two axes inside a group; NaN where one is constant."""
+def correlation(axes: Float[Tensor, "g 2"]) -> float:
+    """Pearson's correlation of two axes inside a group; NaN where one is constant."""
     prompt, identity = (axes - axes.mean(0)).unbind(1)
     scale = float(prompt.norm() * identity.norm())
     return float(prompt @ identity) / scale if scale > 0 else math.nan
 
 
-def weights(time_weights: Float[Tensor, "t q"], step_sensitivity: Float[Tensor, " t"]) -> dict[str, float]:
+def weights(
+    time_weights: Float[Tensor, "t q"], step_sensitivity: Float[Tensor, " t"], axes: Sequence[str] = AXES
+) -> dict[str, float]:
     """Time weight of each trainable step and axis, and the *effective* one: constants of a run.
 
     A step's gradient is its time weight times ``Objective.sensitivity``, so the effective weight is that product,
-    scaled so that over all trainable steps the mean of both axes' sum is 1.
+    scaled so that over all trainable steps the mean of all axes' sum is 1.
     """
     metrics = {}
     trainable = step_sensitivity.nonzero().flatten().tolist()
     effective = time_weights * step_sensitivity[:, None]
     effective = effective * (len(trainable) / effective.sum())
     for step in trainable:
-        for column, axis in enumerate(AXES):
+        for column, axis in enumerate(axes):
             metrics[f"weight/{axis}/step_{step:02d}"] = float(time_weights[step, column])
             metrics[f"weight_effective/{axis}/step_{step:02d}"] = float(effective[step, column])
     return metrics
@@ -82,11 +89,10 @@ def evaluation(rows: Sequence[Row], protocol: str) -> dict[str, float]:
     }
 
 
-def headline(metrics: Mapping[str, float]) -> str:
+def headline(metrics: Mapping[str, float], axes: Sequence[str] = AXES) -> str:
     """Short line of the most important metrics."""
     shown = {
-        "prompt": "reward/prompt/mean",
-        "identity": "reward/identity/mean",
+        **{axis: f"reward/{axis}/mean" for axis in axes},
         "corr": "advantage/correlation",
         "grad": "grad/norm",
         "s": "time/step",

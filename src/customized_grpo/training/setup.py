@@ -35,7 +35,7 @@ from customized_grpo.objectives.base import Objective, load_objective
 from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.identity import base_identity
-from customized_grpo.recipe.config import AXES, Recipe
+from customized_grpo.recipe.config import Recipe
 from customized_grpo.rewards.base import begin, close
 from customized_grpo.sampling.clock import Clock
 from customized_grpo.sampling.schedule import sigma_grid
@@ -238,11 +238,11 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
         encode=encode,
         dataset=dataset,
         scorer=scorer,
-        reward_axes=[AXES.index(spec.axis) for spec in recipe.rewards.values()],
+        reward_axes=[recipe.axes.index(spec.axis) for spec in recipe.rewards.values()],
         sigmas=sigmas.to(device),
         objective=objective,
         aggregator=registry.build_function("aggregators", recipe.advantage.aggregator),
-        time_weights=registry.build_function("time_weights", recipe.advantage.time_weights)(recipe.sampling.steps),
+        time_weights=recipe.time_weights(),
         parameters=parameters,
         optimizer=prepared,
         schedule=schedule,

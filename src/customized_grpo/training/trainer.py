@@ -16,7 +16,7 @@ from torch import Tensor
 from customized_grpo.advantages.shaping import Advantages, advantages_of
 from customized_grpo.data import order
 from customized_grpo.objectives.base import Draw, rows_at
-from customized_grpo.recipe.config import AXES, Recipe
+from customized_grpo.recipe.config import Recipe
 from customized_grpo.training import autotune, engine, validation
 from customized_grpo.training import metrics as explain
 from customized_grpo.training.distributed import any_rank, check_ranks, largest, mean_metrics
@@ -96,8 +96,8 @@ class Trainer:
             if evaluating:
                 metrics |= validation.evaluate(parts, done)
             if done == 1:  # constants, so they are logged once
-                metrics |= explain.weights(parts.time_weights, parts.objective.sensitivity)
-            log.write(done, metrics, explain.headline(metrics))
+                metrics |= explain.weights(parts.time_weights, parts.objective.sensitivity, self.recipe.axes)
+            log.write(done, metrics, explain.headline(metrics, self.recipe.axes))
             news = parts.state.drain_news() + parts.scorer.tally.drain_news()
             for text in news + self.signal_warnings.of_step(metrics):
                 log.say(f"step {done}: {text}")
@@ -124,7 +124,7 @@ class Trainer:
         with clock.phase("score"):
             rewards = [scores.result() for scores in pending]
         advantages = [self.advantages_of(*pair) for pair in zip(rewards, groups, strict=True)]
-        metrics = explain.groups(list(self.recipe.rewards), parts.reward_axes, rewards, advantages)
+        metrics = explain.groups(list(self.recipe.rewards), parts.reward_axes, rewards, advantages, self.recipe.axes)
         for update, samples in enumerate(shares):
             metrics |= self.update(groups, advantages, samples, first=update == 0)
         if parts.old is not None:
@@ -261,6 +261,6 @@ class Trainer:
             group.example,
             group.images,
             {name: rewards[:, column].tolist() for column, name in enumerate(self.recipe.rewards)}
-            | {f"advantage/{axis}": advantages.axes[:, column].tolist() for column, axis in enumerate(AXES)}
+            | {f"advantage/{axis}": advantages.axes[:, column].tolist() for column, axis in enumerate(self.recipe.axes)}
             | {"advantage/mean": advantages.advantage.mean(1).tolist()},
         )
