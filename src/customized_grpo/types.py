@@ -89,6 +89,10 @@ class Rollout(ABC):
         """The pairs of samples ``g`` and levels ``k``, the input of one forward with gradient, and their weights."""
 
     @abstractmethod
+    def select(self, samples: Int[Tensor, " n"]) -> Self:
+        """The same rollout of some of its samples alone; before ``with_old``."""
+
+    @abstractmethod
     def with_old(self, samples: range, old: Float[Tensor, "n k *values"]) -> Self:
         """The same rollout with what the old policy gives for some of its samples, as a loss compares with."""
 
@@ -146,6 +150,17 @@ class Trajectory(Rollout):
             log_prob=self.log_prob[g, k],
             advantage=advantage * weight,  # the surrogate is linear in it
             old_mean=None if self.mean is None else self.mean[g, k],
+        )
+
+    def select(self, samples: Int[Tensor, " n"]) -> Self:
+        """See ``Rollout.select``."""
+        return replace(
+            self,
+            images=self.images[samples],
+            x=self.x[samples],
+            x_next=self.x_next[samples],
+            log_prob=self.log_prob[samples],
+            mean=None if self.mean is None else self.mean[samples],
         )
 
     def with_old(self, samples: range, old: Float[Tensor, "n k *values"]) -> Self:
@@ -216,6 +231,12 @@ class Noised(Rollout):
             advantage=advantage,
             weight=weight,
         )
+
+    def select(self, samples: Int[Tensor, " n"]) -> Self:
+        """See ``Rollout.select``."""
+        assert self.old_velocity is None, "velocities to compare with are of samples that are already chosen"
+        assert self.average_velocity is None, "velocities to compare with are of samples that are already chosen"
+        return replace(self, images=self.images[samples], x0=self.x0[samples], noise=self.noise[samples])
 
     def with_old(self, samples: range, old: Float[Tensor, "n k s c"]) -> Self:
         """The same group with the old policy's velocity for some samples; NaN for the others."""

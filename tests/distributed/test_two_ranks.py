@@ -20,7 +20,7 @@ from customized_grpo.policies.adapters.tensor_files import read_tensors
 from customized_grpo.training.checkpoint import check
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
-from runs import NFT, environment, make_tiny_world, metrics_of, tiny_recipe
+from runs import NFT, RULES, environment, make_tiny_world, metrics_of, tiny_recipe
 
 STEPS = 5
 CHANGES = {
@@ -58,6 +58,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     trainer.run()
     cut_short(root / "one", root / "from-one", keep=2)
     Trainer(build(tiny_recipe(world, root / "one-nft", **(CHANGES | copy.deepcopy(NFT))))).run()
+    Trainer(build(tiny_recipe(world, root / "one-rules", **(CHANGES | copy.deepcopy(RULES))))).run()
     run_two_ranks(world, root, "ddp", "fsdp")
     adapter = {name: one.detach().clone() for name, one in trainer.parts.parameters.items()}
     return Both(root, root / "one", adapter, start)
@@ -213,6 +214,20 @@ def test_two_processes_train_on_the_forward_process_what_one_does(both: Both, ru
     gradients = [first_gradient(folder.parents[2]) for folder in folders]
     size = distance(gradients[0], {name: tensor * 0 for name, tensor in gradients[0].items()})
     assert distance(*gradients) < 1e-3 * size
+
+
+@pytest.mark.parametrize("run", ["rules", "fsdp-rules"])
+def test_rules_over_groups_look_at_those_of_all_processes(both: Both, run: str) -> None:
+    """Whitening and a group's weight are by all groups of a step, and every process trains on as many samples."""
+    folders = [both.two / one / "checkpoints" / "step-000003" / "state" for one in ("one-rules", run)]
+    one, two = (read_tensors(folder / "adapter.safetensors") for folder in folders)
+    size = distance(one, both.start)
+    assert size > 0.01
+    assert distance(one, two) < 1e-2 * size
+    rows = [metrics_of(folder.parents[2])[0] for folder in folders]
+    for name in ("rules/max_weight", "advantage/abs_mean", "advantage/clip_share", "rules/gate/bright"):
+        assert rows[0][name] == pytest.approx(rows[1][name], rel=1e-4), name
+    assert rows[0]["rules/max_weight"] > 1.005
 
 
 @pytest.mark.parametrize("fault", SAID)

@@ -31,7 +31,7 @@ from customized_grpo.training import state as saving
 from customized_grpo.training.state import save
 from customized_grpo.training.trainer import Trainer
 from forked import two_ranks
-from runs import NFT, SIGNAL_AT, SLOW, tiny_recipe, with_evaluation
+from runs import NFT, RULES, SIGNAL_AT, SLOW, tiny_recipe, with_evaluation
 
 STEPS = 5
 # "auto", as users launch it: accelerate joins processes without a GPU only if it is told to use the CPU.
@@ -76,6 +76,7 @@ def data_parallel(out: Path, trainer_of: Callable[..., Trainer]) -> None:
     write_tensors(out / f"rank-{rank}.safetensors", trainer.parts.parameters)
 
     trainer_of("nft", **NFT).run()
+    trainer_of("rules", **RULES).run()
 
     resumed = trainer_of("from-one", run__resume="latest")
     resumed.run()
@@ -141,6 +142,7 @@ def fully_sharded(out: Path, world: Path, trainer_of: Callable[..., Trainer]) ->
     local = sum(one.to_local().numel() for one in parameters.values())
     assert local < 0.6 * sum(one.numel() for one in parameters.values())
     trainer_of("fsdp-nft", **NFT).run()
+    trainer_of("fsdp-rules", **RULES).run()
     without_the_last_step(trainer, out / "fsdp-again")
     trainer_of("fsdp-again", train__ema=0.5, run__resume="latest", **three).run()
 

@@ -9,7 +9,7 @@ import pytest
 
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
-from runs import tiny_recipe
+from runs import RULES, tiny_recipe
 
 from .conftest import Finished
 
@@ -39,7 +39,7 @@ def pattern(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def emitted(finished: Finished, tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Of a run, of a step of an objective that has other metrics, and of one with a further axis."""
+    """Of a run, of a step of an objective that has other metrics, of one with a further axis, and of one with rules."""
     rows: list[dict[str, Any]] = [
         json.loads(line) for line in (finished.folder / "metrics.jsonl").read_text().splitlines()
     ]
@@ -47,8 +47,9 @@ def emitted(finished: Finished, tiny_world: Path, tmp_path_factory: pytest.TempP
     other = Trainer(build(tiny_recipe(tiny_world, tmp_path_factory.mktemp("nft") / "run", **changes)))
     rows.append(other.step(0))
     rewards = {name: {"type": "runs:Offset", "axis": axis} for name, axis in AXES.items()}
-    more = Trainer(build(tiny_recipe(tiny_world, tmp_path_factory.mktemp("axes") / "run", rewards=rewards)))
-    rows.append(more.step(0))
+    for changes in ({"rewards": rewards}, RULES):
+        more = Trainer(build(tiny_recipe(tiny_world, tmp_path_factory.mktemp("more") / "run", **changes)))
+        rows.append(more.step(0))
     return {name for row in rows for name in row} - {"step"}
 
 

@@ -49,6 +49,21 @@ NFT: dict[str, Any] = {
 }
 """Changes of a recipe that train on the forward process, by samples of a policy that lags behind."""
 
+RULES: dict[str, Any] = {
+    "advantage__rules": {
+        "scale": {"bright": {"centre": 115.0, "slope": 0.5}, "warm": {"centre": 74.0, "slope": 0.5}},
+        "gate": {"bright": {"by": "warm", "floor": 0.5, "penalty": 2.0}},
+        "spread": {"warm": {"least": 1e-4, "measure": "range"}},
+        "whiten": True,
+        "difficulty": {"reward": "bright", "low": 0.01},
+        "keep": {"best": 1, "worst": 1},
+    },
+    "train__updates_per_rollout": 2,
+    "train__old_log_probs": "replay",
+    "train__steps": 3,
+}
+"""Changes of a recipe that turn every rule on."""
+
 
 class _Pixels(Reward):
     """Reads nothing but the images."""

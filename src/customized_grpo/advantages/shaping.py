@@ -5,9 +5,10 @@ Dimensions: G group size, R rewards, Q axes (prompt, identity, then further ones
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from customized_grpo.advantages.aggregators import weighted_sum
@@ -23,6 +24,8 @@ class Advantages:
 
     axes: Float[Tensor, "g q"]
     """Normalised advantage of each axis, before any weight."""
+    joined: Float[Tensor, "g k"]
+    """The aggregator's, before they are clamped; zero where ``advantage`` is for want of scores."""
     advantage: Float[Tensor, "g k"]
     """Clamped advantages; zero for samples that can't be scored on every axis, and for all of a skipped group."""
     bonus: Float[Tensor, "g k"]
@@ -30,14 +33,34 @@ class Advantages:
     scored: Bool[Tensor, " g"]
     """Samples with a finite value on every axis."""
     skipped: bool
-    """True if too few samples are scored: every advantage is zero."""
+    """True if too few samples are scored, or the group is left out: every advantage is zero."""
     clipped_share: float
     """Share of the advantages that were clamped."""
+    left_out: bool = False
+    """True if a rule left the group out."""
+    weight: float = 1.0
+    """Weight of the group in the loss."""
 
     @property
     def compared(self) -> Bool[Tensor, " g"]:
         """Samples that were compared with others: scored, in a group that is not skipped and not all alike."""
         return self.scored & self.advantage.any()
+
+    def whitened(self, joined: Float[Tensor, "g k"], clip: float) -> Self:
+        """The same with other advantages, clamped."""
+        share = float((joined.abs() > clip).float().mean())
+        return replace(self, joined=joined, advantage=joined.clamp(-clip, clip), clipped_share=share)
+
+    def select(self, samples: Int[Tensor, " n"]) -> Self:
+        """Those of some samples alone."""
+        return replace(
+            self,
+            axes=self.axes[samples],
+            joined=self.joined[samples],
+            advantage=self.advantage[samples],
+            bonus=self.bonus[samples],
+            scored=self.scored[samples],
+        )
 
 
 def asks_raw(aggregator: Aggregator) -> bool:
@@ -54,6 +77,7 @@ def advantages_of(
     aggregator: Aggregator,
     clip: float,
     min_valid: float,
+    left_out: bool = False,
 ) -> Advantages:
     """Advantages A[g, k] of one group.
 
@@ -65,10 +89,11 @@ def advantages_of(
         aggregator: joins the axes.
         clip: largest |A|.
         min_valid: share of samples that must be scored, else the group is skipped, as mean and spread say little.
+        left_out: the group is skipped by a rule.
     """
     axes = to_axes(rewards, axis_of, weight_of, num_axes=weights.shape[1])
     scored = scorable(rewards, axis_of, num_axes=weights.shape[1])
-    skipped = float(scored.float().mean()) < min_valid
+    skipped = left_out or float(scored.float().mean()) < min_valid
     used = (scored & (not skipped))[:, None]
     if asks_raw(aggregator):
         joined = aggregator(axes.clone(), weights, raw=raw_axes(rewards, axis_of, weight_of, num_axes=weights.shape[1]))
@@ -81,9 +106,11 @@ def advantages_of(
     raw = joined * used
     return Advantages(
         axes=axes,
+        joined=raw,
         advantage=raw.clamp(-clip, clip),
         bonus=raw - weighted_sum(axes, weights) * used,
         scored=scored,
         skipped=skipped,
         clipped_share=float((raw.abs() > clip).float().mean()),
+        left_out=left_out,
     )

@@ -103,7 +103,7 @@ def _ladder(recipe: Recipe) -> Iterator[Change]:
     for share in _SHARES:  # the smallest that fits costs the least time
         if share > policy.gradient_checkpointing:
             yield _checkpointing(share)
-    if recipe.train.pairs_per_backward > 1:
+    if recipe.pairs_per_backward > 1:
         yield _batch(1)
     if recipe.run.precision == "bf16":
         yield {"train.optimizer": "adamw_8bit"}
@@ -145,7 +145,7 @@ def _checkpointing(share: float) -> Change:
 
 def _smaller_batches(recipe: Recipe) -> list[int]:
     """Divisors of an update's samples, so that rollout and replay form the same batches."""
-    samples, now = recipe.train.samples_per_update, recipe.train.pairs_per_backward
+    samples, now = recipe.samples_per_update, recipe.pairs_per_backward
     parts = {max(n for n in range(1, most + 1) if samples % n == 0) for most in _BATCHES}
     return sorted((size for size in parts if 1 < size < now), reverse=True)
 

@@ -126,7 +126,7 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
     scorers = memory_of_scorers(recipe)
     trained = _trained(policy, kind, model.transformer)
     share, batch = float(policy.gradient_checkpointing), _rollout_batch(recipe)
-    pairs = min(train.pairs_per_backward, train.samples_per_update * len(geometry.trained))
+    pairs = min(recipe.pairs_per_backward, recipe.samples_per_update * len(geometry.trained))
     tokens = _tokens(policy, latent_shape[0])
     forward = partial(activations, model.transformer, trained.layers, trained.rank, tokens, b=b)
     kept = 0

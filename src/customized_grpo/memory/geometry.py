@@ -62,8 +62,8 @@ def step_geometry(recipe: Recipe, *, world: int, latent_shape: tuple[int, int] |
         )
     sampler = _sampler(recipe)
     groups, size = train.groups_per_step, train.group_size
-    share, trained = train.samples_per_update, len(sampler.trained)
-    replay = groups * size * trained
+    share, trained = recipe.samples_per_update, len(sampler.trained)
+    replay = groups * share * train.updates_per_rollout * trained
     states = None
     if latent_shape is not None:
         states = (groups // world) * size * sampler.stored_bytes * latent_shape[0] * latent_shape[1]
@@ -78,7 +78,7 @@ def step_geometry(recipe: Recipe, *, world: int, latent_shape: tuple[int, int] |
         replay_forwards=replay,
         reference_forwards=replay if recipe.objective.kl else 0,
         compared_forwards=round(replay * recipe.objective.compared_shares(train.updates_per_rollout)),
-        backwards_rank=groups // world * train.updates_per_rollout * -(-share * trained // train.pairs_per_backward),
+        backwards_rank=groups // world * train.updates_per_rollout * -(-share * trained // recipe.pairs_per_backward),
         updates=train.updates_per_rollout,
         total_updates=train.steps * train.updates_per_rollout,
         trajectory_bytes=states,

@@ -18,6 +18,7 @@ from customized_grpo.recipe.keys import EvaluateSampling as EvaluateSampling
 from customized_grpo.recipe.keys import Run as Run
 from customized_grpo.recipe.keys import Sampling as Sampling
 from customized_grpo.recipe.keys import Train as Train
+from customized_grpo.recipe.rules import check_rules
 from customized_grpo.recipe.sections import ObjectiveSpec, PolicySpec, Section
 
 
@@ -69,6 +70,7 @@ class Recipe(Section):
             raise ValueError(
                 "train.evaluate_every: it is set but there is no 'evaluate' section; add one, or set it to 0"
             )
+        check_rules(self.advantage.rules, self.rewards, self.train.group_size, self.train.updates_per_rollout)
         _fits_policy(self.run, self.policy, self.sampling.shift)
         _fits_objective(self.objective, self.sampling, self.train)
         _fits_cache(self.objective, self.policy, self.sampling)
@@ -79,6 +81,17 @@ class Recipe(Section):
     def axes(self) -> tuple[str, ...]:
         """Axes in their columns' order: prompt, identity, then the further ones that rewards name."""
         return axes_of(self.rewards, self.advantage.axes)
+
+    @property
+    def samples_per_update(self) -> int:
+        """Number of samples of each group per optimizer update."""
+        keep = self.advantage.rules.keep
+        return (self.train.group_size if keep is None else keep.number) // self.train.updates_per_rollout
+
+    @property
+    def pairs_per_backward(self) -> int:
+        """Micro-batch size, with ``train.microbatch: null`` resolved."""
+        return self.train.microbatch or self.samples_per_update
 
     def time_weights(self, num_steps: int | None = None) -> Float[Tensor, "t q"]:
         """Weight of each axis at each step of the sampler; of a sampler of other steps, if their number is given."""

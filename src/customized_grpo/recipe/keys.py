@@ -16,6 +16,7 @@ from customized_grpo.recipe.fields import (
     ShiftSetting,
     TimeWeightsField,
 )
+from customized_grpo.recipe.rules import Rules
 from customized_grpo.recipe.sections import LocalPath, RewardSpec, Section
 
 AxisName: TypeAlias = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
@@ -110,6 +111,7 @@ class Advantage(Section):
         description="share of each further axis in the time weights, the same at every step; null: 1 / Q, or the "
         "column that the time weights have for it. Others than style, layout, diversity and quality must stand here",
     )
+    rules: Rules = Field(default=Rules(), description="rules on raw rewards and on groups; none is on by default")
     clip: PositiveFloat = 5.0
     min_valid: float = Field(
         default=0.5,
@@ -188,16 +190,6 @@ class Train(Section):
         default=50, description="0: never; else also before the first step and at the end"
     )
     save_samples_every: NonNegativeInt = Field(default=10, description="0: never; else after the first step too")
-
-    @property
-    def samples_per_update(self) -> int:
-        """Number of samples of each group per optimizer update."""
-        return self.group_size // self.updates_per_rollout
-
-    @property
-    def pairs_per_backward(self) -> int:
-        """Micro-batch size, with ``null`` resolved."""
-        return self.microbatch or self.samples_per_update
 
 
 class Evaluate(Section):

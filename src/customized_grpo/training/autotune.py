@@ -118,6 +118,13 @@ def with_average(parts: Parts, groups: Sequence[Rollout], shares: Sequence[range
         return [_recomputed(parts, _noised(group), shares, Noised.with_average) for group in groups]
 
 
+def with_compared(parts: Parts, groups: Sequence[Rollout], shares: Sequence[range]) -> list[Rollout]:
+    """Rollouts with all that their losses compare with: values of the policy that sampled, and of a running average."""
+    with parts.sampling():
+        groups = with_old(parts, groups, shares)
+    return with_average(parts, groups, shares)
+
+
 def _recorded(group: Rollout) -> Trajectory:
     assert isinstance(group, Trajectory), "only transitions have recorded log-probabilities"
     return group
@@ -152,7 +159,7 @@ def _recomputed(
         of_share: list[Tensor] = []
         with parts.clock.phase("replay"):
             advantage = torch.zeros(samples.stop, num_levels, device=parts.accelerator.device)
-            for pairs in micro_batches([group], [advantage], samples, parts.recipe.train.pairs_per_backward):
+            for pairs in micro_batches([group], [advantage], samples, parts.recipe.pairs_per_backward):
                 with micro_batch(parts.accelerator, parts.policy.transformer, last=False):
                     of_share.append(parts.objective.old(pairs))
         old = torch.cat(of_share)

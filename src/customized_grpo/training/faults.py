@@ -49,9 +49,9 @@ def _knobs(recipe: Recipe) -> list[str]:
     """Overrides that need less memory, the cheapest first, without those already at their limit."""
     train, policy = recipe.train, recipe.policy
     knobs = []
-    if train.pairs_per_backward > 1:
+    if recipe.pairs_per_backward > 1:
         knobs.append(
-            f"a smaller train.microbatch (now {train.pairs_per_backward}; the gradient is the same up to rounding)"
+            f"a smaller train.microbatch (now {recipe.pairs_per_backward}; the gradient is the same up to rounding)"
         )
     if not recipe.sampling.batch_decides and recipe.sampling.batch != 1:
         now = recipe.sampling.batch or "the whole group"

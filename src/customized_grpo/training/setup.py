@@ -46,6 +46,7 @@ from customized_grpo.training.distributed import gather_rows, together
 from customized_grpo.training.encoded import load_held_out, needed_of
 from customized_grpo.training.identity import RunIdentity
 from customized_grpo.training.optimizers import build_optimizer
+from customized_grpo.training.rules import RewardRules
 from customized_grpo.training.tracking import prepare_folder
 from customized_grpo.types import Conditioning, Example
 
@@ -96,6 +97,7 @@ class Parts:
     scorer: Scorer
     reward_axes: Sequence[int]
     """Axis of each reward, in the order of the recipe."""
+    rules: RewardRules
     sigmas: Float[Tensor, " t_plus_1"]
     objective: Objective
     aggregator: Aggregator
@@ -238,6 +240,7 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
         encode=encode,
         dataset=dataset,
         scorer=scorer,
+        rules=RewardRules(recipe),
         reward_axes=[recipe.axes.index(spec.axis) for spec in recipe.rewards.values()],
         sigmas=sigmas.to(device),
         objective=objective,

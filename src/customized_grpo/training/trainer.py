@@ -13,6 +13,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from customized_grpo.advantages.rules import best_and_worst
 from customized_grpo.advantages.shaping import Advantages, advantages_of
 from customized_grpo.data import order
 from customized_grpo.objectives.base import Draw, rows_at
@@ -119,18 +120,28 @@ class Trainer:
                 groups.append(self.sample(step, group, index))
                 with clock.phase("score"):  # rewards over the network go on while the next group is sampled
                     pending.append(parts.scorer.submit(groups[-1].example, groups[-1].images))
-            groups = autotune.with_old(parts, groups, shares)
-        groups = autotune.with_average(parts, groups, shares)
+        sampled, keep = groups[0], self.recipe.advantage.rules.keep
+        if keep is None:  # while remote rewards are under way
+            groups = autotune.with_compared(parts, groups, shares)
         with clock.phase("score"):
             rewards = [scores.result() for scores in pending]
         advantages = [self.advantages_of(*pair) for pair in zip(rewards, groups, strict=True)]
+        scaled = [parts.rules.scaled(one, len(g.example.references)) for one, g in zip(rewards, groups, strict=True)]
+        advantages = parts.rules.over_groups(parts.accelerator, scaled, advantages)
         metrics = explain.groups(list(self.recipe.rewards), parts.reward_axes, rewards, advantages, self.recipe.axes)
+        metrics |= parts.rules.metrics(scaled, advantages)
+        trained = advantages
+        if keep is not None:
+            chosen = [best_and_worst(one.joined, best=keep.best, worst=keep.worst) for one in advantages]
+            trained = [one.select(samples) for one, samples in zip(advantages, chosen, strict=True)]
+            groups = [group.select(samples) for group, samples in zip(groups, chosen, strict=True)]
+            groups = autotune.with_compared(parts, groups, shares)
         for update, samples in enumerate(shares):
-            metrics |= self.update(groups, advantages, samples, first=update == 0)
+            metrics |= self.update(groups, trained, samples, first=update == 0)
         if parts.old is not None:
             parts.old.follow(parts.parameters, parts.schedule.last_epoch)
         metrics |= parts.objective.rollout_metrics() | parts.scorer.drain() | clock.drain()
-        self.save_samples(step + 1, groups[0], rewards[0], advantages[0])
+        self.save_samples(step + 1, sampled, rewards[0], advantages[0])
         return mean_metrics(parts.accelerator, metrics)
 
     def assignments(self, step: int) -> list[tuple[int, int]]:
@@ -161,20 +172,22 @@ class Trainer:
     def advantages_of(self, rewards: Tensor, group: Rollout) -> Advantages:
         """A[g, k] of a group, with the time weights of its own levels."""
         specs = self.recipe.rewards.values()
+        scaled = self.parts.rules.scaled(rewards, len(group.example.references))
         return advantages_of(
-            rewards,
+            self.parts.rules.gated(scaled),
             rows_at(self.parts.time_weights, group.progress.cpu()),
             axis_of=self.parts.reward_axes,
             weight_of=[float(spec.weight) for spec in specs],
             aggregator=self.parts.aggregator,
             clip=self.recipe.advantage.clip,
             min_valid=self.recipe.advantage.min_valid,
+            left_out=self.parts.rules.leaves_out(scaled),
         )
 
     def shares(self) -> list[range]:
         """Samples of each group per update of a rollout: equal, contiguous shares."""
-        size = self.recipe.train.samples_per_update
-        return [range(first, first + size) for first in range(0, self.recipe.train.group_size, size)]
+        size = self.recipe.samples_per_update
+        return [range(first, first + size) for first in range(0, size * self.recipe.train.updates_per_rollout, size)]
 
     def update(
         self, groups: Sequence[Rollout], advantages: Sequence[Advantages], samples: range, *, first: bool
@@ -184,17 +197,17 @@ class Trainer:
         given = [one.advantage.to(accelerator.device) for one in advantages]
         # weight 0 leaves a pair out; an advantage of 0 is a judgement, which off policy may have a gradient
         weights = [
-            parts.objective.level_weights(group) * one.compared[:, None].to(accelerator.device)
+            parts.objective.level_weights(group) * one.compared[:, None].to(accelerator.device) * one.weight
             for group, one in zip(groups, advantages, strict=True)
         ]
         count = settings.groups_per_step * len(samples) * len(groups[0].progress)
-        remaining = num_micro_batches(groups, len(samples), settings.pairs_per_backward)
+        remaining = num_micro_batches(groups, len(samples), self.recipe.pairs_per_backward)
         on_policy = autotune.is_on_policy(parts, first=first)
         details: list[Mapping[str, Tensor]] = []
         signs: list[Tensor] = []
         losses: list[Tensor] = []
         with parts.clock.phase("replay"):
-            for pairs in micro_batches(groups, given, samples, settings.pairs_per_backward, weights):
+            for pairs in micro_batches(groups, given, samples, self.recipe.pairs_per_backward, weights):
                 remaining -= 1
                 share = len(pairs.advantage) / count
                 with micro_batch(accelerator, parts.policy.transformer, last=not remaining) as backward:

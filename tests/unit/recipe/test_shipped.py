@@ -37,8 +37,8 @@ def test_a_recipe_fits_the_card_that_its_header_names(name: str) -> None:
 def test_a_recipe_replays_the_batch_that_it_draws(name: str) -> None:
     """Else the two differ in the last bits, and the guard of the first ratio may stop the run."""
     recipe = load_recipe(name)
-    assert (recipe.sampling.batch or recipe.train.group_size) == recipe.train.pairs_per_backward
-    assert recipe.train.samples_per_update % recipe.train.pairs_per_backward == 0
+    assert (recipe.sampling.batch or recipe.train.group_size) == recipe.pairs_per_backward
+    assert recipe.samples_per_update % recipe.pairs_per_backward == 0
 
 
 def test_servers_and_trainers_have_cards_of_their_own() -> None:
