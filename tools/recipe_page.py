@@ -25,7 +25,12 @@ NESTED = {
     "levels": "Levels",
     "old": "Old",
 }
-NESTED_HERE = {"train": {"schedule": "Schedule"}, "sampling": {"cache": "Cache"}}
+NESTED_HERE = {
+    "train": {"schedule": "Schedule"}, "sampling": {"cache": "Cache"}, "advantage": {"rules": "Rules"},
+}  # fmt: skip
+RULES = {
+    "scale": "Sigmoid", "gate": "Gate", "spread": "Spread", "difficulty": "Difficulty", "keep": "Keep",
+}  # fmt: skip
 HEAD = "| Key | Allowed | Default | Meaning |\n|---|---|---|---|\n"
 
 
@@ -70,21 +75,25 @@ def _rows(node: dict[str, Any], defined: dict[str, Any], nested: dict[str, Any],
         if key == "type" and not prefix:
             continue  # it stands above the table
         default = f"`{shown(field['default'])}`" if "default" in field else ""
-        if key in nested and field.get("default") is not None:
+        by_name = isinstance(field.get("additionalProperties"), dict)
+        if key in nested and field.get("default") is not None and not by_name:
             default = "a section"
         if key in node.get("required", ()):
             default = "required"
         meaning = field.get("description", "").split("\n")[0].replace("|", "\\|")
         rows.append(f"| `{prefix}{key}` | {_allowed(key, field, defined, nested)} | {default} | {meaning} |")
         if key in nested:
-            rows += _rows(nested[key], defined, {}, f"{prefix}{key}.")
+            inner = {rule: defined[of] for rule, of in RULES.items()} if key == "rules" else {}
+            rows += _rows(nested[key], defined, inner, f"{prefix}{key}.{'<name>.' if by_name else ''}")
     return rows
 
 
 def _allowed(key: str, field: dict[str, Any], defined: dict[str, Any], nested: dict[str, Any]) -> str:
+    by_name = field.get("additionalProperties")
+    if key in nested and isinstance(by_name, dict):
+        return "sections by a reward's name"
     if key in nested:
         return "a text, or a section" if {"type": "string"} in field.get("anyOf", ()) else "a section"
-    by_name = field.get("additionalProperties")
     if isinstance(by_name, dict):
         return "sections by name, below" if "anyOf" in by_name else "values by name"
     if any("$ref" in choice for choice in field.get("anyOf", ())):

@@ -228,6 +228,7 @@ def test_rules_over_groups_look_at_those_of_all_processes(both: Both, run: str) 
     for name in ("rules/max_weight", "advantage/abs_mean", "advantage/clip_share", "rules/gate/bright"):
         assert rows[0][name] == pytest.approx(rows[1][name], rel=1e-4), name
     assert rows[0]["rules/max_weight"] > 1.005
+    assert [row["rules/resampled_share"] for row in rows] == [0.5, 0.5], "by one process of the two"
 
 
 @pytest.mark.parametrize("fault", SAID)

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from customized_grpo.advantages.rules import best_and_worst, gate, sigmoid_scale, whiten
 from customized_grpo.advantages.shaping import Advantages
+from customized_grpo.data import order
 from customized_grpo.memory.geometry import step_geometry
 from customized_grpo.training import trainer as module
+from customized_grpo.training.encoded import needed_of
 from customized_grpo.training.setup import build
 from customized_grpo.training.state import compare_recipes
 from customized_grpo.training.trainer import Trainer, train
@@ -103,6 +105,46 @@ def test_a_group_that_is_too_alike_teaches_nothing(trainer_of: MakeTrainer) -> N
     metrics = trainer.step(0)
     assert metrics["rules/left_out_share"] == metrics["advantage/skipped_share"] == 1
     assert metrics["grad/norm"] == 0
+
+
+def test_another_prompt_takes_the_place_of_a_group_that_is_left_out(
+    trainer_of: MakeTrainer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The second group of the first step is the one whose warmth varies least."""
+    spread = {"scale": UNIT, "spread": {"warm": {"least": 0.1, "measure": "range"}}}
+    without, trainer = (
+        trainer_of(spread | {"resample": times}, run__dir=str(tmp_path / str(times))) for times in (0, 2)
+    )
+    instead_of = trainer.assignments(0)[1][1]
+    number = trainer.assignments(0)[1][0] + 2  # two groups a step, so the first attempt's second group is number 3
+    again = trainer.sample(0, number, order.another(0, number, size=3, seed=42, instead_of=instead_of))
+    before, ((left, given), *_), _ = spied(without, monkeypatch)
+    after, ((groups, _), *_), _ = spied(trainer, monkeypatch)
+    assert [one.left_out for one in given] == [False, True]
+    assert before["rules/left_out_share"] == after["rules/resampled_share"] == 0.5
+    assert "rules/resampled_share" not in before
+    assert torch.equal(groups[0].images, left[0].images), "a group that teaches stays"
+    assert groups[1].example.key != left[1].example.key
+    assert torch.equal(groups[1].images, again.images)
+    assert after["rules/left_out_share"] == 0
+
+
+def test_groups_are_sampled_anew_as_often_as_asked(trainer_of: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of({"spread": {"warm": {"least": 1e6}}, "resample": 2})
+    sampled = list[tuple[int, int]]()
+    sample = Trainer.sample
+
+    def spy(self: Trainer, step: int, group: int, index: int) -> Any:
+        sampled.append((group, index))
+        return sample(self, step, group, index)
+
+    monkeypatch.setattr(Trainer, "sample", spy)
+    metrics = trainer.step(0)
+    assert [group for group, _ in sampled] == [0, 1, 2, 3, 4, 5]
+    assert metrics["rules/left_out_share"] == metrics["rules/resampled_share"] == 1
+    # a cache that is completed beforehand holds all that may be drawn
+    held = {index for _, index in needed_of(trainer.recipe, trainer.parts.dataset, None)}
+    assert {index for _, index in sampled} <= held
 
 
 def test_whitened_advantages_are_those_of_all_groups(
@@ -214,6 +256,7 @@ def test_a_rule_that_nothing_meets_changes_no_bit(
         ({"keep": {"best": 2, "worst": 1}}, "does not divide the 3 samples"),
         ({"keep": {"best": 0, "worst": 1}}, "greater than 0"),
         ({"whitened": True}, "Extra inputs"),
+        ({"resample": 1}, "resample has no effect without spread"),
     ],
 )
 def test_rules_that_mean_nothing_are_refused(rules: dict[str, Any], said: str) -> None:

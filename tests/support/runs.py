@@ -53,7 +53,8 @@ RULES: dict[str, Any] = {
     "advantage__rules": {
         "scale": {"bright": {"centre": 115.0, "slope": 0.5}, "warm": {"centre": 74.0, "slope": 0.5}},
         "gate": {"bright": {"by": "warm", "floor": 0.5, "penalty": 2.0}},
-        "spread": {"warm": {"least": 1e-4, "measure": "range"}},
+        "spread": {"warm": {"least": 0.1, "measure": "range"}},
+        "resample": 1,
         "whiten": True,
         "difficulty": {"reward": "bright", "low": 0.01},
         "keep": {"best": 1, "worst": 1},

@@ -29,6 +29,22 @@ def indices(step: int, *, rank: int, world: int, groups_per_step: int, size: int
     return [_permutation(size, seed, at // size)[at % size] for at in range(first, first + share)]
 
 
+def another(step: int, group: int, *, size: int, seed: int, instead_of: int) -> int:
+    """Index of an example that takes the place of ``instead_of``; another one, if there is any.
+
+    Args:
+        step: of the run.
+        group: a number that no other group of the step has, over all processes.
+        size: of the data set.
+        seed: of the run.
+        instead_of: index of the example whose place it takes.
+    """
+    if size < 2:
+        return instead_of
+    further = int(torch.randint(1, size, (), generator=generator(seed, "another", step, group)))
+    return (instead_of + further) % size
+
+
 def groups_a_rank(groups_per_step: int, world: int) -> int:
     """Number of groups per process and step: the same for all, so that none waits.
 

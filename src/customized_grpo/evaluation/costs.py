@@ -30,9 +30,10 @@ def announced(recipe: Recipe | EvaluateRecipe, examples: int | None, *, done: in
 
 
 def of_training(recipe: Recipe, *, done: int, run: str | None) -> list[str]:
-    """Costs of the training rewards after ``done`` steps of a run."""
+    """Costs of the training rewards after ``done`` steps of a run; at most, where groups may be sampled anew."""
     train = recipe.train
-    samples = max(0, train.steps - done) * train.groups_per_step * train.group_size
+    most = 1 + recipe.advantage.rules.resample
+    samples = max(0, train.steps - done) * train.groups_per_step * train.group_size * most
     found = costs(recipe.rewards, dict.fromkeys(recipe.rewards, samples), place=REWARDS, run=run)
     return [f"{REWARDS}{name}: {said}" for name, said in found.items()]
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal, Self
 
-from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from customized_grpo import registry
 from customized_grpo.recipe.sections import Section
@@ -17,7 +17,7 @@ class Sigmoid(Section):
         description="steepness at the centre times 4, per unit of the reward; DyRef: 10 of a cosine"
     )
     per_reference: NonNegativeFloat = Field(default=0.0, description="added for each reference; DyRef: 3 of a cosine")
-    beyond: PositiveInt = Field(default=1, description="number of references at which the slope is ``slope``; DyRef: 2")
+    beyond: PositiveInt = Field(default=1, description="number of references at which the slope is just that; DyRef: 2")
 
     @model_validator(mode="after")
     def _keys_are_used(self) -> Self:
@@ -90,9 +90,23 @@ class Rules(Section):
     spread: dict[str, Spread] = Field(
         default={}, description="by reward; a group is left out where all rewards named here are too alike"
     )
+    resample: NonNegativeInt = Field(
+        default=0, description="how often another prompt is sampled in place of a group that spread leaves out"
+    )
     whiten: bool = Field(default=False, description="advantages have mean 0 and spread 1 over a step's groups (GDPO)")
     difficulty: Difficulty | None = Field(default=None, description="weight of a group by its mean reward")
     keep: Keep | None = Field(default=None, description="best and worst samples of a group; null: all are trained on")
+
+    @property
+    def choose(self) -> bool:
+        """Whether the samples that are trained on are known only once they are scored."""
+        return self.keep is not None or self.resample > 0
+
+    @model_validator(mode="after")
+    def _resample_is_used(self) -> Self:
+        if self.resample and not self.spread:
+            raise ValueError("resample has no effect without spread, which leaves groups out")
+        return self
 
 
 def check_rules(rules: Rules, rewards: Mapping[str, object], group_size: int, updates: int) -> None:

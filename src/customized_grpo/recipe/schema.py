@@ -177,6 +177,8 @@ class Place:
             case "object":
                 if keys := list(node.get("properties", {})):
                     return f"a section with the keys {', '.join(keys)}"
+                for values in node.get("patternProperties", {}).values():
+                    return f"names, each with {self._at(values).words()}"
                 least = ", at least one" if node.get("minProperties") else ""
                 return f"a section of names, each with its own section{least}"
         return ""

@@ -34,6 +34,14 @@ def needed_of(recipe: Recipe | EvaluateRecipe, dataset: Dataset | None, held_out
             for step in range(train.steps)
             for index in order.indices(step, rank=0, world=1, groups_per_step=groups, size=size, seed=seed)
         }
+        for attempt in range(recipe.advantage.rules.resample):
+            for step in range(train.steps):
+                visited = order.indices(step, rank=0, world=1, groups_per_step=groups, size=size, seed=seed)
+                first = groups * (attempt + 1)
+                drawn |= {
+                    order.another(step, first + place, size=size, seed=seed, instead_of=index)
+                    for place, index in enumerate(visited)
+                }
         jobs += [(dataset, index) for index in sorted(drawn)]
     if recipe.evaluate is not None and held_out is not None:
         jobs += [(held_out, index) for index in encoded_examples(held_out, recipe.evaluate)]

@@ -18,6 +18,7 @@ from customized_grpo.advantages.shaping import Advantages, advantages_of
 from customized_grpo.data import order
 from customized_grpo.objectives.base import Draw, rows_at
 from customized_grpo.recipe.config import Recipe
+from customized_grpo.scoring.scorer import Pending
 from customized_grpo.training import autotune, engine, validation
 from customized_grpo.training import metrics as explain
 from customized_grpo.training.distributed import any_rank, check_ranks, largest, mean_metrics
@@ -25,6 +26,7 @@ from customized_grpo.training.engine import clip_and_step, micro_batch
 from customized_grpo.training.faults import SignalWarnings, explained
 from customized_grpo.training.interrupt import StopRequest
 from customized_grpo.training.replay import micro_batches, num_micro_batches
+from customized_grpo.training.resample import resample
 from customized_grpo.training.setup import Parts, build
 from customized_grpo.training.state import restore, save
 from customized_grpo.training.tracking import RunLog, is_every, save_group
@@ -114,27 +116,28 @@ class Trainer:
     def step(self, step: int) -> dict[str, float]:
         """One GRPO step: sample this rank's groups, score them, take their advantages, and update the adapter."""
         parts, clock, shares = self.parts, self.parts.clock, self.shares()
-        groups, pending = [], []
+        rules, keep = self.recipe.advantage.rules, self.recipe.advantage.rules.keep
         with parts.sampling():
-            for group, index in self.assignments(step):
-                groups.append(self.sample(step, group, index))
-                with clock.phase("score"):  # rewards over the network go on while the next group is sampled
-                    pending.append(parts.scorer.submit(groups[-1].example, groups[-1].images))
-        sampled, keep = groups[0], self.recipe.advantage.rules.keep
-        if keep is None:  # while remote rewards are under way
+            begun = [self.begin(step, group, index) for group, index in self.assignments(step)]
+        groups = [group for group, _ in begun]
+        if not rules.choose:  # while remote rewards are under way
             groups = autotune.with_compared(parts, groups, shares)
         with clock.phase("score"):
-            rewards = [scores.result() for scores in pending]
+            rewards = [scores.result() for _, scores in begun]
+        begin, sample = partial(self.begin, step), partial(self.sample, step)
+        replaced = resample(parts, step, self.assignments(step), groups, rewards, begin, sample)
+        sampled = groups[0]
         advantages = [self.advantages_of(*pair) for pair in zip(rewards, groups, strict=True)]
         scaled = [parts.rules.scaled(one, len(g.example.references)) for one, g in zip(rewards, groups, strict=True)]
         advantages = parts.rules.over_groups(parts.accelerator, scaled, advantages)
         metrics = explain.groups(list(self.recipe.rewards), parts.reward_axes, rewards, advantages, self.recipe.axes)
-        metrics |= parts.rules.metrics(scaled, advantages)
+        metrics |= parts.rules.metrics(scaled, advantages) | replaced
         trained = advantages
         if keep is not None:
             chosen = [best_and_worst(one.joined, best=keep.best, worst=keep.worst) for one in advantages]
             trained = [one.select(samples) for one, samples in zip(advantages, chosen, strict=True)]
             groups = [group.select(samples) for group, samples in zip(groups, chosen, strict=True)]
+        if rules.choose:
             groups = autotune.with_compared(parts, groups, shares)
         for update, samples in enumerate(shares):
             metrics |= self.update(groups, trained, samples, first=update == 0)
@@ -157,6 +160,12 @@ class Trainer:
         )
         first = accelerator.process_index * len(mine)
         return [(first + offset, index) for offset, index in enumerate(mine)]
+
+    def begin(self, step: int, group: int, index: int) -> tuple[Rollout, Pending]:
+        """One group and its scores; those over the network are under way while the next group is sampled."""
+        rollout = self.sample(step, group, index)
+        with self.parts.clock.phase("score"):
+            return rollout, self.parts.scorer.submit(rollout.example, rollout.images)
 
     def sample(self, step: int, group: int, index: int) -> Rollout:
         """One group, with what the objective has to record."""

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from customized_grpo.data import order
 from customized_grpo.data.order import indices
 
 SIZES = st.integers(1, 40)
@@ -65,3 +66,11 @@ def test_unequal_shares_are_refused_with_what_is_allowed(groups: int, world: int
 def test_an_empty_data_set_is_refused() -> None:
     with pytest.raises(ValueError, match="data set is empty"):
         indices(0, rank=0, world=1, groups_per_step=4, size=0, seed=0)
+
+
+def test_another_example_is_another_and_depends_on_its_place_alone() -> None:
+    drawn = [order.another(step, group, size=5, seed=1, instead_of=2) for step in range(20) for group in range(20)]
+    assert set(drawn) == {0, 1, 3, 4}
+    assert drawn == [order.another(s, g, size=5, seed=1, instead_of=2) for s in range(20) for g in range(20)]
+    assert drawn[:9] != [order.another(0, group, size=5, seed=2, instead_of=2) for group in range(9)]
+    assert order.another(3, 4, size=1, seed=1, instead_of=0) == 0
