@@ -157,7 +157,13 @@ def test_off_policy_a_judgement_of_zero_is_none_of_a_sample_that_was_left_out(
             column = torch.tensor(advantages)[:, None].expand(4, len(group.progress)).clone()
             scored = torch.tensor([True, True, True, False])
             return Advantages(
-                axes=column[:, :2], advantage=column, bonus=column * 0, scored=scored, skipped=False, clipped_share=0.0
+                axes=column[:, :2],
+                joined=column,
+                advantage=column,
+                bonus=column * 0,
+                scored=scored,
+                skipped=False,
+                clipped_share=0.0,
             )
 
         monkeypatch.setattr(Trainer, "advantages_of", given)
