@@ -424,7 +424,7 @@ def test_an_old_policy_that_is_the_newest_costs_nothing(trainer_of: MakeTrainer)
 
 
 def test_a_cache_is_counted_and_never_on_while_weights_are_compared(
-    trainer_of: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+    trainer_of: MakeTrainer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     trainer = trainer_of("nft, extrapolated")
     parts, on, real = trainer.parts, list[bool](), type(trainer.parts.policy).velocity
@@ -439,7 +439,7 @@ def test_a_cache_is_counted_and_never_on_while_weights_are_compared(
     assert rollouts
     assert not any(on[rollouts:])  # old velocities, and the trained forwards
     assert 0 < found["rollout/blocks_run"] < 1
-    assert "rollout/blocks_run" not in trainer_of("nft", run__dir="other").step(0)
+    assert "rollout/blocks_run" not in trainer_of("nft", run__dir=str(tmp_path / "other")).step(0)
 
 
 def test_a_pull_of_nothing_is_refused(trainer_of: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
