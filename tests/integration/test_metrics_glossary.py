@@ -9,6 +9,8 @@ import pytest
 
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
+from judge_cases import KEY, KEY_ENV
+from judge_server import JudgeServer, completion
 from runs import RULES, tiny_recipe
 
 from .conftest import Finished
@@ -39,17 +41,26 @@ def pattern(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def emitted(finished: Finished, tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Of a run, of a step of an objective that has other metrics, of one with a further axis, and of one with rules."""
+    """Of a run, and of a step each of an objective that has other metrics, a further axis, rules, a pairwise judge."""
     rows: list[dict[str, Any]] = [
         json.loads(line) for line in (finished.folder / "metrics.jsonl").read_text().splitlines()
     ]
     changes = {"objective": {"type": "nft"}, "sampling__cache": {"type": "taylorseer"}}
     other = Trainer(build(tiny_recipe(tiny_world, tmp_path_factory.mktemp("nft") / "run", **changes)))
     rows.append(other.step(0))
-    rewards = {name: {"type": "runs:Offset", "axis": axis} for name, axis in AXES.items()}
+    rewards: dict[str, dict[str, Any]] = {name: {"type": "runs:Offset", "axis": axis} for name, axis in AXES.items()}
     for changes in ({"rewards": rewards}, RULES):
         more = Trainer(build(tiny_recipe(tiny_world, tmp_path_factory.mktemp("more") / "run", **changes)))
         rows.append(more.step(0))
+    with JudgeServer(lambda request: completion('{"winner": 1}')) as server:
+        rewards["bright"] = {"type": "vlm_pairwise", "axis": "prompt", "rubric": "prompt_following", "preset": "vllm"}
+        rewards["bright"] |= {"model": "judge", "base_url": server.url, "key_env": KEY_ENV}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(KEY_ENV, KEY)
+            folder = tmp_path_factory.mktemp("judged") / "run"
+            judged = Trainer(build(tiny_recipe(tiny_world, folder, rewards=rewards)))
+            with judged.parts.scorer:
+                rows.append(judged.step(0))
     return {name for row in rows for name in row} - {"step"}
 
 
