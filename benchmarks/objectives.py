@@ -78,6 +78,14 @@ GRID = Grid("objectives", COMMON, tuple(cells()), frozenset({"advantage", "objec
 FRONT = ("grpo-1to1", "grpo-1to3")
 """Its ends, which have all seeds; what lies between them is nearly straight."""
 
+OWN_FRONT = "its own front"
+
+
+def ends(name: str) -> tuple[str, str]:
+    """Ends of the static front of a cell's own objective."""
+    objective = name.split("-")[0]
+    return f"{objective}-1to1", f"{objective}-1to3"
+
 
 def compared(name: str, other: str) -> bool:
     """Pairs that the result holds: objectives at the same weights, and each weighting against 1 : 1."""
@@ -86,11 +94,13 @@ def compared(name: str, other: str) -> bool:
 
 
 def collect() -> list[dict[str, Any]]:
-    """Means of every cell, paired differences, and what each cell of another objective has over GRPO's front."""
+    """Means of every cell, paired differences, and what each has over GRPO's and its own objective's static front."""
     rows, base = finals(GRID)
     result = means(rows, base) + differences(rows, base, compared)
-    if all(cell in rows for cell in FRONT):
-        result += [row for name in rows if name not in FRONT for row in over_front(rows, name, FRONT)]
+    for name in rows:
+        for over, front in ((STATIC_FRONT, FRONT), (OWN_FRONT, ends(name))):
+            if name not in front and all(cell in rows for cell in front):
+                result += [row | {"over": over} for row in over_front(rows, name, front)]
     order = {name: number for number, name in enumerate(["base", *rows])}
     result.sort(key=lambda row: (order[str(row["of"])], row.get("over", ""), row["metric"]))
     write_table(RESULT, COLUMNS, result)
@@ -130,20 +140,21 @@ PHASES = ("rollout", "decode", "score", "replay", "optimizer")
 
 
 def final_table(result: list[dict[str, Any]]) -> str:
-    """Held-out metrics after the last step, and identity over GRPO's front at the same prompt accuracy."""
+    """Held-out metrics after the last step, and identity over static fronts at the same prompt accuracy."""
     of = {(row["of"], row.get("over"), row["metric"]): row for row in result}
-    lines = [["base", *(f"{of['base', None, metric]['mean']:.3f}" for metric in SHOWN), "", ""]]
+    lines = [["base", *(f"{of['base', None, metric]['mean']:.3f}" for metric in SHOWN), "", "", ""]]
     for name in dict.fromkeys(row["of"] for row in result if row["of"] != "base"):
-        over = of.get((name, STATIC_FRONT, "identity_accuracy"))
+        own, over = (of.get((name, front, "identity_accuracy")) for front in (OWN_FRONT, STATIC_FRONT))
         lines.append(
             [
                 f"`{name}`",
                 *(_interval(of[name, None, metric]) for metric in SHOWN),
+                "on it" if name in ends(name) else _interval(own, signed=True) if own else "",
                 "on it" if name in FRONT else _interval(over, signed=True) if over else "",
                 str(of[name, None, "both"]["seeds"]),
             ]
         )
-    return table(["run", *SHOWN, "identity over GRPO's front", "seeds"], lines)
+    return table(["run", *SHOWN, "identity over its own static front", "over GRPO's", "seeds"], lines)
 
 
 def _interval(row: dict[str, Any], *, signed: bool = False) -> str:
