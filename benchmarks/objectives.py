@@ -75,9 +75,6 @@ def cells() -> Iterator[Cell]:
 
 
 GRID = Grid("objectives", COMMON, tuple(cells()), frozenset({"advantage", "objective", "sampling"}))
-FRONT = ("grpo-1to1", "grpo-1to3")
-"""Its ends, which have all seeds; what lies between them is nearly straight."""
-
 OWN_FRONT = "its own front"
 
 
@@ -85,6 +82,9 @@ def ends(name: str) -> tuple[str, str]:
     """Ends of the static front of a cell's own objective."""
     objective = name.split("-")[0]
     return f"{objective}-1to1", f"{objective}-1to3"
+
+
+FRONT = ends("grpo-1to1")
 
 
 def compared(name: str, other: str) -> bool:

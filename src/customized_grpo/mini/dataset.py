@@ -8,7 +8,7 @@ from pydantic import Field
 
 from customized_grpo.data.base import DatasetConfig
 from customized_grpo.mini.grammar import prompt
-from customized_grpo.mini.render import render, silhouette
+from customized_grpo.mini.render import render_with_masks
 from customized_grpo.mini.world import (
     CLASSES,
     sample_reference_scenes,
@@ -73,8 +73,7 @@ class MiniDataset:
             "pattern_hue": float(subject.pattern_hue),
             "reference_place": int(reference_scene.place),
         }
-        picture = Image.fromarray(render(subject, reference_scene)[0].numpy())
-        mask = Image.fromarray(silhouette(subject, reference_scene)[0].numpy())
+        picture, mask = (Image.fromarray(one[0].numpy()) for one in render_with_masks(subject, reference_scene))
         return Example(
             key=f"mini-{split}-{seed}-{index:06d}",
             prompt=prompt(**words),

@@ -155,20 +155,28 @@ def _hat(image: Tensor, u: Tensor, v: Tensor, cls: Tensor, hat: Tensor, pixel: T
 
 def render(subjects: Subjects, scenes: Scenes) -> UInt8[Tensor, "n h w 3"]:
     """Pictures as uint8 RGB, channels last. The same input gives the same picture."""
-    u, v, radius = _frame(subjects, scenes)
+    return _pixels(_critter(_place(subjects, scenes), subjects, scenes)).permute(0, 2, 3, 1).contiguous()
+
+
+def render_with_masks(subjects: Subjects, scenes: Scenes) -> tuple[UInt8[Tensor, "n h w 3"], UInt8[Tensor, "n h w"]]:
+    """What ``render`` gives, and masks: 255 on the critter and its hat, 0 on the place and the shadow."""
+    place, black = _place(subjects, scenes), torch.zeros(len(subjects), 3, SIDE, SIDE)
+    thrice = torch.arange(len(subjects)).repeat(3)  # one pass of many small steps costs less than three
+    painted = _critter(torch.cat([place, black, black + 1]), subjects.take(thrice), scenes.take(thrice))
+    picture, on_black, on_white = painted.chunk(3)
+    hidden = 1 - (on_white - on_black)[:, 0]  # a layer hides the same share of any ground
+    return _pixels(picture).permute(0, 2, 3, 1).contiguous(), _pixels(hidden)
+
+
+def _pixels(values: Float[Tensor, "n *size"]) -> UInt8[Tensor, "n *size"]:
+    return (values.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _place(subjects: Subjects, scenes: Scenes) -> Float[Tensor, "n 3 h w"]:
+    """The place, with the critter's shadow."""
+    u, v, _ = _frame(subjects, scenes)
     shadow = torch.hypot(u / 0.95, (v - 1.03) / 0.16) - 1.0
-    ground = backdrop(scenes.place, SIDE) * (1 - 0.33 * ramp(shadow * 1.5)[:, None])
-    image = _critter(ground, u, v, radius, subjects, scenes)
-    return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-def silhouette(subjects: Subjects, scenes: Scenes) -> UInt8[Tensor, "n h w"]:
-    """Masks of the pictures that ``render`` gives: 255 on the critter and its hat, 0 on the place and the shadow."""
-    u, v, radius = _frame(subjects, scenes)
-    black = torch.zeros(len(subjects), 3, SIDE, SIDE)
-    on_black, on_white = (_critter(ground, u, v, radius, subjects, scenes) for ground in (black, black + 1))
-    seen_through = (on_white - on_black)[:, 0]  # a layer hides the same share of any ground
-    return ((1 - seen_through).clamp(0, 1) * 255).round().to(torch.uint8)
+    return backdrop(scenes.place, SIDE) * (1 - 0.33 * ramp(shadow * 1.5)[:, None])
 
 
 def _frame(
@@ -185,16 +193,10 @@ def _frame(
     return (x - cx) / radius, (y - cy) / radius, radius
 
 
-def _critter(
-    image: Float[Tensor, "n 3 h w"],
-    u: Float[Tensor, "n h w"],
-    v: Float[Tensor, "n h w"],
-    radius: Float[Tensor, "n 1 1"],
-    subjects: Subjects,
-    scenes: Scenes,
-) -> Float[Tensor, "n 3 h w"]:
+def _critter(image: Float[Tensor, "n 3 h w"], subjects: Subjects, scenes: Scenes) -> Float[Tensor, "n 3 h w"]:
     """The critter, painted over an image layer by layer."""
     n, cls = len(subjects), subjects.cls
+    u, v, radius = _frame(subjects, scenes)
     pixel = (2 / SIDE) / radius  # one pixel, in radii
 
     body_colour = hsv(subjects.hue, torch.full((n,), 0.68), subjects.value)

@@ -29,17 +29,13 @@ def needed_of(recipe: Recipe | EvaluateRecipe, dataset: Dataset | None, held_out
     if isinstance(recipe, Recipe) and dataset is not None:
         train, seed, size = recipe.train, recipe.run.seed, len(dataset)
         groups = train.groups_per_step
-        drawn = {
-            index
-            for step in range(train.steps)
-            for index in order.indices(step, rank=0, world=1, groups_per_step=groups, size=size, seed=seed)
-        }
-        for attempt in range(recipe.advantage.rules.resample):
-            for step in range(train.steps):
-                visited = order.indices(step, rank=0, world=1, groups_per_step=groups, size=size, seed=seed)
-                first = groups * (attempt + 1)
+        drawn = set[int]()
+        for step in range(train.steps):
+            visited = order.indices(step, rank=0, world=1, groups_per_step=groups, size=size, seed=seed)
+            drawn |= set(visited)
+            for attempt in range(1, recipe.advantage.rules.resample + 1):
                 drawn |= {
-                    order.another(step, first + place, size=size, seed=seed, instead_of=index)
+                    order.another(step, attempt * groups + place, size=size, seed=seed, instead_of=index)
                     for place, index in enumerate(visited)
                 }
         jobs += [(dataset, index) for index in sorted(drawn)]

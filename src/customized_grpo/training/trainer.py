@@ -116,7 +116,7 @@ class Trainer:
     def step(self, step: int) -> dict[str, float]:
         """One GRPO step: sample this rank's groups, score them, take their advantages, and update the adapter."""
         parts, clock, shares = self.parts, self.parts.clock, self.shares()
-        rules, keep = self.recipe.advantage.rules, self.recipe.advantage.rules.keep
+        rules = self.recipe.advantage.rules
         with parts.sampling():
             begun = [self.begin(step, group, index) for group, index in self.assignments(step)]
         groups = [group for group, _ in begun]
@@ -127,16 +127,12 @@ class Trainer:
         begin, sample = partial(self.begin, step), partial(self.sample, step)
         replaced = resample(parts, step, self.assignments(step), groups, rewards, begin, sample)
         sampled = groups[0]
-        advantages = [self.advantages_of(*pair) for pair in zip(rewards, groups, strict=True)]
         scaled = [parts.rules.scaled(one, len(g.example.references)) for one, g in zip(rewards, groups, strict=True)]
+        advantages = [self.advantages_of(*pair) for pair in zip(scaled, groups, strict=True)]
         advantages = parts.rules.over_groups(parts.accelerator, scaled, advantages)
         metrics = explain.groups(list(self.recipe.rewards), parts.reward_axes, rewards, advantages, self.recipe.axes)
         metrics |= parts.rules.metrics(scaled, advantages) | replaced
-        trained = advantages
-        if keep is not None:
-            chosen = [best_and_worst(one.joined, best=keep.best, worst=keep.worst) for one in advantages]
-            trained = [one.select(samples) for one, samples in zip(advantages, chosen, strict=True)]
-            groups = [group.select(samples) for group, samples in zip(groups, chosen, strict=True)]
+        trained, groups = self.kept(advantages, groups)
         if rules.choose:
             groups = autotune.with_compared(parts, groups, shares)
         for update, samples in enumerate(shares):
@@ -178,10 +174,9 @@ class Trainer:
         draw = Draw(self.recipe.run.seed, step, group)
         return parts.objective.sample(example, cond, draw, clock=parts.clock, batch=batch)
 
-    def advantages_of(self, rewards: Tensor, group: Rollout) -> Advantages:
-        """A[g, k] of a group, with the time weights of its own levels."""
+    def advantages_of(self, scaled: Tensor, group: Rollout) -> Advantages:
+        """A[g, k] of a group from its rewards after ``scale``, with the time weights of its own levels."""
         specs = self.recipe.rewards.values()
-        scaled = self.parts.rules.scaled(rewards, len(group.example.references))
         return advantages_of(
             self.parts.rules.gated(scaled),
             rows_at(self.parts.time_weights, group.progress.cpu()),
@@ -191,6 +186,17 @@ class Trainer:
             clip=self.recipe.advantage.clip,
             min_valid=self.recipe.advantage.min_valid,
             left_out=self.parts.rules.leaves_out(scaled),
+        )
+
+    def kept(self, advantages: list[Advantages], groups: list[Rollout]) -> tuple[list[Advantages], list[Rollout]]:
+        """The samples of each group that are trained on: all, or by ``advantage.rules.keep`` its best and worst."""
+        keep = self.recipe.advantage.rules.keep
+        if keep is None:
+            return advantages, groups
+        chosen = [best_and_worst(one.joined, best=keep.best, worst=keep.worst) for one in advantages]
+        return (
+            [one.select(samples) for one, samples in zip(advantages, chosen, strict=True)],
+            [group.select(samples) for group, samples in zip(groups, chosen, strict=True)],
         )
 
     def shares(self) -> list[range]:

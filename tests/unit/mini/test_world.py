@@ -9,7 +9,7 @@ import torch
 
 from customized_grpo.mini.dataset import MiniDataset
 from customized_grpo.mini.grammar import MAX_TOKENS, prompt, words
-from customized_grpo.mini.render import render, silhouette
+from customized_grpo.mini.render import render, render_with_masks
 from customized_grpo.mini.world import (
     CLASSES,
     HATS,
@@ -104,7 +104,8 @@ def test_a_mask_is_what_no_place_shows_through() -> None:
     generator = torch.Generator().manual_seed(8)
     subjects = sample_subjects(8, "train", generator)
     scenes = sample_scenes(subjects.cls, generator, held_out=False)
-    masks = silhouette(subjects, scenes)
+    pictures, masks = render_with_masks(subjects, scenes)
+    assert torch.equal(pictures, render(subjects, scenes))
     places = torch.stack([render(subjects, replace(scenes, place=torch.full((8,), place))) for place in range(8)])
     spread = places.float().std(0).sum(-1)
     assert masks.shape == (8, 64, 64)
