@@ -141,8 +141,14 @@ def above_front(rows: Rows, name: str) -> bool:
     return "tdw" in name and name.endswith("-equal") and all(cell in rows for cell in STATIC)
 
 
-def over_front(rows: Rows, name: str, static: Sequence[str] = STATIC) -> list[dict[str, Any]]:
-    """What a cell has over the front of static weights *at its own prompt accuracy*: the front is linear between its
+def over_front(
+    rows: Rows,
+    name: str,
+    static: Sequence[str] = STATIC,
+    at: str = "prompt_accuracy",
+    metrics: Sequence[str] = ("identity_accuracy", "both", "copy"),
+) -> list[dict[str, Any]]:
+    """What a cell has over the front of static weights *at its own value* of ``at``: the front is linear between its
     cells and flat beyond its ends.
 
     The gap is linearised (delta method): every seed and example gets the value by which it moves the gap, in y and,
@@ -154,16 +160,16 @@ def over_front(rows: Rows, name: str, static: Sequence[str] = STATIC) -> list[di
     def of(cell: str, metric: str) -> Any:
         return np.array([list(rows[cell][seed][metric].values()) for seed in seeds])  # seeds, examples
 
-    x = {cell: of(cell, "prompt_accuracy") for cell in (*static, name)}
+    x = {cell: of(cell, at) for cell in (*static, name)}
     front = sorted(static, key=lambda cell: float(x[cell].mean()))
     means = [float(x[cell].mean()) for cell in front]
-    at = float(np.clip(x[name].mean(), means[0], means[-1]))
-    right = min(max(int(np.searchsorted(means, at)), 1), len(front) - 1)
+    place = float(np.clip(x[name].mean(), means[0], means[-1]))
+    right = min(max(int(np.searchsorted(means, place)), 1), len(front) - 1)
     left, after = front[right - 1], front[right]
-    share = (at - means[right - 1]) / (means[right] - means[right - 1])
+    share = (place - means[right - 1]) / (means[right] - means[right - 1])
     inside = means[0] < x[name].mean() < means[-1]
     found = []
-    for metric in ("identity_accuracy", "both", "copy"):
+    for metric in metrics:
         y = {cell: of(cell, metric) for cell in (left, after, name)}
         gaps = y[name] - (1 - share) * y[left] - share * y[after]
         if inside:

@@ -107,14 +107,14 @@ def collect() -> list[dict[str, Any]]:
     return result
 
 
-def updates(repeats: int) -> list[dict[str, Any]]:
-    """Seconds of each objective's update of one group, its phases, and its ratio to GRPO's; all take turns."""
+def paired_seconds(recipe: Path, variants: dict[str, Sequence[str]], repeats: int) -> list[dict[str, Any]]:
+    """Seconds of each variant's update of one group, its phases, and its ratio to the first one's; all take turns."""
     from update import make_trainer, summary
 
     with tempfile.TemporaryDirectory() as folder:
         trainers = {
-            name: make_trainer(str(RECIPE), ["run.threads=1", *keys], Path(folder, name))
-            for name, keys in OBJECTIVES.items()
+            name: make_trainer(str(recipe), ["run.threads=1", *keys], Path(folder, name))
+            for name, keys in variants.items()
         }
         seconds: dict[str, list[float]] = {name: [] for name in trainers}
         phases: dict[str, list[dict[str, float]]] = {name: [] for name in trainers}
@@ -126,10 +126,11 @@ def updates(repeats: int) -> list[dict[str, Any]]:
                     seconds[name].append(time.perf_counter() - began)
                     phases[name].append(metrics)
     found = []
+    first = next(iter(seconds.values()))
     for name, values in seconds.items():
-        ratio = summary([mine / grpo for mine, grpo in zip(values, seconds["grpo"], strict=True)])
+        ratio = summary([mine / other for mine, other in zip(values, first, strict=True)])
         found.append(
-            {"objective": name, **summary(values)}
+            {"variant": name, **summary(values)}
             | {f"ratio_{key}": ratio[key] for key in ("median", "low", "high")}
             | {phase: summary([one[f"time/{phase}"] for one in phases[name]])["median"] for phase in PHASES}
         )
@@ -148,16 +149,17 @@ def final_table(result: list[dict[str, Any]]) -> str:
         lines.append(
             [
                 f"`{name}`",
-                *(_interval(of[name, None, metric]) for metric in SHOWN),
-                "on it" if name in ends(name) else _interval(own, signed=True) if own else "",
-                "on it" if name in FRONT else _interval(over, signed=True) if over else "",
+                *(interval_text(of[name, None, metric]) for metric in SHOWN),
+                "on it" if name in ends(name) else interval_text(own, signed=True) if own else "",
+                "on it" if name in FRONT else interval_text(over, signed=True) if over else "",
                 str(of[name, None, "both"]["seeds"]),
             ]
         )
     return table(["run", *SHOWN, "identity over its own static front", "over GRPO's", "seeds"], lines)
 
 
-def _interval(row: dict[str, Any], *, signed: bool = False) -> str:
+def interval_text(row: dict[str, Any], *, signed: bool = False) -> str:
+    """A mean with its interval, if it has one."""
     form = "+.3f" if signed else ".3f"
     bounds = "" if row["low"] is None else f" ({row['low']:{form}}, {row['high']:{form}})"
     return f"{row['mean']:{form}}{bounds}"
@@ -167,7 +169,7 @@ def seconds_table() -> str:
     """Seconds of an update of one group, and where they go."""
     lines = [
         [
-            f"`{row['objective']}`",
+            f"`{row['variant']}`",
             f"{row['median']:.3f} ({row['low']:.3f}, {row['high']:.3f})",
             f"{row['ratio_median']:.2f} ({row['ratio_low']:.2f}, {row['ratio_high']:.2f})",
             *(f"{row[phase]:.3f}" for phase in PHASES),
@@ -226,7 +228,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--collect", action="store_true")
     given = parser.parse_args(arguments)
     if given.time:
-        measured = updates(given.repeats)
+        measured = paired_seconds(RECIPE, OBJECTIVES, given.repeats)
         write_table(SECONDS, list(measured[0]), measured)
     elif not given.collect:
         GRID.run(given.only, given.workers, given.minutes)

@@ -47,6 +47,7 @@ def groups(
     metrics["advantage/share_both_down"] = float(down.all(1).float().mean())
     metrics["advantage/bonus_mean"] = _mean([float(one.bonus.mean()) for one in advantages])
     metrics["advantage/bonus_abs_mean"] = _mean([float(one.bonus.abs().mean()) for one in advantages])
+    metrics["advantage/nonlinear_share"] = _mean([nonlinear_share(one) for one in advantages])
     metrics["advantage/abs_mean"] = _mean([float(one.advantage.abs().mean()) for one in advantages])
     metrics["advantage/clip_share"] = _mean([one.clipped_share for one in advantages])
     metrics["advantage/skipped_share"] = _mean([float(one.skipped) for one in advantages])
@@ -59,6 +60,24 @@ def correlation(axes: Float[Tensor, "g 2"]) -> float:
     prompt, identity = (axes - axes.mean(0)).unbind(1)
     scale = float(prompt.norm() * identity.norm())
     return float(prompt @ identity) / scale if scale > 0 else math.nan
+
+
+def nonlinear_share(group: Advantages) -> float:
+    """Share of the variance of a group's advantages that no fixed weights of the axes give, in [0, 1].
+
+    1 - R^2 of the least squares fit of each step's advantages, before they are clamped, by the axes of the samples that
+    are scored; mean over the steps. 0 of a weighted sum. NaN where there are not more samples than coefficients, or all
+    advantages are alike.
+    """
+    axes, joined = group.axes[group.scored].double(), group.joined[group.scored].double()
+    if len(axes) < axes.shape[1] + 2:
+        return math.nan
+    axes, joined = axes - axes.mean(0), joined - joined.mean(0)
+    total = joined.square().sum(0)
+    # pinv and not lstsq: a constant axis makes the fit rank-deficient, which lstsq of a GPU doesn't take
+    rest = (joined - axes @ (torch.linalg.pinv(axes) @ joined)).square().sum(0)
+    shares = (rest / total)[total > 1e-12]
+    return float(shares.clamp(0, 1).mean()) if len(shares) else math.nan
 
 
 def weights(

@@ -6,13 +6,14 @@ Dimensions: G group size, R rewards, Q axes (prompt, identity), K trained steps,
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from customized_grpo.advantages.aggregators import sars
-from customized_grpo.advantages.shaping import Advantages, advantages_of
+from customized_grpo.advantages.aggregators import sars, weighted_sum
+from customized_grpo.advantages.shaping import Advantages, Aggregator, advantages_of
 from customized_grpo.advantages.time_weights import constant, tdw
 from customized_grpo.objectives.step_weights import step_sensitivity
 from customized_grpo.sampling.dynamics import dance_sde
@@ -95,6 +96,40 @@ def test_the_two_axes_agree_or_conflict() -> None:
     assert agree["advantage/bonus_mean"] == pytest.approx(0, abs=1e-6)
     assert agree["advantage/bonus_abs_mean"] == pytest.approx(0.4 * math.tanh(1) * 2 / 3, rel=1e-5)
     assert conflict["advantage/bonus_mean"] == pytest.approx(-0.4 * math.tanh(1) * 2 / 3, rel=1e-5)
+
+
+def test_the_nonlinear_share_is_what_no_static_weights_give() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rewards = torch.randn(12, 2, generator=generator)
+    rows = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+
+    def of(aggregator: Aggregator, rewards: Tensor) -> Advantages:
+        return advantages_of(
+            rewards, rows, axis_of=AXIS_OF, weight_of=[1.0, 1.0], aggregator=aggregator, clip=5.0, min_valid=0.5
+        )
+
+    assert explain.nonlinear_share(of(weighted_sum, rewards)) == pytest.approx(0, abs=1e-9)
+    shaped = of(partial(sars, gamma=1.6), rewards)
+    share = explain.nonlinear_share(shaped)
+    # numpy's own least squares with an intercept, step by step
+    design = np.column_stack([np.ones(12), shaped.axes.double().numpy()])
+    expected = []
+    for column in shaped.joined.double().numpy().T:
+        left = np.linalg.lstsq(design, column, rcond=None)[1][0]
+        expected.append(left / ((column - column.mean()) ** 2).sum())
+    assert share == pytest.approx(np.mean(expected), rel=1e-6)
+    assert 0.005 < share < 1
+    assert explain.nonlinear_share(of(partial(sars, gamma=1.6), rewards.flip(0))) == pytest.approx(share, rel=1e-5)
+    # what SARS adds grows with gamma and with the conflict of the axes
+    assert explain.nonlinear_share(of(partial(sars, gamma=0.4), rewards)) < share
+    opposed = torch.stack([rewards[:, 0], 0.5 * rewards[:, 1] - rewards[:, 0]], dim=1)
+    assert explain.nonlinear_share(of(partial(sars, gamma=1.6), opposed)) > share
+    # too few samples, and advantages that are all alike, say nothing
+    assert math.isnan(explain.nonlinear_share(of(sars, rewards[:3])))
+    assert math.isnan(explain.nonlinear_share(of(sars, torch.ones(12, 2))))
+    unscored = rewards.clone()
+    unscored[0, 0] = math.nan
+    assert explain.nonlinear_share(of(weighted_sum, unscored)) == pytest.approx(0, abs=1e-9)
 
 
 def test_a_constant_reward_has_no_correlation_and_no_variance() -> None:
