@@ -102,7 +102,7 @@ def test_every_kind_has_builtins() -> None:
 def test_an_unknown_name_lists_what_there_is(given: str, near: str) -> None:
     with pytest.raises(UnknownPluginError, match=f"did you mean {near}") as caught:
         registry.resolve("rewards", given)
-    assert "clip_i, clip_t, dino, hpsv3" in str(caught.value)
+    assert "clip_i, clip_t, dino, face, hpsv3" in str(caught.value)
     assert "package.module:Name" in str(caught.value)
 
 

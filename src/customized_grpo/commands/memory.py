@@ -46,6 +46,8 @@ def show_memory(recipe: "Recipe", memory_gb: float | None) -> bool:
             f"not on this card: {', '.join(found.elsewhere)}; a server of this machine needs a card of its own "
             "(CUDA_VISIBLE_DEVICES)"
         )
+    if found.on_cpu:
+        say(f"on the CPU, not on this card: {', '.join(found.on_cpu)}")
     missing = f"not counted: {', '.join(found.unknown)}" if found.unknown else ""
     limit = int(memory_gb * _GIB) if memory_gb is not None else _device_bytes(recipe.run.device)
     if limit is None:

@@ -171,6 +171,8 @@ class Estimate:
     """Names of parts on the device that are not counted."""
     elsewhere: tuple[str, ...] = ()
     """Names of rewards and metrics that are computed elsewhere."""
+    on_cpu: tuple[str, ...] = ()
+    """Names of rewards and metrics that the CPU computes."""
 
     @property
     def total(self) -> int:

@@ -163,7 +163,13 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
         ),
         Line(name="decode", bytes=decode_bytes(decoded, policy.height, policy.width, model.vae_channels)),
     ]
-    return Estimate(resident=tuple(resident), peaks=tuple(peaks), unknown=scorers.unknown, elsewhere=scorers.elsewhere)
+    return Estimate(
+        resident=tuple(resident),
+        peaks=tuple(peaks),
+        unknown=scorers.unknown,
+        elsewhere=scorers.elsewhere,
+        on_cpu=scorers.on_cpu,
+    )
 
 
 def _weights(recipe: Recipe, transformer: Skeleton, trained: Trained, b: int, world: int) -> list[Line]:

@@ -36,6 +36,8 @@ class ScorerMemory:
     """Bytes of the largest forward: they score one after the other."""
     elsewhere: tuple[str, ...]
     """Those that a server or endpoint computes."""
+    on_cpu: tuple[str, ...]
+    """Those that this machine's CPU computes, whatever the device."""
     unknown: tuple[str, ...]
     """Those that are not counted, at least in part, and why."""
 
@@ -51,7 +53,7 @@ def scorers_of(recipe: Recipe) -> Mapping[str, BaseModel]:
 def memory_of_scorers(recipe: Recipe) -> ScorerMemory:
     """Memory of a recipe's rewards and metrics; each loads models of its own, also where two have the same."""
     weights, working = dict[str, int](), [0]
-    elsewhere, unknown = list[str](), list[str]()
+    elsewhere, on_cpu, unknown = list[str](), list[str](), list[str]()
     for name, spec in scorers_of(recipe).items():
         if is_elsewhere(spec):
             elsewhere.append(f"{name} ({registry.type_of(spec)})")
@@ -59,7 +61,11 @@ def memory_of_scorers(recipe: Recipe) -> ScorerMemory:
         held = spec.held_models() if isinstance(spec, MetricSpec) else None
         if held is None:
             unknown.append(f"{name} (its section doesn't say what it loads)")
+        if held and all(one.on_cpu for one in held):
+            on_cpu.append(f"{name} ({registry.type_of(spec)})")
         for one in held or ():
+            if one.on_cpu:
+                continue
             found = known_scorer(one)
             if found is None:
                 unknown.append(f"{name} ({one.model})")
@@ -67,7 +73,13 @@ def memory_of_scorers(recipe: Recipe) -> ScorerMemory:
             b, images = _BYTES[one.dtype], min(one.images or recipe.train.group_size, recipe.train.group_size)
             weights[name] = weights.get(name, 0) + found.parameters * b
             working.append(images * found.working * b)
-    return ScorerMemory(weights=weights, working=max(working), elsewhere=tuple(elsewhere), unknown=tuple(unknown))
+    return ScorerMemory(
+        weights=weights,
+        working=max(working),
+        elsewhere=tuple(elsewhere),
+        on_cpu=tuple(on_cpu),
+        unknown=tuple(unknown),
+    )
 
 
 def is_elsewhere(spec: BaseModel) -> bool:

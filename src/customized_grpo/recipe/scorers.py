@@ -15,7 +15,7 @@ Revision: TypeAlias = Annotated[str | None, Field(description="branch, tag or co
 @final
 @dataclass(frozen=True, slots=True)
 class HeldModel:
-    """A model that a reward or metric keeps on its device."""
+    """A model that a reward or metric keeps in memory, on its device unless it says otherwise."""
 
     model: str
     """Hub id, folder, file, ``mini`` or ``mini-judge``."""
@@ -28,6 +28,8 @@ class HeldModel:
     """Branch, tag or commit of a hub id."""
     unused: frozenset[str] = frozenset()
     """Tensors of its files that are not loaded."""
+    on_cpu: bool = False
+    """True if it stays on the CPU, whatever device the reward is given."""
 
 
 class MetricSpec(registry.PluginSection, ExampleNeeds):
@@ -38,7 +40,7 @@ class MetricSpec(registry.PluginSection, ExampleNeeds):
         return None
 
     def held_models(self) -> Sequence[HeldModel] | None:
-        """The models that it keeps on its device, for an estimate of memory; None: unknown."""
+        """The models that it keeps, for an estimate of memory; None: unknown."""
         return None
 
 

@@ -37,6 +37,7 @@ BUILTIN: Mapping[Kind, Mapping[str, str]] = {
         "subjects": "customized_grpo.rewards.subjects:Subjects",
         "structure_diversity": "customized_grpo.rewards.structure:StructureDiversity",
         "style": "customized_grpo.rewards.style:Style",
+        "face": "customized_grpo.rewards.face:Face",
         "clip_t": "customized_grpo.rewards.clip:ClipT",
         "clip_i": "customized_grpo.rewards.clip:ClipI",
         "hpsv3": "customized_grpo.rewards.hpsv3:HPSv3",

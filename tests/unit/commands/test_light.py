@@ -14,7 +14,7 @@ from PIL import Image
 from customized_grpo.recipe.loading import shipped_recipes
 
 HEAVY = ("diffusers", "transformers", "peft", "accelerate", "matplotlib", "openai", "datasets", "requests", "httpx2",
-         "huggingface_hub", "sympy", "torch.distributed.tensor", "torch._dynamo", "jinja2")  # fmt: skip
+         "huggingface_hub", "sympy", "cv2", "torch.distributed.tensor", "torch._dynamo", "jinja2")  # fmt: skip
 NUMBERS = ("torch", "jaxtyping", "safetensors")
 
 PROGRAM = """

@@ -243,3 +243,13 @@ def test_moving_the_large_reward_is_advised_as_it_can_be_typed(name: str) -> Non
 
 def test_nothing_small_is_moved() -> None:
     assert served_elsewhere(load_recipe("customized_grpo_dino_hpsv3_remote"))[0] == []
+
+
+def test_what_stays_on_the_cpu_takes_nothing_of_the_card() -> None:
+    face = "{type: face, axis: identity, model: sface.onnx, detector: yunet.onnx, normalization: sface}"
+    plain, more = (
+        of_recipe(load_recipe("uno_customized_grpo")),
+        of_recipe(load_recipe("uno_customized_grpo", [f"rewards.face={face}"])),
+    )
+    assert (more.total, more.unknown, more.elsewhere) == (plain.total, (), ())
+    assert (plain.on_cpu, more.on_cpu) == ((), ("rewards.face (face)",))
