@@ -35,6 +35,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "flux2": {"type": "flux2", "max_sequence_length": 40},
     "klein-base": {"type": "flux2-klein", "max_sequence_length": 40},
     "qwen-2509": {"type": "qwen-image-edit-plus", "reference_size": 64},
+    "qwen-2.1": {"type": "qwen-image-2.1", "reference_size": 64},
 }
 
 
