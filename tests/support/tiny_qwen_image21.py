@@ -118,10 +118,14 @@ def tiny_qwen21(folder: Path, dtype: torch.dtype = torch.float32, **changes: Any
     return QwenImage21.load(config, device=torch.device("cpu"), dtype=dtype)
 
 
-def stock_qwen21(folder: Path) -> QwenImage21Pipeline:
-    """diffusers' pipeline of such a folder, with transformers' own processor of text and pictures."""
+def processor_of(folder: Path) -> Any:
+    """transformers' own processor of text and pictures, of such a folder."""
     tokenizer = Qwen2Tokenizer.from_pretrained(folder, subfolder="processor")
-    pictures = Qwen2VLImageProcessorPil.from_pretrained(folder, subfolder="processor")
-    pipeline = QwenImage21Pipeline.from_pretrained(folder, processor=_processor(tokenizer, pictures))
+    return _processor(tokenizer, Qwen2VLImageProcessorPil.from_pretrained(folder, subfolder="processor"))
+
+
+def stock_qwen21(folder: Path) -> QwenImage21Pipeline:
+    """diffusers' pipeline of such a folder."""
+    pipeline = QwenImage21Pipeline.from_pretrained(folder, processor=processor_of(folder))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

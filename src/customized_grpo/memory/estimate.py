@@ -19,6 +19,8 @@ _TEXT_PART = re.compile(r"(^|\.)(add_|to_add|ff_context|txt_)")
 _QUERY_OR_KEY = re.compile(r"(^|\.)(to|add)_[qk](_proj)?$")
 _VALUE = re.compile(r"(^|\.)(to|add)_v(_proj)?$")
 _TEXT_NORM = re.compile(r"context|txt_")
+_GATE = re.compile(r"(^|\.)gate(_layer|_proj)?$")
+"""The layer of a gated MLP whose activation multiplies the other's output, so that both are kept."""
 _MODULATION = re.compile(r"norm|(^|\.)(img|txt)_mod\b|modulation")
 """Layers that process one vector per sample, not its tokens."""
 _OF_TIME = re.compile(r"time|guidance|text_embedder")
@@ -65,6 +67,8 @@ def block_activations(
         alone = Tokens(image=tokens.once, text=0)
         shared = block_activations(block, tuned, rank, alone, 1, b, modulated=modulated)
         shared += 2 * n * tokens.once * width * b
+        # It is modulated at another time than the image, for which two scales and two gates are held for each token.
+        shared += 4 * (n * (tokens.image + tokens.text) + tokens.once) * width * b
     total, seen = 0, set[tuple[str, int, int]]()
     for layer in layers:
         of_text = bool(_TEXT_PART.search(layer.name))
@@ -78,7 +82,7 @@ def block_activations(
         if _VALUE.search(layer.name):
             continue  # counted with all values, below
         feeds_norm = bool(_QUERY_OR_KEY.search(layer.name)) or layer.outputs == width
-        total += here * layer.outputs * (4 if feeds_norm else b)
+        total += here * layer.outputs * (4 if feeds_norm else b) * (2 if _GATE.search(layer.name) else 1)
         if modulated and _QUERY_OR_KEY.search(layer.name):
             total += here * layer.outputs * 4  # once more, normalised, for the norm's own weight
     for name in block.layer_norms if modulated else ():
