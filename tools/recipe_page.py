@@ -3,9 +3,10 @@
 from typing import Any
 
 from customized_grpo.recipe.schema import Place, recipe_schema, shown
+from customized_grpo.registry import BUILTIN, Kind
 
 SECTIONS = ("run", "sampling", "advantage", "train", "evaluate")
-KINDS = {
+KINDS: dict[Kind, str] = {
     "policies": "policy",
     "datasets": "data",
     "rewards": "rewards.<name>",
@@ -47,8 +48,9 @@ def tables() -> str:
     return "\n".join(parts)
 
 
-def _plugins(kind: str, defined: dict[str, Any]) -> str:
-    plugins = {name: node for name, node in defined.items() if name.rpartition(".")[0] == kind}
+def _plugins(kind: Kind, defined: dict[str, Any]) -> str:
+    names = {f"{kind}.{name}" for name in BUILTIN[kind]}  # a name may have dots, as a nested section's has
+    plugins = {name: node for name, node in defined.items() if name in names}
     rows = {}
     for name, node in plugins.items():
         nested = {key: defined[f"{name}.{of}"] for key, of in NESTED.items() if f"{name}.{of}" in defined}

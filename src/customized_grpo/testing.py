@@ -61,6 +61,10 @@ def check_policy(policy: Policy, example: Example) -> None:
         assert whole.dtype == torch.float32, f"velocity must be float32, not {whole.dtype}"
         assert bool(whole.isfinite().all()), "velocity is not finite"
         assert torch.equal(whole, policy.velocity(x, sigma, cond)), "the same velocity twice differs (dropout, noise?)"
+        kept = policy.prefill(cond)
+        assert torch.equal(whole, policy.velocity(x, sigma, kept)), (
+            "prefill changes the velocity: rollout and replay differ"
+        )
         rows = policy.velocity(x, sigma.expand(n), cond)
         assert torch.equal(whole, rows), "one sigma per row, all equal, gives another velocity than one sigma for all"
         for size in (1, 2):

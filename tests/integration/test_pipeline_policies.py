@@ -30,11 +30,13 @@ from customized_grpo.training.trainer import Trainer
 from frozen_weights import frozen_hash
 from pipeline_cases import CASES, pictures, shrink_constants
 from runs import metrics_of, tiny_recipe, with_evaluation
+from tiny_qwen_image21 import processor_of
 
 POLICIES: dict[str, dict[str, Any]] = {
     "flux2": {"type": "flux2", "max_sequence_length": 40},
     "klein-base": {"type": "flux2-klein", "max_sequence_length": 40},
     "qwen-2509": {"type": "qwen-image-edit-plus", "reference_size": 64},
+    "qwen-2.1": {"type": "qwen-image-2.1", "reference_size": 64},
 }
 
 
@@ -108,8 +110,10 @@ def test_it_trains_checkpoints_and_evaluates(run: Run) -> None:
 def test_diffusers_loads_the_checkpoint(run: Run) -> None:
     """By the class that the model's own index names."""
     saved = read_lora(run.folder)
-    absent = {"processor": None} if run.name.startswith("qwen") else {}
-    pipeline: Any = DiffusionPipeline.from_pretrained(run.world / "model", **absent)
+    model, given = run.world / "model", dict[str, Any]()
+    if run.name.startswith("qwen"):  # the processor's own class wants torchvision
+        given = {"processor": processor_of(model) if run.name == "qwen-2.1" else None}
+    pipeline: Any = DiffusionPipeline.from_pretrained(model, **given)
     assert type(pipeline) is type(run.trainer.parts.policy).pipeline_class
     pipeline.load_lora_weights(saved.path.parent, adapter_name="default")
     loaded = adapter_state(pipeline.transformer)

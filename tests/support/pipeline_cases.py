@@ -17,6 +17,7 @@ from customized_grpo.policies.adapters.lora import attach, trainable_parameters
 from customized_grpo.policies.base import LoraSettings
 from tiny_flux2 import make_tiny_flux2, tiny_flux2
 from tiny_qwen_image import make_tiny_qwen, stock_pipeline, tiny_qwen
+from tiny_qwen_image21 import make_tiny_qwen21, stock_qwen21, tiny_qwen21
 
 PROMPT = "a red dog"
 
@@ -36,6 +37,8 @@ class Case:
     """References that it needs."""
     packed: bool = True
     """Whether the pipeline takes latents as tokens; else as a grid of them."""
+    size: tuple[int, int] = (64, 48)
+    """(height, width) that ``load`` draws."""
 
 
 def _stock(pipeline_class: Any) -> Callable[[Path], Any]:
@@ -78,6 +81,7 @@ CASES = {
         {"true_cfg_scale": 4.0, "negative_prompt": " "},
         1,
     ),
+    "qwen-2.1": Case(make_tiny_qwen21, tiny_qwen21, stock_qwen21, {}, {"output_resolution": 64}, size=(64, 96)),
 }
 
 
@@ -118,11 +122,11 @@ class Drawn:
     latents: Tensor
     """Tokens after the last step."""
     images: Any
-    """(n, h, w, 3) in [0, 1]."""
+    """(n, h, w, 3) in [0, 1]; what is transparent is laid on white."""
 
 
 def draw(case: Case, pipeline: Any, start: Tensor, references: Sequence[Image.Image]) -> Drawn:
-    """``pipeline(...)`` from the noise ``start`` in three steps of its own schedule, at 64 x 48 pixels."""
+    """``pipeline(...)`` from the noise ``start`` in three steps of its own schedule, at ``case.size``."""
     n, s, c = start.shape
     seen: list[Tensor] = []
 
@@ -135,8 +139,8 @@ def draw(case: Case, pipeline: Any, start: Tensor, references: Sequence[Image.Im
         prompt=PROMPT,
         image=list(references) or None,
         latents=start if case.packed else start.transpose(1, 2).reshape(n, c, 4, 3),
-        height=64,
-        width=48,
+        height=case.size[0],
+        width=case.size[1],
         num_inference_steps=3,
         num_images_per_prompt=n,
         callback_on_step_end=keep,
@@ -146,4 +150,6 @@ def draw(case: Case, pipeline: Any, start: Tensor, references: Sequence[Image.Im
     ).images
     assert len(seen) == 3
     assert seen[-1].shape == (n, s, c)
+    if images.shape[-1] == 4:
+        images = 1 - (1 - images[..., :3]) * images[..., 3:]
     return Drawn(pipeline.scheduler.sigmas.clone(), seen[-1], images)

@@ -44,6 +44,7 @@ from tiny import make_tiny_flux
 from tiny_flux2 import make_tiny_flux2
 from tiny_hpsv3 import save_base, save_checkpoint
 from tiny_qwen_image import make_tiny_qwen
+from tiny_qwen_image21 import make_tiny_qwen21
 from tiny_rewards import example, save_clip, save_dino
 from uno_tiny import uno_file
 
@@ -54,6 +55,7 @@ FAMILIES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "flux-kontext": ("kontext", partial(make_tiny_flux, kontext=True)),
     "flux2-klein": ("klein", partial(make_tiny_flux2, klein=True)),
     "qwen-image-edit-plus": ("qwen", make_tiny_qwen),
+    "qwen-image-2.1": ("qwen21", make_tiny_qwen21),
 }
 """Type of a policy to the folder of its tiny weights, and who makes it."""
 
@@ -119,7 +121,7 @@ def forced(file: Path, world: Path, run: Path, servers: dict[str, str]) -> list[
         changes["run.cache"] = run.parent / "cache"
     if "base_lora" in policy:
         changes["policy.base_lora.path"] = world / "dit_lora.safetensors"
-    if policy["type"] != "qwen-image-edit-plus":
+    if not policy["type"].startswith("qwen"):
         changes["policy.max_sequence_length"] = 64  # of the tiny T5; FLUX.2's 512 would be mostly padding
     if "evaluate" in recipe:
         changes |= {"evaluate.data.path": world / "dreambench", "evaluate.limit": 3, "evaluate.batch": 1}

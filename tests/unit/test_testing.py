@@ -109,6 +109,15 @@ def test_broken_velocities_are_found(policy: Policy, velocity: Velocity, message
         check_policy(Altered(policy, velocity=velocity), EXAMPLE)
 
 
+def test_a_prefill_that_is_no_mere_saving_is_found(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def halved(self: Policy, cond: Conditioning) -> Conditioning:
+        return Conditioning({name: tensor / 2 for name, tensor in cond.tensors.items()})
+
+    monkeypatch.setattr(Altered, "prefill", halved)
+    with pytest.raises(AssertionError, match="prefill changes the velocity"):
+        check_policy(Altered(policy), EXAMPLE)
+
+
 @pytest.mark.parametrize(
     ("decode", "message"),
     [

@@ -19,6 +19,8 @@ _TEXT_PART = re.compile(r"(^|\.)(add_|to_add|ff_context|txt_)")
 _QUERY_OR_KEY = re.compile(r"(^|\.)(to|add)_[qk](_proj)?$")
 _VALUE = re.compile(r"(^|\.)(to|add)_v(_proj)?$")
 _TEXT_NORM = re.compile(r"context|txt_")
+_GATE = re.compile(r"(^|\.)gate(_layer|_proj)?$")
+"""The layer of a gated MLP whose activation multiplies the other's output, so that both are kept."""
 _MODULATION = re.compile(r"norm|(^|\.)(img|txt)_mod\b|modulation")
 """Layers that process one vector per sample, not its tokens."""
 _OF_TIME = re.compile(r"time|guidance|text_embedder")
@@ -27,10 +29,12 @@ _OF_TIME = re.compile(r"time|guidance|text_embedder")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
-    """Number of tokens per sample: of the image with its references, and of the text."""
+    """Number of tokens per sample: of the image with its references, and of the text; and per forward."""
 
     image: int
     text: int
+    once: int = 0
+    """Those of text and references that pass once for all samples, and are in neither of the others."""
 
 
 def block_activations(
@@ -58,8 +62,14 @@ def block_activations(
     layers = [layer for layer in block.linears if not _MODULATION.search(layer.name)]
     two_streams = any(_TEXT_PART.search(layer.name) for layer in layers)
     joint = tokens.image + tokens.text
+    width, shared = _width(block), 0
+    if tokens.once:  # beside its own pass, attention keeps its keys and values with those of each sample
+        alone = Tokens(image=tokens.once, text=0)
+        shared = block_activations(block, tuned, rank, alone, 1, b, modulated=modulated)
+        shared += 2 * n * tokens.once * width * b
+        # It is modulated at another time than the image, for which two scales and two gates are held for each token.
+        shared += 4 * (n * (tokens.image + tokens.text) + tokens.once) * width * b
     total, seen = 0, set[tuple[str, int, int]]()
-    width = next((layer.outputs for layer in layers if _QUERY_OR_KEY.search(layer.name)), layers[0].inputs)
     for layer in layers:
         of_text = bool(_TEXT_PART.search(layer.name))
         here = (tokens.text if of_text else tokens.image) if two_streams else joint
@@ -72,13 +82,19 @@ def block_activations(
         if _VALUE.search(layer.name):
             continue  # counted with all values, below
         feeds_norm = bool(_QUERY_OR_KEY.search(layer.name)) or layer.outputs == width
-        total += here * layer.outputs * (4 if feeds_norm else b)
+        total += here * layer.outputs * (4 if feeds_norm else b) * (2 if _GATE.search(layer.name) else 1)
         if modulated and _QUERY_OR_KEY.search(layer.name):
             total += here * layer.outputs * 4  # once more, normalised, for the norm's own weight
     for name in block.layer_norms if modulated else ():
         of_text = bool(_TEXT_NORM.search(name))
         total += ((tokens.text if of_text else tokens.image) if two_streams else joint) * width * 4
-    return n * (total + 4 * joint * width * b)
+    return n * (total + 4 * joint * width * b) + shared
+
+
+def _width(block: Layers) -> int:
+    """D."""
+    layers = [layer for layer in block.linears if not _MODULATION.search(layer.name)]
+    return next((layer.outputs for layer in layers if _QUERY_OR_KEY.search(layer.name)), layers[0].inputs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +129,7 @@ def activations(
     for name, block in transformer.blocks:
         tuned = frozenset(one.removeprefix(f"{name}.") for one in names if one.startswith(f"{name}."))
         sizes.append(block_activations(block, tuned, rank, tokens, n, b, modulated=modulated))
-        inputs.append(n * (tokens.image + tokens.text) * block.linears[0].inputs * b)
+        inputs.append((n * (tokens.image + tokens.text) + tokens.once) * block.linears[0].inputs * b)
     outside = sum(inputs) // len(sizes)  # the final norm's input
     inside = tuple(f"{name}." for name, _ in transformer.blocks)
     for layer in layers:
@@ -130,6 +146,18 @@ def activations(
 def decode_bytes(n: int, height: int, width: int, channels: Sequence[int]) -> int:
     """The VAE's decoder in float32: three maps at full resolution of the second-finest level's channels."""
     return 3 * n * height * width * channels[min(1, len(channels) - 1)] * 4
+
+
+def prefix_bytes(blocks: Sequence[tuple[str, Layers]], tokens: int, *, n: int, b: int) -> int:
+    """Keys and values that a rollout keeps of the tokens that pass once.
+
+    Args:
+        blocks: name and layers of each block.
+        tokens: number of these tokens.
+        n: forwards of a velocity.
+        b: bytes of the compute dtype.
+    """
+    return sum(2 * n * tokens * _width(block) * b for _, block in blocks)
 
 
 def cache_bytes(cache: Cache, tokens: Tokens, *, width: int, channels: int, n: int, b: int) -> int:

@@ -10,7 +10,15 @@ from typing import Any
 from safetensors import SafetensorError
 
 from customized_grpo import registry
-from customized_grpo.memory.estimate import Estimate, Line, Tokens, activations, cache_bytes, decode_bytes
+from customized_grpo.memory.estimate import (
+    Estimate,
+    Line,
+    Tokens,
+    activations,
+    cache_bytes,
+    decode_bytes,
+    prefix_bytes,
+)
 from customized_grpo.memory.geometry import step_geometry
 from customized_grpo.memory.known_models import MODELS, UNO_LORA
 from customized_grpo.memory.parameters import (
@@ -94,9 +102,9 @@ def shapes(source: str, encoders: tuple[str, ...]) -> Shapes:
 
 
 def _channels(vae: Mapping[str, Any]) -> tuple[int, ...]:
-    """Channels of a VAE's levels; Qwen-Image's config has a base and factors."""
+    """Channels of the levels of a VAE's decoder; those of Qwen-Image have a base and factors."""
     if "dim_mult" in vae:
-        return tuple(vae["base_dim"] * factor for factor in vae["dim_mult"])
+        return tuple((vae.get("decoder_base_dim") or vae["base_dim"]) * factor for factor in vae["dim_mult"])
     return tuple(vae["block_out_channels"])
 
 
@@ -130,10 +138,15 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
     tokens = _tokens(policy, latent_shape[0])
     forward = partial(activations, model.transformer, trained.layers, trained.rank, tokens, b=b)
     kept = 0
+    if policy.keeps_prefix():
+        kept = prefix_bytes(model.transformer.blocks, tokens.once, n=policy.num_forwards(), b=b)
+    said = [f"keys of text and references {kept / GIB:.1f} GiB"] if kept > GIB / 20 else []
     if (cache := recipe.sampling.cache) is not None:
         width = model.transformer.blocks[0][1].linears[0].inputs
         n = train.group_size * policy.num_forwards()
-        kept = cache_bytes(cache, tokens, width=width, channels=latent_shape[1], n=n, b=b)
+        of_cache = cache_bytes(cache, tokens, width=width, channels=latent_shape[1], n=n, b=b)
+        said += [f"sampling.cache {of_cache / GIB:.1f} GiB"] if of_cache > GIB / 20 else []
+        kept += of_cache
     replay = forward(n=pairs, checkpointing=share)
     again = {0.0: "without", 1.0: "with"}.get(share, f"{share:.0%} of the blocks with")
     decoded = min(_DECODE_CHUNK, train.group_size)
@@ -152,9 +165,9 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
         Line(
             name="rollout",
             bytes=forward(n=batch, checkpointing=1.0).working // 2 + kept + scorers.working,
-            note=f"{batch} samples"
-            + (f", sampling.cache {kept / GIB:.1f} GiB" if kept > GIB / 20 else "")
-            + (", while rewards score the group before" if scorers.working else ""),
+            note=", ".join(
+                [f"{batch} samples", *said, *(["while rewards score the group before"] if scorers.working else [])]
+            ),
         ),
         Line(
             name="update",
@@ -230,7 +243,7 @@ def _tokens(policy: PolicySpec, of_image: int) -> Tokens:
     """Tokens of a sample with one square reference; FLUX's defaults if the policy's section doesn't say."""
     pixels = policy.height * policy.width // of_image
     side = policy.reference_side() or _LONG_SIDE
-    return Tokens(
-        image=of_image + side * side // pixels,
-        text=policy.prompt_tokens() or _TEXT_TOKENS,
-    )
+    reference, text = side * side // pixels, policy.prompt_tokens() or _TEXT_TOKENS
+    if policy.prefix:
+        return Tokens(image=of_image, text=0, once=reference + text)
+    return Tokens(image=of_image + reference, text=text)

@@ -65,6 +65,16 @@ def _flux2(double: int, single: int, heads: int, text: int, encoder: int, *, gui
     )
 
 
+def _qwen_image21() -> KnownModel:
+    return KnownModel(
+        transformer="QwenImage21Transformer2DModel",
+        config={},
+        encoders={"text_encoder": 8_767_123_696},
+        vae=337_740_404,
+        vae_channels=(144, 288, 576, 1152, 1152),
+    )
+
+
 def _qwen_image(**more: bool) -> KnownModel:
     return KnownModel(
         transformer="QwenImageTransformer2DModel",
@@ -90,6 +100,7 @@ MODELS: Mapping[str, KnownModel] = {
     "black-forest-labs/FLUX.2-klein-base-9B": _KLEIN_9B,
     "Qwen/Qwen-Image-Edit-2509": _qwen_image(),
     "Qwen/Qwen-Image-Edit-2511": _qwen_image(zero_cond_t=True),
+    "Qwen/Qwen-Image-2.1": _qwen_image21(),
 }
 
 

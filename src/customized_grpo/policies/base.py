@@ -86,6 +86,14 @@ class Policy(ABC):
     def encode(self, prompt: str, references: Sequence[Image]) -> Conditioning:
         """Text and references of one prompt, each tensor with leading dimension 1. No gradient."""
 
+    def prefill(self, cond: Conditioning) -> Conditioning:
+        """The conditioning, with what is the same at all noise levels computed once, by the weights as they are.
+
+        A rollout gives it to ``velocity`` in place of ``cond``, and gets the same bits. It carries no gradient and
+        belongs to these weights, so replays are given ``cond`` itself.
+        """
+        return cond
+
     @abstractmethod
     def velocity(
         self, x: Float[Tensor, "n s c"], sigma: Float[Tensor, ""] | Float[Tensor, " n"], cond: Conditioning
@@ -104,9 +112,11 @@ class Policy(ABC):
 def stack(policy: Policy, conds: Sequence[Conditioning], repeats: int) -> Conditioning | None:
     """Several prompts as one conditioning with ``repeats`` rows each, or None if they can't share a batch."""
     first = conds[0].tensors
+    wide = [name for name in policy.batch_wide if name in first]
     for cond in conds[1:]:
-        fits = all(tensor.shape == first[name].shape for name, tensor in cond.tensors.items())
-        if not fits or not all(torch.equal(cond.tensors[name], first[name]) for name in policy.batch_wide):
+        same = cond.tensors.keys() == first.keys()
+        fits = same and all(tensor.shape == first[name].shape for name, tensor in cond.tensors.items())
+        if not fits or not all(torch.equal(cond.tensors[name], first[name]) for name in wide):
             return None
     return Conditioning(
         {

@@ -6,7 +6,7 @@ from customized_grpo.identity.hashes import FileHashes, short_hash
 from customized_grpo.identity.sections import identified
 from customized_grpo.recipe.sections import PolicySpec
 
-_NO_PIXELS: Final = ("lora", "full", "gradient_checkpointing", "offline")
+_NO_PIXELS: Final = ("lora", "full", "gradient_checkpointing", "offline", "keep_keys")
 """Fields that don't decide what an untrained model draws."""
 
 

@@ -1,4 +1,4 @@
-"""Base of the policies on FLUX.2 and Qwen-Image: a diffusers pipeline, one part of which transformers reads itself."""
+"""Base of the policies on FLUX.2 and both Qwen-Images: a diffusers pipeline, one part of which is read apart."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
@@ -16,11 +16,14 @@ class PipelinePolicy(Policy):
     Attributes:
         processor: name of that part.
         processor_class: class of transformers that reads it instead.
+        processor_at_once: whether the pipeline is made with it, as it asks it for something; else it is added later, as
+            the pipeline takes no part of another class.
         time_embedding: name of the transformer's module that embeds sigma.
     """
 
     processor: ClassVar[str]
     processor_class: ClassVar[Any]
+    processor_at_once: ClassVar[bool] = False
     time_embedding: ClassVar[str]
     _mean: Tensor
     _std: Tensor
@@ -39,12 +42,13 @@ class PipelinePolicy(Policy):
     def load(cls, config: Any, *, device: torch.device, dtype: torch.dtype, absent: Sequence[str] = ()) -> Self:
         """See ``pipelines.open_pipeline``."""
         source = checked_source(cls.pipeline_class, config)
-        own = {cls.processor: None}
-        pipeline = open_pipeline(cls.pipeline_class, config, source, device=device, dtype=dtype, absent=absent, own=own)
+        part = None
         if cls.processor not in absent:
             with explained(config):
                 part = cls.processor_class.from_pretrained(source, subfolder=cls.processor, revision=config.revision)
-            pipeline.register_modules(**{cls.processor: part})
+        own = {cls.processor: part if cls.processor_at_once else None}
+        pipeline = open_pipeline(cls.pipeline_class, config, source, device=device, dtype=dtype, absent=absent, own=own)
+        pipeline.register_modules(**{cls.processor: part})
         return cls(pipeline, config, device=device, dtype=dtype)
 
     def _require_text_encoder(self) -> None:

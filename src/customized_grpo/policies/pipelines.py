@@ -50,6 +50,10 @@ class PipelineConfig(PolicyConfig):
     least_references: ClassVar[int] = 0
     channels: ClassVar[int] = 64
     """C of a token: of 2 x 2 latents of the VAE."""
+    side_of: ClassVar[int] = PIXELS_PER_TOKEN
+    """Pixels that a side is a multiple of."""
+    vae_shrinks: ClassVar[int] = 8
+    """Factor of a side, of pixels to latents."""
     one_file_goes: ClassVar[str] = "give a hub id, or a folder in diffusers' layout (made by its from_single_file)"
     """What to do with a single file of weights."""
 
@@ -61,10 +65,10 @@ class PipelineConfig(PolicyConfig):
     @field_validator("height", "width")
     @classmethod
     def _whole_tokens(cls, pixels: int) -> int:
-        if pixels % PIXELS_PER_TOKEN:
-            low = pixels // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN
-            near = f"{low} or {low + PIXELS_PER_TOKEN}" if low else str(PIXELS_PER_TOKEN)
-            raise ValueError(f"given {pixels}; this model needs a multiple of {PIXELS_PER_TOKEN}: use {near}")
+        if pixels % cls.side_of:
+            low = pixels // cls.side_of * cls.side_of
+            near = f"{low} or {low + cls.side_of}" if low else str(cls.side_of)
+            raise ValueError(f"given {pixels}; this model needs a multiple of {cls.side_of}: use {near}")
         return pixels
 
     def source(self) -> str:
@@ -156,10 +160,10 @@ def open_pipeline(
             folder, dtype=dtypes, use_safetensors=True, variant=config.variant, local_files_only=offline, **parts
         )
     pipeline.register_to_config(_name_or_path=source)
-    if pipeline.vae_scale_factor * 2 != PIXELS_PER_TOKEN:
+    if pipeline.vae_scale_factor != config.vae_shrinks:
         raise ValueError(
             f"policy.model: the VAE of {config.model!r} shrinks by {pipeline.vae_scale_factor}; "
-            f"policy.type {config.type} needs one that shrinks by 8"
+            f"policy.type {config.type} needs one that shrinks by {config.vae_shrinks}"
         )
     place_and_freeze(pipeline, config, device)
     for name, part in pipeline.components.items():

@@ -29,7 +29,7 @@ from customized_grpo.types import Conditioning
 _SEEN_SIZE = 384
 """Side of the square whose area a reference has for Qwen2.5-VL, roughly."""
 _LONGEST = 200
-"""Aspect ratio above which Qwen2.5-VL's image processor raises."""
+"""Aspect ratio above which the image processor of Qwen2.5-VL, and of Qwen3-VL, raises."""
 _ROUNDING = 32
 _PICTURE = "Picture {}: <|vision_start|>{}<|vision_end|>"
 _PAD = "<|image_pad|>"
@@ -60,12 +60,7 @@ class QwenImageEditPlusConfig(PipelineConfig):
 
     def fitted_size(self, size: tuple[int, int], count: int) -> tuple[int, int]:
         """The pipeline's preprocessing, of the reference's tokens; Qwen2.5-VL sees a smaller picture of it."""
-        seen = area_size(size, _SEEN_SIZE)
-        if max(seen) > _LONGEST * min(seen):
-            raise ValueError(
-                f"a reference of {size[0]} x {size[1]} pixels is too narrow: Qwen2.5-VL takes no picture over "
-                f"{_LONGEST} times as long as wide; crop it"
-            )
+        check_length(size, area_size(size, _SEEN_SIZE), "Qwen2.5-VL")
         return area_size(size, self.reference_size)
 
     def prompt_tokenizers(self) -> tuple[PromptTokenizer, ...]:
@@ -229,3 +224,12 @@ def area_size(size: tuple[int, int], side: int) -> tuple[int, int]:
             f"its short side is under {_ROUNDING // 2}; crop it, or raise policy.reference_size"
         )
     return scaled[0], scaled[1]
+
+
+def check_length(size: tuple[int, int], seen: tuple[int, int], reader: str) -> None:
+    """Raise a ``ValueError`` for a reference of ``size`` whose picture ``seen`` is too long for the ``reader``."""
+    if max(seen) > _LONGEST * min(seen):
+        raise ValueError(
+            f"a reference of {size[0]} x {size[1]} pixels is too narrow: {reader} takes no picture over "
+            f"{_LONGEST} times as long as wide; crop it"
+        )

@@ -85,6 +85,7 @@ class PolicySpec(registry.PluginSection, PolicyLimits):
         embedded: the package's miniature model that ``model: mini`` stands for.
         shift_rules: named rules for ``sampling.shift``; ``dynamic`` is the model's own rule by the image's size.
         caches: types of ``sampling.cache`` that work with its transformer; see ``sampling.caching``.
+        prefix: whether text and references pass once for all samples of a forward, as they attend to no image.
     """
 
     not_encoded: ClassVar[frozenset[str]] = frozenset(
@@ -93,6 +94,7 @@ class PolicySpec(registry.PluginSection, PolicyLimits):
     embedded: ClassVar[str] = "flux"
     shift_rules: ClassVar[Mapping[str, ShiftRule]] = {}
     caches: ClassVar[tuple[str, ...]] = ()
+    prefix: ClassVar[bool] = False
 
     model: str
     height: PositiveInt = 512
@@ -173,6 +175,10 @@ class PolicySpec(registry.PluginSection, PolicyLimits):
     def num_forwards(self) -> int:
         """Forwards of the transformer in one velocity, at most: 2 with classifier-free guidance."""
         return 1
+
+    def keeps_prefix(self) -> bool:
+        """Whether a rollout keeps the keys and values of a ``prefix``; see ``Policy.prefill``."""
+        return False
 
     def latent_shape(self) -> tuple[int, int] | None:
         """(S, C) of one sample if known without loading the model, for ``validate``; else None."""

@@ -31,6 +31,7 @@ BUILTIN: Mapping[Kind, Mapping[str, str]] = {
         "flux2": "customized_grpo.policies.flux2:Flux2",
         "flux2-klein": "customized_grpo.policies.flux2:Flux2Klein",
         "qwen-image-edit-plus": "customized_grpo.policies.qwen_image:QwenImageEditPlus",
+        "qwen-image-2.1": "customized_grpo.policies.qwen_image21:QwenImage21",
     },
     "rewards": {
         "dino": "customized_grpo.rewards.dino:Dino",

@@ -68,7 +68,7 @@ def _out_of_memory(parts: Parts, cond: Conditioning, size: int) -> str | None:
     try:
         room = torch.empty(moments, dtype=torch.uint8, device=policy.device)
         x = torch.zeros(size, *policy.latent_shape, dtype=policy.dtype, device=policy.device)
-        policy.velocity(x, parts.sigmas[0], cond)
+        policy.velocity(x, parts.sigmas[0], policy.prefill(cond))
         del room
     except RuntimeError as error:  # a base class of torch.OutOfMemoryError
         if not (isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)):

@@ -35,6 +35,7 @@ HARMLESS = (
     "train.ratio_guard",
     "advantage.max_failed_share",
     "policy.offline",
+    "policy.keep_keys",
     "evaluate",
 )
 """Keys that may differ in a resumed run: they don't change what a step computes, but when a run saves, looks or stops.

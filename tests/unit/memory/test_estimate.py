@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage, AutoencoderKLQwenImage21
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -25,12 +25,14 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     T5Config,
     T5EncoderModel,
 )
 
 from autograd_memory import kept_bytes
-from customized_grpo.memory.estimate import Tokens, activations
+from customized_grpo.memory.estimate import Tokens, activations, prefix_bytes
 from customized_grpo.memory.fitting import changes, faster
 from customized_grpo.memory.footprint import GIB, UnknownModelError, of_recipe, shapes
 from customized_grpo.memory.known_models import MODELS, UNO_LORA
@@ -218,6 +220,10 @@ def text_models() -> dict[str, nn.Module]:
         "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584,
         "patch_size": 14,
     }  # fmt: skip
+    seen = {
+        "depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "out_hidden_size": 4096,
+        "deepstack_visual_indexes": [8, 16, 24],
+    }  # fmt: skip
     with torch.device("meta"):
         return {
             "t5": T5EncoderModel(
@@ -244,6 +250,12 @@ def text_models() -> dict[str, nn.Module]:
             "qwen2.5-vl": Qwen2_5_VLForConditionalGeneration(
                 Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
             ),
+            "qwen3-vl": Qwen3VLForConditionalGeneration(
+                Qwen3VLConfig(
+                    text_config={"hidden_size": 4096, "intermediate_size": 12288, **qwen}, vision_config=seen,
+                    tie_word_embeddings=False,
+                )
+            ),
         }  # fmt: skip
 
 
@@ -260,6 +272,7 @@ PUBLISHED: dict[str, tuple[float, tuple[str, ...], str]] = {
     f"{BFL}/FLUX.2-klein-base-9B": (9.1, ("qwen3-8b",), "flux2"),
     "Qwen/Qwen-Image-Edit-2509": (20.4, ("qwen2.5-vl",), "qwen"),
     "Qwen/Qwen-Image-Edit-2511": (20.4, ("qwen2.5-vl",), "qwen"),
+    "Qwen/Qwen-Image-2.1": (7.1, ("qwen3-vl",), "qwen-2.1"),
 }
 """Billions of weights of the transformer, and what else each is made of."""
 
@@ -274,6 +287,7 @@ def test_known_models_are_the_published_ones() -> None:
             ),
             "flux2": AutoencoderKLFlux2(),
             "qwen": AutoencoderKLQwenImage(),
+            "qwen-2.1": AutoencoderKLQwenImage21(),
         }  # fmt: skip
     texts = text_models()
     # Which the headers of the published files count, as others have read them.
@@ -286,15 +300,18 @@ def test_known_models_are_the_published_ones() -> None:
         assert known.vae == count(vaes[vae]), name
         found = shapes(name, tuple(known.encoders)).transformer.whole.num_values
         assert round(found / 1e9, 1) == billions, name
-        if vae == "qwen":
-            assert found == 20_430_401_088
+        if vae.startswith("qwen"):
+            assert found == {"qwen": 20_430_401_088, "qwen-2.1": 7_115_124_736}[vae]
             config = vaes[vae].config
-            assert known.vae_channels == tuple(config.base_dim * factor for factor in config.dim_mult)
+            base = config.decoder_base_dim if vae == "qwen-2.1" else config.base_dim
+            assert known.vae_channels == tuple(base * factor for factor in config.dim_mult)
         else:
             assert known.vae_channels == tuple(vaes[vae].config.block_out_channels)
 
 
-@pytest.mark.parametrize("recipe", ["flux2_klein_customized_grpo", "qwen_edit_customized_grpo"])
+@pytest.mark.parametrize(
+    "recipe", ["flux2_klein_customized_grpo", "qwen_edit_customized_grpo", "qwen_image_21_customized_nft"]
+)
 def test_the_newer_models_have_an_estimate(recipe: str) -> None:
     """Of weights exactly; with classifier-free guidance a replay stores two forwards."""
     guided, alone = (of_recipe(load_recipe(recipe, [f"policy.guidance={g}"])) for g in (4.0, 1.0))
@@ -307,7 +324,31 @@ def test_the_newer_models_have_an_estimate(recipe: str) -> None:
     assert 1 < replays[0] / replays[1] < 2
 
 
-@pytest.mark.parametrize("name", ["flux2", "klein", "qwen-2509"])
+def test_kept_keys_are_counted_exactly(tmp_path: Path) -> None:
+    """And what passes once is stored once, with a copy of its keys and values beside each sample's."""
+    case = CASES["qwen-2.1"]
+    folder = case.make(tmp_path / "model")
+    policy = case.load(folder)
+    cond = policy.encode("a dog", pictures()[:1])
+    kept = policy.prefill(cond).tensors
+    once = cond.tensors["references"].shape[1] + int((~cond.tensors["slots"]).sum())
+    bare = shapes(str(folder), type(policy).encoders).transformer
+    assert sum(kept[name].nbytes for name in kept.keys() - cond.tensors.keys()) == prefix_bytes(
+        bare.blocks, once, n=1, b=4
+    )
+    settings = {"policy.reference_size": 512, "run.cache": "c", "policy.gradient_checkpointing": "false"}
+    given = [f"{key}={value}" for key, value in settings.items()]
+    notes = {}
+    for keep in ("true", "false"):
+        found = of_recipe(load_recipe("qwen_image_21_customized_nft", [*given, f"policy.keep_keys={keep}"]))
+        notes[keep] = next(line for line in found.peaks if line.name == "rollout")
+    # 1024 tokens of a reference and 512 of text, 32 blocks of width 4096, in bfloat16
+    assert notes["true"].bytes - notes["false"].bytes == 2 * 1536 * 32 * 4096 * 2
+    assert "keys of text and references 0.8 GiB" in notes["true"].note
+    assert "keys" not in notes["false"].note
+
+
+@pytest.mark.parametrize("name", ["flux2", "klein", "qwen-2509", "qwen-2.1"])
 def test_stored_activations_of_the_newer_models(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     shrink_constants(monkeypatch)
     case = CASES[name]
@@ -320,6 +361,9 @@ def test_stored_activations_of_the_newer_models(name: str, tmp_path: Path, monke
     tokens = Tokens(
         image=policy.latent_shape[0] + cond.tensors["references"].shape[1], text=cond.tensors["text"].shape[1]
     )
+    if policy.config.prefix:
+        references = cond.tensors["references"].shape[1]
+        tokens = Tokens(image=policy.latent_shape[0], text=0, once=references + int((~cond.tensors["slots"]).sum()))
     found = activations(bare, adapted(bare, policy.lora_targets), 4, tokens, n=2, b=4, checkpointing=0.0)
     assert -0.2 < found.stored / measured - 1 < STORED_ERROR, (found.stored, measured)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import Flux2Transformer2DModel, QwenImageTransformer2DModel
+from diffusers import Flux2Transformer2DModel, QwenImage21Transformer2DModel, QwenImageTransformer2DModel
 from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_dimensions
@@ -17,6 +17,7 @@ from torch import nn
 from customized_grpo.policies.adapters.lora_layers import target_regex
 from customized_grpo.policies.flux2 import Flux2, Flux2Klein, Flux2KleinConfig
 from customized_grpo.policies.qwen_image import QwenImageEditPlus, QwenImageEditPlusConfig, area_size
+from customized_grpo.policies.qwen_image21 import QwenImage21
 from customized_grpo.recipe.loading import load_recipe
 from tiny_flux2 import make_tokenizer
 
@@ -46,6 +47,7 @@ KLEIN_9B = {
         (Flux2Klein, Flux2Transformer2DModel, KLEIN_9B, 9.1, 8 * 12 + 24 * 2),
         (QwenImageEditPlus, QwenImageTransformer2DModel, {}, 20.4, 60 * 8),
         (QwenImageEditPlus, QwenImageTransformer2DModel, {"zero_cond_t": True}, 20.4, 60 * 8),
+        (QwenImage21, QwenImage21Transformer2DModel, {}, 7.1, 32 * 7),
     ],
 )
 def test_targets_hit_every_intended_layer_of_the_published_models(
@@ -66,7 +68,11 @@ def test_targets_hit_every_intended_layer_of_the_published_models(
 
 @pytest.mark.parametrize(
     ("recipe", "policy"),
-    [("flux2_klein_customized_grpo", Flux2Klein), ("qwen_edit_customized_grpo", QwenImageEditPlus)],
+    [
+        ("flux2_klein_customized_grpo", Flux2Klein),
+        ("qwen_edit_customized_grpo", QwenImageEditPlus),
+        ("qwen_image_21_customized_nft", QwenImage21),
+    ],
 )
 def test_shipped_recipes_draw_as_the_models_own_scheduler(recipe: str, policy: Any) -> None:
     loaded = load_recipe(recipe)

@@ -1,4 +1,4 @@
-"""``flux2``, ``flux2-klein`` and ``qwen-image-edit-plus``: what diffusers' pipelines compute, on tiny weights."""
+"""The policies on FLUX.2 and both Qwen-Images: what diffusers' pipelines compute, on tiny weights."""
 
 import copy
 from collections.abc import Callable
@@ -66,7 +66,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 every = pytest.mark.parametrize("name", list(CASES))
-each_policy = pytest.mark.parametrize("name", ["flux2", "klein-base", "qwen-2509"])
+each_policy = pytest.mark.parametrize("name", ["flux2", "klein-base", "qwen-2509", "qwen-2.1"])
 
 
 @pytest.mark.parametrize(
@@ -77,12 +77,13 @@ each_policy = pytest.mark.parametrize("name", ["flux2", "klein-base", "qwen-2509
         ("klein", 1),
         *(("qwen-2509", count) for count in range(1, 4)),
         ("qwen-2511", 2),
+        *(("qwen-2.1", count) for count in range(11)),
     ],
 )
 def test_generate_is_the_pipeline(world: World, name: str, count: int) -> None:
     """Text, references, positions, guidance, sampler and decoding together, on the pipeline's own schedule."""
     case: Case = CASES[name]
-    policy, references = world.policy(name), pictures()[3 - count :]
+    policy, references = world.policy(name), (pictures() * 4)[12 - count :]
     start = noise(policy, 2)
     drawn = draw(case, world.stock(name), start, references)
     cond = policy.encode(PROMPT, references)
@@ -178,8 +179,8 @@ def test_conformance_of_full_fine_tuning(world: World, name: str) -> None:
         assert torch.equal(policy.velocity(x, SIGMA, cond), frozen), "float32 weights of bfloat16 values"
     check_policy(policy, Example(key="1", prompt=PROMPT, references=pictures()[1:2]))
     left = {n for n, p in policy.transformer.named_parameters() if not p.requires_grad}
-    assert all(name.startswith("qwen") and ".1." in one for one in left)
-    assert len(left) == (9 if name.startswith("qwen") else 0)
+    assert all(".1." in one for one in left)
+    assert len(left) == (9 if name == "qwen-2509" else 0)
 
 
 @each_policy
@@ -206,9 +207,9 @@ def test_sigma_reaches_the_time_embedding_in_float32(world: World, name: str) ->
     scale = 1 if name.startswith("qwen") else 1000  # where the multiplication is
     with torch.no_grad():
         policy.velocity(noise(policy, 2), sigmas, policy.encode(PROMPT, pictures()[:1]))
-    time = seen[0]
+    time = seen[2 if name == "qwen-2.1" else 0]  # behind the forward of text and references
     assert time.dtype == torch.float32
-    expected = (sigmas * scale).tolist() + ([0.0, 0.0] if name == "qwen-2511" else [])
+    expected = (sigmas * scale).tolist() + [0.0] * {"qwen-2511": 2, "qwen-2.1": 1}.get(name, 0)
     assert time.tolist() == expected
     assert (sigmas.bfloat16().float() != sigmas).all()
     if name == "flux2":
@@ -268,14 +269,15 @@ def test_prompts_of_one_length_share_a_batch(world: World, name: str) -> None:
     assert stack(policy, [conds[0], policy.encode("a red dog", pictures()[1:2])], 1) is None
 
 
-@pytest.mark.parametrize("name", ["flux2", "qwen-2509"])
+@pytest.mark.parametrize("name", ["flux2", "qwen-2509", "qwen-2.1"])
 def test_wrong_numbers_of_references(world: World, name: str) -> None:
     policy = world.policy(name)
     most = policy.config.max_references
     with pytest.raises(ValueError, match=rf"{most + 1} references given, but policy\.type=.* takes . to {most} "):
         policy.encode(PROMPT, [pictures()[0]] * (most + 1))
-    if name == "flux2":
-        assert policy.encode(PROMPT, []).tensors["references"].shape == (1, 0, 128)
+    if name != "qwen-2509":
+        channels = policy.config.channels
+        assert policy.encode(PROMPT, []).tensors["references"].shape == (1, 0, channels)
     else:
         with pytest.raises(ValueError, match=r"0 references given, but policy\.type=qwen-image-edit-plus takes 1 to 3"):
             policy.encode(PROMPT, [])
@@ -287,6 +289,7 @@ def test_wrong_numbers_of_references(world: World, name: str) -> None:
         ("flux2", (63, 200), r"63 x 200 pixels: FLUX\.2 takes sides of at least 64"),
         ("flux2", (100, 900), r"none over 8 times the other"),
         ("qwen-2509", (1000, 10), r"1000 x 10 pixels is too narrow.*reference_size"),
+        ("qwen-2.1", (1000, 10), r"1000 x 10 pixels is too narrow.*reference_size"),
     ],
 )
 def test_odd_references_are_refused(world: World, name: str, size: tuple[int, int], message: str) -> None:
@@ -298,11 +301,12 @@ def test_odd_references_are_refused(world: World, name: str, size: tuple[int, in
 @each_policy
 def test_sizes_are_whole_tokens(world: World, name: str) -> None:
     config = type(world.policy(name)).Config
-    with pytest.raises(ValueError, match="given 500; this model needs a multiple of 16: use 496 or 512"):
+    multiple, below = (32, 480) if name == "qwen-2.1" else (16, 496)
+    with pytest.raises(ValueError, match=f"given 500; this model needs a multiple of {multiple}: use {below} or 512"):
         config.model_validate({"model": "x", "height": 500})
 
 
-@pytest.mark.parametrize("name", ["flux2", "klein", "qwen-2509"])
+@pytest.mark.parametrize("name", ["flux2", "klein", "qwen-2509", "qwen-2.1"])
 def test_bad_models_are_refused_in_one_line(world: World, name: str, tmp_path: Path) -> None:
     policy = type(world.policy(name))
     other = world.folder("qwen-2509" if name == "flux2" else "flux2")
@@ -332,9 +336,9 @@ def test_an_adapter_starts_as_the_base(world: World, name: str) -> None:
         assert torch.equal(policy.velocity(x, SIGMA, cond), before)
 
 
-@pytest.mark.parametrize("name", ["klein-base", "qwen-2509"])
+@pytest.mark.parametrize("name", ["klein-base", "qwen-2509", "qwen-2.1"])
 def test_two_forwards_of_one_velocity_train_under_ddp(world: World, name: str, tmp_path: Path) -> None:
-    """Guidance calls the wrapped transformer twice before one backward."""
+    """Guidance, or a forward of text and references alone, calls the wrapped transformer twice before one backward."""
     policy = adapted(world.policy(name))
     x, cond = noise(policy, 2), policy.encode(PROMPT, pictures()[:1])
     policy.velocity(x, SIGMA, cond).square().mean().backward()
@@ -383,7 +387,7 @@ def test_qwen_sees_images_in_two_dimensions(world: World) -> None:
     assert positions(bare, lambda: bare.encode_prompt(PROMPT, list(references))) is None
 
 
-@pytest.mark.parametrize(("name", "calls"), [("flux2", 2), ("klein-base", 3), ("qwen-2509", 4)])
+@pytest.mark.parametrize(("name", "calls"), [("flux2", 2), ("klein-base", 3), ("qwen-2509", 4), ("qwen-2.1", 2)])
 def test_text_encoders_run_once_a_prompt(world: World, name: str, calls: int) -> None:
     """[klein]'s negative is one for all prompts; Qwen's sees the references, so that each example has its own."""
     policy, seen = world.policy(name), []

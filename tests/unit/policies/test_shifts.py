@@ -12,10 +12,12 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux import pipeline_flux, pipeline_flux_kontext
 from diffusers.pipelines.flux2 import pipeline_flux2, pipeline_flux2_klein
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
+from diffusers.pipelines.qwenimage21 import pipeline_qwenimage21
 
 from customized_grpo.policies.flux import KontextConfig, UNOConfig
 from customized_grpo.policies.flux2 import Flux2Config, Flux2KleinConfig
 from customized_grpo.policies.qwen_image import QwenImageEditPlusConfig
+from customized_grpo.policies.qwen_image21 import QwenImage21Config
 from customized_grpo.recipe.loading import RecipeError, load_recipe
 from customized_grpo.sampling.schedule import sigma_grid
 from tiny_qwen_image import SCHEDULER
@@ -33,6 +35,7 @@ MODELS: dict[str, tuple[Any, dict[str, Any], Any]] = {
     "flux2": (Flux2Config, FLUX, pipeline_flux2.compute_empirical_mu),
     "flux2-klein": (Flux2KleinConfig, FLUX, pipeline_flux2_klein.compute_empirical_mu),
     "qwen": (QwenImageEditPlusConfig, SCHEDULER, pipeline_qwenimage_edit_plus.calculate_shift),
+    "qwen-2.1": (QwenImage21Config, SCHEDULER, pipeline_qwenimage21.calculate_shift),
 }
 
 
@@ -74,6 +77,7 @@ def test_a_terminal_needs_two_steps() -> None:
         ("flux2_klein_customized_grpo", "flux2-klein"),
         ("qwen_edit_customized_grpo", "qwen-image-edit-plus"),
         ("kontext_customized_grpo", "flux-kontext"),
+        ("qwen_image_21_customized_nft", "qwen-image-2.1"),
     ],
 )
 def test_a_rule_of_another_model_is_refused(recipe: str, policy: str) -> None:

@@ -68,6 +68,7 @@ BEFORE: dict[str, str] = {
     "policies/pipelines.py": "a model that can't be loaded, before the first step",
     "policies/single_file.py": "a model that can't be loaded, before the first step",
     "policies/qwen_image.py": "data are looked over before the first step",
+    "policies/qwen_image21.py": "a model that can't be trained, before the first step",
     "policies/export.py": "of the command export",
     "memory/": "of the command validate",
 }
