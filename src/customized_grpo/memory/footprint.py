@@ -80,11 +80,10 @@ def shapes(source: str, encoders: tuple[str, ...]) -> Shapes:
             vae_channels=known.vae_channels,
         )
     try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
         vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
         return Shapes(
-            transformer=of_config(index["transformer"][1], config),
+            transformer=of_config(config["_class_name"], config),
             encoders={name: parameters_in(folder / name) for name in encoders},
             vae=parameters_in(folder / "vae"),
             vae_channels=_channels(vae),
@@ -134,6 +133,7 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
         width = model.transformer.blocks[0][1].linears[0].inputs
         n = train.group_size * policy.num_forwards()
         kept = cache_bytes(cache, tokens, width=width, channels=latent_shape[1], n=n, b=b)
+    keys = policy.kept_values(model.transformer.config) * tokens.references * b
     replay = forward(n=pairs, checkpointing=share)
     again = {0.0: "without", 1.0: "with"}.get(share, f"{share:.0%} of the blocks with")
     decoded = min(_DECODE_CHUNK, train.group_size)
@@ -151,9 +151,10 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
         ),
         Line(
             name="rollout",
-            bytes=forward(n=batch, checkpointing=1.0).working // 2 + kept + scorers.working,
+            bytes=forward(n=batch, checkpointing=1.0).working // 2 + kept + keys + scorers.working,
             note=f"{batch} samples"
             + (f", sampling.cache {kept / GIB:.1f} GiB" if kept > GIB / 20 else "")
+            + (f", kept keys and values {keys / GIB:.1f} GiB" if keys > GIB / 20 else "")
             + (", while rewards score the group before" if scorers.working else ""),
         ),
         Line(
@@ -224,7 +225,5 @@ def _tokens(policy: PolicySpec, of_image: int) -> Tokens:
     """Tokens of a sample with one square reference; FLUX's defaults if the policy's section doesn't say."""
     pixels = policy.height * policy.width // of_image
     side = policy.reference_side() or _LONG_SIDE
-    return Tokens(
-        image=of_image + side * side // pixels,
-        text=policy.prompt_tokens() or _TEXT_TOKENS,
-    )
+    references = side * side // pixels
+    return Tokens(image=of_image + references, text=policy.prompt_tokens() or _TEXT_TOKENS, references=references)

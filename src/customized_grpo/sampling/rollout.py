@@ -114,7 +114,8 @@ def sample_group(
     noisy = Noisy(plan=plan, transition=transition, draws=draws, shared_noise=shared_noise)
     with clock.phase("rollout"):
         sigmas = sigmas.to(policy.device)
-        velocity = partial(_in_batches, policy, cond, batch)
+        cond = policy.on_grid(cond, sigmas)
+        velocity = partial(_in_batches, policy, policy.keep(cond), batch)
         x, recorded = _noisy_steps(policy, velocity, noise, sigmas, noisy, record="means" if keep_mean else "states")
         before, after, scores, *means = (torch.stack(one, dim=1) for one in zip(*recorded, strict=True))
     with clock.phase("decode"):
@@ -197,12 +198,13 @@ def sample_final(
         batch: samples per forward; None: the whole group.
         cache: lets the steps reuse what earlier ones computed.
     """
-    plain: Velocity = partial(_in_batches, policy, cond, batch)
-    with clock.phase("rollout"), nullcontext(plain) if cache is None else cache.over(plain) as velocity:
-        if isinstance(by, Noisy):
-            x, _ = _noisy_steps(policy, velocity, noise, sigmas, by, record="nothing")
-        else:
-            x = ode_steps(velocity, noise.to(policy.device, policy.dtype, non_blocking=True), sigmas, by)
+    with clock.phase("rollout"):
+        plain: Velocity = partial(_in_batches, policy, policy.keep(policy.on_grid(cond, sigmas)), batch)
+        with nullcontext(plain) if cache is None else cache.over(plain) as velocity:
+            if isinstance(by, Noisy):
+                x, _ = _noisy_steps(policy, velocity, noise, sigmas, by, record="nothing")
+            else:
+                x = ode_steps(velocity, noise.to(policy.device, policy.dtype, non_blocking=True), sigmas, by)
     with clock.phase("decode"):
         return x, policy.decode(x)
 
@@ -230,5 +232,6 @@ def sample_images(
     policy: Policy, cond: Conditioning, noise: Float[Tensor, "n s c"], sigmas: Float[Tensor, " t_plus_1"]
 ) -> UInt8[Tensor, "n h w 3"]:
     """Deterministic sampling of n images of one prompt, or of a stack of n, from ``noise`` at sigma = 1."""
-    x = noise.to(policy.device, policy.dtype)
-    return policy.decode(ode_steps(lambda x, sigma: policy.velocity(x, sigma, cond), x, sigmas.to(policy.device)))
+    x, sigmas = noise.to(policy.device, policy.dtype), sigmas.to(policy.device)
+    kept = policy.keep(policy.on_grid(cond, sigmas))
+    return policy.decode(ode_steps(lambda x, sigma: policy.velocity(x, sigma, kept), x, sigmas))
