@@ -5,13 +5,14 @@ of the model in order, each kind of repeated block once. ``tests/unit/memory/tes
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+from torch import nn
 
 from customized_grpo.memory import skeleton
 from customized_grpo.memory.known_models import MODELS
@@ -36,7 +37,7 @@ def configuration(model: Any) -> dict[str, Any]:
 def parts(model: Any) -> list[dict[str, Any]]:
     """The model's parts as the file holds them."""
     found = []
-    for name, child in model.named_children():
+    for name, child in _places(model):
         repeated = f"{name}.0" in dict(repeated_blocks(model))
         layers = asdict(skeleton.layers_of(child[0] if repeated else child))
         layers["linears"] = [astuple(skeleton.LinearShape(**one)) for one in layers["linears"]]
@@ -44,6 +45,15 @@ def parts(model: Any) -> list[dict[str, Any]]:
     again, whole = skeleton.of_parts(found, {}), skeleton.of_module(model)
     assert (again.whole, again.blocks) == (whole.whole, whole.blocks), "the model is more than its parts"
     return found
+
+
+def _places(model: Any) -> Iterator[tuple[str, Any]]:
+    """The model's children, and in the place of a dict of lists of blocks, as FLUX.3 has one, its lists."""
+    for name, child in model.named_children():
+        if isinstance(child, nn.ModuleDict) and all(isinstance(one, nn.ModuleList) for one in child.values()):
+            yield from ((f"{name}.{key}", one) for key, one in child.items())
+        else:
+            yield name, child
 
 
 def text() -> str:

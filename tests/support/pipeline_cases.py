@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import Flux2KleinPipeline, Flux2Pipeline
+from diffusers import Flux2KleinKVPipeline, Flux2KleinPipeline, Flux2Pipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
 from PIL import Image
 from torch import Tensor
@@ -16,6 +16,7 @@ from customized_grpo.policies import qwen_image
 from customized_grpo.policies.adapters.lora import attach, trainable_parameters
 from customized_grpo.policies.base import LoraSettings
 from tiny_flux2 import make_tiny_flux2, tiny_flux2
+from tiny_flux3 import draw_flux3, make_tiny_flux3, stock_flux3, tiny_flux3
 from tiny_qwen_image import make_tiny_qwen, stock_pipeline, tiny_qwen
 from tiny_qwen_image21 import make_tiny_qwen21, stock_qwen21, tiny_qwen21
 
@@ -39,6 +40,8 @@ class Case:
     """Whether the pipeline takes latents as tokens; else as a grid of them."""
     size: tuple[int, int] = (64, 48)
     """(height, width) that ``load`` draws."""
+    drawn: Callable[..., tuple[Tensor, Any]] | None = None
+    """How a pipeline is called that isn't called as the others are."""
 
 
 def _stock(pipeline_class: Any) -> Callable[[Path], Any]:
@@ -70,6 +73,17 @@ CASES = {
         0,
         False,
     ),
+    "klein-kv": Case(
+        make_tiny_flux2,
+        tiny_flux2,
+        _stock(Flux2KleinKVPipeline),
+        {"klein": True, "distilled": True, "keys_kept": True, "layers": 2},
+        {},
+        0,
+        False,
+    ),
+    "flux3": Case(make_tiny_flux3, tiny_flux3, stock_flux3, drawn=draw_flux3),
+    "flux3-distilled": Case(make_tiny_flux3, tiny_flux3, stock_flux3, {"distilled": True}, drawn=draw_flux3),
     "qwen-2509": Case(
         make_tiny_qwen, tiny_qwen, stock_pipeline, {}, {"true_cfg_scale": 4.0, "negative_prompt": " "}, 1
     ),
@@ -127,6 +141,9 @@ class Drawn:
 
 def draw(case: Case, pipeline: Any, start: Tensor, references: Sequence[Image.Image]) -> Drawn:
     """``pipeline(...)`` from the noise ``start`` in three steps of its own schedule, at ``case.size``."""
+    if case.drawn is not None:
+        latents, pictures_drawn = case.drawn(pipeline, PROMPT, start, references)
+        return Drawn(pipeline.scheduler.sigmas.clone(), latents, pictures_drawn)
     n, s, c = start.shape
     seen: list[Tensor] = []
 

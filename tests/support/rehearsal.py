@@ -42,6 +42,7 @@ from judge_server import JudgeServer, Reply, Request, completion
 from runs import environment
 from tiny import make_tiny_flux
 from tiny_flux2 import make_tiny_flux2
+from tiny_flux3 import make_tiny_flux3
 from tiny_hpsv3 import save_base, save_checkpoint
 from tiny_qwen_image import make_tiny_qwen
 from tiny_qwen_image21 import make_tiny_qwen21
@@ -54,6 +55,7 @@ FAMILIES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "uno": ("flux", make_tiny_flux),
     "flux-kontext": ("kontext", partial(make_tiny_flux, kontext=True)),
     "flux2-klein": ("klein", partial(make_tiny_flux2, klein=True)),
+    "flux3-klein": ("flux3", make_tiny_flux3),
     "qwen-image-edit-plus": ("qwen", make_tiny_qwen),
     "qwen-image-2.1": ("qwen21", make_tiny_qwen21),
 }

@@ -7,6 +7,7 @@ import torch
 from diffusers import (
     AutoencoderKLFlux2,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinKVPipeline,
     Flux2KleinPipeline,
     Flux2Pipeline,
     Flux2Transformer2DModel,
@@ -76,16 +77,18 @@ def _qwen3(rows: int) -> Qwen3ForCausalLM:
     )
 
 
-def make_tiny_flux2(folder: Path, *, klein: bool = False, distilled: bool = False) -> Path:
-    """Write a folder that ``Flux2Pipeline`` or ``Flux2KleinPipeline`` opens: 1 + 1 blocks of width 32."""
+def make_tiny_flux2(
+    folder: Path, *, klein: bool = False, distilled: bool = False, keys_kept: bool = False, layers: int = 1
+) -> Path:
+    """Write a folder of ``Flux2Pipeline`` or one of [klein]'s: ``layers`` blocks of each kind, width 32."""
     tokenizer = make_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         text_encoder: Any = _qwen3(len(tokenizer)) if klein else _mistral(len(tokenizer))
         transformer = Flux2Transformer2DModel(
             in_channels=128,
-            num_layers=1,
-            num_single_layers=1,
+            num_layers=layers,
+            num_single_layers=layers,
             attention_head_dim=16,
             num_attention_heads=2,
             joint_attention_dim=3 * WIDTH,
@@ -110,7 +113,8 @@ def make_tiny_flux2(folder: Path, *, klein: bool = False, distilled: bool = Fals
         "tokenizer": tokenizer,
         "transformer": transformer,
     }
-    made = Flux2KleinPipeline(**parts, is_distilled=distilled) if klein else Flux2Pipeline(**parts)
+    kind = Flux2KleinKVPipeline if keys_kept else Flux2KleinPipeline
+    made: Any = kind(**parts, is_distilled=distilled) if klein else Flux2Pipeline(**parts)
     made.save_pretrained(folder)
     return folder
 

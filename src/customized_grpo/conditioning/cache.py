@@ -223,7 +223,7 @@ def model_identity(source: str, revision: str | None, hashes: FileHashes) -> dic
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError
 
-    for name in ("model_index.json", "config.json"):
+    for name in ("model_index.json", "modular_model_index.json", "config.json"):
         try:
             file = huggingface_hub.hf_hub_download(source, name, revision=revision)
         except EntryNotFoundError as error:

@@ -15,7 +15,7 @@ from customized_grpo.paths import ASSETS
 
 _EMBEDDED: Final = ("mini", "mini-judge")
 _HUB: Final = re.compile(r"([\w.-]+/[\w.-]+)(/.+)?")
-_INDEX: Final = "model_index.json"
+_INDICES: Final = ("model_index.json", "modular_model_index.json")
 _WRITTEN: Final = (".db", ".log", ".sqlite", ".sqlite3")
 _CHECKPOINTS: Final = "checkpoints"
 
@@ -96,7 +96,7 @@ def local_content(name: str, hashes: FileHashes) -> str | None:
         return None
     steps = [one for one in (path / _CHECKPOINTS).glob("step-*") if re.fullmatch(r"step-\d+", one.name)]
     folder = max(steps, key=lambda one: int(one.name.removeprefix("step-")), default=path)
-    return short_hash(hashes.of_folder(folder, _is_read if (folder / _INDEX).is_file() else _is_weight))
+    return short_hash(hashes.of_folder(folder, _is_read if _has_index(folder) else _is_weight))
 
 
 def hub_commit(repository: str, revision: str | None = None) -> str | None:
@@ -145,7 +145,11 @@ def _is_meant(name: str, folder: Path) -> bool:
 
 
 def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or (folder / _INDEX).is_file()
+    return (folder / "config.json").is_file() or _has_index(folder)
+
+
+def _has_index(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _INDICES)
 
 
 def _is_weight(part: Path) -> bool:

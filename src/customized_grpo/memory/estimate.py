@@ -21,6 +21,10 @@ _VALUE = re.compile(r"(^|\.)(to|add)_v(_proj)?$")
 _TEXT_NORM = re.compile(r"context|txt_")
 _GATE = re.compile(r"(^|\.)gate(_layer|_proj)?$")
 """The layer of a gated MLP whose activation multiplies the other's output, so that both are kept."""
+_TEXT_BLOCK = re.compile(r"txt_mode_blocks\.")
+_IMAGE_BLOCK = re.compile(r"mode_blocks\.image\.")
+_REFERENCE_BLOCK = re.compile(r"mode_blocks\.image_cond\.")
+"""FLUX.3's blocks of one kind of tokens."""
 _MODULATION = re.compile(r"norm|(^|\.)(img|txt)_mod\b|modulation")
 """Layers that process one vector per sample, not its tokens."""
 _OF_TIME = re.compile(r"time|guidance|text_embedder")
@@ -35,6 +39,18 @@ class Tokens:
     text: int
     once: int = 0
     """Those of text and references that pass once for all samples, and are in neither of the others."""
+    references: int = 0
+    """Tokens of ``image`` that are of references; only a model needs it that has blocks of their own."""
+
+    def of_block(self, name: str) -> "Tokens":
+        """Tokens that a block processes: in most models, all."""
+        if _TEXT_BLOCK.match(name):
+            return Tokens(image=0, text=self.text)
+        if _REFERENCE_BLOCK.match(name):
+            return Tokens(image=self.references, text=0)
+        if _IMAGE_BLOCK.match(name):
+            return Tokens(image=self.image - self.references, text=0)
+        return self
 
 
 def block_activations(
@@ -128,15 +144,20 @@ def activations(
     sizes, inputs = [], list[int]()
     for name, block in transformer.blocks:
         tuned = frozenset(one.removeprefix(f"{name}.") for one in names if one.startswith(f"{name}."))
-        sizes.append(block_activations(block, tuned, rank, tokens, n, b, modulated=modulated))
-        inputs.append((n * (tokens.image + tokens.text) + tokens.once) * block.linears[0].inputs * b)
-    outside = sum(inputs) // len(sizes)  # the final norm's input
+        here = tokens.of_block(name)
+        if here is not tokens and not tuned:  # nothing before it is trained either: it stores nothing
+            sizes.append(0)
+            inputs.append(0)
+            continue
+        sizes.append(block_activations(block, tuned, rank, here, n, b, modulated=modulated))
+        inputs.append((n * (here.image + here.text) + here.once) * block.linears[0].inputs * b)
+    outside = inputs[-1]  # the final norm's input
     inside = tuple(f"{name}." for name, _ in transformer.blocks)
     for layer in layers:
         if not layer.name.startswith(inside) and not _OF_TIME.search(layer.name):
             of_norm = bool(_MODULATION.search(layer.name))  # it scales the final norm's float32 output
-            here = tokens.text if _TEXT_NORM.search(layer.name) else tokens.image
-            outside += n * here * (4 * layer.inputs if of_norm else b * layer.inputs)
+            length = tokens.text if _TEXT_NORM.search(layer.name) else tokens.image
+            outside += n * length * (4 * layer.inputs if of_norm else b * layer.inputs)
     again = num_checkpointed(checkpointing, len(sizes))
     kept = sum(sizes[again:])
     working = max([2 * size - kept for size in sizes[:again]] + sizes[again:])

@@ -88,11 +88,10 @@ def shapes(source: str, encoders: tuple[str, ...]) -> Shapes:
             vae_channels=known.vae_channels,
         )
     try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
         vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
         return Shapes(
-            transformer=of_config(index["transformer"][1], config),
+            transformer=of_config(config["_class_name"], config),
             encoders={name: parameters_in(folder / name) for name in encoders},
             vae=parameters_in(folder / "vae"),
             vae_channels=_channels(vae),
@@ -147,6 +146,9 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
         of_cache = cache_bytes(cache, tokens, width=width, channels=latent_shape[1], n=n, b=b)
         said += [f"sampling.cache {of_cache / GIB:.1f} GiB"] if of_cache > GIB / 20 else []
         kept += of_cache
+    if keys := policy.kept_values(model.transformer.config) * tokens.references * b:
+        said.append(f"keys of references {keys / GIB:.1f} GiB")
+        kept += keys
     replay = forward(n=pairs, checkpointing=share)
     again = {0.0: "without", 1.0: "with"}.get(share, f"{share:.0%} of the blocks with")
     decoded = min(_DECODE_CHUNK, train.group_size)
@@ -246,4 +248,4 @@ def _tokens(policy: PolicySpec, of_image: int) -> Tokens:
     reference, text = side * side // pixels, policy.prompt_tokens() or _TEXT_TOKENS
     if policy.prefix:
         return Tokens(image=of_image, text=0, once=reference + text)
-    return Tokens(image=of_image + reference, text=text)
+    return Tokens(image=of_image + reference, text=text, references=reference)

@@ -2,9 +2,10 @@
 
 The transformers' configurations are the published ones: of FLUX.1 black-forest-labs/flux, ``flux/util.py``; of FLUX.2
 black-forest-labs/flux2 and huggingface/diffusers' ``scripts/convert_flux2_to_diffusers.py``; of Qwen-Image-Edit its
-``transformer/config.json``. Parameters are those of the published configurations built on torch's meta device, which
-the tests do again, and which the headers of the published weights count: CLIP ViT-L/14's text model, the encoder of T5
-v1.1 XXL, Mistral Small 3.2 24B, Qwen 3 4B and 8B, Qwen 2.5 VL 7B, and the VAEs of FLUX.1, FLUX.2 and Qwen-Image.
+``transformer/config.json``; of FLUX.3 [klein] the defaults of diffusers 0.42.1's class. Parameters are those of the
+published configurations built on torch's meta device, which the tests do again, and which the headers of the published
+weights count: CLIP ViT-L/14's text model, the encoder of T5 v1.1 XXL, Mistral Small 3.2 24B, Qwen 3 4B and 8B,
+Qwen 3 VL 4B, Qwen 2.5 VL 7B, and the VAEs of FLUX.1, FLUX.2 (of FLUX.3, too) and Qwen-Image.
 """
 
 from collections.abc import Mapping
@@ -75,6 +76,16 @@ def _qwen_image21() -> KnownModel:
     )
 
 
+def _flux3(*, flow_map: bool) -> KnownModel:
+    return KnownModel(
+        transformer="Flux3Transformer2DModel",
+        config={"flow_map": flow_map},
+        encoders={"text_encoder": 4_437_815_808},
+        vae=84_046_115,
+        vae_channels=(128, 256, 512, 512),
+    )
+
+
 def _qwen_image(**more: bool) -> KnownModel:
     return KnownModel(
         transformer="QwenImageTransformer2DModel",
@@ -98,6 +109,9 @@ MODELS: Mapping[str, KnownModel] = {
     "black-forest-labs/FLUX.2-klein-base-4B": _KLEIN_4B,
     "black-forest-labs/FLUX.2-klein-9B": _KLEIN_9B,
     "black-forest-labs/FLUX.2-klein-base-9B": _KLEIN_9B,
+    "black-forest-labs/FLUX.2-klein-9b-kv": _KLEIN_9B,
+    "black-forest-labs/flux-3-image-klein-base": _flux3(flow_map=False),
+    "black-forest-labs/flux-3-image-klein": _flux3(flow_map=True),
     "Qwen/Qwen-Image-Edit-2509": _qwen_image(),
     "Qwen/Qwen-Image-Edit-2511": _qwen_image(zero_cond_t=True),
     "Qwen/Qwen-Image-2.1": _qwen_image21(),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Quantization = Literal["none", "8bit", "4bit"]
 
-NOT_QUANTIZED = ("x_embedder", "context_embedder", "time_text_embed", "norm_out", "proj_out")
+NOT_QUANTIZED = ("x_embedder", "x_embedders", "context_embedder", "time_text_embed", "norm_out", "proj_out")
 """Layers that stay in the compute dtype. An error of the last layer goes into the velocity undamped: NF4 moves a tiny
 random FLUX by 9 % with ``proj_out``, by 1 % without. diffusers matches a name's end, so that the ``proj_out`` of FLUX's
 single blocks (15 % of the weights) stays as well.

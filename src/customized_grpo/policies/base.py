@@ -43,6 +43,7 @@ class Policy(ABC):
     Attributes:
         Config: the pydantic model that reads this policy's section of a recipe.
         pipeline_class: the diffusers pipeline whose LoRA format the adapter is saved in and loaded by.
+        pipeline_forms: names of further pipelines of diffusers whose models it reads, in the same LoRA format.
         lora_targets: default ``LoraSettings.targets``.
         encoders: parts of the pipeline that only ``encode`` needs. Where there are any, ``load`` takes ``absent``,
             names of parts to leave out: these, or the transformer's weights.
@@ -59,6 +60,7 @@ class Policy(ABC):
 
     Config: ClassVar[type[PolicyConfig]]
     pipeline_class: ClassVar[Any]
+    pipeline_forms: ClassVar[tuple[str, ...]] = ()
     lora_targets: ClassVar[tuple[str, ...]]
     encoders: ClassVar[tuple[str, ...]] = ()
     lora_presets: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -86,11 +88,19 @@ class Policy(ABC):
     def encode(self, prompt: str, references: Sequence[Image]) -> Conditioning:
         """Text and references of one prompt, each tensor with leading dimension 1. No gradient."""
 
+    def on_grid(self, cond: Conditioning, sigmas: Float[Tensor, " t_plus_1"]) -> Conditioning:
+        """The conditioning of a rollout over these noise levels, and of its replay.
+
+        Only a flow map, which takes the level that a step goes to, needs it: without, it gives the velocity of an
+        infinitely small step. All others return what they are given.
+        """
+        return cond
+
     def prefill(self, cond: Conditioning) -> Conditioning:
         """The conditioning, with what is the same at all noise levels computed once, by the weights as they are.
 
         A rollout gives it to ``velocity`` in place of ``cond``, and gets the same bits. It carries no gradient and
-        belongs to these weights, so replays are given ``cond`` itself.
+        belongs to these weights, so replays are given ``cond`` itself. Most policies have nothing to keep.
         """
         return cond
 

@@ -41,7 +41,7 @@ def checkpoint_blocks(transformer: nn.Module, share: float) -> None:
     """
     model: Any = transformer
     if share == 1:
-        model.enable_gradient_checkpointing()
+        model.enable_gradient_checkpointing(_recomputed)
         return
     if not model._repeated_blocks:
         raise ValueError(
@@ -52,8 +52,16 @@ def checkpoint_blocks(transformer: nn.Module, share: float) -> None:
     chosen = frozenset(blocks[: num_checkpointed(share, len(blocks))])
 
     def run(block: nn.Module, *given: Any) -> Any:
-        if block in chosen:
-            return checkpoint(block, *given, use_reentrant=False)
-        return block(*given)
+        return _recomputed(block, *given) if block in chosen else block(*given)
 
     model.enable_gradient_checkpointing(run)
+
+
+def _recomputed(block: nn.Module, *given: Any) -> Any:
+    """A block whose activations are recomputed, from what it was given.
+
+    FLUX.2's model gives all blocks one dict and changes its entry ``kv_cache`` from block to block (diffusers 0.42.1):
+    without a copy, a block would be recomputed with the keys of the last one.
+    """
+    own = [dict(one) if isinstance(one, dict) else one for one in given]
+    return checkpoint(block, *own, use_reentrant=False)

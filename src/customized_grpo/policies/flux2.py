@@ -7,30 +7,30 @@ Dimensions: n batch, S image tokens, R tokens of all references, L text tokens, 
 D text features, h x w a grid of tokens (16 x 16 pixels each). sigma in [0, 1], 1 is noise; velocity = noise - data.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal, final
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float
 from PIL.Image import Image
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
-from customized_grpo.policies import shifts
+from customized_grpo.policies import reference_keys, shifts
 from customized_grpo.policies.base import PolicyConfig
-from customized_grpo.policies.flux_tokens import pack, scale_and_crop, unpack, whole_tokens
-from customized_grpo.policies.pipeline_policy import PipelinePolicy
-from customized_grpo.policies.pipelines import FromLibrary, PipelineConfig, decode_images, run_tokens
+from customized_grpo.policies.flux2_latents import Flux2Latents
+from customized_grpo.policies.flux2_tokens import SHORTEST, position_ids, shrunk_size, text_ids
+from customized_grpo.policies.flux_tokens import scale_and_crop, whole_tokens
+from customized_grpo.policies.pipelines import FromLibrary, PipelineConfig, autocast, run_tokens
 from customized_grpo.recipe.limits import PromptTokenizer
 from customized_grpo.recipe.sections import ShiftRule
 from customized_grpo.types import Conditioning
 
-_PLANE = 10
-"""Distance along time between one reference and the next."""
-_SHORTEST, _WIDEST = 64, 8
-"""diffusers takes no reference with a side under 64 pixels or more than 8 times as wide as high."""
+_KV = "Flux2KleinKVPipeline"
+"""A checkpoint whose index has this class was trained with references that attend to themselves alone."""
+_KV_MODEL = "black-forest-labs/FLUX.2-klein-9b-kv"
+"""Such a checkpoint, for estimates alone: they don't open its index."""
 
 
 class _Config(PipelineConfig):
@@ -42,7 +42,7 @@ class _Config(PipelineConfig):
     max_sequence_length: int = Field(default=512, ge=1, le=512, description="text tokens; shorter ones are padded")
     reference_size: int = Field(
         default=1024,
-        ge=_SHORTEST,
+        ge=SHORTEST,
         description="a reference of more pixels than a square of this side is shrunk to as many; diffusers: 1024",
     )
 
@@ -75,6 +75,11 @@ class Flux2Config(_Config):
 class Flux2KleinConfig(_Config):
     """A recipe's section ``policy`` with ``type: flux2-klein``."""
 
+    distilled: ClassVar[frozenset[str]] = frozenset(
+        ("black-forest-labs/FLUX.2-klein-4B", "black-forest-labs/FLUX.2-klein-9B", _KV_MODEL)
+    )
+    distilled_forms: ClassVar[frozenset[str]] = frozenset({_KV})
+
     type: Literal["flux2-klein"] = "flux2-klein"
     guidance: NonNegativeFloat = Field(
         default=4.0,
@@ -85,6 +90,13 @@ class Flux2KleinConfig(_Config):
     def prompt_tokenizers(self) -> tuple[PromptTokenizer, ...]:
         """Qwen 3's, with the marks of a message around a prompt."""
         return (PromptTokenizer(self.source, "tokenizer", self.max_sequence_length, self.revision, _message_frame),)
+
+    def kept_values(self, transformer: Any) -> int:
+        """Keys and values of every block, where references attend to themselves alone."""
+        if self.known_index().get("_class_name") != _KV and self.model != _KV_MODEL:
+            return 0
+        blocks = transformer.num_layers + transformer.num_single_layers
+        return int(2 * blocks * transformer.num_attention_heads * transformer.attention_head_dim)
 
     def num_forwards(self) -> int:
         """2 with guidance, as the section doesn't show whether the model is distilled."""
@@ -103,7 +115,7 @@ def _message_frame(tokenizer: Any) -> int:
     return len(tokenizer.apply_chat_template([{"role": "user", "content": ""}], **given))
 
 
-class _Flux2(PipelinePolicy):
+class _Flux2(Flux2Latents):
     """Shared base of both families. The reference latents are the mode of the VAE's posterior, as in the pipelines."""
 
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
@@ -120,11 +132,6 @@ class _Flux2(PipelinePolicy):
     processor_class: ClassVar[Any] = FromLibrary("transformers", "AutoTokenizer")
     time_embedding: ClassVar[str] = "time_guidance_embed"
 
-    def __init__(self, pipeline: Any, config: Any, *, device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__(pipeline, config, device=device, dtype=dtype)
-        self._mean = self._vae.bn.running_mean.float()
-        self._std = (self._vae.bn.running_var.float() + self._vae.config.batch_norm_eps).sqrt()
-
     @torch.no_grad()
     def encode(self, prompt: str, references: Sequence[Image]) -> Conditioning:
         """Hidden states of the text, latents of the references, positions of all image tokens.
@@ -136,14 +143,11 @@ class _Flux2(PipelinePolicy):
                 text encoder was left out.
         """
         self.config.check_references([image.size for image in references])
-        encoded = [self._encode_reference(image) for image in references]
-        tokens = [pack(latents) for latents in encoded]
-        grids = [(latents.shape[-2] // 2, latents.shape[-1] // 2) for latents in encoded]
-        packed = torch.cat([*tokens, torch.zeros(1, 0, self.config.channels, device=self.device)], dim=1)
+        tokens, grids = self._reference_tokens([self._pixels(image) for image in references])
         return Conditioning(
             {
                 **self._encode_text(prompt),
-                "references": ((packed - self._mean) / self._std).to(self.dtype),
+                "references": tokens,
                 "image_ids": position_ids(self.config.grid, grids)[None].to(self.device),
             }
         )
@@ -158,11 +162,10 @@ class _Flux2(PipelinePolicy):
         )[0]
         return states.to(self.dtype)
 
-    def _encode_reference(self, image: Image) -> Float[Tensor, "1 c height width"]:
+    def _pixels(self, image: Image) -> Float[Tensor, "1 3 height width"]:
         fitted = scale_and_crop(image, shrunk_size(image.size, self.config.reference_size))
-        pixels = self._pipeline.image_processor.preprocess(fitted).to(self.device)
-        latents: Tensor = self._vae.encode(pixels).latent_dist.mode()
-        return latents
+        pixels: Tensor = self._pipeline.image_processor.preprocess(fitted)
+        return pixels
 
     def _forward(
         self,
@@ -181,16 +184,6 @@ class _Flux2(PipelinePolicy):
             "guidance": guidance,
         }
         return run_tokens(self, self._exact.at(*exact), x, text, cond, inputs)
-
-    def decode(self, x: Float[Tensor, "n s c"]) -> UInt8[Tensor, "n h w 3"]:
-        """Final latents to uint8 RGB on the CPU."""
-
-        def pixels(tokens: Tensor) -> Tensor:
-            latents = unpack(tokens * self._std + self._mean, self.config.grid)
-            decoded: Tensor = self._vae.decode(latents, return_dict=False)[0]
-            return decoded
-
-        return decode_images(x, pixels)
 
 
 @final
@@ -214,9 +207,16 @@ class Flux2Klein(_Flux2):
 
     Config: ClassVar[type[PolicyConfig]] = Flux2KleinConfig
     pipeline_class: ClassVar[Any] = FromLibrary("diffusers", "Flux2KleinPipeline")
+    pipeline_forms: ClassVar[tuple[str, ...]] = (_KV,)
+
+    @cached_property
+    def _closed(self) -> bool:
+        """Whether references attend to themselves alone: the checkpoint's index says so by its pipeline's class."""
+        return type(self._pipeline).__name__ == _KV
 
     def _encode_text(self, prompt: str) -> dict[str, Float[Tensor, "1 l d"]]:
-        guided = self.config.guidance > 1 and not self._pipeline.config.is_distilled
+        # The pipeline of closed references has no guidance, and doesn't say whether its model is distilled.
+        guided = self.config.guidance > 1 and not self._closed and not self._pipeline.config.is_distilled
         return {"text": self._states(prompt)} | ({"negative": self._negative} if guided else {})
 
     @cached_property
@@ -227,8 +227,14 @@ class Flux2Klein(_Flux2):
     def velocity(
         self, x: Float[Tensor, "n s c"], sigma: Float[Tensor, ""] | Float[Tensor, " n"], cond: Conditioning
     ) -> Float[Tensor, "n s c"]:
-        """float32 velocity of n samples, guided if the conditioning has a negative; see ``_forward``."""
+        """float32 velocity of n samples, guided if the conditioning has a negative; see ``_forward``.
+
+        Where references attend to themselves alone, their keys and values are computed apart from the image, once for
+        all samples of a prompt: of ``prefill`` or here, by the same forward, so that kept ones change no bit.
+        """
         time = sigma.to(self.device, torch.float32).expand(len(x))
+        if self._closed and cond.tensors["references"].shape[1]:
+            return self._with_keys(x, time, self.prefill(cond))
         positive = self._forward(x, time, None, cond, cond.tensors["text"])
         if "negative" not in cond.tensors:
             return positive
@@ -236,40 +242,45 @@ class Flux2Klein(_Flux2):
         guided: Tensor = negative + self.config.guidance * (positive - negative)
         return guided
 
+    def prefill(self, cond: Conditioning) -> Conditioning:
+        """With the references' keys and values of every block, where they attend to themselves alone."""
+        references = cond.tensors["references"]
+        if not self._closed or reference_keys.KEYS in cond.tensors or not references.shape[1]:
+            return cond
+        time = torch.zeros(len(references), device=self.device)
+        text = torch.zeros(len(references), 1, cond.tensors["text"].shape[2], device=self.device, dtype=self.dtype)
+        # Not even a reference's modulation depends on the image: it is that of time 0.
+        with self._exact.at(time), autocast(self.device, self.dtype):
+            _, cache = self.transformer(
+                hidden_states=references,
+                encoder_hidden_states=text,
+                timestep=time,
+                img_ids=cond.tensors["image_ids"][:, self.latent_shape[0] :],
+                txt_ids=text_ids(1, self.device)[None],
+                kv_cache_mode="extract",
+                num_ref_tokens=references.shape[1],
+                return_dict=False,
+            )
+        return Conditioning({**cond.tensors, **reference_keys.tensors(cache)})
 
-def position_ids(grid: tuple[int, int], references: Sequence[tuple[int, int]]) -> Int[Tensor, "p 4"]:
-    """(time, row, column, 0) of each token: the image at time 0, reference k at 10 (k + 1), all from the same corner.
+    def _with_keys(
+        self, x: Float[Tensor, "n s c"], time: Float[Tensor, " n"], cond: Conditioning
+    ) -> Float[Tensor, "n s c"]:
+        with self._exact.at(time * 1000), autocast(self.device, self.dtype):
+            output: Tensor = self.transformer(
+                hidden_states=x.to(self.dtype),
+                encoder_hidden_states=cond.tensors["text"].expand(len(x), -1, -1),
+                timestep=time,
+                img_ids=cond.tensors["image_ids"][:, : self.latent_shape[0]],
+                txt_ids=text_ids(cond.tensors["text"].shape[1], self.device)[None],
+                kv_cache=reference_keys.cache(cond.tensors, len(x), self._blocks),
+                kv_cache_mode="cached",
+                return_dict=False,
+            )[0]
+        return output.float()
 
-    Args:
-        grid: (h, w) of the image in tokens.
-        references: (h, w) of each reference, in order.
-    """
-    each = []
-    for k, (h, w) in enumerate((grid, *references)):
-        axes = torch.tensor([_PLANE * k]), torch.arange(h), torch.arange(w), torch.arange(1)
-        each.append(torch.cartesian_prod(*axes))
-    return torch.cat(each)
-
-
-def text_ids(length: int, device: torch.device) -> Int[Tensor, "l 4"]:
-    """(0, 0, 0, place) of each text token."""
-    places = torch.arange(length, device=device)
-    return torch.stack([*[torch.zeros_like(places)] * 3, places], dim=1)
-
-
-def shrunk_size(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """The pipelines' scaling: (width, height) of at most ``side`` squared pixels.
-
-    Raises:
-        ValueError: it is too small or too long for the model.
-    """
-    width, height = size
-    if min(size) < _SHORTEST or max(size) > _WIDEST * min(size):
-        raise ValueError(
-            f"a reference of {width} x {height} pixels: FLUX.2 takes sides of at least {_SHORTEST} pixels, none over "
-            f"{_WIDEST} times the other; crop or enlarge it"
-        )
-    if width * height <= side**2:
-        return size
-    scale = math.sqrt(side**2 / (width * height))
-    return int(width * scale), int(height * scale)
+    @cached_property
+    def _blocks(self) -> tuple[int, int]:
+        """Number of blocks with two streams, and with one."""
+        config = self._pipeline.transformer.config
+        return config.num_layers, config.num_single_layers

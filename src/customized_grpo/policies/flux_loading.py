@@ -13,7 +13,8 @@ from customized_grpo.policies.adapters.flux_keys import from_original, in_diffus
 from customized_grpo.policies.adapters.tensor_files import is_part, read_metadata, read_tensors
 from customized_grpo.policies.base import NO_LORA
 from customized_grpo.policies.hub_files import weights_file
-from customized_grpo.policies.pipelines import PipelineConfig, check_folder, empty_transformer, open_pipeline
+from customized_grpo.policies.pipeline_index import check_folder
+from customized_grpo.policies.pipelines import PipelineConfig, empty_transformer, open_pipeline
 from customized_grpo.policies.single_file import other_model, plain, said, transformer_of
 from customized_grpo.recipe.limits import PromptTokenizer
 from customized_grpo.recipe.sections import ShiftRule

@@ -1,13 +1,15 @@
 """Base of the policies on FLUX.2 and both Qwen-Images: a diffusers pipeline, one part of which is read apart."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from customized_grpo.policies.base import Policy
-from customized_grpo.policies.pipelines import ExactInputs, checked_source, explained, open_pipeline
+from customized_grpo.policies.pipeline_index import check_class, read_index
+from customized_grpo.policies.pipelines import ExactInputs, explained, open_pipeline
 
 
 class PipelinePolicy(Policy):
@@ -41,13 +43,15 @@ class PipelinePolicy(Policy):
     @classmethod
     def load(cls, config: Any, *, device: torch.device, dtype: torch.dtype, absent: Sequence[str] = ()) -> Self:
         """See ``pipelines.open_pipeline``."""
-        source = checked_source(cls.pipeline_class, config)
+        source, index = read_index(cls.pipeline_class, config)
+        check_class(index["_class_name"], (cls.pipeline_class.__name__, *cls.pipeline_forms), config)
+        form = getattr(import_module("diffusers"), index["_class_name"])
         part = None
         if cls.processor not in absent:
             with explained(config):
                 part = cls.processor_class.from_pretrained(source, subfolder=cls.processor, revision=config.revision)
         own = {cls.processor: part if cls.processor_at_once else None}
-        pipeline = open_pipeline(cls.pipeline_class, config, source, device=device, dtype=dtype, absent=absent, own=own)
+        pipeline = open_pipeline(form, config, source, device=device, dtype=dtype, absent=absent, own=own)
         pipeline.register_modules(**{cls.processor: part})
         return cls(pipeline, config, device=device, dtype=dtype)
 

@@ -3,11 +3,9 @@
 Dimensions: n batch, S latent tokens, C channels of a token, H x W pixels. sigma in [0, 1], 1 is noise.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
-from pathlib import Path
 from typing import Any, ClassVar, final
 
 import torch
@@ -16,18 +14,16 @@ from pydantic import Field, PositiveInt, field_validator
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from customized_grpo import registry
 from customized_grpo.policies.acceleration import place_and_freeze, transformer_options
 from customized_grpo.policies.base import Policy, PolicyConfig
 from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN
-from customized_grpo.policies.hub_files import hub_problem
+from customized_grpo.policies.hub_files import hub_problem, local_index
 from customized_grpo.policies.pipeline_parts import read_models
 from customized_grpo.policies.single_file import check_no_file
 from customized_grpo.types import Conditioning
 from customized_grpo.weights import check_finite, check_whole
 
 _DECODE_CHUNK = 4
-_INDEX = "model_index.json"
 
 
 @final
@@ -48,6 +44,8 @@ class PipelineConfig(PolicyConfig):
     not_encoded: ClassVar[frozenset[str]] = PolicyConfig.not_encoded | {"max_references"}
 
     least_references: ClassVar[int] = 0
+    distilled_forms: ClassVar[frozenset[str]] = frozenset()
+    """Names of the pipelines of step-distilled models."""
     channels: ClassVar[int] = 64
     """C of a token: of 2 x 2 latents of the VAE."""
     side_of: ClassVar[int] = PIXELS_PER_TOKEN
@@ -75,6 +73,19 @@ class PipelineConfig(PolicyConfig):
         """The folder or hub id that the weights are read from; one file of weights is refused."""
         check_no_file(self.model, self.one_file_goes)
         return super().source()
+
+    def step_distilled(self) -> bool:
+        """By its hub id, or by the index of a folder or of the hub's cache; nothing is fetched."""
+        index = self.known_index()
+        named = index.get("_class_name") in self.distilled_forms
+        return super().step_distilled() or named or index.get("is_distilled") is True
+
+    def known_index(self) -> Mapping[str, Any]:
+        """The index of a folder, or from the hub's cache; empty where this machine has none."""
+        try:
+            return local_index(self.source(), self.revision)
+        except ValueError:  # a file of weights, which opening it refuses
+            return {}
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -104,6 +115,7 @@ class ExactInputs:
 
     def __init__(self, module: nn.Module) -> None:
         self._values: tuple[Tensor, ...] = ()
+        self._turns: list[Tensor] = []
         module.register_forward_pre_hook(self._replace)
 
     @contextmanager
@@ -115,7 +127,18 @@ class ExactInputs:
         finally:
             self._values = ()
 
+    @contextmanager
+    def in_turn(self, *values: Tensor) -> Iterator[None]:
+        """Inside, the module's first argument is the next of ``values`` at each call."""
+        self._turns = list(values)
+        try:
+            yield
+        finally:
+            self._turns = []
+
     def _replace(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        if self._turns:
+            return (self._turns.pop(0), *args[1:])
         return (*self._values, *args[len(self._values) :])
 
 
@@ -146,6 +169,8 @@ def open_pipeline(
         ValueError: no such model, a gated one, one of another pipeline, or weights that aren't whole or no numbers.
     """
     parts = dict.fromkeys(absent) | dict(own)
+    if "transformer" in absent:  # a class may look at its blocks, and what depends on its configuration still works
+        parts["transformer"] = empty_transformer(config, offline=offline)
     dtypes = {"default": dtype, "vae": torch.float32}
     options = {"transformer": {} if "transformer" in parts else transformer_options(config.quantization, dtype, device)}
     with explained(config):
@@ -165,12 +190,14 @@ def open_pipeline(
             f"policy.model: the VAE of {config.model!r} shrinks by {pipeline.vae_scale_factor}; "
             f"policy.type {config.type} needs one that shrinks by {config.vae_shrinks}"
         )
+    if "transformer" in absent:  # it has nothing to place
+        pipeline.transformer = None
     place_and_freeze(pipeline, config, device)
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
             check_finite(part.state_dict(), f"policy.model: the {name} of {config.model!r}")
-    if pipeline.transformer is None:  # what depends on its configuration still works
-        pipeline.transformer = empty_transformer(config, offline=offline).requires_grad_(False).eval()
+    if "transformer" in absent:
+        pipeline.transformer = parts["transformer"].requires_grad_(False).eval()
     return pipeline
 
 
@@ -198,49 +225,6 @@ def explained(config: PipelineConfig) -> Iterator[None]:
             f"policy.model: {config.model!r} can't be loaded: {hub_problem(error, config.model)} - it must be in "
             f"diffusers' layout, and of a kind that policy.type {config.type} reads"
         ) from error
-
-
-def check_folder(pipeline_class: Any, source: str, others: str) -> None:
-    """Raise a ``ValueError``, which names what else there is to give, for a folder that holds no pipeline."""
-    if Path(source).is_dir() and not (Path(source) / _INDEX).is_file():
-        raise ValueError(
-            f"policy.model: the folder {source!r} has no {_INDEX}; give one in diffusers' layout (as "
-            f"{pipeline_class.__name__}.save_pretrained writes it), {others}"
-        )
-
-
-def checked_source(pipeline_class: Any, config: PipelineConfig) -> str:
-    """The folder or hub id, after a look into its index whether it holds this very pipeline.
-
-    Raises:
-        ValueError: it doesn't, or isn't there.
-    """
-    if config.model in ("mini", "mini-judge"):
-        raise ValueError(
-            f"policy.model: there is no embedded miniature of {config.type}; policy.type uno has one, "
-            f"and {config.type} takes a folder in diffusers' layout or a hub id"
-        )
-    source = config.source()
-    check_folder(pipeline_class, source, "or a hub id")
-    with explained(config):
-        index = Path(source) / _INDEX
-        if not index.is_file():
-            from huggingface_hub import hf_hub_download
-
-            index = Path(hf_hub_download(source, _INDEX, revision=config.revision))
-        found = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-    if found != pipeline_class.__name__:
-        reader = next((name for name in registry.BUILTIN["policies"] if _reads(name, found)), None)
-        raise ValueError(
-            f"policy.model: {config.model!r} holds a {found}, and policy.type {config.type} reads a "
-            f"{pipeline_class.__name__}; " + (f"use policy.type={reader}" if reader else "give another model")
-        )
-    return source
-
-
-def _reads(policy: str, pipeline: str) -> bool:
-    name: str = registry.resolve("policies", policy).pipeline_class.__name__
-    return name == pipeline
 
 
 def run_tokens(

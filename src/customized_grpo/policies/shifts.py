@@ -33,6 +33,11 @@ def flux2(tokens: int, steps: int) -> Shift:
     return Shift(math.exp(mu_200 if tokens > 4300 else _line(steps, (10, mu_10), (200, mu_200))))
 
 
+def flux3(tokens: int, steps: int) -> Shift:
+    """FLUX.3: 6.93 at every size and number of steps (diffusers' ``Flux3SetTimestepsStep``)."""
+    return Shift(6.93)
+
+
 def qwen_image_edit(tokens: int, steps: int) -> Shift:
     """Qwen-Image: mu from 0.5 at 256 tokens to 0.9 at 8192, and a last level of 0.02 (``scheduler_config.json``)."""
     return Shift(math.exp(_line(tokens, (256, 0.5), (8192, 0.9))), terminal=0.02)

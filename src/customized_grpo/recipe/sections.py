@@ -84,6 +84,7 @@ class PolicySpec(registry.PluginSection, PolicyLimits):
         not_encoded: fields that don't affect ``Policy.encode``; all others are in a cached conditioning's key.
         embedded: the package's miniature model that ``model: mini`` stands for.
         shift_rules: named rules for ``sampling.shift``; ``dynamic`` is the model's own rule by the image's size.
+        distilled: hub ids of published models that are step-distilled.
         caches: types of ``sampling.cache`` that work with its transformer; see ``sampling.caching``.
         prefix: whether text and references pass once for all samples of a forward, as they attend to no image.
     """
@@ -93,6 +94,7 @@ class PolicySpec(registry.PluginSection, PolicyLimits):
     )
     embedded: ClassVar[str] = "flux"
     shift_rules: ClassVar[Mapping[str, ShiftRule]] = {}
+    distilled: ClassVar[frozenset[str]] = frozenset()
     caches: ClassVar[tuple[str, ...]] = ()
     prefix: ClassVar[bool] = False
 
@@ -172,6 +174,10 @@ class PolicySpec(registry.PluginSection, PolicyLimits):
             )
         return self.shift_rules[given](tokens, steps)
 
+    def step_distilled(self) -> bool:
+        """Whether the model is known to be distilled to few steps, as far as this machine can say."""
+        return self.model in self.distilled
+
     def num_forwards(self) -> int:
         """Forwards of the transformer in one velocity, at most: 2 with classifier-free guidance."""
         return 1
@@ -179,6 +185,10 @@ class PolicySpec(registry.PluginSection, PolicyLimits):
     def keeps_prefix(self) -> bool:
         """Whether a rollout keeps the keys and values of a ``prefix``; see ``Policy.prefill``."""
         return False
+
+    def kept_values(self, transformer: Any) -> int:
+        """Values that ``Policy.prefill`` adds for each token of a reference, by the transformer's configuration."""
+        return 0
 
     def latent_shape(self) -> tuple[int, int] | None:
         """(S, C) of one sample if known without loading the model, for ``validate``; else None."""

@@ -30,6 +30,7 @@ BUILTIN: Mapping[Kind, Mapping[str, str]] = {
         "flux-kontext": "customized_grpo.policies.flux:Kontext",
         "flux2": "customized_grpo.policies.flux2:Flux2",
         "flux2-klein": "customized_grpo.policies.flux2:Flux2Klein",
+        "flux3-klein": "customized_grpo.policies.flux3:Flux3Klein",
         "qwen-image-edit-plus": "customized_grpo.policies.qwen_image:QwenImageEditPlus",
         "qwen-image-2.1": "customized_grpo.policies.qwen_image21:QwenImage21",
     },

@@ -114,6 +114,7 @@ def sample_group(
     noisy = Noisy(plan=plan, transition=transition, draws=draws, shared_noise=shared_noise)
     with clock.phase("rollout"):
         sigmas = sigmas.to(policy.device)
+        cond = policy.on_grid(cond, sigmas)
         velocity = partial(_in_batches, policy, policy.prefill(cond), batch)
         x, recorded = _noisy_steps(policy, velocity, noise, sigmas, noisy, record="means" if keep_mean else "states")
         before, after, scores, *means = (torch.stack(one, dim=1) for one in zip(*recorded, strict=True))
@@ -198,7 +199,7 @@ def sample_final(
         cache: lets the steps reuse what earlier ones computed.
     """
     with clock.phase("rollout"):
-        plain: Velocity = partial(_in_batches, policy, policy.prefill(cond), batch)
+        plain: Velocity = partial(_in_batches, policy, policy.prefill(policy.on_grid(cond, sigmas)), batch)
         with nullcontext(plain) if cache is None else cache.over(plain) as velocity:
             if isinstance(by, Noisy):
                 x, _ = _noisy_steps(policy, velocity, noise, sigmas, by, record="nothing")
@@ -231,6 +232,6 @@ def sample_images(
     policy: Policy, cond: Conditioning, noise: Float[Tensor, "n s c"], sigmas: Float[Tensor, " t_plus_1"]
 ) -> UInt8[Tensor, "n h w 3"]:
     """Deterministic sampling of n images of one prompt, or of a stack of n, from ``noise`` at sigma = 1."""
-    x = noise.to(policy.device, policy.dtype)
-    kept = policy.prefill(cond)
-    return policy.decode(ode_steps(lambda x, sigma: policy.velocity(x, sigma, kept), x, sigmas.to(policy.device)))
+    x, sigmas = noise.to(policy.device, policy.dtype), sigmas.to(policy.device)
+    kept = policy.prefill(policy.on_grid(cond, sigmas))
+    return policy.decode(ode_steps(lambda x, sigma: policy.velocity(x, sigma, kept), x, sigmas))

@@ -19,7 +19,20 @@ _FINE: Final = 1000
 
 def advice(recipe: Recipe, sigmas: Float[Tensor, " t_plus_1"]) -> list[str]:
     """Warnings on the sampler and the time weights, for its noise levels."""
-    return [*_excess_noise(recipe, sigmas), *_unused_noise(recipe), *_unreached_stage(recipe)]
+    return [
+        *_step_distilled(recipe), *_excess_noise(recipe, sigmas), *_unused_noise(recipe), *_unreached_stage(recipe)
+    ]  # fmt: skip
+
+
+def _step_distilled(recipe: Recipe) -> list[str]:
+    """Training of a model that was distilled to few steps."""
+    if not recipe.policy.step_distilled():
+        return []
+    return [
+        f"policy.model: {recipe.policy.model} is distilled to few steps, which training by rewards undoes: its images "
+        "blur. Train on the base model that it was distilled from, and draw with the distilled one: it takes the "
+        "base's adapter by diffusers' load_lora_weights"
+    ]
 
 
 def _excess_noise(recipe: Recipe, sigmas: Float[Tensor, " t_plus_1"]) -> list[str]:

@@ -50,6 +50,7 @@ from customized_grpo.recipe.loading import load_recipe
 from customized_grpo.recipe.sections import PolicySpec
 from pipeline_cases import CASES, pictures, shrink_constants
 from tiny import make_tiny_flux
+from tiny_flux2 import make_tiny_flux2, tiny_flux2
 
 DEV = "black-forest-labs/FLUX.1-dev"
 SERVED = "rewards.hpsv3={type: remote, axis: prompt, urls: [http://gpu:8000], reward: hpsv3}"
@@ -247,6 +248,17 @@ def text_models() -> dict[str, nn.Module]:
             "qwen3-8b": Qwen3ForCausalLM(
                 Qwen3Config(hidden_size=4096, intermediate_size=12288, tie_word_embeddings=False, **qwen)
             ),
+            "qwen3-vl-4b": Qwen3VLForConditionalGeneration(
+                Qwen3VLConfig(
+                    text_config={"hidden_size": 2560, "intermediate_size": 9728, "tie_word_embeddings": True, **qwen},
+                    vision_config={
+                        "depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16,
+                        "out_hidden_size": 2560, "num_position_embeddings": 2304,
+                        "deepstack_visual_indexes": [5, 11, 17],
+                    },
+                    tie_word_embeddings=True,
+                )
+            ),
             "qwen2.5-vl": Qwen2_5_VLForConditionalGeneration(
                 Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
             ),
@@ -270,6 +282,9 @@ PUBLISHED: dict[str, tuple[float, tuple[str, ...], str]] = {
     f"{BFL}/FLUX.2-klein-base-4B": (3.9, ("qwen3-4b",), "flux2"),
     f"{BFL}/FLUX.2-klein-9B": (9.1, ("qwen3-8b",), "flux2"),
     f"{BFL}/FLUX.2-klein-base-9B": (9.1, ("qwen3-8b",), "flux2"),
+    f"{BFL}/FLUX.2-klein-9b-kv": (9.1, ("qwen3-8b",), "flux2"),
+    f"{BFL}/flux-3-image-klein-base": (5.6, ("qwen3-vl-4b",), "flux2"),
+    f"{BFL}/flux-3-image-klein": (5.6, ("qwen3-vl-4b",), "flux2"),
     "Qwen/Qwen-Image-Edit-2509": (20.4, ("qwen2.5-vl",), "qwen"),
     "Qwen/Qwen-Image-Edit-2511": (20.4, ("qwen2.5-vl",), "qwen"),
     "Qwen/Qwen-Image-2.1": (7.1, ("qwen3-vl",), "qwen-2.1"),
@@ -310,7 +325,13 @@ def test_known_models_are_the_published_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe", ["flux2_klein_customized_grpo", "qwen_edit_customized_grpo", "qwen_image_21_customized_nft"]
+    "recipe",
+    [
+        "flux2_klein_customized_grpo",
+        "flux3_klein_customized_grpo",
+        "qwen_edit_customized_grpo",
+        "qwen_image_21_customized_nft",
+    ],
 )
 def test_the_newer_models_have_an_estimate(recipe: str) -> None:
     """Of weights exactly; with classifier-free guidance a replay stores two forwards."""
@@ -348,24 +369,41 @@ def test_kept_keys_are_counted_exactly(tmp_path: Path) -> None:
     assert "keys" not in notes["false"].note
 
 
-@pytest.mark.parametrize("name", ["flux2", "klein", "qwen-2509", "qwen-2.1"])
+@pytest.mark.parametrize("name", ["flux2", "klein", "flux3", "qwen-2509", "qwen-2.1"])
 def test_stored_activations_of_the_newer_models(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     shrink_constants(monkeypatch)
     case = CASES[name]
     folder = case.make(tmp_path / "model", **case.options)
-    policy = case.load(folder, torch.float32, **({"guidance": 1.0} if name == "qwen-2509" else {}))
+    policy = case.load(folder, torch.float32, **({"guidance": 1.0} if name in ("qwen-2509", "flux3") else {}))
     lora.attach(policy, LoraSettings(rank=4), seed=0)
     measured = saved_bytes(policy, 2, pictures()[0])
     bare = shapes(str(folder), type(policy).encoders).transformer
     cond = policy.encode("a dog", pictures()[:1])
+    references = cond.tensors["references"].shape[1]
     tokens = Tokens(
-        image=policy.latent_shape[0] + cond.tensors["references"].shape[1], text=cond.tensors["text"].shape[1]
+        image=policy.latent_shape[0] + references, text=cond.tensors["text"].shape[1], references=references
     )
     if policy.config.prefix:
-        references = cond.tensors["references"].shape[1]
         tokens = Tokens(image=policy.latent_shape[0], text=0, once=references + int((~cond.tensors["slots"]).sum()))
     found = activations(bare, adapted(bare, policy.lora_targets), 4, tokens, n=2, b=4, checkpointing=0.0)
     assert -0.2 < found.stored / measured - 1 < STORED_ERROR, (found.stored, measured)
+
+
+def test_kept_keys_of_references_are_counted(tmp_path: Path) -> None:
+    """Two tensors of the model's width in each of 8 + 24 blocks, for each token of one reference."""
+    plain, kept = (
+        of_recipe(
+            load_recipe("flux2_klein_customized_grpo", [f"policy.model={BFL}/FLUX.2-klein-{name}", "policy.guidance=1"])
+        )
+        for name in ("9B", "9b-kv")
+    )
+    rollouts = [next(line.bytes for line in one.peaks if line.name == "rollout") for one in (plain, kept)]
+    assert rollouts[1] - rollouts[0] == 2 * 32 * 4096 * 1024 * 2
+    folder = make_tiny_flux2(tmp_path, klein=True, keys_kept=True)
+    policy = tiny_flux2(folder)
+    found = policy.prefill(policy.encode("a dog", pictures()[:1])).tensors
+    values = sum(tensor.numel() for name, tensor in found.items() if name.startswith(("keys_", "values_")))
+    assert policy.config.kept_values(policy.transformer.config) * 16 == values
 
 
 @given(sizes=st.lists(st.integers(1, 100_000), min_size=1, max_size=8))

@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import Flux2Transformer2DModel, QwenImage21Transformer2DModel, QwenImageTransformer2DModel
+from diffusers import (
+    Flux2Transformer2DModel,
+    Flux3Transformer2DModel,
+    QwenImage21Transformer2DModel,
+    QwenImageTransformer2DModel,
+)
 from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_dimensions
@@ -16,6 +21,7 @@ from torch import nn
 
 from customized_grpo.policies.adapters.lora_layers import target_regex
 from customized_grpo.policies.flux2 import Flux2, Flux2Klein, Flux2KleinConfig
+from customized_grpo.policies.flux3 import Flux3Klein
 from customized_grpo.policies.qwen_image import QwenImageEditPlus, QwenImageEditPlusConfig, area_size
 from customized_grpo.policies.qwen_image21 import QwenImage21
 from customized_grpo.recipe.loading import load_recipe
@@ -45,6 +51,8 @@ KLEIN_9B = {
         (Flux2, Flux2Transformer2DModel, FLUX2_DEV, 32.2, 8 * 12 + 48 * 2),
         (Flux2Klein, Flux2Transformer2DModel, KLEIN_4B, 3.9, 5 * 12 + 20 * 2),
         (Flux2Klein, Flux2Transformer2DModel, KLEIN_9B, 9.1, 8 * 12 + 24 * 2),
+        (Flux3Klein, Flux3Transformer2DModel, {}, 5.6, (2 * 5 + 28) * 6),
+        (Flux3Klein, Flux3Transformer2DModel, {"flow_map": True}, 5.6, (2 * 5 + 28) * 6),
         (QwenImageEditPlus, QwenImageTransformer2DModel, {}, 20.4, 60 * 8),
         (QwenImageEditPlus, QwenImageTransformer2DModel, {"zero_cond_t": True}, 20.4, 60 * 8),
         (QwenImage21, QwenImage21Transformer2DModel, {}, 7.1, 32 * 7),
@@ -60,8 +68,11 @@ def test_targets_hit_every_intended_layer_of_the_published_models(
     regex = target_regex(model, policy.lora_targets)
     hit = {name for name in linear if re.fullmatch(regex, name)}
     # all of the blocks' layers but modulation, and but the text stream's whose output Qwen's last block drops
-    left_out = r".*(img_mod|txt_mod|add_q_proj|to_add_out|txt_mlp).*" if policy is QwenImageEditPlus else "-"
-    blocks = {name for name in linear if re.match(r"(single_)?transformer_blocks\.", name)}
+    # and but FLUX.3's blocks for references alone, which examples without references give no gradient
+    left_out = {
+        QwenImageEditPlus: r".*(img_mod|txt_mod|add_q_proj|to_add_out|txt_mlp).*", Flux3Klein: r".*image_cond.*"
+    }.get(policy, "-")  # fmt: skip
+    blocks = {name for name in linear if re.match(r"((single_)?transformer|mode|txt_mode)_blocks\.", name)}
     assert hit == {name for name in blocks if not re.fullmatch(left_out, name)}
     assert len(hit) == count
 
@@ -70,6 +81,7 @@ def test_targets_hit_every_intended_layer_of_the_published_models(
     ("recipe", "policy"),
     [
         ("flux2_klein_customized_grpo", Flux2Klein),
+        ("flux3_klein_customized_grpo", Flux3Klein),
         ("qwen_edit_customized_grpo", QwenImageEditPlus),
         ("qwen_image_21_customized_nft", QwenImage21),
     ],

@@ -14,6 +14,7 @@ from torch import Tensor
 from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.adapters.lora import attach, save_adapter, trainable_parameters
 from customized_grpo.policies.base import FullSettings, LoraSettings, load_policy, stack
+from customized_grpo.policies.checkpointing import checkpoint_blocks
 from customized_grpo.recipe.sections import PolicySpec
 from customized_grpo.sampling.clock import Clock
 from customized_grpo.sampling.dynamics import dance_sde
@@ -22,7 +23,7 @@ from customized_grpo.sampling.schedule import StepPlan, shifted_sigmas, sigma_gr
 from customized_grpo.sampling.solver import ode_steps
 from customized_grpo.testing import check_policy
 from customized_grpo.training.replay import micro_batches, replay
-from customized_grpo.types import Example
+from customized_grpo.types import Conditioning, Example
 from one_rank import data_parallel
 from pipeline_cases import CASES, PROMPT, Case, adapted, draw, noise, pictures, shrink_constants
 from tiny_qwen_image import stock_pipeline
@@ -66,7 +67,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 every = pytest.mark.parametrize("name", list(CASES))
-each_policy = pytest.mark.parametrize("name", ["flux2", "klein-base", "qwen-2509", "qwen-2.1"])
+each_policy = pytest.mark.parametrize("name", ["flux2", "klein-base", "klein-kv", "flux3", "qwen-2509", "qwen-2.1"])
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,9 @@ each_policy = pytest.mark.parametrize("name", ["flux2", "klein-base", "qwen-2509
         *(("flux2", count) for count in range(4)),
         *(("klein-base", count) for count in range(3)),
         ("klein", 1),
+        *(("klein-kv", count) for count in range(4)),
+        *(("flux3", count) for count in range(4)),
+        *(("flux3-distilled", count) for count in range(3)),
         *(("qwen-2509", count) for count in range(1, 4)),
         ("qwen-2511", 2),
         *(("qwen-2.1", count) for count in range(11)),
@@ -86,7 +90,7 @@ def test_generate_is_the_pipeline(world: World, name: str, count: int) -> None:
     policy, references = world.policy(name), (pictures() * 4)[12 - count :]
     start = noise(policy, 2)
     drawn = draw(case, world.stock(name), start, references)
-    cond = policy.encode(PROMPT, references)
+    cond = policy.on_grid(policy.encode(PROMPT, references), drawn.sigmas)
     with torch.no_grad():
         latents = ode_steps(lambda x, sigma: policy.velocity(x, sigma, cond), start, drawn.sigmas)
     difference = float((latents - drawn.latents).abs().max())
@@ -126,7 +130,7 @@ def test_references_prompt_and_their_order_count(world: World, name: str) -> Non
 def test_the_first_replay_is_exact(world: World, name: str, checkpointing: bool) -> None:
     policy = adapted(world.policy(name))
     if checkpointing:
-        policy.transformer.enable_gradient_checkpointing()
+        checkpoint_blocks(policy.transformer, 1.0)
     example = Example(key="1", prompt=PROMPT, references=pictures()[:2])
     plan = StepPlan(4, (0, 1, 2), (0, 2))
     place = {"seed": 0, "step": 0, "group": 0}
@@ -183,13 +187,59 @@ def test_conformance_of_full_fine_tuning(world: World, name: str) -> None:
     assert len(left) == (9 if name == "qwen-2509" else 0)
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kept_keys_change_no_bit(world: World, count: int, dtype: torch.dtype) -> None:
+    """The same forward computes them in ``prefill`` and in ``velocity``, so a rollout with kept keys is one without."""
+    policy = adapted(world.policy("klein-kv", dtype))
+    cond = policy.encode(PROMPT, pictures()[3 - count :])
+    x = noise(policy, 3).to(dtype)
+    grid = shifted_sigmas(4, 3.0)
+    with torch.no_grad():
+        kept = policy.prefill(cond)
+        rollouts = [ode_steps(lambda x, sigma, c=c: policy.velocity(x, sigma, c), x, grid) for c in (cond, kept)]
+    assert torch.equal(*rollouts)
+    added = kept.tensors.keys() - cond.tensors.keys()
+    assert len(added) == (8 if count else 0)  # keys and values of 2 + 2 blocks
+    assert policy.prefill(kept) is kept
+    if count:  # the control: other keys would be seen, and keys of other weights are others
+        wrong = Conditioning({**kept.tensors, "keys_0": kept.tensors["keys_0"] + 1})
+        with torch.no_grad():
+            assert not torch.equal(policy.velocity(x, SIGMA, wrong), policy.velocity(x, SIGMA, kept))
+            other = adapted(world.policy("klein-kv", dtype), seed=2).prefill(cond)
+        assert not torch.equal(other.tensors["keys_1"], kept.tensors["keys_1"])
+
+
+def test_references_are_read_once_a_rollout(world: World) -> None:
+    policy, example = world.policy("klein-kv"), Example(key="1", prompt=PROMPT, references=pictures()[:2])
+    rows: list[int] = []
+    policy.transformer.x_embedder.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[1]))
+    place = {"seed": 0, "step": 0, "group": 0}
+    plan, cond = StepPlan(4, (0, 1, 2), (0, 2)), policy.encode(PROMPT, example.references)
+    trajectory = sample_group(
+        policy,
+        example,
+        cond,
+        sigmas=shifted_sigmas(4, 3.0),
+        plan=plan,
+        transition=dance_sde,
+        noise=initial_noise(policy.latent_shape, 3, shared=False, **place),
+        draws=transition_noise(policy.latent_shape, 3, 3, **place),
+        shared_noise=False,
+        batch=2,
+    )
+    references = cond.tensors["references"].shape[1]
+    assert rows == [references] + [12] * 8  # four steps, two parts of the batch in each
+    assert trajectory.cond is cond, "a replay needs the gradient of the keys"
+
+
 @each_policy
 def test_checkpointing_changes_no_gradient(world: World, name: str) -> None:
     gradients = []
     for checkpointing in (False, True):
         policy = adapted(world.policy(name))
         if checkpointing:
-            policy.transformer.enable_gradient_checkpointing()
+            checkpoint_blocks(policy.transformer, 1.0)
         policy.velocity(noise(policy, 2), SIGMA, policy.encode(PROMPT, pictures()[:1])).square().mean().backward()
         gradients.append({n: p.grad for n, p in policy.transformer.named_parameters() if p.grad is not None})
     plain, again = gradients
@@ -201,12 +251,16 @@ def test_checkpointing_changes_no_gradient(world: World, name: str) -> None:
 def test_sigma_reaches_the_time_embedding_in_float32(world: World, name: str) -> None:
     policy = world.policy(name, torch.bfloat16)
     seen: list[Tensor] = []
-    module = policy.transformer.time_text_embed if name.startswith("qwen") else policy.transformer.time_guidance_embed
+    names = {"qwen": "time_text_embed", "flux3": "time_proj"}
+    module = policy.transformer.get_submodule(names.get(name.split("-")[0], "time_guidance_embed"))
     module.register_forward_pre_hook(lambda _, args: seen.extend(args[:2]))
     sigmas = torch.tensor([0.986, 0.923])
     scale = 1 if name.startswith("qwen") else 1000  # where the multiplication is
     with torch.no_grad():
         policy.velocity(noise(policy, 2), sigmas, policy.encode(PROMPT, pictures()[:1]))
+    if name == "klein-kv":  # the references' forward comes first, all of it at time 0
+        assert [one.tolist() for one in seen[:-2:2]] == [[0.0], [0.0]]
+        seen = seen[-2:]
     time = seen[2 if name == "qwen-2.1" else 0]  # behind the forward of text and references
     assert time.dtype == torch.float32
     expected = (sigmas * scale).tolist() + [0.0] * {"qwen-2511": 2, "qwen-2.1": 1}.get(name, 0)

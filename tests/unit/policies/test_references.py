@@ -26,6 +26,7 @@ POLICIES: dict[str, Callable[[Path], Any]] = {
     "flux-kontext": lambda folder: tiny_kontext(make_tiny_flux(folder, kontext=True), min_references=1),
     "flux2": lambda folder: CASES["flux2"].load(CASES["flux2"].make(folder)),
     "flux2-klein": lambda folder: CASES["klein"].load(CASES["klein"].make(folder, **CASES["klein"].options)),
+    "flux3-klein": lambda folder: CASES["flux3"].load(CASES["flux3"].make(folder), max_references=4, reference_size=64),
     "qwen-image-edit-plus": lambda folder: CASES["qwen-2509"].load(CASES["qwen-2509"].make(folder)),
     "qwen-image-2.1": lambda folder: CASES["qwen-2.1"].load(CASES["qwen-2.1"].make(folder)),
 }
@@ -90,8 +91,8 @@ def test_what_is_refused_would_break(policies: dict[str, Any], name: str, monkey
 
 def test_numbers_are_declared(policies: dict[str, Any]) -> None:
     assert {name: policy.config.reference_counts() for name, policy in policies.items()} == {
-        "uno": (1, 3), "flux-kontext": (1, 1), "flux2": (0, 4), "flux2-klein": (0, 4), "qwen-image-edit-plus": (1, 3),
-        "qwen-image-2.1": (0, 10),
+        "uno": (1, 3), "flux-kontext": (1, 1), "flux2": (0, 4), "flux2-klein": (0, 4), "flux3-klein": (0, 4),
+        "qwen-image-edit-plus": (1, 3), "qwen-image-2.1": (0, 10),
     }  # fmt: skip
 
 

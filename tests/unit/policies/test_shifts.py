@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.modular_pipelines.flux3.before_denoise import Flux3SetTimestepsStep
 from diffusers.pipelines.flux import pipeline_flux, pipeline_flux_kontext
 from diffusers.pipelines.flux2 import pipeline_flux2, pipeline_flux2_klein
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
@@ -16,6 +17,7 @@ from diffusers.pipelines.qwenimage21 import pipeline_qwenimage21
 
 from customized_grpo.policies.flux import KontextConfig, UNOConfig
 from customized_grpo.policies.flux2 import Flux2Config, Flux2KleinConfig
+from customized_grpo.policies.flux3 import Flux3KleinConfig
 from customized_grpo.policies.qwen_image import QwenImageEditPlusConfig
 from customized_grpo.policies.qwen_image21 import QwenImage21Config
 from customized_grpo.recipe.loading import RecipeError, load_recipe
@@ -59,6 +61,19 @@ def test_the_grid_is_the_schedulers(name: str) -> None:
         assert (found.diff() < 0).all(), case
 
 
+@pytest.mark.parametrize("steps", [2, 16, 50])
+def test_flux3s_grid_is_its_blocks(steps: int) -> None:
+    """A constant shift, which the blocks' own scheduler has."""
+    blocks = Flux3SetTimestepsStep(num_inference_steps=steps)
+    (component,) = blocks.expected_components
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(component.config)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps))
+    for side in SIDES:
+        section = Flux3KleinConfig(model="x", height=side, width=side)
+        found = sigma_grid(section, "dynamic", steps, section.latent_shape()[0])
+        assert (found - scheduler.sigmas).abs().max() <= 2e-6
+
+
 @pytest.mark.parametrize(("steps", "before_last"), [(4, 0.02), (25, 0.02), (50, 0.02)])
 def test_qwens_grid_ends_at_its_terminal(steps: int, before_last: float) -> None:
     section = QwenImageEditPlusConfig(model="x")
@@ -75,6 +90,7 @@ def test_a_terminal_needs_two_steps() -> None:
     ("recipe", "policy"),
     [
         ("flux2_klein_customized_grpo", "flux2-klein"),
+        ("flux3_klein_customized_grpo", "flux3-klein"),
         ("qwen_edit_customized_grpo", "qwen-image-edit-plus"),
         ("kontext_customized_grpo", "flux-kontext"),
         ("qwen_image_21_customized_nft", "qwen-image-2.1"),

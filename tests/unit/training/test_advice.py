@@ -72,3 +72,18 @@ def test_noise_on_the_way_that_nothing_trains_on_is_told() -> None:
     assert "(1 of 6 steps) is all that samples of a group differ by" in shared
     grpo = [text for text in _advice("mini_customized", noisy[2]) if "trains no step" in text]
     assert not grpo
+
+
+@pytest.mark.parametrize(
+    ("recipe", "model"),
+    [
+        ("flux2_klein_customized_grpo", "black-forest-labs/FLUX.2-klein-4B"),
+        ("flux2_klein_customized_nft", "black-forest-labs/FLUX.2-klein-9b-kv"),
+        ("flux3_klein_customized_grpo", "black-forest-labs/flux-3-image-klein"),
+    ],
+)
+def test_training_a_step_distilled_model_is_warned_of(recipe: str, model: str) -> None:
+    (warning,) = _advice(recipe, f"policy.model={model}")
+    assert f"policy.model: {model} is distilled to few steps" in warning
+    assert "Train on the base model" in warning
+    assert not _advice(recipe)

@@ -95,7 +95,7 @@ def attach(policy: Policy, settings: FullSettings, *, keep_base: bool) -> None:
         named[name].data = named[name].data.float()
         named[name].requires_grad_(True)
     if policy.dtype != torch.float32:
-        _norm_in_float32(transformer, policy.dtype)
+        _norm_in_float32(transformer)
     if keep_base:
         policy.base_weights = {n: p.detach().clone() for n, p in named.items() if p.requires_grad}
     if settings.path is not None:
@@ -127,18 +127,29 @@ def trained_names(names: Sequence[str], settings: FullSettings, idle: Sequence[s
     return chosen - {name for pattern in idle for name in _find(names, pattern)}
 
 
-def _norm_in_float32(transformer: nn.Module, dtype: torch.dtype) -> None:
-    """Give norms with trained weights an input of these weights' dtype, and the next layer one of its own.
+def _norm_in_float32(transformer: nn.Module) -> None:
+    """Give norms with trained weights an input of these weights' dtype, and the next layer what it would have had.
 
     autocast doesn't look at them: torch would warn and leave its fused kernel, and diffusers' would hand float32
-    queries on to an attention that has bfloat16 values.
+    queries on to an attention that has bfloat16 values. FLUX.3 gives its norms float32, and rotates the result so.
     """
     from diffusers.models.normalization import RMSNorm
 
     for module in transformer.modules():
         if isinstance(module, nn.RMSNorm | RMSNorm) and module.weight is not None and module.weight.requires_grad:
-            module.register_forward_pre_hook(lambda _, args: (args[0].float(), *args[1:]))
-            module.register_forward_hook(lambda _, __, output: output.to(dtype))
+            _around(module)
+
+
+def _around(norm: nn.Module) -> None:
+    given = torch.float32
+
+    def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        nonlocal given
+        given = args[0].dtype
+        return args[0].float(), *args[1:]
+
+    norm.register_forward_pre_hook(before)
+    norm.register_forward_hook(lambda _, __, output: output.to(given))
 
 
 def _find(names: Sequence[str], pattern: str) -> list[str]:
