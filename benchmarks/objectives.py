@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ def collect() -> list[dict[str, Any]]:
     return result
 
 
-def paired_seconds(recipe: Path, variants: dict[str, Sequence[str]], repeats: int) -> list[dict[str, Any]]:
+def paired_seconds(recipe: Path, variants: Mapping[str, Sequence[str]], repeats: int) -> list[dict[str, Any]]:
     """Seconds of each variant's update of one group, its phases, and its ratio to the first one's; all take turns."""
     from update import make_trainer, summary
 

@@ -69,7 +69,7 @@ def open_modular(
             continue
         with explained(config):
             where = part_folder(config, source, index, name)
-            options = {"dtype": torch.float32 if name == "vae" else dtype}
+            options: dict[str, Any] = {"dtype": torch.float32 if name == "vae" else dtype}
             if name == "transformer":
                 options |= transformer_options(config.quantization, dtype, device)
             if config.variant is not None and any(f".{config.variant}." in file.name for file in where.glob("*")):

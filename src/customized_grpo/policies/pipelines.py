@@ -169,8 +169,10 @@ def open_pipeline(
         ValueError: no such model, a gated one, one of another pipeline, or weights that aren't whole or no numbers.
     """
     parts = dict.fromkeys(absent) | dict(own)
-    if "transformer" in absent:  # a class may look at its blocks, and what depends on its configuration still works
-        parts["transformer"] = empty_transformer(config, offline=offline)
+    # A class may look at its blocks, and what depends on its configuration still works.
+    empty = empty_transformer(config, offline=offline) if "transformer" in absent else None
+    if empty is not None:
+        parts["transformer"] = empty
     dtypes = {"default": dtype, "vae": torch.float32}
     options = {"transformer": {} if "transformer" in parts else transformer_options(config.quantization, dtype, device)}
     with explained(config):
@@ -190,14 +192,14 @@ def open_pipeline(
             f"policy.model: the VAE of {config.model!r} shrinks by {pipeline.vae_scale_factor}; "
             f"policy.type {config.type} needs one that shrinks by {config.vae_shrinks}"
         )
-    if "transformer" in absent:  # it has nothing to place
+    if empty is not None:  # it has nothing to place
         pipeline.transformer = None
     place_and_freeze(pipeline, config, device)
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
             check_finite(part.state_dict(), f"policy.model: the {name} of {config.model!r}")
-    if "transformer" in absent:
-        pipeline.transformer = parts["transformer"].requires_grad_(False).eval()
+    if empty is not None:
+        pipeline.transformer = empty.requires_grad_(False).eval()
     return pipeline
 
 

@@ -65,6 +65,7 @@ BEFORE: dict[str, str] = {
     "advantages/shaping.py": "names a plug-in that is wrong",
     "policies/adapters/": "an adapter that can't be loaded, before the first step",
     "policies/flux": "a model that can't be loaded, before the first step",
+    "policies/pipeline_index.py": "a model that can't be loaded, before the first step",
     "policies/pipelines.py": "a model that can't be loaded, before the first step",
     "policies/single_file.py": "a model that can't be loaded, before the first step",
     "policies/qwen_image.py": "data are looked over before the first step",
