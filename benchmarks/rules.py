@@ -132,7 +132,8 @@ def best_table(result: list[dict[str, Any]]) -> str:
                 row = of.get((name, over, metric))
                 cells.append("on it" if name in front else interval_text(row, signed=True) if row else "")
         lines.append([f"`{name}`", *cells, str(of[name, None, "both"]["seeds"])])
-    fronts = [f"{axis} over {front}" for front in ("its own", "`nft`'s", "`grpo`'s") for axis in ("identity", "prompt")]
+    over = ("small steps'", "`nft`'s", "`grpo`'s")
+    fronts = [f"{axis} over {front}" for front in over for axis in ("identity", "prompt")]
     return table(["run", "identity", "prompt", *fronts, "seeds"], lines)
 
 
@@ -167,7 +168,7 @@ def final_table(result: list[dict[str, Any]]) -> str:
 
 
 def seconds_table() -> str:
-    """Seconds of an update of one group with each rule, over those without one."""
+    """Seconds of an update of one group with each rule, over one large update without a rule."""
     lines = [
         [
             f"`{row['variant']}`",
@@ -176,7 +177,7 @@ def seconds_table() -> str:
         ]
         for row in read_table(SECONDS)
     ]
-    return table(["rule", "seconds", "over none, paired (quartiles)"], lines)
+    return table(["rule", "seconds", "over one large update, paired (quartiles)"], lines)
 
 
 GAMMAS = (0.2, 0.4, 0.8, 1.6)
@@ -264,12 +265,12 @@ def plot(result: list[dict[str, Any]]) -> None:
     figure, axis = plt.subplots(figsize=(6.6, 4.6), layout="constrained")
     front = [(of[name, "prompt_accuracy"], of[name, "identity_accuracy"]) for name in ("base", *FRONT)]
     axis.plot(*front[0], "k*", ms=11, label="base")
-    axis.plot(*zip(*front[1:], strict=True), "o-", color="#777777", label="static weights")
+    axis.plot(*zip(*front[1:], strict=True), "o-", color="#777777", label="static weights, four small updates")
     marks = {
-        "none": ("D", "#111111", "no rule"),
+        "none": ("D", "#111111", "four small updates"),
         "sars": ("P", "#111111", "SARS"),
         "nft": ("v", "#2b8a3e", "one large update, nft"),
-        "grpo": ("<", "#2b8a3e", "one large update, grpo"),
+        "grpo": ("<", "#c92a2a", "one large update, grpo"),
     }
     rules = {ALONE: ("^", "#d95f02", "1 : 1 and a rule"), WITH_TDW: ("s", "#3b5bdb", "TDW and a rule")}
     for name in dict.fromkeys(row["of"] for row in result if row["of"] not in {"base", *FRONT}):
