@@ -353,7 +353,8 @@ CASES = [
     case(
         "A folder of another model",
         "train|recipe.yaml|policy.type=flux2-klein",
-        "'flux' holds a FluxPipeline, and policy.type flux2-klein reads a Flux2KleinPipeline; use policy.type=uno",
+        "'flux' holds a FluxPipeline, and policy.type flux2-klein reads a Flux2KleinPipeline or a "
+        "Flux2KleinKVPipeline; use policy.type=uno",
     ),
     case("A report of nothing", "report|lost", "lost"),
     case("A score of nothing", "score|nowhere|--reward|dino", "nowhere: there is no such folder or image"),

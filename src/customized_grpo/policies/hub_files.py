@@ -1,6 +1,7 @@
 """Weights files by path or hub id, and advice for errors of the hub."""
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,11 +47,11 @@ def weights_file(given: str, key: str, *, default: str | None, revision: str | N
 
 def local_index(source: str, revision: str | None) -> Mapping[str, Any]:
     """The index of a model in diffusers' layout, of a folder or from the hub's cache; empty if there is none."""
-    from huggingface_hub import try_to_load_from_cache
-
     for name in _INDICES:
         file = Path(source) / name
-        if not file.is_file() and is_hub_id(source):
+        if not file.is_file() and is_hub_id(source) and _is_cached(source):
+            from huggingface_hub import try_to_load_from_cache
+
             cached = try_to_load_from_cache(source, name, revision=revision)
             file = Path(cached) if isinstance(cached, str) else file
         if file.is_file():
@@ -61,6 +62,13 @@ def local_index(source: str, revision: str | None) -> Mapping[str, Any]:
             if isinstance(found, dict):
                 return found
     return {}
+
+
+def _is_cached(repository: str) -> bool:
+    """Whether the hub's cache has a folder of a repository, found without the hub's library: `validate` is quick."""
+    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
+    return (cache / f"models--{repository.replace('/', '--')}").is_dir()
 
 
 def is_hub_id(given: str) -> bool:
