@@ -132,8 +132,8 @@ def best_table(result: list[dict[str, Any]]) -> str:
                 row = of.get((name, over, metric))
                 cells.append("on it" if name in front else interval_text(row, signed=True) if row else "")
         lines.append([f"`{name}`", *cells, str(of[name, None, "both"]["seeds"])])
-    over = ("small steps'", "`nft`'s", "`grpo`'s")
-    fronts = [f"{axis} over {front}" for front in over for axis in ("identity", "prompt")]
+    whose = ("small steps'", "`nft`'s", "`grpo`'s")
+    fronts = [f"{axis} over {front}" for front in whose for axis in ("identity", "prompt")]
     return table(["run", "identity", "prompt", *fronts, "seeds"], lines)
 
 
