@@ -5,13 +5,11 @@ python benchmarks/ablation.py --only main     # one part of the grid: main, fitt
 python benchmarks/ablation.py --collect       # only write docs/ablation.csv from the finished runs
 """
 
-import argparse
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from grid import ROOT, Cell, Grid, interval
+from grid import ROOT, Cell, Grid, command_line, interval
 from records import write_table
 
 RESULT = ROOT / "docs" / "ablation.csv"
@@ -187,11 +185,7 @@ def compares(name: str, other: str) -> bool:
 
 def main(arguments: Sequence[str]) -> None:
     """Run what is missing, then collect."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=GRID.parts)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after so long")
-    parser.add_argument("--collect", action="store_true")
+    parser = command_line(__doc__, GRID.parts)
     given = parser.parse_args(arguments)
     if not given.collect:
         GRID.run(given.only, given.workers, given.minutes)

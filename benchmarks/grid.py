@@ -6,6 +6,7 @@ are committed: with the same embedded models and recipe a run is never made agai
 killed goes on from its last checkpoint in ``runs/<name>``.
 """
 
+import argparse
 import hashlib
 import json
 import multiprocessing
@@ -14,6 +15,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -190,6 +192,20 @@ class Grid:
 
     def _table(self, kind: str) -> Path:
         return ROOT / "benchmarks" / "results" / f"{self.name}{kind}.csv"
+
+
+def command_line(text: str | None, parts: Sequence[str], repeats: int | None = None) -> argparse.ArgumentParser:
+    """What every grid's command takes: what to run, by how many workers, for how long; or only to collect, or, where
+    ``repeats`` is its default, to time."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=parts)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after so long")
+    parser.add_argument("--collect", action="store_true")
+    if repeats is not None:
+        parser.add_argument("--repeats", type=int, default=repeats, help="of --time")
+        parser.add_argument("--time", action="store_true", help="measure the seconds of updates instead of training")
+    return parser
 
 
 def _curve(folder: Path) -> dict[str, dict[str, float]]:

@@ -7,8 +7,6 @@
 An update of each costs the same within some per cent (``--time``), so equal updates are equal seconds.
 """
 
-import argparse
-import os
 import sys
 import tempfile
 import time
@@ -21,7 +19,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from ablation import COLUMNS, FITTED, STATIC_FRONT, SUM, differences, finals, means, over_front, sars, static
-from grid import RECIPE, ROOT, Cell, Grid
+from grid import RECIPE, ROOT, Cell, Grid, command_line
 from page_parts import put, table
 from records import read_table, write_table
 
@@ -219,13 +217,7 @@ def write_page() -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Run what is missing, or time, then write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=GRID.parts)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after so long")
-    parser.add_argument("--repeats", type=int, default=20, help="of --time")
-    parser.add_argument("--time", action="store_true", help="measure the seconds of updates instead of training")
-    parser.add_argument("--collect", action="store_true")
+    parser = command_line(__doc__, GRID.parts, 20)
     given = parser.parse_args(arguments)
     if given.time:
         measured = paired_seconds(RECIPE, OBJECTIVES, given.repeats)

@@ -10,10 +10,8 @@ between evaluations, times the seconds of its plan's update. The published sched
 there, or after 100 updates. ``plans_page.py`` puts the table and the curves into docs/benchmarks.md.
 """
 
-import argparse
 import itertools
 import math
-import os
 import statistics
 import sys
 import tempfile
@@ -22,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grid import RECIPE, ROOT, Cell, Grid
+from grid import RECIPE, ROOT, Cell, Grid, command_line
 from page_parts import table
 from records import read_table, write_table
 
@@ -196,19 +194,14 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
 
 def main(arguments: Sequence[str]) -> None:
     """Run what is missing, or time, then collect."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after so long")
-    parser.add_argument("--repeats", type=int, default=5, help="of --time")
-    parser.add_argument("--time", action="store_true", help="measure the seconds of updates instead of training")
-    parser.add_argument("--collect", action="store_true")
+    parser = command_line(__doc__, GRID.parts, 5)
     given = parser.parse_args(arguments)
     if given.time:
         measured = updates(given.repeats)
         timed = [{"plan": name, **seconds} for name, seconds in measured.items()]
         write_table(SECONDS, ("plan", "n", "median", "low", "high"), timed)
     elif not given.collect:
-        GRID.run(None, given.workers, given.minutes)
+        GRID.run(given.only, given.workers, given.minutes)
     sys.stdout.write(table(HEAD, rows(collect())) + "\n")
 
 

@@ -9,8 +9,6 @@ The setting is ``nft`` with four small updates per rollout. What it has over one
 ``objectives``, whose records are read, not made again.
 """
 
-import argparse
-import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,7 +24,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import objectives
 from ablation import COLUMNS, FITTED, STATIC_FRONT, SUM, Rows, differences, finals, means, over_front, sars, static
-from grid import RECIPE, ROOT, Cell, Grid
+from grid import RECIPE, ROOT, Cell, Grid, command_line
 from objectives import COMMON, SHOWN, interval_text, paired_seconds
 from page_parts import put, table
 from records import read_table, write_table
@@ -304,14 +302,8 @@ def write_page() -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Run what is missing, or time, then write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=GRID.parts)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after so long")
-    parser.add_argument("--repeats", type=int, default=20, help="of --time")
-    parser.add_argument("--time", action="store_true", help="measure the seconds of updates instead of training")
+    parser = command_line(__doc__, GRID.parts, 20)
     parser.add_argument("--regimes", action="store_true", help="measure what SARS adds instead of training")
-    parser.add_argument("--collect", action="store_true")
     given = parser.parse_args(arguments)
     if given.time:
         variants = {

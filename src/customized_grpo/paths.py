@@ -15,6 +15,11 @@ from typing import Final
 ASSETS = Path(__file__).parent / "mini" / "assets"
 """Folder of the embedded checkpoints, one per kind; ``judges/`` holds those that training never sees."""
 
+MODEL_INDEX: Final = "model_index.json"
+MODULAR_INDEX: Final = "modular_model_index.json"
+INDICES: Final = (MODEL_INDEX, MODULAR_INDEX)
+"""Files by which a folder of diffusers says which pipeline it holds."""
+
 _SYSTEM: Final = frozenset(
     (
         "__macosx", "icon\r", "network trash folder", "temporary items",  # macOS

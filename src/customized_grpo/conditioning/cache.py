@@ -25,6 +25,7 @@ from customized_grpo.data.base import Dataset
 from customized_grpo.devices import safetensors_name
 from customized_grpo.identity.hashes import FileHashes, pixel_hash
 from customized_grpo.identity.sections import identified
+from customized_grpo.paths import INDICES
 from customized_grpo.policies.base import Policy, dtype_of, load_policy
 from customized_grpo.recipe.sections import PolicySpec
 from customized_grpo.types import Conditioning, Example
@@ -223,7 +224,7 @@ def model_identity(source: str, revision: str | None, hashes: FileHashes) -> dic
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError
 
-    for name in ("model_index.json", "modular_model_index.json", "config.json"):
+    for name in (*INDICES, "config.json"):
         try:
             file = huggingface_hub.hf_hub_download(source, name, revision=revision)
         except EntryNotFoundError as error:

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from customized_grpo.identity.hashes import FileHashes, short_hash
-from customized_grpo.paths import ASSETS
+from customized_grpo.paths import ASSETS, INDICES
 
 _EMBEDDED: Final = ("mini", "mini-judge")
 _HUB: Final = re.compile(r"([\w.-]+/[\w.-]+)(/.+)?")
-_INDICES: Final = ("model_index.json", "modular_model_index.json")
 _WRITTEN: Final = (".db", ".log", ".sqlite", ".sqlite3")
 _CHECKPOINTS: Final = "checkpoints"
 
@@ -149,7 +148,7 @@ def _is_model(folder: Path) -> bool:
 
 
 def _has_index(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in _INDICES)
+    return any((folder / name).is_file() for name in INDICES)
 
 
 def _is_weight(part: Path) -> bool:

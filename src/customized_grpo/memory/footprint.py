@@ -136,19 +136,15 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
     pairs = min(recipe.pairs_per_backward, recipe.samples_per_update * len(geometry.trained))
     tokens = _tokens(policy, latent_shape[0])
     forward = partial(activations, model.transformer, trained.layers, trained.rank, tokens, b=b)
-    kept = 0
-    if policy.keeps_prefix():
-        kept = prefix_bytes(model.transformer.blocks, tokens.once, n=policy.num_forwards(), b=b)
-    said = [f"keys of text and references {kept / GIB:.1f} GiB"] if kept > GIB / 20 else []
+    references, text = _prompt_tokens(policy, latent_shape[0])
+    kept = prefix_bytes(model.transformer.blocks, policy.kept_tokens(references, text), n=policy.num_forwards(), b=b)
+    said = [f"kept keys and values {kept / GIB:.1f} GiB"] if kept > GIB / 20 else []
     if (cache := recipe.sampling.cache) is not None:
         width = model.transformer.blocks[0][1].linears[0].inputs
         n = train.group_size * policy.num_forwards()
         of_cache = cache_bytes(cache, tokens, width=width, channels=latent_shape[1], n=n, b=b)
         said += [f"sampling.cache {of_cache / GIB:.1f} GiB"] if of_cache > GIB / 20 else []
         kept += of_cache
-    if keys := policy.kept_values(model.transformer.config) * tokens.references * b:
-        said.append(f"keys of references {keys / GIB:.1f} GiB")
-        kept += keys
     replay = forward(n=pairs, checkpointing=share)
     again = {0.0: "without", 1.0: "with"}.get(share, f"{share:.0%} of the blocks with")
     decoded = min(_DECODE_CHUNK, train.group_size)
@@ -243,9 +239,14 @@ def _rollout_batch(recipe: Recipe) -> int:
 
 def _tokens(policy: PolicySpec, of_image: int) -> Tokens:
     """Tokens of a sample with one square reference; FLUX's defaults if the policy's section doesn't say."""
+    references, text = _prompt_tokens(policy, of_image)
+    if policy.prefix:
+        return Tokens(image=of_image, text=0, once=references + text)
+    return Tokens(image=of_image + references, text=text, references=references)
+
+
+def _prompt_tokens(policy: PolicySpec, of_image: int) -> tuple[int, int]:
+    """Tokens of one square reference, and of the text."""
     pixels = policy.height * policy.width // of_image
     side = policy.reference_side() or _LONG_SIDE
-    reference, text = side * side // pixels, policy.prompt_tokens() or _TEXT_TOKENS
-    if policy.prefix:
-        return Tokens(image=of_image, text=0, once=reference + text)
-    return Tokens(image=of_image + reference, text=text, references=reference)
+    return side * side // pixels, policy.prompt_tokens() or _TEXT_TOKENS

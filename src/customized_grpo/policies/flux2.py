@@ -91,16 +91,16 @@ class Flux2KleinConfig(_Config):
         """Qwen 3's, with the marks of a message around a prompt."""
         return (PromptTokenizer(self.source, "tokenizer", self.max_sequence_length, self.revision, _message_frame),)
 
-    def kept_values(self, transformer: Any) -> int:
-        """Keys and values of every block, where references attend to themselves alone."""
-        if self.known_index().get("_class_name") != _KV and self.model != _KV_MODEL:
-            return 0
-        blocks = transformer.num_layers + transformer.num_single_layers
-        return int(2 * blocks * transformer.num_attention_heads * transformer.attention_head_dim)
+    def kept_tokens(self, references: int, text: int) -> int:
+        """Those of references that attend to themselves alone."""
+        return references if self._closed() else 0
 
     def num_forwards(self) -> int:
-        """2 with guidance, as the section doesn't show whether the model is distilled."""
-        return 2 if self.guidance > 1 else 1
+        """2 with guidance, as the section doesn't show whether the model is distilled; closed references have none."""
+        return 2 if self.guidance > 1 and not self._closed() else 1
+
+    def _closed(self) -> bool:
+        return self.model == _KV_MODEL or self.known_index().get("_class_name") == _KV
 
 
 def _system_frame(tokenizer: Any) -> int:
@@ -235,12 +235,7 @@ class Flux2Klein(_Flux2):
         time = sigma.to(self.device, torch.float32).expand(len(x))
         if self._closed and cond.tensors["references"].shape[1]:
             return self._with_keys(x, time, self.prefill(cond))
-        positive = self._forward(x, time, None, cond, cond.tensors["text"])
-        if "negative" not in cond.tensors:
-            return positive
-        negative = self._forward(x, time, None, cond, cond.tensors["negative"])
-        guided: Tensor = negative + self.config.guidance * (positive - negative)
-        return guided
+        return self._guided(cond, lambda text: self._forward(x, time, None, cond, cond.tensors[text]))
 
     def prefill(self, cond: Conditioning) -> Conditioning:
         """With the references' keys and values of every block, where they attend to themselves alone."""

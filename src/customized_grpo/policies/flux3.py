@@ -20,12 +20,13 @@ from PIL.Image import Image
 from pydantic import Field
 from torch import Tensor
 
+from customized_grpo.paths import MODULAR_INDEX
 from customized_grpo.policies import shifts
 from customized_grpo.policies.base import PolicyConfig
 from customized_grpo.policies.flux2_latents import Flux2Latents
 from customized_grpo.policies.flux2_tokens import text_ids
 from customized_grpo.policies.flux3_tokens import MANY, ONE, fitted_size, image_ids, scaled_size
-from customized_grpo.policies.modular import MODULAR_INDEX, open_modular, part_folder
+from customized_grpo.policies.modular import open_modular, part_folder
 from customized_grpo.policies.pipeline_index import check_class, read_index
 from customized_grpo.policies.pipelines import FromLibrary, PipelineConfig, autocast, explained
 from customized_grpo.recipe.limits import PromptTokenizer
@@ -70,7 +71,7 @@ class Flux3KleinConfig(PipelineConfig):
     max_references: int = Field(default=10, ge=1, le=10, description="most references of an example")
 
     def reference_side(self) -> int:
-        """Its ``reference_size``."""
+        """``side`` of one reference."""
         return self.side(1)
 
     def side(self, count: int) -> int:
@@ -218,12 +219,7 @@ class Flux3Klein(Flux2Latents):
         sigma itself.
         """
         time = sigma.to(self.device, torch.float32).expand(len(x))
-        positive = self._forward(x, time, cond, cond.tensors["text"])
-        if "negative" not in cond.tensors:
-            return positive
-        negative = self._forward(x, time, cond, cond.tensors["negative"])
-        guided: Tensor = negative + self.config.guidance * (positive - negative)
-        return guided
+        return self._guided(cond, lambda text: self._forward(x, time, cond, cond.tensors[text]))
 
     def _forward(
         self,

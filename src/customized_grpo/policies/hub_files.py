@@ -1,15 +1,11 @@
 """Weights files by path or hub id, and advice for errors of the hub."""
 
-import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from customized_grpo.web.proxies import proxy_of
-
-_INDICES: Final = ("model_index.json", "modular_model_index.json")
 
 
 def weights_file(given: str, key: str, *, default: str | None, revision: str | None, offline: bool) -> Path:
@@ -43,32 +39,6 @@ def weights_file(given: str, key: str, *, default: str | None, revision: str | N
         return Path(hf_hub_download(f"{owner}/{name}", inside, revision=revision, local_files_only=offline))
     except (OSError, ValueError) as error:
         raise ValueError(f"{key}: {given!r} can't be loaded: {hub_problem(error, f'{owner}/{name}')}") from error
-
-
-def local_index(source: str, revision: str | None) -> Mapping[str, Any]:
-    """The index of a model in diffusers' layout, of a folder or from the hub's cache; empty if there is none."""
-    for name in _INDICES:
-        file = Path(source) / name
-        if not file.is_file() and is_hub_id(source) and _is_cached(source):
-            from huggingface_hub import try_to_load_from_cache
-
-            cached = try_to_load_from_cache(source, name, revision=revision)
-            file = Path(cached) if isinstance(cached, str) else file
-        if file.is_file():
-            try:
-                found = json.loads(file.read_text(encoding="utf-8"))
-            except ValueError:  # opening the model says so
-                continue
-            if isinstance(found, dict):
-                return found
-    return {}
-
-
-def _is_cached(repository: str) -> bool:
-    """Whether the hub's cache has a folder of a repository, found without the hub's library: `validate` is quick."""
-    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
-    return (cache / f"models--{repository.replace('/', '--')}").is_dir()
 
 
 def is_hub_id(given: str) -> bool:

@@ -1,19 +1,18 @@
 """Opening a model of which diffusers has a modular pipeline alone: its index names, for each part, where it lies."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
 
+from customized_grpo.paths import MODULAR_INDEX
 from customized_grpo.policies.acceleration import place_and_freeze, transformer_options
 from customized_grpo.policies.pipelines import PipelineConfig, empty_transformer, explained
 from customized_grpo.weights import check_finite, check_whole, read_model
-
-MODULAR_INDEX: Final = "modular_model_index.json"
 
 
 @dataclass
@@ -34,9 +33,13 @@ class Parts:
 
     def to(self, device: torch.device) -> None:
         """Move the models to a device."""
-        for part in self.components.values():
-            if isinstance(part, nn.Module):
-                part.to(device)
+        for part in self.models.values():
+            part.to(device)
+
+    @property
+    def models(self) -> dict[str, nn.Module]:
+        """Those of ``components`` that have weights."""
+        return {name: part for name, part in self.components.items() if isinstance(part, nn.Module)}
 
 
 def open_modular(
@@ -79,7 +82,7 @@ def open_modular(
         found[name] = model
     parts = Parts(**found, config=index)
     place_and_freeze(parts, config, device)
-    for name, part in _models(parts):
+    for name, part in parts.models.items():
         check_finite(part.state_dict(), f"policy.model: the {name} of {config.model!r}")
     if parts.transformer is None:  # what depends on its configuration still works
         parts.transformer = empty_transformer(config).requires_grad_(False).eval()
@@ -111,9 +114,3 @@ def part_folder(config: PipelineConfig, source: str, index: Mapping[str, Any], n
     if not folder.is_dir():
         raise ValueError(f"there is no folder {str(folder)!r} for its {name}")
     return folder
-
-
-def _models(parts: Parts) -> Iterator[tuple[str, nn.Module]]:
-    for name, part in parts.components.items():
-        if isinstance(part, nn.Module):
-            yield name, part

@@ -3,15 +3,14 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from customized_grpo import registry
+from customized_grpo.paths import MODEL_INDEX
 from customized_grpo.policies.pipelines import PipelineConfig, explained
 
-INDEX: Final = "model_index.json"
 
-
-def check_folder(pipeline_class: Any, source: str, others: str, index: str = INDEX) -> None:
+def check_folder(pipeline_class: Any, source: str, others: str, index: str = MODEL_INDEX) -> None:
     """Raise a ``ValueError``, which names what else there is to give, for a folder that holds no pipeline."""
     if Path(source).is_dir() and not (Path(source) / index).is_file():
         raise ValueError(
@@ -20,7 +19,7 @@ def check_folder(pipeline_class: Any, source: str, others: str, index: str = IND
         )
 
 
-def read_index(pipeline_class: Any, config: PipelineConfig, index: str = INDEX) -> tuple[str, dict[str, Any]]:
+def read_index(pipeline_class: Any, config: PipelineConfig, index: str = MODEL_INDEX) -> tuple[str, dict[str, Any]]:
     """The folder or hub id, and what its index says.
 
     Args:

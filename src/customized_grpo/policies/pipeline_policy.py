@@ -1,15 +1,17 @@
 """Base of the policies on FLUX.2 and both Qwen-Images: a diffusers pipeline, one part of which is read apart."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.pipeline_index import check_class, read_index
 from customized_grpo.policies.pipelines import ExactInputs, explained, open_pipeline
+from customized_grpo.types import Conditioning
 
 
 class PipelinePolicy(Policy):
@@ -54,6 +56,26 @@ class PipelinePolicy(Policy):
         pipeline = open_pipeline(form, config, source, device=device, dtype=dtype, absent=absent, own=own)
         pipeline.register_modules(**{cls.processor: part})
         return cls(pipeline, config, device=device, dtype=dtype)
+
+    def _guided(
+        self, cond: Conditioning, forward: Callable[[Literal["text", "negative"]], Float[Tensor, "n s c"]]
+    ) -> Float[Tensor, "n s c"]:
+        """Classifier-free guidance: negative + guidance (positive - negative); one forward where there is no negative.
+
+        Args:
+            cond: with ``text``, and ``negative`` if it is guided.
+            forward: the velocity by one of these.
+        """
+        positive = forward("text")
+        if "negative" not in cond.tensors:
+            return positive
+        negative = forward("negative")
+        guided: Tensor = negative + self.config.guidance * (positive - negative)
+        return self._rescaled(guided, positive)
+
+    def _rescaled(self, guided: Float[Tensor, "n s c"], positive: Float[Tensor, "n s c"]) -> Float[Tensor, "n s c"]:
+        """The guided velocity as the pipeline scales it; most don't."""
+        return guided
 
     def _require_text_encoder(self) -> None:
         if self._pipeline.text_encoder is None:

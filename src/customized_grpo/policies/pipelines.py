@@ -3,9 +3,11 @@
 Dimensions: n batch, S latent tokens, C channels of a token, H x W pixels. sigma in [0, 1], 1 is noise.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar, final
 
 import torch
@@ -14,10 +16,11 @@ from pydantic import Field, PositiveInt, field_validator
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from customized_grpo.paths import INDICES
 from customized_grpo.policies.acceleration import place_and_freeze, transformer_options
 from customized_grpo.policies.base import Policy, PolicyConfig
 from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN
-from customized_grpo.policies.hub_files import hub_problem, local_index
+from customized_grpo.policies.hub_files import hub_problem
 from customized_grpo.policies.pipeline_parts import read_models
 from customized_grpo.policies.single_file import check_no_file
 from customized_grpo.types import Conditioning
@@ -75,17 +78,19 @@ class PipelineConfig(PolicyConfig):
         return super().source()
 
     def step_distilled(self) -> bool:
-        """By its hub id, or by the index of a folder or of the hub's cache; nothing is fetched."""
+        """By its hub id or a folder's index; nothing is fetched."""
         index = self.known_index()
         named = index.get("_class_name") in self.distilled_forms
         return super().step_distilled() or named or index.get("is_distilled") is True
 
     def known_index(self) -> Mapping[str, Any]:
-        """The index of a folder, or from the hub's cache; empty where this machine has none."""
-        try:
-            return local_index(self.source(), self.revision)
-        except ValueError:  # a file of weights, which opening it refuses
-            return {}
+        """What the index of a folder says; empty of a hub id, and of an index that opening the model refuses."""
+        for file in (Path(self.model) / name for name in INDICES):
+            if file.is_file():
+                with suppress(ValueError):
+                    found = json.loads(file.read_text(encoding="utf-8"))
+                    return found if isinstance(found, dict) else {}
+        return {}
 
     @property
     def grid(self) -> tuple[int, int]:

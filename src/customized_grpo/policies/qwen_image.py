@@ -35,37 +35,22 @@ _PICTURE = "Picture {}: <|vision_start|>{}<|vision_end|>"
 _PAD = "<|image_pad|>"
 
 
-class QwenImageEditPlusConfig(PipelineConfig):
-    """A recipe's section ``policy`` with ``type: qwen-image-edit-plus``."""
+class QwenConfig(PipelineConfig):
+    """Fields of both Qwen-Images."""
 
-    least_references: ClassVar[int] = 1
     shift_rules: ClassVar[Mapping[str, ShiftRule]] = {"dynamic": shifts.qwen_image_edit}
-    caches: ClassVar[tuple[str, ...]] = ("first_block", "taylorseer")
 
-    type: Literal["qwen-image-edit-plus"] = "qwen-image-edit-plus"
-    guidance: NonNegativeFloat = Field(
-        default=4.0, description="diffusers' true_cfg_scale: a second forward where above 1"
-    )
+    guidance: NonNegativeFloat
     negative_prompt: str = Field(default=" ", description="of the second forward")
-    reference_size: PositiveInt = Field(
+    reference_size: int = Field(
         default=1024,
         ge=_ROUNDING,
         description="a reference is scaled to about the pixels of a square of this side; diffusers: 1024",
     )
-    max_references: PositiveInt = 3
 
     def reference_side(self) -> int:
         """Its ``reference_size``."""
         return self.reference_size
-
-    def fitted_size(self, size: tuple[int, int], count: int) -> tuple[int, int]:
-        """The pipeline's preprocessing, of the reference's tokens; Qwen2.5-VL sees a smaller picture of it."""
-        check_length(size, area_size(size, _SEEN_SIZE), "Qwen2.5-VL")
-        return area_size(size, self.reference_size)
-
-    def prompt_tokenizers(self) -> tuple[PromptTokenizer, ...]:
-        """Qwen2.5-VL's, which cuts nothing off."""
-        return (PromptTokenizer(self.source, "tokenizer", None, self.revision),)
 
     @model_validator(mode="after")
     def _negative_is_used(self) -> Self:
@@ -78,6 +63,28 @@ class QwenImageEditPlusConfig(PipelineConfig):
     def num_forwards(self) -> int:
         """2 with guidance."""
         return 2 if self.guidance > 1 else 1
+
+
+class QwenImageEditPlusConfig(QwenConfig):
+    """A recipe's section ``policy`` with ``type: qwen-image-edit-plus``."""
+
+    least_references: ClassVar[int] = 1
+    caches: ClassVar[tuple[str, ...]] = ("first_block", "taylorseer")
+
+    type: Literal["qwen-image-edit-plus"] = "qwen-image-edit-plus"
+    guidance: NonNegativeFloat = Field(
+        default=4.0, description="diffusers' true_cfg_scale: a second forward where above 1"
+    )
+    max_references: PositiveInt = 3
+
+    def fitted_size(self, size: tuple[int, int], count: int) -> tuple[int, int]:
+        """The pipeline's preprocessing, of the reference's tokens; Qwen2.5-VL sees a smaller picture of it."""
+        check_length(size, area_size(size, _SEEN_SIZE), "Qwen2.5-VL")
+        return area_size(size, self.reference_size)
+
+    def prompt_tokenizers(self) -> tuple[PromptTokenizer, ...]:
+        """Qwen2.5-VL's, which cuts nothing off."""
+        return (PromptTokenizer(self.source, "tokenizer", None, self.revision),)
 
 
 @final
@@ -175,11 +182,9 @@ class QwenImageEditPlus(PipelinePolicy):
     ) -> Float[Tensor, "n s c"]:
         """float32 velocity of n samples, guided if the conditioning has a negative."""
         time = sigma.to(self.device, torch.float32).expand(len(x))
-        positive = self._forward(x, time, cond, cond.tensors["text"])
-        if "negative" not in cond.tensors:
-            return positive
-        negative = self._forward(x, time, cond, cond.tensors["negative"])
-        guided = negative + self.config.guidance * (positive - negative)
+        return self._guided(cond, lambda text: self._forward(x, time, cond, cond.tensors[text]))
+
+    def _rescaled(self, guided: Float[Tensor, "n s c"], positive: Float[Tensor, "n s c"]) -> Float[Tensor, "n s c"]:
         rescaled: Tensor = guided * (positive.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
         return rescaled
 

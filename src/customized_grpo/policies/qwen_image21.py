@@ -10,23 +10,21 @@ each 2 x 2 of R, D text features, C = 64 channels of a token, which is one laten
 tokens. sigma in [0, 1], 1 is noise; velocity = noise - data.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self, final
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from jaxtyping import Bool, Float, UInt8
 from PIL.Image import Image
-from pydantic import Field, NonNegativeFloat, model_validator
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
-from customized_grpo.policies import shifts
 from customized_grpo.policies.base import PolicyConfig
 from customized_grpo.policies.pipeline_policy import PipelinePolicy
-from customized_grpo.policies.pipelines import FromLibrary, PipelineConfig, autocast, decode_images
+from customized_grpo.policies.pipelines import FromLibrary, autocast, decode_images
 from customized_grpo.policies.qwen3_vl import PictureProcessor
-from customized_grpo.policies.qwen_image import area_size, check_length
+from customized_grpo.policies.qwen_image import QwenConfig, area_size, check_length
 from customized_grpo.recipe.limits import PromptTokenizer
-from customized_grpo.recipe.sections import ShiftRule
 from customized_grpo.types import Conditioning
 
 _SLOT = 4
@@ -38,11 +36,10 @@ _SIDE = 32
 _SHRINKS = 16
 
 
-class QwenImage21Config(PipelineConfig):
+class QwenImage21Config(QwenConfig):
     """A recipe's section ``policy`` with ``type: qwen-image-2.1``."""
 
-    not_encoded: ClassVar[frozenset[str]] = PipelineConfig.not_encoded | {"keep_keys"}
-    shift_rules: ClassVar[Mapping[str, ShiftRule]] = {"dynamic": shifts.qwen_image_edit}
+    not_encoded: ClassVar[frozenset[str]] = QwenConfig.not_encoded | {"keep_keys"}
     side_of: ClassVar[int] = _SIDE
     vae_shrinks: ClassVar[int] = _SHRINKS
     prefix: ClassVar[bool] = True
@@ -51,21 +48,11 @@ class QwenImage21Config(PipelineConfig):
     guidance: NonNegativeFloat = Field(
         default=1.0, description="diffusers' true_cfg_scale: a second forward where above 1; the model is made for 1"
     )
-    negative_prompt: str = Field(default=" ", description="of the second forward")
-    reference_size: int = Field(
-        default=1024,
-        ge=_SIDE,
-        description="a reference is scaled to about the pixels of a square of this side; diffusers: 1024",
-    )
     max_references: int = Field(default=10, ge=1, le=10)
     keep_keys: bool = Field(
         default=True,
         description="a rollout keeps the keys and values of text and references: the same bits, less time, more memory",
     )
-
-    def reference_side(self) -> int:
-        """Its ``reference_size``."""
-        return self.reference_size
 
     def fitted_size(self, size: tuple[int, int], count: int) -> tuple[int, int]:
         """The pipeline's preprocessing, the same for the reference's tokens and for Qwen3-VL."""
@@ -77,21 +64,9 @@ class QwenImage21Config(PipelineConfig):
         """Qwen3-VL's, which cuts nothing off."""
         return (PromptTokenizer(self.source, "processor", None, self.revision),)
 
-    @model_validator(mode="after")
-    def _negative_is_used(self) -> Self:
-        if self.guidance <= 1 and self.negative_prompt != " ":
-            raise ValueError(
-                f"negative_prompt has no effect with guidance {self.guidance:g}; raise that above 1, or leave this out"
-            )
-        return self
-
-    def num_forwards(self) -> int:
-        """2 with guidance."""
-        return 2 if self.guidance > 1 else 1
-
-    def keeps_prefix(self) -> bool:
-        """Its ``keep_keys``."""
-        return self.keep_keys
+    def kept_tokens(self, references: int, text: int) -> int:
+        """All of them, with ``keep_keys``."""
+        return references + text if self.keep_keys else 0
 
 
 @final
@@ -181,12 +156,7 @@ class QwenImage21(PipelinePolicy):
             ValueError: a gradient is asked for with the keys of ``prefill``, which would be taken for constants.
         """
         time = sigma.to(self.device, torch.float32).expand(len(x))
-        positive = self._forward(x, time, cond, "text")
-        if "negative" not in cond.tensors:
-            return positive
-        negative = self._forward(x, time, cond, "negative")
-        guided: Tensor = negative + self.config.guidance * (positive - negative)
-        return guided
+        return self._guided(cond, lambda text: self._forward(x, time, cond, text))
 
     def _forward(
         self,

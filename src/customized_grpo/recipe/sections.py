@@ -182,12 +182,13 @@ class PolicySpec(registry.PluginSection, PolicyLimits):
         """Forwards of the transformer in one velocity, at most: 2 with classifier-free guidance."""
         return 1
 
-    def keeps_prefix(self) -> bool:
-        """Whether a rollout keeps the keys and values of a ``prefix``; see ``Policy.prefill``."""
-        return False
+    def kept_tokens(self, references: int, text: int) -> int:
+        """Number of a prompt's tokens whose keys and values a rollout keeps in every block; see ``Policy.prefill``.
 
-    def kept_values(self, transformer: Any) -> int:
-        """Values that ``Policy.prefill`` adds for each token of a reference, by the transformer's configuration."""
+        Args:
+            references: tokens of its references.
+            text: tokens of its text.
+        """
         return 0
 
     def latent_shape(self) -> tuple[int, int] | None:

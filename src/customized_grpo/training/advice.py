@@ -19,9 +19,8 @@ _FINE: Final = 1000
 
 def advice(recipe: Recipe, sigmas: Float[Tensor, " t_plus_1"]) -> list[str]:
     """Warnings on the sampler and the time weights, for its noise levels."""
-    return [
-        *_step_distilled(recipe), *_excess_noise(recipe, sigmas), *_unused_noise(recipe), *_unreached_stage(recipe)
-    ]  # fmt: skip
+    said = _step_distilled(recipe) + _excess_noise(recipe, sigmas)
+    return said + _unused_noise(recipe) + _unreached_stage(recipe)
 
 
 def _step_distilled(recipe: Recipe) -> list[str]:

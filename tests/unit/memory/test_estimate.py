@@ -365,7 +365,7 @@ def test_kept_keys_are_counted_exactly(tmp_path: Path) -> None:
         notes[keep] = next(line for line in found.peaks if line.name == "rollout")
     # 1024 tokens of a reference and 512 of text, 32 blocks of width 4096, in bfloat16
     assert notes["true"].bytes - notes["false"].bytes == 2 * 1536 * 32 * 4096 * 2
-    assert "keys of text and references 0.8 GiB" in notes["true"].note
+    assert "kept keys and values 0.8 GiB" in notes["true"].note
     assert "keys" not in notes["false"].note
 
 
@@ -402,8 +402,13 @@ def test_kept_keys_of_references_are_counted(tmp_path: Path) -> None:
     folder = make_tiny_flux2(tmp_path, klein=True, keys_kept=True)
     policy = tiny_flux2(folder)
     found = policy.prefill(policy.encode("a dog", pictures()[:1])).tensors
-    values = sum(tensor.numel() for name, tensor in found.items() if name.startswith(("keys_", "values_")))
-    assert policy.config.kept_values(policy.transformer.config) * 16 == values
+    added = sum(tensor.nbytes for name, tensor in found.items() if name.startswith(("keys_", "values_")))
+    references = found["references"].shape[1]
+    assert policy.config.kept_tokens(references, 40) == references
+    blocks = shapes(str(folder), type(policy).encoders).transformer.blocks
+    assert prefix_bytes(blocks, references, n=1, b=4) == added
+    # its pipeline has no guidance, whatever the section says
+    assert policy.config.model_copy(update={"guidance": 4.0}).num_forwards() == 1
 
 
 @given(sizes=st.lists(st.integers(1, 100_000), min_size=1, max_size=8))

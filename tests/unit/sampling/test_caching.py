@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from customized_grpo import load_policy, load_recipe
+from customized_grpo import load_policy, load_recipe, registry
 from customized_grpo.memory.estimate import Tokens, cache_bytes
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.checkpointing import repeated_blocks
@@ -57,8 +57,7 @@ MODELS: dict[str, Callable[[Path], Policy]] = {
     "uno": _flux,
     "uno, checkpointed": lambda folder: tiny_policy(make_tiny_flux(folder), gradient_checkpointing=True),
     "flux-kontext": _kontext,
-    # The others' transformers have no cache of diffusers': their sections declare none, and a recipe is refused.
-    **{name: _case(name) for name in CASES if not name.startswith(("flux3", "qwen-2.1"))},
+    **{name: _case(name) for name in CASES if name not in ("flux3", "flux3-distilled", "qwen-2.1")},
 }
 GUIDED = ("klein-base", "qwen-2509", "qwen-2511")
 
@@ -78,6 +77,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Policy, 
 FUSED = ("flux2", "klein-base", "klein", "klein-kv")
 """FLUX.2's last blocks have one sequence, which first_block doesn't expect."""
 PAIRS = [(name, kind) for name in MODELS for kind in NEVER if kind == "taylorseer" or name not in FUSED]
+
+
+def test_every_declared_cache_is_tried_and_no_other(models: dict[str, tuple[Policy, Conditioning]]) -> None:
+    for name, (policy, _) in models.items():
+        section: Any = policy.config  # type: ignore[attr-defined]
+        assert tuple(kind for kind in NEVER if (name, kind) in PAIRS) == section.caches, name
+    for left_out in ("flux3-klein", "qwen-image-2.1"):
+        assert registry.resolve("policies", left_out).Config.caches == ()
 
 
 def cache_of(policy: Policy, kind: str, options: dict[str, dict[str, Any]]) -> RolloutCache:
