@@ -31,6 +31,9 @@ class Example:
     """Class word ("backpack"), for judge prompts and segmentation."""
     masks: tuple[Image | None, ...] = ()
     """One mask per reference (mode L, white for the subject), or empty."""
+    targets: tuple[Image, ...] = ()
+    """RGB pictures of the prompt that a supervised objective learns from: the target, or the chosen and the rejected.
+    Empty where nothing asks for them, as in reinforcement learning."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further data of the data set, such as the ground truth of the miniature world."""
 
@@ -48,6 +51,7 @@ class Example:
             self,
             references=tuple(picture.copy() for picture in self.references),
             masks=tuple(None if mask is None else mask.copy() for mask in self.masks),
+            targets=tuple(picture.copy() for picture in self.targets),
             extra=dict(self.extra),
         )
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -40,6 +41,20 @@ class Advantages:
     """True if a rule left the group out."""
     weight: float = 1.0
     """Weight of the group in the loss."""
+
+    @classmethod
+    def alike(cls, size: int, levels: int) -> Self:
+        """Advantages of 1 of pictures that nothing judges, as a supervised objective learns from."""
+        ones = torch.ones(size, levels)
+        return cls(
+            axes=torch.zeros(size, 0),
+            joined=ones,
+            advantage=ones,
+            bonus=torch.zeros(size, levels),
+            scored=torch.ones(size, dtype=torch.bool),
+            skipped=False,
+            clipped_share=0.0,
+        )
 
     @property
     def compared(self) -> Bool[Tensor, " g"]:

@@ -92,6 +92,8 @@ def _check_engine(recipe: "Recipe") -> None:
 def _trained(recipe: "Recipe", g: "StepGeometry") -> dict[str, str]:
     """Rows on what is trained, and on what the sampler draws."""
     rows = {}
+    if recipe.objective.targets:
+        return {"trained levels": f"K = {len(g.trained)} noise levels of each picture, by objective.levels"}
     if recipe.objective.transitions:
         rows["trained steps"] = f"K = {len(g.trained)} of T = {g.steps}, for instance {', '.join(map(str, g.trained))}"
     else:
@@ -104,6 +106,29 @@ def _trained(recipe: "Recipe", g: "StepGeometry") -> dict[str, str]:
         computed = cache.computed_steps(g.steps)
         first = "the first block at every step, the others where its output moved"
         rows["computed in rollouts"] = first if computed is None else f"{len(computed)} of {g.steps} steps"
+    return rows
+
+
+def _pictures(g: "StepGeometry", world: int) -> dict[str, str]:
+    return {"pictures": f"{g.samples}, of {g.groups} examples ({g.groups_rank} on each of {world} processes)"}
+
+
+def _samples(g: "StepGeometry", world: int, size: int) -> dict[str, str]:
+    return {
+        "groups": f"{g.groups} ({g.groups_rank} on each of {world} processes)",
+        "samples": f"{g.samples} = {g.groups} groups x {size}",
+    }
+
+
+def _forwards(recipe: "Recipe", g: "StepGeometry") -> dict[str, str]:
+    """Rows on forwards, by what they are for."""
+    update = f"{g.replay_forwards} forwards and backwards, in {g.backwards_rank} micro-batches a process"
+    base = f"{g.reference_forwards} forwards" if g.reference_forwards else "none (objective.kl is 0)"
+    if recipe.objective.targets:
+        return {"update": update, "base": base}
+    rows = {"rollout": f"{g.rollout_forwards} forwards of one sample", "replay": update, "base, for the KL": base}
+    if g.compared_forwards:
+        rows["old policy"] = f"{g.compared_forwards} forwards, without gradient"
     return rows
 
 
@@ -123,22 +148,20 @@ def _show_geometry(recipe: "Recipe") -> None:
         shown = [f"{sigma:.3f}" for sigma in g.sigmas]
         levels = ", ".join(shown if len(shown) < 8 else [*shown[:3], "...", *shown[-3:]])
     rows = {
-        "groups": f"{g.groups} ({g.groups_rank} on each of {world} processes)",
-        "samples": f"{g.samples} = {g.groups} groups x {train.group_size}",
+        **(_pictures(g, world) if recipe.objective.targets else _samples(g, world, train.group_size)),
         **_trained(recipe, g),
         "noise levels": levels,
-        "rollout": f"{g.rollout_forwards} forwards of one sample",
-        "replay": f"{g.replay_forwards} forwards and backwards, in {g.backwards_rank} micro-batches a process",
-        "base, for the KL": f"{g.reference_forwards} forwards" if g.reference_forwards else "none (objective.kl is 0)",
-        **({"old policy": f"{g.compared_forwards} forwards, without gradient"} if g.compared_forwards else {}),
+        **_forwards(recipe, g),
         "updates": f"{g.updates} a step, {g.total_updates} in {train.steps} steps",
         "stored trajectories": memory,
-        "rewards": ", ".join(f"{name} ({spec.axis})" for name, spec in recipe.rewards.items()),
+        "rewards": ", ".join(f"{name} ({spec.axis})" for name, spec in recipe.rewards.items()) or "none",
     }
     if recipe.evaluate is not None and train.evaluate_every:
         rows["evaluation"] = f"by Euler in {recipe.evaluate.steps or g.steps} steps, whatever samples in training"
-    print_rows("One GRPO step", ("", ""), [*rows.items()])
+    title = recipe.objective.type if recipe.objective.targets else "GRPO"
+    print_rows(f"One {title} step", ("", ""), [*rows.items()])
     weights = [(steps, *(f"{value:.2f}" for value in values)) for steps, values in g.weights]
-    print_rows("Time weights", ("sampler steps", *recipe.axes), weights)
+    if weights:
+        print_rows("Time weights", ("sampler steps", *recipe.axes), weights)
     for warning in [] if g.sigmas is None else advice(recipe, torch.tensor(g.sigmas)):
         say(f"warning: {warning}", style="yellow")

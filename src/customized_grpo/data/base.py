@@ -1,15 +1,17 @@
 """Data sets: the ``Dataset`` protocol, a sized sequence of examples, and loading one from a recipe's section."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
+
+from PIL.Image import Image
 
 from customized_grpo import registry
 from customized_grpo.recipe.sections import DataSpec as DatasetConfig
 from customized_grpo.types import Example
 
-__all__ = ["Dataset", "DatasetConfig", "FromFiles", "Sources", "load_dataset"]
+__all__ = ["Dataset", "DatasetConfig", "FromFiles", "Sources", "Supervised", "load_dataset", "supervised"]
 
 
 @runtime_checkable
@@ -43,6 +45,10 @@ class Sources:
     subject: str = ""
     masks: tuple[str | None, ...] = ()
     views: tuple[str, ...] = ()
+    learnable: Mapping[str, str] = field(default_factory=dict)
+    """Key to file of the pictures that a supervised objective may learn from (``KEYS``)."""
+    targets: tuple[str, ...] = ()
+    """Those that it learns from; empty in reinforcement learning."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     place: str = ""
     """File and line that it is read from, for messages."""
@@ -55,6 +61,61 @@ class FromFiles(Protocol):
     def sources(self, index: int) -> Sources | None:
         """Text and files of the example at ``index``; None where they aren't known."""
         ...
+
+
+KEYS: Final = {1: ("target",), 2: ("chosen", "rejected")}
+"""Keys of a manifest's line by the number of pictures that a supervised objective learns from."""
+
+
+@runtime_checkable
+class Supervised(Protocol):
+    """A data set that also has pictures of its prompts, to learn from."""
+
+    def targets(self, index: int, number: int) -> tuple[Image, ...]:
+        """The target of the example at ``index`` (number 1), or its chosen and its rejected picture (2), RGB."""
+        ...
+
+    def lacking(self, number: int) -> Sequence[str]:
+        """Keys of the examples without them; no picture is read."""
+        ...
+
+
+def supervised(dataset: Dataset, number: int) -> Dataset:
+    """The data set with ``number`` of ``Example.targets``.
+
+    Raises:
+        ValueError: it has none, or not for all examples.
+    """
+    needed = " and ".join(KEYS[number])
+    if not isinstance(dataset, Supervised):
+        raise ValueError(
+            f"data: {type(dataset).__name__} has no pictures to learn from ({needed}); use data.type manifest, whose "
+            "lines name them, or give the class the methods of data.base.Supervised"
+        )
+    if lacking := dataset.lacking(number):
+        shown = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
+        raise ValueError(
+            f"data: {len(lacking):,} of {len(dataset):,} examples have no {needed} ({shown}); every line needs the "
+            "key to be learnt from: leave the others out of the manifest"
+        )
+    return _WithTargets(dataset, dataset, number)
+
+
+@dataclass(frozen=True, slots=True)
+class _WithTargets:
+    examples: Dataset
+    pictures: Supervised
+    number: int
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def sources(self, index: int) -> Sources | None:
+        one = self.examples.sources(index) if isinstance(self.examples, FromFiles) else None
+        return None if one is None else replace(one, targets=tuple(one.learnable[key] for key in KEYS[self.number]))
+
+    def __getitem__(self, index: int) -> Example:
+        return replace(self.examples[index], targets=self.pictures.targets(index, self.number))
 
 
 def load_dataset(spec: DatasetConfig, place: str = "data") -> Dataset:

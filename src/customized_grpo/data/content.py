@@ -16,7 +16,7 @@ Content = Mapping[str, str]
 
 DRAWN: Final = ("key", "prompt", "references")
 """Parts that a policy draws from; the key names the pictures' files."""
-PARTS: Final = (*DRAWN, "subject", "masks", "views", "extra")
+PARTS: Final = (*DRAWN, "subject", "masks", "views", "targets", "extra")
 
 
 def contents(dataset: Dataset, indices: Iterable[int], hashes: FileHashes) -> dict[int, Content]:
@@ -41,7 +41,7 @@ def hash_files(dataset: Dataset, indices: Iterable[int], hashes: FileHashes) -> 
 
 
 def _files(one: Sources) -> list[str]:
-    return [*one.references, *(mask for mask in one.masks if mask is not None), *one.views]
+    return [*one.references, *(mask for mask in one.masks if mask is not None), *one.views, *one.targets]
 
 
 def _of(one: Sources, hashed: Mapping[str, str]) -> Content:
@@ -52,6 +52,7 @@ def _of(one: Sources, hashed: Mapping[str, str]) -> Content:
         subject=one.subject,
         masks=[None if name is None else hashed[name] for name in one.masks],
         views=[hashed[name] for name in one.views],
+        targets=[hashed[name] for name in one.targets],
         extra=dict(one.extra),
     )
 
@@ -65,6 +66,7 @@ def _of_example(example: Example, hashes: FileHashes) -> Content:
         subject=example.subject,
         masks=list(example.masks),
         views=[hashes.of(view.parent, [view.name])[view.name] for view in views],
+        targets=list(example.targets),
         extra={name: value for name, value in example.extra.items() if name != "views"},
     )
 

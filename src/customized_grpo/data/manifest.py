@@ -2,8 +2,10 @@
 
 ``{"id": "bag-03", "prompt": "a bag in the snow", "references": ["bag/03.jpg"], "subject": "bag"}``,
 and optionally ``masks`` (one path or null per reference), ``target`` and ``target_mask`` (the picture that the prompt
-describes; reinforcement learning doesn't read it), ``views`` (further pictures of the subject, for evaluation only) and
-``extra`` (an object that only plug-ins read; ``extra.subject_id`` names the individual, see ``prepare.split``).
+describes, which ``sft`` learns from), ``chosen`` and ``rejected`` (the better and the worse of two pictures, which
+``dpo`` learns from), ``views`` (further pictures of the subject, for evaluation only) and ``extra`` (an object that
+only plug-ins read; ``extra.subject_id`` names the individual, see ``prepare.split``). Reinforcement learning reads no
+picture but the references.
 """
 
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import final
 from PIL import Image
 from pydantic import Field, PositiveInt
 
-from customized_grpo.data.base import DatasetConfig, Sources
+from customized_grpo.data.base import KEYS, DatasetConfig, Sources
 from customized_grpo.data.images import ImageError, load_image, load_mask
 from customized_grpo.data.rows import ManifestError, Row, fit_mask, sound_rows
 from customized_grpo.types import Example
@@ -55,6 +57,29 @@ class ManifestDataset:
         """Text and files of one example; no image is read."""
         return sources(self._path, *self._rows[index])
 
+    def targets(self, index: int, number: int) -> tuple[Image.Image, ...]:
+        """The target of a line (number 1), or its chosen and its rejected picture (2)."""
+        line, row = self._rows[index]
+        try:
+            return tuple(load_image(self._root / getattr(row, key)) for key in KEYS[number])
+        except ImageError as error:
+            raise self._error(line, str(error)) from error
+
+    def lacking(self, number: int) -> list[str]:
+        """Ids of the lines without these.
+
+        Raises:
+            ManifestError: a line names a file that isn't there.
+        """
+        lacking = []
+        for line, row in self._rows:
+            names = [getattr(row, key) for key in KEYS[number]]
+            if None in names:
+                lacking.append(row.id)
+            elif gone := [name for name in names if not (self._root / name).is_file()]:
+                raise self._error(line, f"no such file: {self._root / gone[0]}")
+        return lacking
+
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self._rows):
             raise IndexError(f"example {index} of {len(self._rows)}")
@@ -94,6 +119,7 @@ def sources(manifest: Path, number: int, row: Row) -> Sources:
         subject=row.subject,
         masks=tuple(row.masks),
         views=tuple(row.views),
+        learnable={key: path for keys in KEYS.values() for key in keys if (path := getattr(row, key)) is not None},
         extra=row.extra,
         place=f"{manifest}:{number}",
     )

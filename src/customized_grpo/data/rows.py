@@ -50,12 +50,15 @@ class Row(BaseModel):
     masks: list[str | None] = []
     target: str | None = None
     target_mask: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
     views: list[str] = []
     extra: dict[str, Any] = {}
 
     def images(self) -> list[str]:
-        """Paths of all pictures except masks: references first, then the target and the views."""
-        return [*self.references, *([] if self.target is None else [self.target]), *self.views]
+        """Paths of all pictures except masks: references first, then those to learn from, and the views."""
+        learnt = [one for one in (self.target, self.chosen, self.rejected) if one is not None]
+        return [*self.references, *learnt, *self.views]
 
     def files(self) -> list[tuple[str, bool]]:
         """All distinct paths, each with whether it is a mask."""
@@ -172,6 +175,11 @@ def row_of(data: Any) -> Row:
         raise ValueError(f"prompt: is empty; given {row.prompt!r}, in which there is nothing to see")
     if row.masks and len(row.masks) != len(row.references):
         raise ValueError(f"{len(row.masks)} masks for {len(row.references)} references; give one or null each")
+    if (row.chosen is None) != (row.rejected is None):
+        given, other = ("chosen", "rejected") if row.rejected is None else ("rejected", "chosen")
+        raise ValueError(f"{given} without {other}; give both, the better and the worse of two pictures, or none")
+    if row.chosen is not None and row.chosen == row.rejected:
+        raise ValueError(f"chosen and rejected are one file, {row.chosen!r}; give two pictures")
     if row.target_mask is not None and row.target is None:
         raise ValueError("target_mask without target; give both or none")
     for path in (*row.images(), *(mask for _, mask in row.pairs())):
@@ -196,8 +204,10 @@ def _found(row: Row, names: Names) -> Row:
             "references": renamed(row.references),
             "views": renamed(row.views),
             "masks": [None if mask is None else here[mask] for mask in row.masks],
-            "target": None if row.target is None else here[row.target],
-            "target_mask": None if row.target_mask is None else here[row.target_mask],
+            **{
+                key: None if (path := getattr(row, key)) is None else here[path]
+                for key in ("target", "target_mask", "chosen", "rejected")
+            },
         }
     )
 

@@ -161,7 +161,7 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
             note=f"{pairs} pairs, {again} gradient checkpointing",
         ),
         Line(
-            name="rollout",
+            name="evaluation" if recipe.objective.targets else "rollout",
             bytes=forward(n=batch, checkpointing=1.0).working // 2 + kept + scorers.working,
             note=", ".join(
                 [f"{batch} samples", *said, *(["while rewards score the group before"] if scorers.working else [])]
@@ -191,7 +191,7 @@ def _weights(recipe: Recipe, transformer: Skeleton, trained: Trained, b: int, wo
     copies += [("old policy", 4)] if recipe.objective.keeps_average else []
     copies += [("autocast's copy", b)] if b < 4 else []
     copies += [("buckets of data-parallel", 4)] if world > 1 else []
-    copies += [("the base's, for the KL", 4)] if recipe.objective.kl > 0 and trained.own else []
+    copies += [("the base's, for the KL", 4)] if recipe.objective.needs_base and trained.own else []
     return [
         Line(
             name="frozen weights of the transformer" if trained.own else "transformer",
@@ -233,6 +233,8 @@ def _values_of_lora(path: str) -> int:
 
 def _rollout_batch(recipe: Recipe) -> int:
     """Samples per rollout forward; ``auto`` counts as 1, to which it can fall."""
+    if recipe.objective.targets:
+        return 0 if recipe.evaluate is None or not recipe.train.evaluate_every else recipe.evaluate.batch
     batch = recipe.sampling.batch
     return 1 if batch == "auto" else min(batch or recipe.train.group_size, recipe.train.group_size)
 

@@ -61,7 +61,7 @@ def step_geometry(recipe: Recipe, *, world: int, latent_shape: tuple[int, int] |
             f"use a multiple of {world}"
         )
     sampler = _sampler(recipe)
-    groups, size = train.groups_per_step, train.group_size
+    groups, size = train.groups_per_step, recipe.objective.targets or train.group_size
     share, trained = recipe.samples_per_update, len(sampler.trained)
     replay = groups * share * train.updates_per_rollout * trained
     states = None
@@ -76,7 +76,7 @@ def step_geometry(recipe: Recipe, *, world: int, latent_shape: tuple[int, int] |
         trained=sampler.trained,
         rollout_forwards=groups * (sampler.shared_forwards + sampler.own_forwards * size),
         replay_forwards=replay,
-        reference_forwards=replay if recipe.objective.kl else 0,
+        reference_forwards=replay if recipe.objective.needs_base else 0,
         compared_forwards=round(replay * recipe.objective.compared_shares(train.updates_per_rollout)),
         backwards_rank=groups // world * train.updates_per_rollout * -(-share * trained // recipe.pairs_per_backward),
         updates=train.updates_per_rollout,
@@ -103,6 +103,15 @@ class _Sampler:
 
 def _sampler(recipe: Recipe) -> _Sampler:
     sampling, train = recipe.sampling, recipe.train
+    if recipe.objective.targets:
+        levels = range(recipe.objective.num_levels(sampling.steps))
+        return _Sampler(
+            stochastic=(),
+            trained=tuple(levels),
+            shared_forwards=0,
+            own_forwards=0,
+            stored_bytes=4 * (1 + len(levels)),  # float32: the latent, and the noise of each level
+        )
     stochastic: tuple[int, ...] = ()
     trained: tuple[int, ...] = ()
     shared_forwards, own_forwards = 0, sampling.steps
@@ -137,6 +146,8 @@ def _sigmas(recipe: Recipe, latent_shape: tuple[int, int] | None) -> tuple[float
 
 def _weight_ranges(recipe: Recipe) -> tuple[tuple[str, tuple[float, ...]], ...]:
     """Ranges of consecutive sampler steps with equal weights (to two digits)."""
+    if recipe.objective.targets:
+        return ()
     rows: Sequence[Sequence[float]] = recipe.time_weights().tolist()
     ranges: list[tuple[int, int, tuple[float, ...]]] = []
     for k, row in enumerate(rows):

@@ -8,9 +8,11 @@ from pydantic import Field
 
 from customized_grpo.data.base import DatasetConfig
 from customized_grpo.mini.grammar import prompt
-from customized_grpo.mini.render import render_with_masks
+from customized_grpo.mini.render import render, render_with_masks
 from customized_grpo.mini.world import (
     CLASSES,
+    Scenes,
+    Subjects,
     sample_reference_scenes,
     sample_scenes,
     sample_subjects,
@@ -50,12 +52,7 @@ class MiniDataset:
             IndexError: ``index`` is outside [0, len).
         """
         split, seed = self._config.split, self._config.seed
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} is outside this data set of {len(self)} examples")
-        generator = torch.Generator().manual_seed((seed * 4 + _SPLIT_SALT[split]) * 1_000_003 + index)
-        subject = sample_subjects(1, split, generator)
-        scene = sample_scenes(subject.cls, generator, held_out=split == "test")
-        reference_scene = sample_reference_scenes(scene.place, generator)
+        subject, scene, reference_scene = self._drawn(index)
         words = {
             "cls": int(subject.cls),
             "place": int(scene.place),
@@ -82,3 +79,22 @@ class MiniDataset:
             subject=CLASSES[words["cls"]],
             extra={"truth": truth},
         )
+
+    def targets(self, index: int, number: int) -> tuple[Image.Image, ...]:
+        """The true picture of the prompt; as a pair, against the subject copied with the reference's scene."""
+        subject, scene, reference_scene = self._drawn(index)
+        return tuple(Image.fromarray(render(subject, one)[0].numpy()) for one in (scene, reference_scene)[:number])
+
+    def lacking(self, number: int) -> list[str]:
+        """None: every example has them."""
+        return []
+
+    def _drawn(self, index: int) -> tuple[Subjects, Scenes, Scenes]:
+        """Subject, the prompt's scene, and the reference's."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is outside this data set of {len(self)} examples")
+        split, seed = self._config.split, self._config.seed
+        generator = torch.Generator().manual_seed((seed * 4 + _SPLIT_SALT[split]) * 1_000_003 + index)
+        subject = sample_subjects(1, split, generator)
+        scene = sample_scenes(subject.cls, generator, held_out=split == "test")
+        return subject, scene, sample_reference_scenes(scene.place, generator)

@@ -114,6 +114,19 @@ class Policy(ABC):
         is a stack of n (see ``stack``).
         """
 
+    def latents(self, images: Sequence[Image]) -> Float[Tensor, "n s c"]:
+        """float32 latents of RGB pictures in the output size, what ``decode`` undoes: the mode of the VAE's posterior.
+
+        Only supervised objectives ask for them. No gradient.
+
+        Raises:
+            ValueError: the policy doesn't say how pictures become latents.
+        """
+        raise ValueError(
+            f"policy {type(self).__name__} has no method latents(images), by which a supervised objective (sft, dpo) "
+            "learns from pictures; add it beside decode, which it is the inverse of"
+        )
+
     @abstractmethod
     def decode(self, x: Float[Tensor, "n s c"]) -> UInt8[Tensor, "n h w 3"]:
         """Final latents to uint8 RGB on the CPU. No gradient."""

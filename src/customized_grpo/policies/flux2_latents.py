@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
+from PIL.Image import Image
 from torch import Tensor
 
 from customized_grpo.policies.flux_tokens import pack, unpack
 from customized_grpo.policies.pipeline_policy import PipelinePolicy
-from customized_grpo.policies.pipelines import decode_images
+from customized_grpo.policies.pixels import decode_images, pixels_of
 
 
 class Flux2Latents(PipelinePolicy):
@@ -31,10 +32,22 @@ class Flux2Latents(PipelinePolicy):
         tokens = [torch.zeros(1, 0, self.config.channels, device=self.device)]
         grids = []
         for pixels in pictures:
-            latents = self._vae.encode(pixels.to(self.device)).latent_dist.mode()
-            tokens.append(pack(latents))
+            latents = self._encoded(pixels)
+            tokens.append(self._scaled(latents))
             grids.append((latents.shape[-2] // 2, latents.shape[-1] // 2))
-        return ((torch.cat(tokens, dim=1) - self._mean) / self._std).to(self.dtype), grids
+        return torch.cat(tokens, dim=1).to(self.dtype), grids
+
+    def _encoded(self, pixels: Float[Tensor, "1 3 _ _"]) -> Float[Tensor, "1 c4 _ _"]:
+        latents: Tensor = self._vae.encode(pixels.to(self.device)).latent_dist.mode()
+        return latents
+
+    def _scaled(self, latents: Float[Tensor, "1 c4 _ _"]) -> Float[Tensor, "1 s c"]:
+        return (pack(latents) - self._mean) / self._std
+
+    @torch.no_grad()
+    def latents(self, images: Sequence[Image]) -> Float[Tensor, "n s c"]:
+        """See ``Policy.latents``."""
+        return torch.cat([self._scaled(self._encoded(pixels_of([image]))) for image in images]).float()
 
     def decode(self, x: Float[Tensor, "n s c"]) -> UInt8[Tensor, "n h w 3"]:
         """Final latents to uint8 RGB on the CPU."""

@@ -9,7 +9,6 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL.Image import Image
@@ -18,7 +17,8 @@ from torch import Tensor
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.flux_loading import FluxConfig, load_flux
 from customized_grpo.policies.flux_tokens import pack, unpack
-from customized_grpo.policies.pipelines import ExactInputs, decode_images, run_tokens
+from customized_grpo.policies.pipelines import ExactInputs, run_tokens
+from customized_grpo.policies.pixels import decode_images, pixels_of
 from customized_grpo.types import Conditioning
 
 
@@ -108,8 +108,7 @@ class Flux(Policy):
         )
 
     def _latents(self, image: Image) -> Float[Tensor, "1 c height width"]:
-        pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 127.5 - 1.0).permute(2, 0, 1)[None]
-        latents = self._vae.encode(pixels.to(self.device)).latent_dist.mode()
+        latents = self._vae.encode(pixels_of([image]).to(self.device)).latent_dist.mode()
         scaled: Tensor = (latents - self._vae.config.shift_factor) * self._vae.config.scaling_factor
         return scaled
 
@@ -129,6 +128,11 @@ class Flux(Policy):
             "guidance": guidance,
         }
         return run_tokens(self, self._exact.at(*exact), x, c["text"], cond, inputs)
+
+    @torch.no_grad()
+    def latents(self, images: Sequence[Image]) -> Float[Tensor, "n s c"]:
+        """See ``Policy.latents``."""
+        return torch.cat([pack(self._latents(image)) for image in images])
 
     @torch.no_grad()
     def decode(self, x: Float[Tensor, "n s c"]) -> UInt8[Tensor, "n h w 3"]:

@@ -4,14 +4,14 @@ Dimensions: n batch, S latent tokens, C channels of a token, H x W pixels. sigma
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, final
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from pydantic import Field, PositiveInt, field_validator
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -25,8 +25,6 @@ from customized_grpo.policies.pipeline_parts import read_models
 from customized_grpo.policies.single_file import check_no_file
 from customized_grpo.types import Conditioning
 from customized_grpo.weights import check_finite, check_whole
-
-_DECODE_CHUNK = 4
 
 
 @final
@@ -269,21 +267,3 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Autocast to the weights' dtype where that is half: what a float32 time embedding needs."""
     half = dtype in (torch.bfloat16, torch.float16)
     return torch.autocast(device.type, dtype=dtype if half else torch.bfloat16, enabled=half)
-
-
-@torch.no_grad()
-def decode_images(
-    x: Float[Tensor, "n s c"],
-    decode: Callable[[Float[Tensor, "m s c"]], Float[Tensor, "m 3 h w"]],
-) -> UInt8[Tensor, "n h w 3"]:
-    """uint8 RGB on the CPU, rounded as diffusers' ``VaeImageProcessor`` does, a few samples at a time.
-
-    Args:
-        x: final latents.
-        decode: latents to pixels in [-1, 1].
-    """
-    images = []
-    for chunk in torch.split(x.float(), _DECODE_CHUNK):
-        pixels = (decode(chunk) / 2 + 0.5).clamp(0, 1) * 255
-        images.append(pixels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
-    return torch.cat(images)

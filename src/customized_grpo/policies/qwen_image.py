@@ -21,7 +21,8 @@ from customized_grpo.policies import shifts
 from customized_grpo.policies.base import PolicyConfig
 from customized_grpo.policies.flux_tokens import pack, unpack
 from customized_grpo.policies.pipeline_policy import PipelinePolicy
-from customized_grpo.policies.pipelines import FromLibrary, PipelineConfig, decode_images, run_tokens
+from customized_grpo.policies.pipelines import FromLibrary, PipelineConfig, run_tokens
+from customized_grpo.policies.pixels import decode_images, pixels_of
 from customized_grpo.recipe.limits import PromptTokenizer
 from customized_grpo.recipe.sections import ShiftRule
 from customized_grpo.types import Conditioning
@@ -149,9 +150,16 @@ class QwenImageEditPlus(PipelinePolicy):
 
     def _encode_reference(self, image: Image) -> Float[Tensor, "1 c height width"]:
         resized = self._resized(image, self.config.reference_size)
-        pixels = self._pipeline.image_processor.preprocess(resized).unsqueeze(2).to(self.device)
-        latents: Tensor = self._vae.encode(pixels).latent_dist.mode()[:, :, 0]
+        return self._encoded(self._pipeline.image_processor.preprocess(resized))
+
+    def _encoded(self, pixels: Float[Tensor, "1 3 _ _"]) -> Float[Tensor, "1 c height width"]:
+        latents: Tensor = self._vae.encode(pixels.unsqueeze(2).to(self.device)).latent_dist.mode()[:, :, 0]
         return (latents - self._mean) / self._std
+
+    @torch.no_grad()
+    def latents(self, images: Sequence[Image]) -> Float[Tensor, "n s c"]:
+        """See ``Policy.latents``."""
+        return torch.cat([pack(self._encoded(pixels_of([image]))) for image in images]).float()
 
     def _states(self, prompt: str, pictures: Sequence[Image]) -> Float[Tensor, "1 l d"]:
         """Last hidden states of the pipeline's template filled in, without the system's part.

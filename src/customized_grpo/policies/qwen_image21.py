@@ -21,7 +21,8 @@ from torch import Tensor
 
 from customized_grpo.policies.base import PolicyConfig
 from customized_grpo.policies.pipeline_policy import PipelinePolicy
-from customized_grpo.policies.pipelines import FromLibrary, autocast, decode_images
+from customized_grpo.policies.pipelines import FromLibrary, autocast
+from customized_grpo.policies.pixels import decode_images, pixels_of
 from customized_grpo.policies.qwen3_vl import PictureProcessor
 from customized_grpo.policies.qwen_image import QwenConfig, area_size, check_length
 from customized_grpo.recipe.limits import PromptTokenizer
@@ -106,7 +107,7 @@ class QwenImage21(PipelinePolicy):
         """
         self.config.check_references([image.size for image in references])
         resized = [self._resized(image) for image in references]
-        encoded = [self._encode_reference(image) for image in resized]
+        encoded = [self._encoded(self._pipeline.image_processor.preprocess(image)) for image in resized]
         packed = [latents.flatten(2).transpose(1, 2) for latents in encoded]
         none = torch.zeros(1, 0, self.config.channels, device=self.device)
         tensors = {"references": torch.cat([*packed, none], dim=1).to(self.dtype)}
@@ -124,10 +125,15 @@ class QwenImage21(PipelinePolicy):
         resized: Image = self._pipeline.image_processor.resize(image.convert("RGBA"), height, width)
         return resized
 
-    def _encode_reference(self, image: Image) -> Float[Tensor, "1 c height width"]:
-        pixels = self._pipeline.image_processor.preprocess(image).unsqueeze(2).to(self.device)
-        latents: Tensor = self._vae.encode(pixels).latent_dist.mode()[:, :, 0]
+    def _encoded(self, pixels: Float[Tensor, "1 4 _ _"]) -> Float[Tensor, "1 c height width"]:
+        latents: Tensor = self._vae.encode(pixels.unsqueeze(2).to(self.device)).latent_dist.mode()[:, :, 0]
         return (latents - self._mean) / self._std
+
+    @torch.no_grad()
+    def latents(self, images: Sequence[Image]) -> Float[Tensor, "n s c"]:
+        """See ``Policy.latents``; wholly opaque."""
+        encoded = [self._encoded(pixels_of([image.convert("RGBA")])) for image in images]
+        return torch.cat([one.flatten(2).transpose(1, 2) for one in encoded]).float()
 
     def _states(self, prompt: str, pictures: Sequence[Image]) -> tuple[Float[Tensor, "1 l d"], Bool[Tensor, "1 l"]]:
         self._require_text_encoder()

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from customized_grpo.advantages.axes import AXES as AXES
 from customized_grpo.recipe.axes import axes_of, time_weights_of
-from customized_grpo.recipe.fields import DataField, ObjectiveField, PolicyField, RewardField, needs_transitions
+from customized_grpo.recipe.fields import (
+    DataField,
+    ObjectiveField,
+    PolicyField,
+    RewardField,
+    needs_transitions,
+    targets_of,
+)
 from customized_grpo.recipe.keys import Advantage as Advantage
 from customized_grpo.recipe.keys import Evaluate as Evaluate
 from customized_grpo.recipe.keys import EvaluateSampling as EvaluateSampling
@@ -20,6 +27,7 @@ from customized_grpo.recipe.keys import Sampling as Sampling
 from customized_grpo.recipe.keys import Train as Train
 from customized_grpo.recipe.rules import check_rules
 from customized_grpo.recipe.sections import ObjectiveSpec, PolicySpec, Section
+from customized_grpo.recipe.supervised import check_supervised
 
 
 class Recipe(Section):
@@ -29,7 +37,7 @@ class Recipe(Section):
     policy: PolicyField
     data: DataField
     sampling: Sampling = Field(default={}, validate_default=True)
-    rewards: dict[str, RewardField] = Field(min_length=1)
+    rewards: dict[str, RewardField] = Field(description="at least one for each axis; none of a supervised objective")
     advantage: Advantage = Field(default={}, validate_default=True)
     objective: ObjectiveField = Field(default={"type": "grpo"}, validate_default=True)
     train: Train = Train()
@@ -42,6 +50,9 @@ class Recipe(Section):
         objective = given.get("objective") if isinstance(given, dict) else None
         if needs_transitions(objective) or not isinstance(given.get("sampling", {}), dict):
             return given
+        if targets_of(objective):
+            own = {"dynamics": None, "plan": None, "shared_noise": False}
+            return {"rewards": {}, **given, "sampling": {**own, **given.get("sampling", {})}}
         asked = given.get("sampling", {})
         noisy = asked.get("dynamics") is not None
         own = {"dynamics": None, "plan": None, "shared_noise": noisy, "solver": None if noisy else "euler"}
@@ -49,6 +60,13 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.objective.targets:
+            check_supervised(self)
+        elif not self.rewards:
+            raise ValueError(
+                "rewards: none; give at least one for each axis (identity and prompt), as reinforcement learning needs "
+                "them: a supervised objective (customized-grpo sft, dpo) does without"
+            )
         for name in self.rewards:
             if name in (*self.axes, "key"):
                 raise ValueError(
@@ -72,19 +90,22 @@ class Recipe(Section):
             )
         check_rules(self.advantage.rules, self.rewards, self.train.group_size, self.train.updates_per_rollout)
         _fits_policy(self.run, self.policy, self.sampling.shift)
-        _fits_objective(self.objective, self.sampling, self.train)
-        _fits_cache(self.objective, self.policy, self.sampling)
+        if not self.objective.targets:
+            _fits_objective(self.objective, self.sampling, self.train)
+            _fits_cache(self.objective, self.policy, self.sampling)
         self.time_weights()
         return self
 
     @property
     def axes(self) -> tuple[str, ...]:
         """Axes in their columns' order: prompt, identity, then the further ones that rewards name."""
-        return axes_of(self.rewards, self.advantage.axes)
+        return AXES if self.objective.targets else axes_of(self.rewards, self.advantage.axes)
 
     @property
     def samples_per_update(self) -> int:
-        """Number of samples of each group per optimizer update."""
+        """Number of samples of each group per optimizer update; of pictures, of a supervised objective."""
+        if self.objective.targets:
+            return self.objective.targets
         keep = self.advantage.rules.keep
         return (self.train.group_size if keep is None else keep.number) // self.train.updates_per_rollout
 

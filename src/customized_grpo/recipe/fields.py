@@ -39,15 +39,27 @@ def _reader(kind: registry.Kind, base: type[BaseModel]) -> Callable[[Any], BaseM
 
 def needs_transitions(section: Any) -> bool:
     """Whether a recipe's ``objective``, not validated yet, trains a sampler's transitions; true if it is unknown."""
+    model = _objective(section)
+    return model is None or model.transitions
+
+
+def targets_of(section: Any) -> int:
+    """Number of pictures that a recipe's ``objective``, not validated yet, learns from; 0 if it is unknown."""
+    model = _objective(section)
+    return 0 if model is None else model.targets
+
+
+def _objective(section: Any) -> type[ObjectiveSpec] | None:
+    """The ``Config`` that will read it; None if there is none, which the section's own reader says."""
     if isinstance(section, ObjectiveSpec):
-        return section.transitions
+        return type(section)
     given = section if isinstance(section, dict) else {}
     name = given.get("type", DEFAULT_TYPES["objectives"])
     try:
         model = registry.config_model("objectives", registry.resolve("objectives", str(name)))
     except registry.UnknownPluginError:
-        return True  # the section's own reader says so
-    return not issubclass(model, ObjectiveSpec) or model.transitions
+        return None
+    return model if issubclass(model, ObjectiveSpec) else None
 
 
 def _read_metric(section: Any) -> BaseModel:

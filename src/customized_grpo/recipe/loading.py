@@ -23,6 +23,7 @@ from customized_grpo.recipe.problems import (
     what_is_allowed,
 )
 from customized_grpo.recipe.schema import Location, Place, recipe_schema, shown
+from customized_grpo.recipe.supervised import supervise
 from customized_grpo.recipe.yaml_source import construct, dump, read_yaml, yaml_problem
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "is_server",
     "load_any",
     "load_recipe",
+    "load_supervised",
     "recipe_of",
     "recipe_schema",
     "run_config",
@@ -93,6 +95,26 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), model: type[Bas
     file = find_recipe(path)
     data, lines = read_yaml(file)
     return _validated(str(file), data, lines, overrides, model)
+
+
+def load_supervised(path: str | Path, overrides: Sequence[str], kind: str) -> tuple[Recipe, list[str]]:
+    """A recipe as that of a supervised run (``supervised.supervise``), with overrides on top.
+
+    Args:
+        path: see ``load_recipe``.
+        overrides: see ``load_recipe``.
+        kind: ``sft`` or ``dpo``.
+
+    Returns:
+        The recipe, and what of the file was left aside.
+
+    Raises:
+        RecipeError: every problem that was found, one per line.
+    """
+    file = find_recipe(path)
+    data, lines = read_yaml(file)
+    aside = supervise(data, kind)
+    return _validated(str(file), data, lines, overrides, Recipe), aside
 
 
 def recipe_of(data: dict[str, Any], overrides: Sequence[str], model: type[M]) -> M:

@@ -211,11 +211,14 @@ class ObjectiveSpec(registry.PluginSection):
         transitions: whether it needs the sampler's stochastic transitions; else final latents suffice, by any solver.
         compares: whether it has a ratio to the policy that sampled, on which ``train.ratio_guard`` looks.
         lossy: whether a rollout may be computed otherwise than its loss computes, as ``sampling.cache`` does.
+        targets: number of pictures of an example that it learns from, instead of samples and rewards: 1 the target, 2
+            the chosen and the rejected; 0 of reinforcement learning.
     """
 
     transitions: ClassVar[bool] = True
     compares: ClassVar[bool] = True
     lossy: ClassVar[bool] = False
+    targets: ClassVar[int] = 0
 
     kl: NonNegativeFloat = Field(default=0.0, description="weight of the KL to the frozen base (adapter off)")
     step_weighting: Literal["none", "equal"] = Field(
@@ -227,6 +230,11 @@ class ObjectiveSpec(registry.PluginSection):
     def compares_means(self) -> bool:
         """Whether a rollout records the mean of every trained transition, too."""
         return False
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether a loss computes the base's velocities, too."""
+        return self.kl > 0
 
     @property
     def keeps_average(self) -> bool:

@@ -100,6 +100,8 @@ BUILTIN: Mapping[Kind, Mapping[str, str]] = {
         "grpo": "customized_grpo.objectives.grpo:GRPO",
         "nft": "customized_grpo.objectives.nft:NFT",
         "awm": "customized_grpo.objectives.awm:AWM",
+        "sft": "customized_grpo.objectives.sft:SFT",
+        "dpo": "customized_grpo.objectives.dpo:DPO",
     },
 }
 

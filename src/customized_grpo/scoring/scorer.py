@@ -73,8 +73,6 @@ class Scorer:
         max_failed_share: float,
         background: torch.device | None = None,
     ) -> None:
-        if not rewards:
-            raise ValueError("a scorer needs at least one reward")
         self.names = tuple(rewards)
         self._local = {name: reward for name, reward in rewards.items() if isinstance(reward, Reward)}
         self._remote = {

@@ -20,6 +20,8 @@ _FINE: Final = 1000
 def advice(recipe: Recipe, sigmas: Float[Tensor, " t_plus_1"]) -> list[str]:
     """Warnings on the sampler and the time weights, for its noise levels."""
     said = _step_distilled(recipe) + _excess_noise(recipe, sigmas)
+    if recipe.objective.targets:
+        return said
     return said + _unused_noise(recipe) + _unreached_stage(recipe)
 
 
@@ -28,7 +30,7 @@ def _step_distilled(recipe: Recipe) -> list[str]:
     if not recipe.policy.step_distilled():
         return []
     return [
-        f"policy.model: {recipe.policy.model} is distilled to few steps, which training by rewards undoes: its images "
+        f"policy.model: {recipe.policy.model} is distilled to few steps, which training undoes: its images "
         "blur. Train on the base model that it was distilled from, and draw with the distilled one: it takes the "
         "base's adapter by diffusers' load_lora_weights"
     ]

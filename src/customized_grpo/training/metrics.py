@@ -55,6 +55,17 @@ def groups(
     return metrics
 
 
+def of_samples(
+    names: Sequence[str], rewards: Float[Tensor, "g r"], advantages: Advantages, axes: Sequence[str] = AXES
+) -> dict[str, list[float]]:
+    """Rewards and advantages of a group's samples, by name."""
+    return (
+        {name: rewards[:, column].tolist() for column, name in enumerate(names)}
+        | {f"advantage/{axis}": advantages.axes[:, column].tolist() for column, axis in enumerate(axes)}
+        | {"advantage/mean": advantages.advantage.mean(1).tolist()}
+    )
+
+
 def correlation(axes: Float[Tensor, "g 2"]) -> float:
     """Pearson's correlation of two axes inside a group; NaN where one is constant."""
     prompt, identity = (axes - axes.mean(0)).unbind(1)
@@ -113,6 +124,7 @@ def headline(metrics: Mapping[str, float], axes: Sequence[str] = AXES) -> str:
     shown = {
         **{axis: f"reward/{axis}/mean" for axis in axes},
         "corr": "advantage/correlation",
+        **({} if "advantage/correlation" in metrics else {"loss": "loss/surrogate", "accuracy": "dpo/accuracy"}),
         "grad": "grad/norm",
         "s": "time/step",
     }

@@ -22,7 +22,7 @@ from customized_grpo.advantages.shaping import Aggregator
 from customized_grpo.atomic import held
 from customized_grpo.conditioning.cache import Process, open_policy
 from customized_grpo.console import bars
-from customized_grpo.data.base import Dataset, load_dataset
+from customized_grpo.data.base import Dataset, load_dataset, supervised
 from customized_grpo.data.order import groups_a_rank
 from customized_grpo.devices import leave_group_of_one, open_device
 from customized_grpo.evaluation.costs import METRICS, REWARDS
@@ -185,7 +185,8 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
         opened.callback(close, rewards)
         hashes = FileHashes(folder / HASHES)
         opened.callback(hashes.stop)
-        identity = RunIdentity(recipe, dataset, rewards, hashes) if accelerator.is_main_process else None
+        learnt = supervised(dataset, targets) if (targets := recipe.objective.targets) else dataset
+        identity = RunIdentity(recipe, learnt, rewards, hashes) if accelerator.is_main_process else None
     # Completing a cache waits for the others on its way, so a rank that fails in it can't tell them: it ends the job.
     agreed = together(accelerator, ValueError) if run.cache is None else contextlib.nullcontext()
     with agreed, bars("conditioning: ") as progress:
@@ -197,7 +198,7 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
         if identity is not None:
             identity.look()
         engine_limits.check_weights(engine.engine_of(accelerator), policy.transformer)
-        tuning.attach(policy, recipe.policy, run.seed, keep_base=recipe.objective.kl > 0)
+        tuning.attach(policy, recipe.policy, run.seed, keep_base=recipe.objective.needs_base)
     parameters = tuning.trainable_parameters(policy)
     optimizer = build_optimizer(list(parameters.values()), train)
     updates = train.steps * train.updates_per_rollout
@@ -238,7 +239,7 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
         accelerator=accelerator,
         policy=policy,
         encode=encode,
-        dataset=dataset,
+        dataset=learnt,
         scorer=scorer,
         rules=RewardRules(recipe),
         reward_axes=[recipe.axes.index(spec.axis) for spec in recipe.rewards.values()],

@@ -98,7 +98,7 @@ class Trainer:
             evaluating = validation.is_due(parts, done) and not stopping
             if evaluating:
                 metrics |= validation.evaluate(parts, done)
-            if done == 1:  # constants, so they are logged once
+            if done == 1 and self.recipe.rewards:  # constants, so they are logged once
                 metrics |= explain.weights(parts.time_weights, parts.objective.sensitivity, self.recipe.axes)
             log.write(done, metrics, explain.headline(metrics, self.recipe.axes))
             news = parts.state.drain_news() + parts.scorer.tally.drain_news()
@@ -115,6 +115,8 @@ class Trainer:
 
     def step(self, step: int) -> dict[str, float]:
         """One GRPO step: sample this rank's groups, score them, take their advantages, and update the adapter."""
+        if self.recipe.objective.targets:
+            return self.supervised(step)
         parts, clock, shares = self.parts, self.parts.clock, self.shares()
         rules = self.recipe.advantage.rules
         with parts.sampling():
@@ -140,8 +142,20 @@ class Trainer:
         if parts.old is not None:
             parts.old.follow(parts.parameters, parts.schedule.last_epoch)
         metrics |= parts.objective.rollout_metrics() | parts.scorer.drain() | clock.drain()
-        self.save_samples(step + 1, sampled, rewards[0], advantages[0])
+        self.save_samples(
+            step + 1,
+            sampled,
+            explain.of_samples(list(self.recipe.rewards), rewards[0], advantages[0], self.recipe.axes),
+        )
         return mean_metrics(parts.accelerator, metrics)
+
+    def supervised(self, step: int) -> dict[str, float]:
+        """One supervised step: pictures of the data in place of samples, and an update that no reward weighs."""
+        parts, (samples,) = self.parts, self.shares()
+        groups = [self.sample(step, group, index) for group, index in self.assignments(step)]
+        alike = [Advantages.alike(len(group.images), len(group.progress)) for group in groups]
+        self.save_samples(step + 1, groups[0], {})
+        return mean_metrics(parts.accelerator, self.update(groups, alike, samples, first=True) | parts.clock.drain())
 
     def assignments(self, step: int) -> list[tuple[int, int]]:
         """(global index of the group in this step, index of its example) of this rank's groups."""
@@ -278,17 +292,9 @@ class Trainer:
             "lr": parts.schedule.get_last_lr()[0],
         }
 
-    def save_samples(self, done: int, group: Rollout, rewards: Tensor, advantages: Advantages) -> None:
-        """A group as a picture, the reference first, its rewards and advantages beside it: of step 1 and every N."""
+    def save_samples(self, done: int, group: Rollout, values: Mapping[str, Sequence[float]]) -> None:
+        """A group as a picture, the reference first, its samples' values beside it: of step 1 and every N."""
         every = self.recipe.train.save_samples_every
-        is_first = every > 0 and done == 1
-        if not self.parts.accelerator.is_main_process or not (is_first or is_every(every, done)):
-            return
-        save_group(
-            self.parts.folder / "samples" / f"step-{done:06d}.png",
-            group.example,
-            group.images,
-            {name: rewards[:, column].tolist() for column, name in enumerate(self.recipe.rewards)}
-            | {f"advantage/{axis}": advantages.axes[:, column].tolist() for column, axis in enumerate(self.recipe.axes)}
-            | {"advantage/mean": advantages.advantage.mean(1).tolist()},
-        )
+        if self.parts.accelerator.is_main_process and (is_every(every, done) or (every > 0 and done == 1)):
+            file = self.parts.folder / "samples" / f"step-{done:06d}.png"
+            save_group(file, group.example, group.images, values)
