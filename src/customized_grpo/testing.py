@@ -238,7 +238,8 @@ def check_objective(objective: Objective, example: Example, cond: Conditioning) 
     """Check an objective on one group of one example, with the weights as they are.
 
     Draws are those of their place, whatever was drawn before; the loss is finite and does not depend on the pairs'
-    order; a zero advantage has no gradient where the weights are those that sampled; others have one.
+    order; a zero advantage has no gradient where the weights are those that sampled; others have one. A supervised
+    objective, whose example has targets, doesn't look at advantages, and its pairs are those of whole examples.
 
     Raises:
         AssertionError: names the violated property.
@@ -247,7 +248,9 @@ def check_objective(objective: Objective, example: Example, cond: Conditioning) 
     draw, clock = Draw(0, 0, 0), Clock(policy.device)
     group, again = (objective.sample(example, cond, draw, clock=clock, batch=None) for _ in range(2))
     size, levels = len(group.images), len(group.progress)
-    assert size == objective.recipe.train.group_size, f"{size} images, where train.group_size asks for others"
+    taught = objective.recipe.objective.targets
+    asked = taught or objective.recipe.train.group_size
+    assert size == asked, f"{size} images, where {asked} are asked for"
     assert torch.equal(group.images, again.images), "the same draw gives other images"
     assert torch.equal(group.progress, again.progress), "the same draw gives other levels"
     assert bool((group.progress >= 0).all()), "a level is before the grid"
@@ -272,6 +275,6 @@ def check_objective(objective: Objective, example: Example, cond: Conditioning) 
     plain = gradient(in_order, 1.0)
     assert bool(plain.isfinite().all()), "the gradient is not finite"
     assert bool(plain.any()), "no gradient reaches the weights"
-    assert not bool(gradient(in_order, 0.0).any()), "a zero advantage has a gradient"
-    turned = gradient(in_order.flip(0), 1.0)
+    assert taught or not bool(gradient(in_order, 0.0).any()), "a zero advantage has a gradient"
+    turned = gradient(in_order.view(-1, taught or 1).flip(0).flatten(), 1.0)
     assert float((turned - plain).norm() / plain.norm()) < 1e-3, "the gradient depends on the pairs' order"

@@ -71,7 +71,9 @@ class DPO(Supervised):
         error, held = (matching_error(one, pairs.x0, pairs.noise) for one in (velocity, base))
         margin = dpo_margin(error, held, beta=section.beta)
         loss = -logsigmoid(margin).mean()
-        return PairLoss(loss=loss, penalty=torch.zeros_like(loss), details={"margin": margin.detach()})
+        return PairLoss(
+            loss=loss, penalty=torch.zeros_like(loss), details={"margin": margin.detach().repeat_interleave(2)}
+        )
 
     def metrics(
         self, details: Mapping[str, Float[Tensor, " n"]], advantage: Float[Tensor, " n"], *, first: bool

@@ -21,6 +21,11 @@ _HEALTH: Final = (
     ("ratio/clip_share", "Share of clipped ratios", "Samples that the clip keeps out of the gradient."),
     ("grad/norm", "Gradient norm", "Before clipping."),
 )
+_LEARNT: Final = (
+    ("loss/surrogate", "Loss", "Of the pictures that a supervised run learns from, each step at other noise levels."),
+    ("dpo/margin", "Margin", "By how much likelier the chosen picture became than the rejected one, against the base."),
+    ("dpo/accuracy", "Pairs in order", "Share of the pairs whose chosen picture became the likelier one."),
+)
 _CONFLICT: Final = (
     (
         "advantage/correlation",
@@ -62,7 +67,7 @@ def all_figures(
     """Figures by section; a section without data is an empty list."""
     return {
         "heldout": _heldout(runs, axes),
-        "rewards": _rewards(runs),
+        "rewards": _rewards(runs) or _learnt(runs),
         "planes": _planes(runs, summaries, axes),
         "conflict": _conflict(runs),
         "weights": _weights(runs),
@@ -108,7 +113,7 @@ def _heldout(runs: Sequence[RunFolder], axes: Mapping[str, str]) -> list[FigureV
             f"{line.label}: {line.y[0]:.3f} at step {line.x[0]}, {line.y[-1]:.3f} at step {line.x[-1]}"
             for line in curves
         )
-        svg = lines(f"heldout{i}", curves, x="GRPO step", y="mean, band: 95 % interval")
+        svg = lines(f"heldout{i}", curves, x="training step", y="mean, band: 95 % interval")
         views.append(FigureView(title, svg, "", f"Held-out {title} over the steps. {ends}."))
     return views
 
@@ -122,6 +127,11 @@ def _rewards(runs: Sequence[RunFolder]) -> list[FigureView]:
         for key in dict.fromkeys(keys)
         for view in _over_steps(runs, key, _reward_title(runs, key), "", unit="mean of the step")
     ]
+
+
+def _learnt(runs: Sequence[RunFolder]) -> list[FigureView]:
+    """What a supervised run has in place of rewards."""
+    return [view for key, title, note in _LEARNT for view in _over_steps(runs, key, title, note)]
 
 
 def _reward_title(runs: Sequence[RunFolder], key: str) -> str:
@@ -152,7 +162,7 @@ def _over_steps(
         return []
     name = "".join(letter for letter in key if letter.isalnum())
     ends = "; ".join(f"{line.label}: from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in curves)
-    svg = lines(name, curves, x="GRPO step", y=unit, log=log, zero=zero)
+    svg = lines(name, curves, x="training step", y=unit, log=log, zero=zero)
     return [FigureView(title, svg, caption, f"{title} over the steps. {ends}.")]
 
 
@@ -169,7 +179,7 @@ def _conflict(runs: Sequence[RunFolder]) -> list[FigureView]:
             if x:
                 curves.append(Line(label=name, x=x, y=smooth(y), colour=i, style=styles[i]))
         if curves:
-            svg = lines("shares", curves, x="GRPO step", y="share of the samples", legend=True)
+            svg = lines("shares", curves, x="training step", y="share of the samples", legend=True)
             last = ", ".join(f"{line.label} {line.y[-1]:.0%}" for line in curves)
             note = "Samples that are above their group's mean on both axes, on one, or on none."
             views.append(FigureView("Synergy and conflict", svg, note, f"Shares of the samples; at the end {last}."))

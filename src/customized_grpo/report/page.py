@@ -110,12 +110,16 @@ def _facts(run: RunFolder, summary: Mapping[str, Any] | None) -> list[tuple[str,
     get, group = run.get, run.get("train", "group_size")
     parts = [get("advantage", part, "type") for part in ("aggregator", "time_weights")]
     steps = f"{run.last_step} of {run.planned_steps}" if run.planned_steps else str(run.last_step or "")
+    by_rewards = bool(run.axes_of("rewards"))
     facts = {
         "Policy": f"{get('policy', 'type')}, {get('policy', 'model')}" if get("policy", "type") else None,
         "Rewards": ", ".join(f"{name} ({axis})" for name, axis in run.axes_of("rewards").items()),
-        "Advantage": " + ".join(str(part) for part in parts if part),
-        "GRPO steps": steps if run.steps else None,
-        "Group": f"{group} images, {get('train', 'groups_per_step')} prompts per step" if group else None,
+        "Advantage": " + ".join(str(part) for part in parts if part and by_rewards),
+        "GRPO steps" if by_rewards else "Steps": steps if run.steps else None,
+        "Group": f"{group} images, {get('train', 'groups_per_step')} prompts per step"
+        if group and by_rewards
+        else None,
+        "Learns from": None if by_rewards or not group else f"{get('train', 'groups_per_step')} examples a step",
         "Seed": get("run", "seed"),
     }
     if run.is_evaluation:

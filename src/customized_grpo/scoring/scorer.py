@@ -95,6 +95,7 @@ class Scorer:
             RewardFailure: a local reward raised (chained) or did not return (g,) float32. That is a bug or a broken
                 example, so it isn't masked. In the background ``result`` raises it.
         """
+        assert self.names, "nothing scores without a reward; a supervised step submits nothing"
         flights: dict[str, Future[Outcome]] = {}
         if self._loop is not None:
             pictures = to_pil(images)

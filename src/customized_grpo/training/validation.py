@@ -84,7 +84,7 @@ def warnings(folder: Path, done: int) -> list[str]:
     After the first one also axes without a held-out column: only now are a metric's columns known.
     """
     (run,) = read_runs([folder], metrics="reward/")
-    unwatched = [axis for axis in run.axes if done == 0 and run.axis_column(axis) is None]
+    unwatched = [axis for axis in run.axes if done == 0 and run.axes_of("rewards") and run.axis_column(axis) is None]
     return [str(suspicion) for suspicion in run.suspicions(until=done)] + [
         f"no held-out metric stands for the axis {axis}, so reward hacking on it can't show; "
         f"give one of evaluate.metrics 'axis: {axis}'"
