@@ -36,7 +36,7 @@ RUN, EXAMPLE = ("fingerprint", "cell", "seed", "step"), ("cell", "seed", "exampl
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One variant: its part of the grid, its name, what it overrides, and its seeds."""
+    """One variant: its part of the grid, its name, what it overrides (``<seed>`` is the seed), and its seeds."""
 
     part: str
     name: str
@@ -155,7 +155,8 @@ class Grid:
         began = time.monotonic()
         if not self._ended(folder):
             resume = ("run.resume=latest",) if folder.is_dir() else ()
-            own = (f"run.dir={folder}", f"run.seed={1000 + seed}", *self.common, *cell.overrides, *resume)
+            overrides = [one.replace("<seed>", str(seed)) for one in cell.overrides]
+            own = (f"run.dir={folder}", f"run.seed={1000 + seed}", *self.common, *overrides, *resume)
             trainer = Trainer(build(load_recipe(RECIPE, own)))
             self._lend_base(folder, seed)
             step = trainer.step

@@ -130,7 +130,7 @@ def paired_seconds(recipe: Path, variants: Mapping[str, Sequence[str]], repeats:
         found.append(
             {"variant": name, **summary(values)}
             | {f"ratio_{key}": ratio[key] for key in ("median", "low", "high")}
-            | {phase: summary([one[f"time/{phase}"] for one in phases[name]])["median"] for phase in PHASES}
+            | {phase: summary([one.get(f"time/{phase}", 0.0) for one in phases[name]])["median"] for phase in PHASES}
         )
     return found
 

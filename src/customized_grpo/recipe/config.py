@@ -50,13 +50,12 @@ class Recipe(Section):
         objective = given.get("objective") if isinstance(given, dict) else None
         if needs_transitions(objective) or not isinstance(given.get("sampling", {}), dict):
             return given
-        if targets_of(objective):
-            own = {"dynamics": None, "plan": None, "shared_noise": False}
-            return {"rewards": {}, **given, "sampling": {**own, **given.get("sampling", {})}}
         asked = given.get("sampling", {})
         noisy = asked.get("dynamics") is not None
-        own = {"dynamics": None, "plan": None, "shared_noise": noisy, "solver": None if noisy else "euler"}
-        return {**given, "sampling": {**own, **asked}}
+        own: dict[str, Any] = {"dynamics": None, "plan": None, "shared_noise": noisy}
+        if targets_of(objective):  # it samples nothing
+            return {"rewards": {}, **given, "sampling": {**own, **asked}}
+        return {**given, "sampling": {**own, "solver": None if noisy else "euler", **asked}}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
