@@ -16,6 +16,7 @@ from customized_grpo.commands.data.check import check
 from customized_grpo.commands.data.download import download
 from customized_grpo.commands.data.import_ import import_
 from customized_grpo.commands.data.masks import masks
+from customized_grpo.commands.data.pairs import pairs
 from customized_grpo.commands.data.split import split
 from customized_grpo.commands.demo import demo
 from customized_grpo.commands.doctor import doctor
@@ -80,4 +81,5 @@ data.command(cls=Once, context_settings=FREE)(cache)
 data.command("import", cls=Once, context_settings=FREE)(import_)
 data.command(cls=Once)(check)
 data.command(cls=Once)(split)
+data.command(cls=Once)(pairs)
 data.command(cls=Once)(download)
