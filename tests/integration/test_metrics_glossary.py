@@ -11,7 +11,7 @@ from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
 from judge_cases import KEY, KEY_ENV
 from judge_server import JudgeServer, completion
-from runs import RULES, tiny_recipe
+from runs import RULES, make_taught_world, taught_recipe, tiny_recipe
 
 from .conftest import Finished
 
@@ -52,6 +52,9 @@ def emitted(finished: Finished, tiny_world: Path, tmp_path_factory: pytest.TempP
     for changes in ({"rewards": rewards}, RULES):
         more = Trainer(build(tiny_recipe(tiny_world, tmp_path_factory.mktemp("more") / "run", **changes)))
         rows.append(more.step(0))
+    world = make_taught_world(tiny_world, tmp_path_factory.mktemp("taught") / "world")
+    taught = Trainer(build(taught_recipe(world, tmp_path_factory.mktemp("dpo") / "run", "dpo")))
+    rows.append(taught.step(0))
     with JudgeServer(lambda request: completion('{"winner": 1}')) as server:
         rewards["bright"] = {"type": "vlm_pairwise", "axis": "prompt", "rubric": "prompt_following", "preset": "vllm"}
         rewards["bright"] |= {"model": "judge", "base_url": server.url, "key_env": KEY_ENV}

@@ -1,12 +1,10 @@
 """Supervised runs by the trainer: the loss falls, micro-batches and kills change nothing, RL goes on from them."""
 
 import copy
-import json
 import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,46 +13,26 @@ from PIL import Image
 from customized_grpo import testing
 from customized_grpo.data.base import load_dataset, supervised
 from customized_grpo.policies.adapters.lora import adapter_state
-from customized_grpo.recipe.config import Recipe
 from customized_grpo.report.write import write_report
 from customized_grpo.training import state
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer, train
 from forked import exit_code, forked
 from frozen_weights import frozen_hash
-from runs import FULL, checkpoint_bytes, metrics_of, tiny_dict, tiny_recipe, with_evaluation
+from runs import FULL, checkpoint_bytes, make_taught_world, metrics_of, taught_recipe, tiny_recipe, with_evaluation
 
 KINDS = ("sft", "dpo")
-COLORS = ("red", "green", "blue")
 
 
 @pytest.fixture(scope="module")
 def taught_world(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``tiny_world`` whose lines have a target, and a better and a worse picture."""
-    folder = tmp_path_factory.mktemp("taught")
-    shutil.copytree(tiny_world, folder, dirs_exist_ok=True)
-    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
-    for number, (row, color) in enumerate(zip(rows, COLORS, strict=True)):
-        Image.new("RGB", (48, 32), color).save(folder / f"target-{number}.png")
-        Image.new("RGB", (32, 32), "gray").save(folder / f"worse-{number}.png")
-        row |= {"target": f"target-{number}.png", "chosen": f"target-{number}.png", "rejected": f"worse-{number}.png"}
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-def taught(world: Path, run: Path, kind: str, **changes: Any) -> Recipe:
-    plain = tiny_dict(world, run, **changes)
-    for section in ("rewards", "advantage"):
-        del plain[section]
-    del plain["train"]["group_size"]
-    plain["objective"] = {"type": kind, **plain["objective"]}
-    return Recipe.model_validate(plain)
+    return make_taught_world(tiny_world, tmp_path_factory.mktemp("taught") / "world")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_learns_and_moves_nothing_else(taught_world: Path, tmp_path: Path, kind: str) -> None:
     changes = {"train__steps": 12, "train__save_samples_every": 6, **with_evaluation(taught_world, 6)}
-    trainer = Trainer(build(taught(taught_world, tmp_path / "run", kind, **changes)))
+    trainer = Trainer(build(taught_recipe(taught_world, tmp_path / "run", kind, **changes)))
     frozen, adapter = frozen_hash(trainer.parts.policy.transformer), adapter_state(trainer.parts.policy.transformer)
     run = trainer.run()
     assert frozen_hash(trainer.parts.policy.transformer) == frozen
@@ -82,7 +60,7 @@ def test_a_run_learns_and_moves_nothing_else(taught_world: Path, tmp_path: Path,
 def test_conformance_and_micro_batches(
     taught_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    trainer = Trainer(build(taught(taught_world, tmp_path / "run", kind, train__microbatch=2)))
+    trainer = Trainer(build(taught_recipe(taught_world, tmp_path / "run", kind, train__microbatch=2)))
     trainer.step(0)
     parts = trainer.parts
     example = parts.dataset[0]
@@ -110,8 +88,8 @@ def test_ten_steps_are_five_a_kill_and_five_more(taught_world: Path, tmp_path: P
         **({"objective": {"kl": 0.1}} if kind == "sft" else {}),
         **with_evaluation(taught_world, 5),
     }
-    whole = train(taught(taught_world, tmp_path / "whole", kind, **copy.deepcopy(changes)))
-    recipe = taught(taught_world, tmp_path / "parts", kind, **copy.deepcopy(changes))
+    whole = train(taught_recipe(taught_world, tmp_path / "whole", kind, **copy.deepcopy(changes)))
+    recipe = taught_recipe(taught_world, tmp_path / "parts", kind, **copy.deepcopy(changes))
 
     def killed_at_eight() -> None:
         step = Trainer.step
@@ -135,24 +113,24 @@ def test_ten_steps_are_five_a_kill_and_five_more(taught_world: Path, tmp_path: P
 def test_another_target_is_another_run(taught_world: Path, tmp_path: Path) -> None:
     world = shutil.copytree(taught_world, tmp_path / "world")
     changes = {"train__steps": 2, "train__checkpoint_every": 1}
-    train(taught(world, tmp_path / "run", "sft", **changes | {"train__steps": 1}))
+    train(taught_recipe(world, tmp_path / "run", "sft", **changes | {"train__steps": 1}))
     Image.new("RGB", (32, 32), "white").save(world / "target-1.png")
     with pytest.raises(ValueError, match=r"1 changed \(dog-1\)"):
-        train(taught(world, tmp_path / "run", "sft", run__resume="latest", **changes))
+        train(taught_recipe(world, tmp_path / "run", "sft", run__resume="latest", **changes))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_weight_can_be_taught(taught_world: Path, tmp_path: Path, kind: str) -> None:
+def test_every_weight_can_be_taught_recipe(taught_world: Path, tmp_path: Path, kind: str) -> None:
     full = {key: FULL[key] for key in ("policy__lora", "policy__full", "train__lr")}
     kl = {"objective": {"kl": 0.1}} if kind == "sft" else {}
-    run = train(taught(taught_world, tmp_path / "run", kind, train__steps=3, **full, **kl))
+    run = train(taught_recipe(taught_world, tmp_path / "run", kind, train__steps=3, **full, **kl))
     losses = [row["loss/surrogate"] for row in metrics_of(run)]
     assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("objective", ["grpo", "nft"])
 def test_rl_goes_on_from_the_lora_and_is_held_to_it(taught_world: Path, tmp_path: Path, objective: str) -> None:
-    warm = train(taught(taught_world, tmp_path / "warm", "sft", train__steps=6))
+    warm = train(taught_recipe(taught_world, tmp_path / "warm", "sft", train__steps=6))
     changes = {"policy__base_lora": {"path": str(warm), "mode": "adapter"}, "objective": {"type": objective, "kl": 0.5}}
     trainer = Trainer(build(tiny_recipe(taught_world, tmp_path / "rl", **copy.deepcopy(changes))))
     first = trainer.step(0)
@@ -164,12 +142,12 @@ def test_rl_goes_on_from_the_lora_and_is_held_to_it(taught_world: Path, tmp_path
 
 
 def test_the_miniature_data_teach_it_too(tmp_path: Path) -> None:
-    recipe = taught(Path("unused"), tmp_path / "run", "dpo", data={"type": "mini", "size": 8})
+    recipe = taught_recipe(Path("unused"), tmp_path / "run", "dpo", data={"type": "mini", "size": 8})
     assert len(supervised(load_dataset(recipe.data), 2)[0].targets) == 2
 
 
 def test_a_checkpoint_is_of_the_trainer_and_has_its_state(taught_world: Path, tmp_path: Path) -> None:
-    run = train(taught(taught_world, tmp_path / "run", "sft", train__steps=1))
+    run = train(taught_recipe(taught_world, tmp_path / "run", "sft", train__steps=1))
     saved = state.saved_recipe(run / "checkpoints" / "step-000001" / "config.yaml")
     assert saved.objective.type == "sft"
     assert not saved.rewards

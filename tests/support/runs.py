@@ -6,6 +6,7 @@ A reward here may end its own process by a signal in the middle of a step, which
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from customized_grpo.recipe.config import Recipe
@@ -211,6 +213,28 @@ def tiny_dict(world: Path, run: Path, **changes: Any) -> dict[str, Any]:
 def tiny_recipe(world: Path, run: Path, **changes: Any) -> Recipe:
     """``tiny_dict`` as a recipe."""
     return Recipe.model_validate(tiny_dict(world, run, **changes))
+
+
+def make_taught_world(world: Path, folder: Path) -> Path:
+    """A copy of a tiny world whose lines have a target, and a better and a worse picture."""
+    shutil.copytree(world, folder)
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    for number, (row, color) in enumerate(zip(rows, ("red", "green", "blue"), strict=True)):
+        Image.new("RGB", (48, 32), color).save(folder / f"target-{number}.png")
+        Image.new("RGB", (32, 32), "gray").save(folder / f"worse-{number}.png")
+        row |= {"target": f"target-{number}.png", "chosen": f"target-{number}.png", "rejected": f"worse-{number}.png"}
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def taught_recipe(world: Path, run: Path, kind: str, **changes: Any) -> Recipe:
+    """``tiny_recipe`` of a supervised objective, ``sft`` or ``dpo``."""
+    plain = tiny_dict(world, run, **changes)
+    for section in ("rewards", "advantage"):
+        del plain[section]
+    del plain["train"]["group_size"]
+    plain["objective"] = {"type": kind, **plain["objective"]}
+    return Recipe.model_validate(plain)
 
 
 def with_evaluation(world: Path, every: int) -> dict[str, Any]:

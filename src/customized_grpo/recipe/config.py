@@ -60,7 +60,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.objective.targets:
-            check_supervised(self)
+            check_supervised(self.objective, self.sampling, self.train, self.advantage, self.rewards)
         elif not self.rewards:
             raise ValueError(
                 "rewards: none; give at least one for each axis (identity and prompt), as reinforcement learning needs "

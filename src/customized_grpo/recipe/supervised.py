@@ -1,35 +1,36 @@
 """Recipes of supervised objectives: what they have no use for, and how one is made of a recipe for RL."""
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from customized_grpo.recipe.keys import Advantage, Sampling, Train
-
-if TYPE_CHECKING:
-    from customized_grpo.recipe.config import Recipe
+from customized_grpo.recipe.sections import ObjectiveSpec
 
 _SAMPLING: Final = ("dynamics", "plan", "solver", "cache", "shared_noise", "batch")
 _TRAIN: Final = ("group_size", "updates_per_rollout", "ratio_guard", "old_log_probs")
 
 
-def check_supervised(recipe: "Recipe") -> None:
+def check_supervised(
+    objective: ObjectiveSpec, sampling: Sampling, train: Train, advantage: Advantage, rewards: Mapping[str, object]
+) -> None:
     """Raise a ``ValueError`` for a key that belongs to samples and rewards, of which there are none."""
-    kind = recipe.objective.type
-    idle: dict[str, bool] = {"rewards": bool(recipe.rewards), "advantage": recipe.advantage != Advantage()}
+    kind, number = objective.type, objective.targets
     none = Sampling.model_validate({"dynamics": None, "plan": None, "shared_noise": False})
-    idle |= {f"sampling.{key}": dict(recipe.sampling)[key] != dict(none)[key] for key in _SAMPLING}
-    idle |= {f"train.{key}": dict(recipe.train)[key] != dict(Train())[key] for key in _TRAIN}
+    idle = {"rewards": bool(rewards), "advantage": advantage != Advantage()}
+    idle |= {f"sampling.{key}": dict(sampling)[key] != dict(none)[key] for key in _SAMPLING}
+    idle |= {f"train.{key}": dict(train)[key] != dict(Train())[key] for key in _TRAIN}
     if given := [key for key, there in idle.items() if there]:
         raise ValueError(
             f"{given[0]}: it has no effect with objective.type {kind}, which learns from pictures of the data and "
             f"samples nothing; leave it out, or let customized-grpo {kind} RECIPE do so"
         )
-    if recipe.pairs_per_backward % recipe.objective.targets:
+    if (train.microbatch or number) % number:
         raise ValueError(
-            f"train.microbatch: given {recipe.train.microbatch}, but {kind} compares the two pictures of an example in "
-            "one forward; give an even number, or leave it out"
+            f"train.microbatch: given {train.microbatch}, but {kind} compares the two pictures of an example in one "
+            "forward; give an even number, or leave it out"
         )
-    recipe.objective.num_levels(recipe.sampling.steps)  # refuses more than there are
-    if problem := recipe.objective.unused(recipe.train.updates_per_rollout):
+    objective.num_levels(sampling.steps)  # refuses more than there are
+    if problem := objective.unused(train.updates_per_rollout):
         raise ValueError(f"objective.{problem}")
 
 

@@ -55,7 +55,7 @@ def test_plugin_sections_are_dumped_whole() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rewards": {}}, "at least 1"),
+        ({"rewards": {}}, "at least one"),
         ({"rewards": {"clip": {"type": "clip_t", "axis": "prompt"}}}, "no reward feeds the axis 'identity'"),
         ({"rewards": {"clip": {"type": "clip_t", "axis": "promt"}}}, "did you mean 'prompt'"),
         ({"rewards": {"clip": {"type": "clip_t"}}}, "allowed: prompt, identity"),
