@@ -20,7 +20,17 @@ from customized_grpo.policies.adapters.tensor_files import read_tensors
 from customized_grpo.training.checkpoint import check
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
-from runs import NFT, RULES, environment, make_tiny_world, metrics_of, tiny_recipe
+from runs import (
+    NFT,
+    RULES,
+    TAUGHT,
+    environment,
+    make_taught_world,
+    make_tiny_world,
+    metrics_of,
+    taught_recipe,
+    tiny_recipe,
+)
 
 STEPS = 5
 CHANGES = {
@@ -53,12 +63,16 @@ class Both:
 def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     root = tmp_path_factory.mktemp("two-ranks")
     world = make_tiny_world(root)
+    make_taught_world(world, root / "taught")
     trainer = Trainer(build(tiny_recipe(world, root / "one", **CHANGES)))
     start = {name: one.detach().clone() for name, one in trainer.parts.parameters.items()}
     trainer.run()
     cut_short(root / "one", root / "from-one", keep=2)
     Trainer(build(tiny_recipe(world, root / "one-nft", **(CHANGES | copy.deepcopy(NFT))))).run()
     Trainer(build(tiny_recipe(world, root / "one-rules", **(CHANGES | copy.deepcopy(RULES))))).run()
+    for kind, changes in TAUGHT.items():
+        given = CHANGES | copy.deepcopy(changes)
+        Trainer(build(taught_recipe(root / "taught", root / f"one-{kind}", kind, **given))).run()
     run_two_ranks(world, root, "ddp", "fsdp")
     adapter = {name: one.detach().clone() for name, one in trainer.parts.parameters.items()}
     return Both(root, root / "one", adapter, start)
@@ -214,6 +228,19 @@ def test_two_processes_train_on_the_forward_process_what_one_does(both: Both, ru
     gradients = [first_gradient(folder.parents[2]) for folder in folders]
     size = distance(gradients[0], {name: tensor * 0 for name, tensor in gradients[0].items()})
     assert distance(*gradients) < 1e-3 * size
+
+
+@pytest.mark.parametrize("kind", TAUGHT)
+@pytest.mark.parametrize("engine", ["", "fsdp-"])
+def test_two_processes_learn_from_pictures_what_one_does(both: Both, kind: str, engine: str) -> None:
+    folders = [both.two / f"{one}{kind}" / "checkpoints" / "step-000003" / "state" for one in ("one-", engine)]
+    one, two = (read_tensors(folder / "adapter.safetensors") for folder in folders)
+    size = distance(one, both.start)
+    assert size > 0.01
+    assert distance(one, two) < 1e-2 * size
+    rows = [metrics_of(folder.parents[2]) for folder in folders]
+    for alone, shared in zip(*rows, strict=True):
+        assert alone["loss/surrogate"] == pytest.approx(shared["loss/surrogate"], rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize("run", ["rules", "fsdp-rules"])

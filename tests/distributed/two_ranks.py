@@ -6,6 +6,7 @@ where gradients are not exchanged; to ``resumed-<r>`` what one process's checkpo
 ``zero2`` and ``zero3`` likewise under DeepSpeed.
 """
 
+import copy
 import errno
 import json
 import os
@@ -31,7 +32,7 @@ from customized_grpo.training import state as saving
 from customized_grpo.training.state import save
 from customized_grpo.training.trainer import Trainer
 from forked import two_ranks
-from runs import NFT, RULES, SIGNAL_AT, SLOW, tiny_recipe, with_evaluation
+from runs import NFT, RULES, SIGNAL_AT, SLOW, TAUGHT, taught_recipe, tiny_recipe, with_evaluation
 
 STEPS = 5
 # "auto", as users launch it: accelerate joins processes without a GPU only if it is told to use the CPU.
@@ -77,6 +78,7 @@ def data_parallel(out: Path, trainer_of: Callable[..., Trainer]) -> None:
 
     trainer_of("nft", **NFT).run()
     trainer_of("rules", **RULES).run()
+    supervised(out, "")
 
     resumed = trainer_of("from-one", run__resume="latest")
     resumed.run()
@@ -84,6 +86,13 @@ def data_parallel(out: Path, trainer_of: Callable[..., Trainer]) -> None:
 
     said = faults(rank, trainer_of)
     (out / f"said-{rank}.json").write_text(json.dumps(said))
+
+
+def supervised(out: Path, prefix: str) -> None:
+    """A run of each supervised objective, on the pictures in ``out/taught``."""
+    for kind, changes in TAUGHT.items():
+        given = CHANGES | copy.deepcopy(changes)
+        Trainer(setup.build(taught_recipe(out / "taught", out / f"{prefix}{kind}", kind, **given))).run()
 
 
 def faults(rank: int, trainer_of: Callable[..., Trainer]) -> dict[str, str]:
@@ -143,6 +152,7 @@ def fully_sharded(out: Path, world: Path, trainer_of: Callable[..., Trainer]) ->
     assert local < 0.6 * sum(one.numel() for one in parameters.values())
     trainer_of("fsdp-nft", **NFT).run()
     trainer_of("fsdp-rules", **RULES).run()
+    supervised(out, "fsdp-")
     without_the_last_step(trainer, out / "fsdp-again")
     trainer_of("fsdp-again", train__ema=0.5, run__resume="latest", **three).run()
 

@@ -51,6 +51,12 @@ NFT: dict[str, Any] = {
 }
 """Changes of a recipe that train on the forward process, by samples of a policy that lags behind."""
 
+TAUGHT: dict[str, dict[str, Any]] = {
+    "sft": {"objective": {"kl": 0.1}, "train__steps": 3},
+    "dpo": {"objective": {"beta": 50.0}, "train__steps": 3},
+}
+"""Changes of a recipe by its supervised objective."""
+
 RULES: dict[str, Any] = {
     "advantage__rules": {
         "scale": {"bright": {"centre": 115.0, "slope": 0.5}, "warm": {"centre": 74.0, "slope": 0.5}},

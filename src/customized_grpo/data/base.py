@@ -89,8 +89,8 @@ def supervised(dataset: Dataset, number: int) -> Dataset:
     needed = " and ".join(KEYS[number])
     if not isinstance(dataset, Supervised):
         raise ValueError(
-            f"data: {type(dataset).__name__} has no pictures to learn from ({needed}); start a new run on a manifest, whose "
-            "lines name them, or give the class the methods targets and lacking"
+            f"data: {type(dataset).__name__} has no pictures to learn from ({needed}); start a new run on a manifest, "
+            "whose lines name them, or give the class the methods targets and lacking"
         )
     if lacking := dataset.lacking(number):
         shown = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
