@@ -33,6 +33,7 @@ from customized_grpo.types import Conditioning, Example
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
 
+Encode = Callable[[Example], Conditioning]
 Jobs = Sequence[tuple[Dataset, int]]
 """Data sets and indices of examples."""
 
@@ -184,7 +185,7 @@ def release(device: torch.device) -> None:
 
 def open_policy(
     spec: PolicySpec, folder: str | None, jobs: Callable[[], Jobs], process: Process
-) -> tuple[Policy, Callable[[Example], Conditioning]]:
+) -> tuple[Policy, Encode]:
     """A recipe's policy, and a function to its examples' conditioning: encoded on demand, or from a cache.
 
     With a cache, missing entries are made before the transformer is loaded, so that encoders and transformer are never
@@ -206,6 +207,35 @@ def open_policy(
     complete(spec, cache, jobs(), process)
     policy = load_policy(spec, device=process.device, precision=process.precision, parts="all but encoders")
     return policy, lambda example: cache.read(example, process.device)
+
+
+def open_at_two_sizes(
+    one: tuple[PolicySpec, Callable[[], Jobs]],
+    other: tuple[PolicySpec, Callable[[], Jobs]],
+    folder: str | None,
+    process: Process,
+) -> tuple[Policy, Encode, Encode]:
+    """``open_policy`` by one section, and a function to the conditioning of images of another size.
+
+    Args:
+        one: the recipe's section ``policy``, and its examples, called only with a cache.
+        other: the same of the other size.
+        folder: ``run.cache``; None: no cache.
+        process: context of this process.
+
+    Raises:
+        ValueError: as ``open_policy`` does.
+    """
+    sized, jobs = other
+    if folder is None:
+        policy, encode = open_policy(one[0], None, one[1], process)
+        view = policy.resized(sized)
+        return policy, encode, lambda example: view.encode(example.prompt, example.references)
+    # Both are completed before the transformer is there.
+    cache = ConditioningCache(folder, sized, process.precision)
+    complete(sized, cache, jobs(), process)
+    policy, encode = open_policy(one[0], folder, one[1], process)
+    return policy, encode, lambda example: cache.read(example, process.device)
 
 
 def model_identity(source: str, revision: str | None, hashes: FileHashes) -> dict[str, str]:

@@ -173,6 +173,7 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
             note="roots of the second moments",
         ),
         Line(name="decode", bytes=decode_bytes(decoded, policy.height, policy.width, model.vae_channels)),
+        *_evaluation(recipe, model, trained, b),
     ]
     return Estimate(
         resident=tuple(resident),
@@ -181,6 +182,32 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
         elsewhere=scorers.elsewhere,
         on_cpu=scorers.on_cpu,
     )
+
+
+def _evaluation(recipe: Recipe, model: Shapes, trained: Trained, b: int) -> list[Line]:
+    """Peaks of the held-out evaluation, where its images are larger than the training's; else a rollout's cover it."""
+    policy, held = recipe.evaluated, recipe.evaluate
+    shape, of_training = policy.latent_shape(), recipe.policy.latent_shape()
+    if held is None or not recipe.train.evaluate_every or shape is None or of_training is None:
+        return []
+    if shape[0] <= of_training[0]:
+        return []
+    # Images of several prompts share a forward, where each keeps keys and values of its own.
+    prompts = max(1, held.batch // held.images_per_prompt)
+    n = min(held.batch, prompts * held.images_per_prompt)
+    forward = activations(
+        model.transformer, trained.layers, trained.rank, _tokens(policy, shape[0]), n=n, b=b, checkpointing=1.0
+    )
+    references, text = _prompt_tokens(policy, shape[0])
+    kept = prefix_bytes(
+        model.transformer.blocks, policy.kept_tokens(references, text), n=prompts * policy.num_forwards(), b=b
+    )
+    size = f"{n} images of {policy.height} x {policy.width}"
+    decoded = decode_bytes(min(_DECODE_CHUNK, n), policy.height, policy.width, model.vae_channels)
+    return [
+        Line(name="evaluation", bytes=forward.working // 2 + kept, note=size),
+        Line(name="evaluation's decode", bytes=decoded, note=size),
+    ]
 
 
 def _weights(recipe: Recipe, transformer: Skeleton, trained: Trained, b: int, world: int) -> list[Line]:
