@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from customized_grpo.evaluation.evaluator import evaluate
+from customized_grpo.memory.estimate import Line
 from customized_grpo.memory.fitting import changes
 from customized_grpo.memory.footprint import of_recipe
 from customized_grpo.recipe.config import EvaluateRecipe, Recipe
@@ -84,7 +85,7 @@ def test_it_is_another_evaluation_than_at_the_trainings_size(sized: Path, tiny_w
 def test_with_a_cache(sized: Path, tiny_world: Path, tmp_path: Path) -> None:
     """Conditionings of both sizes are kept apart, and the run has the numbers of one without a cache."""
     cached = run(tiny_world, tmp_path / "run", SIZE, run__cache=str(tmp_path / "cache"))
-    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 3 + 2
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 3 + 3
     assert metrics_of(cached) == metrics_of(sized)
 
 
@@ -119,21 +120,23 @@ def test_a_size_that_the_policy_does_not_draw(
 
 
 def test_memory_counts_the_larger_images(tmp_path: Path) -> None:
-    def of(*overrides: str) -> Recipe:
-        return load_recipe("uno_customized_grpo", [f"run.dir={tmp_path}", *overrides])
+    held = "evaluate={data: {type: mini}, metrics: {bright: {type: runs:Brightness}}}"
+    usual = [f"run.dir={tmp_path}", held, "train.evaluate_every=1"]
 
-    large = of("evaluate.height=2048", "evaluate.width=2048", "evaluate.batch=4")
-    lines = {line.name: line for line in of_recipe(large).peaks}
-    assert lines["evaluation"].note == "4 images of 2048 x 2048"
-    assert of_recipe(large).total > of_recipe(of()).total
-    fewer = {
-        line.name: line
-        for line in of_recipe(of("evaluate.height=2048", "evaluate.width=2048", "evaluate.batch=1")).peaks
-    }
-    assert fewer["evaluation"].bytes < lines["evaluation"].bytes
-    assert fewer["evaluation's decode"].bytes == lines["evaluation's decode"].bytes // 4
-    assert "evaluation" not in {
-        line.name for line in of_recipe(of("train.evaluate_every=0", "evaluate.height=2048")).peaks
-    }
-    overrides, _ = changes(large, of_recipe(of()).total)
-    assert any(one.startswith("evaluate.batch=") for one in overrides)
+    def of(*overrides: str) -> Recipe:
+        return load_recipe("uno_customized_grpo", [*usual, *overrides])
+
+    def peaks(recipe: Recipe) -> dict[str, Line]:
+        return {line.name: line for line in of_recipe(recipe).peaks}
+
+    size = ["evaluate.height=2048", "evaluate.width=2048"]
+    large, usual_size = of(*size, "evaluate.batch=4"), of()
+    four, one = peaks(large), peaks(of(*size, "evaluate.batch=1"))
+    assert four["evaluation"].note == "4 images of 2048 x 2048"
+    assert one["evaluation"].bytes < four["evaluation"].bytes
+    assert one["evaluation's decode"].bytes == four["evaluation's decode"].bytes // 4
+    assert of_recipe(large).total > of_recipe(usual_size).total
+    for never in (usual_size, of("evaluate.height=256"), of(*size, "train.evaluate_every=0")):
+        assert "evaluation" not in peaks(never)
+    overrides, _ = changes(large, of_recipe(usual_size).total)
+    assert any(override.startswith("evaluate.batch=") for override in overrides)
