@@ -24,7 +24,8 @@ from customized_grpo.console import OnProgress
 from customized_grpo.data.base import Dataset
 from customized_grpo.devices import safetensors_name
 from customized_grpo.identity.hashes import FileHashes, pixel_hash
-from customized_grpo.identity.sections import identified
+from customized_grpo.identity.parts import elsewhere
+from customized_grpo.identity.sections import identified, parts_elsewhere
 from customized_grpo.paths import INDICES
 from customized_grpo.policies.base import Policy, dtype_of, load_policy
 from customized_grpo.recipe.sections import PolicySpec
@@ -250,7 +251,8 @@ def model_identity(source: str, revision: str | None, hashes: FileHashes) -> dic
         ValueError: the hub has no such model, or can't be asked.
     """
     if Path(source).is_dir():
-        return hashes.of_folder(Path(source), lambda part: part.parts[0] not in _NOT_READ and part.suffix != ".md")
+        own = hashes.of_folder(Path(source), lambda part: part.parts[0] not in _NOT_READ and part.suffix != ".md")
+        return own | _encoders_elsewhere(Path(source), source, hashes)
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -262,11 +264,25 @@ def model_identity(source: str, revision: str | None, hashes: FileHashes) -> dic
         except (OSError, ValueError) as error:
             raise ValueError(_unreachable(source, error)) from error
         else:
-            return {
-                "hub": source,
-                "commit": Path(file).parent.name,
-            }  # .../snapshots/<commit>/model_index.json
+            snapshot = Path(file).parent  # .../snapshots/<commit>/model_index.json
+            known = {"hub": source, "commit": snapshot.name}
+            return known | _encoders_elsewhere(snapshot, source, hashes)
     raise ValueError(_unreachable(source, reason))
+
+
+def _encoders_elsewhere(folder: Path, source: str, hashes: FileHashes) -> dict[str, str]:
+    """Content of what ``encode`` reads and an index places elsewhere; a hub is asked for it, to know the commit."""
+    import huggingface_hub
+
+    for name, place in elsewhere(folder, source).items():
+        if name not in _NOT_READ and not Path(place.source).is_dir():
+            wanted = f"{place.inside}/*.json" if place.inside else "*.json"
+            try:
+                huggingface_hub.snapshot_download(place.source, revision=place.revision, allow_patterns=wanted)
+            except (OSError, ValueError) as error:
+                raise ValueError(_unreachable(place.source, error)) from error
+    found = parts_elsewhere(folder, source, hashes)
+    return {part: content for part, content in found.items() if part.removeprefix("part ") not in _NOT_READ}
 
 
 def _unreachable(source: str, error: Exception) -> str:
