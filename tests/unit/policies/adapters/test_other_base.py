@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 from customized_grpo.commands.app import app
 from customized_grpo.data.images import load_image
 from customized_grpo.evaluation.evaluator import evaluate
+from customized_grpo.policies.adapters.full import TransformerFolder
 from customized_grpo.policies.adapters.hashes import base_hash
 from customized_grpo.policies.adapters.lora import save_adapter
-from customized_grpo.policies.adapters.other_base import explained
+from customized_grpo.policies.adapters.other_base import check_adapters, explained
+from customized_grpo.policies.adapters.tuning import Scaled
 from customized_grpo.policies.base import load_policy
 from customized_grpo.policies.flux import UNOConfig
 from customized_grpo.policies.flux2 import Flux2KleinConfig
@@ -150,6 +152,12 @@ def test_a_base_without_an_adapter_is_the_policys_model(world: Path, tmp_path: P
         drawn(world, tmp_path / "a.png", Base(model=str(world / "distilled")))
     with pytest.raises(ValueError, match="base: it is another base for an adapter, and no adapter is given; give lora"):
         recipe(world, base={"model": str(world / "distilled")})
+
+
+def test_a_transformer_that_was_trained_in_full_has_no_other_base(tmp_path: Path) -> None:
+    check_adapters([])
+    with pytest.raises(ValueError, match=r"base: .*run is a transformer that was trained in full.*leave base out"):
+        check_adapters([Scaled(TransformerFolder(tmp_path / "run"), 1.0)])
 
 
 def test_what_belongs_to_the_trained_model_is_left_out() -> None:
