@@ -95,7 +95,7 @@ def always(what: Callable[..., Any]) -> Callable[..., Any]:
 
 
 PLACES: dict[str, tuple[Any, str, Any, int]] = {
-    "loading the model": (setup, "open_policy", always(broken), 0),
+    "loading the model": (setup, "open_for_training", always(broken), 0),
     "after the model": (setup, "get_scheduler", always(broken), 0),
     "after the scorer": (setup, "Clock", always(broken), 0),
     "loading a metric": (setup, "_evaluation", always(broken), 0),
@@ -244,7 +244,7 @@ def test_what_is_read_ahead_is_given_up(
         return "0" * 64
 
     monkeypatch.setattr(hashes, "file_hash", slowly)
-    monkeypatch.setattr(setup, "open_policy", broken)
+    monkeypatch.setattr(setup, "open_for_training", broken)
     given = load_recipe(recipe(tiny_world, tmp_path, server, data__path=str(data / "train.jsonl")))
     before = is_open()
     with pytest.raises(Broken):

@@ -23,19 +23,31 @@ def evaluate(
         bool, typer.Option("--compare", help="compare evaluated runs: evaluate --compare RUN_A RUN_B ...")
     ] = False,
     lora: Loras = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="another base of the same architecture (folder or hub id) to draw with on purpose, as base.model=...",
+        ),
+    ] = None,
     save: Annotated[Path | None, typer.Option("--out", help="with --compare: a JSON file to write, too")] = None,
 ) -> None:
     """Generate held-out images by the base, and by an adapter (--lora RUN), score and report them; or compare runs."""
     if compare:
-        if lora:
-            raise ValueError("--lora: it has no effect with --compare, which reads finished evaluations; leave it out")
+        if lora or base is not None:
+            option = "--lora" if lora else "--base"
+            raise ValueError(
+                f"{option}: it has no effect with --compare, which reads finished evaluations; leave it out"
+            )
         return _compare([config, *(overrides or [])], save)
     if save is not None:
         raise ValueError("--out: it goes with --compare; an evaluation writes into run.dir")
     from customized_grpo.recipe.config import EvaluateRecipe
     from customized_grpo.recipe.loading import load_recipe
 
-    given = say_undone([*(overrides or []), *([f"lora={json.dumps(lora)}"] if lora else [])])
+    options = {"lora": lora, "base": None if base is None else {"model": base}}
+    set_by = [f"{key}={json.dumps(value)}" for key, value in options.items() if value]
+    given = say_undone([*(overrides or []), *set_by])
     recipe = load_recipe(config, given, EvaluateRecipe)
     from accelerate import PartialState
 

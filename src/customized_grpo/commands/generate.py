@@ -26,6 +26,14 @@ def generate(
     steps: Annotated[int | None, typer.Option(min=1, help="sampler steps; by default the recipe's")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     num: Annotated[int, typer.Option(min=1, help="images, each of its own noise")] = 1,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="another base of the same architecture (folder or hub id) to draw with on purpose, such as the "
+            "distilled one of the base that was trained",
+        ),
+    ] = None,
     grid: Annotated[
         Path | None, typer.Option(help="write this picture too: references, base and tuned, side by side")
     ] = None,
@@ -52,10 +60,14 @@ def generate(
         recipe = load_any(_config_of(lora))
     else:
         raise ValueError("--lora: missing; give a run or an adapter, or --config RECIPE to draw with its base")
+    from customized_grpo.recipe.config import Base
     from customized_grpo.sampling.draw import draw
 
     hush_libraries()
-    for file in draw(recipe, lora, references, prompt, out_file, steps=steps, seed=seed, num=num, grid=grid):
+    other = None if base is None else Base(model=base)
+    for file in draw(
+        recipe, lora, references, prompt, out_file, steps=steps, seed=seed, num=num, grid=grid, base=other
+    ):
         say(str(file))
 
 

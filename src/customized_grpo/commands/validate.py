@@ -158,6 +158,8 @@ def _show_geometry(recipe: "Recipe") -> None:
     }
     if recipe.evaluate is not None and train.evaluate_every:
         rows["evaluation"] = f"by Euler in {recipe.evaluate.steps or g.steps} steps, whatever samples in training"
+        if (sized := recipe.evaluated) is not recipe.policy:
+            rows["evaluation"] += f", at {sized.height} x {sized.width} pixels"
     title = recipe.objective.type if recipe.objective.targets else "GRPO"
     print_rows(f"One {title} step", ("", ""), [*rows.items()])
     weights = [(steps, *(f"{value:.2f}" for value in values)) for steps, values in g.weights]

@@ -24,7 +24,8 @@ from customized_grpo.console import OnProgress
 from customized_grpo.data.base import Dataset
 from customized_grpo.devices import safetensors_name
 from customized_grpo.identity.hashes import FileHashes, pixel_hash
-from customized_grpo.identity.sections import identified
+from customized_grpo.identity.parts import elsewhere
+from customized_grpo.identity.sections import identified, parts_elsewhere
 from customized_grpo.paths import INDICES
 from customized_grpo.policies.base import Policy, dtype_of, load_policy
 from customized_grpo.recipe.sections import PolicySpec
@@ -33,6 +34,7 @@ from customized_grpo.types import Conditioning, Example
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
 
+Encode = Callable[[Example], Conditioning]
 Jobs = Sequence[tuple[Dataset, int]]
 """Data sets and indices of examples."""
 
@@ -184,7 +186,7 @@ def release(device: torch.device) -> None:
 
 def open_policy(
     spec: PolicySpec, folder: str | None, jobs: Callable[[], Jobs], process: Process
-) -> tuple[Policy, Callable[[Example], Conditioning]]:
+) -> tuple[Policy, Encode]:
     """A recipe's policy, and a function to its examples' conditioning: encoded on demand, or from a cache.
 
     With a cache, missing entries are made before the transformer is loaded, so that encoders and transformer are never
@@ -208,6 +210,35 @@ def open_policy(
     return policy, lambda example: cache.read(example, process.device)
 
 
+def open_at_two_sizes(
+    one: tuple[PolicySpec, Callable[[], Jobs]],
+    other: tuple[PolicySpec, Callable[[], Jobs]],
+    folder: str | None,
+    process: Process,
+) -> tuple[Policy, Encode, Encode]:
+    """``open_policy`` by one section, and a function to the conditioning of images of another size.
+
+    Args:
+        one: the recipe's section ``policy``, and its examples, called only with a cache.
+        other: the same of the other size.
+        folder: ``run.cache``; None: no cache.
+        process: context of this process.
+
+    Raises:
+        ValueError: as ``open_policy`` does.
+    """
+    sized, jobs = other
+    if folder is None:
+        policy, encode = open_policy(one[0], None, one[1], process)
+        view = policy.resized(sized)
+        return policy, encode, lambda example: view.encode(example.prompt, example.references)
+    # Both are completed before the transformer is there.
+    cache = ConditioningCache(folder, sized, process.precision)
+    complete(sized, cache, jobs(), process)
+    policy, encode = open_policy(one[0], folder, one[1], process)
+    return policy, encode, lambda example: cache.read(example, process.device)
+
+
 def model_identity(source: str, revision: str | None, hashes: FileHashes) -> dict[str, str]:
     """Identity of a model's content: the commit of a hub id, or hashes of the files that ``encode`` may read.
 
@@ -220,7 +251,8 @@ def model_identity(source: str, revision: str | None, hashes: FileHashes) -> dic
         ValueError: the hub has no such model, or can't be asked.
     """
     if Path(source).is_dir():
-        return hashes.of_folder(Path(source), lambda part: part.parts[0] not in _NOT_READ and part.suffix != ".md")
+        own = hashes.of_folder(Path(source), lambda part: part.parts[0] not in _NOT_READ and part.suffix != ".md")
+        return own | _encoders_elsewhere(Path(source), source, hashes)
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -232,11 +264,25 @@ def model_identity(source: str, revision: str | None, hashes: FileHashes) -> dic
         except (OSError, ValueError) as error:
             raise ValueError(_unreachable(source, error)) from error
         else:
-            return {
-                "hub": source,
-                "commit": Path(file).parent.name,
-            }  # .../snapshots/<commit>/model_index.json
+            snapshot = Path(file).parent  # .../snapshots/<commit>/model_index.json
+            known = {"hub": source, "commit": snapshot.name}
+            return known | _encoders_elsewhere(snapshot, source, hashes)
     raise ValueError(_unreachable(source, reason))
+
+
+def _encoders_elsewhere(folder: Path, source: str, hashes: FileHashes) -> dict[str, str]:
+    """Content of what ``encode`` reads and an index places elsewhere; a hub is asked for it, to know the commit."""
+    import huggingface_hub
+
+    for name, place in elsewhere(folder, source).items():
+        if name not in _NOT_READ and not Path(place.source).is_dir():
+            wanted = f"{place.inside}/*.json" if place.inside else "*.json"
+            try:
+                huggingface_hub.snapshot_download(place.source, revision=place.revision, allow_patterns=wanted)
+            except (OSError, ValueError) as error:
+                raise ValueError(_unreachable(place.source, error)) from error
+    found = parts_elsewhere(folder, source, hashes)
+    return {part: content for part, content in found.items() if part.removeprefix("part ") not in _NOT_READ}
 
 
 def _unreachable(source: str, error: Exception) -> str:

@@ -34,7 +34,7 @@ from customized_grpo.evaluation.summary import Row
 from customized_grpo.evaluation.tables import summarize
 from customized_grpo.identity.hashes import HASHES, FileHashes, meanwhile
 from customized_grpo.identity.runs import named
-from customized_grpo.policies.adapters import tuning
+from customized_grpo.policies.adapters import other_base, tuning
 from customized_grpo.policies.base import Policy, stack
 from customized_grpo.policies.identity import base_identity
 from customized_grpo.recipe.config import Evaluate, EvaluateRecipe, EvaluateSampling, Sampling
@@ -151,8 +151,10 @@ def _evaluate(
     on_cpu = open_device(recipe.run.device).type == "cpu"
     state = PartialState(cpu=on_cpu, timeout=timedelta(seconds=recipe.run.timeout_s))
     until_end.callback(leave_group_of_one)
-    settings = recipe.policy
+    settings = recipe.evaluated
     tuned = tuning.read_all(recipe.lora or [])
+    if recipe.base is not None:
+        other_base.check_adapters(tuned)
     spec = recipe.evaluate
     dataset = load_dataset(spec.data, "evaluate.data")
     total = num_examples(dataset, spec)
@@ -170,12 +172,13 @@ def _evaluate(
     with meanwhile(
         lambda: base_identity(settings, site.hashes), lambda: hash_files(dataset, range(total), site.hashes)
     ):
-        policy, encode = open_policy(
-            recipe.policy,
-            recipe.run.cache,
-            lambda: [(dataset, index) for index in encoded_examples(dataset, spec)],
-            Process.of(state, recipe.run.precision, progress),
-        )
+        with other_base.explained(recipe.base, recipe.policy):
+            policy, encode = open_policy(
+                settings,
+                recipe.run.cache,
+                lambda: [(dataset, index) for index in encoded_examples(dataset, spec)],
+                Process.of(state, recipe.run.precision, progress),
+            )
         metrics = build_metrics(spec.metrics, state.device)
         until_end.callback(close, metrics)
     base = base_identity(settings, site.hashes)
@@ -183,6 +186,10 @@ def _evaluate(
         save_recipe(recipe, folder / "config.yaml")
         for notice in announced(recipe, total):
             say(notice, on=err)
+        if recipe.base is not None:
+            steps = spec.steps or recipe.sampling.steps
+            for notice in other_base.notices(tuned, policy, recipe.policy, settings, steps=steps):
+                say(notice, style="yellow", on=err)
     begin(metrics, gather_object([named(folder) if state.is_main_process else ""])[0], METRICS)
 
     sigmas = noise_levels(settings, recipe.sampling, spec, policy.latent_shape[0])
@@ -216,7 +223,9 @@ def _evaluate(
     )
     rows["base"] = measured("base", weights=base)
     if tuned:
-        rows["tuned"] = measured("tuned", weights=base + tuning.apply_all(policy, tuned))
+        with other_base.explained(recipe.base, recipe.policy):
+            update = tuning.apply_all(policy, tuned, other_base=recipe.base is not None)
+        rows["tuned"] = measured("tuned", weights=base + update)
     if state.is_main_process:
         made = settings_of(settings, recipe.sampling, spec, total)
         absent = {} if "real_photos" in rows else {"real_photos": photos.absent if identity else NO_IDENTITY}

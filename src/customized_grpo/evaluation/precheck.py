@@ -49,7 +49,7 @@ def look_over(
     if isinstance(recipe, Recipe) and dataset is not None:
         check_training(recipe, dataset, download=download)
     if recipe.evaluate is not None and held_out is not None:
-        check_held_out(recipe.policy, recipe.evaluate, held_out, download=download)
+        check_held_out(recipe.evaluated, recipe.evaluate, held_out, download=download)
 
 
 def reads_views(spec: Evaluate) -> bool:

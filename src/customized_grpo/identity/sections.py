@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from customized_grpo.identity.hashes import FileHashes, short_hash
+from customized_grpo.identity.parts import Place, elsewhere
 from customized_grpo.paths import ASSETS, INDICES
 
 _EMBEDDED: Final = ("mini", "mini-judge")
@@ -72,7 +73,30 @@ def named(name: str, hashes: FileHashes, revision: str | None = None) -> dict[st
         return {"content": content}
     hub = _HUB.fullmatch(name)
     commit = hub and hub_commit(hub[1], revision)
-    return {"hub": name, "commit": commit} if commit else None
+    if hub is None or not commit:
+        return None
+    snapshot = _hub_folder(hub[1]) / "snapshots" / commit
+    return {"hub": name, "commit": commit} | parts_elsewhere(snapshot, hub[1], hashes)
+
+
+def parts_elsewhere(folder: Path, source: str, hashes: FileHashes) -> dict[str, str]:
+    """Content of what a modular pipeline's index places in other folders or repositories, by the part's name.
+
+    A repository that isn't in the hub's local cache yet stands for itself alone.
+
+    Args:
+        folder: of the index; another one has no such parts.
+        source: that folder, or the hub id whose files it holds.
+        hashes: remembers files.
+    """
+    return {f"part {name}": _content_at(place, hashes) for name, place in elsewhere(folder, source).items()}
+
+
+def _content_at(place: Place, hashes: FileHashes) -> str:
+    if Path(place.source).is_dir():
+        return short_hash(hashes.of_folder(Path(place.source) / place.inside, lambda part: part.suffix != ".md"))
+    commit = hub_commit(place.source, place.revision) if _HUB.fullmatch(place.source) else None
+    return f"{place.source}/{place.inside} {commit or ''}".strip()
 
 
 def local_content(name: str, hashes: FileHashes) -> str | None:
@@ -95,7 +119,8 @@ def local_content(name: str, hashes: FileHashes) -> str | None:
         return None
     steps = [one for one in (path / _CHECKPOINTS).glob("step-*") if re.fullmatch(r"step-\d+", one.name)]
     folder = max(steps, key=lambda one: int(one.name.removeprefix("step-")), default=path)
-    return short_hash(hashes.of_folder(folder, _is_read if _has_index(folder) else _is_weight))
+    content = hashes.of_folder(folder, _is_read if _has_index(folder) else _is_weight)
+    return short_hash(content | parts_elsewhere(folder, name, hashes))
 
 
 def hub_commit(repository: str, revision: str | None = None) -> str | None:

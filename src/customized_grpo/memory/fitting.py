@@ -98,6 +98,8 @@ def _ladder(recipe: Recipe) -> Iterator[Change]:
     policy = recipe.policy
     if recipe.run.cache is None:
         yield {"run.cache": "cache"}
+    if recipe.evaluated is not policy and recipe.evaluate is not None:
+        yield from ({"evaluate.batch": size} for size in (2, 1) if size < recipe.evaluate.batch)
     for size in _smaller_batches(recipe):
         yield _batch(size)
     for share in _SHARES:  # the smallest that fits costs the least time

@@ -148,6 +148,12 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
     replay = forward(n=pairs, checkpointing=share)
     again = {0.0: "without", 1.0: "with"}.get(share, f"{share:.0%} of the blocks with")
     decoded = min(_DECODE_CHUNK, train.group_size)
+    samples = [f"{batch} samples", *said, *(["while rewards score the group before"] if scorers.working else [])]
+    rollout = Line(
+        name="rollout",
+        bytes=forward(n=batch, checkpointing=1.0).working // 2 + kept + scorers.working,
+        note=", ".join(samples),
+    )
     resident = [
         *_weights(recipe, model.transformer, trained, b, world),
         *(Line(name=name, bytes=size) for name, size in {**parts, **scorers.weights}.items()),
@@ -160,19 +166,14 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
             bytes=policy.num_forwards() * replay.stored + replay.working,
             note=f"{pairs} pairs, {again} gradient checkpointing",
         ),
-        Line(
-            name="evaluation" if recipe.objective.targets else "rollout",
-            bytes=forward(n=batch, checkpointing=1.0).working // 2 + kept + scorers.working,
-            note=", ".join(
-                [f"{batch} samples", *said, *(["while rewards score the group before"] if scorers.working else [])]
-            ),
-        ),
+        *([] if recipe.objective.targets else [rollout]),
         Line(
             name="update",
             bytes=4 * sum(trained.sizes) if train.optimizer == "adamw" else 0,
             note="roots of the second moments",
         ),
         Line(name="decode", bytes=decode_bytes(decoded, policy.height, policy.width, model.vae_channels)),
+        *_evaluation(recipe, model, trained, b),
     ]
     return Estimate(
         resident=tuple(resident),
@@ -181,6 +182,32 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
         elsewhere=scorers.elsewhere,
         on_cpu=scorers.on_cpu,
     )
+
+
+def _evaluation(recipe: Recipe, model: Shapes, trained: Trained, b: int) -> list[Line]:
+    """Peaks of the held-out evaluation, where a rollout's don't cover them: of larger images, or alone."""
+    policy, held = recipe.evaluated, recipe.evaluate
+    shape, of_training = policy.latent_shape(), recipe.policy.latent_shape()
+    if held is None or not recipe.train.evaluate_every or shape is None or of_training is None:
+        return []
+    if shape[0] <= of_training[0] and not recipe.objective.targets:
+        return []
+    # Images of several prompts share a forward, where each keeps keys and values of its own.
+    prompts = max(1, held.batch // held.images_per_prompt)
+    n = min(held.batch, prompts * held.images_per_prompt)
+    forward = activations(
+        model.transformer, trained.layers, trained.rank, _tokens(policy, shape[0]), n=n, b=b, checkpointing=1.0
+    )
+    references, text = _prompt_tokens(policy, shape[0])
+    kept = prefix_bytes(
+        model.transformer.blocks, policy.kept_tokens(references, text), n=prompts * policy.num_forwards(), b=b
+    )
+    size = f"{n} images of {policy.height} x {policy.width}"
+    decoded = decode_bytes(min(_DECODE_CHUNK, n), policy.height, policy.width, model.vae_channels)
+    return [
+        Line(name="evaluation", bytes=forward.working // 2 + kept, note=size),
+        Line(name="evaluation's decode", bytes=decoded, note=size),
+    ]
 
 
 def _weights(recipe: Recipe, transformer: Skeleton, trained: Trained, b: int, world: int) -> list[Line]:
@@ -233,8 +260,6 @@ def _values_of_lora(path: str) -> int:
 
 def _rollout_batch(recipe: Recipe) -> int:
     """Samples per rollout forward; ``auto`` counts as 1, to which it can fall."""
-    if recipe.objective.targets:
-        return 0 if recipe.evaluate is None or not recipe.train.evaluate_every else recipe.evaluate.batch
     batch = recipe.sampling.batch
     return 1 if batch == "auto" else min(batch or recipe.train.group_size, recipe.train.group_size)
 

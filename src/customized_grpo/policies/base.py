@@ -84,6 +84,18 @@ class Policy(ABC):
         """Parameters without gradient, in the form of ``FullSettings.targets``; full fine-tuning leaves them frozen."""
         return ()
 
+    def resized(self, section: Any) -> Self:
+        """The same model, drawing images of another size: a view that shares all weights with this policy.
+
+        A policy that can has ``resizes`` in its section, and then: what the view encodes, draws and decodes is what a
+        policy does that was loaded with that section. The view has the transformer of now, so it is made anew after the
+        trainer has replaced that.
+
+        Args:
+            section: this policy's, of which only ``height`` and ``width`` differ.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no resized, but its Config has resizes")
+
     @abstractmethod
     def encode(self, prompt: str, references: Sequence[Image]) -> Conditioning:
         """Text and references of one prompt, each tensor with leading dimension 1. No gradient."""

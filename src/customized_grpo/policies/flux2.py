@@ -79,6 +79,7 @@ class Flux2KleinConfig(_Config):
         ("black-forest-labs/FLUX.2-klein-4B", "black-forest-labs/FLUX.2-klein-9B", _KV_MODEL)
     )
     distilled_forms: ClassVar[frozenset[str]] = frozenset({_KV})
+    distilled_steps: ClassVar[int | None] = 4
 
     type: Literal["flux2-klein"] = "flux2-klein"
     guidance: NonNegativeFloat = Field(

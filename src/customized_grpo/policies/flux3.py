@@ -48,6 +48,7 @@ class Flux3KleinConfig(PipelineConfig):
     channels: ClassVar[int] = 128
     distilled: ClassVar[frozenset[str]] = frozenset({"black-forest-labs/flux-3-image-klein"})
     distilled_forms: ClassVar[frozenset[str]] = frozenset({_DISTILLED})
+    distilled_steps: ClassVar[int | None] = 16
 
     type: Literal["flux3-klein"] = "flux3-klein"
     guidance: float = Field(
@@ -253,6 +254,12 @@ class Flux3Klein(Flux2Latents):
             return time
         levels = cond.tensors["levels"]
         return torch.where(levels < time[:, None], levels, 0.0).amax(dim=1)
+
+    def resized(self, section: Any) -> Self:
+        """See ``Policy.resized``; positions of the image's tokens are of the new size."""
+        other = super().resized(section)
+        vars(other).pop("_image_ids", None)
+        return other
 
     @cached_property
     def _image_ids(self) -> Float[Tensor, "s 4"]:

@@ -7,6 +7,7 @@ velocity = noise - data.
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any, ClassVar, Self
 
 import torch
@@ -49,8 +50,7 @@ class Flux(Policy):
         self.transformer = pipeline.transformer
         self.pipeline = pipeline
         self._vae = pipeline.vae
-        self._grid = config.grid
-        self.latent_shape = (self._grid[0] * self._grid[1], pipeline.transformer.config.in_channels)
+        self.latent_shape = (config.latent_shape()[0], pipeline.transformer.config.in_channels)
         self._guidance = config.guidance if pipeline.transformer.config.guidance_embeds else None
         self._exact = ExactInputs(pipeline.transformer.time_text_embed)
 
@@ -65,6 +65,12 @@ class Flux(Policy):
         policy = cls(pipeline, config, device=device, dtype=dtype)
         policy.base_lora = beneath
         return policy
+
+    def resized(self, section: Any) -> Self:
+        """See ``Policy.resized``."""
+        other = copy(self)
+        other.config, other.latent_shape = section, (section.latent_shape()[0], self.latent_shape[1])
+        return other
 
     @abstractmethod
     def fit(self, image: Image, count: int) -> Image:
@@ -103,7 +109,7 @@ class Flux(Policy):
                 "references": torch.cat(
                     [*tokens, torch.zeros(1, 0, self.latent_shape[1], device=self.device)], dim=1
                 ).to(self.dtype),
-                "image_ids": self.ids(self._grid, grids)[None].to(self.device),
+                "image_ids": self.ids(self.config.grid, grids)[None].to(self.device),
             }
         )
 
@@ -139,5 +145,5 @@ class Flux(Policy):
         """Final latents to uint8 RGB on the CPU, rounded as diffusers' ``VaeImageProcessor`` does."""
         scale, shift = self._vae.config.scaling_factor, self._vae.config.shift_factor
         return decode_images(
-            x, lambda chunk: self._vae.decode(unpack(chunk, self._grid) / scale + shift, return_dict=False)[0]
+            x, lambda chunk: self._vae.decode(unpack(chunk, self.config.grid) / scale + shift, return_dict=False)[0]
         )

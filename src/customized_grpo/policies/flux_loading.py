@@ -34,6 +34,9 @@ class FluxConfig(PipelineConfig):
 
     shift_rules: ClassVar[Mapping[str, ShiftRule]] = {"dynamic": shifts.flux}
     caches: ClassVar[tuple[str, ...]] = ("first_block", "taylorseer")
+    of_model: ClassVar[frozenset[str]] = PipelineConfig.of_model | {"transformer", "transformer_revision"}
+    distilled: ClassVar[frozenset[str]] = frozenset({"black-forest-labs/FLUX.1-schnell"})
+    distilled_steps: ClassVar[int | None] = 4
     one_file_goes: ClassVar[str] = (
         "give it as policy.transformer, and as policy.model the rest: black-forest-labs/FLUX.1-dev, or a folder in "
         "diffusers' layout"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from customized_grpo.identity.parts import Place
 from customized_grpo.paths import MODULAR_INDEX
 from customized_grpo.policies.acceleration import place_and_freeze, transformer_options
 from customized_grpo.policies.pipelines import PipelineConfig, empty_transformer, explained
@@ -100,17 +101,16 @@ def part_folder(config: PipelineConfig, source: str, index: Mapping[str, Any], n
     beside = Path(source) / name
     if beside.is_dir():
         return beside
-    entry = index.get(name)
-    if not isinstance(entry, list) or not isinstance(entry[-1], dict):
+    place = Place.of(index, name, source, config.revision)
+    if place is None:
         raise ValueError(f"its {MODULAR_INDEX} has no {name}")
-    place = entry[-1].get("pretrained_model_name_or_path") or source
-    inside = entry[-1].get("subfolder") or ""
-    if not Path(place).is_dir():
+    where = place.source
+    if not Path(where).is_dir():
         from huggingface_hub import snapshot_download
 
-        revision = config.revision if place == source else entry[-1].get("revision")
-        place = snapshot_download(place, revision=revision, allow_patterns=f"{inside}/*" if inside else None)
-    folder = Path(place) / inside
+        wanted = f"{place.inside}/*" if place.inside else None
+        where = snapshot_download(where, revision=place.revision, allow_patterns=wanted)
+    folder = Path(where) / place.inside
     if not folder.is_dir():
         raise ValueError(f"there is no folder {str(folder)!r} for its {name}")
     return folder

@@ -1,6 +1,7 @@
 """Base of the policies on FLUX.2 and both Qwen-Images: a diffusers pipeline, one part of which is read apart."""
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from importlib import import_module
 from typing import Any, ClassVar, Literal, Self
 
@@ -56,6 +57,12 @@ class PipelinePolicy(Policy):
         pipeline = open_pipeline(form, config, source, device=device, dtype=dtype, absent=absent, own=own)
         pipeline.register_modules(**{cls.processor: part})
         return cls(pipeline, config, device=device, dtype=dtype)
+
+    def resized(self, section: Any) -> Self:
+        """See ``Policy.resized``."""
+        other = copy(self)
+        other.config, other.latent_shape = section, section.latent_shape()
+        return other
 
     def _guided(
         self, cond: Conditioning, forward: Callable[[Literal["text", "negative"]], Float[Tensor, "n s c"]]

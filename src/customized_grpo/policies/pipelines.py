@@ -44,6 +44,8 @@ class PipelineConfig(PolicyConfig):
 
     not_encoded: ClassVar[frozenset[str]] = PolicyConfig.not_encoded | {"max_references"}
 
+    of_model: ClassVar[frozenset[str]] = PolicyConfig.of_model | {"revision", "variant"}
+    resizes: ClassVar[bool] = True
     least_references: ClassVar[int] = 0
     distilled_forms: ClassVar[frozenset[str]] = frozenset()
     """Names of the pipelines of step-distilled models."""

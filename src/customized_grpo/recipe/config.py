@@ -11,6 +11,8 @@ from torch import Tensor
 
 from customized_grpo.advantages.axes import AXES as AXES
 from customized_grpo.recipe.axes import axes_of, time_weights_of
+from customized_grpo.recipe.drawn import Base as Base
+from customized_grpo.recipe.drawn import at_size, on_base
 from customized_grpo.recipe.fields import (
     DataField,
     ObjectiveField,
@@ -89,11 +91,18 @@ class Recipe(Section):
             )
         check_rules(self.advantage.rules, self.rewards, self.train.group_size, self.train.updates_per_rollout)
         _fits_policy(self.run, self.policy, self.sampling.shift)
+        _fits_size(self.policy, self.evaluated)
         if not self.objective.targets:
             _fits_objective(self.objective, self.sampling, self.train)
             _fits_cache(self.objective, self.policy, self.sampling)
         self.time_weights()
         return self
+
+    @property
+    def evaluated(self) -> PolicySpec:
+        """The section ``policy`` as the held-out evaluation draws by it: at its size."""
+        held = self.evaluate
+        return self.policy if held is None else at_size(self.policy, held.height, held.width)
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -129,13 +138,28 @@ class EvaluateRecipe(Section):
         description="a run, a checkpoint, an adapter's folder or file, or a LoRA's hub id; a list adds up; each "
         "may end in a scale, as in =0.8; null: base only",
     )
+    base: Base | None = Field(
+        default=None,
+        description="another base of the same architecture to draw the adapter on, on purpose; null: policy.model, on "
+        "which an adapter of another base is refused",
+    )
     sampling: EvaluateSampling = EvaluateSampling()
     evaluate: Evaluate
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        _fits_policy(self.run, self.policy, self.sampling.shift)
+        if self.base is not None and not self.lora:
+            raise ValueError(
+                "base: it is another base for an adapter, and no adapter is given; give lora, or the base itself as "
+                "policy.model"
+            )
+        _fits_policy(self.run, self.evaluated, self.sampling.shift)
         return self
+
+    @property
+    def evaluated(self) -> PolicySpec:
+        """The section ``policy`` as the evaluation draws by it: on its base, and at its size."""
+        return at_size(on_base(self.policy, self.base), self.evaluate.height, self.evaluate.width)
 
 
 def _fits_policy(run: Run, policy: PolicySpec, shift: float | str) -> None:
@@ -144,6 +168,15 @@ def _fits_policy(run: Run, policy: PolicySpec, shift: float | str) -> None:
         raise ValueError(
             f"policy.quantization: {policy.quantization} weights are computed with in half precision, and "
             "run.precision=no asks for float32; use run.precision=bf16, or policy.quantization=none"
+        )
+
+
+def _fits_size(policy: PolicySpec, evaluated: PolicySpec) -> None:
+    if evaluated is not policy and not policy.resizes:
+        raise ValueError(
+            f"evaluate.height: a policy of type {policy.type} is opened for images of one size, here {policy.height} x "
+            f"{policy.width} (Policy.resized); leave evaluate.height and evaluate.width out, or evaluate at "
+            f"{evaluated.height} x {evaluated.width} by customized-grpo evaluate"
         )
 
 

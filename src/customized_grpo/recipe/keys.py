@@ -198,6 +198,8 @@ class Evaluate(Section):
     data: DataField
     metrics: dict[str, MetricField] = Field(min_length=1)
     limit: PositiveInt | None = Field(default=None, description="examples; null: all")
+    height: PositiveInt | None = Field(default=None, description="of the images, in pixels; null: policy.height")
+    width: PositiveInt | None = Field(default=None, description="of the images, in pixels; null: policy.width")
     images_per_prompt: PositiveInt = 1
     batch: PositiveInt = Field(default=4, description="images per forward, of several prompts if they can share it")
     steps: PositiveInt | None = Field(

@@ -84,7 +84,10 @@ class PolicySpec(registry.PluginSection, PolicyLimits):
         not_encoded: fields that don't affect ``Policy.encode``; all others are in a cached conditioning's key.
         embedded: the package's miniature model that ``model: mini`` stands for.
         shift_rules: named rules for ``sampling.shift``; ``dynamic`` is the model's own rule by the image's size.
+        of_model: fields that belong to one model, and say nothing of another that takes its place.
+        resizes: whether an opened policy also draws at another size; see ``Policy.resized``.
         distilled: hub ids of published models that are step-distilled.
+        distilled_steps: number of steps that these were made for.
         caches: types of ``sampling.cache`` that work with its transformer; see ``sampling.caching``.
         prefix: whether text and references pass once for all samples of a forward, as they attend to no image.
     """
@@ -94,7 +97,10 @@ class PolicySpec(registry.PluginSection, PolicyLimits):
     )
     embedded: ClassVar[str] = "flux"
     shift_rules: ClassVar[Mapping[str, ShiftRule]] = {}
+    of_model: ClassVar[frozenset[str]] = frozenset({"model"})
+    resizes: ClassVar[bool] = False
     distilled: ClassVar[frozenset[str]] = frozenset()
+    distilled_steps: ClassVar[int | None] = None
     caches: ClassVar[tuple[str, ...]] = ()
     prefix: ClassVar[bool] = False
 

@@ -15,10 +15,12 @@ from torch import Tensor
 from customized_grpo import registry
 from customized_grpo.conditioning.cache import release
 from customized_grpo.conditioning.precheck import check_drawing
+from customized_grpo.console import err, say
 from customized_grpo.devices import open_device
-from customized_grpo.policies.adapters import tuning
+from customized_grpo.policies.adapters import other_base, tuning
 from customized_grpo.policies.base import Policy, load_policy
-from customized_grpo.recipe.config import EvaluateRecipe, Recipe
+from customized_grpo.recipe.config import Base, EvaluateRecipe, Recipe
+from customized_grpo.recipe.drawn import on_base
 from customized_grpo.sampling.rollout import sample_images
 from customized_grpo.sampling.schedule import sigma_grid
 from customized_grpo.seeding import generator
@@ -75,6 +77,7 @@ def draw(
     seed: int,
     num: int,
     grid: Path | None,
+    base: Base | None = None,
 ) -> list[Path]:
     """Write ``num`` images; image i depends on (seed, i) alone.
 
@@ -90,6 +93,8 @@ def draw(
         seed: of the initial noise.
         num: number of images.
         grid: another picture to write: references, the base's images, and the adapter's of the same noise below them.
+        base: another base of the recipe's architecture to draw with, on purpose; None: the recipe's own ``base``, if it
+            is an evaluation's and has one.
 
     Returns:
         The files written.
@@ -101,14 +106,30 @@ def draw(
     if grid is not None and grid.resolve() in {one.resolve() for one in files}:
         raise ValueError(f"--grid: {grid} is a file of --out, too, and would replace it; give another")
     tuned = tuning.read_all(adapter) if adapter else tuning.read_start(recipe.policy)
+    trained = recipe.policy
+    if base is None and isinstance(recipe, EvaluateRecipe):
+        base = recipe.base
+    if base is not None:
+        if not tuned:
+            raise ValueError(
+                f"base: {base.model!r} is another base for an adapter, and none is given; give --lora, or a --config "
+                "whose policy.model it is"
+            )
+        other_base.check_adapters(tuned)
+        recipe = recipe.model_copy(update={"policy": on_base(trained, base)})
     device = open_device(recipe.run.device)
     check_drawing(recipe.policy, prompt, references)
-    cond, policy = _encode_then_load(recipe, device, prompt, references)
+    with other_base.explained(base, trained):
+        cond, policy = _encode_then_load(recipe, device, prompt, references)
+    if base is not None:
+        for line in other_base.notices(tuned, policy, trained, recipe.policy, steps=steps or recipe.sampling.steps):
+            say(line, style="yellow", on=err)
     rows: dict[str, UInt8[Tensor, "n h w 3"]] = {}
     if not tuned or grid is not None:
         rows["base"] = _images(policy, recipe, cond, num=num, seed=seed, steps=steps)
     if tuned:
-        tuning.apply_all(policy, tuned)
+        with other_base.explained(base, trained):
+            tuning.apply_all(policy, tuned, other_base=base is not None)
         rows["tuned"] = _images(policy, recipe, cond, num=num, seed=seed, steps=steps)
     for path, image in zip(files, next(reversed(rows.values())), strict=True):
         _save(Image.fromarray(image.numpy()), path)

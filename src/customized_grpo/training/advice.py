@@ -31,8 +31,8 @@ def _step_distilled(recipe: Recipe) -> list[str]:
         return []
     return [
         f"policy.model: {recipe.policy.model} is distilled to few steps, which training undoes: its images "
-        "blur. Train on the base model that it was distilled from, and draw with the distilled one: it takes the "
-        "base's adapter by diffusers' load_lora_weights"
+        "blur. Train on the base model that it was distilled from, and draw the base's adapter on the distilled one: "
+        "generate or evaluate --base, or diffusers' load_lora_weights"
     ]
 
 

@@ -1,7 +1,7 @@
 """Setup of a training run: builds all its parts from a recipe."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from customized_grpo import registry
 from customized_grpo.advantages.shaping import Aggregator
 from customized_grpo.atomic import held
-from customized_grpo.conditioning.cache import Process, open_policy
+from customized_grpo.conditioning.cache import Encode, Process
 from customized_grpo.console import bars
 from customized_grpo.data.base import Dataset, load_dataset, supervised
 from customized_grpo.data.order import groups_a_rank
@@ -43,14 +43,12 @@ from customized_grpo.scoring.score import load_rewards
 from customized_grpo.scoring.scorer import Scorer
 from customized_grpo.training import averages, engine, engine_limits
 from customized_grpo.training.distributed import gather_rows, together
-from customized_grpo.training.encoded import load_held_out, needed_of
+from customized_grpo.training.encoded import load_held_out, open_for_training
 from customized_grpo.training.identity import RunIdentity
 from customized_grpo.training.optimizers import build_optimizer
 from customized_grpo.training.rules import RewardRules
 from customized_grpo.training.tracking import prepare_folder
 from customized_grpo.types import Conditioning, Example
-
-Encode = Callable[[Example], Conditioning]
 
 
 @dataclass(slots=True)
@@ -117,6 +115,11 @@ class Parts:
     run: str
     """Its name, the same over all restarts; see ``identity.runs``."""
     state: RunState = field(default_factory=RunState)
+
+    def held_out_policy(self) -> Policy:
+        """The policy as it is now, drawing images of the held-out evaluation's size."""
+        sized = self.recipe.evaluated
+        return self.policy if sized is self.recipe.policy else self.policy.resized(sized)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Context in which the trained weights are their running average, if the recipe has one."""
@@ -191,10 +194,9 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
     agreed = together(accelerator, ValueError) if run.cache is None else contextlib.nullcontext()
     with agreed, bars("conditioning: ") as progress:
         process = Process.of(accelerator, run.precision, progress)
-        jobs = partial(needed_of, recipe, dataset, held_out)
         look = [] if identity is None else [identity.look]
         with meanwhile(partial(base_identity, recipe.policy, hashes), *look):
-            policy, encode = open_policy(recipe.policy, run.cache, jobs, process)
+            policy, encode, encode_held_out = open_for_training(recipe, dataset, held_out, process)
         if identity is not None:
             identity.look()
         engine_limits.check_weights(engine.engine_of(accelerator), policy.transformer)
@@ -213,7 +215,7 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
     tuning.follow_shards(policy)
     ema = EMAModel(list(parameters.values()), decay=train.ema) if train.ema is not None else None
 
-    evaluation = _evaluation(recipe, held_out, encode, device, hashes)
+    evaluation = _evaluation(recipe, held_out, encode_held_out, device, hashes)
     metrics = {} if evaluation is None else evaluation.metrics
     opened.callback(close, metrics)
     with together(accelerator, ValueError):
@@ -279,5 +281,5 @@ def _evaluation(
         dataset=held_out,
         metrics=build_metrics(spec.metrics, device),
         encode=encode_once,
-        base=base_identity(recipe.policy, hashes),
+        base=base_identity(recipe.evaluated, hashes),
     )

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from customized_grpo.data.base import Dataset, FromFiles
 from customized_grpo.evaluation.blocks import num_examples
@@ -17,6 +19,7 @@ from customized_grpo.evaluation.settings import settings_of
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.evaluation.tables import summarize
 from customized_grpo.identity.hashes import equal_files
+from customized_grpo.policies.base import Policy
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.recipe.sections import RewardSpec
 from customized_grpo.report.folders import read_runs
@@ -31,7 +34,7 @@ from customized_grpo.training.tracking import is_every
 def evaluate(parts: Parts, done: int) -> dict[str, float]:
     """Held-out metrics of the adapter as it would be saved now, after ``done`` GRPO steps."""
     recipe, spec = parts.recipe, parts.recipe.evaluate
-    held, accelerator = parts.evaluation, parts.accelerator
+    held, accelerator, policy = parts.evaluation, parts.accelerator, parts.held_out_policy()
     assert spec is not None
     assert held is not None
     meets = engine.needs_all_ranks(accelerator, parts.policy.transformer)
@@ -39,12 +42,12 @@ def evaluate(parts: Parts, done: int) -> dict[str, float]:
 
     def gather(rows: list[Row]) -> list[Row]:
         if lockstep is not None:
-            lockstep.finish(lambda: _idle(parts, held))
+            lockstep.finish(lambda: _idle(policy, parts.sigmas[0], held))
         return gather_rows(rows)
 
     with parts.clock.phase("evaluate"), parts.averaged():
         rows = evaluate_policy(
-            parts.policy,
+            policy,
             held.dataset,
             held.metrics,
             spec,
@@ -56,7 +59,7 @@ def evaluate(parts: Parts, done: int) -> dict[str, float]:
                 hashes=parts.hashes,
             ),
             _rows_file(parts, done).stem,
-            sigmas=noise_levels(recipe.policy, recipe.sampling, spec, parts.policy.latent_shape[0]),
+            sigmas=noise_levels(recipe.evaluated, recipe.sampling, spec, policy.latent_shape[0]),
             weights=held.base + engine.fingerprint(accelerator, parts.policy.transformer, done),
             encode=held.encode,
         )
@@ -65,10 +68,10 @@ def evaluate(parts: Parts, done: int) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _idle(parts: Parts, held: Evaluation) -> None:
+def _idle(policy: Policy, sigma: Float[Tensor, ""], held: Evaluation) -> None:
     """Dummy forward, so that ranks without work join the collective."""
-    x = torch.zeros(1, *parts.policy.latent_shape, device=parts.policy.device, dtype=parts.policy.dtype)
-    parts.policy.velocity(x, parts.sigmas[0], held.encode(held.dataset[0]))
+    x = torch.zeros(1, *policy.latent_shape, device=policy.device, dtype=policy.dtype)
+    policy.velocity(x, sigma, held.encode(held.dataset[0]))
 
 
 def warn(parts: Parts, done: int, say: Callable[[str], None]) -> None:
@@ -160,7 +163,7 @@ def write_summary(parts: Parts) -> None:
     recipe, held = parts.recipe, parts.evaluation
     if recipe.evaluate is not None and held is not None and parts.accelerator.is_main_process:
         total = num_examples(held.dataset, recipe.evaluate)
-        made = settings_of(recipe.policy, recipe.sampling, recipe.evaluate, total)
+        made = settings_of(recipe.evaluated, recipe.sampling, recipe.evaluate, total)
         summarize(parts.folder / "evaluation", recipe.evaluate.protocol, held.rows, made)
 
 

@@ -10,9 +10,12 @@ import torch
 from diffusers.modular_pipelines.flux3.image_processor import Flux3ImageProcessor
 from PIL import Image
 
+from customized_grpo.conditioning.cache import ConditioningCache, model_identity
+from customized_grpo.identity.hashes import FileHashes
 from customized_grpo.policies.flux2 import Flux2KleinConfig
 from customized_grpo.policies.flux3 import Flux3KleinConfig
 from customized_grpo.policies.flux3_tokens import scaled_size
+from customized_grpo.policies.identity import base_identity
 from customized_grpo.sampling.dynamics import dance_sde
 from customized_grpo.sampling.rollout import initial_noise, sample_group, transition_noise
 from customized_grpo.sampling.schedule import StepPlan, shifted_sigmas
@@ -134,6 +137,68 @@ def test_parts_may_lie_elsewhere(base: Path, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "texts" / "encoder")
     with pytest.raises(ValueError, match=r"can't be loaded: .*there is no folder .*encoder"):
         tiny_flux3(moved)
+
+
+def test_identity_has_the_content_of_parts_elsewhere(base: Path, tmp_path: Path) -> None:
+    """A policy's is changed by each, a cached conditioning's by those that encode alone."""
+
+    def split(name: str) -> tuple[Path, Path]:
+        """A model of which text encoder and transformer lie elsewhere, and that other folder."""
+        other, parts = tmp_path / f"{name}-parts", ("text_encoder", "transformer")
+        places = {
+            part: ["diffusers", "Any", {"pretrained_model_name_or_path": str(other), "subfolder": part}]
+            for part in parts
+        }
+        folder = _changed(base, tmp_path / name, **places)
+        other.mkdir()
+        for part in parts:
+            (folder / part).rename(other / part)
+        return folder, other
+
+    def identity(folder: Path) -> tuple[str, str]:
+        section = Flux3KleinConfig(model=str(folder))
+        cache = ConditioningCache(tmp_path / "cache", section, "no")
+        return base_identity(section, FileHashes()), str(cache.path(PROMPT, []))
+
+    # Both indices name the same parts.
+    one, other = split("one")
+    before = identity(one)
+    shutil.copytree(one, tmp_path / "two")
+    assert identity(tmp_path / "two") == before
+    for part, changes_cache in (("transformer", False), ("text_encoder", True)):
+        now = identity(one)
+        (other / part / "more.json").write_text("{}")
+        then = identity(one)
+        assert then[0] != now[0]
+        assert (then[1] != now[1]) is changes_cache
+
+
+def test_identity_has_the_commit_of_parts_in_other_repositories(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = {"pretrained_model_name_or_path": "org/texts", "subfolder": "text_encoder", "revision": "v2"}
+    folder = _changed(base, tmp_path / "model", text_encoder=["transformers", "Qwen3VLForConditionalGeneration", place])
+    shutil.rmtree(folder / "text_encoder")
+    repository = tmp_path / "hub" / "models--org--texts"
+    for name in ("refs", *(f"snapshots/{letter * 40}/text_encoder" for letter in "ab")):
+        (repository / name).mkdir(parents=True)
+    for module in ("huggingface_hub.constants", "huggingface_hub.file_download.constants"):
+        monkeypatch.setattr(f"{module}.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: None)
+    found = set()
+    for letter in "ab":
+        (repository / "refs" / "v2").write_text(letter * 40)
+        identity = model_identity(str(folder), None, FileHashes())
+        assert identity["part text_encoder"] == f"org/texts/text_encoder {letter * 40}"
+        found.add(base_identity(Flux3KleinConfig(model=str(folder)), FileHashes()))
+    assert len(found) == 2
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("offline")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(ValueError, match=r"'org/texts' can't be looked up \(offline\)"):
+        model_identity(str(folder), None, FileHashes())
 
 
 def test_other_models_are_refused(base: Path, tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ def test_noise_on_the_way_that_nothing_trains_on_is_told() -> None:
         ("flux2_klein_customized_grpo", "black-forest-labs/FLUX.2-klein-4B"),
         ("flux2_klein_customized_nft", "black-forest-labs/FLUX.2-klein-9b-kv"),
         ("flux3_klein_customized_grpo", "black-forest-labs/flux-3-image-klein"),
+        ("kontext_customized_grpo", "black-forest-labs/FLUX.1-schnell"),
     ],
 )
 def test_training_a_step_distilled_model_is_warned_of(recipe: str, model: str) -> None:

@@ -34,9 +34,11 @@ def cache(
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     state = PartialState(cpu=open_device(recipe.run.device).type == "cpu")
-    store = ConditioningCache(recipe.run.cache, recipe.policy, recipe.run.precision)
-    jobs = needed(recipe)
+    made, used = 0, 0
     with bars("conditioning: ") as progress:
         process = Process.of(state, recipe.run.precision, progress)
-        made: int = sum(gather_object([complete(recipe.policy, store, jobs, process)]))
-    say(f"{store.folder}\n{made:,} conditionings made; the recipe uses {len(jobs):,} examples")
+        for spec, jobs in needed(recipe):
+            store = ConditioningCache(recipe.run.cache, spec, recipe.run.precision)
+            made += sum(gather_object([complete(spec, store, jobs, process)]))
+            used += len(jobs)
+    say(f"{store.folder}\n{made:,} conditionings made; the recipe uses {used:,} examples")

@@ -113,7 +113,8 @@ class LoraFile:
         if trained_on != base_hash:
             raise ValueError(
                 f"adapter {str(self.path)!r} was trained on another base ({name!r}, hash "
-                f"{trained_on}) than this policy's (hash {base_hash}); give that base as policy.model"
+                f"{trained_on}) than this policy's (hash {base_hash}); give that base as policy.model, "
+                "or draw on this one on purpose by --base of generate and evaluate"
             )
         self.check_base_lora(base_lora)
 

@@ -181,8 +181,13 @@ def apply(policy: Policy, tuned: Tuned) -> str:
     return apply_all(policy, (Scaled(tuned, 1.0),))
 
 
-def apply_all(policy: Policy, loaded: Sequence[Scaled]) -> str:
+def apply_all(policy: Policy, loaded: Sequence[Scaled], *, other_base: bool = False) -> str:
     """Load trained weights into a policy: the sum of all, each with its scale.
+
+    Args:
+        policy: frozen, from ``load_policy``.
+        loaded: of ``read_all``.
+        other_base: an adapter may have been trained on another base of this architecture; see ``other_base``.
 
     Returns:
         An identifier of the weights and their scales.
@@ -196,7 +201,10 @@ def apply_all(policy: Policy, loaded: Sequence[Scaled]) -> str:
             full.load(policy, one.tuned)
             return one.tuned.fingerprint()
         given = one.tuned.update(policy.transformer)
-        one.tuned.check_base(base_hash(policy.transformer), policy.base_lora)
+        if other_base:
+            one.tuned.check_base_lora(policy.base_lora)
+        else:
+            one.tuned.check_base(base_hash(policy.transformer), policy.base_lora)
         update = joined(update, scaled(given, one.scale))
     lora.attach_update(policy, update)
     return adapter_hash(policy.transformer)
