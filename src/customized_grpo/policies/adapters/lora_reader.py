@@ -88,7 +88,9 @@ class LoraFile:
         foreign = [
             self.keys[name]
             for name in self.factors
-            if re.match(r"(double|single)_blocks[._]|(img|txt|time|vector|guidance)_in|final_layer", name)
+            if re.match(
+                r"(double|single|content_mode)_blocks[._]|(img|txt|time|vector|guidance|emb)_in|final_layer", name
+            )
             or ("." not in name and "_blocks_" in name)
         ]
         if foreign:
