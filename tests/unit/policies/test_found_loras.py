@@ -17,11 +17,13 @@ from customized_grpo.policies.adapters import lora
 from customized_grpo.policies.adapters.lora_layers import commonest, exactly_these
 from customized_grpo.policies.adapters.lora_reader import read_lora
 from customized_grpo.policies.base import LoraSettings
-from lora_conventions import AB, CLOSE, FLUX_MODULES, add, difference, velocity
+from lora_conventions import AB, FLUX_MODULES, add, difference, velocity
 from lora_writers import Beside, Names, Numbers, OfPeft, Plain, as_diffusers, dotted, flat
 from pipeline_cases import CASES, PROMPT, pictures, shrink_constants
 
 FLUX3 = {**w.FLUX3_ORIGINAL, **w.FLUX3_OUTSIDE}
+ROUNDING = 3e-5
+"""Of float32 through the tiny models; what a LoRA moves is above a hundredth."""
 PEFT: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": ["to_q", "to_v"], "alpha_pattern": {"to_q": 2}}
 ENCODER = w.text_encoder(Names(flat("lora_te1")), "text_model.encoder.layers.0.mlp.fc1")
 
@@ -31,7 +33,7 @@ def _by_pattern(module: str, rank: int) -> float:
 
 
 def _alpha(name: str) -> float:
-    return 2.0 if "attn" in name or "q_proj" in name else 8.0
+    return 2.0 if "attn" in name or "q_proj" in name else 3.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ FOUND = {
         "qwen-2511", Plain(w.QWEN, Names(flat("lora_transformer")), Numbers(alpha=lambda name: 1.0))
     ),
     "LyCORIS, DoRA, of FLUX.3": Found(
-        "flux3", Plain(FLUX3, Names(flat("lora_unet")), beside={"lora_unet_single_blocks_1_q_proj.dora_scale": torch.ones(1)}),
+        "flux3",
+        Plain(FLUX3, Names(flat("lora_unet")), beside={"lora_unet_single_blocks_1_q_proj.dora_scale": torch.ones(1)}),
         "holds DoRA, which is not supported here",
     ),
     "XLabs, of FLUX.1, on Qwen-Image-2.1": Found(
@@ -138,11 +141,11 @@ def test_a_file_means_the_same_beneath_and_as_a_start(
     true = velocity(right, cond)
     assert difference(true, base) > 1e-2
     for mode in ("fuse", "adapter"):
-        assert difference(velocity(load(model, base_lora={"path": path, "mode": mode}), cond), true) < CLOSE
+        assert difference(velocity(load(model, base_lora={"path": path, "mode": mode}), cond), true) < ROUNDING
     start = load(model)
     update = read_lora(path).update(start.transformer)
     rank, alpha = commonest(update)
     lora.attach(start, LoraSettings(rank=rank, alpha=alpha, targets=(exactly_these(update),), path=path), seed=0)
-    assert difference(velocity(start, cond), true) < CLOSE
+    assert difference(velocity(start, cond), true) < ROUNDING
     told = f"{written.aside} keys of text encoders are left aside"
     assert (told in " ".join(capsys.readouterr().err.split())) == bool(written.aside)
