@@ -44,8 +44,8 @@ FLUX_OUTSIDE: Layers = {
     "final_layer.linear": ("proj_out",),
     "final_layer.adaLN_modulation.1": ("norm_out.linear",),
 }
-SWAPPED = "final_layer.adaLN_modulation.1"
-"""Its rows are (shift, scale) in the original, (scale, shift) in diffusers."""
+SWAPPED = ("final_layer.adaLN_modulation.1", "final_layer.image.adaLN_modulation.1")
+"""Their rows are (shift, scale) in the original, (scale, shift) in diffusers."""
 FLUX2_ORIGINAL: Layers = {
     **{name: made for name, made in FLUX_ORIGINAL.items() if "_attn." in name},
     "double_blocks.0.img_mlp.0": ("transformer_blocks.0.ff.linear_in",),
@@ -64,6 +64,41 @@ FLUX2_OUTSIDE: Layers = {
     "single_stream_modulation.lin": ("single_stream_modulation.linear",),
     "final_layer.linear": ("proj_out",),
     "final_layer.adaLN_modulation.1": ("norm_out.linear",),
+}
+FLUX3_ORIGINAL: Layers = {
+    f"{theirs}.{name}": (f"{ours}.{one}",)
+    for theirs, ours in {
+        "content_mode_blocks.image.0": "mode_blocks.image.0",
+        "txt_mode_blocks.0": "txt_mode_blocks.0",
+        "single_blocks.1": "single_transformer_blocks.1",
+    }.items()
+    for name, one in {
+        "q_proj": "attn.to_q",
+        "k_proj": "attn.to_k",
+        "v_proj": "attn.to_v",
+        "attn_out": "attn.to_out.0",
+        "mlp_in": "ff.linear_in",
+        "mlp_out": "ff.linear_out",
+    }.items()
+}
+FLUX3_OUTSIDE: Layers = {
+    "emb_in.image": ("x_embedders.image",),
+    "txt_in": ("context_embedder",),
+    "time_in.in_layer": ("timestep_embedder.linear_1",),
+    "early_stream_modulations.image.lin": ("early_stream_modulations.image.linear",),
+    "final_layer.image.linear": ("proj_out",),
+    "final_layer.image.adaLN_modulation.1": ("norm_out.linear",),
+}
+QWEN21: Layers = {
+    f"transformer_blocks.{block}.{name}": (f"transformer_blocks.{block}.{name}",)
+    for block in (0, 1)
+    for name in (
+        "attn.to_q",
+        "attn.to_k",
+        "attn.to_v",
+        "attn.to_out.0",
+        *(f"img_mlp.{one}" for one in ("proj", "gate_layer", "out")),
+    )
 }
 FLUX_XLABS: Layers = {
     "double_blocks.0.processor.qkv_lora1": FLUX_ORIGINAL["double_blocks.0.img_attn.qkv"],
@@ -161,7 +196,7 @@ def tensors_of(
         if alpha is not None:
             tensors[f"{layer}{names.alpha}"] = torch.tensor(alpha, dtype=numbers.dtype)
         whole = up.double() @ down.double() * (1.0 if alpha is None else alpha / rank)
-        if name == SWAPPED:
+        if name in SWAPPED:
             whole = torch.cat(whole.chunk(2)[::-1])
         delta |= dict(zip(modules, whole.split(rows), strict=True))
     return tensors, delta

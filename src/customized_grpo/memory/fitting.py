@@ -8,7 +8,7 @@ from customized_grpo import registry
 from customized_grpo.memory.estimate import Estimate
 from customized_grpo.memory.footprint import of_recipe
 from customized_grpo.memory.scorers import memory_of_scorers, scorers_of
-from customized_grpo.policies.flux_loading import FluxConfig
+from customized_grpo.policies.pipelines import PipelineConfig
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.recipe.sections import PolicySpec
 
@@ -109,7 +109,7 @@ def _ladder(recipe: Recipe) -> Iterator[Change]:
         yield _batch(1)
     if recipe.run.precision == "bf16":
         yield {"train.optimizer": "adamw_8bit"}
-        has_base = isinstance(policy, FluxConfig) and policy.base_lora is not None
+        has_base = isinstance(policy, PipelineConfig) and policy.base_lora is not None
         apart = {"policy.base_lora.mode": "adapter"} if has_base else {}  # no fusing into quantized weights
         for bits in _fewer_bits(policy):
             yield {"policy.quantization": bits, **apart}

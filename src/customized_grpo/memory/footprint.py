@@ -33,7 +33,7 @@ from customized_grpo.memory.skeleton import Skeleton, of_config
 from customized_grpo.policies.adapters.full import trained_names
 from customized_grpo.policies.adapters.lora_files import find_adapter
 from customized_grpo.policies.base import Policy
-from customized_grpo.policies.flux_loading import FluxConfig
+from customized_grpo.policies.pipelines import PipelineConfig
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.recipe.sections import PolicySpec
 
@@ -128,7 +128,7 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
     parts = {"VAE": model.vae * 4}
     if recipe.run.cache is None:
         parts["text encoders"] = sum(model.encoders.values()) * b
-    if isinstance(policy, FluxConfig) and policy.base_lora is not None and policy.base_lora.mode == "adapter":
+    if isinstance(policy, PipelineConfig) and policy.base_lora is not None and policy.base_lora.mode == "adapter":
         parts["base_lora"] = _values_of_lora(policy.base_lora.path) * b
     scorers = memory_of_scorers(recipe)
     trained = _trained(policy, kind, model.transformer)
@@ -254,7 +254,7 @@ def _trained(policy: PolicySpec, kind: type[Policy], transformer: Skeleton) -> T
 
 
 def _values_of_lora(path: str) -> int:
-    """Parameters of a separate released LoRA; if it isn't local or in the table, UNO's number."""
+    """Parameters of a separate released LoRA; if it isn't local or in the table, UNO's number, which is of rank 512."""
     return parameters_in(find_adapter(path)) if Path(path).expanduser().exists() else UNO_LORA
 
 

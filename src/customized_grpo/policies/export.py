@@ -5,7 +5,7 @@ both, for the stock model.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -19,7 +19,9 @@ from customized_grpo.policies.adapters.lora_reader import LoraFile
 from customized_grpo.policies.adapters.low_rank import Factors, fuse, joined
 from customized_grpo.policies.adapters.tensor_files import write_tensors
 from customized_grpo.policies.base import NO_LORA, load_policy
+from customized_grpo.policies.flux_base import Flux
 from customized_grpo.policies.flux_loading import FluxConfig, original_keys
+from customized_grpo.policies.pipeline_policy import PipelinePolicy
 from customized_grpo.policies.pipelines import PipelineConfig, empty_transformer
 from customized_grpo.recipe.config import EvaluateRecipe, Recipe
 
@@ -50,7 +52,13 @@ def export(adapter: str, out: Path, form: Format, *, with_base: bool, recipe: Re
     file = tuning.read(adapter)
     if form in ("model", "original"):
         assert recipe is not None
-        return _write_model(file, out, form, _flux_policy(recipe, form), recipe.run.precision)
+        config = _pipeline_policy(recipe, f"--format {form}")
+        if form == "original" and not isinstance(config, FluxConfig):
+            raise ValueError(
+                f"--format original: it is Black Forest Labs' format of FLUX.1 (uno, flux-kontext), and the recipe's "
+                f"policy is {config.type!r}; use --format model"
+            )
+        return _write_model(file, out, form, config, recipe.run.precision)
     if isinstance(file, TransformerFolder):
         raise ValueError(
             f"{file.path} is a transformer that was trained in full, and no LoRA; use --format model or original, or "
@@ -60,7 +68,7 @@ def export(adapter: str, out: Path, form: Format, *, with_base: bool, recipe: Re
     about = {name: text for name, text in file.metadata.items() if name != HEADER}
     about["exported_from"] = str(file.path)
     if with_base:
-        beneath = _base_update(_flux_policy(recipe, "--with-base"))
+        beneath = _base_update(_pipeline_policy(recipe, "--with-base"))
         file.check_base_lora(update_hash(beneath))
         update = joined(beneath, update)
         about |= {"holds": "policy.base_lora and the adapter, for the stock base", "base_lora": NO_LORA}
@@ -71,11 +79,12 @@ def export(adapter: str, out: Path, form: Format, *, with_base: bool, recipe: Re
     return write_update(out / WEIGHTS_NAME, update, about)
 
 
-def _flux_policy(recipe: Recipe | EvaluateRecipe | None, what: str) -> FluxConfig:
+def _pipeline_policy(recipe: Recipe | EvaluateRecipe | None, what: str) -> PipelineConfig:
     assert recipe is not None
-    if not isinstance(recipe.policy, FluxConfig):
+    if not isinstance(recipe.policy, PipelineConfig):
         raise ValueError(
-            f"{what}: it is for policies on FLUX.1 (uno, flux-kontext), and the recipe's is {recipe.policy.type!r}"
+            f"{what}: it is for policies on a pipeline of diffusers, and the recipe's is {recipe.policy.type!r}; leave "
+            "it out"
         )
     return recipe.policy
 
@@ -87,19 +96,20 @@ def _by_the_model(file: LoraFile, recipe: Recipe | EvaluateRecipe) -> dict[str, 
     return file.update(empty_transformer(recipe.policy))
 
 
-def _base_update(config: FluxConfig) -> dict[str, Factors]:
+def _base_update(config: PipelineConfig) -> dict[str, Factors]:
     if config.base_lora is None:
         raise ValueError("--with-base: the recipe has no policy.base_lora, so the adapter is all there is")
-    transformer = empty_transformer(config, offline=config.offline)
-    return read_base_lora(transformer, config.base_lora, offline=config.offline)[1]
+    offline = isinstance(config, FluxConfig) and config.offline
+    return read_base_lora(empty_transformer(config, offline=offline), config.base_lora, offline=offline)[1]
 
 
 def _write_model(
-    file: tuning.Tuned, out: Path, form: str, config: FluxConfig, precision: Literal["no", "bf16"]
+    file: tuning.Tuned, out: Path, form: str, config: PipelineConfig, precision: Literal["no", "bf16"]
 ) -> Path:
     """Fuse both LoRAs at once, to round the weights once; a fully trained transformer already has the base's."""
     bare = config.model_copy(update={"base_lora": None, "quantization": "none"})  # quantized weights can't be fused
-    policy: Any = load_policy(bare, device=torch.device("cpu"), precision=precision)
+    policy = load_policy(bare, device=torch.device("cpu"), precision=precision)
+    assert isinstance(policy, Flux | PipelinePolicy)
     if isinstance(file, TransformerFolder):
         tuning.apply(policy, file)
     else:
@@ -107,7 +117,7 @@ def _write_model(
         file.check_base(base_hash(policy.transformer), update_hash(beneath) if beneath else NO_LORA)
         fuse(policy.transformer, joined(beneath, file.update(policy.transformer)))
     if form == "model":
-        policy.pipeline.save_pretrained(out)
+        policy.save_pipeline(out)
         return out
     state = to_original(policy.transformer.state_dict(), original_keys(policy.transformer))
     about = {"format": "pt", "base_model": config.model, "fused": str(file.path)}

@@ -11,6 +11,7 @@ velocity = noise - data.
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, Final, Literal, Self, final
 
@@ -26,7 +27,7 @@ from customized_grpo.policies.base import PolicyConfig
 from customized_grpo.policies.flux2_latents import Flux2Latents
 from customized_grpo.policies.flux2_tokens import text_ids
 from customized_grpo.policies.flux3_tokens import MANY, ONE, fitted_size, image_ids, scaled_size
-from customized_grpo.policies.modular import open_modular, part_folder
+from customized_grpo.policies.modular import Parts, open_modular, part_folder, save_modular
 from customized_grpo.policies.pipeline_index import check_class, read_index
 from customized_grpo.policies.pipelines import FromLibrary, PipelineConfig, autocast, explained
 from customized_grpo.recipe.limits import PromptTokenizer
@@ -130,12 +131,7 @@ class Flux3Klein(Flux2Latents):
     time_embedding: ClassVar[str] = "time_proj"
 
     @classmethod
-    def load(cls, config: Any, *, device: torch.device, dtype: torch.dtype, absent: Sequence[str] = ()) -> Self:
-        """See ``modular.open_modular``.
-
-        Raises:
-            ValueError: the index is of the base and the transformer a flow map, or the other way round.
-        """
+    def _open(cls, config: Any, *, device: torch.device, dtype: torch.dtype, absent: Sequence[str]) -> Parts:
         source, index = read_index(cls.pipeline_class, config, MODULAR_INDEX)
         check_class(index["_class_name"], (cls.pipeline_class.__name__, *cls.pipeline_forms), config)
         parts = open_modular(config, source, index, _CLASSES, device=device, dtype=dtype, absent=absent)
@@ -149,7 +145,12 @@ class Flux3Klein(Flux2Latents):
             with explained(config):
                 folder = part_folder(config, source, index, cls.processor)
                 parts.tokenizer = cls.processor_class.from_pretrained(str(folder))
-        return cls(parts, config, device=device, dtype=dtype)
+        return parts
+
+    def save_pipeline(self, folder: Path) -> None:
+        """Write the parts and an index that names them there, as ``save_pretrained`` of a modular pipeline does."""
+        source, index = read_index(self.pipeline_class, self.config, MODULAR_INDEX)
+        save_modular(self._pipeline, folder, self.config, source, index)
 
     @torch.no_grad()
     def encode(self, prompt: str, references: Sequence[Image]) -> Conditioning:

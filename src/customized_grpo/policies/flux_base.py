@@ -8,6 +8,7 @@ velocity = noise - data.
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import copy
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
@@ -15,6 +16,7 @@ from jaxtyping import Float, UInt8
 from PIL.Image import Image
 from torch import Tensor
 
+from customized_grpo.policies.adapters.base_lora import with_base_lora
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.flux_loading import FluxConfig, load_flux
 from customized_grpo.policies.flux_tokens import pack, unpack
@@ -59,9 +61,12 @@ class Flux(Policy):
         """Load a frozen model, its base LoRA included, without the parts that are ``absent``.
 
         Raises:
-            ValueError: see ``load_flux``.
+            ValueError: see ``load_flux`` and ``with_base_lora``.
         """
-        pipeline, beneath = load_flux(config, cls.pipeline_class, device=device, dtype=dtype, absent=absent)
+        pipeline = load_flux(config, cls.pipeline_class, device=device, dtype=dtype, absent=absent)
+        beneath = with_base_lora(
+            pipeline.transformer, config.base_lora, absent=absent, offline=config.offline, device=device, dtype=dtype
+        )
         policy = cls(pipeline, config, device=device, dtype=dtype)
         policy.base_lora = beneath
         return policy
@@ -71,6 +76,10 @@ class Flux(Policy):
         other = copy(self)
         other.config, other.latent_shape = section, (section.latent_shape()[0], self.latent_shape[1])
         return other
+
+    def save_pipeline(self, folder: Path) -> None:
+        """Write the pipeline in diffusers' layout."""
+        self.pipeline.save_pretrained(folder)
 
     @abstractmethod
     def fit(self, image: Image, count: int) -> Image:

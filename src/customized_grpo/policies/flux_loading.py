@@ -8,10 +8,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 
 from customized_grpo.console import err, say
 from customized_grpo.policies import shifts
-from customized_grpo.policies.adapters.base_lora import BaseLora, apply_base_lora
 from customized_grpo.policies.adapters.flux_keys import from_original, in_diffusers, key_map
 from customized_grpo.policies.adapters.tensor_files import is_part, read_metadata, read_tensors
-from customized_grpo.policies.base import NO_LORA
 from customized_grpo.policies.hub_files import weights_file
 from customized_grpo.policies.pipeline_index import check_folder
 from customized_grpo.policies.pipelines import PipelineConfig, empty_transformer, open_pipeline
@@ -29,7 +27,6 @@ class FluxConfig(PipelineConfig):
         "offline",
         "transformer",
         "transformer_revision",
-        "base_lora",
     }
 
     shift_rules: ClassVar[Mapping[str, ShiftRule]] = {"dynamic": shifts.flux}
@@ -51,7 +48,6 @@ class FluxConfig(PipelineConfig):
         "else comes from model",
     )
     transformer_revision: str | None = Field(default=None, description="branch, tag or commit of that file's hub id")
-    base_lora: BaseLora | None = Field(default=None, description="a released LoRA that is part of the base")
     guidance: NonNegativeFloat = Field(default=3.5, description="distilled guidance; without effect on FLUX.1-schnell")
     max_sequence_length: int = Field(default=512, ge=1, le=512, description="T5 tokens of a prompt")
     min_references: NonNegativeInt = Field(default=1, description="0 also draws from a prompt alone")
@@ -65,22 +61,12 @@ class FluxConfig(PipelineConfig):
         return self
 
     @model_validator(mode="after")
-    def _can_be_quantised(self) -> "FluxConfig":
+    def _model_can_be_quantised(self) -> "FluxConfig":
         if self.quantization != "none" and self.transformer is not None:
             raise ValueError(
                 f"quantization: {self.quantization} is done while model is read, not a single file; set it to none, or "
                 "leave transformer out"
             )
-        if self.quantization != "none" and self.base_lora is not None and self.base_lora.mode == "fuse":
-            raise ValueError(
-                f"base_lora: it can't be fused into {self.quantization} weights; use base_lora.mode=adapter"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _can_be_trained_in_full(self) -> "FluxConfig":
-        if self.full is not None and self.base_lora is not None and self.base_lora.mode == "adapter":
-            raise ValueError("full: the base's LoRA must be in the weights that are trained; use base_lora.mode=fuse")
         return self
 
     def reference_counts(self) -> tuple[int, int]:
@@ -108,8 +94,8 @@ def load_flux(
     device: torch.device,
     dtype: torch.dtype,
     absent: Sequence[str] = (),
-) -> tuple[Any, str]:
-    """A frozen pipeline on ``device`` with the recipe's base LoRA, and the LoRA's identity.
+) -> Any:
+    """A frozen pipeline on ``device``.
 
     The VAE stays in float32: rewards see its images.
 
@@ -126,9 +112,8 @@ def load_flux(
     source = config.source()
     others = "a hub id such as black-forest-labs/FLUX.1-dev, or 'mini'. A single file of weights goes into "
     check_folder(pipeline_class, source, others + "policy.transformer")
-    whole = "transformer" not in absent
-    single_file = whole and config.transformer is not None
-    pipeline = open_pipeline(
+    single_file = "transformer" not in absent and config.transformer is not None
+    return open_pipeline(
         pipeline_class,
         config,
         source,
@@ -138,12 +123,6 @@ def load_flux(
         own={"transformer": _single_file_transformer(config, dtype)} if single_file else {},
         offline=config.offline,
     )
-    beneath = NO_LORA
-    if whole and config.base_lora is not None:
-        beneath = apply_base_lora(
-            pipeline.transformer, config.base_lora, offline=config.offline, device=device, dtype=dtype
-        )
-    return pipeline, beneath
 
 
 def _single_file_transformer(config: FluxConfig, dtype: torch.dtype) -> Any:

@@ -1,9 +1,11 @@
 """Opening a model of which diffusers has a modular pipeline alone: its index names, for each part, where it lies."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import torch
@@ -88,6 +90,32 @@ def open_modular(
     if parts.transformer is None:  # what depends on its configuration still works
         parts.transformer = empty_transformer(config).requires_grad_(False).eval()
     return parts
+
+
+def save_modular(parts: Parts, folder: Path, config: PipelineConfig, source: str, index: Mapping[str, Any]) -> None:
+    """Write the models as they are, copy every other part, and write an index whose places are in ``folder``.
+
+    Args:
+        parts: the models.
+        folder: new or empty.
+        config: the recipe's section ``policy``.
+        source: where the index was read.
+        index: what it says; it may name parts that the policy doesn't open.
+    """
+    written = dict(index)
+    for name, entry in index.items():
+        if not isinstance(entry, list) or not isinstance(entry[-1], dict):
+            continue
+        if name in parts.models:
+            model: Any = parts.models[name]
+            model.save_pretrained(folder / name)
+        else:
+            with explained(config):
+                copytree(part_folder(config, source, index, name), folder / name)
+        place = {"pretrained_model_name_or_path": str(folder.absolute()), "subfolder": name, "revision": None}
+        written[name] = [*entry[:-1], {**entry[-1], **place}]
+    text = json.dumps(written, indent=2, sort_keys=True) + "\n"
+    (folder / MODULAR_INDEX).write_text(text, encoding="utf-8")
 
 
 def part_folder(config: PipelineConfig, source: str, index: Mapping[str, Any], name: str) -> Path:

@@ -49,6 +49,15 @@ def read_index(pipeline_class: Any, config: PipelineConfig, index: str = MODEL_I
     return source, found
 
 
+def fetched(source: str, inside: str, revision: str | None) -> Path:
+    """A folder inside a folder or a hub id, with all its files."""
+    if Path(source).is_dir():
+        return Path(source) / inside
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(source, revision=revision, allow_patterns=f"{inside}/*")) / inside
+
+
 def check_class(given: str, allowed: Sequence[str], config: PipelineConfig) -> None:
     """Raise a ``ValueError`` for an index of another pipeline, which names the policy that reads it, if one does."""
     if given not in allowed:

@@ -1,16 +1,21 @@
 """Base of the policies on FLUX.2 and both Qwen-Images: a diffusers pipeline, one part of which is read apart."""
 
+import json
 from collections.abc import Callable, Sequence
 from copy import copy
 from importlib import import_module
+from pathlib import Path
+from shutil import copytree
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from customized_grpo.paths import MODEL_INDEX
+from customized_grpo.policies.adapters.base_lora import with_base_lora
 from customized_grpo.policies.base import Policy
-from customized_grpo.policies.pipeline_index import check_class, read_index
+from customized_grpo.policies.pipeline_index import check_class, fetched, read_index
 from customized_grpo.policies.pipelines import ExactInputs, explained, open_pipeline
 from customized_grpo.types import Conditioning
 
@@ -45,7 +50,21 @@ class PipelinePolicy(Policy):
 
     @classmethod
     def load(cls, config: Any, *, device: torch.device, dtype: torch.dtype, absent: Sequence[str] = ()) -> Self:
-        """See ``pipelines.open_pipeline``."""
+        """A frozen policy, its base LoRA included, without the parts that are ``absent``.
+
+        Raises:
+            ValueError: see ``pipelines.open_pipeline`` and ``with_base_lora``.
+        """
+        pipeline = cls._open(config, device=device, dtype=dtype, absent=absent)
+        beneath = with_base_lora(
+            pipeline.transformer, config.base_lora, absent=absent, offline=False, device=device, dtype=dtype
+        )
+        policy = cls(pipeline, config, device=device, dtype=dtype)
+        policy.base_lora = beneath
+        return policy
+
+    @classmethod
+    def _open(cls, config: Any, *, device: torch.device, dtype: torch.dtype, absent: Sequence[str]) -> Any:
         source, index = read_index(cls.pipeline_class, config)
         check_class(index["_class_name"], (cls.pipeline_class.__name__, *cls.pipeline_forms), config)
         form = getattr(import_module("diffusers"), index["_class_name"])
@@ -56,7 +75,19 @@ class PipelinePolicy(Policy):
         own = {cls.processor: part if cls.processor_at_once else None}
         pipeline = open_pipeline(form, config, source, device=device, dtype=dtype, absent=absent, own=own)
         pipeline.register_modules(**{cls.processor: part})
-        return cls(pipeline, config, device=device, dtype=dtype)
+        return pipeline
+
+    def save_pipeline(self, folder: Path) -> None:
+        """Write the pipeline in diffusers' layout; the part that was read by another class is copied as it is."""
+        source, index = read_index(self.pipeline_class, self.config)
+        part = self._pipeline.components[self.processor]
+        self._pipeline.register_modules(**{self.processor: None})
+        self._pipeline.save_pretrained(folder)
+        self._pipeline.register_modules(**{self.processor: part})
+        copytree(fetched(source, self.processor, self.config.revision), folder / self.processor)
+        file = folder / MODEL_INDEX
+        written = json.loads(file.read_text(encoding="utf-8")) | {self.processor: index[self.processor]}
+        file.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
     def resized(self, section: Any) -> Self:
         """See ``Policy.resized``."""

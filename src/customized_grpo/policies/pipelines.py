@@ -8,16 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Self, final
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from customized_grpo.paths import INDICES
 from customized_grpo.policies.acceleration import place_and_freeze, transformer_options
+from customized_grpo.policies.adapters.base_lora import BaseLora
 from customized_grpo.policies.base import Policy, PolicyConfig
 from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN
 from customized_grpo.policies.hub_files import hub_problem
@@ -42,7 +43,7 @@ class FromLibrary:
 class PipelineConfig(PolicyConfig):
     """Fields of every policy that is a diffusers pipeline with references."""
 
-    not_encoded: ClassVar[frozenset[str]] = PolicyConfig.not_encoded | {"max_references"}
+    not_encoded: ClassVar[frozenset[str]] = PolicyConfig.not_encoded | {"max_references", "base_lora"}
 
     of_model: ClassVar[frozenset[str]] = PolicyConfig.of_model | {"revision", "variant"}
     resizes: ClassVar[bool] = True
@@ -62,6 +63,13 @@ class PipelineConfig(PolicyConfig):
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
     variant: str | None = Field(default=None, description="weights variant, such as 'fp16'")
     max_references: PositiveInt = 4
+    base_lora: BaseLora | None = Field(default=None, description="a released LoRA that is part of the base")
+
+    @model_validator(mode="after")
+    def _takes_its_base_lora(self) -> Self:
+        if self.base_lora is not None:
+            self.base_lora.check_training(self.quantization, full=self.full is not None)
+        return self
 
     @field_validator("height", "width")
     @classmethod

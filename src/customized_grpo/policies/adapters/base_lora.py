@@ -1,5 +1,6 @@
-"""The base LoRA, a released LoRA as part of FLUX's base: fused, or a frozen adapter beneath the trained one."""
+"""The base LoRA, a released LoRA as part of a model's base: fused, or a frozen adapter beneath the trained one."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,7 @@ from customized_grpo.policies.base import NO_LORA
 
 
 class BaseLora(BaseModel):
-    """A recipe's section ``policy.base_lora``: UNO's released LoRA, or any other of FLUX.1."""
+    """A recipe's section ``policy.base_lora``: UNO's released LoRA, or any other of the policy's model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,6 +30,43 @@ class BaseLora(BaseModel):
     )
     scale: FiniteFloat = Field(default=1.0, description="factor on its update")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
+
+    def check_training(self, quantization: str, *, full: bool) -> None:
+        """Raise a ``ValueError`` where the LoRA can't be joined to weights of this kind, or trained with them."""
+        if quantization != "none" and self.mode == "fuse":
+            raise ValueError(f"base_lora: it can't be fused into {quantization} weights; use base_lora.mode=adapter")
+        if full and self.mode == "adapter":
+            raise ValueError("full: the base's LoRA must be in the weights that are trained; use base_lora.mode=fuse")
+
+
+def with_base_lora(
+    transformer: Any,
+    section: BaseLora | None,
+    *,
+    absent: Sequence[str],
+    offline: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> str:
+    """Make a recipe's ``policy.base_lora`` a part of a transformer that was just opened, if it has one.
+
+    Args:
+        transformer: without an adapter.
+        section: of the recipe, or None.
+        absent: parts that were left out; a transformer without weights takes no LoRA.
+        offline: don't ask the hub.
+        device: where it runs.
+        dtype: of its weights.
+
+    Returns:
+        Its identity; ``NO_LORA`` where there is none.
+
+    Raises:
+        ValueError: see ``apply_base_lora``.
+    """
+    if section is None or "transformer" in absent:
+        return NO_LORA
+    return apply_base_lora(transformer, section, offline=offline, device=device, dtype=dtype)
 
 
 def apply_base_lora(

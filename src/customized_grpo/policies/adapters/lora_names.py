@@ -41,17 +41,41 @@ _FLUX2_TOP: Final = {
     "final_layer.linear": "proj_out",
     "final_layer.adaLN_modulation.1": "norm_out.linear",
 }
-_SWAPPED: Final = "final_layer.adaLN_modulation.1"
-"""The original code's layer whose halves (shift, scale) diffusers has in the other order."""
+_FLUX3_BLOCKS: Final = {"mode_blocks": "content_mode_blocks", "single_transformer_blocks": "single_blocks"}
+_FLUX3_LAYERS: Final = {
+    "attn.to_q": "q_proj",
+    "attn.to_k": "k_proj",
+    "attn.to_v": "v_proj",
+    "attn.to_out.0": "attn_out",
+    "ff.linear_in": "mlp_in",
+    "ff.linear_out": "mlp_out",
+}
+_FLUX3_TOP: Final = {
+    "context_embedder": "txt_in",
+    "timestep_embedder.linear_1": "time_in.in_layer",
+    "timestep_embedder.linear_2": "time_in.out_layer",
+    "target_timestep_embedder.linear_1": "ref_time_in.in_layer",
+    "target_timestep_embedder.linear_2": "ref_time_in.out_layer",
+    "proj_out": "final_layer.image.linear",
+    "norm_out.linear": "final_layer.image.adaLN_modulation.1",
+}
+_SWAPPED: Final = ("final_layer.adaLN_modulation.1", "final_layer.image.adaLN_modulation.1")
+"""The original codes' layers whose halves (shift, scale) diffusers has in the other order."""
 
 FLUX1: Final = "FLUX.1"
 _FAMILIES: Final = (
     ("a Stable Diffusion model with a U-Net (SD 1.5, SDXL)", r"(down|up|input|output)_blocks_|mid_block|middle_block"),
     ("Stable Diffusion 3", r"joint_(transformer_)?blocks_"),
     ("Chroma", r"(^|_)distilled_guidance_layer_"),
+    (
+        "FLUX.3",
+        r"(content|txt)_mode_blocks_|(^|_)mode_blocks_\w+?_\d+_|single_transformer_blocks_\d+_(ff_linear|attn_to_out_0)|"
+        r"(^|_)single_blocks_\d+_([qkv]_proj|attn_out|mlp_(in|out))",
+    ),
     ("FLUX.2", r"to_qkv_mlp_proj|(double|single)_stream_modulation|ff(_context)?_linear_(in|out)"),
     ("HiDream", r"(double|single)_stream_blocks_"),
     ("Wan", r"(^|_)blocks_\d+_((self|cross)_attn_[qkvo]|ffn|attn[12])(_|$)"),
+    ("Qwen-Image-2.1", r"transformer_blocks_\d+_img_mlp_(proj|gate_layer|out)(_|$)"),
     ("Qwen-Image", r"transformer_blocks_\d+_(img|txt)_(mlp|mod)"),
     ("LTX-Video or PixArt", r"transformer_blocks_\d+_attn[12]_"),
     ("Lumina or Z-Image", r"(^|_)(layers|noise_refiner|context_refiner)_\d+_(attention|feed_forward)_"),
@@ -86,7 +110,9 @@ def places(transformer: Any) -> dict[str, Place]:
         original = _of_flux(transformer.config)
     elif "Flux2Transformer2DModel" in classes:
         original = _of_flux2(transformer.config)
-    return {_flat(name): Place(ours, name == _SWAPPED) for name, ours in original.items()} | known
+    elif "Flux3Transformer2DModel" in classes:
+        original = _of_flux3(linear_shapes(transformer))
+    return {_flat(name): Place(ours, name in _SWAPPED) for name, ours in original.items()} | known
 
 
 def factors_at(place: Place, factors: Factors, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Factors]:
@@ -158,6 +184,20 @@ def _of_flux2(config: Any) -> dict[str, tuple[str, ...]]:
     for i in range(config.num_single_layers):
         theirs, ours = f"single_blocks.{i}.", f"single_transformer_blocks.{i}."
         layers |= {f"{theirs}{name}": (ours + one,) for name, one in _FLUX2_SINGLE.items()}
+    return layers
+
+
+def _of_flux3(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    layers: dict[str, tuple[str, ...]] = {}
+    for ours in names:
+        found = re.fullmatch(r"(\w+)(\.(?:\w+\.)?\d+)\.((?:attn|ff)\..+)", ours)
+        if found:
+            theirs = f"{_FLUX3_BLOCKS.get(found[1], found[1])}{found[2]}.{_FLUX3_LAYERS.get(found[3], found[3])}"
+        elif ours.startswith("x_embedders."):
+            theirs = ours.replace("x_embedders.", "emb_in.")
+        else:
+            theirs = _FLUX3_TOP.get(ours) or re.sub(r"\.linear$", ".lin", ours)
+        layers[theirs] = (ours,)
     return layers
 
 

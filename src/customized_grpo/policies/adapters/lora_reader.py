@@ -25,6 +25,7 @@ from customized_grpo.policies.base import NO_LORA
 from customized_grpo.text import read_text
 from customized_grpo.weights import FLOAT8, FLOATS, shown
 
+_ORIGINAL: Final = re.compile(r"(double|single|content_mode)_blocks[._]|(img|txt|time|vector|guidance|emb)_in|final_l")
 _MODEL_ENTRIES: Final = ("modelspec.architecture", "ss_base_model_version", "base_model")
 """Entries of headers in which sd-scripts, ai-toolkit, ComfyUI and this package name the model."""
 
@@ -85,12 +86,8 @@ class LoraFile:
         Raises:
             ValueError: they are another tool's.
         """
-        foreign = [
-            self.keys[name]
-            for name in self.factors
-            if re.match(r"(double|single)_blocks[._]|(img|txt|time|vector|guidance)_in|final_layer", name)
-            or ("." not in name and "_blocks_" in name)
-        ]
+        flat = [name for name in self.factors if "." not in name and "_blocks_" in name]
+        foreign = [self.keys[name] for name in self.factors if name in flat or _ORIGINAL.match(name)]
         if foreign:
             raise ValueError(
                 f"LoRA {str(self.path)!r} names its layers as {self.tool} does ({shown(foreign)}), and only the model "

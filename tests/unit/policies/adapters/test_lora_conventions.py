@@ -87,8 +87,11 @@ RECIPE: dict[str, Any] = {
 
 def _base_lora(mode: str) -> Callable[..., Any]:
     def load(convention: Convention, model: Path, path: str, folder: Path) -> Any:
+        beneath = {"path": path, "mode": mode}
+        if convention.family != "FLUX.1":
+            return open_model(convention.family, model, base_lora=beneath)
         config = {"height": 64, "width": 48, "max_sequence_length": 16, "reference_size": 64, "min_references": 0}
-        section = UNOConfig.model_validate({"model": str(model), "base_lora": {"path": path, "mode": mode}, **config})
+        section = UNOConfig.model_validate({"model": str(model), "base_lora": beneath, **config})
         return UNO.load(section, device=torch.device("cpu"), dtype=torch.float32)
 
     return load
@@ -128,8 +131,6 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_in_gives_the_true_velocity(case: Case, way: str, tmp_path: Path) -> None:
-    if "base_lora" in way and case.convention.family != "FLUX.1":
-        return  # only FLUX.1's policies have it
     given = (case.convention, case.model, str(case.written.path), tmp_path)
     if case.convention.refused:
         with pytest.raises(ValueError, match=case.convention.refused):
