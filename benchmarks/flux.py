@@ -36,6 +36,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from update import SERIAL, breakdown, make_trainer, matmul_share, one_at_a_time
 
+from customized_grpo.objectives.grpo import GRPO
 from customized_grpo.policies import flux_base
 from customized_grpo.policies.acceleration import place_and_freeze
 from customized_grpo.policies.adapters import tuning
@@ -101,7 +102,7 @@ class Bench:
     def _share(policy: Policy) -> None:
         """Every later trainer gets the policy of the first, with its adapter."""
         opened = policy, lambda one: policy.encode(one.prompt, one.references)
-        patch.object(setup, "open_policy", lambda *_: opened).start()
+        patch.object(setup, "open_for_training", lambda *_: (*opened, opened[1])).start()
         patch.object(tuning, "attach", lambda *_, **__: None).start()
 
     @property
@@ -140,7 +141,9 @@ class Bench:
 
     def backward(self, pairs: Pairs) -> None:
         """As the replay runs it."""
-        replay(self.parts.policy, self.parts.transition, pairs)[0].sum().backward()
+        objective = self.parts.objective
+        assert isinstance(objective, GRPO), "the stages of transitions are GRPO's"
+        replay(self.parts.policy, objective.transition, pairs)[0].sum().backward()
         for one in self.parts.parameters.values():
             one.grad = None
 
