@@ -106,7 +106,7 @@ def save_modular(parts: Parts, folder: Path, config: PipelineConfig, source: str
         if not isinstance(entry, list) or not isinstance(entry[-1], dict):
             continue
         if name in parts.models:
-            parts.models[name].save_pretrained(folder / name)
+            parts.components[name].save_pretrained(folder / name)
         else:
             with explained(config):
                 copytree(part_folder(config, source, index, name), folder / name)
