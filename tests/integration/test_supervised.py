@@ -51,6 +51,8 @@ def test_a_run_learns_and_moves_nothing_else(taught_world: Path, tmp_path: Path,
     assert pictures == ["step-000001.png", "step-000006.png", "step-000012.png"]
     page = write_report([run]).read_text(encoding="utf-8")
     assert ">Loss<" in page
+    assert ">Training loss<" in page
+    assert ">Training rewards<" not in page
     assert (">Pairs in order<" in page) == (kind == "dpo")
     assert "Advantage" not in page
     assert "NaN" not in page

@@ -67,7 +67,8 @@ def all_figures(
     """Figures by section; a section without data is an empty list."""
     return {
         "heldout": _heldout(runs, axes),
-        "rewards": _rewards(runs) or _learnt(runs),
+        "rewards": (rewards := _rewards(runs)),
+        "learnt": [] if rewards else _learnt(runs),
         "planes": _planes(runs, summaries, axes),
         "conflict": _conflict(runs),
         "weights": _weights(runs),
