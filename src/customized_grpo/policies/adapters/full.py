@@ -99,7 +99,9 @@ def attach(policy: Policy, settings: FullSettings, *, keep_base: bool) -> None:
     if keep_base:
         policy.base_weights = {n: p.detach().clone() for n, p in named.items() if p.requires_grad}
     if settings.path is not None:
-        load(policy, start(settings.path))
+        idle = {name for pattern in policy.idle(transformer) for name in _find(names, pattern)}
+        frozen = [name for name in names if not named[name].requires_grad and name not in idle]
+        load(policy, start(settings.path), fixed=frozen if keep_base else ())
 
 
 def start(path: str) -> TransformerFolder:
@@ -193,11 +195,16 @@ def save(model: Any, folder: Path, weights: Mapping[str, Tensor], dtype: torch.d
 
 
 @torch.no_grad()
-def load(policy: Policy, folder: TransformerFolder) -> None:
+def load(policy: Policy, folder: TransformerFolder, fixed: Sequence[str] = ()) -> None:
     """Put a transformer's weights into the policy's, in the dtypes that it has.
 
+    Args:
+        policy: with the model of these weights.
+        folder: the transformer.
+        fixed: weights that it may not change: ``reference`` puts the base's values back into the trained ones alone.
+
     Raises:
-        ValueError: names or shapes are others than the model's, or its weights are quantised.
+        ValueError: names or shapes are others than the model's, its weights are quantised, or a fixed one is another.
     """
     if is_quantized(policy.transformer):
         raise ValueError(
@@ -214,6 +221,12 @@ def load(policy: Policy, folder: TransformerFolder) -> None:
         )
     if unlike := sorted(name for name, one in state.items() if one.shape != tensors[name].shape):
         raise ValueError(f"the transformer in {folder.path} is of a model of another width: {shown(unlike)}")
+    if moved := [name for name in fixed if not torch.equal(state[name], tensors[name].to(state[name]))]:
+        raise ValueError(
+            f"policy.full.path: {folder.path} has other values of {len(moved):,} weights that policy.full.targets "
+            f"leaves frozen ({shown(moved)}), and the KL would go to a mix of it and policy.model; start a new run "
+            "with targets that cover them, or with objective.kl=0"
+        )
     for name, one in state.items():
         one.copy_(tensors[name])
 

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from customized_grpo.policies.adapters import tuning
-from customized_grpo.policies.adapters.full import save
+from customized_grpo.policies.adapters.full import attach, save
+from customized_grpo.policies.base import FullSettings
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.sampling.draw import draw
 from lora_conventions import FLUX
@@ -61,3 +62,16 @@ def test_a_start_that_is_not_there_is_refused(tiny_flux: Path, tmp_path: Path) -
 
 def test_no_path_is_nothing(tiny_flux: Path, tmp_path: Path) -> None:
     assert tuning.read_start(recipe(tiny_flux, tmp_path).policy) == ()
+
+
+def test_a_kl_to_a_mix_of_two_models_is_refused(tiny_flux: Path, tmp_path: Path) -> None:
+    """Only trained weights are exchanged for the base's: others that the start changed would stay in its reference."""
+    model = tiny_policy(tiny_flux)
+    weights = {name: one * 1.3 for name, one in model.transformer.named_parameters()}
+    (tmp_path / "tuned").mkdir()
+    save(model.transformer, tmp_path / "tuned", weights, model.dtype)
+    some = FullSettings(path=str(tmp_path / "tuned"), targets=("single_transformer_blocks",))
+    attach(tiny_policy(tiny_flux), some, keep_base=False)
+    attach(tiny_policy(tiny_flux), some.model_copy(update={"targets": None}), keep_base=True)
+    with pytest.raises(ValueError, match=r"full\.targets leaves frozen .* the KL would go to a mix"):
+        attach(tiny_policy(tiny_flux), some, keep_base=True)
