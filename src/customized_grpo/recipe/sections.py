@@ -63,7 +63,11 @@ class LoraSettings(Section):
         default="separate",
         description="shared: q, k and v of a layer have one A, as in UNO's LoRA, which it is exported to without loss",
     )
-    path: str | None = Field(default=None, description="start from this LoRA, of whatever tool (file, folder, run)")
+    path: str | None = Field(
+        default=None,
+        description="start from this LoRA, of whatever tool (file, folder, run); a KL goes to the base without it: "
+        "base_lora makes it part of the base",
+    )
 
 
 class FullSettings(Section):
@@ -74,7 +78,10 @@ class FullSettings(Section):
         description="modules (with all beneath them) or parameters, by regular expressions that match a full name or "
         "its end; null: all",
     )
-    path: str | None = Field(default=None, description="start from this transformer: a run, checkpoint or folder")
+    path: str | None = Field(
+        default=None,
+        description="start from this transformer: a run, checkpoint or folder; a KL goes to policy.model, not to it",
+    )
 
 
 class PolicySpec(registry.PluginSection, PolicyLimits):
