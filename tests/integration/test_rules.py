@@ -278,8 +278,9 @@ def test_what_a_step_shows_is_the_whole_group(trainer_of: MakeTrainer, monkeypat
     monkeypatch.setattr(Trainer, "save_samples", lambda self, done, *rest: shown.append(rest))
     trainer = trainer_of({"keep": {"best": 1, "worst": 1}}, train__microbatch=None)
     metrics = trainer.step(0)
-    ((group, rewards, advantages),) = shown
-    assert len(group.images) == len(rewards) == len(advantages.axes) == 4
+    ((group, values),) = shown
+    assert {"bright", "warm", "advantage/prompt", "advantage/identity", "advantage/mean"} == values.keys()
+    assert {len(group.images), *map(len, values.values())} == {4}
     whole = trainer_of({}, run__dir=str(trainer.parts.folder.parent / "without")).step(0)
     for name in ("advantage/abs_mean", "advantage/share_conflict", "reward/warm/std"):
         assert metrics[name] == whole[name]

@@ -123,7 +123,8 @@ def test_paths_are_relative_to_the_manifest(root: Path, monkeypatch: pytest.Monk
         ("[1, 2]", r"is no JSON object but \[1, 2\]; a line has the keys id, prompt"),
         (
             row(refs=["bag/0.png"]),
-            "unknown key 'refs'; allowed: id, prompt, references, subject, masks, target, target_mask, views, extra",
+            "unknown key 'refs'; allowed: id, prompt, references, subject, masks, target, target_mask, chosen, "
+            "rejected, views, extra",
         ),
         ({"id": "a", "references": ["bag/0.png"]}, "the key 'prompt' is missing"),
         (row(prompt=" "), "prompt: is empty"),

@@ -73,7 +73,9 @@ def test_a_data_set_that_has_none_is_refused() -> None:
             raise IndexError
 
     bare: Dataset = Bare()
-    with pytest.raises(ValueError, match=r"Bare has no pictures to learn from \(target\); use data\.type manifest"):
+    with pytest.raises(
+        ValueError, match=r"Bare has no pictures to learn from \(target\); start a new run on a manifest"
+    ):
         supervised(bare, 1)
 
 
