@@ -26,7 +26,7 @@ import objectives
 from ablation import COLUMNS, FITTED, STATIC_FRONT, SUM, Rows, differences, finals, means, over_front, sars, static
 from grid import RECIPE, ROOT, Cell, Grid, command_line
 from objectives import COMMON, SHOWN, interval_text, paired_seconds
-from page_parts import put, table
+from page_parts import put, seconds_table, table
 from records import read_table, write_table
 
 RESULT, PAGE = ROOT / "docs" / "rules.csv", ROOT / "docs" / "how-to" / "hold-identity.md"
@@ -165,19 +165,6 @@ def final_table(result: list[dict[str, Any]]) -> str:
     return table(head, lines)
 
 
-def seconds_table() -> str:
-    """Seconds of an update of one group with each rule, over one large update without a rule."""
-    lines = [
-        [
-            f"`{row['variant']}`",
-            f"{row['median']:.3f}",
-            f"{row['ratio_median']:.2f} ({row['ratio_low']:.2f}, {row['ratio_high']:.2f})",
-        ]
-        for row in read_table(SECONDS)
-    ]
-    return table(["rule", "seconds", "over one large update, paired (quartiles)"], lines)
-
-
 GAMMAS = (0.2, 0.4, 0.8, 1.6)
 IDENTITY = {
     "cut-out reference": "{type: dino, axis: identity, model: mini, segment: reference}",
@@ -294,7 +281,7 @@ def write_page() -> None:
     text = PAGE.read_text(encoding="utf-8")
     text = put(text, "rules", final_table(result))
     text = put(text, "best", best_table(result))
-    text = put(text, "seconds", seconds_table())
+    text = put(text, "seconds", seconds_table(read_table(SECONDS), "rule", "one large update"))
     text = put(text, "regimes", regimes_table())
     PAGE.write_text(text, encoding="utf-8")
     plot(result)

@@ -15,7 +15,7 @@ import rules
 from ablation import COLUMNS, FITTED, SUM, Rows, differences, finals, means
 from grid import RECIPE, ROOT, Cell, Grid, command_line
 from objectives import COMMON, SHOWN, interval_text, paired_seconds
-from page_parts import put, table
+from page_parts import put, seconds_table, table
 from records import read_table, write_table
 
 RESULT, PAGE = ROOT / "docs" / "warm_start.csv", ROOT / "docs" / "how-to" / "warm-start.md"
@@ -90,23 +90,12 @@ def final_table(result: list[dict[str, Any]]) -> str:
     return table(head, lines)
 
 
-def seconds_table() -> str:
-    """Seconds of a step of one group or example."""
-    lines = [
-        [
-            f"`{row['variant']}`",
-            f"{row['median']:.3f}",
-            f"{row['ratio_median']:.3f} ({row['ratio_low']:.3f}, {row['ratio_high']:.3f})",
-        ]
-        for row in read_table(SECONDS)
-    ]
-    return table(["step", "seconds", "over `nft`'s, paired (quartiles)"], lines)
-
-
 def write_page() -> None:
     """The tables of docs/how-to/warm-start.md."""
     text = put(PAGE.read_text(encoding="utf-8"), "warm_start", final_table(collect()))
-    PAGE.write_text(put(text, "seconds", seconds_table()), encoding="utf-8")
+    PAGE.write_text(
+        put(text, "seconds", seconds_table(read_table(SECONDS), "step", "`nft`'s", digits=3)), encoding="utf-8"
+    )
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -278,7 +278,8 @@ def test_what_a_step_shows_is_the_whole_group(trainer_of: MakeTrainer, monkeypat
     monkeypatch.setattr(Trainer, "save_samples", lambda self, done, *rest: shown.append(rest))
     trainer = trainer_of({"keep": {"best": 1, "worst": 1}}, train__microbatch=None)
     metrics = trainer.step(0)
-    ((group, values),) = shown
+    ((group, of_samples),) = shown
+    values = of_samples()
     assert {"bright", "warm", "advantage/prompt", "advantage/identity", "advantage/mean"} == values.keys()
     assert {len(group.images), *map(len, values.values())} == {4}
     whole = trainer_of({}, run__dir=str(trainer.parts.folder.parent / "without")).step(0)

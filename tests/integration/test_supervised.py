@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from customized_grpo import testing
-from customized_grpo.data.base import load_dataset, supervised
 from customized_grpo.policies.adapters.lora import adapter_state
 from customized_grpo.report.write import write_report
 from customized_grpo.training import state
@@ -70,8 +69,7 @@ def test_conformance_and_micro_batches(
     monkeypatch.setattr(Trainer, "optimize", lambda self: {})
     found = []
     for size in (2, 4, 100):
-        settings = trainer.recipe.train.model_copy(update={"microbatch": size})
-        monkeypatch.setattr(type(trainer.recipe), "pairs_per_backward", settings.microbatch)
+        monkeypatch.setattr(type(trainer.recipe), "pairs_per_backward", size)
         trainer.step(7)
         found.append(torch.cat([one.grad.flatten() for one in parts.parameters.values() if one.grad is not None]))
         for one in parts.parameters.values():
@@ -122,7 +120,7 @@ def test_another_target_is_another_run(taught_world: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_weight_can_be_taught_recipe(taught_world: Path, tmp_path: Path, kind: str) -> None:
+def test_every_weight_can_be_taught(taught_world: Path, tmp_path: Path, kind: str) -> None:
     full = {key: FULL[key] for key in ("policy__lora", "policy__full", "train__lr")}
     kl = {"objective": {"kl": 0.1}} if kind == "sft" else {}
     run = train(taught_recipe(taught_world, tmp_path / "run", kind, train__steps=3, **full, **kl))
@@ -143,12 +141,7 @@ def test_rl_goes_on_from_the_lora_and_is_held_to_it(taught_world: Path, tmp_path
     assert started.step(0)["loss/kl"] > 0  # a start isn't part of the base
 
 
-def test_the_miniature_data_teach_it_too(tmp_path: Path) -> None:
-    recipe = taught_recipe(Path("unused"), tmp_path / "run", "dpo", data={"type": "mini", "size": 8})
-    assert len(supervised(load_dataset(recipe.data), 2)[0].targets) == 2
-
-
-def test_a_checkpoint_is_of_the_trainer_and_has_its_state(taught_world: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_has_the_supervised_recipe(taught_world: Path, tmp_path: Path) -> None:
     run = train(taught_recipe(taught_world, tmp_path / "run", "sft", train__steps=1))
     saved = state.saved_recipe(run / "checkpoints" / "step-000001" / "config.yaml")
     assert saved.objective.type == "sft"

@@ -99,6 +99,19 @@ CASES = {
 }
 
 
+def maker(folder: Callable[[], Path], **others: Callable[[Path], Path]) -> Callable[[str], Path]:
+    """Tiny models by their key in ``CASES``, or in ``others``, each made once in a folder of its own."""
+    made: dict[str, Path] = {}
+
+    def of(name: str) -> Path:
+        if name not in made:
+            into = folder() / "m"
+            made[name] = others[name](into) if name in others else CASES[name].make(into, **CASES[name].options)
+        return made[name]
+
+    return of
+
+
 def shrink_constants(monkeypatch: pytest.MonkeyPatch) -> None:
     """Areas of references that are constants of diffusers and of Qwen's policy, small enough for tests."""
     monkeypatch.setattr(pipeline_qwenimage_edit_plus, "VAE_IMAGE_SIZE", 64 * 64)

@@ -281,8 +281,7 @@ def _encoders_elsewhere(folder: Path, source: str, hashes: FileHashes) -> dict[s
                 huggingface_hub.snapshot_download(place.source, revision=place.revision, allow_patterns=wanted)
             except (OSError, ValueError) as error:
                 raise ValueError(_unreachable(place.source, error)) from error
-    found = parts_elsewhere(folder, source, hashes)
-    return {part: content for part, content in found.items() if part.removeprefix("part ") not in _NOT_READ}
+    return parts_elsewhere(folder, source, hashes, without=_NOT_READ)
 
 
 def _unreachable(source: str, error: Exception) -> str:

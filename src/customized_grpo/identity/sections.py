@@ -6,7 +6,7 @@ another file under the same path is another.
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -79,7 +79,7 @@ def named(name: str, hashes: FileHashes, revision: str | None = None) -> dict[st
     return {"hub": name, "commit": commit} | parts_elsewhere(snapshot, hub[1], hashes)
 
 
-def parts_elsewhere(folder: Path, source: str, hashes: FileHashes) -> dict[str, str]:
+def parts_elsewhere(folder: Path, source: str, hashes: FileHashes, without: Collection[str] = ()) -> dict[str, str]:
     """Content of what a modular pipeline's index places in other folders or repositories, by the part's name.
 
     A repository that isn't in the hub's local cache yet stands for itself alone.
@@ -88,8 +88,10 @@ def parts_elsewhere(folder: Path, source: str, hashes: FileHashes) -> dict[str, 
         folder: of the index; another one has no such parts.
         source: that folder, or the hub id whose files it holds.
         hashes: remembers files.
+        without: parts to leave out.
     """
-    return {f"part {name}": _content_at(place, hashes) for name, place in elsewhere(folder, source).items()}
+    places = elsewhere(folder, source).items()
+    return {f"part {name}": _content_at(place, hashes) for name, place in places if name not in without}
 
 
 def _content_at(place: Place, hashes: FileHashes) -> str:

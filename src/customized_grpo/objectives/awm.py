@@ -14,7 +14,7 @@ from torch import Tensor
 
 from customized_grpo.objectives.clipped_surrogate import clipped_terms, ratio_metrics
 from customized_grpo.objectives.forward import ForwardConfig, ForwardObjective, Old
-from customized_grpo.objectives.per_pair import mean_over_dims, wide
+from customized_grpo.objectives.per_pair import squared_error
 from customized_grpo.policies.base import Policy
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.types import NoisedPairs
@@ -59,9 +59,8 @@ def matching_log_prob(
     Returns:
         float32, or float64 if an input of shape (n, s, c) is.
     """
-    v, u = wide(velocity, target)
-    error = mean_over_dims((v - u).square())
-    s = sigma.to(v)
+    error = squared_error(velocity, target)
+    s = sigma.to(error)
     match weighting:
         case "uniform":
             cost = error

@@ -13,15 +13,18 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from customized_grpo.objectives.base import Draw, PairLoss
-from customized_grpo.objectives.supervised import Supervised, SupervisedConfig, matching_error
+from customized_grpo.objectives.base import PairLoss
+from customized_grpo.objectives.per_pair import squared_error
+from customized_grpo.objectives.supervised import Supervised, SupervisedConfig
+from customized_grpo.policies.base import Policy
+from customized_grpo.recipe.config import Recipe
 from customized_grpo.types import NoisedPairs
 
 
 def dpo_margin(error: Float[Tensor, " n"], base_error: Float[Tensor, " n"], *, beta: float) -> Float[Tensor, " p"]:
     """The implicit reward of the chosen over the rejected picture, beta / 2 ((e_l - e_l,base) - (e_w - e_w,base)).
 
-    e is ``matching_error``; rows alternate (chosen w, rejected l), both of one level and one noise. Diffusion-DPO,
+    e is the flow-matching loss; rows alternate (chosen w, rejected l), both of one level and one noise. Diffusion-DPO,
     equation 14, in the form of its code, where T omega(lambda) / D is a half and the errors are means over dimensions.
 
     Args:
@@ -57,19 +60,19 @@ class DPO(Supervised):
                 return "kl: it has no effect with dpo, whose hold on the base is beta; leave it out, or raise that"
             return super().unused(updates)
 
-    def noise(self, number: int, draw: Draw) -> Float[Tensor, "2 k s c"]:
-        """Noise of both pictures, which is the same: they differ in nothing but themselves."""
-        return self._fresh(1, number, draw).expand(2, -1, -1, -1)
+    def __init__(self, recipe: Recipe, policy: Policy, sigmas: Float[Tensor, " t_plus_1"]) -> None:
+        super().__init__(recipe, policy, sigmas)
+        section = recipe.objective
+        assert isinstance(section, self.Config)
+        self.beta = section.beta
 
     def taught(
         self, velocity: Float[Tensor, "n s c"], base: Float[Tensor, "n s c"] | None, pairs: NoisedPairs
     ) -> PairLoss:
         """The mean of -log sigmoid of each pair's ``dpo_margin``."""
         assert base is not None, "Config.needs_base"
-        section = self.recipe.objective
-        assert isinstance(section, self.Config)
-        error, held = (matching_error(one, pairs.x0, pairs.noise) for one in (velocity, base))
-        margin = dpo_margin(error, held, beta=section.beta)
+        error, held = (squared_error(one, pairs.noise - pairs.x0) for one in (velocity, base))
+        margin = dpo_margin(error, held, beta=self.beta)
         loss = -logsigmoid(margin).mean()
         return PairLoss(
             loss=loss, penalty=torch.zeros_like(loss), details={"margin": margin.detach().repeat_interleave(2)}

@@ -16,6 +16,16 @@ def wide(*tensors: Float[Tensor, "n s c"]) -> tuple[Float[Tensor, "n s c"], ...]
     return tuple(one.to(dtype) for one in tensors)
 
 
+def squared_error(velocity: Float[Tensor, "n s c"], target: Float[Tensor, "n s c"]) -> Float[Tensor, " n"]:
+    """mean((v - u)^2) of each pair: the flow-matching loss where u = noise - x0 (arXiv 2210.02747, equation 23).
+
+    Returns:
+        float32, or float64 if an input is.
+    """
+    v, u = wide(velocity, target)
+    return mean_over_dims((v - u).square())
+
+
 def mean_over_dims(values: Float[Tensor, "n s c"]) -> Float[Tensor, " n"]:
     """Mean over the dims of a pair, as in ``sampling.dynamics.log_prob``."""
     return values.mean((1, 2))

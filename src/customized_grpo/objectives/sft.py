@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from customized_grpo.objectives.base import Draw, PairLoss
+from customized_grpo.objectives.base import PairLoss
 from customized_grpo.objectives.old_policy import velocity_kl
-from customized_grpo.objectives.supervised import Supervised, SupervisedConfig, matching_error
+from customized_grpo.objectives.per_pair import squared_error
+from customized_grpo.objectives.supervised import Supervised, SupervisedConfig
 from customized_grpo.types import NoisedPairs
 
 
@@ -24,14 +25,10 @@ class SFT(Supervised):
 
         targets: ClassVar[int] = 1
 
-    def noise(self, number: int, draw: Draw) -> Float[Tensor, "1 k s c"]:
-        """Noise of the target."""
-        return self._fresh(1, number, draw)
-
     def taught(
         self, velocity: Float[Tensor, "n s c"], base: Float[Tensor, "n s c"] | None, pairs: NoisedPairs
     ) -> PairLoss:
-        """See ``matching_error``; the penalty is the mean squared distance to the base's velocity."""
-        loss = matching_error(velocity, pairs.x0, pairs.noise).mean()
+        """The flow-matching loss; the penalty is the mean squared distance to the base's velocity."""
+        loss = squared_error(velocity, pairs.noise - pairs.x0).mean()
         penalty = torch.zeros_like(loss) if base is None else velocity_kl(velocity, base).mean()
         return PairLoss(loss=loss, penalty=penalty)

@@ -17,30 +17,12 @@ from torch import Tensor
 
 from customized_grpo.objectives.base import Draw, Objective, ObjectiveConfig, PairLoss, rows_at
 from customized_grpo.objectives.forward import Levels
-from customized_grpo.objectives.per_pair import mean_over_dims, wide
 from customized_grpo.policies.base import Policy
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.sampling.clock import Clock
 from customized_grpo.sampling.rollout import noise_of_samples
 from customized_grpo.seeding import generator
 from customized_grpo.types import Conditioning, Example, Noised, NoisedPairs
-
-
-def matching_error(
-    velocity: Float[Tensor, "n s c"], x0: Float[Tensor, "n s c"], noise: Float[Tensor, "n s c"]
-) -> Float[Tensor, " n"]:
-    """The flow-matching loss of each pair, mean((v - u)^2) with u = noise - x0 (arXiv 2210.02747, equation 23).
-
-    Args:
-        velocity: v at x_t = (1 - sigma) x0 + sigma noise.
-        x0: a picture's latent.
-        noise: what it was noised with.
-
-    Returns:
-        float32, or float64 if an input is.
-    """
-    v, clean, drawn = wide(velocity, x0, noise)
-    return mean_over_dims((v - (drawn - clean)).square())
 
 
 class SupervisedConfig(ObjectiveConfig):
@@ -73,17 +55,18 @@ class Supervised(Objective):
         assert isinstance(section, SupervisedConfig)
         self.levels = section.levels
 
-    @abstractmethod
-    def noise(self, number: int, draw: Draw) -> Float[Tensor, "g k s c"]:
-        """Fresh noise of every picture at every level."""
-
     def sample(self, example: Example, cond: Conditioning, draw: Draw, *, clock: Clock, batch: int | None) -> Noised:
-        """The example's pictures at the output size, their latents, and noise at the drawn levels."""
+        """The example's pictures at the output size, their latents, and noise at the drawn levels.
+
+        Pictures of one example share their noise: they differ in nothing but themselves.
+        """
         steps, policy = self.recipe.sampling.steps, self.recipe.policy
         with clock.phase("encode"):
             pictures = [fitted(picture, policy.height, policy.width) for picture in example.targets]
             latents = self.policy.latents(pictures)
+        where = {"seed": draw.seed, "step": draw.step, "group": draw.group}
         places = self.levels.places(steps, generator(draw.seed, "levels", draw.step, draw.group)).to(latents.device)
+        (noise,) = noise_of_samples("forward", self.policy.latent_shape, 1, len(places), **where).to(latents.device)
         return Noised(
             example=example,
             cond=cond,
@@ -92,12 +75,8 @@ class Supervised(Objective):
             places=places,
             levels=rows_at(self.sigmas, places),
             x0=latents,
-            noise=self.noise(len(places), draw).to(latents.device),
+            noise=noise.expand(len(latents), *noise.shape),
         )
-
-    def _fresh(self, pictures: int, number: int, draw: Draw) -> Float[Tensor, "g k s c"]:
-        where = {"seed": draw.seed, "step": draw.step, "group": draw.group}
-        return noise_of_samples("forward", self.policy.latent_shape, pictures, number, **where)
 
     @property
     def sensitivity(self) -> Float[Tensor, " t"]:

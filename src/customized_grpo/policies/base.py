@@ -93,8 +93,14 @@ class Policy(ABC):
 
         Args:
             section: this policy's, of which only ``height`` and ``width`` differ.
+
+        Raises:
+            ValueError: the policy doesn't say how.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no resized, but its Config has resizes")
+        raise ValueError(
+            f"policy {type(self).__name__} has no method resized(section), and its Config.resizes is true; write it, "
+            "or leave that out"
+        )
 
     @abstractmethod
     def encode(self, prompt: str, references: Sequence[Image]) -> Conditioning:

@@ -14,6 +14,7 @@ from torch import nn
 from customized_grpo.identity.parts import Place
 from customized_grpo.paths import MODULAR_INDEX
 from customized_grpo.policies.acceleration import place_and_freeze, transformer_options
+from customized_grpo.policies.pipeline_index import fetched
 from customized_grpo.policies.pipelines import PipelineConfig, empty_transformer, explained
 from customized_grpo.weights import check_finite, check_whole, read_model
 
@@ -132,13 +133,7 @@ def part_folder(config: PipelineConfig, source: str, index: Mapping[str, Any], n
     place = Place.of(index, name, source, config.revision)
     if place is None:
         raise ValueError(f"its {MODULAR_INDEX} has no {name}")
-    where = place.source
-    if not Path(where).is_dir():
-        from huggingface_hub import snapshot_download
-
-        wanted = f"{place.inside}/*" if place.inside else None
-        where = snapshot_download(where, revision=place.revision, allow_patterns=wanted)
-    folder = Path(where) / place.inside
+    folder = fetched(place.source, place.inside, place.revision)
     if not folder.is_dir():
         raise ValueError(f"there is no folder {str(folder)!r} for its {name}")
     return folder

@@ -50,12 +50,13 @@ def read_index(pipeline_class: Any, config: PipelineConfig, index: str = MODEL_I
 
 
 def fetched(source: str, inside: str, revision: str | None) -> Path:
-    """A folder inside a folder or a hub id, with all its files."""
+    """A folder inside a folder or a hub id, with all its files; ``inside`` empty: all of it."""
     if Path(source).is_dir():
         return Path(source) / inside
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(source, revision=revision, allow_patterns=f"{inside}/*")) / inside
+    wanted = f"{inside}/*" if inside else None
+    return Path(snapshot_download(source, revision=revision, allow_patterns=wanted)) / inside
 
 
 def check_class(given: str, allowed: Sequence[str], config: PipelineConfig) -> None:

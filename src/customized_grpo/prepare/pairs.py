@@ -16,8 +16,8 @@ from typing import Any, Final, final
 
 from customized_grpo import registry
 from customized_grpo.atomic import replacing
-from customized_grpo.data.rows import Row, row_of, sound_rows
-from customized_grpo.text import TextError, read_table
+from customized_grpo.data.rows import Row, sound_rows
+from customized_grpo.text import read_table
 from customized_grpo.text.json_lines import read_json_lines
 
 _COLUMNS: Final = ("image", "example")
@@ -89,9 +89,7 @@ def _line(row: Row, chosen: str, rejected: str, images: Path, root: Path) -> str
         if not file.resolve().is_relative_to(root.resolve()):
             raise ValueError(f"--images: {file} lies outside of {root}, the manifest's folder; move the pictures there")
         paths[key] = file.resolve().relative_to(root.resolve()).as_posix()
-    line = {**row.model_dump(mode="json", exclude_defaults=True), **paths}
-    row_of(line)
-    return json.dumps(line, ensure_ascii=False)
+    return json.dumps({**row.model_dump(mode="json", exclude_defaults=True), **paths}, ensure_ascii=False)
 
 
 def _read(
@@ -118,10 +116,8 @@ def _cells(table: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         raise ValueError(f"{table}: there is no such file; customized-grpo score --out writes one")
     read = read_json_lines(table) if table.suffix.lower() == ".jsonl" else read_table(table, "image")
     for number, cells in read:
-        if isinstance(cells, TextError | ValueError):
-            raise ValueError(f"{table}:{number}: {cells}")
         if not isinstance(cells, dict):
-            raise ValueError(f"{table}:{number}: is no JSON object")
+            raise ValueError(f"{table}:{number}: {cells if isinstance(cells, ValueError) else 'is no JSON object'}")
         yield number, cells
 
 

@@ -29,7 +29,7 @@ from customized_grpo.recipe.keys import Sampling as Sampling
 from customized_grpo.recipe.keys import Train as Train
 from customized_grpo.recipe.rules import check_rules
 from customized_grpo.recipe.sections import ObjectiveSpec, PolicySpec, Section
-from customized_grpo.recipe.supervised import check_supervised
+from customized_grpo.recipe.supervised import UNSAMPLED, check_supervised
 
 
 class Recipe(Section):
@@ -53,11 +53,11 @@ class Recipe(Section):
         if needs_transitions(objective) or not isinstance(given.get("sampling", {}), dict):
             return given
         asked = given.get("sampling", {})
+        if targets_of(objective):
+            return {"rewards": {}, **given, "sampling": {**UNSAMPLED, **asked}}
         noisy = asked.get("dynamics") is not None
-        own: dict[str, Any] = {"dynamics": None, "plan": None, "shared_noise": noisy}
-        if targets_of(objective):  # it samples nothing
-            return {"rewards": {}, **given, "sampling": {**own, **asked}}
-        return {**given, "sampling": {**own, "solver": None if noisy else "euler", **asked}}
+        own = {"dynamics": None, "plan": None, "shared_noise": noisy, "solver": None if noisy else "euler"}
+        return {**given, "sampling": {**own, **asked}}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

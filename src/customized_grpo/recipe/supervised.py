@@ -7,6 +7,8 @@ from customized_grpo.recipe.keys import Advantage, Sampling, Train
 from customized_grpo.recipe.sections import ObjectiveSpec
 
 _SAMPLING: Final = ("dynamics", "plan", "solver", "cache", "shared_noise", "batch")
+UNSAMPLED: Final = {"dynamics": None, "plan": None, "shared_noise": False}
+"""The section ``sampling`` of what samples nothing in training."""
 _TRAIN: Final = ("group_size", "updates_per_rollout", "ratio_guard", "old_log_probs")
 
 
@@ -15,7 +17,7 @@ def check_supervised(
 ) -> None:
     """Raise a ``ValueError`` for a key that belongs to samples and rewards, of which there are none."""
     kind, number = objective.type, objective.targets
-    none = Sampling.model_validate({"dynamics": None, "plan": None, "shared_noise": False})
+    none = Sampling.model_validate(UNSAMPLED)
     idle = {"rewards": bool(rewards), "advantage": advantage != Advantage()}
     idle |= {f"sampling.{key}": dict(sampling)[key] != dict(none)[key] for key in _SAMPLING}
     idle |= {f"train.{key}": dict(train)[key] != dict(Train())[key] for key in _TRAIN}

@@ -4,7 +4,7 @@ Dimensions: G group size, K trained steps, R rewards, Q axes, P ranks.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -142,11 +142,8 @@ class Trainer:
         if parts.old is not None:
             parts.old.follow(parts.parameters, parts.schedule.last_epoch)
         metrics |= parts.objective.rollout_metrics() | parts.scorer.drain() | clock.drain()
-        self.save_samples(
-            step + 1,
-            sampled,
-            explain.of_samples(list(self.recipe.rewards), rewards[0], advantages[0], self.recipe.axes),
-        )
+        names, axes = list(self.recipe.rewards), self.recipe.axes
+        self.save_samples(step + 1, sampled, partial(explain.of_samples, names, rewards[0], advantages[0], axes))
         return mean_metrics(parts.accelerator, metrics)
 
     def supervised(self, step: int) -> dict[str, float]:
@@ -154,7 +151,7 @@ class Trainer:
         parts, (samples,) = self.parts, self.shares()
         groups = [self.sample(step, group, index) for group, index in self.assignments(step)]
         alike = [Advantages.alike(len(group.images), len(group.progress)) for group in groups]
-        self.save_samples(step + 1, groups[0], {})
+        self.save_samples(step + 1, groups[0], dict)
         return mean_metrics(parts.accelerator, self.update(groups, alike, samples, first=True) | parts.clock.drain())
 
     def assignments(self, step: int) -> list[tuple[int, int]]:
@@ -292,9 +289,9 @@ class Trainer:
             "lr": parts.schedule.get_last_lr()[0],
         }
 
-    def save_samples(self, done: int, group: Rollout, values: Mapping[str, Sequence[float]]) -> None:
+    def save_samples(self, done: int, group: Rollout, values: Callable[[], Mapping[str, Sequence[float]]]) -> None:
         """A group as a picture, the reference first, its samples' values beside it: of step 1 and every N."""
         every = self.recipe.train.save_samples_every
         if self.parts.accelerator.is_main_process and (is_every(every, done) or (every > 0 and done == 1)):
             file = self.parts.folder / "samples" / f"step-{done:06d}.png"
-            save_group(file, group.example, group.images, values)
+            save_group(file, group.example, group.images, values())

@@ -7,7 +7,8 @@ from PIL import Image
 from torch.nn.functional import logsigmoid, mse_loss
 
 from customized_grpo.objectives.dpo import dpo_margin
-from customized_grpo.objectives.supervised import fitted, matching_error
+from customized_grpo.objectives.per_pair import squared_error
+from customized_grpo.objectives.supervised import fitted
 
 SHAPE = (6, 5, 3)
 
@@ -20,21 +21,21 @@ def test_the_matching_error_is_that_of_the_path_from_picture_to_noise() -> None:
     x0, noise = drawn(0, 1)
     step = 1e-6  # the velocity is the path's derivative, here by a difference
     path = [(1 - sigma) * x0 + sigma * noise for sigma in (0.3, 0.3 + step)]
-    assert float(matching_error((path[1] - path[0]) / step, x0, noise).max()) < 1e-9
+    assert float(squared_error((path[1] - path[0]) / step, noise - x0).max()) < 1e-9
     (velocity,) = drawn(2)
     for row in range(len(velocity)):
         by_hand = sum(
             (float(v) - float(e - x)) ** 2
             for v, e, x in zip(*(t[row].flatten() for t in (velocity, noise, x0)), strict=True)
         )
-        assert float(matching_error(velocity, x0, noise)[row]) == pytest.approx(by_hand / x0[0].numel())
+        assert float(squared_error(velocity, noise - x0)[row]) == pytest.approx(by_hand / x0[0].numel())
 
 
 def test_half_precision_is_compared_in_float32() -> None:
     x0, noise, velocity = (one.bfloat16() for one in drawn(0, 1, 2))
-    found = matching_error(velocity, x0, noise)
+    found = squared_error(velocity, noise - x0)
     assert found.dtype == torch.float32
-    assert torch.allclose(found, matching_error(velocity.float(), x0.float(), noise.float()))
+    assert torch.allclose(found, squared_error(velocity.float(), (noise - x0).float()))
 
 
 def test_dpo_is_diffusion_dpos_loss_in_the_form_of_its_code() -> None:
@@ -49,7 +50,7 @@ def test_dpo_is_diffusion_dpos_loss_in_the_form_of_its_code() -> None:
 
     (w, l), (w_base, l_base) = losses(velocity).chunk(2), losses(base).chunk(2)
     inside = -0.5 * 7.0 * ((w - l) - (w_base - l_base))
-    margin = dpo_margin(matching_error(velocity, x0, noise), matching_error(base, x0, noise), beta=7.0)
+    margin = dpo_margin(squared_error(velocity, noise - x0), squared_error(base, noise - x0), beta=7.0)
     assert torch.allclose(margin, inside)
     assert float(-logsigmoid(margin).mean()) == pytest.approx(float(-logsigmoid(inside).mean()))
 

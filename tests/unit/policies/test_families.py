@@ -21,7 +21,7 @@ from customized_grpo.policies.flux import UNO, UNOConfig
 from customized_grpo.recipe.config import EvaluateRecipe
 from lora_conventions import CLOSE, add, difference, velocity
 from lora_writers import Names, Numbers, Plain, Written, dotted
-from pipeline_cases import CASES, PROMPT, pictures, shrink_constants
+from pipeline_cases import CASES, PROMPT, maker, pictures, shrink_constants
 from tiny import make_tiny_flux
 
 FAMILIES = ("flux1", "flux2", "klein-base", "klein-kv", "flux3", "flux3-distilled", "qwen-2511", "qwen-2.1")
@@ -36,17 +36,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def of(family: str) -> Path:
-        folder = tmp_path_factory.mktemp("model") / "m"
-        if family not in made:
-            made[family] = (
-                make_tiny_flux(folder) if family == "flux1" else CASES[family].make(folder, **CASES[family].options)
-            )
-        return made[family]
-
-    return of
+    return maker(lambda: tmp_path_factory.mktemp("model"), flux1=make_tiny_flux)
 
 
 def load(family: str, folder: Path, **changes: Any) -> Any:

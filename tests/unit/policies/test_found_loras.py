@@ -19,7 +19,7 @@ from customized_grpo.policies.adapters.lora_reader import read_lora
 from customized_grpo.policies.base import LoraSettings
 from lora_conventions import AB, FLUX_MODULES, add, difference, velocity
 from lora_writers import Beside, Names, Numbers, OfPeft, Plain, as_diffusers, dotted, flat
-from pipeline_cases import CASES, PROMPT, pictures, shrink_constants
+from pipeline_cases import CASES, PROMPT, maker, pictures, shrink_constants
 
 FLUX3 = {**w.FLUX3_ORIGINAL, **w.FLUX3_OUTSIDE}
 ROUNDING = 3e-5
@@ -108,14 +108,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def of(family: str) -> Path:
-        if family not in made:
-            made[family] = CASES[family].make(tmp_path_factory.mktemp("model") / "m", **CASES[family].options)
-        return made[family]
-
-    return of
+    return maker(lambda: tmp_path_factory.mktemp("model"))
 
 
 @pytest.mark.parametrize("name", FOUND)
