@@ -236,7 +236,7 @@ CASES = [
     scored("429 that says '1 秒后重试'", error(429, "请求过于频繁, 请在 1 秒后重试"), _not_before(1.0), **TWICE),
     masked("429 that says 'try again in a minute'", error(429, "try again in a minute"), says="asks to wait 60 s"),
     masked("429 that says 'resets at 2100-01-01T00:00:00Z'", error(429, "the limit resets at 2100-01-01T00:00:00Z"),
-           says="it asks to wait"),
+           says="it asks to wait a day or more, longer"),
     masked("429 that says 'try again in 6m0s'", error(429, f"{TPM} 6m0s."), says="it asks to wait 360 s, longer"),
     masked("429 with retryDelay: 3600s", _google(PER_MINUTE, delay="3600s"), says="asks to wait 3600 s"),
     masked("429 always", error(429, "later"), says="HTTP 429: later, at every attempt", **TWICE),

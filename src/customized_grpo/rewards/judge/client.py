@@ -32,6 +32,7 @@ _LAST_S: Final = 3.0
 """For answers in flight when a client is closed."""
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 8.0
+_DAY_S: Final = 86_400.0
 _SHOWN: Final = 400
 
 
@@ -156,8 +157,9 @@ class Client:
                 return answer, Unscorable(message)
             left = end - self._loop.time()
             if problem.wait_s is not None and problem.wait_s >= left:
+                asked = f"{problem.wait_s:.4g} s" if problem.wait_s < _DAY_S else "a day or more"
                 return answer, Unscorable(
-                    f"{message.rstrip('.')}; it asks to wait {problem.wait_s:.4g} s, longer than what is left of "
+                    f"{message.rstrip('.')}; it asks to wait {asked}, longer than what is left of "
                     f"deadline_s ({self._deadline_s:g}); raise it, or lower concurrency"
                 )
             if attempt >= self._retries:
