@@ -25,8 +25,9 @@ from customized_grpo.memory.footprint import shapes
 from customized_grpo.memory.parameters import adapted
 from customized_grpo.policies.checkpointing import checkpoint_blocks
 from customized_grpo.recipe.loading import load_recipe
+from customized_grpo.training.parts import Parts
 from customized_grpo.training.replay import Pairs, micro_batches
-from customized_grpo.training.setup import Parts, build
+from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
 from customized_grpo.types import Trajectory
 

@@ -21,7 +21,8 @@ from customized_grpo.recipe.loading import load_recipe
 from customized_grpo.sampling.rollout import initial_noise, sample_group, transition_noise
 from customized_grpo.sampling.schedule import AllPlan, StepPlan
 from customized_grpo.training.metrics import correlation
-from customized_grpo.training.setup import Parts, build
+from customized_grpo.training.parts import Parts
+from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent

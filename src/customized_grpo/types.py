@@ -34,6 +34,9 @@ class Example:
     targets: tuple[Image, ...] = ()
     """RGB pictures of the prompt that a supervised objective learns from: the target, or the chosen and the rejected.
     Empty where nothing asks for them, as in reinforcement learning."""
+    size: tuple[int, int] | None = None
+    """Height and width in pixels that an image of the prompt should have, of which training in buckets takes the
+    nearest; None: those of the picture to learn from, or the policy's own."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further data of the data set, such as the ground truth of the miniature world."""
 

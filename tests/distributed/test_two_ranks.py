@@ -21,6 +21,7 @@ from customized_grpo.training.checkpoint import check
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
 from runs import (
+    BUCKETS,
     NFT,
     RULES,
     TAUGHT,
@@ -70,6 +71,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     cut_short(root / "one", root / "from-one", keep=2)
     Trainer(build(tiny_recipe(world, root / "one-nft", **(CHANGES | copy.deepcopy(NFT))))).run()
     Trainer(build(tiny_recipe(world, root / "one-rules", **(CHANGES | copy.deepcopy(RULES))))).run()
+    taught = {"data__path": str(root / "taught" / "train.jsonl")}
+    Trainer(build(tiny_recipe(world, root / "one-buckets", **(CHANGES | BUCKETS | taught)))).run()
     for kind, changes in TAUGHT.items():
         given = CHANGES | copy.deepcopy(changes)
         Trainer(build(taught_recipe(root / "taught", root / f"one-{kind}", kind, **given))).run()
@@ -241,6 +244,17 @@ def test_two_processes_learn_from_pictures_what_one_does(both: Both, kind: str, 
     rows = [metrics_of(folder.parents[2]) for folder in folders]
     for alone, shared in zip(*rows, strict=True):
         assert alone["loss/surrogate"] == pytest.approx(shared["loss/surrogate"], rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("run", ["buckets", "fsdp-buckets"])
+def test_processes_whose_groups_are_of_two_sizes_train_what_one_does(both: Both, run: str) -> None:
+    folders = [both.two / one / "checkpoints" / "step-000003" / "state" for one in ("one-buckets", run)]
+    one, two = (read_tensors(folder / "adapter.safetensors") for folder in folders)
+    size = distance(one, both.start)
+    assert size > 0.01
+    assert distance(one, two) < 1e-2 * size
+    (alone, *_), (shared, *_) = (metrics_of(folder.parents[2]) for folder in folders)
+    assert alone["ratio/max_abs_log_first"] == shared["ratio/max_abs_log_first"] == 0.0
 
 
 @pytest.mark.parametrize("run", ["rules", "fsdp-rules"])

@@ -18,7 +18,8 @@ from torch import Tensor
 from customized_grpo.policies.flux import UNO
 from customized_grpo.training import autotune
 from customized_grpo.training.faults import MemoryFullError
-from customized_grpo.training.setup import Parts, RunState, build
+from customized_grpo.training.parts import Parts, RunState
+from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import DivergedError, Trainer, train
 from customized_grpo.types import Conditioning
 from runs import checkpoint_bytes, metrics_of, tiny_recipe

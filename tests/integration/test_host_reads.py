@@ -20,7 +20,8 @@ from customized_grpo.objectives.base import load_objective
 from customized_grpo.policies.checkpointing import checkpoint_blocks
 from customized_grpo.policies.flux import UNO
 from customized_grpo.sampling.clock import Clock
-from customized_grpo.training.setup import Parts, build
+from customized_grpo.training.parts import Parts
+from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
 from pipeline_cases import CASES, PROMPT, adapted, pictures, shrink_constants
 from runs import tiny_recipe

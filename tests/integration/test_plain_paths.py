@@ -15,7 +15,8 @@ from torch._dynamo.utils import counters
 from customized_grpo.objectives import grpo as module
 from customized_grpo.objectives.base import load_objective
 from customized_grpo.policies.base import load_policy
-from customized_grpo.training.setup import Parts, build
+from customized_grpo.training.parts import Parts
+from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
 from customized_grpo.types import Trajectory
 from runs import tiny_recipe

@@ -18,8 +18,9 @@ from customized_grpo.objectives.grpo import GRPO
 from customized_grpo.sampling.dynamics import log_prob
 from customized_grpo.sampling.rollout import transition_noise
 from customized_grpo.sampling.schedule import shifted_sigmas
+from customized_grpo.training.parts import Parts
 from customized_grpo.training.replay import Pairs, micro_batches, replay
-from customized_grpo.training.setup import Parts, build
+from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import DivergedError, Trainer
 from customized_grpo.types import Trajectory
 from runs import tiny_recipe

@@ -57,6 +57,9 @@ TAUGHT: dict[str, dict[str, Any]] = {
 }
 """Changes of a recipe by its supervised objective."""
 
+BUCKETS: dict[str, Any] = {"train__buckets": [[32, 64]], "train__steps": 3}
+"""Changes of a recipe whose examples ask for two shapes."""
+
 RULES: dict[str, Any] = {
     "advantage__rules": {
         "scale": {"bright": {"centre": 115.0, "slope": 0.5}, "warm": {"centre": 74.0, "slope": 0.5}},
@@ -222,13 +225,14 @@ def tiny_recipe(world: Path, run: Path, **changes: Any) -> Recipe:
 
 
 def make_taught_world(world: Path, folder: Path) -> Path:
-    """A copy of a tiny world whose lines have a target, and a better and a worse picture."""
+    """A copy of a tiny world whose lines have a target, a better and a worse picture, and ask for two shapes."""
     shutil.copytree(world, folder)
     rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
     for number, (row, color) in enumerate(zip(rows, ("red", "green", "blue"), strict=True)):
         Image.new("RGB", (48, 32), color).save(folder / f"target-{number}.png")
         Image.new("RGB", (32, 32), "gray").save(folder / f"worse-{number}.png")
         row |= {"target": f"target-{number}.png", "chosen": f"target-{number}.png", "rejected": f"worse-{number}.png"}
+        row |= {"height": 32, "width": 64 if number == 1 else 32}
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 

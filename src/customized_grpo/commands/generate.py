@@ -26,6 +26,8 @@ def generate(
     steps: Annotated[int | None, typer.Option(min=1, help="sampler steps; by default the recipe's")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     num: Annotated[int, typer.Option(min=1, help="images, each of its own noise")] = 1,
+    height: Annotated[int | None, typer.Option(min=1, help="of the images, in pixels; by default the recipe's")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="of the images, in pixels; by default the recipe's")] = None,
     base: Annotated[
         str | None,
         typer.Option(
@@ -33,6 +35,9 @@ def generate(
             help="another base of the same architecture (folder or hub id) to draw with on purpose, such as the "
             "distilled one of the base that was trained",
         ),
+    ] = None,
+    base_revision: Annotated[
+        str | None, typer.Option(metavar="REVISION", help="branch, tag or commit of a --base from the hub")
     ] = None,
     grid: Annotated[
         Path | None, typer.Option(help="write this picture too: references, base and tuned, side by side")
@@ -64,9 +69,12 @@ def generate(
     from customized_grpo.sampling.draw import draw
 
     hush_libraries()
-    other = None if base is None else Base(model=base)
+    if base is None and base_revision is not None:
+        raise ValueError(f"--base-revision: given {base_revision!r} without --base, which it belongs to")
+    other = None if base is None else Base(model=base, revision=base_revision)
+    size = {"height": height, "width": width}
     for file in draw(
-        recipe, lora, references, prompt, out_file, steps=steps, seed=seed, num=num, grid=grid, base=other
+        recipe, lora, references, prompt, out_file, steps=steps, seed=seed, num=num, grid=grid, base=other, **size
     ):
         say(str(file))
 

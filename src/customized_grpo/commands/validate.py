@@ -139,11 +139,12 @@ def _show_geometry(recipe: "Recipe") -> None:
     from customized_grpo.training.advice import advice
 
     world = int(os.environ.get("WORLD_SIZE") or 1)
+    train, buckets = recipe.train, recipe.buckets()
     g = step_geometry(recipe, world=world, latent_shape=recipe.policy.latent_shape())
-    train = recipe.train
+    largest = step_geometry(recipe, world=world, latent_shape=buckets.largest.latent_shape())
     memory = levels = "unknown: the policy doesn't say its latent shape"
-    if g.trajectory_bytes is not None:
-        memory = f"{g.trajectory_bytes / 2**20:.1f} MiB a process"
+    if largest.trajectory_bytes is not None:
+        memory = f"{largest.trajectory_bytes / 2**20:.1f} MiB a process"
     if g.sigmas is not None:
         shown = [f"{sigma:.3f}" for sigma in g.sigmas]
         levels = ", ".join(shown if len(shown) < 8 else [*shown[:3], "...", *shown[-3:]])
@@ -156,6 +157,9 @@ def _show_geometry(recipe: "Recipe") -> None:
         "stored trajectories": memory,
         "rewards": ", ".join(f"{name} ({spec.axis})" for name, spec in recipe.rewards.items()) or "none",
     }
+    if train.buckets:
+        sizes = ", ".join(f"{one.height} x {one.width}" for one in buckets.sections)
+        rows["buckets"] = f"{sizes} (height x width; noise levels are the first's, memory is the largest's)"
     if recipe.evaluate is not None and train.evaluate_every:
         rows["evaluation"] = f"by Euler in {recipe.evaluate.steps or g.steps} steps, whatever samples in training"
         if (sized := recipe.evaluated) is not recipe.policy:

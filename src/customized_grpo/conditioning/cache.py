@@ -9,10 +9,9 @@ import gc
 import json
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, final
+from typing import TYPE_CHECKING, Literal, final
 
 import safetensors
 import safetensors.torch
@@ -20,19 +19,19 @@ import torch
 from PIL.Image import Image
 
 from customized_grpo.atomic import replacing
-from customized_grpo.console import OnProgress
 from customized_grpo.data.base import Dataset
 from customized_grpo.devices import safetensors_name
 from customized_grpo.identity.hashes import FileHashes, pixel_hash
 from customized_grpo.identity.parts import elsewhere
 from customized_grpo.identity.sections import identified, parts_elsewhere
 from customized_grpo.paths import INDICES
-from customized_grpo.policies.base import Policy, dtype_of, load_policy
+from customized_grpo.policies.base import dtype_of
+from customized_grpo.recipe.drawn import Buckets, size_of
 from customized_grpo.recipe.sections import PolicySpec
 from customized_grpo.types import Conditioning, Example
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator, PartialState
+    pass
 
 Encode = Callable[[Example], Conditioning]
 Jobs = Sequence[tuple[Dataset, int]]
@@ -125,56 +124,26 @@ class ConditioningCache:
             ) from error
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Process:
-    """Rank and device of this process, and its callbacks to report and to synchronise."""
+@final
+class BucketCaches:
+    """A folder's caches of a policy's section at every size of its buckets.
 
-    device: torch.device
-    precision: Literal["no", "bf16"]
-    rank: int
-    world: int
-    wait: Callable[[], object]
-    """Barrier that waits for all processes."""
-    progress: OnProgress
+    Args:
+        folder: ``run.cache``.
+        buckets: of the recipe, or of its held-out images.
+        precision: ``run.precision``.
 
-    @classmethod
-    def of(cls, state: "Accelerator | PartialState", precision: Literal["no", "bf16"], progress: OnProgress) -> Self:
-        """This process in accelerate's view of the job."""
-        return cls(
-            device=state.device,
-            precision=precision,
-            rank=state.process_index,
-            world=state.num_processes,
-            wait=state.wait_for_everyone,
-            progress=progress,
-        )
-
-
-def complete(spec: PolicySpec, cache: ConditioningCache, jobs: Jobs, process: Process) -> int:
-    """Make missing entries, shared by all processes; encoders are loaded only if needed, and freed afterwards.
-
-    Returns:
-        Number of entries that this process made.
+    Raises:
+        ValueError: as ``ConditioningCache``.
     """
-    mine = jobs[process.rank :: process.world]
-    missing: dict[Path, tuple[Dataset, int]] = {}
-    for done, (dataset, index) in enumerate(mine, start=1):
-        example = dataset[index]
-        if not cache.has(example.prompt, example.references):
-            missing.setdefault(cache.path(example.prompt, example.references), (dataset, index))
-        process.progress("looking", done, len(mine))
-    if missing:
-        policy = load_policy(spec, device=process.device, precision=process.precision, parts="encoders")
-        for done, (dataset, index) in enumerate(missing.values(), start=1):
-            example = dataset[index]
-            if not cache.has(example.prompt, example.references):  # another process may have made it by now
-                cond = policy.encode(example.prompt, example.references)
-                cache.write(example.prompt, example.references, cond)
-            process.progress("encoding", done, len(missing))
-        del policy
-        release(process.device)
-    process.wait()
-    return len(missing)
+
+    def __init__(self, folder: str | Path, buckets: Buckets, precision: Literal["no", "bf16"]) -> None:
+        self.buckets = buckets
+        self._of = {size_of(one): ConditioningCache(folder, one, precision) for one in buckets.sections}
+
+    def of(self, example: Example) -> ConditioningCache:
+        """The cache that has the conditioning of an example."""
+        return self._of[size_of(self.buckets.of(example.size))]
 
 
 def release(device: torch.device) -> None:
@@ -182,61 +151,6 @@ def release(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def open_policy(
-    spec: PolicySpec, folder: str | None, jobs: Callable[[], Jobs], process: Process
-) -> tuple[Policy, Encode]:
-    """A recipe's policy, and a function to its examples' conditioning: encoded on demand, or from a cache.
-
-    With a cache, missing entries are made before the transformer is loaded, so that encoders and transformer are never
-    in memory together, and errors occur before the first step and not in the middle of a run.
-
-    Args:
-        spec: the recipe's section ``policy``.
-        folder: ``run.cache``; None: no cache.
-        jobs: returns all examples that will be encoded; called only with a cache.
-        process: context of this process.
-
-    Raises:
-        ValueError: as ``load_policy`` and ``ConditioningCache`` do.
-    """
-    if folder is None:
-        policy = load_policy(spec, device=process.device, precision=process.precision)
-        return policy, lambda example: policy.encode(example.prompt, example.references)
-    cache = ConditioningCache(folder, spec, process.precision)
-    complete(spec, cache, jobs(), process)
-    policy = load_policy(spec, device=process.device, precision=process.precision, parts="all but encoders")
-    return policy, lambda example: cache.read(example, process.device)
-
-
-def open_at_two_sizes(
-    one: tuple[PolicySpec, Callable[[], Jobs]],
-    other: tuple[PolicySpec, Callable[[], Jobs]],
-    folder: str | None,
-    process: Process,
-) -> tuple[Policy, Encode, Encode]:
-    """``open_policy`` by one section, and a function to the conditioning of images of another size.
-
-    Args:
-        one: the recipe's section ``policy``, and its examples, called only with a cache.
-        other: the same of the other size.
-        folder: ``run.cache``; None: no cache.
-        process: context of this process.
-
-    Raises:
-        ValueError: as ``open_policy`` does.
-    """
-    sized, jobs = other
-    if folder is None:
-        policy, encode = open_policy(one[0], None, one[1], process)
-        view = policy.resized(sized)
-        return policy, encode, lambda example: view.encode(example.prompt, example.references)
-    # Both are completed before the transformer is there.
-    cache = ConditioningCache(folder, sized, process.precision)
-    complete(sized, cache, jobs(), process)
-    policy, encode = open_policy(one[0], folder, one[1], process)
-    return policy, encode, lambda example: cache.read(example, process.device)
 
 
 def model_identity(source: str, revision: str | None, hashes: FileHashes) -> dict[str, str]:

@@ -49,6 +49,7 @@ class Sources:
     """Key to file of the pictures that a supervised objective may learn from (``KEYS``)."""
     targets: tuple[str, ...] = ()
     """Those that it learns from; empty in reinforcement learning."""
+    size: tuple[int, int] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     place: str = ""
     """File and line that it is read from, for messages."""
@@ -81,11 +82,13 @@ class Supervised(Protocol):
 
 
 def supervised(dataset: Dataset, number: int) -> Dataset:
-    """The data set with ``number`` of ``Example.targets``.
+    """The data set with ``number`` of ``Example.targets``; as it is in reinforcement learning, whose number is 0.
 
     Raises:
         ValueError: it has none, or not for all examples.
     """
+    if not number:
+        return dataset
     needed = " and ".join(KEYS[number])
     if not isinstance(dataset, Supervised):
         raise ValueError(
@@ -115,7 +118,8 @@ class _WithTargets:
         return None if one is None else replace(one, targets=tuple(one.learnable[key] for key in KEYS[self.number]))
 
     def __getitem__(self, index: int) -> Example:
-        return replace(self.examples[index], targets=self.pictures.targets(index, self.number))
+        example, targets = self.examples[index], self.pictures.targets(index, self.number)
+        return replace(example, targets=targets, size=example.size or (targets[0].height, targets[0].width))
 
 
 def load_dataset(spec: DatasetConfig, place: str = "data") -> Dataset:

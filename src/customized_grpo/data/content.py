@@ -16,7 +16,7 @@ Content = Mapping[str, str]
 
 DRAWN: Final = ("key", "prompt", "references")
 """Parts that a policy draws from; the key names the pictures' files."""
-PARTS: Final = (*DRAWN, "subject", "masks", "views", "targets", "extra")
+PARTS: Final = (*DRAWN, "subject", "masks", "views", "targets", "size", "extra")
 
 
 def contents(dataset: Dataset, indices: Iterable[int], hashes: FileHashes) -> dict[int, Content]:
@@ -53,6 +53,7 @@ def _of(one: Sources, hashed: Mapping[str, str]) -> Content:
         masks=[None if name is None else hashed[name] for name in one.masks],
         views=[hashed[name] for name in one.views],
         targets=[hashed[name] for name in one.targets],
+        size=one.size,
         extra=dict(one.extra),
     )
 
@@ -67,6 +68,7 @@ def _of_example(example: Example, hashes: FileHashes) -> Content:
         masks=list(example.masks),
         views=[hashes.of(view.parent, [view.name])[view.name] for view in views],
         targets=list(example.targets),
+        size=example.size,
         extra={name: value for name, value in example.extra.items() if name != "views"},
     )
 

@@ -3,7 +3,8 @@
 ``{"id": "bag-03", "prompt": "a bag in the snow", "references": ["bag/03.jpg"], "subject": "bag"}``,
 and optionally ``masks`` (one path or null per reference), ``target`` and ``target_mask`` (the picture that the prompt
 describes, which ``sft`` learns from), ``chosen`` and ``rejected`` (the better and the worse of two pictures, which
-``dpo`` learns from), ``views`` (further pictures of the subject, for evaluation only) and ``extra`` (an object that
+``dpo`` learns from), ``height`` and ``width`` (in pixels, of the image that the prompt asks for, where a recipe has
+``train.buckets``), ``views`` (further pictures of the subject, for evaluation only) and ``extra`` (an object that
 only plug-ins read; ``extra.subject_id`` names the individual, see ``prepare.split``). Reinforcement learning reads no
 picture but the references.
 """
@@ -102,6 +103,7 @@ class ManifestDataset:
             references=references,
             subject=row.subject,
             masks=tuple(fitted),
+            size=row.size,
             extra={**row.extra, **views},
         )
 
@@ -119,6 +121,7 @@ def sources(manifest: Path, number: int, row: Row) -> Sources:
         subject=row.subject,
         masks=tuple(row.masks),
         views=tuple(row.views),
+        size=row.size,
         learnable={key: path for keys in KEYS.values() for key in keys if (path := getattr(row, key)) is not None},
         extra=row.extra,
         place=f"{manifest}:{number}",

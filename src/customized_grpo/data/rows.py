@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from customized_grpo.data.names import Names
 from customized_grpo.data.prompts import is_blank
@@ -24,6 +24,8 @@ _FORMS: Final = {
     "string_unicode": "a text without halves of surrogate pairs",
     "list_type": 'a list of paths, such as ["bag/0.jpg"]',
     "too_short": "a list of one path or more",
+    "int_type": "a whole number of pixels above 0",
+    "greater_than": "a whole number of pixels above 0",
     "dict_type": 'an object, such as {"subject_id": "bag-3"}',
 }
 """What a value must be, by pydantic's type of error."""
@@ -52,8 +54,15 @@ class Row(BaseModel):
     target_mask: str | None = None
     chosen: str | None = None
     rejected: str | None = None
+    height: PositiveInt | None = None
+    width: PositiveInt | None = None
     views: list[str] = []
     extra: dict[str, Any] = {}
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the image that the prompt asks for; None: it doesn't say."""
+        return None if self.height is None or self.width is None else (self.height, self.width)
 
     def images(self) -> list[str]:
         """Paths of all pictures except masks: references first, then those to learn from, and the views."""
@@ -175,6 +184,9 @@ def row_of(data: Any) -> Row:
         raise ValueError(f"prompt: is empty; given {row.prompt!r}, in which there is nothing to see")
     if row.masks and len(row.masks) != len(row.references):
         raise ValueError(f"{len(row.masks)} masks for {len(row.references)} references; give one or null each")
+    if (row.height is None) != (row.width is None):
+        given, other = ("height", "width") if row.width is None else ("width", "height")
+        raise ValueError(f"{given} without {other}; give both, of the image that the prompt asks for, or none")
     if (row.chosen is None) != (row.rejected is None):
         given, other = ("chosen", "rejected") if row.rejected is None else ("rejected", "chosen")
         raise ValueError(f"{given} without {other}; give both, the better and the worse of two pictures, or none")

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from customized_grpo.atomic import held
-from customized_grpo.conditioning.cache import Process, open_policy
+from customized_grpo.conditioning.opening import Process, open_policy
 from customized_grpo.console import RANK, OnProgress, err, say
 from customized_grpo.data.base import Dataset, load_dataset
 from customized_grpo.data.content import hash_files
@@ -38,6 +38,7 @@ from customized_grpo.policies.adapters import other_base, tuning
 from customized_grpo.policies.base import Policy, stack
 from customized_grpo.policies.identity import base_identity
 from customized_grpo.recipe.config import Evaluate, EvaluateRecipe, EvaluateSampling, Sampling
+from customized_grpo.recipe.drawn import Buckets
 from customized_grpo.recipe.loading import save_recipe
 from customized_grpo.recipe.sections import PolicySpec
 from customized_grpo.rewards.base import begin, close
@@ -174,7 +175,7 @@ def _evaluate(
     ):
         with other_base.explained(recipe.base, recipe.policy):
             policy, encode = open_policy(
-                settings,
+                Buckets((settings,)),
                 recipe.run.cache,
                 lambda: [(dataset, index) for index in encoded_examples(dataset, spec)],
                 Process.of(state, recipe.run.precision, progress),

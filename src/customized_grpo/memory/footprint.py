@@ -117,7 +117,7 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
     Raises:
         UnknownModelError: see ``shapes``.
     """
-    policy, train = recipe.policy, recipe.train
+    policy, train = recipe.buckets().largest, recipe.train
     kind: type[Policy] = registry.resolve("policies", policy.type)
     latent_shape = policy.latent_shape()
     if latent_shape is None:
@@ -173,7 +173,7 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
             note="roots of the second moments",
         ),
         Line(name="decode", bytes=decode_bytes(decoded, policy.height, policy.width, model.vae_channels)),
-        *_evaluation(recipe, model, trained, b),
+        *_evaluation(recipe, latent_shape, model, trained, b),
     ]
     return Estimate(
         resident=tuple(resident),
@@ -184,11 +184,11 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
     )
 
 
-def _evaluation(recipe: Recipe, model: Shapes, trained: Trained, b: int) -> list[Line]:
+def _evaluation(recipe: Recipe, of_training: tuple[int, int], model: Shapes, trained: Trained, b: int) -> list[Line]:
     """Peaks of the held-out evaluation, where a rollout's don't cover them: of larger images, or alone."""
     policy, held = recipe.evaluated, recipe.evaluate
-    shape, of_training = policy.latent_shape(), recipe.policy.latent_shape()
-    if held is None or not recipe.train.evaluate_every or shape is None or of_training is None:
+    shape = policy.latent_shape()
+    if held is None or not recipe.train.evaluate_every or shape is None:
         return []
     if shape[0] <= of_training[0] and not recipe.objective.targets:
         return []

@@ -12,7 +12,7 @@ from torch import Tensor
 from customized_grpo.advantages.axes import AXES as AXES
 from customized_grpo.recipe.axes import axes_of, time_weights_of
 from customized_grpo.recipe.drawn import Base as Base
-from customized_grpo.recipe.drawn import at_size, on_base
+from customized_grpo.recipe.drawn import Buckets, at_size, buckets_of, on_base
 from customized_grpo.recipe.fields import (
     DataField,
     ObjectiveField,
@@ -92,6 +92,11 @@ class Recipe(Section):
         check_rules(self.advantage.rules, self.rewards, self.train.group_size, self.train.updates_per_rollout)
         _fits_policy(self.run, self.policy, self.sampling.shift)
         _fits_size(self.policy, self.evaluated)
+        if len(self.buckets().sections) > 1 and self.sampling.batch == "auto":
+            raise ValueError(
+                "sampling.batch: auto tries images of one size, and train.buckets has several; give the number of "
+                "samples in a forward that fits with the largest, or null for a whole group"
+            )
         if not self.objective.targets:
             _fits_objective(self.objective, self.sampling, self.train)
             _fits_cache(self.objective, self.policy, self.sampling)
@@ -103,6 +108,14 @@ class Recipe(Section):
         """The section ``policy`` as the held-out evaluation draws by it: at its size."""
         held = self.evaluate
         return self.policy if held is None else at_size(self.policy, held.height, held.width)
+
+    def buckets(self) -> Buckets:
+        """The section ``policy`` at each size of images that training draws."""
+        return buckets_of(self.policy, self.train.buckets)
+
+    def at(self, policy: PolicySpec) -> Self:
+        """The recipe as one of its buckets is trained."""
+        return self if policy is self.policy else self.model_copy(update={"policy": policy})
 
     @property
     def axes(self) -> tuple[str, ...]:

@@ -152,6 +152,11 @@ class Train(Section):
     steps: PositiveInt = 1000
     group_size: int = Field(default=12, ge=2, description="G; a group of one has no advantage")
     groups_per_step: PositiveInt = Field(default=8, description="groups over all processes")
+    buckets: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
+        default=(),
+        description="aspect ratio buckets: further sizes of images, [height, width]; an example's group has the one of "
+        "the nearest ratio to its own height and width, or to those of the picture that it learns from",
+    )
     microbatch: PositiveInt | None = Field(
         default=None,
         description="(sample, step) pairs of one group in one backward; null: one step of the group's samples, which "

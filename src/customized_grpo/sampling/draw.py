@@ -20,7 +20,7 @@ from customized_grpo.devices import open_device
 from customized_grpo.policies.adapters import other_base, tuning
 from customized_grpo.policies.base import Policy, load_policy
 from customized_grpo.recipe.config import Base, EvaluateRecipe, Recipe
-from customized_grpo.recipe.drawn import on_base
+from customized_grpo.recipe.drawn import at_size, on_base
 from customized_grpo.sampling.rollout import sample_images
 from customized_grpo.sampling.schedule import sigma_grid
 from customized_grpo.seeding import generator
@@ -78,6 +78,8 @@ def draw(
     num: int,
     grid: Path | None,
     base: Base | None = None,
+    height: int | None = None,
+    width: int | None = None,
 ) -> list[Path]:
     """Write ``num`` images; image i depends on (seed, i) alone.
 
@@ -95,12 +97,15 @@ def draw(
         grid: another picture to write: references, the base's images, and the adapter's of the same noise below them.
         base: another base of the recipe's architecture to draw with, on purpose; None: the recipe's own ``base``, if it
             is an evaluation's and has one.
+        height: of the images, in pixels; None: the recipe's.
+        width: of the images, in pixels; None: the recipe's.
 
     Returns:
         The files written.
 
     Raises:
-        ValueError: the adapter is missing or doesn't fit, the policy can't be loaded, or it can't take the references.
+        ValueError: the adapter is missing or doesn't fit, the policy can't be loaded, or can't take the size or the
+            references.
     """
     files = [file] if num == 1 else [file.with_stem(f"{file.stem}-{i}") for i in range(num)]
     if grid is not None and grid.resolve() in {one.resolve() for one in files}:
@@ -117,6 +122,7 @@ def draw(
             )
         other_base.check_adapters(tuned)
         recipe = recipe.model_copy(update={"policy": on_base(trained, base)})
+    recipe = recipe.model_copy(update={"policy": at_size(recipe.policy, height, width, "--")})
     device = open_device(recipe.run.device)
     check_drawing(recipe.policy, prompt, references)
     with other_base.explained(base, trained):

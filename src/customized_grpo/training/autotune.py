@@ -15,8 +15,8 @@ from customized_grpo.memory.parameters import optimizer_bytes
 from customized_grpo.training import averages
 from customized_grpo.training.distributed import any_rank, largest
 from customized_grpo.training.engine import micro_batch
+from customized_grpo.training.parts import Parts
 from customized_grpo.training.replay import micro_batches
-from customized_grpo.training.setup import Parts
 from customized_grpo.types import Conditioning, Noised, Rollout, Trajectory
 
 R = TypeVar("R", bound=Rollout)
@@ -161,7 +161,7 @@ def _recomputed(
             advantage = torch.zeros(samples.stop, num_levels, device=parts.accelerator.device)
             for pairs in micro_batches([group], [advantage], samples, parts.recipe.pairs_per_backward):
                 with micro_batch(parts.accelerator, parts.policy.transformer, last=False):
-                    of_share.append(parts.objective.old(pairs))
+                    of_share.append(parts.objective_of(group.example).old(pairs))
         old = torch.cat(of_share)
         found.append(old.view(num_levels, len(samples), *old.shape[1:]).transpose(0, 1))
     if not found:

@@ -2,29 +2,33 @@
 
 from functools import partial
 
-from customized_grpo.conditioning.cache import Encode, Jobs, Process, open_at_two_sizes, open_policy
+from customized_grpo.conditioning.cache import Encode, Jobs
+from customized_grpo.conditioning.opening import Process, open_beside, open_policy
 from customized_grpo.data import order
-from customized_grpo.data.base import Dataset, load_dataset
+from customized_grpo.data.base import Dataset, load_dataset, supervised
 from customized_grpo.evaluation.blocks import encoded_examples
 from customized_grpo.evaluation.precheck import look_over
 from customized_grpo.policies.base import Policy
 from customized_grpo.recipe.config import EvaluateRecipe, Recipe
-from customized_grpo.recipe.sections import PolicySpec
+from customized_grpo.recipe.drawn import Buckets
 
 
-def needed(recipe: Recipe | EvaluateRecipe) -> list[tuple[PolicySpec, Jobs]]:
-    """Every example that a recipe encodes, its data opened and checked, with the section ``policy`` that encodes it.
+def needed(recipe: Recipe | EvaluateRecipe) -> list[tuple[Buckets, Jobs]]:
+    """Every example that a recipe encodes, its data opened and checked, with the sizes of the images it is encoded for.
 
-    There are two sections where the held-out images are of another size.
+    There are two entries where the held-out images are of another size.
     """
     dataset = load_dataset(recipe.data, "data") if isinstance(recipe, Recipe) else None
     held_out = load_held_out(recipe)
     look_over(recipe, dataset, held_out, download=True)
-    if dataset is None or held_out is None or recipe.evaluated is recipe.policy:
-        return [(recipe.policy if held_out is None else recipe.evaluated, needed_of(recipe, dataset, held_out))]
+    if not isinstance(recipe, Recipe) or dataset is None:
+        return [(Buckets((recipe.evaluated,)), needed_of(recipe, None, held_out))]
+    dataset = supervised(dataset, recipe.objective.targets)
+    if held_out is None or _alike(recipe):
+        return [(recipe.buckets(), needed_of(recipe, dataset, held_out))]
     return [
-        (recipe.policy, needed_of(recipe, dataset, None)),
-        (recipe.evaluated, needed_of(recipe, None, held_out)),
+        (recipe.buckets(), needed_of(recipe, dataset, None)),
+        (Buckets((recipe.evaluated,)), needed_of(recipe, None, held_out)),
     ]
 
 
@@ -36,13 +40,18 @@ def open_for_training(
     Raises:
         ValueError: as ``open_policy`` does.
     """
-    spec, cache = recipe.policy, recipe.run.cache
-    if held_out is None or recipe.evaluated is spec:
-        policy, encode = open_policy(spec, cache, partial(needed_of, recipe, dataset, held_out), process)
+    buckets, cache = recipe.buckets(), recipe.run.cache
+    if held_out is None or _alike(recipe):
+        policy, encode = open_policy(buckets, cache, partial(needed_of, recipe, dataset, held_out), process)
         return policy, encode, encode
 
     jobs, held = partial(needed_of, recipe, dataset, None), partial(needed_of, recipe, None, held_out)
-    return open_at_two_sizes((spec, jobs), (recipe.evaluated, held), cache, process)
+    return open_beside((buckets, jobs), (Buckets((recipe.evaluated,)), held), cache, process)
+
+
+def _alike(recipe: Recipe) -> bool:
+    """Whether training and evaluation draw images of one size."""
+    return recipe.evaluated is recipe.policy and not recipe.train.buckets
 
 
 def load_held_out(recipe: Recipe | EvaluateRecipe) -> Dataset | None:

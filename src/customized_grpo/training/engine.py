@@ -9,7 +9,7 @@ look at what all ranks know.
 import gc
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
@@ -122,13 +122,13 @@ def clip_and_step(accelerator: Accelerator, optimizer: Any, parameters: Paramete
 
 
 @contextmanager
-def finishing(accelerator: Accelerator, policy: Policy) -> Iterator[None]:
+def finishing(accelerator: Accelerator, policies: Sequence[Policy]) -> Iterator[None]:
     """Finish the trackers and leave the process group at the block's end.
 
-    The policy's own transformer takes its wrapper's place first: DDP's reducer, if it is the last to hold gloo's group,
-    waits for the group's threads without letting go of Python's lock, which one of them may need to free a tensor.
-    After an error of several ranks the group is left to the end of the process: leaving it may wait for ranks that know
-    of no error.
+    The policy's own transformer takes its wrapper's place first, in views of other sizes, too: DDP's reducer, if it is
+    the last to hold gloo's group, waits for the group's threads without letting go of Python's lock, which one of them
+    may need to free a tensor. After an error of several ranks the group is left to the end of the process: leaving it
+    may wait for ranks that know of no error.
     """
     try:
         yield
@@ -140,15 +140,16 @@ def finishing(accelerator: Accelerator, policy: Policy) -> Iterator[None]:
                 else:
                     tracker.finish()
         if accelerator.num_processes == 1:
-            _unwrap(accelerator, policy)  # whoever opened the group leaves it, see devices.leave_group_of_one
+            _unwrap(accelerator, policies)  # whoever opened the group leaves it, see devices.leave_group_of_one
         raise
-    _unwrap(accelerator, policy)
+    _unwrap(accelerator, policies)
     gc.collect()  # free_memory does so before it lets go of its own references
     accelerator.end_training()
 
 
-def _unwrap(accelerator: Accelerator, policy: Policy) -> None:
-    policy.transformer = accelerator.unwrap_model(policy.transformer)
+def _unwrap(accelerator: Accelerator, policies: Sequence[Policy]) -> None:
+    for policy in policies:
+        policy.transformer = accelerator.unwrap_model(policy.transformer)
     accelerator.free_memory()
 
 

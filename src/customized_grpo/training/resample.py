@@ -12,7 +12,7 @@ from customized_grpo.data import order
 from customized_grpo.scoring.scorer import Pending
 from customized_grpo.training import engine
 from customized_grpo.training.distributed import largest
-from customized_grpo.training.setup import Parts
+from customized_grpo.training.parts import Parts
 from customized_grpo.types import Rollout
 
 Begin = Callable[[int, int], tuple[Rollout, Pending]]

@@ -2,33 +2,27 @@
 
 import contextlib
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, tracking
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from jaxtyping import Float
-from torch import Tensor, nn
 
 from customized_grpo import registry
-from customized_grpo.advantages.shaping import Aggregator
 from customized_grpo.atomic import held
-from customized_grpo.conditioning.cache import Encode, Process
+from customized_grpo.conditioning.cache import Encode
+from customized_grpo.conditioning.opening import Process
 from customized_grpo.console import bars
 from customized_grpo.data.base import Dataset, load_dataset, supervised
 from customized_grpo.data.order import groups_a_rank
 from customized_grpo.devices import leave_group_of_one, open_device
 from customized_grpo.evaluation.costs import METRICS, REWARDS
-from customized_grpo.evaluation.metrics import AnyMetric, build_metrics
+from customized_grpo.evaluation.metrics import build_metrics
 from customized_grpo.evaluation.precheck import look_over
-from customized_grpo.evaluation.summary import Row
 from customized_grpo.identity.hashes import HASHES, FileHashes, meanwhile, short_hash
 from customized_grpo.identity.runs import named
 from customized_grpo.objectives.base import Objective, load_objective
@@ -36,6 +30,8 @@ from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.identity import base_identity
 from customized_grpo.recipe.config import Recipe
+from customized_grpo.recipe.drawn import size_of
+from customized_grpo.recipe.sections import PolicySpec
 from customized_grpo.rewards.base import begin, close
 from customized_grpo.sampling.clock import Clock
 from customized_grpo.sampling.schedule import sigma_grid
@@ -46,94 +42,10 @@ from customized_grpo.training.distributed import gather_rows, together
 from customized_grpo.training.encoded import load_held_out, open_for_training
 from customized_grpo.training.identity import RunIdentity
 from customized_grpo.training.optimizers import build_optimizer
+from customized_grpo.training.parts import Evaluation, Parts
 from customized_grpo.training.rules import RewardRules
 from customized_grpo.training.tracking import prepare_folder
 from customized_grpo.types import Conditioning, Example
-
-
-@dataclass(slots=True)
-class RunState:
-    """State of a run, part of every checkpoint."""
-
-    skipped: int = 0
-    """Number of updates skipped because of a non-finite gradient."""
-    rollout_batch: int | None = None
-    """Batch size found by ``sampling.batch: auto``; None before."""
-    old_log_probs: Literal["rollout", "replay"] | None = None
-    """Choice of ``train.old_log_probs: auto``; None before."""
-    news: list[str] = field(default_factory=list)
-    """Messages not yet logged; not in checkpoints."""
-
-    def drain_news(self) -> list[str]:
-        """Messages not yet logged, given once."""
-        texts, self.news = self.news, []
-        return texts
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """Held-out data and metrics, with the conditioning and the base's and the adapter's newest rows kept."""
-
-    dataset: Dataset
-    metrics: dict[str, AnyMetric]
-    encode: Encode
-    base: str
-    """Identity of the untrained policy; see ``policies.identity``."""
-    rows: dict[str, list[Row]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """Parts of a training run."""
-
-    recipe: Recipe
-    folder: Path
-    accelerator: Accelerator
-    policy: Policy
-    encode: Encode
-    dataset: Dataset
-    scorer: Scorer
-    reward_axes: Sequence[int]
-    """Axis of each reward, in the order of the recipe."""
-    rules: RewardRules
-    sigmas: Float[Tensor, " t_plus_1"]
-    objective: Objective
-    aggregator: Aggregator
-    time_weights: Float[Tensor, "t q"]
-    parameters: dict[str, nn.Parameter]
-    optimizer: Any
-    schedule: Any
-    ema: EMAModel | None
-    old: averages.OldPolicy | None
-    """A running average of the trained weights that samples, or that the loss holds on to."""
-    evaluation: Evaluation | None
-    clock: Clock
-    hashes: FileHashes
-    """Hashes of files that this run reads, remembered in its folder."""
-    identity: RunIdentity | None
-    """What the run stands on, for checkpoints; None on all processes but the main one."""
-    run: str
-    """Its name, the same over all restarts; see ``identity.runs``."""
-    state: RunState = field(default_factory=RunState)
-
-    def held_out_policy(self) -> Policy:
-        """The policy as it is now, drawing images of the held-out evaluation's size."""
-        sized = self.recipe.evaluated
-        return self.policy if sized is self.recipe.policy else self.policy.resized(sized)
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """Context in which the trained weights are their running average, if the recipe has one."""
-        return averages.in_place(self.ema, self.parameters, self.policy)
-
-    def sampling(self) -> AbstractContextManager[None]:
-        """Context in which the trained weights are the old policy's, if that lags behind."""
-        return averages.in_place(self.old if self.old_samples else None, self.parameters, self.policy)
-
-    @property
-    def old_samples(self) -> bool:
-        """Whether the sampler lags behind the trained policy; while its decay is 0 it is the same."""
-        decay = self.objective.old_decay
-        return decay is not None and self.objective.old_samples and decay(self.schedule.last_epoch) > 0
 
 
 def _trackers_are_there(names: Sequence[str]) -> None:
@@ -188,7 +100,7 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
         opened.callback(close, rewards)
         hashes = FileHashes(folder / HASHES)
         opened.callback(hashes.stop)
-        learnt = supervised(dataset, targets) if (targets := recipe.objective.targets) else dataset
+        learnt = supervised(dataset, recipe.objective.targets)
         identity = RunIdentity(recipe, learnt, rewards, hashes) if accelerator.is_main_process else None
     # Completing a cache waits for the others on its way, so a rank that fails in it can't tell them: it ends the job.
     agreed = together(accelerator, ValueError) if run.cache is None else contextlib.nullcontext()
@@ -196,7 +108,7 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
         process = Process.of(accelerator, run.precision, progress)
         look = [] if identity is None else [identity.look]
         with meanwhile(partial(base_identity, recipe.policy, hashes), *look):
-            policy, encode, encode_held_out = open_for_training(recipe, dataset, held_out, process)
+            policy, encode, encode_held_out = open_for_training(recipe, learnt, held_out, process)
         if identity is not None:
             identity.look()
         engine_limits.check_weights(engine.engine_of(accelerator), policy.transformer)
@@ -224,9 +136,9 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
     begin(rewards, name, REWARDS)
     begin(metrics, name, METRICS)
 
-    sampling = recipe.sampling
-    sigmas = sigma_grid(recipe.policy, sampling.shift, sampling.steps, policy.latent_shape[0])
-    objective = load_objective(recipe, policy, sigmas.to(device))
+    buckets = recipe.buckets()
+    objectives = {size_of(one): _objective(recipe, one, policy, device) for one in buckets.sections}
+    objective = next(iter(objectives.values()))
     old = None if objective.old_decay is None else averages.OldPolicy(parameters, objective.old_decay)
     scorer = Scorer(
         rewards,
@@ -245,8 +157,9 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
         scorer=scorer,
         rules=RewardRules(recipe),
         reward_axes=[recipe.axes.index(spec.axis) for spec in recipe.rewards.values()],
-        sigmas=sigmas.to(device),
-        objective=objective,
+        sigmas=objective.sigmas,
+        objectives=objectives,
+        buckets=buckets,
         aggregator=registry.build_function("aggregators", recipe.advantage.aggregator),
         time_weights=recipe.time_weights(),
         parameters=parameters,
@@ -260,6 +173,13 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
         identity=identity,
         run=name,
     )
+
+
+def _objective(recipe: Recipe, section: PolicySpec, policy: Policy, device: torch.device) -> Objective:
+    """The objective at the size of one bucket, on whose number of tokens the noise levels depend, too."""
+    sampling, view = recipe.sampling, policy if section is recipe.policy else policy.resized(section)
+    sigmas = sigma_grid(section, sampling.shift, sampling.steps, view.latent_shape[0])
+    return load_objective(recipe.at(section), view, sigmas.to(device))
 
 
 def _evaluation(

@@ -20,7 +20,7 @@ from customized_grpo.recipe.yaml_source import read_yaml
 from customized_grpo.rewards.base import transport_of
 from customized_grpo.training import averages, checkpoint, engine
 from customized_grpo.training.distributed import gather_rows, together
-from customized_grpo.training.setup import Parts
+from customized_grpo.training.parts import Parts
 from customized_grpo.training.tracking import METRICS, cut_metrics
 
 HARMLESS = (

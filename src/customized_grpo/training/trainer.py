@@ -25,9 +25,10 @@ from customized_grpo.training.distributed import any_rank, check_ranks, largest,
 from customized_grpo.training.engine import clip_and_step, micro_batch
 from customized_grpo.training.faults import SignalWarnings, explained
 from customized_grpo.training.interrupt import StopRequest
+from customized_grpo.training.parts import Parts
 from customized_grpo.training.replay import micro_batches, num_micro_batches
 from customized_grpo.training.resample import resample
-from customized_grpo.training.setup import Parts, build
+from customized_grpo.training.setup import build
 from customized_grpo.training.state import restore, save
 from customized_grpo.training.tracking import RunLog, is_every, save_group
 from customized_grpo.types import Rollout
@@ -68,7 +69,7 @@ class Trainer:
     def run(self) -> Path:
         """Train to the last step, or to the end of the step in which a signal came."""
         parts = self.parts
-        with engine.finishing(parts.accelerator, parts.policy), parts.scorer:
+        with engine.finishing(parts.accelerator, parts.policies()), parts.scorer:
             start = restore(parts, untrained=partial(validation.renew_base, parts))
             check_ranks(parts.accelerator, parts.parameters, start)
             log = RunLog(parts.accelerator, parts.folder, self.recipe.train.steps, start)
@@ -141,7 +142,7 @@ class Trainer:
             metrics |= self.update(groups, trained, samples, first=update == 0)
         if parts.old is not None:
             parts.old.follow(parts.parameters, parts.schedule.last_epoch)
-        metrics |= parts.objective.rollout_metrics() | parts.scorer.drain() | clock.drain()
+        metrics |= parts.rollout_metrics() | parts.scorer.drain() | clock.drain()
         names, axes = list(self.recipe.rewards), self.recipe.axes
         self.save_samples(step + 1, sampled, partial(explain.of_samples, names, rewards[0], advantages[0], axes))
         return mean_metrics(parts.accelerator, metrics)
@@ -183,7 +184,7 @@ class Trainer:
         with parts.clock.phase("rollout"):
             batch = autotune.rollout_batch(parts, cond)
         draw = Draw(self.recipe.run.seed, step, group)
-        return parts.objective.sample(example, cond, draw, clock=parts.clock, batch=batch)
+        return parts.objective_of(example).sample(example, cond, draw, clock=parts.clock, batch=batch)
 
     def advantages_of(self, scaled: Tensor, group: Rollout) -> Advantages:
         """A[g, k] of a group from its rewards after ``scale``, with the time weights of its own levels."""
@@ -220,30 +221,29 @@ class Trainer:
     ) -> dict[str, float]:
         """One optimizer update over the given samples of every group; the loss is a mean over all ranks' pairs."""
         parts, settings, accelerator = self.parts, self.recipe.train, self.parts.accelerator
-        given = [one.advantage.to(accelerator.device) for one in advantages]
-        # weight 0 leaves a pair out; an advantage of 0 is a judgement, which off policy may have a gradient
-        weights = [
-            parts.objective.level_weights(group) * one.compared[:, None].to(accelerator.device) * one.weight
-            for group, one in zip(groups, advantages, strict=True)
-        ]
+        device, size = accelerator.device, self.recipe.pairs_per_backward
         count = settings.groups_per_step * len(samples) * len(groups[0].progress)
-        remaining = num_micro_batches(groups, len(samples), self.recipe.pairs_per_backward)
+        remaining = num_micro_batches(groups, len(samples), size)
         on_policy = autotune.is_on_policy(parts, first=first)
         details: list[Mapping[str, Tensor]] = []
         signs: list[Tensor] = []
         losses: list[Tensor] = []
         with parts.clock.phase("replay"):
-            for pairs in micro_batches(groups, given, samples, self.recipe.pairs_per_backward, weights):
-                remaining -= 1
-                share = len(pairs.advantage) / count
-                with micro_batch(accelerator, parts.policy.transformer, last=not remaining) as backward:
-                    found = parts.objective.loss(pairs, on_policy=on_policy)
-                    # gradients are averaged over the ranks, and ``count`` is already over all of them
-                    total = found.loss + parts.objective.kl * found.penalty
-                    backward(total * share * accelerator.num_processes)
-                details.append(found.details)
-                signs.append(pairs.advantage)
-                losses.append(torch.stack([found.loss.detach(), found.penalty.detach()]) * share)
+            for group, one in zip(groups, advantages, strict=True):
+                objective = parts.objective_of(group.example)
+                # weight 0 leaves a pair out; an advantage of 0 is a judgement, which off policy may have a gradient
+                weight = objective.level_weights(group) * one.compared[:, None].to(device) * one.weight
+                for pairs in micro_batches([group], [one.advantage.to(device)], samples, size, [weight]):
+                    remaining -= 1
+                    share = len(pairs.advantage) / count
+                    with micro_batch(accelerator, parts.policy.transformer, last=not remaining) as backward:
+                        found = objective.loss(pairs, on_policy=on_policy)
+                        # gradients are averaged over the ranks, and ``count`` is already over all of them
+                        total = found.loss + objective.kl * found.penalty
+                        backward(total * share * accelerator.num_processes)
+                    details.append(found.details)
+                    signs.append(pairs.advantage)
+                    losses.append(torch.stack([found.loss.detach(), found.penalty.detach()]) * share)
         with parts.clock.phase("optimizer"):
             loss_sum, kl_sum = torch.stack(losses).sum(0).tolist()  # read once: each read waits for the GPU
             of_pairs = {name: torch.cat([one[name] for one in details]) for name in details[0]}

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from customized_grpo.data.base import Dataset, FromFiles
+from customized_grpo.data.images import image_size
 from customized_grpo.evaluation.blocks import num_examples
 from customized_grpo.evaluation.costs import evaluations, of_evaluation, of_training
 from customized_grpo.evaluation.evaluator import (
@@ -21,13 +22,14 @@ from customized_grpo.evaluation.tables import summarize
 from customized_grpo.identity.hashes import equal_files
 from customized_grpo.policies.base import Policy
 from customized_grpo.recipe.config import Recipe
+from customized_grpo.recipe.drawn import Buckets, size_of
 from customized_grpo.recipe.sections import RewardSpec
 from customized_grpo.report.folders import read_runs
 from customized_grpo.training import engine
 from customized_grpo.training import metrics as explain
 from customized_grpo.training.advice import advice
 from customized_grpo.training.distributed import Lockstep, gather_rows
-from customized_grpo.training.setup import Evaluation, Parts
+from customized_grpo.training.parts import Evaluation, Parts
 from customized_grpo.training.tracking import is_every
 
 
@@ -99,6 +101,7 @@ def notices(parts: Parts, start: int) -> list[str]:
     """Notices before step ``start``: advice on the sampler, requests to judges, and blind spots of the evaluation."""
     recipe, held = parts.recipe, parts.evaluation
     found = advice(recipe, parts.sigmas) + of_training(recipe, done=start, run=parts.run)
+    found += in_buckets(parts.dataset, parts.buckets)
     if start >= recipe.train.steps:
         found.append(f"train.steps is {recipe.train.steps}, and {start} steps are done already: nothing is trained")
     if recipe.evaluate is not None and held is not None:
@@ -106,6 +109,23 @@ def notices(parts: Parts, start: int) -> list[str]:
         found += of_evaluation(recipe.evaluate, examples, rows=evaluations(recipe, start), run=parts.run)
         found += seen_in_training(parts.dataset, held.dataset)
     return found + blind_spots(recipe)
+
+
+def in_buckets(dataset: Dataset, buckets: Buckets) -> list[str]:
+    """A notice of how many examples each bucket has; only of data from files, which say so without being decoded."""
+    if len(buckets.sections) == 1 or not isinstance(dataset, FromFiles):
+        return []
+    counts = dict.fromkeys(map(size_of, buckets.sections), 0)
+    for one in map(dataset.sources, range(len(dataset))):
+        size = None if one is None else one.size
+        if one is not None and size is None and one.targets:
+            width, height = image_size(one.root / one.targets[0])
+            size = height, width
+        counts[size_of(buckets.of(size))] += 1
+    shown = ", ".join(f"{number:,} at {height} x {width}" for (height, width), number in counts.items())
+    empty = [f"{height} x {width}" for (height, width), number in counts.items() if not number]
+    unused = f"; nothing is trained at {', '.join(empty)}" if empty else ""
+    return [f"train.buckets: of {len(dataset):,} examples, {shown} (height x width){unused}"]
 
 
 def seen_in_training(trained: Dataset, held: Dataset) -> list[str]:

@@ -10,17 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from customized_grpo.conditioning import cache as module
-from customized_grpo.conditioning.cache import (
-    CacheError,
-    ConditioningCache,
-    Process,
-    model_identity,
-    open_policy,
-)
+from customized_grpo.conditioning import opening as module
+from customized_grpo.conditioning.cache import BucketCaches, CacheError, ConditioningCache, model_identity
+from customized_grpo.conditioning.opening import Process, open_policy
 from customized_grpo.identity.hashes import FileHashes
 from customized_grpo.policies.base import Policy, load_policy
 from customized_grpo.policies.flux import UNO, UNOConfig
+from customized_grpo.recipe.drawn import Buckets
 from customized_grpo.types import Conditioning, Example
 
 CPU = torch.device("cpu")
@@ -209,7 +205,8 @@ def test_complete_makes_what_is_missing_once(
     tiny_flux: Path, references: tuple[Image.Image, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = spec_of(tiny_flux)
-    cache = ConditioningCache(tmp_path, spec, "no")
+    caches = BucketCaches(tmp_path, Buckets((spec,)), "no")
+    cache = caches.of(example())
     data = Examples([example("a dog", references[0]), example("a cat"), example("a dog", references[0])])
     loads, told = [], []
 
@@ -221,29 +218,29 @@ def test_complete_makes_what_is_missing_once(
     watched = replace(place(), progress=lambda *what: told.append(what))
 
     jobs = [(data, i) for i in range(3)]
-    assert module.complete(spec, cache, jobs, watched) == 2  # two rows are equal
+    assert module.complete(caches, jobs, watched) == 2  # two rows are equal
     assert told == [("looking", i, 3) for i in (1, 2, 3)] + [("encoding", i, 2) for i in (1, 2)]
-    assert module.complete(spec, cache, jobs, place()) == 0
+    assert module.complete(caches, jobs, place()) == 0
     assert loads == ["encoders"], "encoders are loaded although nothing is missing"
     path = cache.path(data[1].prompt, ())
     path.write_bytes(path.read_bytes()[:-5])  # a disk that was full
-    assert module.complete(spec, cache, jobs, place()) == 1
+    assert module.complete(caches, jobs, place()) == 1
     assert not [file for file in tmp_path.rglob("*") if file.name.startswith(".")]
 
 
 def test_processes_share_the_work(tiny_flux: Path, tmp_path: Path) -> None:
     spec, data = spec_of(tiny_flux), Examples([example(f"a dog {i}") for i in range(5)])
     jobs = [(data, i) for i in range(5)]
-    cache = ConditioningCache(tmp_path, spec, "no")
-    made = [module.complete(spec, cache, jobs, place(rank, 2)) for rank in (1, 0)]
+    caches = BucketCaches(tmp_path, Buckets((spec,)), "no")
+    made = [module.complete(caches, jobs, place(rank, 2)) for rank in (1, 0)]
     assert made == [2, 3]
-    assert all(cache.has(one.prompt, ()) for one in data)
+    assert all(caches.of(one).has(one.prompt, ()) for one in data)
 
 
 def test_open_policy_encodes_or_reads(tiny_flux: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec, data = spec_of(tiny_flux), Examples([example("a dog"), example("a cat")])
-    _, fresh = open_policy(spec, None, lambda: pytest.fail("no cache needs no jobs"), place())
-    policy, cached = open_policy(spec, str(tmp_path), lambda: [(data, 0), (data, 1)], place())
+    _, fresh = open_policy(Buckets((spec,)), None, lambda: pytest.fail("no cache needs no jobs"), place())
+    policy, cached = open_policy(Buckets((spec,)), str(tmp_path), lambda: [(data, 0), (data, 1)], place())
     monkeypatch.setattr(UNO, "encode", lambda *_: pytest.fail("encoded again"))
     assert isinstance(policy, UNO)
     assert policy.pipeline.text_encoder_2 is None

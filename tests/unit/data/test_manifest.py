@@ -124,7 +124,7 @@ def test_paths_are_relative_to_the_manifest(root: Path, monkeypatch: pytest.Monk
         (
             row(refs=["bag/0.png"]),
             "unknown key 'refs'; allowed: id, prompt, references, subject, masks, target, target_mask, chosen, "
-            "rejected, views, extra",
+            "rejected, height, width, views, extra",
         ),
         ({"id": "a", "references": ["bag/0.png"]}, "the key 'prompt' is missing"),
         (row(prompt=" "), "prompt: is empty"),

@@ -121,3 +121,17 @@ def test_a_grid_replaces_no_image(world: Path, tmp_path: Path) -> None:
     for grid, num in (("a.png", 1), ("a-1.png", 2)):
         with pytest.raises(ValueError, match=f"--grid: .*{grid} is a file of --out, too"):
             drawn(world, tmp_path / "a.png", None, num=num, grid=tmp_path / grid)
+
+
+def test_another_size_is_drawn_as_a_recipe_of_that_size_draws_it(world: Path, tmp_path: Path) -> None:
+    adapter, size = str(world / "adapter"), {"policy__height": 64, "policy__width": 48}
+    (ours,) = drawn(world, tmp_path / "a.png", adapter, height=64, width=48)
+    assert ours.size == (48, 64)
+    recipe = tiny_recipe(world, world / "run", policy__min_references=0, **size)
+    references = [load_image(world / "0.png")]
+    (file,) = draw(recipe, adapter, references, PROMPT, tmp_path / "b.png", steps=2, seed=0, num=1, grid=None)
+    assert same(ours, load_image(file))
+    (taller,) = drawn(world, tmp_path / "c.png", None, height=48)
+    assert taller.size == (32, 48)
+    with pytest.raises(ValueError, match=r"^--width: given 40; this model needs a multiple of 16: use 32 or 48"):
+        drawn(world, tmp_path / "d.png", None, width=40)

@@ -218,7 +218,7 @@ def test_a_tracker_learns_how_a_run_ended(fails: bool) -> None:
     engine.trackers = [other, wandb]
     policy = create_autospec(Policy, instance=True)
     policy.transformer = nn.Linear(1, 1)
-    with pytest.raises(KeyError) if fails else nullcontext(), finishing(engine, policy):
+    with pytest.raises(KeyError) if fails else nullcontext(), finishing(engine, [policy]):
         if fails:
             raise KeyError("a reward")
     if fails:

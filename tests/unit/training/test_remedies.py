@@ -80,6 +80,7 @@ NO_REMEDY: dict[str, str] = {
     "objective.clip": "named with its value",
     "rewards.mine": "a reward's name in an example",
     "run.precision": "beside 'new run', or beside another engine",
+    "train.buckets": "how many examples each has",
     "policy.model": "before the first step",
     "policy.quantization": "before the first step: without the GPU that it began with a run is another run",
 }

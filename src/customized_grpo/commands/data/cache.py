@@ -1,5 +1,6 @@
 """``customized-grpo data cache``: the command around ``conditioning.cache``. Heavy imports are inside."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,7 +28,8 @@ def cache(
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    from customized_grpo.conditioning.cache import ConditioningCache, Process, complete
+    from customized_grpo.conditioning.cache import BucketCaches
+    from customized_grpo.conditioning.opening import Process, complete
     from customized_grpo.devices import open_device
     from customized_grpo.training.encoded import needed
 
@@ -37,8 +39,8 @@ def cache(
     made, used = 0, 0
     with bars("conditioning: ") as progress:
         process = Process.of(state, recipe.run.precision, progress)
-        for spec, jobs in needed(recipe):
-            store = ConditioningCache(recipe.run.cache, spec, recipe.run.precision)
-            made += sum(gather_object([complete(spec, store, jobs, process)]))
+        for buckets, jobs in needed(recipe):
+            caches = BucketCaches(recipe.run.cache, buckets, recipe.run.precision)
+            made += sum(gather_object([complete(caches, jobs, process)]))
             used += len(jobs)
-    say(f"{store.folder}\n{made:,} conditionings made; the recipe uses {used:,} examples")
+    say(f"{Path(recipe.run.cache).expanduser()}\n{made:,} conditionings made; the recipe uses {used:,} examples")
