@@ -21,6 +21,7 @@ from customized_grpo.training.checkpoint import check
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
 from runs import (
+    BALANCED,
     BUCKETS,
     NFT,
     RULES,
@@ -71,6 +72,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     cut_short(root / "one", root / "from-one", keep=2)
     Trainer(build(tiny_recipe(world, root / "one-nft", **(CHANGES | copy.deepcopy(NFT))))).run()
     Trainer(build(tiny_recipe(world, root / "one-rules", **(CHANGES | copy.deepcopy(RULES))))).run()
+    Trainer(build(tiny_recipe(world, root / "one-balanced", **(CHANGES | BALANCED)))).run()
     taught = {"data__path": str(root / "taught" / "train.jsonl")}
     Trainer(build(tiny_recipe(world, root / "one-buckets", **(CHANGES | BUCKETS | taught)))).run()
     for kind, changes in TAUGHT.items():
@@ -246,11 +248,14 @@ def test_two_processes_learn_from_pictures_what_one_does(both: Both, kind: str, 
         assert alone["loss/surrogate"] == pytest.approx(shared["loss/surrogate"], rel=1e-3, abs=1e-6)
 
 
-@pytest.mark.parametrize("run", ["buckets", "fsdp-buckets"])
-def test_processes_whose_groups_are_of_two_sizes_train_what_one_does(both: Both, run: str) -> None:
-    folders = [both.two / one / "checkpoints" / "step-000003" / "state" for one in ("one-buckets", run)]
+@pytest.mark.parametrize("run", ["buckets", "fsdp-buckets", "balanced", "fsdp-balanced"])
+def test_processes_whose_groups_differ_train_what_one_does(both: Both, run: str) -> None:
+    """In the size of their images, or in the b of a balanced adapter."""
+    alone = f"one-{run.removeprefix('fsdp-')}"
+    folders = [both.two / one / "checkpoints" / "step-000003" / "state" for one in (alone, run)]
     one, two = (read_tensors(folder / "adapter.safetensors") for folder in folders)
-    size = distance(one, both.start)
+    first = read_tensors(folders[0].parents[1] / "step-000001" / "state" / "adapter.safetensors")
+    size = distance(one, first)
     assert size > 0.01
     assert distance(one, two) < 1e-2 * size
     (alone, *_), (shared, *_) = (metrics_of(folder.parents[2]) for folder in folders)

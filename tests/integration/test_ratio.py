@@ -18,10 +18,11 @@ from customized_grpo.objectives.grpo import GRPO
 from customized_grpo.sampling.dynamics import log_prob
 from customized_grpo.sampling.rollout import transition_noise
 from customized_grpo.sampling.schedule import shifted_sigmas
+from customized_grpo.training.faults import DivergedError, check_replay
 from customized_grpo.training.parts import Parts
 from customized_grpo.training.replay import Pairs, micro_batches, replay
 from customized_grpo.training.setup import build
-from customized_grpo.training.trainer import DivergedError, Trainer
+from customized_grpo.training.trainer import Trainer
 from customized_grpo.types import Trajectory
 from runs import tiny_recipe
 
@@ -100,7 +101,7 @@ def test_scoring_before_rounding_would_not_be(trained: Trainer) -> None:
         return
     assert wrong > 1e-4
     with pytest.raises(DivergedError, match=r"first replay's largest \|log-ratio\|"):
-        trained.guard(wrong)
+        check_replay(wrong, trained.recipe.train.ratio_guard)
 
 
 def test_gradient_checkpointing_changes_nothing(trained: Trainer) -> None:

@@ -60,6 +60,9 @@ TAUGHT: dict[str, dict[str, Any]] = {
 BUCKETS: dict[str, Any] = {"train__buckets": [[32, 64]], "train__steps": 3}
 """Changes of a recipe whose examples ask for two shapes."""
 
+BALANCED: dict[str, Any] = {"policy__lora": {"rank": 2, "balance": True}, "train__steps": 3}
+"""Changes of a recipe that train one adapter for every trade-off."""
+
 RULES: dict[str, Any] = {
     "advantage__rules": {
         "scale": {"bright": {"centre": 115.0, "slope": 0.5}, "warm": {"centre": 74.0, "slope": 0.5}},

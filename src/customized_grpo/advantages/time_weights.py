@@ -73,3 +73,18 @@ def table(
             "every axis, or for prompt and identity alone"
         )
     return torch.tensor(rows, dtype=torch.float32)
+
+
+def leaning(weights: Float[Tensor, "k q"], b: float, *, reach: float) -> Float[Tensor, "k q"]:
+    """Weights moved from the prompt (b = -1) to the identity (b = 1); each row's sum stays, and b = 0 changes nothing.
+
+    Args:
+        weights: of prompt, identity, and perhaps further axes, which are not moved but scaled with the row.
+        b: in [-1, 1].
+        reach: in (0, 1]; at 1 the ends are one axis alone.
+    """
+    factor = torch.ones(weights.shape[1], dtype=weights.dtype)
+    factor[0], factor[1] = 1 - reach * b, 1 + reach * b
+    moved = weights * factor
+    total = moved.sum(1, keepdim=True)
+    return moved * torch.where(total > 0, weights.sum(1, keepdim=True) / total.clamp(min=1e-12), 1.0)

@@ -1,14 +1,18 @@
 """``customized-grpo evaluate``: evaluate a recipe, or compare evaluated runs. Heavy imports are inside."""
 
 import json
+import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from customized_grpo.commands.arguments import Loras, say_undone
 from customized_grpo.commands.tables import print_rows
 from customized_grpo.console import RANK, bars, hush_libraries, say
+
+if TYPE_CHECKING:
+    from customized_grpo.recipe.config import EvaluateRecipe
 
 
 def evaluate(
@@ -30,12 +34,20 @@ def evaluate(
             help="another base of the same architecture (folder or hub id) to draw with on purpose, as base.model=...",
         ),
     ] = None,
+    balances: Annotated[
+        str | None,
+        typer.Option(
+            metavar="B,B,...",
+            help="evaluate a balanced adapter at several b in [-1, 1], as in --balances=-1,-0.5,0,0.5,1, each in a "
+            "folder of its own in run.dir, and report them together",
+        ),
+    ] = None,
     save: Annotated[Path | None, typer.Option("--out", help="with --compare: a JSON file to write, too")] = None,
 ) -> None:
     """Generate held-out images by the base, and by an adapter (--lora RUN), score and report them; or compare runs."""
     if compare:
-        if lora or base is not None:
-            option = "--lora" if lora else "--base"
+        if lora or base is not None or balances is not None:
+            option = "--lora" if lora else "--base" if base is not None else "--balances"
             raise ValueError(
                 f"{option}: it has no effect with --compare, which reads finished evaluations; leave it out"
             )
@@ -54,16 +66,50 @@ def evaluate(
     from customized_grpo.evaluation.evaluator import evaluate as run
 
     hush_libraries()
-    with bars() as show:
-        folder = run(recipe, progress=show)
+    folders: list[Path] = []
+    for one in [recipe] if balances is None else at_balances(recipe, balances):
+        if folders and RANK == 0:
+            lend(folders[0], Path(one.run.dir))
+        with bars() as show:
+            folders.append(run(one, progress=show))
+        say(str(folders[-1] / "evaluation" / "summary.md"))
     # Left at once by all: an interpreter that ends with gloo's threads still running may be aborted by them.
     PartialState().destroy_process_group()
-    say(str(folder / "evaluation" / "summary.md"))
     if RANK == 0:
         from customized_grpo.report.write import write_report
 
-        say(str(write_report([folder])))
+        say(str(write_report(folders)))
     return None
+
+
+def at_balances(recipe: "EvaluateRecipe", text: str) -> "list[EvaluateRecipe]":
+    """The recipe at each b of a comma-separated list, in a folder of its own.
+
+    Raises:
+        ValueError: no number, one outside of [-1, 1], or one that is there twice.
+    """
+    try:
+        found = [float(one) for one in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--balances: given {text!r}; give numbers in [-1, 1], as in --balances=-1,0,1") from error
+    if len(set(found)) < len(found) or not all(-1 <= one <= 1 for one in found):
+        raise ValueError(f"--balances: given {text!r}; allowed: numbers from -1 to 1, each once")
+    if not recipe.lora:
+        raise ValueError("--balances: they are of a balanced adapter, and none is given; give --lora")
+    whole = recipe.model_dump(mode="json", exclude_unset=True)
+    return [
+        type(recipe).model_validate(
+            whole | {"balance": b, "run": whole["run"] | {"dir": str(Path(recipe.run.dir) / f"balance{b:+g}")}}
+        )
+        for b in found
+    ]
+
+
+def lend(earlier: Path, folder: Path) -> None:
+    """Copy what an evaluation found but its adapter's rows: rows that stand on the same are kept by another."""
+    if not (folder / "evaluation").exists():
+        own = shutil.ignore_patterns("tuned*", "summary*")
+        shutil.copytree(earlier / "evaluation", folder / "evaluation", ignore=own)
 
 
 def _compare(runs: list[str], save: Path | None) -> None:

@@ -24,6 +24,12 @@ def export(
         bool,
         typer.Option("--with-base", help="one LoRA of policy.base_lora and the adapter, for the stock base"),
     ] = False,
+    balance: Annotated[
+        float | None,
+        typer.Option(
+            min=-1.0, max=1.0, help="b of a balanced adapter, from the prompt's side to the identity's; by default 0"
+        ),
+    ] = None,
     config: Annotated[
         str | None,
         typer.Option(
@@ -48,5 +54,5 @@ def export(
     named = config is not None or needed  # a LoRA of another tool's names is read by the model that --config says
     recipe = load_any(config if config is not None else run_config(adapter)) if named else None
     hush_libraries()
-    written = run(adapter, folder, chosen, with_base=with_base, recipe=recipe)
+    written = run(adapter, folder, chosen, with_base=with_base, recipe=recipe, balance=balance)
     say(str(written))

@@ -28,6 +28,12 @@ def generate(
     num: Annotated[int, typer.Option(min=1, help="images, each of its own noise")] = 1,
     height: Annotated[int | None, typer.Option(min=1, help="of the images, in pixels; by default the recipe's")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="of the images, in pixels; by default the recipe's")] = None,
+    balance: Annotated[
+        float | None,
+        typer.Option(
+            min=-1.0, max=1.0, help="b of a balanced adapter, from the prompt's side to the identity's; by default 0"
+        ),
+    ] = None,
     base: Annotated[
         str | None,
         typer.Option(
@@ -72,9 +78,20 @@ def generate(
     if base is None and base_revision is not None:
         raise ValueError(f"--base-revision: given {base_revision!r} without --base, which it belongs to")
     other = None if base is None else Base(model=base, revision=base_revision)
-    size = {"height": height, "width": width}
     for file in draw(
-        recipe, lora, references, prompt, out_file, steps=steps, seed=seed, num=num, grid=grid, base=other, **size
+        recipe,
+        lora,
+        references,
+        prompt,
+        out_file,
+        steps=steps,
+        seed=seed,
+        num=num,
+        grid=grid,
+        base=other,
+        balance=balance,
+        height=height,
+        width=width,
     ):
         say(str(file))
 

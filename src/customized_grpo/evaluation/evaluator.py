@@ -153,7 +153,7 @@ def _evaluate(
     state = PartialState(cpu=on_cpu, timeout=timedelta(seconds=recipe.run.timeout_s))
     until_end.callback(leave_group_of_one)
     settings = recipe.evaluated
-    tuned = tuning.read_all(recipe.lora or [])
+    tuned = tuning.read_all(recipe.lora or [], recipe.balance)
     if recipe.base is not None:
         other_base.check_adapters(tuned)
     spec = recipe.evaluate

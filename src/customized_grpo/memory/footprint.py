@@ -249,8 +249,9 @@ def _trained(policy: PolicySpec, kind: type[Policy], transformer: Skeleton) -> T
     targets = settings.targets or kind.lora_targets
     patterns = [pattern for target in targets for pattern in kind.lora_presets.get(target, (target,))]
     layers = adapted(transformer, patterns)
-    sizes = adapter_parameters(layers, settings.rank, shared=settings.qkv == "shared")
-    return Trained(layers=layers, rank=settings.rank, sizes=sizes)
+    rank = settings.rank * (2 if settings.balance else 1)
+    sizes = adapter_parameters(layers, rank, shared=settings.qkv == "shared")
+    return Trained(layers=layers, rank=rank, sizes=sizes)
 
 
 def _values_of_lora(path: str) -> int:

@@ -5,7 +5,8 @@ velocity v = noise - data.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any, ClassVar, Final, Literal, Self
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from customized_grpo import registry
 from customized_grpo.devices import open_device
 from customized_grpo.policies import acceleration
+from customized_grpo.policies.balance import BALANCE, Gate
 from customized_grpo.recipe.config import EvaluateRecipe, Recipe
 from customized_grpo.recipe.sections import FullSettings as FullSettings
 from customized_grpo.recipe.sections import LoraSettings as LoraSettings
@@ -56,6 +58,7 @@ class Policy(ABC):
         base_hash: hash of the untrained weights, set by ``tuning.attach``; see ``hashes.base_hash``.
         base_lora: hash of a LoRA that is part of them, set by ``load``; see ``hashes.update_hash``.
         base_weights: initial values of the trained parameters, by name, in full fine-tuning with a KL.
+        gate: of a balanced adapter (``policies.balance``); None: there is none.
     """
 
     Config: ClassVar[type[PolicyConfig]]
@@ -73,6 +76,14 @@ class Policy(ABC):
     base_hash: str = ""
     base_lora: str = NO_LORA
     base_weights: Mapping[str, Tensor] | None = None
+    gate: Gate | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Put a balanced adapter's b in place wherever a policy computes, so that none has to think of it."""
+        super().__init_subclass__(**options)
+        for name, wrap in (("velocity", _gated_velocity), ("prefill", _gated_prefill)):
+            if name in cls.__dict__:
+                setattr(cls, name, wrap(cls.__dict__[name]))
 
     @classmethod
     @abstractmethod
@@ -148,6 +159,28 @@ class Policy(ABC):
     @abstractmethod
     def decode(self, x: Float[Tensor, "n s c"]) -> UInt8[Tensor, "n h w 3"]:
         """Final latents to uint8 RGB on the CPU. No gradient."""
+
+
+def _gated_velocity(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @wraps(method)
+    def velocity(self: Policy, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        if self.gate is not None:
+            self.gate.put(cond)
+        return method(self, x, sigma, cond)
+
+    return velocity
+
+
+def _gated_prefill(method: Callable[..., Conditioning]) -> Callable[..., Conditioning]:
+    @wraps(method)
+    def prefill(self: Policy, cond: Conditioning) -> Conditioning:
+        if self.gate is not None:
+            self.gate.put(cond)
+        kept = method(self, cond)
+        balance = {name: cond.tensors[name] for name in (BALANCE,) if name in cond.tensors}
+        return Conditioning({**kept.tensors, **balance}) if balance else kept
+
+    return prefill
 
 
 def stack(policy: Policy, conds: Sequence[Conditioning], repeats: int) -> Conditioning | None:

@@ -18,6 +18,7 @@ from customized_grpo.policies.adapters.lora_files import HEADER, WEIGHTS_NAME, w
 from customized_grpo.policies.adapters.lora_reader import LoraFile
 from customized_grpo.policies.adapters.low_rank import Factors, fuse, joined
 from customized_grpo.policies.adapters.tensor_files import write_tensors
+from customized_grpo.policies.balance import BALANCE
 from customized_grpo.policies.base import NO_LORA, load_policy
 from customized_grpo.policies.flux_base import Flux
 from customized_grpo.policies.flux_loading import FluxConfig, original_keys
@@ -29,7 +30,15 @@ Format = Literal["diffusers", "uno", "model", "original"]
 ORIGINAL_NAME = "transformer.safetensors"
 
 
-def export(adapter: str, out: Path, form: Format, *, with_base: bool, recipe: Recipe | EvaluateRecipe | None) -> Path:
+def export(
+    adapter: str,
+    out: Path,
+    form: Format,
+    *,
+    with_base: bool,
+    recipe: Recipe | EvaluateRecipe | None,
+    balance: float | None = None,
+) -> Path:
     """Write an adapter, or its model, into a new folder.
 
     Args:
@@ -40,6 +49,7 @@ def export(adapter: str, out: Path, form: Format, *, with_base: bool, recipe: Re
         with_base: join the recipe's base LoRA and the adapter into one file, their ranks one after another.
         recipe: the adapter's training recipe; not needed for ``diffusers`` and ``uno`` without the base, where the
             adapter's layers have diffusers' names.
+        balance: b of a balanced adapter, whose ranks then stand one after another, which is exact; None: dW_0.
 
     Returns:
         The file or folder that was written.
@@ -50,6 +60,8 @@ def export(adapter: str, out: Path, form: Format, *, with_base: bool, recipe: Re
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ValueError(f"--out: {out} is taken; give a new or empty folder")
     file = tuning.read(adapter)
+    if balance is not None:
+        file = tuning.at_balance(file, balance)
     if form in ("model", "original"):
         assert recipe is not None
         config = _pipeline_policy(recipe, f"--format {form}")
@@ -67,6 +79,8 @@ def export(adapter: str, out: Path, form: Format, *, with_base: bool, recipe: Re
     update = file.by_its_names() if recipe is None else _by_the_model(file, recipe)
     about = {name: text for name, text in file.metadata.items() if name != HEADER}
     about["exported_from"] = str(file.path)
+    if balance is not None:
+        about[BALANCE] = f"{balance:g}"
     if with_base:
         beneath = _base_update(_pipeline_policy(recipe, "--with-base"))
         file.check_base_lora(update_hash(beneath))

@@ -89,6 +89,7 @@ class Recipe(Section):
             raise ValueError(
                 "train.evaluate_every: it is set but there is no 'evaluate' section; add one, or set it to 0"
             )
+        _fits_balance(self.policy, self.advantage, self.objective)
         check_rules(self.advantage.rules, self.rewards, self.train.group_size, self.train.updates_per_rollout)
         _fits_policy(self.run, self.policy, self.sampling.shift)
         _fits_size(self.policy, self.evaluated)
@@ -151,6 +152,12 @@ class EvaluateRecipe(Section):
         description="a run, a checkpoint, an adapter's folder or file, or a LoRA's hub id; a list adds up; each "
         "may end in a scale, as in =0.8; null: base only",
     )
+    balance: float | None = Field(
+        default=None,
+        ge=-1.0,
+        le=1.0,
+        description="b of a balanced adapter (policy.lora.balance), from the prompt's side to the identity's; null: 0",
+    )
     base: Base | None = Field(
         default=None,
         description="another base of the same architecture to draw the adapter on, on purpose; null: policy.model, on "
@@ -166,6 +173,8 @@ class EvaluateRecipe(Section):
                 "base: it is another base for an adapter, and no adapter is given; give lora, or the base itself as "
                 "policy.model"
             )
+        if self.balance is not None and not self.lora:
+            raise ValueError("balance: it is of a balanced adapter, and none is given; give lora, or leave it out")
         _fits_policy(self.run, self.evaluated, self.sampling.shift)
         return self
 
@@ -181,6 +190,20 @@ def _fits_policy(run: Run, policy: PolicySpec, shift: float | str) -> None:
         raise ValueError(
             f"policy.quantization: {policy.quantization} weights are computed with in half precision, and "
             "run.precision=no asks for float32; use run.precision=bf16, or policy.quantization=none"
+        )
+
+
+def _fits_balance(policy: PolicySpec, advantage: Advantage, objective: ObjectiveSpec) -> None:
+    """Raise for a balance that nothing moves, and for a reach without one."""
+    balanced = policy.lora is not None and policy.lora.balance
+    if balanced and objective.targets:
+        raise ValueError(
+            f"policy.lora.balance: b moves the weights of rewards, and objective.type {objective.type} has none; "
+            "leave it out, and train it on the warm start (policy.base_lora)"
+        )
+    if not balanced and advantage.reach != Advantage.model_fields["reach"].default:
+        raise ValueError(
+            f"advantage.reach: given {advantage.reach:g}, which has no effect without policy.lora.balance; leave it out"
         )
 
 

@@ -112,6 +112,13 @@ class Advantage(Section):
         "column that the time weights have for it. Others than style, layout, diversity and quality must stand here",
     )
     rules: Rules = Field(default=Rules(), description="rules on raw rewards and on groups; none is on by default")
+    reach: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=1.0,
+        description="of policy.lora.balance: at b the prompt's weight is multiplied by 1 - reach b, the identity's by "
+        "1 + reach b, with the row's sum as it was",
+    )
     clip: PositiveFloat = 5.0
     min_valid: float = Field(
         default=0.5,

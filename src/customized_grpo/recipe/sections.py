@@ -68,6 +68,20 @@ class LoraSettings(Section):
         description="start from this LoRA, of whatever tool (file, folder, run); a KL goes to the base without it: "
         "base_lora makes it part of the base",
     )
+    balance: bool = Field(
+        default=False,
+        description="train dW_0 + b dW_1 for every b in [-1, 1], from the prompt's side to the identity's: each group "
+        "has a b of its own, which moves its axes' weights (advantage.reach)",
+    )
+
+    @model_validator(mode="after")
+    def _balance_begins_at_the_base(self) -> Self:
+        if self.balance and self.path is not None:
+            raise ValueError(
+                "balance: its two updates begin at the base, so path has none for the second; leave path out, or make "
+                "it part of the base as policy.base_lora"
+            )
+        return self
 
 
 class FullSettings(Section):

@@ -80,6 +80,7 @@ def draw(
     base: Base | None = None,
     height: int | None = None,
     width: int | None = None,
+    balance: float | None = None,
 ) -> list[Path]:
     """Write ``num`` images; image i depends on (seed, i) alone.
 
@@ -99,6 +100,7 @@ def draw(
             is an evaluation's and has one.
         height: of the images, in pixels; None: the recipe's.
         width: of the images, in pixels; None: the recipe's.
+        balance: b of a balanced adapter, in [-1, 1]; None: 0.
 
     Returns:
         The files written.
@@ -110,7 +112,9 @@ def draw(
     files = [file] if num == 1 else [file.with_stem(f"{file.stem}-{i}") for i in range(num)]
     if grid is not None and grid.resolve() in {one.resolve() for one in files}:
         raise ValueError(f"--grid: {grid} is a file of --out, too, and would replace it; give another")
-    tuned = tuning.read_all(adapter) if adapter else tuning.read_start(recipe.policy)
+    if balance is not None and not adapter:
+        raise ValueError("--balance: it is of a balanced adapter, and none is given; give --lora")
+    tuned = tuning.read_all(adapter, balance) if adapter else tuning.read_start(recipe.policy)
     trained = recipe.policy
     if base is None and isinstance(recipe, EvaluateRecipe):
         base = recipe.base

@@ -1,4 +1,4 @@
-"""Turn out-of-memory and disk errors into advice; warn about rewards without signal."""
+"""Turn out-of-memory and disk errors into advice, stop what has diverged, warn about rewards without signal."""
 
 import errno
 from collections.abc import Iterator, Mapping
@@ -10,6 +10,10 @@ import torch
 
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.training import checkpoint
+
+
+class DivergedError(RuntimeError):
+    """The run can't go on: a replay that differs from its rollout, or gradients that are not finite."""
 
 
 class MemoryFullError(RuntimeError):
@@ -43,6 +47,22 @@ def explained(recipe: Recipe, folder: Path) -> Iterator[None]:
         raise DiskError(
             f"{error.filename or folder}: {error.strerror}. Make room there, or give write access. {_rest(folder)}"
         ) from error
+
+
+def check_replay(log_ratio: float, allowed: float) -> None:
+    """Raise unless the first replay of a rollout reproduces its log-probabilities.
+
+    Args:
+        log_ratio: the largest |log-ratio|, over all ranks.
+        allowed: ``train.ratio_guard``.
+    """
+    if not log_ratio <= allowed:
+        raise DivergedError(
+            f"the first replay's largest |log-ratio| is {log_ratio:.3g}, where it should be 0 "
+            f"(train.ratio_guard={allowed:g}): rollout and replay don't compute the same; "
+            "use the same batch size in both (train.microbatch, sampling.batch), train.old_log_probs=replay, or "
+            "raise this knowingly, and resume"
+        )
 
 
 def _knobs(recipe: Recipe) -> list[str]:

@@ -15,15 +15,18 @@ from torch import Tensor
 
 from customized_grpo.advantages.rules import best_and_worst
 from customized_grpo.advantages.shaping import Advantages, advantages_of
+from customized_grpo.advantages.time_weights import leaning
 from customized_grpo.data import order
 from customized_grpo.objectives.base import Draw, rows_at
+from customized_grpo.policies import balance
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.scoring.scorer import Pending
 from customized_grpo.training import autotune, engine, validation
 from customized_grpo.training import metrics as explain
 from customized_grpo.training.distributed import any_rank, check_ranks, largest, mean_metrics
 from customized_grpo.training.engine import clip_and_step, micro_batch
-from customized_grpo.training.faults import SignalWarnings, explained
+from customized_grpo.training.faults import DivergedError as DivergedError
+from customized_grpo.training.faults import SignalWarnings, check_replay, explained
 from customized_grpo.training.interrupt import StopRequest
 from customized_grpo.training.parts import Parts
 from customized_grpo.training.replay import micro_batches, num_micro_batches
@@ -32,10 +35,6 @@ from customized_grpo.training.setup import build
 from customized_grpo.training.state import restore, save
 from customized_grpo.training.tracking import RunLog, is_every, save_group
 from customized_grpo.types import Rollout
-
-
-class DivergedError(RuntimeError):
-    """The run can't go on: a replay that differs from its rollout, or gradients that are not finite."""
 
 
 def train(recipe: Recipe) -> Path:
@@ -181,6 +180,8 @@ class Trainer:
         with parts.clock.phase("encode"):
             example = parts.dataset[index]
             cond = parts.encode(example)
+            if parts.policy.gate is not None:
+                cond = balance.at(cond, balance.drawn(self.recipe.run.seed, step, group), parts.policy.device)
         with parts.clock.phase("rollout"):
             batch = autotune.rollout_batch(parts, cond)
         draw = Draw(self.recipe.run.seed, step, group)
@@ -191,7 +192,7 @@ class Trainer:
         specs = self.recipe.rewards.values()
         return advantages_of(
             self.parts.rules.gated(scaled),
-            rows_at(self.parts.time_weights, group.progress.cpu()),
+            self.weights_of(group),
             axis_of=self.parts.reward_axes,
             weight_of=[float(spec.weight) for spec in specs],
             aggregator=self.parts.aggregator,
@@ -199,6 +200,12 @@ class Trainer:
             min_valid=self.recipe.advantage.min_valid,
             left_out=self.parts.rules.leaves_out(scaled),
         )
+
+    def weights_of(self, group: Rollout) -> Tensor:
+        """w[k, q]: the time weights at a group's own levels; with a balanced adapter they lean to one axis by its b."""
+        rows = rows_at(self.parts.time_weights, group.progress.cpu())
+        b = group.cond.tensors.get(balance.BALANCE)
+        return rows if b is None else leaning(rows, float(b), reach=self.recipe.advantage.reach)
 
     def kept(self, advantages: list[Advantages], groups: list[Rollout]) -> tuple[list[Advantages], list[Rollout]]:
         """The samples of each group that are trained on: all, or by ``advantage.rules.keep`` its best and worst."""
@@ -250,22 +257,12 @@ class Trainer:
             metrics = parts.objective.metrics(of_pairs, torch.cat(signs), first=first)
             if first and self.recipe.objective.compares:
                 metrics["ratio/max_abs_log_first"] = largest(accelerator, metrics["ratio/max_abs_log"])
-                self.guard(metrics["ratio/max_abs_log_first"])
+                check_replay(metrics["ratio/max_abs_log_first"], settings.ratio_guard)
             metrics |= {
                 "loss/surrogate": loss_sum * accelerator.num_processes,
                 "loss/kl": kl_sum * accelerator.num_processes,
             }
             return metrics | self.optimize()
-
-    def guard(self, log_ratio: float) -> None:
-        """Raise unless the first replay of a rollout reproduces its log-probabilities."""
-        if not log_ratio <= self.recipe.train.ratio_guard:
-            raise DivergedError(
-                f"the first replay's largest |log-ratio| is {log_ratio:.3g}, where it should be 0 "
-                f"(train.ratio_guard={self.recipe.train.ratio_guard:g}): rollout and replay don't compute the same; "
-                "use the same batch size in both (train.microbatch, sampling.batch), train.old_log_probs=replay, or "
-                "raise this knowingly, and resume"
-            )
 
     def optimize(self) -> dict[str, float]:
         """Clip and step, unless the gradient is not finite on some rank."""

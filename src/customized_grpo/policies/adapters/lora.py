@@ -29,6 +29,7 @@ from customized_grpo.policies.adapters.lora_layers import (
 from customized_grpo.policies.adapters.lora_reader import read_lora
 from customized_grpo.policies.adapters.low_rank import Factors, Update, check_fits, mismatch
 from customized_grpo.policies.adapters.sharding import base_transformer, whole
+from customized_grpo.policies.balance import BALANCE, attach_gate, halves
 from customized_grpo.policies.base import LoraSettings, Policy
 from customized_grpo.seeding import generator
 from customized_grpo.weights import shown
@@ -59,16 +60,19 @@ def attach(policy: Policy, settings: LoraSettings, seed: int) -> None:
         _check_settings(update, settings)
     targets = settings.targets if settings.targets is not None else policy.lora_targets
     targets = tuple(one for target in targets for one in policy.lora_presets.get(target, (target,)))
+    updates = 2 if settings.balance else 1
     add(
         policy,
         update,
-        rank=settings.rank,
-        alpha=float(settings.alpha or settings.rank),
+        rank=settings.rank * updates,
+        alpha=float(settings.alpha or settings.rank) * updates,
         targets=target_regex(transformer, targets),
         init="gaussian" if settings.init == "gaussian" else True,
     )
     if settings.qkv == "shared":
         share_a(transformer)
+    if settings.balance:
+        policy.gate = attach_gate(transformer, ADAPTER, settings.rank)
     draw = generator(seed, "lora", 0, 0)
     for name, parameter in trainable_parameters(policy).items():
         weight = torch.zeros(parameter.shape)
@@ -136,6 +140,8 @@ def save_adapter(
 ) -> Path:
     """Write ``folder/pytorch_lora_weights.safetensors``; the same weights and metadata give the same bytes.
 
+    Of a balanced adapter that is dW_0, a plain LoRA, and dW_1 is another in ``folder/balance``.
+
     Args:
         policy: with an adapter attached.
         folder: made where it is missing.
@@ -148,7 +154,18 @@ def save_adapter(
     own |= {"rank_pattern": config.rank_pattern} if config.rank_pattern else {}
     own |= {"alpha_pattern": config.alpha_pattern} if config.alpha_pattern else {}
     about = {"base_hash": policy.base_hash, "base_lora": policy.base_lora, **metadata}
-    return write_adapter(Path(folder) / WEIGHTS_NAME, adapter_state(model, weights), own, about)
+    state, file = adapter_state(model, weights), Path(folder) / WEIGHTS_NAME
+    if policy.gate is None:
+        return write_adapter(file, state, own, about)
+    own |= {"r": config.r // 2, "lora_alpha": number(config.lora_alpha / 2)}
+    center, slope = halves(state)
+    write_adapter(slope_of(file), slope, own, about | {BALANCE: "dW_1 of dW_0 + b dW_1, b in [-1, 1]"})
+    return write_adapter(file, center, own, about | {BALANCE: f"dW_0 of dW_0 + b dW_1; dW_1: {BALANCE}/{WEIGHTS_NAME}"})
+
+
+def slope_of(file: Path) -> Path:
+    """The file of a balanced adapter's dW_1, beside that of its dW_0."""
+    return file.parent / BALANCE / file.name
 
 
 @torch.no_grad()

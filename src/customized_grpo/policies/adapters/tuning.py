@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from customized_grpo.policies.adapters.hashes import adapter_hash, base_hash
 from customized_grpo.policies.adapters.lora_reader import LoraFile, read_lora
 from customized_grpo.policies.adapters.low_rank import Factors, joined, scaled
 from customized_grpo.policies.adapters.sharding import base_transformer, cut_like
+from customized_grpo.policies.balance import BALANCE
 from customized_grpo.policies.base import Policy
 from customized_grpo.recipe.sections import PolicySpec
 
@@ -107,14 +108,20 @@ class Scaled:
     scale: float
 
 
-def read_all(given: str | Path | Sequence[str]) -> tuple[Scaled, ...]:
+def read_all(given: str | Path | Sequence[str], balance: float | None = None) -> tuple[Scaled, ...]:
     """Read one or several, each with a scale if it says one: ``WHERE`` or ``WHERE=0.8``.
 
+    Args:
+        given: where they are.
+        balance: b of all, which must be balanced adapters; None: dW_0 of those that are.
+
     Raises:
-        ValueError: see ``read`` and ``with_scale``; or a transformer beside others, or with a scale.
+        ValueError: see ``read``, ``with_scale`` and ``at_balance``; or a transformer beside others, or with a scale.
     """
     texts = [given] if isinstance(given, str | Path) else given
     found = tuple(Scaled(read(where), scale) for where, scale in map(with_scale, map(str, texts)))
+    if balance is not None:
+        found = tuple(replace(one, tuned=at_balance(one.tuned, balance)) for one in found)
     whole = [one for one in found if isinstance(one.tuned, TransformerFolder)]
     if whole and (len(found) > 1 or whole[0].scale != 1):
         raise ValueError(
@@ -122,6 +129,28 @@ def read_all(given: str | Path | Sequence[str]) -> tuple[Scaled, ...]:
             "added to it here; give it alone, or as policy.model"
         )
     return found
+
+
+def at_balance(tuned: Tuned, b: float) -> Tuned:
+    """A balanced adapter at one b: the plain LoRA dW_0 + b dW_1, whose ranks stand one after another.
+
+    Args:
+        tuned: as ``read`` gives it.
+        b: in [-1, 1]; 0: dW_0 as it is.
+
+    Raises:
+        ValueError: b is outside, or the adapter is of one trade-off.
+    """
+    if not -1 <= b <= 1:
+        raise ValueError(f"balance: given {b:g}; allowed: -1 (the prompt's side) to 1 (the identity's)")
+    slope = lora.slope_of(tuned.path) if isinstance(tuned, LoraFile) else None
+    if slope is None or not slope.is_file():
+        raise ValueError(
+            f"balance: {tuned.path} is of one trade-off, with no folder {BALANCE!r} beside it; train with "
+            "policy.lora.balance=true, or leave balance out"
+        )
+    assert isinstance(tuned, LoraFile)
+    return replace(tuned, factors=joined(tuned.factors, scaled(read_lora(slope).factors, b))) if b else tuned
 
 
 def read_start(section: PolicySpec) -> tuple[Scaled, ...]:
