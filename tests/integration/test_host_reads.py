@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from customized_grpo.objectives.base import load_objective
 from customized_grpo.policies.checkpointing import checkpoint_blocks
 from customized_grpo.policies.flux import UNO
+from customized_grpo.recipe.drawn import size_of
 from customized_grpo.sampling.clock import Clock
 from customized_grpo.training.parts import Parts
 from customized_grpo.training.setup import build
@@ -123,7 +124,9 @@ def recipe(world: Path, folder: Path, **changes: Any) -> Any:
 
 def trainer_of(parts: Parts, **changes: Any) -> Trainer:
     made = recipe(Path(parts.recipe.policy.model).parent, parts.folder, **changes)
-    return Trainer(replace(parts, recipe=made, objective=load_objective(made, parts.policy, parts.sigmas)))
+    return Trainer(
+        replace(parts, recipe=made, objectives={size_of(made.policy): load_objective(made, parts.policy, parts.sigmas)})
+    )
 
 
 WINDOW = {"type": "window", "width": 2, "every": 1}

@@ -15,6 +15,7 @@ from torch._dynamo.utils import counters
 from customized_grpo.objectives import grpo as module
 from customized_grpo.objectives.base import load_objective
 from customized_grpo.policies.base import load_policy
+from customized_grpo.recipe.drawn import size_of
 from customized_grpo.training.parts import Parts
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
@@ -33,7 +34,9 @@ def parts(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Parts:
 
 def rollout(parts: Parts, **changes: Any) -> Trajectory:
     made = tiny_recipe(Path(parts.recipe.policy.model).parent, parts.folder, sampling__steps=6, **changes)
-    trainer = Trainer(replace(parts, recipe=made, objective=load_objective(made, parts.policy, parts.sigmas)))
+    trainer = Trainer(
+        replace(parts, recipe=made, objectives={size_of(made.policy): load_objective(made, parts.policy, parts.sigmas)})
+    )
     sampled = trainer.sample(3, *trainer.assignments(3)[0])
     assert isinstance(sampled, Trajectory)
     return sampled

@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from customized_grpo.commands.app import app
-from customized_grpo.conditioning import cache
+from customized_grpo.conditioning import opening
 from customized_grpo.conditioning.precheck import Findings, check_examples, outlines_of
 from customized_grpo.data.base import load_dataset
 from customized_grpo.data.manifest import ManifestDataset
@@ -219,7 +219,7 @@ def test_every_command_finds_it_before_anything_is_loaded(
 ) -> None:
     path = write(root, {}, {"references": ["ok.png"] * 3}, {"prompt": "a bag </s>"}, {"references": ["thin.png"]})
     load: Callable[..., Any] = lambda *_, **__: pytest.fail("a model was loaded")  # noqa: E731
-    monkeypatch.setattr(cache, "load_policy", load)
+    monkeypatch.setattr(opening, "load_policy", load)
     monkeypatch.setattr(setup, "load_rewards", load)
     options = [f"run.cache={root / 'cache'}"] if "cache" in command else []
     done = run(*command, str(recipe), *options)
