@@ -247,7 +247,7 @@ def regimes_table() -> str:
 def plot(result: list[dict[str, Any]]) -> None:
     """The plane of prompt and identity: the static front as a line, every cell of three seeds or more as a mark."""
     of = {(row["of"], row["metric"]): row["mean"] for row in result if row.get("over") in (None, "")}
-    seeds = {row["of"]: row.get("seeds", 5) for row in result if row["metric"] == "both" and not row.get("over")}
+    seeds = {row["of"]: int(row["seeds"]) for row in result if row["metric"] == "both" and "seeds" in row}
     figure, axis = plt.subplots(figsize=(6.6, 4.6), layout="constrained")
     front = [(of[name, "prompt_accuracy"], of[name, "identity_accuracy"]) for name in ("base", *FRONT)]
     axis.plot(*front[0], "k*", ms=11, label="base")
@@ -261,9 +261,9 @@ def plot(result: list[dict[str, Any]]) -> None:
     rules = {ALONE: ("^", "#d95f02", "1 : 1 and a rule"), WITH_TDW: ("s", "#3b5bdb", "TDW and a rule")}
     for name in dict.fromkeys(row["of"] for row in result if row["of"] not in {"base", *FRONT}):
         rule, _, weights = name.partition("-")
-        if rule.startswith("conflict") or int(seeds[name]) < 3:
+        if rule.startswith("conflict") or seeds[name] < 3:
             continue  # another reward, no rival; or the mean of one seed, whose place is that seed's
-        mark, colour, label = marks["sars"] if rule == "sars1.6" else marks[rule] if rule in marks else rules[weights]
+        mark, colour, label = marks.get(rule.removesuffix("1.6")) or rules[weights]
         x, y = of[name, "prompt_accuracy"], of[name, "identity_accuracy"]
         known = axis.get_legend_handles_labels()[1]
         axis.plot(x, y, mark, color=colour, ms=6, label="" if label in known else label)

@@ -251,8 +251,8 @@ def test_two_processes_learn_from_pictures_what_one_does(both: Both, kind: str, 
 @pytest.mark.parametrize("run", ["buckets", "fsdp-buckets", "balanced", "fsdp-balanced"])
 def test_processes_whose_groups_differ_train_what_one_does(both: Both, run: str) -> None:
     """In the size of their images, or in the b of a balanced adapter."""
-    alone = f"one-{run.removeprefix('fsdp-')}"
-    folders = [both.two / one / "checkpoints" / "step-000003" / "state" for one in (alone, run)]
+    names = (f"one-{run.removeprefix('fsdp-')}", run)
+    folders = [both.two / one / "checkpoints" / "step-000003" / "state" for one in names]
     one, two = (read_tensors(folder / "adapter.safetensors") for folder in folders)
     first = read_tensors(folders[0].parents[1] / "step-000001" / "state" / "adapter.safetensors")
     size = distance(one, first)

@@ -1,8 +1,8 @@
 """Training a balanced adapter: each group at its own b, in rollout, replay and old policy, and exactly resumed."""
 
-import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -25,6 +25,7 @@ from customized_grpo.types import Conditioning
 from runs import (
     BALANCED,
     NFT,
+    break_off,
     checkpoint_bytes,
     make_taught_world,
     metrics_of,
@@ -40,30 +41,18 @@ def recipe_of(world: Path, run: Path, kind: str = "grpo", **changes: Any) -> Rec
 
 
 @pytest.mark.parametrize("kind", ["grpo", "nft"])
-def test_a_killed_run_goes_on_to_the_byte(tiny_world: Path, tmp_path: Path, kind: str) -> None:
+def test_a_run_that_broke_off_goes_on_to_the_byte(tiny_world: Path, tmp_path: Path, kind: str) -> None:
     more = {"train__checkpoint_every": 1, "train__ema": 0.5, **with_evaluation(tiny_world, 3)}
     whole = Trainer(build(recipe_of(tiny_world, tmp_path / "whole", kind, **more)))
     folder = whole.run()
     if kind == "grpo":
         assert [row["ratio/max_abs_log_first"] for row in metrics_of(folder)[1:]] == [0.0] * 3
-    part = Trainer(build(recipe_of(tiny_world, tmp_path / "part", kind, **more)))
-    step = part.step
-
-    def until(number: int) -> dict[str, float]:
-        if number == 2:
-            raise KeyboardInterrupt
-        return step(number)
-
-    part.step = until  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        part.run()
+    break_off(Trainer(build(recipe_of(tiny_world, tmp_path / "part", kind, **more))), at=2)
     Trainer(build(recipe_of(tiny_world, tmp_path / "part", kind, run__resume="latest", **more))).run()
     assert checkpoint_bytes(folder, 3) == checkpoint_bytes(tmp_path / "part", 3)
     slope = folder / "checkpoints" / "step-000003" / "balance" / "pytorch_lora_weights.safetensors"
     assert slope.is_file()
-    assert "balance/pytorch_lora_weights.safetensors" in json.dumps(
-        json.loads((slope.parents[1] / "manifest.json").read_text())
-    )
+    assert "balance/pytorch_lora_weights.safetensors" in (slope.parents[1] / "manifest.json").read_text()
     files = [
         draw(recipe_of(tiny_world, folder), [str(folder)], [whole.parts.dataset[0].references[0]], "a red dog",
              tmp_path / f"{b}.png", steps=2, seed=0, num=1, grid=None, balance=b)[0]
@@ -121,14 +110,8 @@ def test_an_evaluation_at_several_balances(tiny_world: Path, tmp_path: Path, mon
     run = Trainer(build(given)).run()
     recipe = EvaluateRecipe(run=given.run, policy=given.policy, sampling={"steps": 5}, evaluate=given.evaluate)
     save_recipe(recipe, tmp_path / "evaluate.yaml")
-    labels = []
-    real = evaluator.evaluate_policy
-
-    def counted(*arguments: Any, **options: Any) -> Any:
-        labels.append(arguments[5])
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(evaluator, "evaluate_policy", counted)
+    drawn = mock.Mock(wraps=evaluator.sample_images)
+    monkeypatch.setattr(evaluator, "sample_images", drawn)
 
     def evaluated(*arguments: str) -> Result:
         return CliRunner().invoke(app, ["evaluate", str(tmp_path / "evaluate.yaml"), *arguments])
@@ -137,6 +120,7 @@ def test_an_evaluation_at_several_balances(tiny_world: Path, tmp_path: Path, mon
     done = evaluated(f"run.dir={out}", "--lora", str(run), "--balances=-1,0,0.5")
     assert done.exit_code == 0, done.output
     assert str(out / "report.html") in done.stdout
+    assert drawn.call_count == 4, "a batch of the base, and one at each b"
     folders = [out / name for name in ("balance-1", "balance+0", "balance+0.5")]
     base = {(folder / "evaluation" / "base.jsonl").read_bytes() for folder in folders}
     assert len(base) == 1

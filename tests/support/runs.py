@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
 
@@ -225,6 +226,21 @@ def tiny_dict(world: Path, run: Path, **changes: Any) -> dict[str, Any]:
 def tiny_recipe(world: Path, run: Path, **changes: Any) -> Recipe:
     """``tiny_dict`` as a recipe."""
     return Recipe.model_validate(tiny_dict(world, run, **changes))
+
+
+def break_off(trainer: Any, at: int) -> None:
+    """Run a training that ends in the middle of itself, before the step number ``at``."""
+    step = trainer.step
+
+    def until(number: int) -> dict[str, float]:
+        if number == at:
+            raise KeyboardInterrupt
+        found: dict[str, float] = step(number)
+        return found
+
+    trainer.step = until
+    with suppress(KeyboardInterrupt):
+        trainer.run()
 
 
 def make_taught_world(world: Path, folder: Path) -> Path:

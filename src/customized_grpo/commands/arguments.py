@@ -33,6 +33,12 @@ Loras = Annotated[
         "style.safetensors=0.8; may be given several times, and all add up; without it, the recipe's base",
     ),
 ]
+Balance = Annotated[
+    float | None,
+    typer.Option(
+        min=-1.0, max=1.0, help="b of a balanced adapter, from the prompt's side to the identity's; by default 0"
+    ),
+]
 MemoryGb = Annotated[
     float | None,
     typer.Option("--memory-gb", min=0.1, help="GiB of the device to judge by; else the GPU here"),

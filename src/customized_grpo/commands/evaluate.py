@@ -61,15 +61,17 @@ def evaluate(
     set_by = [f"{key}={json.dumps(value)}" for key, value in options.items() if value]
     given = say_undone([*(overrides or []), *set_by])
     recipe = load_recipe(config, given, EvaluateRecipe)
+    recipes = [recipe] if balances is None else at_balances(recipe, balances)
     from accelerate import PartialState
 
     from customized_grpo.evaluation.evaluator import evaluate as run
 
     hush_libraries()
     folders: list[Path] = []
-    for one in [recipe] if balances is None else at_balances(recipe, balances):
-        if folders and RANK == 0:
+    for one in recipes:
+        if folders:
             lend(folders[0], Path(one.run.dir))
+            PartialState().wait_for_everyone()
         with bars() as show:
             folders.append(run(one, progress=show))
         say(str(folders[-1] / "evaluation" / "summary.md"))
@@ -96,18 +98,14 @@ def at_balances(recipe: "EvaluateRecipe", text: str) -> "list[EvaluateRecipe]":
         raise ValueError(f"--balances: given {text!r}; allowed: numbers from -1 to 1, each once")
     if not recipe.lora:
         raise ValueError("--balances: they are of a balanced adapter, and none is given; give --lora")
-    whole = recipe.model_dump(mode="json", exclude_unset=True)
-    return [
-        type(recipe).model_validate(
-            whole | {"balance": b, "run": whole["run"] | {"dir": str(Path(recipe.run.dir) / f"balance{b:+g}")}}
-        )
-        for b in found
-    ]
+    base = Path(recipe.run.dir)
+    runs = [recipe.run.model_copy(update={"dir": str(base / f"balance{b:+g}")}) for b in found]
+    return [recipe.model_copy(update={"balance": b, "run": run}) for b, run in zip(found, runs, strict=True)]
 
 
 def lend(earlier: Path, folder: Path) -> None:
-    """Copy what an evaluation found but its adapter's rows: rows that stand on the same are kept by another."""
-    if not (folder / "evaluation").exists():
+    """Copy an evaluation's rows but its adapter's, by the main process; another keeps what stands on the same."""
+    if RANK == 0 and not (folder / "evaluation").exists():
         own = shutil.ignore_patterns("tuned*", "summary*")
         shutil.copytree(earlier / "evaluation", folder / "evaluation", ignore=own)
 

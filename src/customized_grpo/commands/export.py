@@ -5,6 +5,7 @@ from typing import Annotated, get_args
 
 import typer
 
+from customized_grpo.commands.arguments import Balance
 from customized_grpo.console import hush_libraries, say
 from customized_grpo.registry import did_you_mean
 
@@ -24,12 +25,7 @@ def export(
         bool,
         typer.Option("--with-base", help="one LoRA of policy.base_lora and the adapter, for the stock base"),
     ] = False,
-    balance: Annotated[
-        float | None,
-        typer.Option(
-            min=-1.0, max=1.0, help="b of a balanced adapter, from the prompt's side to the identity's; by default 0"
-        ),
-    ] = None,
+    balance: Balance = None,
     config: Annotated[
         str | None,
         typer.Option(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.commands.arguments import Loras
+from customized_grpo.commands.arguments import Balance, Loras
 from customized_grpo.console import err, hush_libraries, say
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -28,12 +28,7 @@ def generate(
     num: Annotated[int, typer.Option(min=1, help="images, each of its own noise")] = 1,
     height: Annotated[int | None, typer.Option(min=1, help="of the images, in pixels; by default the recipe's")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="of the images, in pixels; by default the recipe's")] = None,
-    balance: Annotated[
-        float | None,
-        typer.Option(
-            min=-1.0, max=1.0, help="b of a balanced adapter, from the prompt's side to the identity's; by default 0"
-        ),
-    ] = None,
+    balance: Balance = None,
     base: Annotated[
         str | None,
         typer.Option(

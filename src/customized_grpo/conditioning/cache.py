@@ -8,10 +8,10 @@ therefore share one entry, whatever run or data set they come from, and a change
 import gc
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, final
+from typing import Literal, final
 
 import safetensors
 import safetensors.torch
@@ -19,7 +19,6 @@ import torch
 from PIL.Image import Image
 
 from customized_grpo.atomic import replacing
-from customized_grpo.data.base import Dataset
 from customized_grpo.devices import safetensors_name
 from customized_grpo.identity.hashes import FileHashes, pixel_hash
 from customized_grpo.identity.parts import elsewhere
@@ -29,13 +28,6 @@ from customized_grpo.policies.base import dtype_of
 from customized_grpo.recipe.drawn import Buckets, size_of
 from customized_grpo.recipe.sections import PolicySpec
 from customized_grpo.types import Conditioning, Example
-
-if TYPE_CHECKING:
-    pass
-
-Encode = Callable[[Example], Conditioning]
-Jobs = Sequence[tuple[Dataset, int]]
-"""Data sets and indices of examples."""
 
 _FORMAT = 2
 """Version of the format, increased when the meaning of an entry changes."""

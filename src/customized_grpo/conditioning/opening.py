@@ -1,13 +1,13 @@
 """A recipe's policy, opened beside a function to its examples' conditioning: encoded on demand, or from a cache."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 
-from customized_grpo.conditioning.cache import BucketCaches, Encode, Jobs, release
+from customized_grpo.conditioning.cache import BucketCaches, release
 from customized_grpo.console import OnProgress
 from customized_grpo.data.base import Dataset
 from customized_grpo.policies.base import Policy, load_policy
@@ -17,6 +17,10 @@ from customized_grpo.types import Conditioning, Example
 
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
+
+Encode = Callable[[Example], Conditioning]
+Jobs = Sequence[tuple[Dataset, int]]
+"""Data sets and indices of examples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

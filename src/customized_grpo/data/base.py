@@ -50,6 +50,7 @@ class Sources:
     targets: tuple[str, ...] = ()
     """Those that it learns from; empty in reinforcement learning."""
     size: tuple[int, int] | None = None
+    """Height and width that the example itself asks for; None: it doesn't."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     place: str = ""
     """File and line that it is read from, for messages."""

@@ -30,21 +30,20 @@ class Gate:
     """
 
     def __init__(self, rank: int) -> None:
-        self.rank = rank
-        self.b: Float[Tensor, " m"] | None = None
+        self._rank = rank
+        self._factors: Float[Tensor, "m r"]
+        self.put(Conditioning({}))
 
     def put(self, cond: Conditioning) -> None:
         """Take b from a conditioning. It stays until the next one, as a backward may recompute blocks."""
-        self.b = cond.tensors.get(BALANCE)
+        b = cond.tensors[BALANCE] if BALANCE in cond.tensors else torch.zeros(1)
+        self._factors = torch.cat([torch.ones_like(b)[:, None], b[:, None]], dim=1).repeat_interleave(self._rank, dim=1)
 
     def __call__(self, layer: nn.Module, given: Any, values: Float[Tensor, "n *p r"]) -> Float[Tensor, "n *p r"]:
         """The values of lora_A, gated."""
-        if self.b is None:
-            b = values.new_zeros(1)
-        else:  # a stack of prompts may have several rows of each
-            b = self.b.to(values).repeat_interleave(max(1, len(values) // len(self.b)))
-        b = b.view(-1, *(1,) * (values.ndim - 1))
-        return torch.cat([values[..., : self.rank], values[..., self.rank :] * b], dim=-1)
+        factors = self._factors.to(values)
+        rows = factors.repeat_interleave(max(1, len(values) // len(factors)), dim=0)  # a stack has several of each b
+        return values * rows.view(len(rows), *(1,) * (values.ndim - 2), -1)
 
 
 def attach_gate(transformer: nn.Module, adapter: str, rank: int) -> Gate:
@@ -74,4 +73,4 @@ def drawn(seed: int, step: int, group: int) -> float:
 
 def at(cond: Conditioning, b: float, device: torch.device) -> Conditioning:
     """The conditioning of a sample at b."""
-    return Conditioning({**cond.tensors, BALANCE: torch.tensor([b], device=device)})
+    return Conditioning({**cond.tensors, BALANCE: torch.full((1,), b, device=device)})  # no copy, which waits

@@ -81,9 +81,10 @@ class Policy(ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         """Put a balanced adapter's b in place wherever a policy computes, so that none has to think of it."""
         super().__init_subclass__(**options)
-        for name, wrap in (("velocity", _gated_velocity), ("prefill", _gated_prefill)):
-            if name in cls.__dict__:
-                setattr(cls, name, wrap(cls.__dict__[name]))
+        conditioning = dict.fromkeys(("prefill", "on_grid"), _gated_conditioning)
+        gated: dict[str, Callable[..., Any]] = {"velocity": _gated_velocity, **conditioning}
+        for name in gated.keys() & cls.__dict__.keys():
+            setattr(cls, name, gated[name](cls.__dict__[name]))
 
     @classmethod
     @abstractmethod
@@ -171,16 +172,17 @@ def _gated_velocity(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return velocity
 
 
-def _gated_prefill(method: Callable[..., Conditioning]) -> Callable[..., Conditioning]:
+def _gated_conditioning(method: Callable[..., Conditioning]) -> Callable[..., Conditioning]:
+    """Wrapper of ``prefill`` and ``on_grid``: b is in what they give, whether they think of it or not."""
+
     @wraps(method)
-    def prefill(self: Policy, cond: Conditioning) -> Conditioning:
+    def made(self: Policy, cond: Conditioning, *further: Tensor) -> Conditioning:
         if self.gate is not None:
             self.gate.put(cond)
-        kept = method(self, cond)
-        balance = {name: cond.tensors[name] for name in (BALANCE,) if name in cond.tensors}
-        return Conditioning({**kept.tensors, **balance}) if balance else kept
+        kept = method(self, cond, *further)
+        return Conditioning({**kept.tensors, BALANCE: cond.tensors[BALANCE]}) if BALANCE in cond.tensors else kept
 
-    return prefill
+    return made
 
 
 def stack(policy: Policy, conds: Sequence[Conditioning], repeats: int) -> Conditioning | None:

@@ -93,7 +93,8 @@ class Recipe(Section):
         check_rules(self.advantage.rules, self.rewards, self.train.group_size, self.train.updates_per_rollout)
         _fits_policy(self.run, self.policy, self.sampling.shift)
         _fits_size(self.policy, self.evaluated)
-        if len(self.buckets().sections) > 1 and self.sampling.batch == "auto":
+        self.buckets()  # refuses sizes that the policy doesn't draw
+        if self.train.buckets and self.sampling.batch == "auto":
             raise ValueError(
                 "sampling.batch: auto tries images of one size, and train.buckets has several; give the number of "
                 "samples in a forward that fits with the largest, or null for a whole group"

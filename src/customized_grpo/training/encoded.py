@@ -2,8 +2,7 @@
 
 from functools import partial
 
-from customized_grpo.conditioning.cache import Encode, Jobs
-from customized_grpo.conditioning.opening import Process, open_beside, open_policy
+from customized_grpo.conditioning.opening import Encode, Jobs, Process, open_beside, open_policy
 from customized_grpo.data import order
 from customized_grpo.data.base import Dataset, load_dataset, supervised
 from customized_grpo.evaluation.blocks import encoded_examples
@@ -16,7 +15,7 @@ from customized_grpo.recipe.drawn import Buckets
 def needed(recipe: Recipe | EvaluateRecipe) -> list[tuple[Buckets, Jobs]]:
     """Every example that a recipe encodes, its data opened and checked, with the sizes of the images it is encoded for.
 
-    There are two entries where the held-out images are of another size.
+    There are two entries where training and evaluation don't draw images of the same one size.
     """
     dataset = load_dataset(recipe.data, "data") if isinstance(recipe, Recipe) else None
     held_out = load_held_out(recipe)

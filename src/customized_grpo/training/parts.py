@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from customized_grpo.advantages.shaping import Aggregator
-from customized_grpo.conditioning.cache import Encode
+from customized_grpo.conditioning.opening import Encode
 from customized_grpo.data.base import Dataset
 from customized_grpo.evaluation.metrics import AnyMetric
 from customized_grpo.evaluation.summary import Row
@@ -75,8 +75,6 @@ class Parts:
     reward_axes: Sequence[int]
     """Axis of each reward, in the order of the recipe."""
     rules: RewardRules
-    sigmas: Float[Tensor, " t_plus_1"]
-    """Noise levels of images of the policy's own size."""
     objectives: Mapping[tuple[int, int], Objective]
     """The objective at each height and width of the run's buckets, with a view of the policy and noise levels of its
     own; the policy's own size first."""
@@ -103,6 +101,11 @@ class Parts:
     def objective(self) -> Objective:
         """The objective at the policy's own size: what it says of itself is the same at all sizes."""
         return next(iter(self.objectives.values()))
+
+    @property
+    def sigmas(self) -> Float[Tensor, " t_plus_1"]:
+        """Noise levels of images of the policy's own size."""
+        return self.objective.sigmas
 
     def objective_of(self, example: Example) -> Objective:
         """The objective at the size of an example's images."""

@@ -14,8 +14,7 @@ from diffusers.training_utils import EMAModel
 
 from customized_grpo import registry
 from customized_grpo.atomic import held
-from customized_grpo.conditioning.cache import Encode
-from customized_grpo.conditioning.opening import Process
+from customized_grpo.conditioning.opening import Encode, Process
 from customized_grpo.console import bars
 from customized_grpo.data.base import Dataset, load_dataset, supervised
 from customized_grpo.data.order import groups_a_rank
@@ -157,7 +156,6 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
         scorer=scorer,
         rules=RewardRules(recipe),
         reward_axes=[recipe.axes.index(spec.axis) for spec in recipe.rewards.values()],
-        sigmas=objective.sigmas,
         objectives=objectives,
         buckets=buckets,
         aggregator=registry.build_function("aggregators", recipe.advantage.aggregator),

@@ -143,13 +143,11 @@ def at_balance(tuned: Tuned, b: float) -> Tuned:
     """
     if not -1 <= b <= 1:
         raise ValueError(f"balance: given {b:g}; allowed: -1 (the prompt's side) to 1 (the identity's)")
-    slope = lora.slope_of(tuned.path) if isinstance(tuned, LoraFile) else None
-    if slope is None or not slope.is_file():
+    if not isinstance(tuned, LoraFile) or not (slope := lora.slope_of(tuned.path)).is_file():
         raise ValueError(
             f"balance: {tuned.path} is of one trade-off, with no folder {BALANCE!r} beside it; train with "
             "policy.lora.balance=true, or leave balance out"
         )
-    assert isinstance(tuned, LoraFile)
     return replace(tuned, factors=joined(tuned.factors, scaled(read_lora(slope).factors, b))) if b else tuned
 
 
