@@ -219,7 +219,7 @@ def _curve(folder: Path) -> dict[str, dict[str, float]]:
     return curve
 
 
-def _examples(file: Path) -> dict[str, dict[str, float]]:
+def examples_of(file: Path) -> dict[str, dict[str, float]]:
     """Means of every metric and held-out example in one evaluation's rows."""
     found: dict[str, dict[str, list[float]]] = {}
     for row in map(json.loads, file.read_text().splitlines()):
@@ -234,7 +234,7 @@ def _read(folder: Path) -> dict[str, Any]:
     """The curve of a finished run, and the final values of every held-out example."""
     return {
         "curve": _curve(folder),
-        "examples": _examples(max(folder.glob("evaluation/step-*.jsonl"))),
+        "examples": examples_of(max(folder.glob("evaluation/step-*.jsonl"))),
     }
 
 
