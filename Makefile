@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUNTIME := $(VENV)/.stamp-runtime
 TOOLS := $(VENV)/.stamp-tools
+STUDIO := $(VENV)/.stamp-studio
 DEMO := runs/demo
 ARGS ?=
 
@@ -21,11 +22,12 @@ PROCESSES := $(shell command -v nvidia-smi >/dev/null 2>&1 || [ "$(CORES)" -lt 2
 METHOD := $(addprefix tests/unit/,advantages sampling objectives training recipe test_registry.py test_seeding.py test_testing.py) \
   tests/test_imports.py
 
-.PHONY: help setup demo check method test test-deepspeed rehearsal lint docs pages skeletons ablation assets clean
+.PHONY: help setup demo studio check method test test-deepspeed rehearsal lint docs pages skeletons ablation assets clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      train, evaluate and report the embedded miniature ($(DEMO)/report.html)"
+	@echo "make studio    a local page to draw by the demo's run, watch it train and compare blind (http://127.0.0.1:7860)"
 	@echo "make check     ruff, mypy and the tests of the method; a minute"
 	@echo "make test      all tests, ruff, mypy, strict docs build"
 	@echo "make test-deepspeed  two processes under ZeRO-2 and ZeRO-3; needs a C++ compiler"
@@ -45,6 +47,10 @@ demo: $(RUNTIME)
 	  scripts/train_customized_grpo.sh config/train/mini_customized.yaml $(PROCESSES) run.dir=$(DEMO) \
 	  $$(test ! -f $(DEMO)/config.yaml || echo run.resume=latest) $(ARGS)
 	$(BIN)/customized-grpo report $(DEMO)
+
+# Without a demo, the miniature's base alone draws.
+studio: $(STUDIO)
+	$(BIN)/customized-grpo studio $$(test ! -f $(DEMO)/config.yaml || echo $(DEMO)) $(ARGS)
 
 # One process per core, one thread per test: jobs that fight for the same cores take many times longer than one after the other.
 PYTEST := $(BIN)/pytest -n $(CORES) --dist worksteal
@@ -121,6 +127,10 @@ $(RUNTIME): requirements.txt pyproject.toml | $(BIN)/pip
 	@$(PIP) install -qq --no-deps -e .
 	@touch $@
 
-$(TOOLS): requirements-dev.txt $(RUNTIME)
+$(STUDIO): requirements-studio.txt $(RUNTIME)
+	@$(PIP) install -qq -r requirements-studio.txt
+	@touch $@
+
+$(TOOLS): requirements-dev.txt requirements-studio.txt $(RUNTIME)
 	@$(PIP) install -qq -r requirements-dev.txt
 	@touch $@

@@ -29,6 +29,7 @@ from customized_grpo.commands.report import report
 from customized_grpo.commands.schema import schema
 from customized_grpo.commands.score import score
 from customized_grpo.commands.serve import serve
+from customized_grpo.commands.studio import studio
 from customized_grpo.commands.supervised import dpo, sft
 from customized_grpo.commands.train import train
 from customized_grpo.commands.validate import validate
@@ -73,7 +74,10 @@ def main(
 
 _FREE_FORM = (train, sft, dpo, evaluate, score, serve, validate, doctor, demo)
 """Commands with overrides."""
-_COMMANDS = (train, sft, dpo, evaluate, generate, score, serve, export, report, validate, plugins, doctor, schema, demo)
+_COMMANDS = (
+    *(train, sft, dpo, evaluate, generate, studio, score, serve, export, report),
+    *(validate, plugins, doctor, schema, demo),
+)
 for command in _COMMANDS:
     app.command(cls=Once, context_settings=FREE if command in _FREE_FORM else {})(command)
 data.command(cls=Once)(masks)

@@ -61,8 +61,7 @@ def generate(
     Example:
         ``generate(load_policy(recipe), recipe, "a backpack in the snow", [load_image("backpack.jpg")], num=4)``
     """
-    cond = policy.encode(prompt, references)
-    images = _images(policy, recipe, cond, num=num, seed=seed, steps=steps)
+    images = images_of(policy, recipe, policy.encode(prompt, references), seed=seed, num=num, steps=steps)
     return [Image.fromarray(image.numpy()) for image in images]
 
 
@@ -136,11 +135,11 @@ def draw(
             say(line, style="yellow", on=err)
     rows: dict[str, UInt8[Tensor, "n h w 3"]] = {}
     if not tuned or grid is not None:
-        rows["base"] = _images(policy, recipe, cond, num=num, seed=seed, steps=steps)
+        rows["base"] = images_of(policy, recipe, cond, seed=seed, num=num, steps=steps)
     if tuned:
         with other_base.explained(base, trained):
             tuning.apply_all(policy, tuned, other_base=base is not None)
-        rows["tuned"] = _images(policy, recipe, cond, num=num, seed=seed, steps=steps)
+        rows["tuned"] = images_of(policy, recipe, cond, seed=seed, num=num, steps=steps)
     for path, image in zip(files, next(reversed(rows.values())), strict=True):
         _save(Image.fromarray(image.numpy()), path)
     if grid is not None:
@@ -164,15 +163,16 @@ def _encode_then_load(
     return cond, load_policy(section, device=device, precision=precision, parts="all but encoders")
 
 
-def _images(
+def images_of(
     policy: Policy,
     recipe: Recipe | EvaluateRecipe,
     cond: Conditioning,
     *,
-    num: int,
     seed: int,
-    steps: int | None,
+    num: int = 1,
+    steps: int | None = None,
 ) -> UInt8[Tensor, "n h w 3"]:
+    """``generate`` of a prompt that is encoded already."""
     if num < 1:
         raise ValueError(f"num: given {num}; allowed: at least 1 image")
     num_steps = recipe.sampling.steps if steps is None else steps

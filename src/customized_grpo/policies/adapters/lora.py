@@ -104,6 +104,16 @@ def attach_update(policy: Policy, update: Update) -> None:
     _copy(policy, update, "the LoRA")
 
 
+def detach(policy: Policy) -> None:
+    """Take the adapter of ``attach_update`` off again, if there is one: the policy is its base, and may get another."""
+    model = base_transformer(policy)
+    there = set(getattr(model, "peft_config", {}))  # which diffusers takes away with the last one
+    if ADAPTER in there:
+        model.delete_adapters(ADAPTER)
+    if FROZEN in there:
+        activate(model, [FROZEN])
+
+
 def trainable_parameters(policy: Policy) -> dict[str, nn.Parameter]:
     """Name -> parameter of the adapter, in the order of names, the same on every rank; shared ones once."""
     named = {n: p for n, p in base_transformer(policy).named_parameters() if OURS.search(n)}
