@@ -127,7 +127,8 @@ def draw(
         recipe = recipe.model_copy(update={"policy": on_base(trained, base)})
     recipe = recipe.model_copy(update={"policy": at_size(recipe.policy, height, width, "--")})
     device = open_device(recipe.run.device)
-    check_drawing(recipe.policy, prompt, references)
+    for line in check_drawing(recipe.policy, prompt, references):
+        say(line, style="yellow", on=err)
     with other_base.explained(base, trained):
         cond, policy = _encode_then_load(recipe, device, prompt, references)
     if base is not None:

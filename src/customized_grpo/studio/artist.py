@@ -82,15 +82,18 @@ class Artist:
         self._encoded: tuple[tuple[str, tuple[bytes, ...]], Conditioning] | None = None
         self._one_at_a_time = threading.Lock()
 
-    def check(self, prompt: str, references: Sequence[Image.Image]) -> None:
+    def check(self, prompt: str, references: Sequence[Image.Image]) -> list[str]:
         """Refuse what can't be drawn.
 
+        Returns:
+            What of the prompt is not read, for people.
+
         Raises:
-            ValueError: the prompt is empty or too long for the policy, or it can't take these references.
+            ValueError: the prompt is empty, or the policy can't take it or these references.
         """
         if not prompt.strip():
             raise ValueError("The prompt is empty; say what to draw")
-        check_drawing(self.recipe.policy, prompt, references)
+        return check_drawing(self.recipe.policy, prompt, references)
 
     def draw(
         self, system: str, prompt: str, references: Sequence[Image.Image], shown: Shown
@@ -137,19 +140,22 @@ class Artist:
         wanted = system, (stands_on, shown.strength, balance)
         if self._on == wanted:
             return self._base
-        if system in self._whole and self._whole[system][0] == stands_on:
-            return self._whole[system][1]
+        if (folder := full.find(self.runs[system])) is not None:
+            return self._whole_policy(system, stands_on, folder, shown)
         (read,) = tuning.read_all(str(self.runs[system]), balance)
-        if isinstance(read.tuned, TransformerFolder):
-            if shown.strength != 1:
-                raise ValueError(f"{system}: it was trained in full and has no strength; set that to 1")
-            self._whole.pop(system, None)
-            own = load_policy(self.recipe)
-            tuning.apply(own, read.tuned)
-            self._whole[system] = stands_on, own
-            return own
         self._put(wanted, (replace(read, scale=shown.strength),))
         return self._base
+
+    def _whole_policy(self, system: str, stands_on: str, folder: TransformerFolder, shown: Shown) -> Policy:
+        """A transformer that was trained in full, in a policy of its own."""
+        if shown.strength != 1:
+            raise ValueError(f"{system}: it was trained in full and has no strength; set that to 1")
+        if self._whole.get(system, ("",))[0] != stands_on:
+            self._whole.pop(system, None)  # before the next one is loaded, which takes as much memory
+            policy = load_policy(self.recipe)
+            tuning.apply(policy, folder)
+            self._whole[system] = stands_on, policy
+        return self._whole[system][1]
 
     def _put(self, wanted: tuple[str, object] | None, loaded: Sequence[tuning.Scaled]) -> None:
         """Take what is on the base off, and put this on."""

@@ -67,8 +67,10 @@ def build(studio: Studio) -> Inputs:
                 first.prompt if first else "", label="Prompt", lines=2, max_length=MAX_PROMPT, elem_id="prompt"
             )
             with gr.Row():
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=_SEEDS - 1, min_width=120)
-                number = gr.Slider(1, 8, 1, step=1, label="Pictures", min_width=140)
+                seed = gr.Number(
+                    0, label="Seed", precision=0, minimum=0, maximum=_SEEDS - 1, min_width=120, elem_id="seed"
+                )
+                number = gr.Slider(1, 8, 1, step=1, label="Pictures", min_width=140, elem_id="pictures")
             balance = gr.Slider(
                 -1, 1, 0, step=0.05, label="Balance", info="-1: the prompt, 1: the identity",
                 visible=bool(artist.balanced), elem_id="balance",
@@ -83,7 +85,9 @@ def build(studio: Studio) -> Inputs:
                 subject = gr.Textbox(
                     first.subject if first else "", label="Class word of the subject", info="some rewards need it"
                 )
-                steps = gr.Slider(1, 100, artist.recipe.sampling.steps, step=1, label="Steps of the sampler")
+                steps = gr.Slider(
+                    1, 100, artist.recipe.sampling.steps, step=1, label="Steps of the sampler", elem_id="steps"
+                )
                 systems = gr.CheckboxGroup(
                     list(artist.systems), value=list(artist.systems), label="Drawn by", elem_id="systems"
                 )

@@ -1,4 +1,4 @@
-"""What a run wrote so far: its curves as SVG in HTML, and the groups that it saved while it trained."""
+"""Curves of a run in training, as SVG in HTML, and the groups that it saved."""
 
 import html
 import json

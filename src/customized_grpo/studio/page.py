@@ -12,12 +12,13 @@ from customized_grpo.studio.artist import Artist
 from customized_grpo.studio.parts import Studio
 from customized_grpo.studio.server import MAX_UPLOAD_MB
 
-_CSS = (Path(__file__).parent / "studio.css").read_text(encoding="utf-8")
+_CSS, _JS = ((Path(__file__).parent / name).read_text(encoding="utf-8") for name in ("studio.css", "studio.js"))
 _SYSTEM = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 
 
 def mount(app: FastAPI, studio: Studio) -> FastAPI:
     """Put the page at the root of an application."""
+    app.add_api_route("/alive", lambda: {})  # the page asks for it
     theme = gr.themes.Base(
         primary_hue="blue", neutral_hue="stone", font=_SYSTEM, font_mono=("ui-monospace", "monospace")
     )
@@ -32,6 +33,7 @@ def mount(app: FastAPI, studio: Studio) -> FastAPI:
         enable_monitoring=False,
         theme=theme,
         css=_CSS,
+        head=f"<script>{_JS}</script>",
     )
     return mounted
 

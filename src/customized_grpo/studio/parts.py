@@ -1,4 +1,4 @@
-"""What the tabs of the studio share: the artist, the scores, where things are kept, and how errors are told."""
+"""Parts that the tabs of the studio share: artist, scores, folders, what is asked for, and how errors are told."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -85,7 +85,8 @@ def asked(studio: Studio, prompt: str, files: Sequence[str] | None, subject: str
     references, bad = read_references(files)
     if bad:
         raise ValueError(f"{'; '.join(bad)}. Take it out of the references, or give another")
-    studio.artist.check(prompt, references)
+    for notice in studio.artist.check(prompt, references):
+        gr.Warning(notice, duration=None)
     return Asked(prompt, tuple(references), subject.strip())
 
 

@@ -1,10 +1,12 @@
 """The studio's server: uvicorn with Gradio's page behind an admission that asks other machines for a token."""
 
+import logging
 import os
 import secrets
 import socket
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, final
 
@@ -47,7 +49,12 @@ def serve(make: Callable[[FastAPI, Path], FastAPI], host: str, port: int, say: C
                 await super().startup(sockets)
                 say(f"studio at http://{shown}:{number}{query} (Ctrl-C ends it)")
 
-        Server(config).run([listener])
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # of pages that are cut off it is no news
+                await super().shutdown(sockets)
+
+        with suppress(KeyboardInterrupt):  # uvicorn has ended everything by then
+            Server(config).run([listener])
 
 
 def _listening(host: str, port: int) -> socket.socket:
