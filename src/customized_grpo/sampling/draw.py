@@ -14,7 +14,7 @@ from torch import Tensor
 
 from customized_grpo import registry
 from customized_grpo.conditioning.cache import release
-from customized_grpo.conditioning.precheck import check_drawing
+from customized_grpo.conditioning.drawing import check_drawing
 from customized_grpo.console import err, say
 from customized_grpo.devices import open_device
 from customized_grpo.policies.adapters import other_base, tuning

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from customized_grpo.conditioning.precheck import check_drawing
+from customized_grpo.conditioning.drawing import check_drawing
 from customized_grpo.devices import open_device
 from customized_grpo.policies.adapters import full, lora, tuning
 from customized_grpo.policies.adapters.full import TransformerFolder
