@@ -17,7 +17,8 @@ from customized_grpo.report.folders import RunFolder
 
 _SIDE: Final = 256
 _EXTREMES: Final = 6
-_RANDOM: Final = 9
+RANDOM: Final = 9
+"""Number of examples that are drawn before anybody has looked."""
 
 
 Pair = tuple[Row | None, Row]
@@ -64,7 +65,7 @@ def gallery(run: RunFolder, axes: Mapping[str, str]) -> list[Group]:
     pairs: list[Pair] = [(base.get(key), row) for key, row in (tuned or base).items() if not tuned or key in base]
     if not pairs:
         return []
-    chosen = np.random.default_rng(0).permutation(len(pairs))[:_RANDOM]
+    chosen = np.random.default_rng(0).permutation(len(pairs))[:RANDOM]
     count = f"among the {len(pairs)} examples with saved pictures"
     drawn = [pairs[i] for i in sorted(chosen)]
     found = [("Random", f"Drawn by a fixed seed {count}, before looking.", drawn)]
@@ -117,9 +118,9 @@ def _cards(run: RunFolder, pairs: Sequence[Pair], axes: Mapping[str, str]) -> li
     return [
         Card(
             prompt=str(after["prompt"]),
-            reference=_data_uri(folder, after.get("reference") or (before or {}).get("reference")),
+            reference=data_uri(folder, after.get("reference") or (before or {}).get("reference")),
             images=[
-                (name, _data_uri(folder, row["file"]))
+                (name, data_uri(folder, row["file"]))
                 for name, row in ([("base", after)] if alone else [("base", before), ("tuned", after)])
                 if row is not None
             ],
@@ -136,7 +137,7 @@ def _cards(run: RunFolder, pairs: Sequence[Pair], axes: Mapping[str, str]) -> li
     ]
 
 
-def _data_uri(folder: Path, name: str | None) -> str | None:
+def data_uri(folder: Path, name: str | None) -> str | None:
     """A picture of the folder, scaled down; None if it is missing, damaged, or outside the folder."""
     if not isinstance(name, str):
         return None

@@ -2,11 +2,15 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from customized_grpo.evaluation.statistics import Interval
 from customized_grpo.report.folders import RunFolder
 from customized_grpo.report.plots import FigureView, Path2D, Point2D, plane
+from customized_grpo.report.slider import along, name_of
+
+_TRAINED: Final = "Hollow circle: the base; dots: evaluations during training; filled circle: the last one. "
+_SLIDER: Final = "Dots: one balanced adapter at several b, from the prompt's side to the identity's. "
 
 
 def plane_figure(
@@ -25,33 +29,51 @@ def plane_figure(
     """
     paths: list[Path2D] = []
     points: list[Point2D] = []
+    slider = along(runs)
     for colour, (run, summary) in enumerate(zip(runs, summaries, strict=True)):
         rows = {row["name"]: row["metrics"] for row in (summary or {"rows": []})["rows"]}
-        if way := _way(run, rows, columns):
+        if not slider and (way := _way(run, rows, columns)):
             paths.append(Path2D(label=run.name, points=way, colour=colour))
         for row, metrics in rows.items():
             label = row.replace("_", " ")
-            if row not in ("base", "tuned") and label not in {p.label for p in points}:
+            # beside a path over b a copied reference would be so far away that the path is a spot
+            aside = row in ("base", "tuned") if not slider else row != "base"
+            if not aside and label not in {p.label for p in points}:
                 x, y = (_interval(metrics.get(column)) for column in columns)
                 if x is not None:
                     points.append(Point2D(label=label, x=x, y=y))
-        points += _published(summary or {}, columns, {point.label for point in points})
+        points += [] if slider else _published(summary or {}, columns, {point.label for point in points})
+    if slider:
+        paths += _over_balances(slider, [summaries[runs.index(run)] for run in slider], columns)
     if not paths:
         return []
     first, second = (column.replace("_", " ") for column in columns)
     svg = plane(name, paths, points, x=f"{first} →", y=f"↑ {second}")
     ends = "; ".join(f"{path.label}: from {_at(path.points[0])} to {_at(path.points[-1])}" for path in paths)
-    caption = (
-        "Up and to the right is better on both. Hollow circle: the base; dots: evaluations during training; "
-        "filled circle: the last one. "
-        f"Bars are 95 % intervals. A path that runs to the right and down buys {first} with {second}."
-    )
+    caption = f"Up and to the right is better on both. {_SLIDER if slider else _TRAINED}Bars are 95 % intervals."
+    if not slider:
+        caption += f" A path that runs to the right and down buys {first} with {second}."
     if any(point.y is None for point in points):
         caption += " A dashed line has no second axis: it is the identity of real photos with each other."
     if any(point.published for point in points):
         caption += " Squares are published numbers, not measured here."
     alt = f"Path of each run as ({first}, {second}). {ends}."
     return [FigureView(f"{first} against {second}", svg, caption, alt)]
+
+
+def _over_balances(
+    runs: Sequence[RunFolder], summaries: Sequence[Mapping[str, Any] | None], columns: tuple[str, str]
+) -> list[Path2D]:
+    """The path of one balanced adapter over b; none where a point was not measured."""
+    points = []
+    for summary in summaries:
+        metrics = {row["name"]: row["metrics"] for row in (summary or {"rows": []})["rows"]}.get("tuned", {})
+        x, y = (_interval(metrics.get(column)) for column in columns)
+        if x is None or y is None:
+            return []
+        points.append((x, y))
+    marks = [name_of(run) for run in runs]
+    return [Path2D(label=f"{marks[0]} to {marks[-1]}", points=points, colour=0, marks=marks)]
 
 
 def _at(point: tuple[Interval, Interval]) -> str:

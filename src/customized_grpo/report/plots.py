@@ -73,11 +73,16 @@ class Line:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Path2D:
-    """A run's path in the identity-versus-prompt plane: points (identity, prompt) in order."""
+    """A run's path in the identity-versus-prompt plane: points (identity, prompt) in order.
+
+    Attributes:
+        marks: a label of each point, of a path whose points are alike, without a beginning; empty: it has one.
+    """
 
     label: str
     points: Sequence[tuple[Interval, Interval]]
     colour: int
+    marks: Sequence[str] = ()
 
 
 @final
@@ -178,6 +183,9 @@ def plane(name: str, paths: Sequence[Path2D], points: Sequence[Point2D], *, x: s
             colour = SERIES[path.colour % len(SERIES)]
             identity, prompt = ([value.mean for value in values] for values in zip(*path.points, strict=True))
             axes.plot(identity, prompt, color=colour, linewidth=1.4, alpha=0.8, zorder=2)
+            if path.marks:
+                _marked(axes, path, colour)
+                continue
             axes.scatter(identity[1:-1], prompt[1:-1], s=9, color=colour, alpha=0.8, linewidths=0, zorder=3)
             for i in sorted({0, len(path.points) - 1}):
                 _bars(axes, *path.points[i], colour)
@@ -204,6 +212,13 @@ def plane(name: str, paths: Sequence[Path2D], points: Sequence[Point2D], *, x: s
         _finish(axes, x, y, legend=False)
         axes.grid(visible=True, axis="both")
         return _to_inline(figure, name)
+
+
+def _marked(axes: Axes, path: Path2D, colour: str) -> None:
+    for mark, (x, y) in zip(path.marks, path.points, strict=True):
+        _bars(axes, x, y, colour)
+        axes.scatter([x.mean], [y.mean], s=40, color=colour, linewidths=0, zorder=5)
+        axes.annotate(mark, (x.mean, y.mean), (7, 5), textcoords="offset points", fontsize=8.5, color=INK)
 
 
 def _baseline(axes: Axes, point: Point2D) -> None:

@@ -9,7 +9,7 @@ import jinja2
 
 from customized_grpo import __version__
 from customized_grpo.evaluation.summary import write_atomically
-from customized_grpo.report import figures, page
+from customized_grpo.report import figures, page, slider
 from customized_grpo.report.folders import read_runs
 
 
@@ -41,6 +41,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
         kind="evaluation" if all(run.is_evaluation for run in read) else "training",
         runs=[page.view(run, summary, axes) for run, summary in zip(read, summaries, strict=True)],
         comparison=page.comparison(read, summaries) if len(read) > 1 else None,
+        slider=slider.strips(slider.along(read)),
         figures=figures.all_figures(read, summaries, axes),
         times=[(run.name, time) for run in read if (time := page.time(run))],
         names=[run.name for run in read],
