@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
-from conftest import Finished
 from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
 from customized_grpo.commands.app import app
 from customized_grpo.policies.adapters.lora_reader import read_lora
+
+from .conftest import Finished
 
 
 def test_a_trained_run_is_published(finished: Finished, tmp_path: Path) -> None:

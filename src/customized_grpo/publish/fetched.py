@@ -30,7 +30,7 @@ def published_config(lora: str) -> Path:
         file = Path(hf_hub_download(repo, _CONFIG))
     except (OSError, errors.HFValidationError) as error:
         raise RecipeError(
-            f"{lora}: nothing of that name here, and no {_CONFIG} of it on the hub ({hub_problem(error, repo)}); give "
+            f"{lora}: no such file or folder, and no {_CONFIG} of it on the hub ({hub_problem(error, repo)}); give "
             f"a run or an adapter that is there, or {instead}"
         ) from error
     data, _ = read_yaml(file)

@@ -457,7 +457,7 @@ def test_a_recipe_of_the_hub_that_names_code_is_not_read(hub: Hub, tmp_path: Pat
         assert result.exit_code == 2, result.output
         return result.output
 
-    assert "nothing of that name here, and no config.yaml of it on the hub" in generate()
+    assert "no such file or folder, and no config.yaml of it on the hub" in generate()
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     hub.repos["eve/lora"] = {"pytorch_lora_weights.safetensors": (tmp_path / "a.safetensors").read_bytes()}
     hub.private["eve/lora"] = False
