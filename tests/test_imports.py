@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("sampling", "serve"),
     ("objectives", "memory", "evaluation"),
     ("report", "mini", "testing"),
-    ("training", "studio"),
+    ("training", "studio", "publish"),
     ("commands",),
     ("__main__",),
 )

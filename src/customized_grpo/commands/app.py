@@ -25,6 +25,7 @@ from customized_grpo.commands.evaluate import evaluate
 from customized_grpo.commands.export import export
 from customized_grpo.commands.generate import generate
 from customized_grpo.commands.plugins import plugins
+from customized_grpo.commands.publish import publish
 from customized_grpo.commands.report import report
 from customized_grpo.commands.schema import schema
 from customized_grpo.commands.score import score
@@ -75,8 +76,8 @@ def main(
 _FREE_FORM = (train, sft, dpo, evaluate, score, serve, validate, doctor, demo)
 """Commands with overrides."""
 _COMMANDS = (
-    *(train, sft, dpo, evaluate, generate, studio, score, serve, export, report),
-    *(validate, plugins, doctor, schema, demo),
+    *(train, sft, dpo, evaluate, generate, studio, score, serve, export),
+    *(publish, report, validate, plugins, doctor, schema, demo),
 )
 for command in _COMMANDS:
     app.command(cls=Once, context_settings=FREE if command in _FREE_FORM else {})(command)

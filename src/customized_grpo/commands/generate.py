@@ -94,13 +94,18 @@ def generate(
 def _config_of(loras: list[str]) -> Path:
     """The config.yaml of the one run that LoRAs are of; of several runs, and of none, it must be said."""
     from customized_grpo.policies.adapters.tuning import with_scale
+    from customized_grpo.policies.hub_files import is_hub_id
+    from customized_grpo.publish.fetched import published_config
     from customized_grpo.recipe.loading import RecipeError, run_config
 
     found: dict[Path, str] = {}
     refused: list[RecipeError] = []
     for text in loras:
+        where = with_scale(text)[0]
         try:
-            found[run_config(with_scale(text)[0])] = text
+            found[published_config(where) if is_hub_id(where) and not Path(where).exists() else run_config(where)] = (
+                text
+            )
         except RecipeError as error:
             refused.append(error)
     if len(found) > 1:

@@ -103,7 +103,7 @@ def _rendered(template: str, summary: Mapping[str, Any]) -> str:
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"cell": _cell, "tex": _tex, "published": _published}
+    environment.filters |= {"cell": cell, "tex": _tex, "published": _published}
     environment.filters |= {"number": _number, "tex_number": _tex_number}
     settings = summary.get("settings", {}).items()
     return environment.get_template(template).render(
@@ -144,7 +144,8 @@ def _tex_number(column: str, metrics: Mapping[str, Any]) -> str:
     return rf"{value['mean']:.3f} {{\scriptsize [{value['low']:.3f}, {value['high']:.3f}]}}"
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
+    """A text as it stands in a cell of a Markdown table."""
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
 
 

@@ -76,21 +76,38 @@ def export(
             f"{file.path} is a transformer that was trained in full, and no LoRA; use --format model or original, or "
             "open the folder by diffusers as it is"
         )
-    update = file.by_its_names() if recipe is None else _by_the_model(file, recipe)
-    about = {name: text for name, text in file.metadata.items() if name != HEADER}
+    update, about = lora_of(file, with_base=with_base, recipe=recipe)
     about["exported_from"] = str(file.path)
     if balance is not None:
         about[BALANCE] = f"{balance:g}"
-    if with_base:
-        beneath = _base_update(_pipeline_policy(recipe, "--with-base"))
-        file.check_base_lora(update_hash(beneath))
-        update = joined(beneath, update)
-        about |= {"holds": "policy.base_lora and the adapter, for the stock base", "base_lora": NO_LORA}
     if form == "uno":
         target = out / uno_lora.FILE_NAME
         write_tensors(target, uno_lora.to_uno(update), about)
         return target
     return write_update(out / WEIGHTS_NAME, update, about)
+
+
+def lora_of(
+    file: LoraFile, *, with_base: bool, recipe: Recipe | EvaluateRecipe | None
+) -> tuple[dict[str, Factors], dict[str, str]]:
+    """An adapter's update by diffusers' names, and what its file's header says beside its configuration.
+
+    Args:
+        file: the adapter.
+        with_base: join the recipe's base LoRA and the adapter, their ranks one after another.
+        recipe: says the model where layers have another tool's names, and the base LoRA.
+
+    Raises:
+        ValueError: it is of another base, or there is no base LoRA to join.
+    """
+    update = file.by_its_names() if recipe is None else _by_the_model(file, recipe)
+    about = {name: text for name, text in file.metadata.items() if name != HEADER}
+    if with_base:
+        beneath = _base_update(_pipeline_policy(recipe, "--with-base"))
+        file.check_base_lora(update_hash(beneath))
+        update = joined(beneath, update)
+        about |= {"holds": "policy.base_lora and the adapter, for the stock base", "base_lora": NO_LORA}
+    return update, about
 
 
 def _pipeline_policy(recipe: Recipe | EvaluateRecipe | None, what: str) -> PipelineConfig:

@@ -64,6 +64,7 @@ def hub_lora(
     Raises:
         ValueError: the hub does not give it, or the repository holds several files and none is named.
     """
+    from httpx2 import HTTPError
     from huggingface_hub import errors, hf_hub_download
 
     owner, name, *path = given.split("/")
@@ -82,7 +83,11 @@ def hub_lora(
         if needed in files:
             hf_hub_download(repository, needed, revision=revision, local_files_only=offline)
         return Path(hf_hub_download(repository, inside, revision=revision, local_files_only=offline))
-    except (OSError, errors.HFValidationError) as error:
+    except (
+        OSError,
+        HTTPError,
+        errors.HFValidationError,
+    ) as error:  # listing files raises the client's own
         raise ValueError(f"there is no {given!r} here, and on the hub {hub_problem(error, repository)}") from error
 
 

@@ -56,7 +56,7 @@ def view(run: RunFolder, summary: Mapping[str, Any] | None, axes: Mapping[str, s
     ]
     return {
         "name": run.name,
-        "facts": _facts(run, summary),
+        "facts": facts(run, summary),
         "is_evaluation": run.is_evaluation,
         "warnings": [str(suspicion) for suspicion in run.suspicions()],
         "published": made.get("published", []),
@@ -106,12 +106,13 @@ def _forest(value: Mapping[str, Any], scale: float) -> dict[str, float] | None:
     }
 
 
-def _facts(run: RunFolder, summary: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+def facts(run: RunFolder, summary: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What a run is, as (name, value): of its recipe, and of an evaluation's settings."""
     get, group = run.get, run.get("train", "group_size")
     parts = [get("advantage", part, "type") for part in ("aggregator", "time_weights")]
     steps = f"{run.last_step} of {run.planned_steps}" if run.planned_steps else str(run.last_step or "")
     by_rewards = bool(run.axes_of("rewards"))
-    facts = {
+    found = {
         "Policy": f"{get('policy', 'type')}, {get('policy', 'model')}" if get("policy", "type") else None,
         "Rewards": ", ".join(f"{name} ({axis})" for name, axis in run.axes_of("rewards").items()),
         "Advantage": " + ".join(str(part) for part in parts if part and by_rewards),
@@ -125,7 +126,7 @@ def _facts(run: RunFolder, summary: Mapping[str, Any] | None) -> list[tuple[str,
     if run.is_evaluation:
         made = (summary or {}).get("settings", {})
         size = f"{made['width']} x {made['height']}" if {"width", "height"} <= made.keys() else None
-        facts |= {
+        found |= {
             "Adapter": ", ".join(lora) if isinstance(lora := get("lora"), list | tuple) else lora,
             "Examples": f"{made.get('examples')} (images each: {made.get('images_per_prompt')})" if made else None,
             "Size": size,
@@ -133,7 +134,7 @@ def _facts(run: RunFolder, summary: Mapping[str, Any] | None) -> list[tuple[str,
             "Guidance": made.get("guidance"),
             "Seed": made.get("seed"),
         }
-    return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
+    return [(name, str(value)) for name, value in found.items() if value not in (None, "")]
 
 
 def _headline(rows: Mapping[str, Any], change: Mapping[str, Any], axes: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -131,7 +131,7 @@ def read_all(given: str | Path | Sequence[str], balance: float | None = None) ->
     return found
 
 
-def at_balance(tuned: Tuned, b: float) -> Tuned:
+def at_balance(tuned: Tuned, b: float) -> LoraFile:
     """A balanced adapter at one b: the plain LoRA dW_0 + b dW_1, whose ranks stand one after another.
 
     Args:
