@@ -1,0 +1,1 @@
+"""What a run costs before it begins: time from measured tables, downloads, disk. No weights are loaded."""
