@@ -1,1 +1,1 @@
-"""What a run costs before it begins: time from measured tables, downloads, disk. No weights are loaded."""
+"""Cost of a run before it begins: time from measured tables, downloads, disk. No weights are loaded."""

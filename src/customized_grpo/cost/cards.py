@@ -38,17 +38,22 @@ class Card:
     """A GPU."""
 
     name: str
-    """As its driver says it, or as somebody typed it."""
-    tflops: int | None
-    """Published peak in bfloat16; None: not in the table."""
+    """As its driver says it."""
+    model: str | None = None
+    """As the table has it; None: it doesn't."""
+
+    @property
+    def tflops(self) -> int | None:
+        """Published peak in bfloat16, if known."""
+        return None if self.model is None else _PEAKS[self.model]
 
 
 def card_named(name: str) -> Card:
     """The card of a driver's name, such as "NVIDIA A100-SXM4-80GB", or of a part of it."""
     plain = _plain(name)
     if re.search(r"\b(laptop|mig)\b", plain):  # named after a card that it is a part of, or slower than
-        return Card(name, None)
-    found = (peak for known, peak in _PEAKS.items() if re.search(rf"\b{_plain(known)}\b", plain))
+        return Card(name)
+    found = (known for known in _PEAKS if re.search(rf"\b{_plain(known)}\b", plain))
     return Card(name, next(found, None))
 
 
@@ -59,10 +64,10 @@ def asked_card(name: str) -> Card:
         ValueError: the table doesn't have it.
     """
     card = card_named(name)
-    if card.tflops is None:
+    if card.model is None:
         hint = registry.did_you_mean(name, list(_PEAKS))
         raise ValueError(f"--card: given {name!r};{hint} known: {', '.join(_PEAKS)}")
-    return card
+    return Card(f"NVIDIA {card.model}", card.model)
 
 
 def card_here(device: str) -> Card | None:

@@ -178,7 +178,7 @@ def _computed_share(recipe: Recipe) -> float:
 
 
 def _other_card(card: Card, reference: Card) -> Iterator[str]:
-    if card.tflops != reference.tflops or card.name != reference.name:
+    if card.model != reference.model:
         yield (
             f"scaled from {reference.name} by the published peaks in bfloat16, {card.tflops:g} and "
             f"{reference.tflops:g} TFLOP/s"

@@ -1,4 +1,4 @@
-"""What a run fetches from the hub and what it writes to disk, from shapes and the recipe; nothing is asked or loaded.
+"""Downloads of a run from the hub, and what it writes to disk, from shapes and the recipe; nothing is asked or loaded.
 
 Dimensions: G group size, H x W pixels.
 """
