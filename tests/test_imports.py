@@ -18,7 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("conditioning", "scoring", "prepare"),
     ("sampling", "serve"),
     ("objectives", "memory", "evaluation"),
-    ("report", "mini", "testing"),
+    ("report", "mini", "testing", "cost"),
     ("training", "studio", "publish"),
     ("commands",),
     ("__main__",),

@@ -43,6 +43,27 @@ MemoryGb = Annotated[
     float | None,
     typer.Option("--memory-gb", min=0.1, help="GiB of the device to judge by; else the GPU here"),
 ]
+
+
+def _known_card(name: str | None) -> str | None:
+    if name is not None:
+        from customized_grpo.cost.cards import asked_card
+
+        asked_card(name)
+    return name
+
+
+Card = Annotated[
+    str | None,
+    typer.Option(
+        callback=_known_card,
+        help="GPU whose time to guess by its published peak, such as A100; else the GPU here, or an H200",
+    ),
+]
+HourPrice = Annotated[float | None, typer.Option(min=0.0, help="of one card, in your currency: what the run costs")]
+TokenPrice = Annotated[
+    float | None, typer.Option(min=0.0, help="of a million tokens of the judges, in your currency: what they cost")
+]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: the GPU if there is one")]
 
 

@@ -14,6 +14,7 @@ import typer
 from customized_grpo import __version__
 from customized_grpo.commands.arguments import MemoryGb, Overrides
 from customized_grpo.commands.brief import brief
+from customized_grpo.commands.cost import time_of
 from customized_grpo.commands.memory import show_memory
 from customized_grpo.commands.tables import print_rows
 from customized_grpo.console import out
@@ -43,7 +44,9 @@ class Finding(NamedTuple):
 
 @brief()
 def doctor(
-    config: Annotated[str | None, typer.Argument(help="a training recipe: will it fit?")] = None,
+    config: Annotated[
+        str | None, typer.Argument(help="a training recipe: will it fit, and how long will it take?")
+    ] = None,
     overrides: Overrides = None,
     memory_gb: MemoryGb = None,
 ) -> None:
@@ -53,6 +56,8 @@ def doctor(
     recipe = load_recipe(config, overrides or []) if config is not None else None
     findings = examine(Path.cwd())
     print_rows("", ("", "found", "what to do"), findings)
+    if recipe is not None:
+        print_rows("Expected time", ("", ""), [*time_of(recipe).items()])
     fits = recipe is None or show_memory(recipe, memory_gb)
     if not fits or any(finding.advice for finding in findings):
         raise typer.Exit(1)

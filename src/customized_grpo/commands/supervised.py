@@ -1,6 +1,7 @@
 """``customized-grpo sft`` and ``dpo``: supervised runs of a recipe's policy on its data. Heavy imports are inside."""
 
 from customized_grpo.commands.arguments import Config, Overrides
+from customized_grpo.commands.cost import say_expected
 from customized_grpo.console import err, hush_libraries, say
 
 
@@ -22,6 +23,7 @@ def _train(config: str, overrides: list[str] | None, kind: str) -> None:
 
     if aside:
         say(f"{kind}: of {config} without {', '.join(aside)}; into {recipe.run.dir}", on=err)
+    say_expected(recipe)
     hush_libraries()
     folder = run(recipe)
     say(f"{folder}\nlook at it: customized-grpo report {folder}")

@@ -1,6 +1,7 @@
 """``customized-grpo train``. Heavy imports are inside."""
 
 from customized_grpo.commands.arguments import Config, Overrides
+from customized_grpo.commands.cost import say_expected
 from customized_grpo.console import hush_libraries, say
 
 
@@ -9,6 +10,7 @@ def train(config: Config, overrides: Overrides = None) -> None:
     from customized_grpo.recipe.loading import load_recipe
 
     recipe = load_recipe(config, overrides or [])
+    say_expected(recipe)
     from customized_grpo.training.trainer import train as run
 
     hush_libraries()

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from customized_grpo.commands.arguments import Config, MemoryGb, Overrides
+from customized_grpo.commands.arguments import Card, Config, HourPrice, MemoryGb, Overrides, TokenPrice
 from customized_grpo.commands.brief import brief
+from customized_grpo.commands.cost import price_of_judges, steps_done, storage_of, time_of
 from customized_grpo.commands.memory import show_memory
 from customized_grpo.commands.tables import print_rows
 from customized_grpo.console import err, say
@@ -19,9 +20,16 @@ if TYPE_CHECKING:
 
 
 @brief()
-def validate(config: Config, overrides: Overrides = None, memory_gb: MemoryGb = None) -> None:
-    """Check a recipe, show what a step of it amounts to, and estimate its memory; loads no weights."""
-    from customized_grpo.evaluation.costs import announced
+def validate(
+    config: Config,
+    overrides: Overrides = None,
+    memory_gb: MemoryGb = None,
+    card: Card = None,
+    hour_price: HourPrice = None,
+    token_price: TokenPrice = None,
+) -> None:
+    """Check a recipe, show what a step of it amounts to, its time, money, disk and memory; loads no weights."""
+    from customized_grpo.evaluation.costs import announced, tokens
     from customized_grpo.recipe.config import Recipe
     from customized_grpo.recipe.loading import is_server, load_any, load_recipe
     from customized_grpo.recipe.server import ServerConfig
@@ -30,12 +38,16 @@ def validate(config: Config, overrides: Overrides = None, memory_gb: MemoryGb = 
     recipe = load_recipe(config, given, ServerConfig) if is_server(config) else load_any(config, given)
     say(f"{config}: a valid recipe", style="green")
     if not isinstance(recipe, ServerConfig):
-        held_out = _look_at_data(recipe)
-        for line in announced(recipe, _num_held_out(recipe, held_out), done=_steps_done(recipe)):
+        examples = _num_held_out(recipe, _look_at_data(recipe))
+        done = steps_done(recipe) if isinstance(recipe, Recipe) else 0
+        for line in announced(recipe, examples, done=done):
             say(line)
+        judges = price_of_judges(tokens(recipe, examples, done=done), token_price)
     if isinstance(recipe, Recipe):
         _check_engine(recipe)
         _show_geometry(recipe)
+        time = time_of(recipe, card=card, examples=examples, done=done, price=hour_price)
+        print_rows("Before you spend", ("", ""), [*(time | judges | storage_of(recipe)).items()])
         if not show_memory(recipe, memory_gb) and memory_gb is not None:
             raise typer.Exit(1)
 
@@ -47,17 +59,6 @@ def _num_held_out(recipe: "Recipe | EvaluateRecipe", held_out: "Dataset | None")
     if recipe.evaluate is None:
         return None
     return recipe.evaluate.limit if held_out is None else num_examples(held_out, recipe.evaluate)
-
-
-def _steps_done(recipe: "Recipe | EvaluateRecipe") -> int:
-    """Steps of the run that the recipe resumes."""
-    from customized_grpo.recipe.config import Recipe
-    from customized_grpo.training import checkpoint
-
-    if not isinstance(recipe, Recipe) or recipe.run.resume is None:
-        return 0
-    newest = checkpoint.newest(Path(recipe.run.dir) / "checkpoints")
-    return 0 if newest is None else int(newest.name.removeprefix("step-"))
 
 
 def _look_at_data(recipe: "Recipe | EvaluateRecipe") -> "Dataset | None":

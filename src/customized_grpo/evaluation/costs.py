@@ -6,7 +6,7 @@ from typing import Final
 
 from customized_grpo.identity.runs import name_of
 from customized_grpo.recipe.config import Evaluate, EvaluateRecipe, Recipe
-from customized_grpo.rewards.base import costs
+from customized_grpo.rewards.base import Budgeted, costs
 
 REWARDS: Final = "rewards."
 METRICS: Final = "evaluate.metrics."
@@ -25,25 +25,48 @@ def announced(recipe: Recipe | EvaluateRecipe, examples: int | None, *, done: in
     lines = of_training(recipe, done=done, run=run) if isinstance(recipe, Recipe) else []
     if recipe.evaluate is None or examples is None:
         return lines
-    rows = evaluations(recipe, done) if isinstance(recipe, Recipe) else 2 + bool(recipe.lora)
-    return lines + of_evaluation(recipe.evaluate, examples, rows=rows, run=run)
+    return lines + of_evaluation(recipe.evaluate, examples, rows=_rows(recipe, done), run=run)
+
+
+def tokens(recipe: Recipe | EvaluateRecipe, examples: int | None, *, done: int = 0) -> int:
+    """Tokens of all judges that ``announced`` tells of, roughly."""
+    sections: list[tuple[Mapping[str, object], Mapping[str, int]]] = []
+    if isinstance(recipe, Recipe):
+        sections.append((recipe.rewards, dict.fromkeys(recipe.rewards, _samples(recipe, done))))
+    if recipe.evaluate is not None and examples is not None:
+        sections.append((recipe.evaluate.metrics, _images(recipe.evaluate, examples, _rows(recipe, done))))
+    return sum(
+        spec.asked_tokens(images[name])
+        for specs, images in sections
+        for name, spec in specs.items()
+        if isinstance(spec, Budgeted)
+    )
 
 
 def of_training(recipe: Recipe, *, done: int, run: str | None) -> list[str]:
     """Costs of the training rewards after ``done`` steps of a run; at most, where groups may be sampled anew."""
-    train = recipe.train
-    most = 1 + recipe.advantage.rules.resample
-    samples = max(0, train.steps - done) * train.groups_per_step * train.group_size * most
-    found = costs(recipe.rewards, dict.fromkeys(recipe.rewards, samples), place=REWARDS, run=run)
+    images = dict.fromkeys(recipe.rewards, _samples(recipe, done))
+    found = costs(recipe.rewards, images, place=REWARDS, run=run)
     return [f"{REWARDS}{name}: {said}" for name, said in found.items()]
 
 
 def of_evaluation(spec: Evaluate, examples: int, *, rows: int, run: str | None) -> list[str]:
     """Costs of the metrics for ``examples`` examples in each of ``rows`` table rows."""
-    images: Mapping[str, int] = {
-        name: examples * spec.images_per_prompt * rows * spec.runs.get(name, 1) for name in spec.metrics
-    }
+    images = _images(spec, examples, rows)
     return [f"{METRICS}{name}: {said}" for name, said in costs(spec.metrics, images, place=METRICS, run=run).items()]
+
+
+def _samples(recipe: Recipe, done: int) -> int:
+    train, most = recipe.train, 1 + recipe.advantage.rules.resample
+    return max(0, train.steps - done) * train.groups_per_step * train.group_size * most
+
+
+def _images(spec: Evaluate, examples: int, rows: int) -> Mapping[str, int]:
+    return {name: examples * spec.images_per_prompt * rows * spec.runs.get(name, 1) for name in spec.metrics}
+
+
+def _rows(recipe: Recipe | EvaluateRecipe, done: int) -> int:
+    return evaluations(recipe, done) if isinstance(recipe, Recipe) else 2 + bool(recipe.lora)
 
 
 def evaluations(recipe: Recipe, done: int = 0) -> int:

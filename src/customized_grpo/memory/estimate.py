@@ -75,10 +75,8 @@ def block_activations(
             kept in float32.
         modulated: whether the scales of the norms' outputs are trained, so that these outputs are stored too.
     """
-    layers = [layer for layer in block.linears if not _MODULATION.search(layer.name)]
-    two_streams = any(_TEXT_PART.search(layer.name) for layer in layers)
     joint = tokens.image + tokens.text
-    width, shared = _width(block), 0
+    width, shared = width_of(block), 0
     if tokens.once:  # beside its own pass, attention keeps its keys and values with those of each sample
         alone = Tokens(image=tokens.once, text=0)
         shared = block_activations(block, tuned, rank, alone, 1, b, modulated=modulated)
@@ -86,9 +84,7 @@ def block_activations(
         # It is modulated at another time than the image, for which two scales and two gates are held for each token.
         shared += 4 * (n * (tokens.image + tokens.text) + tokens.once) * width * b
     total, seen = 0, set[tuple[str, int, int]]()
-    for layer in layers:
-        of_text = bool(_TEXT_PART.search(layer.name))
-        here = (tokens.text if of_text else tokens.image) if two_streams else joint
+    for layer, here in passing(block, tokens):
         source = (layer.name.rpartition(".")[0], layer.inputs, here)
         if layer.name in tuned:
             if b < 4 or source not in seen:
@@ -101,15 +97,43 @@ def block_activations(
         total += here * layer.outputs * (4 if feeds_norm else b) * (2 if _GATE.search(layer.name) else 1)
         if modulated and _QUERY_OR_KEY.search(layer.name):
             total += here * layer.outputs * 4  # once more, normalised, for the norm's own weight
+    two_streams = _has_two_streams(block)
     for name in block.layer_norms if modulated else ():
         of_text = bool(_TEXT_NORM.search(name))
         total += ((tokens.text if of_text else tokens.image) if two_streams else joint) * width * 4
     return n * (total + 4 * joint * width * b) + shared
 
 
-def _width(block: Layers) -> int:
-    """D."""
-    layers = [layer for layer in block.linears if not _MODULATION.search(layer.name)]
+def passing(block: Layers, tokens: Tokens) -> list[tuple[LinearShape, int]]:
+    """Layers of a block that process tokens, and how many tokens of a sample each does."""
+    two_streams, joint = _has_two_streams(block), tokens.image + tokens.text
+    return [
+        (layer, (tokens.text if _TEXT_PART.search(layer.name) else tokens.image) if two_streams else joint)
+        for layer in _of_tokens(block)
+    ]
+
+
+def outside(transformer: Skeleton, tokens: Tokens) -> list[tuple[LinearShape, int]]:
+    """Layers outside the blocks that process tokens, and how many tokens of a sample each does."""
+    inside = tuple(f"{name}." for name, _ in transformer.blocks)
+    return [
+        (layer, tokens.text if _TEXT_NORM.search(layer.name) else tokens.image)
+        for layer in _of_tokens(transformer.whole)
+        if not layer.name.startswith(inside) and not _OF_TIME.search(layer.name)
+    ]
+
+
+def _of_tokens(block: Layers) -> list[LinearShape]:
+    return [layer for layer in block.linears if not _MODULATION.search(layer.name)]
+
+
+def _has_two_streams(block: Layers) -> bool:
+    return any(_TEXT_PART.search(layer.name) for layer in _of_tokens(block))
+
+
+def width_of(block: Layers) -> int:
+    """D of a block: the features of its attention."""
+    layers = _of_tokens(block)
     return next((layer.outputs for layer in layers if _QUERY_OR_KEY.search(layer.name)), layers[0].inputs)
 
 
@@ -178,7 +202,7 @@ def prefix_bytes(blocks: Sequence[tuple[str, Layers]], tokens: int, *, n: int, b
         n: forwards of a velocity.
         b: bytes of the compute dtype.
     """
-    return sum(2 * n * tokens * _width(block) * b for _, block in blocks)
+    return sum(2 * n * tokens * width_of(block) * b for _, block in blocks)
 
 
 def cache_bytes(cache: Cache, tokens: Tokens, *, width: int, channels: int, n: int, b: int) -> int:

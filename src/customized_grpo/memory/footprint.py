@@ -131,10 +131,10 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
     if isinstance(policy, PipelineConfig) and policy.base_lora is not None and policy.base_lora.mode == "adapter":
         parts["base_lora"] = _values_of_lora(policy.base_lora.path) * b
     scorers = memory_of_scorers(recipe)
-    trained = _trained(policy, kind, model.transformer)
+    trained = trained_of(policy, kind, model.transformer)
     share, batch = float(policy.gradient_checkpointing), _rollout_batch(recipe)
     pairs = min(recipe.pairs_per_backward, recipe.samples_per_update * len(geometry.trained))
-    tokens = _tokens(policy, latent_shape[0])
+    tokens = tokens_of(policy, latent_shape[0])
     forward = partial(activations, model.transformer, trained.layers, trained.rank, tokens, b=b)
     references, text = _prompt_tokens(policy, latent_shape[0])
     kept = prefix_bytes(model.transformer.blocks, policy.kept_tokens(references, text), n=policy.num_forwards(), b=b)
@@ -196,7 +196,7 @@ def _evaluation(recipe: Recipe, of_training: tuple[int, int], model: Shapes, tra
     prompts = max(1, held.batch // held.images_per_prompt)
     n = min(held.batch, prompts * held.images_per_prompt)
     forward = activations(
-        model.transformer, trained.layers, trained.rank, _tokens(policy, shape[0]), n=n, b=b, checkpointing=1.0
+        model.transformer, trained.layers, trained.rank, tokens_of(policy, shape[0]), n=n, b=b, checkpointing=1.0
     )
     references, text = _prompt_tokens(policy, shape[0])
     kept = prefix_bytes(
@@ -234,7 +234,8 @@ def _weights(recipe: Recipe, transformer: Skeleton, trained: Trained, b: int, wo
     ]
 
 
-def _trained(policy: PolicySpec, kind: type[Policy], transformer: Skeleton) -> Trained:
+def trained_of(policy: PolicySpec, kind: type[Policy], transformer: Skeleton) -> Trained:
+    """What a policy's section trains of a transformer."""
     if policy.full is not None:
         parameters = transformer.whole.parameters
         own = trained_names(list(parameters), policy.full, kind.idle(transformer))
@@ -265,7 +266,7 @@ def _rollout_batch(recipe: Recipe) -> int:
     return 1 if batch == "auto" else min(batch or recipe.train.group_size, recipe.train.group_size)
 
 
-def _tokens(policy: PolicySpec, of_image: int) -> Tokens:
+def tokens_of(policy: PolicySpec, of_image: int) -> Tokens:
     """Tokens of a sample with one square reference; FLUX's defaults if the policy's section doesn't say."""
     references, text = _prompt_tokens(policy, of_image)
     if policy.prefix:

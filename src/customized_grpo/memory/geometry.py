@@ -25,6 +25,8 @@ class StepGeometry:
     """Trained steps of the first group of the first GRPO step."""
     rollout_forwards: int
     """Number of forwards, each of one sample at one step."""
+    shared_forwards: int
+    """Those among them that stand for a whole group, and so are of one sample alone."""
     replay_forwards: int
     """With gradient."""
     reference_forwards: int
@@ -75,9 +77,10 @@ def step_geometry(recipe: Recipe, *, world: int, latent_shape: tuple[int, int] |
         stochastic=sampler.stochastic,
         trained=sampler.trained,
         rollout_forwards=groups * (sampler.shared_forwards + sampler.own_forwards * size),
+        shared_forwards=groups * sampler.shared_forwards,
         replay_forwards=replay,
         reference_forwards=replay if recipe.objective.needs_base else 0,
-        compared_forwards=round(replay * recipe.objective.compared_shares(train.updates_per_rollout)),
+        compared_forwards=round(replay * _compared_share(recipe)),
         backwards_rank=groups // world * train.updates_per_rollout * -(-share * trained // recipe.pairs_per_backward),
         updates=train.updates_per_rollout,
         total_updates=train.steps * train.updates_per_rollout,
@@ -85,6 +88,13 @@ def step_geometry(recipe: Recipe, *, world: int, latent_shape: tuple[int, int] |
         sigmas=_sigmas(recipe, latent_shape),
         weights=_weight_ranges(recipe),
     )
+
+
+def _compared_share(recipe: Recipe) -> float:
+    """Forwards for what a loss compares with, for each pair; of transitions only where they are computed again."""
+    updates = recipe.train.updates_per_rollout
+    again = recipe.objective.transitions and recipe.train.old_log_probs == "replay"
+    return recipe.objective.compared_shares(updates) + ((updates - 1) / updates if again else 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from customized_grpo.recipe.config import Recipe
 from customized_grpo.recipe.scorers import HeldModel, MetricSpec
 from customized_grpo.rewards.base import AsyncGroupReward, AsyncReward
 
-_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 _UNKNOWN_SHARE = 20
 """A forward of one image is taken to hold a twentieth as many values as a model of unknown shape has parameters."""
 
@@ -70,7 +70,7 @@ def memory_of_scorers(recipe: Recipe) -> ScorerMemory:
             if found is None:
                 unknown.append(f"{name} ({one.model})")
                 continue
-            b, images = _BYTES[one.dtype], min(one.images or recipe.train.group_size, recipe.train.group_size)
+            b, images = BYTES[one.dtype], min(one.images or recipe.train.group_size, recipe.train.group_size)
             weights[name] = weights.get(name, 0) + found.parameters * b
             working.append(images * found.working * b)
     return ScorerMemory(

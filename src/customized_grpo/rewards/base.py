@@ -56,6 +56,10 @@ class Budgeted(RewardConfig):
             account: under which it is counted, see ``AsyncReward.begin``; None: of a run that has not begun.
         """
 
+    def asked_tokens(self, samples: int) -> int:
+        """Tokens to score ``samples`` images, roughly, for a price; 0: none, or unknown."""
+        return 0
+
 
 def costs(
     specs: Mapping[str, BaseModel], images: Mapping[str, int], *, place: str = "", run: str | None = None

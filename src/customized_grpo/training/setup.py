@@ -15,7 +15,7 @@ from diffusers.training_utils import EMAModel
 from customized_grpo import registry
 from customized_grpo.atomic import held
 from customized_grpo.conditioning.opening import Encode, Process
-from customized_grpo.console import bars
+from customized_grpo.console import alive, bars
 from customized_grpo.data.base import Dataset, load_dataset, supervised
 from customized_grpo.data.order import groups_a_rank
 from customized_grpo.devices import leave_group_of_one, open_device
@@ -57,6 +57,7 @@ def _trackers_are_there(names: Sequence[str]) -> None:
         )
 
 
+@alive("loading data and models")
 def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Parts:
     """Check the run's folder, then load data and models of a recipe, the heaviest last.
 

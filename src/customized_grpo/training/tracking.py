@@ -2,9 +2,7 @@
 
 import json
 import math
-import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,17 +13,11 @@ from accelerate import Accelerator
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor
 
 from customized_grpo.atomic import replacing
+from customized_grpo.recipe.config import Recipe
+from customized_grpo.training.progress import Shown
 from customized_grpo.types import Example
 
 METRICS = "metrics.jsonl"
@@ -101,40 +93,25 @@ def save_group(
 class RunLog:
     """Writes one JSON object per step, mirrors it to accelerate's trackers, and shows progress on the main process."""
 
-    def __init__(self, accelerator: Accelerator, folder: Path, num_steps: int, start: int) -> None:
+    def __init__(self, accelerator: Accelerator, folder: Path, recipe: Recipe, start: int) -> None:
         self._accelerator = accelerator
         self._path = folder / METRICS
-        self._console = Console(stderr=True, emoji=False)
-        self._total, self._start, self._done = num_steps, start, start
-        self._began = time.monotonic()
         self._lost: set[str] = set()
-        self._bar: Progress | None = None
-        if accelerator.is_main_process and sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            self._bar = Progress(
-                *columns,
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=self._console,
-            )
-            self._task = self._bar.add_task("training", total=num_steps, completed=start)
+        console = Console(stderr=True, emoji=False, quiet=not accelerator.is_main_process)
+        self.shown = Shown(console, recipe, start)
 
     def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
+        self.shown.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self.shown.__exit__(kind, error, trace)
 
     def say(self, text: str) -> None:
         """Print a line, on the main process only."""
-        if self._accelerator.is_main_process:
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.shown.say(text)
 
     def write(self, step: int, metrics: Mapping[str, float], headline: str) -> None:
         """Append a line to ``metrics.jsonl`` (NaN as null) and show progress."""
@@ -151,14 +128,4 @@ class RunLog:
                 if tracker.name not in self._lost:
                     self._lost.add(tracker.name)
                     self.say(f"{tracker.name} took no metrics of step {step}: {error} (said once; {METRICS} has all)")
-        self._done = step
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, description=headline)
-        elif step % max(1, self._total // 20) == 0 or step in (1, self._total):
-            self.say(f"step {step}/{self._total}  {headline}  left {self._left()}")
-
-    def _left(self) -> str:
-        if self._done == self._start:
-            return "?"
-        seconds = (time.monotonic() - self._began) / (self._done - self._start) * (self._total - self._done)
-        return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+        self.shown.stepped(step, headline)

@@ -4,11 +4,11 @@ Dimensions: G group size, K trained steps, R rewards, Q axes, P ranks.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from customized_grpo.training.faults import DivergedError as DivergedError
 from customized_grpo.training.faults import SignalWarnings, check_replay, explained
 from customized_grpo.training.interrupt import StopRequest
 from customized_grpo.training.parts import Parts
+from customized_grpo.training.progress import Kind
 from customized_grpo.training.replay import micro_batches, num_micro_batches
 from customized_grpo.training.resample import resample
 from customized_grpo.training.setup import build
@@ -59,6 +60,7 @@ class Trainer:
         self.parts = parts
         self.stop = StopRequest()
         self.signal_warnings = SignalWarnings(list(parts.recipe.rewards), parts.objective.ratio_clip)
+        self.each: Callable[[str, Sequence[Any]], Iterable[Any]] = lambda _, groups: groups
 
     @property
     def recipe(self) -> Recipe:
@@ -71,24 +73,26 @@ class Trainer:
         with engine.finishing(parts.accelerator, parts.policies()), parts.scorer:
             start = restore(parts, untrained=partial(validation.renew_base, parts))
             check_ranks(parts.accelerator, parts.parameters, start)
-            log = RunLog(parts.accelerator, parts.folder, self.recipe.train.steps, start)
+            log = RunLog(parts.accelerator, parts.folder, self.recipe, start)
+            self.each = log.shown.each
             with log, self.stop.listening():
                 self.loop(start, log)
         return parts.folder
 
     def loop(self, start: int, log: RunLog) -> None:
         """Step, check, evaluate, log and save, until the last step or a signal."""
-        parts, settings = self.parts, self.recipe.train
+        parts, settings, timed, tell = self.parts, self.recipe.train, log.shown.timed, log.shown.tell
         for notice in validation.notices(parts, start):
             log.say(notice)
         if validation.is_due(parts, start):
             owed = validation.is_owed(parts, start)
-            evaluated = validation.evaluate(parts, start)  # keeps the rows of an evaluation that was finished
+            kind: Kind = "evaluation" if owed else "kept evaluation"  # one that was finished keeps its rows
+            evaluated = timed(kind, validation.evaluate, parts, start, tell)
             if owed:
                 log.write(start, evaluated, f"evaluated after step {start}")
                 validation.warn(parts, start, log.say)
         for step in range(start, settings.steps):
-            metrics = self.step(step)
+            metrics = timed("step", self.step, step)
             done = step + 1
             last = done == settings.steps
             stopping = any_rank(parts.accelerator, self.stop.signal is not None) and not last
@@ -97,7 +101,7 @@ class Trainer:
                 check_ranks(parts.accelerator, parts.parameters, done)
             evaluating = validation.is_due(parts, done) and not stopping
             if evaluating:
-                metrics |= validation.evaluate(parts, done)
+                metrics |= timed("evaluation", validation.evaluate, parts, done, tell)
             if done == 1 and self.recipe.rewards:  # constants, so they are logged once
                 metrics |= explain.weights(parts.time_weights, parts.objective.sensitivity, self.recipe.axes)
             log.write(done, metrics, explain.headline(metrics, self.recipe.axes))
@@ -107,7 +111,7 @@ class Trainer:
             if evaluating:
                 validation.warn(parts, done, log.say)
             if saving:
-                save(parts, done)
+                timed("checkpoint", save, parts, done)
             if stopping:
                 log.say(f"stopped after step {done} and saved; go on with run.resume=latest")
                 return
@@ -120,7 +124,7 @@ class Trainer:
         parts, clock, shares = self.parts, self.parts.clock, self.shares()
         rules = self.recipe.advantage.rules
         with parts.sampling():
-            begun = [self.begin(step, group, index) for group, index in self.assignments(step)]
+            begun = [self.begin(step, *one) for one in self.each("sampled", self.assignments(step))]
         groups = [group for group, _ in begun]
         if not rules.choose:  # while remote rewards are under way
             groups = autotune.with_compared(parts, groups, shares)
@@ -149,7 +153,7 @@ class Trainer:
     def supervised(self, step: int) -> dict[str, float]:
         """One supervised step: pictures of the data in place of samples, and an update that no reward weighs."""
         parts, (samples,) = self.parts, self.shares()
-        groups = [self.sample(step, group, index) for group, index in self.assignments(step)]
+        groups = [self.sample(step, *one) for one in self.each("read", self.assignments(step))]
         alike = [Advantages.alike(len(group.images), len(group.progress)) for group in groups]
         self.save_samples(step + 1, groups[0], dict)
         return mean_metrics(parts.accelerator, self.update(groups, alike, samples, first=True) | parts.clock.drain())
@@ -236,7 +240,7 @@ class Trainer:
         signs: list[Tensor] = []
         losses: list[Tensor] = []
         with parts.clock.phase("replay"):
-            for group, one in zip(groups, advantages, strict=True):
+            for group, one in self.each("replayed", list(zip(groups, advantages, strict=True))):
                 objective = parts.objective_of(group.example)
                 # weight 0 leaves a pair out; an advantage of 0 is a judgement, which off policy may have a gradient
                 weight = objective.level_weights(group) * one.compared[:, None].to(device) * one.weight

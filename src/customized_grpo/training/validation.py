@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from customized_grpo.console import OnProgress
 from customized_grpo.data.base import Dataset, FromFiles
 from customized_grpo.data.images import image_size
 from customized_grpo.evaluation.blocks import num_examples
@@ -15,7 +16,7 @@ from customized_grpo.evaluation.evaluator import (
     evaluate_policy,
     noise_levels,
 )
-from customized_grpo.evaluation.items import Site
+from customized_grpo.evaluation.items import Site, quiet
 from customized_grpo.evaluation.settings import settings_of
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.evaluation.tables import summarize
@@ -33,7 +34,7 @@ from customized_grpo.training.parts import Evaluation, Parts
 from customized_grpo.training.tracking import is_every
 
 
-def evaluate(parts: Parts, done: int) -> dict[str, float]:
+def evaluate(parts: Parts, done: int, progress: OnProgress = quiet) -> dict[str, float]:
     """Held-out metrics of the adapter as it would be saved now, after ``done`` GRPO steps."""
     recipe, spec = parts.recipe, parts.recipe.evaluate
     held, accelerator, policy = parts.evaluation, parts.accelerator, parts.held_out_policy()
@@ -58,6 +59,7 @@ def evaluate(parts: Parts, done: int) -> dict[str, float]:
                 rank=accelerator.process_index,
                 world=accelerator.num_processes,
                 gather=gather,
+                progress=progress,
                 hashes=parts.hashes,
             ),
             _rows_file(parts, done).stem,

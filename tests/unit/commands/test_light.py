@@ -61,5 +61,5 @@ def test_help_and_data_check_import_no_torch(manifest: Path) -> None:
 
 def test_looking_at_recipes_plugins_and_machine_imports_no_model_library() -> None:
     recipes = [["validate", name] for name in shipped_recipes()]
-    advice = ["validate", "uno_customized_grpo", "--memory-gb", "24"]
+    advice = ["validate", "uno_customized_grpo", "--memory-gb", "24", "--card", "L4"]
     loaded([["plugins"], ["schema"], ["doctor"], ["doctor", "mini_customized"], advice, *recipes], HEAVY)

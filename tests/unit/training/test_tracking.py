@@ -78,7 +78,7 @@ def test_an_unscorable_value_is_valid_json(tmp_path: Path) -> None:
 
 
 def test_a_line_a_step_with_null_for_what_has_no_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with RunLog(Accelerator(cpu=True), tmp_path, 100, 0) as log:
+    with RunLog(Accelerator(cpu=True), tmp_path, tiny_recipe(tmp_path, tmp_path, train__steps=100), 0) as log:
         for step in range(1, 11):
             log.write(step, {"b": float(torch.tensor(0.5)), "a": math.nan, "c": math.inf}, f"headline {step}")
     rows = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
@@ -90,11 +90,11 @@ def test_a_line_a_step_with_null_for_what_has_no_value(tmp_path: Path, capsys: p
 
 def test_a_resumed_log_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / METRICS).write_text('{"step": 1}\n')
-    with RunLog(Accelerator(cpu=True), tmp_path, 2, 1) as log:
+    with RunLog(Accelerator(cpu=True), tmp_path, tiny_recipe(tmp_path, tmp_path, train__steps=2), 1) as log:
         log.write(2, {}, "done")
         log.say("[bold] is text")
     assert [json.loads(line)["step"] for line in (tmp_path / METRICS).read_text().splitlines()] == [1, 2]
-    assert capsys.readouterr().err.splitlines() == ["step 2/2  done  left 0:00", "[bold] is text"]
+    assert capsys.readouterr().err.splitlines() == ["step 2/2  done", "[bold] is text"]
 
 
 def test_a_full_disk_leaves_the_log_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ def test_a_tracker_that_fails_stops_no_run(tmp_path: Path, capsys: pytest.Captur
     wandb.name, other.name = "wandb", "tensorboard"
     wandb.log.side_effect = ConnectionError("api.wandb.ai is away")
     accelerator.trackers = [wandb, other]
-    with RunLog(accelerator, tmp_path, 2, 0) as log:
+    with RunLog(accelerator, tmp_path, tiny_recipe(tmp_path, tmp_path, train__steps=2), 0) as log:
         for step in (1, 2):
             log.write(step, {"lr": 0.5}, "")
     assert len((tmp_path / METRICS).read_text().splitlines()) == other.log.call_count == wandb.log.call_count == 2

@@ -163,15 +163,19 @@ class JudgeSection(Budgeted, Endpoint):
 
     def cost(self, samples: int) -> str:
         """Requests and tokens to judge ``samples`` images."""
-        asked = self.questions(samples)
-        return f"{asked} requests to {self.model} at {self.base_url}, about {asked * self.tokens():.2g} tokens"
+        asked, tokens = self.questions(samples), self.asked_tokens(samples)
+        return f"{asked} requests to {self.model} at {self.base_url}, about {tokens:.2g} tokens"
+
+    def asked_tokens(self, samples: int) -> int:
+        """Tokens of all questions and answers, by the guess of ``tokens``."""
+        return self.questions(samples) * self.tokens()
 
     def balance(self, samples: int, account: str | None) -> str:
         """What is left of both budgets."""
         asked = self.questions(samples)
         budgets = {
             "budget_requests": (self.budget_requests, asked),
-            "budget_tokens": (self.budget_tokens, asked * self.tokens()),
+            "budget_tokens": (self.budget_tokens, self.asked_tokens(samples)),
         }
         return balance(self.file(), self.judge_name(), account, budgets)
 

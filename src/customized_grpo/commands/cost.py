@@ -1,0 +1,117 @@
+"""Expected time, downloads and disk of a recipe, as printed by ``validate``, ``train`` and ``doctor``."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from customized_grpo.console import duration, say
+
+if TYPE_CHECKING:
+    from customized_grpo.cost.forecast import Forecast
+    from customized_grpo.recipe.config import Recipe
+
+_GB = 1e9
+
+
+def time_of(
+    recipe: "Recipe", *, card: str | None = None, examples: int | None = None, done: int = 0, price: float | None = None
+) -> dict[str, str]:
+    """Time of a step and of the run, with what is measured of it and what is a guess, by what it is called.
+
+    Args:
+        recipe: of a training run.
+        card: name of a GPU; None: the one of this machine, else the CPU for the miniature, else the measured card.
+        examples: held-out examples of an evaluation; None: unknown.
+        done: steps of the run so far.
+        price: of an hour of one card; None: not told.
+    """
+    from customized_grpo.cost.cards import asked_card, card_here, card_named
+    from customized_grpo.cost.forecast import UnknownTimeError, forecast, forecast_on_cpu
+    from customized_grpo.cost.measured import measured
+    from customized_grpo.paths import ASSETS
+
+    world = int(os.environ.get("WORLD_SIZE") or 1)
+    found = card_here(recipe.run.device) if card is None else asked_card(card)
+    embedded = Path(recipe.policy.source()).is_relative_to(ASSETS)
+    try:
+        if found is None and (embedded or recipe.run.device == "cpu"):
+            of = forecast_on_cpu(recipe, world=world, done=done)
+        else:
+            of = forecast(recipe, found or card_named(measured().card), world=world, done=done, examples=examples)
+    except UnknownTimeError as error:
+        return {"time": f"unknown before the first steps: {error}"}
+    said = {"time of a step": _step(of), "time of the run": _run(of)}
+    if of.guesses:
+        said["a guess"] = f"{'; '.join(of.guesses)}; measured: {of.source}"
+    else:
+        said["measured"] = of.source
+    if price is not None:
+        hours = of.run_s / 3600 * world
+        said["price of the run"] = f"{hours * price:,.0f}: {hours:,.0f} hours of a card at {price:g}"
+    return said
+
+
+def _step(of: "Forecast") -> str:
+    on_each = f"{of.groups} group{'s' if of.groups > 1 else ''} of {of.group_s:.3g} s"
+    each = " on each" if of.world > 1 else ""
+    return f"{duration(of.step_s)} on {of.where}: {on_each}{each}"
+
+
+def _run(of: "Forecast") -> str:
+    parts = [f"{of.steps} steps"]
+    if of.evaluation_s is not None:
+        parts.append(f"{of.evaluations} evaluations of {duration(of.evaluation_s)}, without their metrics")
+    without = f"; without {', '.join(of.uncounted)}" if of.uncounted else ""
+    basis = "a guess" if of.guesses else "measured"
+    return f"{duration(of.run_s)} ({basis}): {' and '.join(parts)}{without}"
+
+
+def storage_of(recipe: "Recipe") -> dict[str, str]:
+    """What a run fetches and what it writes, and whether the disk has the room."""
+    from customized_grpo.cost.storage import disk, downloads
+
+    said, fetched = {}, downloads(recipe)
+    if fetched:
+        named = [f"{one.name} {'?' if one.bytes is None else f'{one.bytes / _GB:.1f}'}" for one in fetched]
+        total = sum(one.bytes or 0 for one in fetched) / _GB
+        more = " and what is unknown (?)" if any(one.bytes is None for one in fetched) else ""
+        said["to download"] = f"about {total:.1f} GB{more}: {', '.join(named)}"
+    of = disk(recipe)
+    kept = f"{of.kept} checkpoint{'s' if of.kept > 1 else ''}"
+    size = (
+        "of unknown size" if of.checkpoint is None else f"of {_bytes(of.checkpoint)}, and one more while it is written"
+    )
+    place = next(one for one in Path(recipe.run.dir).absolute().parents if one.is_dir())
+    free = shutil.disk_usage(place).free
+    said["disk"] = (
+        f"at most {_bytes(of.most)}: {kept} {size}; pictures up to {_bytes(of.samples)}; free: {_bytes(free)}"
+    )
+    if of.most > free:
+        said["disk"] += ", which is not enough: give another run.dir, or keep fewer (train.keep_checkpoints)"
+    return said
+
+
+def _bytes(size: int) -> str:
+    return f"{size / _GB:.1f} GB" if size >= _GB / 10 else f"{size / 1e6:.1f} MB"
+
+
+def price_of_judges(tokens: int, price: float | None) -> dict[str, str]:
+    """Money for the judges' tokens, where a price of a million is given."""
+    if price is None or not tokens:
+        return {}
+    return {"price of the judges": f"{tokens / 1e6 * price:,.2f}: about {tokens:.2g} tokens at {price:g} a million"}
+
+
+def steps_done(recipe: "Recipe") -> int:
+    """Steps of the run that the recipe resumes."""
+    from customized_grpo.training import checkpoint
+
+    newest = None if recipe.run.resume is None else checkpoint.newest(Path(recipe.run.dir) / "checkpoints")
+    return 0 if newest is None else int(newest.name.removeprefix("step-"))
+
+
+def say_expected(recipe: "Recipe") -> None:
+    """Print what a training is expected to take, before it fetches or loads anything."""
+    for name, text in {**time_of(recipe, done=steps_done(recipe)), **storage_of(recipe)}.items():
+        say(f"{name}: {text}")
