@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from customized_grpo.commands import doctor
 from customized_grpo.commands.app import app
+from customized_grpo.console import out
 from customized_grpo.recipe.loading import load_recipe
 from customized_grpo.rewards.judge.section import JudgeSection
 
@@ -16,10 +17,11 @@ from customized_grpo.rewards.judge.section import JudgeSection
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(out, "_width", 300)  # xdist's workers have COLUMNS, which a console reads when it is made
 
 
 def run(*arguments: str, **env: str) -> Result:
-    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "300", "TERM": "dumb", **env})
+    return CliRunner().invoke(app, list(arguments), env={"TERM": "dumb", **env})
 
 
 def said(done: Result) -> dict[str, str]:
