@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import final
@@ -20,6 +22,7 @@ from customized_grpo.rewards.remote import Remote
 from customized_grpo.testing import check_reward
 from customized_grpo.training.trainer import train
 from customized_grpo.types import Example
+from dockerfile import exec_form, last
 from reward_server import DINO, STARTS_IN_S, TOKEN, Server
 from runs import checkpoint_bytes, metrics_of, tiny_recipe
 from tiny_rewards import example, pictures
@@ -90,6 +93,15 @@ def test_it_passes_the_conformance_kit(server: Server, monkeypatch: pytest.Monke
 
 
 @pytest.mark.timeout(900)  # twenty seconds on a quiet machine; it starts two servers and a worker
+def test_the_health_check_of_the_image(server: Server) -> None:
+    """The Dockerfile's own command, at this server's port and at one where nothing listens."""
+    _, *check = exec_form(last("rewards", "HEALTHCHECK"))
+    for port, healthy in ((server.port, True), (1, False)):
+        command = [sys.executable, *(word.replace(":8000/", f":{port}/") for word in check)]
+        ended = subprocess.run(command, env={**os.environ, "http_proxy": "http://127.0.0.1:9"}, capture_output=True)
+        assert (ended.returncode == 0) == healthy
+
+
 def test_a_run_outlives_a_dead_worker_and_a_dead_server(
     server: Server,
     tiny_world: Path,
