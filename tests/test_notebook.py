@@ -39,6 +39,7 @@ def test_links_and_recipes_of_the_notebook_lead_somewhere(notebook: nbformat.Not
         load_recipe(name)
 
 
+@pytest.mark.timeout(900)  # a minute of one core; more where others want it, too
 def test_the_notebook_runs(notebook: nbformat.NotebookNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every code cell, in order, in a real kernel of this interpreter, in an empty folder, and in fewer steps."""
     kernel = tmp_path / "jupyter" / "kernels" / "here"  # the user's own "python3" may be another interpreter
