@@ -57,9 +57,7 @@ GRID = Grid("balance", COMMON, tuple(cells()), VARIED)
 
 MIXES = {f"mix-{share:g}": share for share in SHARES}
 AT = {f"{run}@{b:+g}": (run, b) for run in BALANCED for b in BALANCES}
-POINTS = Grid(
-    "balance_points", COMMON, tuple(Cell("points", name, (), SEEDS) for name in (*AT, *MIXES)), VARIED
-)
+POINTS = Grid("balance_points", COMMON, tuple(Cell("points", name, (), SEEDS) for name in (*AT, *MIXES)), VARIED)
 
 
 def evaluate(point: str, seed: int) -> dict[str, Any]:
@@ -196,15 +194,23 @@ def volumes_table(of: Mapping[tuple[Any, ...], dict[str, Any]]) -> str:
     for title in FRONTS:
         if (title, None, "hypervolume") in of:
             own, over = (of.get((title, to, "hypervolume")) for to in (None, "three separate runs"))
-            texts = [f"{1000 * row['mean']:+.1f} ({1000 * row['low']:+.1f}, {1000 * row['high']:+.1f})" if row else "" for row in (own, over)]
+            texts = [thousandths(row) if row else "" for row in (own, over)]
             lines.append([title, cost[title], *texts, str(own["seeds"] if own else "")])
     return table(["front", "trainings' compute", "hypervolume / 1000", "over separate runs", "seeds"], lines)
+
+
+def thousandths(row: Mapping[str, Any]) -> str:
+    """A small number with its interval."""
+    mean, low, high = (1000 * row[key] for key in ("mean", "low", "high"))
+    return f"{mean:+.1f} ({low:+.1f}, {high:+.1f})"
 
 
 def plot(of: Mapping[tuple[Any, ...], dict[str, Any]]) -> None:
     """Fronts in the plane of prompt and identity, each point with its b."""
     figure, axis = plt.subplots(figsize=(6.6, 4.6), layout="constrained")
-    looks = dict(zip(FRONTS, (("o-", "#777777"), ("^--", "#d95f02"), ("s-", "#3b5bdb"), ("D-", "#2b8a3e")), strict=True))
+    looks = dict(
+        zip(FRONTS, (("o-", "#777777"), ("^--", "#d95f02"), ("s-", "#3b5bdb"), ("D-", "#2b8a3e")), strict=True)
+    )
     base = of["base", None, "prompt_accuracy"]["mean"], of["base", None, "identity_accuracy"]["mean"]
     axis.plot(*base, "k*", ms=11, label="base")
     for title, front in FRONTS.items():
