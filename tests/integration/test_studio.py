@@ -19,6 +19,8 @@ from customized_grpo.studio.artist import BASE, Artist, Shown, names_of
 from customized_grpo.studio.scores import Scores
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
+from judge_server import JudgeServer
+from judge_server import score as score_of
 from runs import BALANCED, FULL, tiny_recipe
 
 PROMPT = "a red dog"
@@ -40,7 +42,7 @@ def runs(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 @pytest.fixture
 def artist(runs: dict[str, Path]) -> Artist:
-    return Artist(load_any(runs["plain"] / "config.yaml"), runs)
+    return Artist(runs["plain"] / "config.yaml", runs)
 
 
 @pytest.fixture
@@ -104,7 +106,7 @@ def test_a_training_is_followed(tiny_world: Path, tmp_path: Path, reference: Ima
     folder = tmp_path / "run"
     trainer = Trainer(build(tiny_recipe(tiny_world, folder, **changes)))
     save_recipe(trainer.recipe, folder / "config.yaml")  # as its first step does
-    artist = Artist(trainer.recipe, {"run": folder})
+    artist = Artist(folder / "config.yaml", {"run": folder})
     with pytest.raises(ValueError, match="no checkpoint yet"):
         artist.draw("run", PROMPT, [reference], Shown(0))
     trainer.run()
@@ -121,7 +123,7 @@ def test_a_transformer_that_was_trained_in_full_beside_an_adapter(
     tiny_world: Path, runs: dict[str, Path], tmp_path: Path, reference: Image.Image
 ) -> None:
     whole = trained(tiny_world, tmp_path / "whole", **(FULL | {"train__lr": 0.01, "objective__kl": 0.0}))
-    artist = Artist(load_any(runs["plain"] / "config.yaml"), {"plain": runs["plain"], "whole": whole})
+    artist = Artist(runs["plain"] / "config.yaml", {"plain": runs["plain"], "whole": whole})
     base, own, again = (artist.draw(one, PROMPT, [reference], Shown(1)) for one in (BASE, "whole", BASE))
     assert torch.equal(base, again)
     file = tmp_path / "own.png"
@@ -134,7 +136,7 @@ def test_a_transformer_that_was_trained_in_full_beside_an_adapter(
 def test_runs_that_draw_otherwise_are_refused(tiny_world: Path, runs: dict[str, Path], tmp_path: Path) -> None:
     larger = trained(tiny_world, tmp_path / "larger", policy__height=48)
     with pytest.raises(ValueError, match=r"larger: its policy\.height is 48, and the first run's is 32"):
-        Artist(load_any(runs["plain"] / "config.yaml"), {"plain": runs["plain"], "larger": larger})
+        Artist(runs["plain"] / "config.yaml", {"plain": runs["plain"], "larger": larger})
 
 
 def test_names_of_runs(tmp_path: Path) -> None:
@@ -160,6 +162,27 @@ def test_scores_are_those_of_training_and_a_broken_reward_leaves_the_others(
     assert [np.isnan(row["warm"]) for row in found] == [True, True]
     assert not any(np.isnan(row["bright"]) for row in found)
     assert problems[0].startswith("warm: ")
+
+
+def test_a_judge_is_asked_only_where_somebody_says_so(tiny_world: Path, tmp_path: Path) -> None:
+    with JudgeServer(lambda request: score_of(3)) as server:
+        judge = {
+            "type": "vlm", "preset": "vllm", "model": "m", "base_url": server.url, "rubric": "prompt_following",
+            "cache": str(tmp_path / "judges.sqlite"), "axis": "prompt",
+        }  # fmt: skip
+        recipe = tiny_recipe(tiny_world, tmp_path / "run", rewards__pf=judge)
+        scores = Scores(recipe, torch.device("cpu"))
+        assert (scores.local, scores.asked) == (("bright", "warm"), ("pf",))
+        image = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
+        reference = load_image(tiny_world / "0.png")
+        (plain,), problems = scores.of([image], PROMPT, [reference], "dog", ask=False)
+        assert (plain.keys(), problems, server.requests) == ({"bright", "warm"}, [], [])
+        (judged,), problems = scores.of([image], PROMPT, [reference], "dog", ask=True)
+        scores.close()
+    assert problems == []
+    assert judged.keys() == {"bright", "warm", "pf"}
+    assert not np.isnan(judged["pf"])
+    assert len(server.requests) == 1
 
 
 def replace_type(section: Any, kind: str) -> Any:

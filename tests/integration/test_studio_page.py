@@ -153,12 +153,30 @@ def test_a_prompt_that_is_too_long_or_empty_is_told(shown: Watched) -> None:
     assert any("tokens, and the model's tokenizer_2 reads 16: its end is cut off" in text for text in toast), toast
 
 
+def test_what_is_stopped_keeps_what_was_drawn(shown: Watched) -> None:
+    page = shown.page
+    set_slider(page, "pictures", "8")
+    page.click("text=More")
+    set_slider(page, "steps", "100")
+    page.click("#go")
+    page.wait_for_function("document.querySelectorAll('#results .grid-container img').length >= 2")
+    page.click("#stop")
+    page.wait_for_selector("#said:has-text('Stopped')")
+    page.wait_for_timeout(1000)
+    drawn = len(shown.sources())
+    assert 2 <= drawn < 16
+    page.click("#keep")
+    page.wait_for_selector("#fetch:visible")
+    assert len(shown.sources()) == drawn, "nothing comes after it"
+
+
 def test_two_people_at_once_get_their_own(chromium: Any, server: Server) -> None:
     contexts = [chromium.new_context() for _ in range(2)]
     pages = [Watched(context, server.url) for context in contexts]
     for seed, one in zip(("21", "22"), pages, strict=True):
         one.page.locator("#seed input").fill(seed)
     for one in pages:
+        one.watch()
         one.page.click("#go")
     for seed, one in zip(("21", "22"), pages, strict=True):
         one.wait_for(2)
@@ -202,6 +220,20 @@ def test_curves_grow_while_the_run_trains(shown: Watched, run: Path) -> None:
     page.wait_for_function("document.querySelector('#curves').innerText.includes('step 2')")
 
 
+def test_two_runs_side_by_side(chromium: Any, run: Path, tmp_path: Path) -> None:
+    other = Trainer(build(load_recipe("mini_nft", [*MINIATURE, "run.seed=7", f"run.dir={tmp_path / 'other'}"]))).run()
+    server = Server(tmp_path / "studio", str(run), str(other))
+    context = chromium.new_context()
+    made = Watched(context, server.url)
+    made.draw(3)
+    assert len(set(made.sources())) == 3
+    captions = made.page.locator("#scores tr td:first-child").all_inner_texts()
+    assert captions == ["base · seed 0", "mine · seed 0", "other · seed 0"]
+    context.close()
+    assert server.stop() == 0
+    assert made.complaints == []
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_and_the_keyboard(chromium: Any, server: Server, scheme: str) -> None:
     context = chromium.new_context(
@@ -215,6 +247,7 @@ def test_a_phone_and_the_keyboard(chromium: Any, server: Server, scheme: str) ->
         if page.evaluate("document.activeElement.closest('#go') !== null"):
             break
         page.keyboard.press("Tab")
+    made.watch()
     page.keyboard.press("Enter")
     made.wait_for(2)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390, "nothing is wider than the phone"

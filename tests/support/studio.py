@@ -80,14 +80,22 @@ class Watched:
 
     def draw(self, pictures: int) -> None:
         """Press the button, and wait for so many pictures."""
+        self.watch()
         self.page.click("#go")
         self.wait_for(pictures)
 
+    def watch(self) -> None:
+        """Note from now on whether anything is said of a drawing: a result may be there from the one before."""
+        self.page.evaluate("""() => {
+            window.told = 0;
+            const options = { childList: true, subtree: true, characterData: true };
+            new MutationObserver(() => window.told++).observe(document.querySelector("#said"), options);
+        }""")
+
     def wait_for(self, pictures: int) -> None:
-        """Wait until the result has so many pictures, and its last event is over."""
+        """Wait for the end of the drawing that began since ``watch``, and for so many pictures."""
+        self.page.wait_for_function("window.told && document.querySelector('#said').innerText.includes('Drawn in')")
         self.page.wait_for_function(f"document.querySelectorAll('#results .grid-container img').length == {pictures}")
-        self.page.wait_for_selector("#keep:not([disabled])")
-        self.page.wait_for_function("!document.querySelector('#said').innerText.includes('draws seed')")
 
     def sources(self) -> list[str]:
         """Addresses of the drawn pictures, which say their content: Gradio names files after it."""

@@ -28,7 +28,7 @@ def studio(
     """Open a local page: draw by base and tuned side by side, watch a training, compare runs blind."""
     if find_spec("gradio") is None:
         raise ValueError("the studio needs Gradio: pip install 'customized-grpo[studio]'")
-    from customized_grpo.recipe.loading import load_any, run_config
+    from customized_grpo.recipe.loading import run_config
     from customized_grpo.studio.artist import Artist, names_of
     from customized_grpo.studio.data import dataset_of, examples_of
     from customized_grpo.studio.page import mount
@@ -39,14 +39,13 @@ def studio(
     hush_libraries()
     named = names_of(runs or [])
     first = next(iter(named.values()), None)
-    recipe = load_any(config if first is None else run_config(first))
-    artist = Artist(recipe, named)
-    scores = Scores(recipe, artist.device)
-    dataset, no_data = dataset_of(recipe)
+    artist = Artist(config if first is None else run_config(first), named)
+    scores = Scores(artist.recipe, artist.device)
+    dataset, no_data = dataset_of(artist.recipe)
     examples = examples_of(dataset, 8)
 
     def make(app: "FastAPI", uploads: Path) -> "FastAPI":
-        folder = uploads / "kept" if first is None else first / "studio"
+        folder = Path("runs" if first is None else first) / "studio"
         return mount(app, Studio(artist, scores, folder, uploads, dataset, no_data, examples))
 
     try:

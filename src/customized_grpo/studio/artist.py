@@ -52,23 +52,25 @@ class Artist:
     """Systems that draw: the base, and each run under its name.
 
     Attributes:
+        config: what ``generate --config`` takes for the base.
         recipe: of the first run, or what draws by the base alone; says the noise levels.
         runs: folder of each run by its name.
         systems: all names, the base first.
         balanced: names of the runs whose adapter is balanced.
     """
 
-    def __init__(self, recipe: Recipe | EvaluateRecipe, runs: Mapping[str, Path]) -> None:
+    def __init__(self, config: str | Path, runs: Mapping[str, Path]) -> None:
         """Load the base.
 
         Args:
-            recipe: see the class.
+            config: a recipe's file or name, of the first run where there is one.
             runs: see the class; all of one base.
 
         Raises:
             ValueError: the base can't be loaded, or a run is of another policy.
         """
-        self.recipe, self.runs = recipe, dict(runs)
+        self.config, self.runs = str(config), dict(runs)
+        self.recipe = recipe = load_any(config)
         recipes = {name: load_any(run_config(folder)) for name, folder in runs.items()}
         for name, other in recipes.items():
             _check_same(recipe, name, other)

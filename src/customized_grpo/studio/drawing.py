@@ -1,6 +1,7 @@
 """The tab that draws: references and a prompt in, base and tuned side by side with their scores out."""
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -38,7 +39,7 @@ class Inputs:
 
 def build(studio: Studio) -> Inputs:
     """Lay out the tab and connect it."""
-    artist, scores = studio.artist, studio.scores
+    artist, scores, most = studio.artist, studio.scores, studio.artist.recipe.sampling.steps
     first = studio.examples[0] if studio.examples else None
     with gr.Row(elem_id="desk"):
         with gr.Column(scale=2, min_width=300):
@@ -85,9 +86,7 @@ def build(studio: Studio) -> Inputs:
                 subject = gr.Textbox(
                     first.subject if first else "", label="Class word of the subject", info="some rewards need it"
                 )
-                steps = gr.Slider(
-                    1, 100, artist.recipe.sampling.steps, step=1, label="Steps of the sampler", elem_id="steps"
-                )
+                steps = gr.Slider(1, max(100, most), most, step=1, label="Steps of the sampler", elem_id="steps")
                 systems = gr.CheckboxGroup(
                     list(artist.systems), value=list(artist.systems), label="Drawn by", elem_id="systems"
                 )
@@ -140,18 +139,19 @@ def build(studio: Studio) -> Inputs:
         seed: float | None, number: int, systems: Sequence[str], ask: bool,
     ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
         with told():
-            if seed is None or not 0 <= seed < _SEEDS:
-                raise ValueError(f"Seed: given {seed}; allowed: 0 to {_SEEDS - 1:,}")
+            if seed is None or not 0 <= seed <= _SEEDS - number:
+                raise ValueError(f"Seed: given {seed}; allowed: 0 to {_SEEDS - number:,}")
             if not systems:
                 raise ValueError("Nothing draws; tick the base or a run under 'Drawn by'")
             order = [one for one in artist.systems if one in systems]
             request = asked(studio, prompt, files, subject)
             made: list[Drawn] = []
-            for at in range(int(seed), min(int(seed) + int(number), _SEEDS)):
+            began = time.monotonic()
+            for at in range(int(seed), int(seed) + int(number)):
                 shown = Shown(at, int(steps), float(strength), float(balance))
                 images = []
                 for system in order:
-                    yield *_shown(made, f"{system} draws seed {at} ..."), gr.skip(), gr.skip()
+                    yield _shown(made, f"{system} draws seed {at} ...")
                     images.append(artist.draw(system, request.prompt, request.references, shown))
                 values, problems = scores.of(images, request.prompt, request.references, request.subject, ask=ask)
                 made += [
@@ -160,11 +160,13 @@ def build(studio: Studio) -> Inputs:
                 ]
                 for text in problems:
                     gr.Warning(text, duration=None)
-            yield *_shown(made, ""), gr.Button(interactive=True), len(order) - 1
+            yield _shown(made, f"Drawn in {time.monotonic() - began:.1f} s")
 
     def save(made: list[Drawn], at: int) -> tuple[Any, ...]:
         with told():
-            one = made[min(at, len(made) - 1)]
+            if not 0 <= at < len(made):
+                raise ValueError("Nothing is drawn yet; draw, and choose a picture")
+            one = made[at]
             file = saved.keep(
                 one.image, studio.folder / "pictures", artist, one.system, one.asked.prompt, one.asked.references,
                 one.shown, one.scores,
@@ -183,8 +185,10 @@ def build(studio: Studio) -> Inputs:
     return inputs
 
 
-def _shown(made: Sequence[Drawn], text: str) -> tuple[Any, str, str, list[Drawn]]:
-    return [(one.image, one.caption) for one in made], _scores(made), text, list(made)
+def _shown(made: Sequence[Drawn], text: str) -> tuple[Any, ...]:
+    """The result so far, of which the last picture is chosen: a drawing may be stopped."""
+    pictures = [(one.image, one.caption) for one in made]
+    return pictures, _scores(made), text, list(made), gr.Button(interactive=bool(made)), len(made) - 1
 
 
 def _scores(made: Sequence[Drawn]) -> str:

@@ -42,13 +42,15 @@ def _blocks(studio: Studio) -> Any:
     artist = studio.artist
     with gr.Blocks(title="Customized-GRPO studio", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         gr.Markdown(_headline(artist), elem_id="headline")
-        with gr.Tab("Draw", id="draw"):
+        with gr.Tab("Draw", id="draw") as draw:
             drawn = drawing.build(studio)
         if artist.runs:
-            with gr.Tab("Training", id="training") as tab:
-                training.build(artist.runs, tab)
-            with gr.Tab("Compare blind", id="blind"):
+            with gr.Tab("Training", id="training") as watch:
+                clock = training.build(artist.runs, watch)
+            with gr.Tab("Compare blind", id="blind") as compare:
                 blind.build(studio, drawn)
+            for tab in (draw, compare):
+                tab.select(lambda: gr.Timer(active=False), None, clock, show_progress="hidden")
     page.queue(default_concurrency_limit=1)
     return page
 

@@ -85,8 +85,7 @@ def recipe_in(file: Path) -> dict[str, Any]:
 def command(artist: Artist, system: str, prompt: str, references: Sequence[Path], shown: Shown) -> str:
     """The command that draws the same picture, for a shell."""
     if system == BASE:
-        folder = next(iter(artist.runs.values()), None)
-        words = ["--config", "RECIPE" if folder is None else str(folder / "config.yaml")]
+        words = ["--config", artist.config]
     else:
         run = artist.runs[system]
         words = ["--lora", str(run) if shown.strength == 1 else f"{run}={shown.strength:g}"]

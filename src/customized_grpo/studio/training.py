@@ -11,8 +11,8 @@ from customized_grpo.studio.live import curves, group_in, groups, state_of
 _SECONDS = 5.0
 
 
-def build(runs: Mapping[str, Path], tab: gr.Tab) -> None:
-    """Lay out the tab and connect it. It is looked at anew only while it is open."""
+def build(runs: Mapping[str, Path], tab: gr.Tab) -> gr.Timer:
+    """Lay out the tab and connect it; the clock by which it looks again, which stands still until it is opened."""
     names = list(runs)
     name = gr.Dropdown(names, value=names[0], label="Run", visible=len(names) > 1, elem_id="run")
     number = gr.Slider(1, 2, 1, step=1, label="Saved group, the newest last", visible=False, elem_id="group")
@@ -30,16 +30,14 @@ def build(runs: Mapping[str, Path], tab: gr.Tab) -> None:
     clock = gr.Timer(_SECONDS, active=False)
 
     def look(name: str, known: tuple[Any, ...], number: int) -> tuple[Any, ...]:
-        run = runs[name]
-        found = (name, *state_of(run))
+        saved = groups(runs[name])
+        found = (name, len(saved), *state_of(runs[name]))
         if found == tuple(known):
             return tuple(gr.skip() for _ in range(5))
-        saved = groups(run)
-        was_newest = not known or known[0] != name or number >= known_groups.get(name, 0)
-        known_groups[name] = len(saved)
-        at = max(1, len(saved) if was_newest else min(number, len(saved)))
+        stays = bool(known) and known[0] == name and number < known[1]  # on an older group than the newest
+        at = int(number) if stays else max(1, len(saved))
         slider = gr.Slider(maximum=max(2, len(saved)), value=at, visible=len(saved) > 1)
-        return found, curves(run), slider, *show(name, at)
+        return found, curves(runs[name]), slider, *show(name, at)
 
     def show(name: str, number: int) -> tuple[Any, str]:
         saved = groups(runs[name])
@@ -50,9 +48,9 @@ def build(runs: Mapping[str, Path], tab: gr.Tab) -> None:
         lines += [f"{one}: {', '.join(f'{value:.3g}' for value in of)}" for one, of in group.values.items()]
         return gr.Image(str(group.picture), visible=True), "  \n".join(lines)
 
-    known_groups: dict[str, int] = {}
     outputs = [known, drawn, number, strip, about]
     for event in (tab.select, name.change, clock.tick):
         event(look, [name, known, number], outputs, show_progress="hidden")
     number.release(show, [name, number], [strip, about], show_progress="hidden")
     tab.select(lambda: gr.Timer(active=True), None, clock, show_progress="hidden")
+    return clock
