@@ -84,6 +84,5 @@ def tally_of(votes: Votes) -> str:
         f"{one.low:.0%} to {one.high:.0%} for {one.systems[0]} |"
         for one in counts
     ]
-    return (
-        head + "\n".join(lines) + f"\n\nKept in `{votes.folder}`, as a manifest that `customized-grpo dpo` learns from."
-    )
+    table = head + "\n".join(lines)
+    return f"{table}\n\nVotes are {where}"
