@@ -8,7 +8,10 @@ there, not made again. A *point* is an evaluation of a finished run: of a balanc
 ends, added with weights that sum to 1 (rewarded soups).
 """
 
+import argparse
 import itertools
+import multiprocessing
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -20,7 +23,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import rules
 from ablation import COLUMNS, STATIC_FRONT, SUM, Rows, finals, means, over_front, static
-from grid import ROOT, Cell, Grid, command_line, examples_of, interval
+from grid import ROOT, Cell, Grid, Records, examples_of, interval, silence
 from objectives import COMMON, SHOWN, interval_text
 from page_parts import put, table
 from records import write_table
@@ -89,19 +92,34 @@ def evaluate(point: str, seed: int) -> dict[str, Any]:
     return {"curve": curve, "examples": tuned}
 
 
-def points_of(cell: str) -> list[str]:
-    """Points that a finished run makes possible, where the other end of a mix is finished first."""
-    return [name for name, (run, _) in AT.items() if run == cell] or (list(MIXES) if cell == ENDS[1] else [])
+UNITS = {
+    "main": (("balanced", *ENDS), (*(name for name, (run, _) in AT.items() if run == "balanced"), *MIXES)),
+    "long": (("balanced_long",), tuple(name for name, (run, _) in AT.items() if run == "balanced_long")),
+}
+"""Trainings and points that are recorded together: a point needs weights, which a record doesn't have."""
 
 
-def measure() -> None:
-    """Evaluate what is missing of the points whose runs are there."""
-    done, runs = POINTS.records(), GRID.records()
-    for cell, seed in runs:
-        for point in points_of(cell):
-            complete = point in AT or all((end, seed) in runs for end in ENDS)
-            if (point, seed) not in done and complete:
-                POINTS.keep({(point, seed): evaluate(point, seed)})
+def run_unit(unit: tuple[str, int]) -> tuple[tuple[str, int], Records, Records]:
+    """Train and evaluate a unit at a seed: its records of trainings and of points."""
+    part, seed = unit
+    names, points = UNITS[part]
+    trained = {(cell.name, seed): GRID.run_one(cell, seed)[2] for cell in GRID.cells if cell.name in names}
+    return unit, trained, {(point, seed): evaluate(point, seed) for point in points}
+
+
+def run_missing(only: str | None, workers: int) -> None:
+    """Every unit that is not recorded whole, seed by seed."""
+    done = {**GRID.records(), **POINTS.records()}
+    units = [(part, seed) for part in UNITS if only in (None, part) for seed in SEEDS]
+    missing = [
+        (part, seed) for part, seed in units if not all((name, seed) in done for name in itertools.chain(*UNITS[part]))
+    ]
+    with multiprocessing.get_context("spawn").Pool(workers, initializer=silence) as pool:
+        for (part, seed), trained, points in pool.imap_unordered(run_unit, missing):
+            GRID.keep(trained)
+            POINTS.keep(points)
+            sys.stdout.write(f"{part}, seed {seed}\n")
+            sys.stdout.flush()
 
 
 def rows_of() -> tuple[Rows, dict[str, float]]:
@@ -240,10 +258,13 @@ def write_page() -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Run what is missing, then write the page."""
-    given = command_line(__doc__, GRID.parts).parse_args(arguments)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=UNITS)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--collect", action="store_true")
+    given = parser.parse_args(arguments)
     if not given.collect:
-        GRID.run(given.only, given.workers, given.minutes)
-        measure()
+        run_missing(given.only, given.workers)
     write_page()
     sys.stdout.write(f"{RESULT.relative_to(ROOT)} and {PAGE.relative_to(ROOT)} are written\n")
 

@@ -127,7 +127,7 @@ class Grid:
         if not done and (file := self._table("")).is_file():
             raise ValueError(f"{file} is of other models or another recipe; move it away to begin anew")
         end = time.monotonic() + 60 * minutes
-        with multiprocessing.get_context("spawn").Pool(workers, initializer=_silence) as pool:
+        with multiprocessing.get_context("spawn").Pool(workers, initializer=silence) as pool:
             running: list[Any] = []
             for number, job in enumerate(todo):
                 while sum(not one.ready() for one in running) >= workers:
@@ -244,6 +244,6 @@ def interval(values: Any) -> dict[str, float | None]:
     return {name: found[name] for name in ("mean", "low", "high")} | {"std_seeds": float(values.mean(1).std())}
 
 
-def _silence() -> None:
+def silence() -> None:
     """A worker's progress lines would mix with those of the others."""
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
