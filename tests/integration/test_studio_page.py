@@ -67,6 +67,7 @@ def set_slider(page: Any, name: str, value: str) -> None:
     field = page.locator(f"#{name} input[type=number]")
     field.fill(value)
     field.press("Enter")
+    page.wait_for_function(f"document.querySelector('#{name} input[type=range]').value === '{value}'")
 
 
 def test_base_and_tuned_side_by_side_by_every_control(shown: Watched, run: Path) -> None:

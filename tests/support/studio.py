@@ -85,11 +85,12 @@ class Watched:
         self.wait_for(pictures)
 
     def watch(self) -> None:
-        """Note from now on whether anything is said of a drawing: a result may be there from the one before."""
+        """Note from now on whether a drawing is told of: the result of the one before may be there still."""
         self.page.evaluate("""() => {
-            window.told = 0;
-            const options = { childList: true, subtree: true, characterData: true };
-            new MutationObserver(() => window.told++).observe(document.querySelector("#said"), options);
+            window.told = false;
+            const said = document.querySelector("#said");
+            const look = () => { window.told ||= said.innerText.includes("draws seed"); };
+            new MutationObserver(look).observe(said, { childList: true, subtree: true, characterData: true });
         }""")
 
     def wait_for(self, pictures: int) -> None:

@@ -164,6 +164,17 @@ def has_frames(path: str | Path) -> bool:
         return True
 
 
+def text_in(path: Path, name: str) -> str | None:
+    """A text that a PNG holds under a name, as the studio's recipes; None: it holds none. No pixel is decoded.
+
+    Raises:
+        ImageError: as for ``image_size``.
+    """
+    with _typed_errors(path, MAX_PIXELS), _open(path) as stream, Image.open(stream) as lazy:
+        text = lazy.info.get(name)
+    return text if isinstance(text, str) else None
+
+
 def save_image(image: Image.Image, path: Path) -> None:
     """Write an image in the format of the path's suffix, without any metadata, complete or not at all."""
     with replacing(path) as aside:

@@ -91,8 +91,8 @@ def publish(given: Path, out: Path, options: Options) -> list[str]:
         evaluated = evaluations_of(read, run, step, base, options.evaluations)
         pictures, withheld = _pictures(evaluated, folder, options.pictures)
         said += [withheld] if withheld else []
-        text = dump(config)
-        (folder / "config.yaml").write_text(f"# The resolved recipe, without what is of its author's machine.\n{text}")
+        text = f"# The resolved recipe, without what is of its author's machine.\n{dump(config)}"
+        (folder / "config.yaml").write_text(text, encoding="utf-8")
         said += _loads(folder / "config.yaml", options)
         contents = Contents(
             title=title,

@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from customized_grpo import __version__
 from customized_grpo.atomic import replacing
+from customized_grpo.data.images import text_in
 from customized_grpo.studio.artist import BASE, Artist, Shown
 
 RECIPE: Final = "customized-grpo"
@@ -74,8 +75,7 @@ def recipe_in(file: Path) -> dict[str, Any]:
     Raises:
         ValueError: the picture holds none.
     """
-    with Image.open(file) as image:
-        text = image.info.get(RECIPE)
+    text = text_in(file, RECIPE)
     if text is None:
         raise ValueError(f"{file}: it holds no recipe ({RECIPE}); only pictures that the studio kept do")
     found: dict[str, Any] = json.loads(text)
