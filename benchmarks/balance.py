@@ -24,7 +24,7 @@ import numpy as np
 import rules
 from ablation import COLUMNS, STATIC_FRONT, SUM, Rows, finals, means, over_front, static
 from grid import ROOT, Cell, Grid, Records, examples_of, interval, silence
-from objectives import COMMON, SHOWN, interval_text
+from objectives import COMMON, SHOWN, interval_text, save_fronts
 from page_parts import put, table
 from records import write_table
 
@@ -240,12 +240,7 @@ def plot(of: Mapping[tuple[Any, ...], dict[str, Any]]) -> None:
         for name, place in zip(front, places, strict=True):
             text = name.partition("@")[2] or (name.partition("-")[2].replace("to", " : ") if name in STATIC else "")
             axis.annotate(text, place, textcoords="offset points", xytext=(5, 4), fontsize=7, color=colour)
-    axis.set_xlabel("prompt accuracy (held out)")
-    axis.set_ylabel("identity accuracy (held out)")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8)
-    figure.savefig(IMAGE, dpi=160)
-    plt.close(figure)
+    save_fronts(figure, axis, IMAGE)
 
 
 def write_page() -> None:

@@ -177,6 +177,16 @@ def seconds_table() -> str:
     return table(["objective", "seconds (quartiles)", "over `grpo`, paired", *PHASES], lines)
 
 
+def save_fronts(figure: Any, axis: Any, image: Path) -> None:
+    """Label a plane of prompt and identity, and write it."""
+    axis.set_xlabel("prompt accuracy (held out)")
+    axis.set_ylabel("identity accuracy (held out)")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+    figure.savefig(image, dpi=160)
+    plt.close(figure)
+
+
 def plot(result: list[dict[str, Any]]) -> None:
     """Prompt against identity: a line a front, a mark a schedule, with intervals."""
     of = {(row["of"], row["metric"]): row for row in result if row.get("over") in (None, "")}
@@ -197,12 +207,7 @@ def plot(result: list[dict[str, Any]]) -> None:
             front += [(x["mean"], y["mean"])] if mark == "o" else []
         if front:
             axis.plot(*zip(*sorted(front), strict=True), color=colour, lw=1.3, label=objective)
-    axis.set_xlabel("prompt accuracy (held out)")
-    axis.set_ylabel("identity accuracy (held out)")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8)
-    figure.savefig(IMAGE, dpi=160)
-    plt.close(figure)
+    save_fronts(figure, axis, IMAGE)
 
 
 def write_page() -> None:

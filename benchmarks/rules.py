@@ -25,7 +25,7 @@ import matplotlib.pyplot as plt
 import objectives
 from ablation import COLUMNS, FITTED, STATIC_FRONT, SUM, Rows, differences, finals, means, over_front, sars, static
 from grid import RECIPE, ROOT, Cell, Grid, command_line
-from objectives import COMMON, SHOWN, interval_text, paired_seconds
+from objectives import COMMON, SHOWN, interval_text, paired_seconds, save_fronts
 from page_parts import put, seconds_table, table
 from records import read_table, write_table
 
@@ -268,12 +268,7 @@ def plot(result: list[dict[str, Any]]) -> None:
         known = axis.get_legend_handles_labels()[1]
         axis.plot(x, y, mark, color=colour, ms=6, label="" if label in known else label)
         axis.annotate(weights if rule in marks else rule, (x, y), textcoords="offset points", xytext=(5, 4), fontsize=7)
-    axis.set_xlabel("prompt accuracy (held out)")
-    axis.set_ylabel("identity accuracy (held out)")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8)
-    figure.savefig(IMAGE, dpi=160)
-    plt.close(figure)
+    save_fronts(figure, axis, IMAGE)
 
 
 def write_page() -> None:

@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 from customized_grpo.commands.app import app
 from customized_grpo.data.images import load_image
 from customized_grpo.recipe.loading import load_any, save_recipe
+from customized_grpo.report.folders import named
 from customized_grpo.sampling.draw import draw
 from customized_grpo.studio import saved
-from customized_grpo.studio.artist import BASE, Artist, Shown, names_of
+from customized_grpo.studio.artist import BASE, Artist, Shown
 from customized_grpo.studio.scores import Scores
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer
@@ -140,10 +141,12 @@ def test_runs_that_draw_otherwise_are_refused(tiny_world: Path, runs: dict[str, 
 
 
 def test_names_of_runs(tmp_path: Path) -> None:
-    assert names_of([tmp_path / "a" / "run", tmp_path / "b" / "run"]).keys() == {"a/run", "b/run"}
-    assert names_of([tmp_path / "base"]).keys() == {f"{tmp_path.name}/base"}, "the untrained system has that name"
+    assert named([tmp_path / "a" / "run", tmp_path / "b" / "run"]).keys() == {"a/run", "b/run"}
+    assert named([tmp_path / "base"], taken=BASE).keys() == {f"{tmp_path.name}/base"}, (
+        "the untrained system has that name"
+    )
     with pytest.raises(ValueError, match="given twice"):
-        names_of([tmp_path / "run", tmp_path / "run"])
+        named([tmp_path / "run", tmp_path / "run"])
 
 
 def test_scores_are_those_of_training_and_a_broken_reward_leaves_the_others(

@@ -29,7 +29,8 @@ def studio(
     if find_spec("gradio") is None:
         raise ValueError("the studio needs Gradio: pip install 'customized-grpo[studio]'")
     from customized_grpo.recipe.loading import run_config
-    from customized_grpo.studio.artist import Artist, names_of
+    from customized_grpo.report.folders import named
+    from customized_grpo.studio.artist import BASE, Artist
     from customized_grpo.studio.data import dataset_of, examples_of
     from customized_grpo.studio.page import mount
     from customized_grpo.studio.parts import Studio
@@ -37,9 +38,9 @@ def studio(
     from customized_grpo.studio.server import serve
 
     hush_libraries()
-    named = names_of(runs or [])
-    first = next(iter(named.values()), None)
-    artist = Artist(config if first is None else run_config(first), named)
+    given = named(runs or [], taken=BASE)
+    first = next(iter(given.values()), None)
+    artist = Artist(config if first is None else run_config(first), given)
     scores = Scores(artist.recipe, artist.device)
     dataset, no_data = dataset_of(artist.recipe)
     examples = examples_of(dataset, 8)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from customized_grpo.console import duration
 from customized_grpo.publish.licences import MINI
 from customized_grpo.publish.loading import Form
 from customized_grpo.publish.results import Evaluated
@@ -28,7 +29,7 @@ def facts(run: RunFolder, recipe: Recipe, step: int) -> list[tuple[str, str]]:
         ("Objective", str(run.get("objective", "type"))),
         ("Published step", f"{step} of {run.planned_steps}"),
         ("Seconds per step", f"{sum(of_step) / len(of_step):.3g}" if of_step else ""),
-        ("Time of training", _duration(sum(of_step)) if of_step else ""),
+        ("Time of training", duration(sum(of_step)) if of_step else ""),
         ("Device", "CPU" if recipe.run.device == "cpu" else "not recorded"),
         ("Precision", {"no": "float32", "bf16": "bfloat16"}[recipe.run.precision]),
         ("Size", f"{recipe.policy.height} x {recipe.policy.width}"),
@@ -75,10 +76,3 @@ def limits(
     if form.base == MINI:
         found.append("The miniature draws 64 x 64 pictures of a world of its own; it is for learning and tests.")
     return found
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"

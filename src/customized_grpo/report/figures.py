@@ -1,6 +1,6 @@
 """Figures of the report, made from the data of the runs, each with title, caption and text alternative."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 from customized_grpo.report.folders import RunFolder
@@ -62,22 +62,34 @@ _WEIGHTS: Final = (
 
 
 def all_figures(
-    runs: Sequence[RunFolder], summaries: Sequence[Mapping[str, Any] | None], axes: Mapping[str, str]
-) -> dict[str, Any]:
-    """Figures by section; a section without data is an empty list."""
-    return {
-        "heldout": _heldout(runs, axes),
-        "rewards": (rewards := _rewards(runs)),
-        "learnt": [] if rewards else _learnt(runs),
-        "planes": _planes(runs, summaries, axes),
-        "conflict": _conflict(runs),
-        "weights": _weights(runs),
-        "health": [
+    runs: Sequence[RunFolder],
+    summaries: Sequence[Mapping[str, Any] | None],
+    axes: Mapping[str, str],
+    sections: Collection[str] | None = None,
+) -> dict[str, list[FigureView]]:
+    """Figures by section; a section without data is an empty list.
+
+    Args:
+        runs: to draw.
+        summaries: of their evaluations.
+        axes: axis to its held-out column.
+        sections: which are drawn; None: all.
+    """
+    rewards = _rewards(runs)
+    makers: dict[str, Callable[[], list[FigureView]]] = {
+        "heldout": lambda: _heldout(runs, axes),
+        "rewards": lambda: rewards,
+        "learnt": lambda: [] if rewards else _learnt(runs),
+        "planes": lambda: _planes(runs, summaries, axes),
+        "conflict": lambda: _conflict(runs),
+        "weights": lambda: _weights(runs),
+        "health": lambda: [
             view
             for key, title, note in _HEALTH
             for view in _over_steps(runs, key, title, note, log=key == "ratio/max_abs_log")
         ],
     }
+    return {name: make() for name, make in makers.items() if sections is None or name in sections}
 
 
 def _planes(

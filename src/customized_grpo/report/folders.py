@@ -167,12 +167,21 @@ def read_runs(paths: Sequence[Path], *, metrics: str = "") -> list[RunFolder]:
     """
     if not paths:
         raise ValueError("no run was given; give the folder of at least one run")
-    names = [path.resolve().name for path in paths]
-    if len(set(names)) < len(names):
-        names = [f"{path.resolve().parent.name}/{path.resolve().name}" for path in paths]
-    if len(set(names)) < len(names):
+    return [_read(path, name, metrics) for name, path in named(paths).items()]
+
+
+def named(paths: Sequence[Path], taken: str = "") -> dict[str, Path]:
+    """Runs by unique names: the folder's, with its parent's where two are called the same, or one is called ``taken``.
+
+    Raises:
+        ValueError: a run is there twice.
+    """
+    found = {path.resolve().name: path for path in paths}
+    if len(found) < len(paths) or taken in found:
+        found = {f"{path.resolve().parent.name}/{path.resolve().name}": path for path in paths}
+    if len(found) < len(paths):
         raise ValueError(f"the same run was given twice: {', '.join(map(str, paths))}")
-    return [_read(path, name, metrics) for path, name in zip(paths, names, strict=True)]
+    return found
 
 
 def _read(path: Path, name: str, metrics: str) -> RunFolder:

@@ -173,20 +173,6 @@ class Artist:
             self._on = wanted
 
 
-def names_of(runs: Sequence[Path]) -> dict[str, Path]:
-    """Runs by unique names: the folder's, with its parent's where two are called the same.
-
-    Raises:
-        ValueError: a run is there twice, or has the base's name.
-    """
-    found = {path.resolve().name: path for path in runs}
-    if len(found) < len(runs) or BASE in found:
-        found = {f"{path.resolve().parent.name}/{path.resolve().name}": path for path in runs}
-    if len(found) < len(runs):
-        raise ValueError(f"the same run was given twice: {', '.join(map(str, runs))}")
-    return found
-
-
 def _check_same(recipe: Recipe | EvaluateRecipe, name: str, other: Recipe | EvaluateRecipe) -> None:
     """Raise for a run that draws by another base, another size, or other noise levels."""
 

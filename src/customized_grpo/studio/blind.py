@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from customized_grpo.evaluation.tables import cell
 from customized_grpo.studio.artist import Shown
 from customized_grpo.studio.drawing import Inputs
 from customized_grpo.studio.parts import ONE_DRAWS, Asked, Studio, asked, picture, told
@@ -80,8 +81,8 @@ def tally_of(votes: Votes) -> str:
         return f"No vote yet. Votes are {where}"
     head = "| systems | wins | ties | share of wins, 95 % |\n| --- | --- | --- | --- |\n"
     lines = [
-        f"| {one.systems[0]} : {one.systems[1]} | {one.wins[0]} : {one.wins[1]} | {one.ties} | "
-        f"{one.low:.0%} to {one.high:.0%} for {one.systems[0]} |"
+        f"| {cell(one.systems[0])} : {cell(one.systems[1])} | {one.wins[0]} : {one.wins[1]} | {one.ties} | "
+        f"{one.low:.0%} to {one.high:.0%} for {cell(one.systems[0])} |"
         for one in counts
     ]
     table = head + "\n".join(lines)

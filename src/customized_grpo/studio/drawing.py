@@ -8,6 +8,7 @@ from typing import Any, final
 
 import gradio as gr
 
+from customized_grpo.evaluation.tables import cell
 from customized_grpo.studio import saved
 from customized_grpo.studio.artist import Shown
 from customized_grpo.studio.parts import (
@@ -196,7 +197,7 @@ def _scores(made: Sequence[Drawn]) -> str:
     names = list(made[0].scores) if made else []
     if not names:
         return ""
-    lines = [f"| | {' | '.join(names)} |", "| --- |" + " ---: |" * len(names)]
+    lines = [f"| | {' | '.join(map(cell, names))} |", "| --- |" + " ---: |" * len(names)]
     for one in made:
         rivals = [other.scores for other in made if other.shown.seed == one.shown.seed]
         cells = []
@@ -204,7 +205,7 @@ def _scores(made: Sequence[Drawn]) -> str:
             value, best = one.scores[name], max(scores[name] for scores in rivals)
             text = "–" if math.isnan(value) else f"{value:.3g}"
             cells.append(f"**{text}**" if len(rivals) > 1 and value == best else text)
-        lines.append(f"| {one.caption} | {' | '.join(cells)} |")
+        lines.append(f"| {cell(one.caption)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

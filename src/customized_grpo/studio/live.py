@@ -41,7 +41,7 @@ def _curves(run: Path, state: tuple[int, ...]) -> str:
     except ValueError as error:  # nothing is measured yet
         return f"<p>{html.escape(str(error))}</p>"
     axes = page.axes_of([read])
-    shown = figures.all_figures([read], [page.summary_of(read)], axes)
+    shown = figures.all_figures([read], [], axes, ("rewards", "learnt", "heldout", "conflict"))
     done = f"step {read.last_step}" + (f" of {read.planned_steps}" if read.planned_steps else "")
     views = [*shown["rewards"], *shown["learnt"], *shown["heldout"], *shown["conflict"][:1]]
     drawn = "".join(

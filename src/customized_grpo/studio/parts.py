@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -40,7 +40,7 @@ class Studio:
     uploads: Path
     dataset: Dataset | None
     no_data: str
-    examples: Sequence[Example] = field(default=())
+    examples: Sequence[Example]
 
     def shown_folders(self) -> list[Path]:
         """Folders whose files the page may show."""
