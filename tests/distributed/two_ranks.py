@@ -32,7 +32,19 @@ from customized_grpo.training import state as saving
 from customized_grpo.training.state import save
 from customized_grpo.training.trainer import Trainer
 from forked import two_ranks
-from runs import BALANCED, BUCKETS, NFT, RULES, SIGNAL_AT, SLOW, TAUGHT, taught_recipe, tiny_recipe, with_evaluation
+from runs import (
+    BALANCED,
+    BUCKETS,
+    NFT,
+    RULES,
+    SIGNAL_AT,
+    SLOW,
+    STALE,
+    TAUGHT,
+    taught_recipe,
+    tiny_recipe,
+    with_evaluation,
+)
 
 STEPS = 5
 # "auto", as users launch it: accelerate joins processes without a GPU only if it is told to use the CPU.
@@ -79,6 +91,7 @@ def data_parallel(out: Path, trainer_of: Callable[..., Trainer]) -> None:
     trainer_of("nft", **NFT).run()
     trainer_of("rules", **RULES).run()
     trainer_of("balanced", **BALANCED).run()
+    trainer_of("stale", **STALE).run()
     buckets = trainer_of("buckets", data__path=str(out / "taught" / "train.jsonl"), **BUCKETS)
     wrapper = weakref.ref(buckets.parts.policy.transformer)
     buckets.run()
@@ -158,6 +171,7 @@ def fully_sharded(out: Path, world: Path, trainer_of: Callable[..., Trainer]) ->
     trainer_of("fsdp-nft", **NFT).run()
     trainer_of("fsdp-rules", **RULES).run()
     trainer_of("fsdp-balanced", **BALANCED).run()
+    trainer_of("fsdp-stale", **STALE).run()
     trainer_of("fsdp-buckets", data__path=str(out / "taught" / "train.jsonl"), **BUCKETS).run()
     supervised(out, "fsdp-")
     without_the_last_step(trainer, out / "fsdp-again")

@@ -21,8 +21,8 @@ from customized_grpo.data import order
 from customized_grpo.memory.geometry import step_geometry
 from customized_grpo.training import trainer as module
 from customized_grpo.training.encoded import needed_of
+from customized_grpo.training.resumable import compare_recipes
 from customized_grpo.training.setup import build
-from customized_grpo.training.state import compare_recipes
 from customized_grpo.training.trainer import Trainer, train
 from runs import NFT, RULES, checkpoint_bytes, metrics_of, tiny_recipe
 

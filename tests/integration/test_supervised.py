@@ -13,7 +13,7 @@ from PIL import Image
 from customized_grpo import testing
 from customized_grpo.policies.adapters.lora import adapter_state
 from customized_grpo.report.write import write_report
-from customized_grpo.training import state
+from customized_grpo.training import resumable
 from customized_grpo.training.setup import build
 from customized_grpo.training.trainer import Trainer, train
 from forked import exit_code, forked
@@ -143,6 +143,6 @@ def test_rl_goes_on_from_the_lora_and_is_held_to_it(taught_world: Path, tmp_path
 
 def test_a_checkpoint_has_the_supervised_recipe(taught_world: Path, tmp_path: Path) -> None:
     run = train(taught_recipe(taught_world, tmp_path / "run", "sft", train__steps=1))
-    saved = state.saved_recipe(run / "checkpoints" / "step-000001" / "config.yaml")
+    saved = resumable.saved_recipe(run / "checkpoints" / "step-000001" / "config.yaml")
     assert saved.objective.type == "sft"
     assert not saved.rewards

@@ -64,6 +64,9 @@ BUCKETS: dict[str, Any] = {"train__buckets": [[32, 64]], "train__steps": 3}
 BALANCED: dict[str, Any] = {"policy__lora": {"rank": 2, "balance": True}, "train__steps": 3}
 """Changes of a recipe that train one adapter for every trade-off."""
 
+STALE: dict[str, Any] = {"train__staleness": 1, "objective__clip": 0.1, "train__steps": 3}
+"""Changes of a recipe whose rollouts lag an update behind."""
+
 RULES: dict[str, Any] = {
     "advantage__rules": {
         "scale": {"bright": {"centre": 115.0, "slope": 0.5}, "warm": {"centre": 74.0, "slope": 0.5}},

@@ -113,5 +113,5 @@ def _checkpoint(recipe: Recipe) -> int | None:
     exported = 4 * sum(adapter_parameters(trained.layers, trained.rank))  # where q, k and v share an A, each has it
     if trained.own:
         exported = transformer.whole.num_values * (2 if recipe.run.precision == "bf16" else 4)
-    copies = 1 + (train.ema is not None) + recipe.objective.keeps_average
+    copies = 1 + (train.ema is not None) + recipe.objective.keeps_average + train.staleness
     return exported + 4 * copies * values + optimizer_bytes(trained.sizes, train.optimizer)

@@ -62,6 +62,7 @@ def block_activations(
     b: int,
     *,
     modulated: bool = False,
+    normed: int = 4,
 ) -> int:
     """Bytes that autograd stores for one transformer block.
 
@@ -71,15 +72,15 @@ def block_activations(
         rank: rank of the adapters.
         tokens: tokens per sample.
         n: number of samples.
-        b: bytes of the compute dtype. At 2 bytes each adapter casts its own copy of its input, and inputs of norms are
-            kept in float32.
+        b: bytes of the compute dtype.
         modulated: whether the scales of the norms' outputs are trained, so that these outputs are stored too.
+        normed: bytes of a value that a norm reads or writes.
     """
     joint = tokens.image + tokens.text
     width, shared = width_of(block), 0
     if tokens.once:  # beside its own pass, attention keeps its keys and values with those of each sample
         alone = Tokens(image=tokens.once, text=0)
-        shared = block_activations(block, tuned, rank, alone, 1, b, modulated=modulated)
+        shared = block_activations(block, tuned, rank, alone, 1, b, modulated=modulated, normed=normed)
         shared += 2 * n * tokens.once * width * b
         # It is modulated at another time than the image, for which two scales and two gates are held for each token.
         shared += 4 * (n * (tokens.image + tokens.text) + tokens.once) * width * b
@@ -87,21 +88,29 @@ def block_activations(
     for layer, here in passing(block, tokens):
         source = (layer.name.rpartition(".")[0], layer.inputs, here)
         if layer.name in tuned:
-            if b < 4 or source not in seen:
+            if source not in seen:  # those that read the same tensor share its copy
                 total += here * layer.inputs * b
             total += here * rank * b
         seen.add(source)
         if _VALUE.search(layer.name):
             continue  # counted with all values, below
         feeds_norm = bool(_QUERY_OR_KEY.search(layer.name)) or layer.outputs == width
-        total += here * layer.outputs * (4 if feeds_norm else b) * (2 if _GATE.search(layer.name) else 1)
+        total += here * layer.outputs * (normed if feeds_norm else b) * (2 if _GATE.search(layer.name) else 1)
         if modulated and _QUERY_OR_KEY.search(layer.name):
-            total += here * layer.outputs * 4  # once more, normalised, for the norm's own weight
+            total += here * layer.outputs * normed  # once more, normalised, for the norm's own weight
     two_streams = _has_two_streams(block)
     for name in block.layer_norms if modulated else ():
         of_text = bool(_TEXT_NORM.search(name))
-        total += ((tokens.text if of_text else tokens.image) if two_streams else joint) * width * 4
+        total += ((tokens.text if of_text else tokens.image) if two_streams else joint) * width * normed
     return n * (total + 4 * joint * width * b) + shared
+
+
+def products_stored(block: Layers, tuned: frozenset[str], rank: int, tokens: Tokens, n: int, b: int) -> int:
+    """Bytes of the outputs of a block's products and attention, which a checkpoint of cheap operators stores."""
+    outputs = sum(
+        here * (layer.outputs + (rank if layer.name in tuned else 0)) for layer, here in passing(block, tokens)
+    )
+    return n * b * (outputs + (tokens.image + tokens.text) * width_of(block))
 
 
 def passing(block: Layers, tokens: Tokens) -> list[tuple[LinearShape, int]]:
@@ -156,15 +165,18 @@ def activations(
     n: int,
     b: int,
     checkpointing: float,
+    cheap: bool = False,
+    half_norms: bool = False,
 ) -> Activations:
     """Bytes that a forward of n samples stores, and that its backward pass needs in addition.
 
     With gradient checkpointing, the first blocks (a share of all) store only inputs and are recomputed one at a time,
-    after the others' activations are freed. The backward pass is assumed to need as much as one block stores, for
+    after the others' activations are freed; if only what is ``cheap`` is recomputed, they store the outputs of products
+    and attention, too. The backward pass is assumed to need as much as one block stores, for
     gradients of activations.
     """
     names = {layer.name for layer in layers}
-    modulated = any(_MODULATION.search(name) for name in names)
+    modulated, normed = any(_MODULATION.search(name) for name in names), b if half_norms else 4
     sizes, inputs = [], list[int]()
     for name, block in transformer.blocks:
         tuned = frozenset(one.removeprefix(f"{name}.") for one in names if one.startswith(f"{name}."))
@@ -173,8 +185,9 @@ def activations(
             sizes.append(0)
             inputs.append(0)
             continue
-        sizes.append(block_activations(block, tuned, rank, here, n, b, modulated=modulated))
-        inputs.append((n * (here.image + here.text) + here.once) * block.linears[0].inputs * b)
+        sizes.append(block_activations(block, tuned, rank, here, n, b, modulated=modulated, normed=normed))
+        stored = products_stored(block, tuned, rank, here, n, b) if cheap else 0
+        inputs.append((n * (here.image + here.text) + here.once) * block.linears[0].inputs * b + stored)
     outside = inputs[-1]  # the final norm's input
     inside = tuple(f"{name}." for name, _ in transformer.blocks)
     for layer in layers:
@@ -184,7 +197,8 @@ def activations(
             outside += n * length * (4 * layer.inputs if of_norm else b * layer.inputs)
     again = num_checkpointed(checkpointing, len(sizes))
     kept = sum(sizes[again:])
-    working = max([2 * size - kept for size in sizes[:again]] + sizes[again:])
+    held = inputs if cheap else [0] * again  # what a block has stored by itself isn't made again
+    working = max([2 * size - here - kept for size, here in zip(sizes[:again], held, strict=False)] + sizes[again:])
     return Activations(stored=sum(inputs[:again]) + kept + outside, working=working)
 
 

@@ -135,7 +135,8 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
     share, batch = float(policy.gradient_checkpointing), _rollout_batch(recipe)
     pairs = min(recipe.pairs_per_backward, recipe.samples_per_update * len(geometry.trained))
     tokens = tokens_of(policy, latent_shape[0])
-    forward = partial(activations, model.transformer, trained.layers, trained.rank, tokens, b=b)
+    half = policy.norms == "half"
+    forward = partial(activations, model.transformer, trained.layers, trained.rank, tokens, b=b, half_norms=half)
     references, text = _prompt_tokens(policy, latent_shape[0])
     kept = prefix_bytes(model.transformer.blocks, policy.kept_tokens(references, text), n=policy.num_forwards(), b=b)
     said = [f"kept keys and values {kept / GIB:.1f} GiB"] if kept > GIB / 20 else []
@@ -145,7 +146,7 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
         of_cache = cache_bytes(cache, tokens, width=width, channels=latent_shape[1], n=n, b=b)
         said += [f"sampling.cache {of_cache / GIB:.1f} GiB"] if of_cache > GIB / 20 else []
         kept += of_cache
-    replay = forward(n=pairs, checkpointing=share)
+    replay = forward(n=pairs, checkpointing=share, cheap=policy.recompute == "cheap")
     again = {0.0: "without", 1.0: "with"}.get(share, f"{share:.0%} of the blocks with")
     decoded = min(_DECODE_CHUNK, train.group_size)
     samples = [f"{batch} samples", *said, *(["while rewards score the group before"] if scorers.working else [])]
@@ -154,7 +155,10 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
         bytes=forward(n=batch, checkpointing=1.0).working // 2 + kept + scorers.working,
         note=", ".join(samples),
     )
+    layers = [layer for _, block in model.transformer.blocks for layer in block.linears]
+    eighth = sum(one.inputs * one.outputs for one in layers) if recipe.sampling.float8 else 0
     resident = [
+        *([Line(name="weights in float8, for rollouts", bytes=eighth)] if eighth else []),
         *_weights(recipe, model.transformer, trained, b, world),
         *(Line(name=name, bytes=size) for name, size in {**parts, **scorers.weights}.items()),
         Line(name="trajectories", bytes=geometry.trajectory_bytes or 0),
@@ -164,12 +168,13 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
         Line(
             name="replay",
             bytes=policy.num_forwards() * replay.stored + replay.working,
-            note=f"{pairs} pairs, {again} gradient checkpointing",
+            note=f"{pairs} pairs, {again} gradient checkpointing"
+            + (" of cheap operators" if policy.recompute == "cheap" else ""),
         ),
         *([] if recipe.objective.targets else [rollout]),
         Line(
             name="update",
-            bytes=4 * sum(trained.sizes) if train.optimizer == "adamw" else 0,
+            bytes=4 * sum(trained.sizes) if train.optimizer == "adamw" else 0,  # a fused kernel makes none
             note="roots of the second moments",
         ),
         Line(name="decode", bytes=decode_bytes(decoded, policy.height, policy.width, model.vae_channels)),
@@ -216,6 +221,7 @@ def _weights(recipe: Recipe, transformer: Skeleton, trained: Trained, b: int, wo
     copies = [("weights", 4), ("gradients", 4)]
     copies += [("running average (ema)", 4)] if train.ema is not None else []
     copies += [("old policy", 4)] if recipe.objective.keeps_average else []
+    copies += [("weights that sampled (staleness)", 4)] if train.staleness else []
     copies += [("autocast's copy", b)] if b < 4 else []
     copies += [("buckets of data-parallel", 4)] if world > 1 else []
     copies += [("the base's, for the KL", 4)] if recipe.objective.needs_base and trained.own else []

@@ -11,7 +11,7 @@ from typing import Literal
 from customized_grpo.memory.skeleton import LinearShape, Skeleton
 from customized_grpo.policies.acceleration import NOT_QUANTIZED, Quantization
 
-Optimizer = Literal["adamw", "adamw_8bit"]
+Optimizer = Literal["adamw", "adamw_fused", "adamw_8bit"]
 _QKV = re.compile(r"((^|\.)(to|add)_)[qkv](_proj)?$")
 _SMALLEST_8BIT = 4096
 """Size of a parameter below which bitsandbytes keeps 32-bit moments."""
@@ -81,7 +81,7 @@ def optimizer_bytes(sizes: Iterable[int], optimizer: Optimizer) -> int:
     """Two moments per value, float32, or 8 bits with a float32 scale per 256 and two tables of 256 per parameter."""
     total = 0
     for n in sizes:
-        if optimizer == "adamw" or n < _SMALLEST_8BIT:
+        if optimizer != "adamw_8bit" or n < _SMALLEST_8BIT:
             total += 2 * 4 * n
         else:
             total += 2 * (n + 4 * -(-n // 256) + 4 * 256)

@@ -4,6 +4,7 @@ Dimensions: G group size, T sampler steps, K trained levels, S latent tokens, C 
 """
 
 from abc import abstractmethod
+from contextlib import nullcontext
 from typing import Literal, Self
 
 import torch
@@ -15,6 +16,7 @@ from customized_grpo import registry
 from customized_grpo.objectives.base import Draw, Objective, ObjectiveConfig, PairLoss, rows_at
 from customized_grpo.objectives.old_policy import power_decay, ramp_decay, velocity_kl
 from customized_grpo.policies.base import Policy
+from customized_grpo.policies.float8 import Float8Products
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.recipe.sections import Section
 from customized_grpo.sampling.caching import RolloutCache
@@ -148,6 +150,7 @@ class ForwardObjective(Objective):
             self.transition = registry.build_function("dynamics", sampling.dynamics)
         self.equal = section.step_weighting == "equal"
         self.cache = None if sampling.cache is None else RolloutCache(sampling.cache, policy)
+        self.float8 = Float8Products(policy) if sampling.float8 else None
 
     @abstractmethod
     def pull(self, sigma: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
@@ -171,9 +174,10 @@ class ForwardObjective(Objective):
                 draws = transition_noise(shape, size, len(plan.stochastic), **where)
                 by = Noisy(plan=plan, transition=self.transition, draws=draws, shared_noise=sampling.shared_noise)
         assert by is not None
-        latents, images = sample_final(
-            self.policy, cond, sigmas=self.sigmas, noise=noise, by=by, clock=clock, batch=batch, cache=self.cache
-        )
+        with nullcontext() if self.float8 is None else self.float8.over():
+            latents, images = sample_final(
+                self.policy, cond, sigmas=self.sigmas, noise=noise, by=by, clock=clock, batch=batch, cache=self.cache
+            )
         with clock.phase("rollout"):
             places = self.levels.places(sampling.steps, generator(draw.seed, "levels", draw.step, draw.group))
             places = places.to(latents.device, non_blocking=True)

@@ -1,21 +1,25 @@
-"""Acceleration of a policy's transformer: bitsandbytes weights, attention backend, compiled blocks.
+"""Acceleration of a policy's transformer: bitsandbytes weights, attention backend, casts, norms, compiled blocks.
 
-None of it is on by default, and each changes the velocity by rounding; the guard on the first replay's ratio
-(``train.ratio_guard``) checks that rollout and replay still compute the same.
+Only the sparing of casts, which changes no bit of it, is on by default. The others change the velocity by rounding; the
+guard on the first replay's ratio (``train.ratio_guard``) checks that rollout and replay still compute the same.
 """
 
+import os
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from customized_grpo.policies import precision
 from customized_grpo.policies.checkpointing import checkpoint_blocks
 
 if TYPE_CHECKING:
     from diffusers import BitsAndBytesConfig
 
 Quantization = Literal["none", "8bit", "4bit"]
+Norms = Literal["float32", "half"]
 
 NOT_QUANTIZED = ("x_embedder", "x_embedders", "context_embedder", "time_text_embed", "norm_out", "proj_out")
 """Layers that stay in the compute dtype. An error of the last layer goes into the velocity undamped: NF4 moves a tiny
@@ -82,8 +86,10 @@ def place_and_freeze(pipeline: Any, config: Any, device: torch.device) -> None:
         if isinstance(part, nn.Module):
             part.requires_grad_(False)
             part.eval()
+    if config.channels_last:
+        to_channels_last(pipeline.vae)
     if config.gradient_checkpointing and pipeline.transformer is not None:
-        checkpoint_blocks(pipeline.transformer, float(config.gradient_checkpointing))
+        checkpoint_blocks(pipeline.transformer, float(config.gradient_checkpointing), config.recompute)
 
 
 def apply(
@@ -92,9 +98,10 @@ def apply(
     *,
     quantization: Quantization,
     attention: str | None,
-    compile_blocks: bool,
+    norms: Norms = "float32",
+    compile_blocks: bool | Literal["dynamic"],
 ) -> None:
-    """Check the weights' quantisation, set the attention backend, and compile the repeated blocks.
+    """Check the weights' quantisation, set the attention backend, spare casts, and compile the repeated blocks.
 
     Raises:
         ValueError: the policy ignored ``quantization``, or the backend or the compiler can't be used here.
@@ -118,13 +125,32 @@ def apply(
             ) from error
         finally:  # diffusers also makes it the default of every other model in this process
             _AttentionBackendRegistry.set_active_backend(before)
+    precision.cast_once(transformer)
+    if norms == "half":
+        precision.half_norms(transformer)
     if compile_blocks:
         try:
-            model.compile_repeated_blocks(dynamic=False)  # a shape seen before reuses its code
+            # a shape seen before reuses its code; None leaves it to torch, which makes what has changed a variable
+            model.compile_repeated_blocks(dynamic=None if compile_blocks == "dynamic" else False)
         except (ValueError, AttributeError) as error:
             raise ValueError(
                 f"policy.compile: {type(model).__name__} names no repeated blocks; set it to false"
             ) from error
+
+
+def to_channels_last(model: nn.Module) -> None:
+    """Lay out the weights of convolutions as their kernels on a GPU read them; they pass it on to what they compute."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.to(memory_format=torch.channels_last)
+        elif isinstance(module, nn.Conv3d):
+            module.weight.data = module.weight.data.to(memory_format=torch.channels_last_3d)
+
+
+def keep_compiled(folder: str | None) -> None:
+    """Keep compiled code in a run's cache, where a restart finds it, unless ``TORCHINDUCTOR_CACHE_DIR`` says where."""
+    if folder is not None:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(folder).expanduser().resolve() / "compiled"))
 
 
 def is_quantized(transformer: nn.Module) -> bool:

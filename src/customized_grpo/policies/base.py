@@ -228,6 +228,8 @@ def load_policy(
     asked, key = ("auto", "device") if device is None else (str(device), "device")
     if isinstance(spec, Recipe | EvaluateRecipe):
         asked, key = (spec.run.device, "run.device") if device is None else (asked, key)
+        if spec.policy.compile:
+            acceleration.keep_compiled(spec.run.cache)
         precision, spec = precision or spec.run.precision, spec.policy
     device = open_device(asked, key)
     kind: Any = registry.resolve("policies", registry.type_of(spec))
@@ -240,6 +242,7 @@ def load_policy(
             device,
             quantization=spec.quantization,
             attention=spec.attention,
+            norms=spec.norms,
             compile_blocks=spec.compile,
         )
     return policy

@@ -6,8 +6,10 @@ from customized_grpo.identity.hashes import FileHashes, short_hash
 from customized_grpo.identity.sections import identified
 from customized_grpo.recipe.sections import PolicySpec
 
-_NO_PIXELS: Final = ("lora", "full", "gradient_checkpointing", "offline", "keep_keys")
+_NO_PIXELS: Final = ("lora", "full", "gradient_checkpointing", "recompute", "offline", "keep_keys")
 """Fields that don't decide what an untrained model draws."""
+_ADDED: Final = {"norms": "float32", "channels_last": False}
+"""Fields that came after runs had been made, at the value that changes nothing: those runs' bases keep their names."""
 
 
 def base_identity(policy: PolicySpec, hashes: FileHashes) -> str:
@@ -15,6 +17,7 @@ def base_identity(policy: PolicySpec, hashes: FileHashes) -> str:
 
     A folder that full fine-tuning starts from is in it; an adapter that training starts from has a hash of its own.
     """
-    section = policy.model_dump(mode="json", exclude=set(_NO_PIXELS))
+    plain = {name for name, usual in _ADDED.items() if getattr(policy, name, usual) == usual}
+    section = policy.model_dump(mode="json", exclude=plain | set(_NO_PIXELS))
     start = policy.full.path if policy.full is not None else None
     return short_hash(identified([section, start], hashes))

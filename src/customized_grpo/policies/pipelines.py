@@ -63,6 +63,9 @@ class PipelineConfig(PolicyConfig):
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
     variant: str | None = Field(default=None, description="weights variant, such as 'fp16'")
     max_references: PositiveInt = 4
+    channels_last: bool = Field(
+        default=False, description="lay out the VAE's convolutions as a GPU's kernels read them; rounding differs"
+    )
     base_lora: BaseLora | None = Field(default=None, description="a released LoRA that is part of the base")
 
     @model_validator(mode="after")

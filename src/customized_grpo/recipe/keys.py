@@ -89,6 +89,11 @@ class Sampling(Section):
     cache: Cache | None = Field(
         default=None, description="skips blocks of the transformer in rollouts, for an objective that replays nothing"
     )
+    float8: bool = Field(
+        default=False,
+        description="products with the base's weights in float8 in rollouts, for an objective that replays nothing; "
+        "needs run.precision=bf16 and an Ada or Hopper GPU",
+    )
     shared_noise: bool = Field(default=True, description="one initial noise for all samples of a group")
     batch: PositiveInt | Literal["auto"] | None = Field(
         default=None,
@@ -170,8 +175,14 @@ class Train(Section):
         "replays bit for bit what the rollout scored",
     )
     updates_per_rollout: PositiveInt = 1
-    optimizer: Literal["adamw", "adamw_8bit"] = Field(
-        default="adamw", description="adamw_8bit keeps its two moments in 8 bits, by bitsandbytes"
+    staleness: Literal[0, 1] = Field(
+        default=0,
+        description="updates that a rollout lags behind; 1: the next step's groups are sampled before this step's "
+        "update, during which their rewards work",
+    )
+    optimizer: Literal["adamw", "adamw_fused", "adamw_8bit"] = Field(
+        default="adamw",
+        description="adamw_fused: the same in one kernel; adamw_8bit: its two moments in 8 bits, by bitsandbytes",
     )
     lr: float = Field(default=2.0e-5, gt=0.0, le=1.0)
     weight_decay: NonNegativeFloat = 1.0e-4

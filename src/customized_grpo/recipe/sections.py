@@ -2,35 +2,26 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
-    PositiveFloat,
     PositiveInt,
     field_validator,
     model_validator,
 )
 
 from customized_grpo import registry
-from customized_grpo.paths import home_expanded, model_path
+from customized_grpo.paths import model_path
 from customized_grpo.recipe.limits import PolicyLimits
 from customized_grpo.recipe.scorers import MetricSpec as MetricSpec
 from customized_grpo.recipe.scorers import ModelRewardSpec as ModelRewardSpec
 from customized_grpo.recipe.scorers import RewardSpec as RewardSpec
-
-LocalPath: TypeAlias = Annotated[str, AfterValidator(home_expanded)]
-"""A file or folder of this machine."""
-
-
-class Section(BaseModel):
-    """A part of a recipe: frozen, and unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from customized_grpo.recipe.tuned import FullSettings as FullSettings
+from customized_grpo.recipe.tuned import LocalPath as LocalPath
+from customized_grpo.recipe.tuned import LoraSettings as LoraSettings
+from customized_grpo.recipe.tuned import Section as Section
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,58 +35,6 @@ class Shift:
 
 ShiftRule = Callable[[int, int], Shift]
 """Maps an image's number of tokens and the number of steps to a shift; see ``policies.shifts``."""
-
-
-class LoraSettings(Section):
-    """The trained adapter: peft's LoRA, by way of diffusers' ``add_adapter``."""
-
-    rank: PositiveInt = 64
-    alpha: PositiveFloat | None = Field(
-        default=None, allow_inf_nan=False, description="scale is alpha / rank; null means alpha = rank"
-    )
-    init: Literal["gaussian", "kaiming"] = "gaussian"
-    targets: tuple[str, ...] | None = Field(
-        default=None,
-        description="module name suffixes, regular expressions, or names of the policy's presets (FLUX: uno); null: "
-        "the policy's own default",
-    )
-    qkv: Literal["separate", "shared"] = Field(
-        default="separate",
-        description="shared: q, k and v of a layer have one A, as in UNO's LoRA, which it is exported to without loss",
-    )
-    path: str | None = Field(
-        default=None,
-        description="start from this LoRA, of whatever tool (file, folder, run); a KL goes to the base without it: "
-        "base_lora makes it part of the base",
-    )
-    balance: bool = Field(
-        default=False,
-        description="train dW_0 + b dW_1 for every b in [-1, 1], from the prompt's side to the identity's: each group "
-        "has a b of its own, which moves its axes' weights (advantage.reach)",
-    )
-
-    @model_validator(mode="after")
-    def _balance_begins_at_the_base(self) -> Self:
-        if self.balance and self.path is not None:
-            raise ValueError(
-                "balance: its two updates begin at the base, so path has none for the second; leave path out, or make "
-                "it part of the base as policy.base_lora"
-            )
-        return self
-
-
-class FullSettings(Section):
-    """Full fine-tuning: the transformer's own weights are trained, in float32; see ``policies.adapters.full``."""
-
-    targets: tuple[str, ...] | None = Field(
-        default=None,
-        description="modules (with all beneath them) or parameters, by regular expressions that match a full name or "
-        "its end; null: all",
-    )
-    path: str | None = Field(
-        default=None,
-        description="start from this transformer: a run, checkpoint or folder; a KL goes to policy.model, not to it",
-    )
 
 
 class PolicySpec(registry.PluginSection, PolicyLimits):
@@ -114,7 +53,7 @@ class PolicySpec(registry.PluginSection, PolicyLimits):
     """
 
     not_encoded: ClassVar[frozenset[str]] = frozenset(
-        {"lora", "full", "gradient_checkpointing", "quantization", "attention", "compile"}
+        {"lora", "full", "gradient_checkpointing", "recompute", "quantization", "attention", "norms", "compile"}
     )
     embedded: ClassVar[str] = "flux"
     shift_rules: ClassVar[Mapping[str, ShiftRule]] = {}
@@ -136,6 +75,11 @@ class PolicySpec(registry.PluginSection, PolicyLimits):
         default=False,
         description="recompute activations in the backward pass, to store less; of all blocks, or of a share",
     )
+    recompute: Literal["all", "cheap"] = Field(
+        default="all",
+        description="what a checkpointed block computes again: all of it, or only cheap operators (norms, casts, "
+        "activations), so that products and attention are stored",
+    )
     quantization: Literal["none", "8bit", "4bit"] = Field(
         default="none",
         description="weights of the frozen transformer by bitsandbytes: LLM.int8 or NF4; needs a GPU",
@@ -144,7 +88,16 @@ class PolicySpec(registry.PluginSection, PolicyLimits):
         default=None,
         description="diffusers' attention backend, such as flash or _native_cudnn; null: its own",
     )
-    compile: bool = Field(default=False, description="torch.compile the transformer's repeated blocks")
+    norms: Literal["float32", "half"] = Field(
+        default="float32",
+        description="what a GPU's norms read and write within blocks: float32, as autocast has it, or half precision, "
+        "as diffusers' pipelines have it, which moves less; needs run.precision=bf16",
+    )
+    compile: bool | Literal["dynamic"] = Field(
+        default=False,
+        description="torch.compile the transformer's repeated blocks; true: code for each shape; dynamic: from the "
+        "second shape on code for all. With run.cache it is kept there",
+    )
 
     @field_validator("attention")
     @classmethod
@@ -164,6 +117,22 @@ class PolicySpec(registry.PluginSection, PolicyLimits):
         if isinstance(given, dict) and given.get("full") is not None:
             return {"lora": None, **given}
         return given
+
+    @model_validator(mode="after")
+    def _recomputes_something(self) -> Self:
+        if self.recompute == "all":
+            return self
+        if not self.gradient_checkpointing:
+            raise ValueError(
+                f"recompute: given {self.recompute!r}, but gradient_checkpointing is off, so nothing is recomputed; "
+                "set gradient_checkpointing: true, or leave recompute out"
+            )
+        if self.compile:
+            raise ValueError(
+                f"recompute: given {self.recompute!r}, which looks at each operator of a block, and compile: true "
+                "makes one piece of code of them; use one of the two"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_form_of_training(self) -> Self:

@@ -6,10 +6,10 @@ from typing import Any, Final
 from customized_grpo.recipe.keys import Advantage, Sampling, Train
 from customized_grpo.recipe.sections import ObjectiveSpec
 
-_SAMPLING: Final = ("dynamics", "plan", "solver", "cache", "shared_noise", "batch")
+_SAMPLING: Final = ("dynamics", "plan", "solver", "cache", "float8", "shared_noise", "batch")
 UNSAMPLED: Final = {"dynamics": None, "plan": None, "shared_noise": False}
 """The section ``sampling`` of what samples nothing in training."""
-_TRAIN: Final = ("group_size", "updates_per_rollout", "ratio_guard", "old_log_probs")
+_TRAIN: Final = ("group_size", "updates_per_rollout", "ratio_guard", "old_log_probs", "staleness")
 
 
 def check_supervised(

@@ -87,14 +87,14 @@ def is_recomputed(parts: Parts) -> bool:
 
 def is_on_policy(parts: Parts, *, first: bool) -> bool:
     """True if an update's own forward, before its step, is what its loss compares with."""
-    return first and not parts.old_samples and is_recomputed(parts)
+    return first and not parts.lags and is_recomputed(parts)
 
 
 def with_old(parts: Parts, groups: Sequence[Rollout], shares: Sequence[range]) -> list[Rollout]:
     """Rollouts with what the updates after the first compare with: the old policy's log-probabilities or velocities.
 
-    The first update's own forward gives its old values for free (``new.detach()``) unless the old policy lags behind,
-    so only the shares of later updates are computed here. Under ``train.old_log_probs: auto`` all of them are, once, to
+    The first update's own forward gives its old values for free (``new.detach()``) unless the sampler lags behind, so
+    only the shares of later updates are computed here. Under ``train.old_log_probs: auto`` all of them are, once, to
     compare them with the rollout's.
 
     Args:
@@ -107,7 +107,7 @@ def with_old(parts: Parts, groups: Sequence[Rollout], shares: Sequence[range]) -
         _decide(parts, largest(parts.accelerator, float(torch.stack(differ).abs().max())))
     if not is_recomputed(parts):
         return list(groups)
-    return [_recomputed(parts, group, shares if parts.old_samples else shares[1:]) for group in groups]
+    return [_recomputed(parts, group, shares if parts.lags else shares[1:]) for group in groups]
 
 
 def with_average(parts: Parts, groups: Sequence[Rollout], shares: Sequence[range]) -> list[Rollout]:

@@ -1,4 +1,4 @@
-"""Running averages of the trained weights: the one that is evaluated and saved, and an old policy that samples."""
+"""Running averages of the trained weights (one is evaluated and saved, an old policy samples), and copies of them."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,8 +34,24 @@ class OldPolicy(EMAModel):  # type: ignore[misc]
         return self._decay(self._updates)
 
 
+class Copy:
+    """The trained weights as they were, for a rollout that lags behind them.
+
+    Args:
+        parameters: the trained weights.
+    """
+
+    def __init__(self, parameters: Parameters) -> None:
+        self.shadow_params: list[Tensor] = [one.detach().clone() for one in parameters.values()]
+
+    def take(self, parameters: Parameters) -> None:
+        """Copy the weights as they are."""
+        for shadow, parameter in zip(self.shadow_params, parameters.values(), strict=True):
+            shadow.copy_(parameter.detach())
+
+
 @contextmanager
-def in_place(average: EMAModel | None, parameters: Parameters, policy: Policy) -> Iterator[None]:
+def in_place(average: EMAModel | Copy | None, parameters: Parameters, policy: Policy) -> Iterator[None]:
     """Context in which the trained weights are those of ``average``, if there is one, and those the average's."""
     if average is None:
         yield
@@ -47,7 +63,7 @@ def in_place(average: EMAModel | None, parameters: Parameters, policy: Policy) -
         _exchange(average, parameters, policy)
 
 
-def _exchange(average: EMAModel, parameters: Parameters, policy: Policy) -> None:
+def _exchange(average: EMAModel | Copy, parameters: Parameters, policy: Policy) -> None:
     """Swap the values tensor by tensor: the library would hold all trained weights on the CPU meanwhile."""
     reshard(policy.transformer)  # what FSDP2 keeps whole after a forward is no longer what its shards say
     for shadow, parameter in zip(average.shadow_params, parameters.values(), strict=True):
@@ -56,11 +72,11 @@ def _exchange(average: EMAModel, parameters: Parameters, policy: Policy) -> None
         shadow.copy_(held)
 
 
-def named(average: EMAModel, parameters: Parameters) -> dict[str, Tensor]:
+def named(average: EMAModel | Copy, parameters: Parameters) -> dict[str, Tensor]:
     """The average by the names of the trained weights."""
     return dict(zip(parameters, average.shadow_params, strict=True))
 
 
-def put_back(average: EMAModel, parameters: Parameters, tensors: Mapping[str, Tensor]) -> None:
+def put_back(average: EMAModel | Copy, parameters: Parameters, tensors: Mapping[str, Tensor]) -> None:
     """Restore the result of ``named``, whole, from a checkpoint."""
     average.shadow_params = [cut_like(tensors[name].to(one.device), one) for name, one in parameters.items()]

@@ -90,6 +90,11 @@ def check(engine: Engine, recipe: Recipe) -> None:
             "sampling.cache.type: first_block skips blocks by what each process samples, and where weights are cut "
             "over processes all need the same blocks at once; use taylorseer there, or DDP (config/accelerate/ddp.yaml)"
         )
+    if engine.cuts_weights and recipe.sampling.float8:
+        raise ValueError(
+            "sampling.float8: it keeps the base's weights a second time, whole, and this engine cuts them over the "
+            "processes; leave it out, or use DDP (config/accelerate/ddp.yaml)"
+        )
     if engine.cuts_weights:
         _check_equal_forwards(recipe)
     if recipe.train.optimizer == "adamw_8bit" and engine != Engine.DDP:
@@ -155,6 +160,11 @@ def _check_deepspeed(recipe: Recipe) -> None:
         raise ValueError(
             "objective: DeepSpeed keeps the float32 weights to itself, so no policy can lag behind them; leave "
             "objective.old or objective.average out, or use FSDP2 (config/accelerate/fsdp2.yaml)"
+        )
+    if recipe.train.staleness:
+        raise ValueError(
+            "train.staleness: DeepSpeed keeps the float32 weights to itself, so those that sampled can't be kept; use "
+            "train.staleness=0, or FSDP2 (config/accelerate/fsdp2.yaml)"
         )
     if recipe.train.ema is not None:
         raise ValueError(

@@ -78,6 +78,8 @@ def _knobs(recipe: Recipe) -> list[str]:
         knobs.append(f"a smaller sampling.batch (now {now})")
     if policy.gradient_checkpointing < 1:
         knobs.append("policy.gradient_checkpointing=true")
+    if policy.recompute == "cheap":
+        knobs.append("policy.recompute=all")
     if recipe.evaluate is not None and recipe.evaluate.batch > 1:
         knobs.append(f"a smaller evaluate.batch (now {recipe.evaluate.batch})")
     knobs.append("weights cut over several GPUs (accelerate launch --config_file config/accelerate/fsdp2.yaml)")

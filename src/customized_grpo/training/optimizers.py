@@ -22,8 +22,8 @@ def build_optimizer(parameters: Sequence[nn.Parameter], train: Train) -> torch.o
         "eps": train.eps,
         "weight_decay": train.weight_decay,
     }
-    if train.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, **options)
+    if train.optimizer != "adamw_8bit":
+        return torch.optim.AdamW(parameters, fused=train.optimizer == "adamw_fused" or None, **options)
     need_bitsandbytes(f"train.optimizer: {train.optimizer}")
     from bitsandbytes.optim import AdamW8bit
 

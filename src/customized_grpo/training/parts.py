@@ -87,6 +87,8 @@ class Parts:
     ema: EMAModel | None
     old: averages.OldPolicy | None
     """A running average of the trained weights that samples, or that the loss holds on to."""
+    behind: averages.Copy | None
+    """With ``train.staleness``, the weights that sampled the step to come."""
     evaluation: Evaluation | None
     clock: Clock
     hashes: FileHashes
@@ -132,6 +134,11 @@ class Parts:
     def sampling(self) -> AbstractContextManager[None]:
         """Context in which the trained weights are the old policy's, if that lags behind."""
         return averages.in_place(self.old if self.old_samples else None, self.parameters, self.policy)
+
+    @property
+    def lags(self) -> bool:
+        """Whether other weights than those of now sampled."""
+        return self.old_samples or self.behind is not None
 
     @property
     def old_samples(self) -> bool:

@@ -140,6 +140,7 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
     objectives = {size_of(one): _objective(recipe, one, policy, device) for one in buckets.sections}
     objective = next(iter(objectives.values()))
     old = None if objective.old_decay is None else averages.OldPolicy(parameters, objective.old_decay)
+    behind = averages.Copy(parameters) if train.staleness else None
     scorer = Scorer(
         rewards,
         max_failed_share=recipe.advantage.max_failed_share,
@@ -166,6 +167,7 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
         schedule=schedule,
         ema=ema,
         old=old,
+        behind=behind,
         evaluation=evaluation,
         clock=Clock(device),
         hashes=hashes,

@@ -4,7 +4,7 @@ Randomness is a function of (seed, purpose, step, index), so weights, optimizer,
 """
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -14,45 +14,12 @@ from torch import Tensor
 
 from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.adapters.tensor_files import read_tensors, write_tensors
-from customized_grpo.recipe.config import Recipe
-from customized_grpo.recipe.loading import load_recipe, save_recipe
-from customized_grpo.recipe.yaml_source import read_yaml
-from customized_grpo.rewards.base import transport_of
+from customized_grpo.recipe.loading import save_recipe
 from customized_grpo.training import averages, checkpoint, engine
 from customized_grpo.training.distributed import gather_rows, together
 from customized_grpo.training.parts import Parts
+from customized_grpo.training.resumable import compare_recipes, differing, saved_recipe
 from customized_grpo.training.tracking import METRICS, cut_metrics
-
-HARMLESS = (
-    "run.",
-    "train.steps",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.check_ranks_every",
-    "train.evaluate_every",
-    "train.save_samples_every",
-    "train.max_skipped",
-    "train.ratio_guard",
-    "advantage.max_failed_share",
-    "policy.offline",
-    "policy.keep_keys",
-    "evaluate",
-)
-"""Keys that may differ in a resumed run: they don't change what a step computes, but when a run saves, looks or stops.
-``run.seed`` and ``run.precision`` do. A reward's transport is harmless too, see ``transport_of``."""
-
-ROUNDING = (
-    "train.microbatch",
-    "train.old_log_probs",
-    "sampling.batch",
-    "policy.gradient_checkpointing",
-    "policy.attention",
-    "policy.compile",
-)
-"""Keys that change a step at most by rounding; needed after running out of memory, or after the ratio's guard."""
-
-_FORMER_DEFAULTS = {("train", "eps"): 1e-8}
-"""Defaults that changed, by section and key: a checkpoint of before stands at the former one."""
 
 
 def save(parts: Parts, done: int) -> None:
@@ -65,9 +32,9 @@ def save(parts: Parts, done: int) -> None:
     trained = engine.weights(accelerator, parts.parameters)
     untrained = engine.weights(accelerator, tuning.untrained_parameters(parts.policy))
     optimizer = engine.optimizer_state(accelerator, parts.optimizer, parts.parameters)
-    average, old = (
+    average, old, behind = (
         {} if one is None else engine.weights(accelerator, averages.named(one, parts.parameters))
-        for one in (parts.ema, parts.old)
+        for one in (parts.ema, parts.old, parts.behind)
     )
     trainer = {
         "step": done,
@@ -92,6 +59,8 @@ def save(parts: Parts, done: int) -> None:
             write_tensors(state / "ema.safetensors", average)
         if old:
             write_tensors(state / "old.safetensors", old)
+        if behind:
+            write_tensors(state / "behind.safetensors", behind)
         (state / "trainer.json").write_text(json.dumps(trainer, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         assert parts.identity is not None
         parts.identity.write(state)
@@ -127,7 +96,7 @@ def restore(parts: Parts, untrained: Callable[[], None] = lambda: None) -> int:
             if parts.identity is not None:  # of the main process
                 before = saved_recipe((path or parts.folder) / "config.yaml")
                 if path is None:
-                    keys = ", ".join(_differing(before, parts.recipe)) or "none"
+                    keys = ", ".join(differing(before, parts.recipe)) or "none"
                     warn(f"{parts.folder} has no checkpoint yet; its run starts anew from step 0, changed keys: {keys}")
                 else:
                     same = parts.identity.same_as(path, before, parts.recipe, warn)
@@ -175,6 +144,7 @@ class _Held:
     optimizer: dict[str, Tensor]
     average: dict[str, Tensor] | None
     old: dict[str, Tensor] | None
+    behind: dict[str, Tensor] | None
     trainer: dict[str, Any]
 
 
@@ -189,6 +159,7 @@ def _read(parts: Parts, state: Path) -> _Held:
         optimizer=read_tensors(state / "optimizer.safetensors"),
         average=None if parts.ema is None else read_tensors(state / "ema.safetensors"),
         old=None if parts.old is None else read_tensors(state / "old.safetensors"),
+        behind=None if parts.behind is None else read_tensors(state / "behind.safetensors"),
         trainer=json.loads((state / "trainer.json").read_text(encoding="utf-8")),
     )
 
@@ -206,6 +177,8 @@ def _put_back(parts: Parts, held: _Held) -> None:
         parts.ema.optimization_step = saved["ema_updates"]
     if parts.old is not None and held.old is not None:
         averages.put_back(parts.old, parts.parameters, held.old)
+    if parts.behind is not None and held.behind is not None:
+        averages.put_back(parts.behind, parts.parameters, held.behind)
     parts.state.skipped = saved["skipped"]
     parts.state.rollout_batch = saved.get("rollout_batch")  # older checkpoints have neither
     parts.state.old_log_probs = saved.get("old_log_probs")
@@ -235,66 +208,3 @@ def _merged(states: Sequence[dict[str, Any]], *, first: bool) -> dict[str, Any]:
         else:
             merged[key] = sum(every) if first else 0
     return merged
-
-
-def saved_recipe(file: Path) -> Recipe:
-    """The recipe of a run's folder or checkpoint; a key that it doesn't have yet stands at the default of its time."""
-    data = read_yaml(file)[0]
-    return load_recipe(
-        file,
-        [
-            f"{section}.{key}={value}"
-            for (section, key), value in _FORMER_DEFAULTS.items()
-            if key not in data.get(section, {})
-        ],
-    )
-
-
-def compare_recipes(saved: Recipe, given: Recipe, same: Collection[str] = ()) -> list[str]:
-    """Keys that differ harmlessly between a checkpoint's recipe and the given one.
-
-    Args:
-        saved: the checkpoint's recipe.
-        given: the recipe that goes on.
-        same: beginnings of keys that name the same content in both.
-
-    Raises:
-        ValueError: a key differs that changes what a step computes; it is named with both values.
-    """
-    differing = _differing(saved, given)
-    exact = {"run.seed", "run.precision"}
-    if given.train.schedule.name in ("linear", "cosine"):  # it ends with the last step
-        exact |= {"train.steps"}
-    if given.sampling.batch_decides:
-        exact |= {"sampling.batch"}
-    transport = {f"rewards.{name}.{field}" for name, spec in given.rewards.items() for field in transport_of(spec)}
-    allowed = (*HARMLESS, *ROUNDING, *transport, *same)
-    refused = [key for key in differing if key in exact or not key.startswith(allowed)]
-    if refused:
-        ends = f" (the {given.train.schedule.name} schedule ends there)"
-        shown = "; ".join(
-            f"{key}: was {before!r}, given {now!r}{ends if key == 'train.steps' else ''}"
-            for key, (before, now) in differing.items()
-            if key in refused
-        )
-        raise ValueError(
-            f"run.resume: the recipe differs from the checkpoint's where it matters - {shown}. Give the "
-            "former values, or start a new run (which may begin with these weights: policy.lora.path, policy.full.path)"
-        )
-    return list(differing)
-
-
-def _differing(saved: Recipe, given: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Key to both values where they differ; ``run.resume`` only says that a run goes on."""
-    before, now = _flat(saved.model_dump(mode="json")), _flat(given.model_dump(mode="json"))
-    pairs = {key: (before.get(key), now.get(key)) for key in sorted(before.keys() | now.keys())}
-    return {key: (was, one) for key, (was, one) in pairs.items() if was != one and key != "run.resume"}
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict) or not value:
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= _flat(inner, f"{prefix}.{key}" if prefix else key)
-    return flat

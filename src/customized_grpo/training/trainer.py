@@ -32,6 +32,7 @@ from customized_grpo.training.parts import Parts
 from customized_grpo.training.progress import Kind
 from customized_grpo.training.replay import micro_batches, num_micro_batches
 from customized_grpo.training.resample import resample
+from customized_grpo.training.rollouts import Rollouts
 from customized_grpo.training.setup import build
 from customized_grpo.training.state import restore, save
 from customized_grpo.training.tracking import RunLog, is_every, save_group
@@ -61,6 +62,7 @@ class Trainer:
         self.stop = StopRequest()
         self.signal_warnings = SignalWarnings(list(parts.recipe.rewards), parts.objective.ratio_clip)
         self.each: Callable[[str, Sequence[Any]], Iterable[Any]] = lambda _, groups: groups
+        self.rollouts = Rollouts(parts, self.begun, self.shares())
 
     @property
     def recipe(self) -> Recipe:
@@ -123,13 +125,11 @@ class Trainer:
             return self.supervised(step)
         parts, clock, shares = self.parts, self.parts.clock, self.shares()
         rules = self.recipe.advantage.rules
-        with parts.sampling():
-            begun = [self.begin(step, *one) for one in self.each("sampled", self.assignments(step))]
-        groups = [group for group, _ in begun]
+        groups, pending = self.rollouts.of(step)
         if not rules.choose:  # while remote rewards are under way
-            groups = autotune.with_compared(parts, groups, shares)
+            groups = autotune.with_average(parts, groups, shares)
         with clock.phase("score"):
-            rewards = [scores.result() for _, scores in begun]
+            rewards = [scores.result() for scores in pending]
         begin, sample = partial(self.begin, step), partial(self.sample, step)
         replaced = resample(parts, step, self.assignments(step), groups, rewards, begin, sample)
         sampled = groups[0]
@@ -171,6 +171,10 @@ class Trainer:
         )
         first = accelerator.process_index * len(mine)
         return [(first + offset, index) for offset, index in enumerate(mine)]
+
+    def begun(self, step: int) -> list[tuple[Rollout, Pending]]:
+        """This rank's groups of a step, and their scores."""
+        return [self.begin(step, *one) for one in self.each("sampled", self.assignments(step))]
 
     def begin(self, step: int, group: int, index: int) -> tuple[Rollout, Pending]:
         """One group and its scores; those over the network are under way while the next group is sampled."""
@@ -261,7 +265,8 @@ class Trainer:
             metrics = parts.objective.metrics(of_pairs, torch.cat(signs), first=first)
             if first and self.recipe.objective.compares:
                 metrics["ratio/max_abs_log_first"] = largest(accelerator, metrics["ratio/max_abs_log"])
-                check_replay(metrics["ratio/max_abs_log_first"], settings.ratio_guard)
+                if parts.behind is None or not parts.schedule.last_epoch:  # else an update lies between the two
+                    check_replay(metrics["ratio/max_abs_log_first"], settings.ratio_guard)
             metrics |= {
                 "loss/surrogate": loss_sum * accelerator.num_processes,
                 "loss/kl": kl_sum * accelerator.num_processes,
@@ -284,11 +289,8 @@ class Trainer:
         parts.schedule.step()
         if parts.ema is not None:
             parts.ema.step(parts.parameters.values())
-        return {
-            "grad/norm": norm,
-            "grad/max_skipped": float(parts.state.skipped),
-            "lr": parts.schedule.get_last_lr()[0],
-        }
+        lr = parts.schedule.get_last_lr()[0]
+        return {"grad/norm": norm, "grad/max_skipped": float(parts.state.skipped), "lr": lr}
 
     def save_samples(self, done: int, group: Rollout, values: Callable[[], Mapping[str, Sequence[float]]]) -> None:
         """A group as a picture, the reference first, its samples' values beside it: of step 1 and every N."""

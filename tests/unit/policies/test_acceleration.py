@@ -1,10 +1,12 @@
 """Quantisation, attention backends and compiled blocks: what is refused, and what is handed to the libraries."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
 from diffusers.models import attention_dispatch
 from PIL import Image
 from pydantic import ValidationError
@@ -149,3 +151,55 @@ def test_a_gradient_that_is_wrong_behind_a_slice_alone_is_refused(
     monkeypatch.setattr(attention_dispatch, "dispatch_attention_fn", given_back)
     with pytest.raises(ValueError, match=r"differ from torch's own by more than rounding"):
         load_policy(spec_of(tiny_flux, attention="_native_math"), device=CPU, precision="no")
+
+
+def test_convolutions_in_channels_last_draw_the_same_image(tiny_flux: Path) -> None:
+    plain, other = (
+        load_policy(spec_of(tiny_flux, channels_last=last), device=CPU, precision="no") for last in (False, True)
+    )
+    latents = torch.randn(3, *plain.latent_shape, generator=torch.Generator().manual_seed(0))
+    one, two = plain.decode(latents), other.decode(latents)
+    assert (one.int() - two.int()).abs().max() <= 1
+    vae: Any = other.pipeline.vae  # type: ignore[attr-defined]
+    convolutions = [one.weight for one in vae.modules() if isinstance(one, nn.Conv2d) and one.kernel_size != (1, 1)]
+    laid_out = [one for one in convolutions if one.shape[1] > 1]
+    assert laid_out
+    assert all(one.is_contiguous(memory_format=torch.channels_last) for one in laid_out)
+
+
+@pytest.mark.parametrize(("asked", "graphs"), [(True, 3), ("dynamic", 2)])
+def test_compiled_code_is_of_each_shape_or_of_all(
+    tiny_flux: Path, asked: Any, graphs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def counted(module: Any, example: Any) -> Any:
+        made.append(example)
+        return module
+
+    compile_blocks = FluxTransformer2DModel.compile_repeated_blocks
+    monkeypatch.setattr(
+        FluxTransformer2DModel,
+        "compile_repeated_blocks",
+        lambda self, **options: compile_blocks(self, backend=counted, **options),
+    )
+    torch._dynamo.reset()
+    policy = load_policy(spec_of(tiny_flux, compile=asked), device=CPU, precision="no")
+    cond = policy.encode("a dog", [])
+    for n in (2, 3, 4):
+        with torch.no_grad():
+            policy.velocity(torch.zeros(n, *policy.latent_shape), torch.tensor(0.5), cond)
+    transformer: Any = policy.transformer
+    kinds = len({type(one) for one in (*transformer.transformer_blocks, *transformer.single_transformer_blocks)})
+    assert len(made) == graphs * kinds
+    torch._dynamo.reset()
+
+
+def test_compiled_code_is_kept_in_the_runs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    acceleration.keep_compiled(None)
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    acceleration.keep_compiled(str(tmp_path))
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path.resolve() / "compiled")
+    acceleration.keep_compiled(str(tmp_path / "other"))
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path.resolve() / "compiled")

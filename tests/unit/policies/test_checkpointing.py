@@ -1,5 +1,6 @@
 """Selective checkpointing: the first blocks, as many as asked for, are computed again; no gradient changes by a bit."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from customized_grpo.policies.checkpointing import checkpoint_blocks, num_checkpointed, repeated_blocks
 from customized_grpo.policies.flux import UNOConfig
@@ -28,7 +32,7 @@ SDE = dance_sde
 G = 3
 
 
-def flux(folder: Path) -> Any:
+def flux(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """Two blocks of each kind."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -36,7 +40,7 @@ def flux(folder: Path) -> Any:
             in_channels=64, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=4,
             joint_attention_dim=32, pooled_projection_dim=32, guidance_embeds=True, axes_dims_rope=(4, 6, 6),
         )  # fmt: skip
-    return tiny_policy(make_tiny_flux(folder, transformer=transformer))
+    return tiny_policy(make_tiny_flux(folder, transformer=transformer), dtype)
 
 
 def of_case(name: str) -> Callable[[Path], Any]:
@@ -178,3 +182,64 @@ def test_never_fewer_than_asked_for(share: float, num_blocks: int) -> None:
 
 def test_tenths_are_exact() -> None:
     assert [num_checkpointed(tenth / 10, 10) for tenth in range(11)] == list(range(11))
+
+
+def live_bytes(policy: Any, group: Trajectory) -> int:
+    """Bytes of the storages that a forward made and that are still held after it, by autograd or a checkpoint."""
+    made: dict[int, tuple[Any, int]] = {}
+
+    class Made(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            for one in tree_leaves(out):
+                if isinstance(one, Tensor):
+                    storage = one.untyped_storage()
+                    made[storage.data_ptr()] = (StorageWeakRef(storage), storage.nbytes())
+            return out
+
+    pairs = next(micro_batches([group], [torch.ones_like(group.log_prob)], range(G), G))
+    with Made():
+        held, _ = replay(policy, SDE, pairs)
+    assert held.requires_grad
+    return sum(size for storage, size in made.values() if not storage.expired())
+
+
+def test_cheap_operators_alone_are_computed_again_with_the_same_bits(policy: Any) -> None:
+    group, found = rollout(policy), {}
+    for share, recompute in ((0.0, "all"), (1.0, "cheap"), (0.5, "cheap"), (1.0, "all")):
+        checkpoint_blocks(policy.transformer, share, recompute)  # type: ignore[arg-type]
+        counts: Counter[str] = Counter()
+
+        class Count(TorchDispatchMode):
+            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                counts[func._opname] += 1  # noqa: B023 (used in this turn of the loop alone)
+                return func(*args, **(kwargs or {}))
+
+        with Count():
+            ratios, gradient = replayed(policy, group)
+        assert not ratios.any()
+        products = sum(number for name, number in counts.items() if name in ("mm", "addmm") or "attention" in name)
+        found[share, recompute] = gradient, products, counts["native_layer_norm"]
+    nothing, cheap, half, everything = found.values()
+    assert all(torch.equal(nothing[0], one[0]) for one in (cheap, half, everything))
+    assert nothing[1] == cheap[1] == half[1] < everything[1]  # no product is made twice
+    assert nothing[2] < half[2] < cheap[2]  # the norms are
+
+
+def test_in_half_precision_less_is_stored_the_more_is_recomputed(tmp_path: Path) -> None:
+    policy = adapted(flux(tmp_path / "model", torch.bfloat16))
+    policy.given = policy.encode(PROMPT, pictures()[:1])
+    group, found = rollout(policy), {}
+    for share, recompute in ((1.0, "all"), (1.0, "cheap"), (0.5, "cheap"), (0.0, "all")):
+        checkpoint_blocks(policy.transformer, share, recompute)  # type: ignore[arg-type]
+        found[share, recompute] = live_bytes(policy, group)
+    assert sorted(set(found.values())) == list(found.values())
+
+
+def test_a_recipe_says_what_is_recomputed_only_where_something_is(tmp_path: Path) -> None:
+    given = {"model": "somewhere", "recompute": "cheap"}
+    with pytest.raises(ValidationError, match=r"gradient_checkpointing is off, so nothing is recomputed"):
+        UNOConfig.model_validate(given)
+    with pytest.raises(ValidationError, match=r"compile: true makes one piece of code"):
+        UNOConfig.model_validate(given | {"gradient_checkpointing": True, "compile": True})
+    assert UNOConfig.model_validate(given | {"gradient_checkpointing": 0.5}).recompute == "cheap"

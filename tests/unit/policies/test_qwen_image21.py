@@ -27,7 +27,7 @@ from customized_grpo.sampling.dynamics import dance_sde
 from customized_grpo.sampling.rollout import initial_noise, sample_group, sample_images, transition_noise
 from customized_grpo.sampling.schedule import StepPlan, shifted_sigmas
 from customized_grpo.sampling.solver import ode_steps
-from customized_grpo.training.state import compare_recipes
+from customized_grpo.training.resumable import compare_recipes
 from customized_grpo.types import Conditioning, Example, Trajectory
 from one_rank import fully_sharded
 from pipeline_cases import CASES, PROMPT, adapted, draw, noise, pictures

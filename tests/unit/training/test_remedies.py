@@ -17,7 +17,7 @@ from customized_grpo.recipe.config import Recipe
 from customized_grpo.rewards.base import RewardConfig
 from customized_grpo.rewards.judge.vlm import Vlm
 from customized_grpo.rewards.remote import Remote
-from customized_grpo.training.state import compare_recipes
+from customized_grpo.training.resumable import compare_recipes
 from runs import tiny_recipe, with_evaluation
 
 PACKAGE: Final = Path(customized_grpo.__file__).parent

@@ -9,9 +9,10 @@ import torch
 
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.recipe.loading import save_recipe
-from customized_grpo.training import state
+from customized_grpo.training import resumable
 from customized_grpo.training.faults import MemoryFullError, explained
-from customized_grpo.training.state import compare_recipes, saved_recipe, scorer_share
+from customized_grpo.training.resumable import compare_recipes, saved_recipe
+from customized_grpo.training.state import scorer_share
 from runs import tiny_recipe, with_evaluation
 
 WORLD = Path("world")
@@ -203,4 +204,4 @@ def test_a_remedy_that_says_resume_names_keys_that_may_change() -> None:
     keys = {key for cell in told for key in REMEDY.findall(cell)}
     assert {"train.microbatch", "train.max_skipped", "train.ratio_guard", "advantage.max_failed_share"} <= keys
     starts_anew = {"policy.lora.path", "run.precision"}
-    assert [key for key in keys - starts_anew if not key.startswith((*state.HARMLESS, *state.ROUNDING))] == []
+    assert [key for key in keys - starts_anew if not key.startswith((*resumable.HARMLESS, *resumable.ROUNDING))] == []

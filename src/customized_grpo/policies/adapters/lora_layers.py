@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from customized_grpo.policies.adapters.hashes import ADAPTER, OURS
 from customized_grpo.policies.adapters.lora_files import exactly
+from customized_grpo.policies.adapters.lora_products import join_products
 from customized_grpo.policies.adapters.low_rank import Update, check_fits
 from customized_grpo.policies.base import Policy
 
@@ -92,6 +93,7 @@ def _inject(transformer: Any, config: Any, name: str, device: torch.device) -> N
         transformer.add_adapter(config, name)
     for layer in (one for one in transformer.modules() if isinstance(one, BaseTunerLayer)):
         layer.cast_input_dtype_enabled = False  # autocast needs no float32 on its way to half: the same bits
+        join_products(layer)
     activate(transformer, [one for one in (FROZEN, ADAPTER) if one in transformer.peft_config])
 
 
