@@ -1,12 +1,18 @@
 """FLUX.1-dev at its full size, with UNO's geometry and random weights, on one GPU: nothing is downloaded.
 
-    PYTHONPATH=src:tests python benchmarks/flux.py [--json FILE] [--stages forward replay ...] [--seconds 500] [--tiny]
+    PYTHONPATH=src:tests/support python benchmarks/flux.py [--json FILE] [--stages forward replay ...] [--plain]
+        [--seconds 500] [--tiny] [key.sub=value ...]
 
-Stages, in this order; one that fails is reported and the next goes on. ``forward`` and ``replay``: seconds, share of
-the card's peak in bfloat16 and memory of the transformer's two uses, by batch and checkpointing. ``kernels``: what they
-consist of. ``update``: whole GRPO updates, the published schedule against ours, paired, in one process. ``overhead``:
-what of an update is not inside a model. ``compile``: the two uses and an update with compiled blocks; last, because it
-changes the model. ``--tiny`` runs all of it on a CPU.
+``benchmarks/visit.py`` runs all of it in order of value. Stages, in this order; one that fails is reported and the next
+goes on. ``forward`` and ``replay``: seconds, share of the card's peak in bfloat16 and memory of the transformer's two
+uses, by batch and checkpointing. ``update``: whole updates of one group, paired, in one process: the published
+schedule, ours, ours without recomputation, and NFT's. ``kernels``: what the two uses consist of. ``overhead``: what of
+an update is not inside a model. ``attention``: the two uses with each of diffusers' backends that works here.
+``float8``: a forward with products in float8, and how far it and a log-ratio move. ``parts``: the optimizer plain and
+fused, the VAE's decoder in either layout, a forward as a CUDA graph. ``compile``: the two uses and an update with
+compiled blocks; last, because it changes the model. ``--plain`` leaves every layer as peft and autocast have it, which
+is what was measured before; overrides of the recipe (``policy.norms=half``) give other variants. ``--tiny`` runs all of
+it on a CPU.
 
 Rewards are random DINOv2-base and CLIP ViT-B/32; HPSv3, 16 GB, is not in it.
 """
@@ -25,7 +31,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 import diffusers
@@ -37,11 +43,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from update import SERIAL, breakdown, make_trainer, matmul_share, one_at_a_time
 
 from customized_grpo.objectives.grpo import GRPO
-from customized_grpo.policies import flux_base
-from customized_grpo.policies.acceleration import place_and_freeze
-from customized_grpo.policies.adapters import tuning
+from customized_grpo.policies import flux_base, precision
+from customized_grpo.policies.acceleration import apply, place_and_freeze, to_channels_last
+from customized_grpo.policies.adapters import lora_layers, tuning
 from customized_grpo.policies.base import Policy
 from customized_grpo.policies.checkpointing import checkpoint_blocks
+from customized_grpo.policies.float8 import Float8Products
 from customized_grpo.training import setup
 from customized_grpo.training.replay import Pairs, replay
 from customized_grpo.training.trainer import Trainer
@@ -51,19 +58,26 @@ from tiny_rewards import save_clip, save_dino
 GIB = 2**30
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
-SCHEDULES = {
+FOUR = ("sampling.batch=4", "train.microbatch=4")
+SCHEDULES: dict[str, tuple[str, tuple[str, ...]]] = {
     "published": ("uno_customized_grpo", SERIAL),
     "batched": ("uno_customized_grpo", ()),
     "fast": ("uno_customized_grpo_fast", ()),
+    "fast, cheap": ("uno_customized_grpo_fast", (*FOUR, "policy.recompute=cheap")),
+    "fast, stored": ("uno_customized_grpo_fast", (*FOUR, "policy.gradient_checkpointing=false")),
+    "nft": ("uno_customized_nft", (*FOUR, "policy.gradient_checkpointing=false")),
 }
-"""Recipe and overrides; all compute every block's activations again, as the recipes say."""
-SIZES, SHARES = (1, 4, 12), (1.0, 0.5, 0.0)
+"""Recipe and overrides. The first ones recompute every block, as the recipes say."""
+ORDER = ("fast, stored", "published", "fast, stored", "fast", "fast, cheap", "nft", "batched")
+SIZES = (1, 4, 12)
+SHARES: tuple[tuple[float, Literal["all", "cheap"]], ...] = ((1.0, "all"), (1.0, "cheap"), (0.5, "all"), (0.0, "all"))
+BACKENDS = ("native", "_native_flash", "_native_cudnn", "_native_efficient", "_flash_3_hub", "_flash_3", "flash_hub")
 
 
 class Bench:
     """One policy, attached once, and as many trainers on it as there are schedules."""
 
-    def __init__(self, folder: Path, tiny: bool) -> None:
+    def __init__(self, folder: Path, tiny: bool, overrides: Sequence[str] = ()) -> None:
         self.found = dict[str, Any]()
         self.size = 4 if tiny else 12
         if not tiny:
@@ -76,15 +90,16 @@ class Bench:
             "data={type: mini, split: train}",
             f"rewards={{clip_t: {{type: clip_t, axis: prompt, model: {build_clip(folder / 'clip')}}}, "
             f"dino: {{type: dino, axis: identity, model: {build_dino(folder / 'dino')}}}}}",
-            "train.ratio_guard=100",  # what it would judge is printed
             f"train.group_size={self.size}",
+            *overrides,
         ]
         if tiny:
             small = ("height=64", "width=64", "reference_size=64", "max_sequence_length=16")
             keys += [f"policy.model={make_tiny_flux(folder / 'flux')}", *(f"policy.{one}" for one in small)]
         self.trainers: dict[str, Trainer] = {}
-        for name, (recipe, overrides) in SCHEDULES.items():
-            self.trainers[name] = make_trainer(recipe, [*keys, *overrides], folder / name)
+        for name, (recipe, given) in SCHEDULES.items():
+            own = [] if name == "nft" else ["train.ratio_guard=100"]  # what it would judge is printed
+            self.trainers[name] = make_trainer(recipe, [*keys, *own, *given], folder / name)
             if len(self.trainers) == 1:
                 self._share(self.trainers[name].parts.policy)
         serial = self.trainers["published"]
@@ -235,13 +250,13 @@ def kernels(bench: Bench) -> dict[str, list[tuple[str, float, int]]]:
 
 
 def replays(bench: Bench) -> list[dict[str, Any]]:
-    """By batch and share of the blocks that are computed again. Its work is counted without what is computed again."""
+    """By batch and what of the blocks is computed again. Its work is counted without what is computed again."""
     rows = []
     one = bench.found["flops_of_a_replay"]
-    for share in SHARES:
-        checkpoint_blocks(bench.transformer, share)
+    for share, recompute in SHARES:
+        checkpoint_blocks(bench.transformer, share, recompute)
         for n in SIZES:
-            row: dict[str, Any] = {"n": n, "checkpointed": share}
+            row: dict[str, Any] = {"n": n, "checkpointed": share, "recompute": recompute}
             with possible_or_not(row):
                 row |= timed(partial(bench.backward, bench.pairs(n)), repeats=2)
             rows.append(rate(bench, row, n * one))
@@ -252,19 +267,22 @@ def replays(bench: Bench) -> list[dict[str, Any]]:
 def update(bench: Bench, name: str, step: int) -> dict[str, float]:
     """One update's seconds by phase, its first ratio and its peak of memory."""
     trainer = bench.trainers[name]
+    section = trainer.recipe.policy
+    checkpoint_blocks(bench.transformer, float(section.gradient_checkpointing), section.recompute)
     if CUDA:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     trainer.parts.clock.drain()
     found = trainer.step(step)
+    checkpoint_blocks(bench.transformer, 1.0)
     row = {key: value for key, value in found.items() if key.startswith(("time/", "ratio/", "grad/"))}
     return row | {"peak_gib": torch.cuda.max_memory_allocated() / GIB if CUDA else 0.0}
 
 
 def updates(bench: Bench) -> dict[str, Any]:
-    """Ours, the published schedule, ours, and the published one's work in batches."""
+    """Ours twice, with the published schedule between; then the others, the slowest last."""
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in SCHEDULES}
-    for name in ("fast", "published", "fast", "batched"):
+    for name in ORDER:
         rows[name].append(update(bench, name, 1 + len(rows[name])))
         bench.found["update"] = rows
         say({name: rows[name][-1]})
@@ -278,29 +296,127 @@ def overhead(bench: Bench) -> dict[str, float]:
     return found | {"matmul_share": matmul_share(trainer, 11)}
 
 
+def attentions(bench: Bench) -> list[dict[str, Any]]:
+    """A forward of a group and a replay of four by each backend; what can't be used here is said."""
+    rows, dispatched = [], bench.transformer
+    checkpoint_blocks(dispatched, 0.0)
+    one, both = bench.found["flops_of_a_forward"], bench.found["flops_of_a_replay"]
+    for name in BACKENDS:
+        row: dict[str, Any] = {"backend": name}
+        try:
+            apply(dispatched, DEVICE, quantization="none", attention=name, compile_blocks=False)
+        except ValueError as error:
+            rows.append(row | {"failed": str(error)[:200]})
+            continue
+        with possible_or_not(row):
+            row["forward"] = rate(bench, dict(timed(partial(bench.forward, bench.pairs(bench.size)))), bench.size * one)
+            row["replay"] = rate(bench, dict(timed(partial(bench.backward, bench.pairs(4)))), 4 * both)
+        rows.append(row)
+        say(row)
+    apply(dispatched, DEVICE, quantization="none", attention="native", compile_blocks=False)
+    checkpoint_blocks(dispatched, 1.0)
+    return rows
+
+
+@torch.no_grad()
+def float8(bench: Bench) -> dict[str, Any]:
+    """Seconds of a forward, by batch, and how far a velocity and a transition's log-probability move."""
+    products, policy, objective = Float8Products(bench.parts.policy), bench.parts.policy, bench.parts.objective
+    rows = []
+    for n in SIZES:
+        row: dict[str, Any] = {"n": n}
+        with possible_or_not(row), products.over():
+            row |= timed(partial(bench.forward, bench.pairs(n)))
+        rows.append(row)
+    pairs = bench.pairs(4)
+    plain = policy.velocity(pairs.x, pairs.sigma, pairs.cond)
+    old, gaussian = replay(policy, objective.transition, pairs)
+    drawn = (gaussian.mean + gaussian.std * torch.randn_like(gaussian.mean)).to(policy.dtype)
+    pairs = replace(pairs, x_next=drawn)
+    old = replay(policy, objective.transition, pairs)[0]
+    with products.over():
+        moved = policy.velocity(pairs.x, pairs.sigma, pairs.cond)
+        new = replay(policy, objective.transition, pairs)[0]
+    return {
+        "forward": rows,
+        "velocity_moves": float((moved - plain).norm() / plain.norm()),
+        "log_ratio_max_abs": float((new - old).abs().max()),
+        "clip": objective.clip,
+    }
+
+
+def parts_of_an_update(bench: Bench) -> dict[str, Any]:
+    """What is small, each plain and otherwise: optimizer, decoder, and a forward of few samples as a CUDA graph."""
+    weights = [torch.nn.Parameter(one.detach().clone()) for one in bench.parts.parameters.values()]
+    for one in weights:
+        one.grad = torch.randn_like(one)
+    found: dict[str, Any] = {}
+    for name, fused in (("adamw", None), ("adamw_fused", True)):
+        found[name] = timed(torch.optim.AdamW(weights, lr=1e-9, fused=fused).step, repeats=5)
+    del weights
+    policy = bench.parts.policy
+    x = torch.randn(bench.size, *policy.latent_shape, device=DEVICE)
+    found["decode"] = timed(lambda: policy.decode(x))
+    plain = policy.decode(x)
+    to_channels_last(policy._vae)
+    found["decode, channels last"] = timed(lambda: policy.decode(x))
+    found["decode, channels last"] |= {"levels": int((policy.decode(x).int() - plain.int()).abs().max())}
+    for n in (1, 4):
+        pairs = bench.pairs(n)
+        found[f"forward of {n}"] = timed(partial(bench.forward, pairs))
+        row: dict[str, Any] = {}
+        with possible_or_not(row):
+            row |= timed(captured(partial(bench.forward, pairs)))
+        found[f"forward of {n}, CUDA graph"] = row
+    return found
+
+
+def captured(work: Callable[[], None]) -> Callable[[], object]:
+    """The work as a CUDA graph; as it is where there is none."""
+    if not CUDA:
+        return work
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
 def compiled(bench: Bench) -> dict[str, Any]:
     """Forward, replay and whole update of the fast recipe with compiled blocks."""
     pairs = bench.pairs(bench.size)
     one, both = bench.found["flops_of_a_forward"], bench.found["flops_of_a_replay"]
     bench.transformer.compile_repeated_blocks(dynamic=False)
+    checkpoint_blocks(bench.transformer, 0.0)
+    four = bench.pairs(4)
     rows: dict[str, Any] = {}
-    for name, work, count in (("forward", bench.forward, one), ("replay", bench.backward, both)):
+    uses = (("forward", bench.forward, pairs, bench.size * one), ("replay", bench.backward, four, 4 * both))
+    for name, work, given, count in uses:
         began = time.perf_counter()
-        work(pairs)
+        work(given)
         synchronize()
         first = time.perf_counter() - began
-        rows[name] = rate(bench, {"first_s": first, **timed(partial(work, pairs))}, bench.size * count)
+        rows[name] = rate(bench, {"first_s": first, **timed(partial(work, given))}, count)
         say({name: rows[name]})
-    rows["update"] = update(bench, "fast", 20)
+    update(bench, "fast, stored", 20)
+    rows["update"] = update(bench, "fast, stored", 21)
     return rows
 
 
 STAGES = {
     "forward": forward,
     "replay": replays,
-    "kernels": kernels,
     "update": updates,
+    "kernels": kernels,
     "overhead": overhead,
+    "attention": attentions,
+    "float8": float8,
+    "parts": parts_of_an_update,
     "compile": compiled,
 }
 
@@ -314,11 +430,16 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--stages", nargs="*", choices=list(STAGES), default=list(STAGES))
     parser.add_argument("--seconds", type=float, default=3600, help="no stage begins later than this")
+    parser.add_argument("--plain", action="store_true", help="layers as peft and autocast have them")
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("overrides", nargs="*", default=[], help="key.sub=value of the recipes")
     given = parser.parse_args(arguments)
     began = time.perf_counter()
+    if given.plain:
+        patch.object(lora_layers, "join_products", lambda _: None).start()
+        patch.object(precision, "cast_once", lambda _: None).start()
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), given.tiny)
+        bench = Bench(Path(folder), given.tiny, given.overrides)
         bench.found["machine"] = {
             "device": torch.cuda.get_device_name() if CUDA else "CPU",
             "torch": torch.__version__,
@@ -326,6 +447,7 @@ def main(arguments: Sequence[str]) -> None:
             "tokens": [bench.parts.policy.latent_shape[0], *_tokens(bench)],
             "resident_gib": torch.cuda.memory_allocated() / GIB if CUDA else 0.0,
             "setup_s": time.perf_counter() - began,
+            "variant": ["--plain"] * given.plain + given.overrides,
         }
         bench.measure_scale()
         say(bench.found)

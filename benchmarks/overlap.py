@@ -113,8 +113,8 @@ def main(arguments: Sequence[str]) -> None:
             rows.append(row)
         sys.stdout.write(
             f"wait {wait:g} s: {rows[-2]['groups_a_second']:.2f} groups a second, one update ahead "
-            f"{rows[-1]['groups_a_second']:.2f}: {median[0] / median[1]:.2f} x; adapters differ from those of the first "
-            f"wait by {rows[-2]['adapter_differs']:.1g} and {rows[-1]['adapter_differs']:.1g}\n"
+            f"{rows[-1]['groups_a_second']:.2f}: {median[0] / median[1]:.2f} x; adapters differ from the first wait's "
+            f"by {rows[-2]['adapter_differs']:.1g} and {rows[-1]['adapter_differs']:.1g}\n"
         )
         sys.stdout.flush()
     if given.json is not None:

@@ -52,7 +52,9 @@ RECIPE = "uno_customized_grpo_fast"
 RESULT, PAGE = ROOT / "docs" / "roofline.csv", ROOT / "docs" / "roofline.md"
 PEAK, BANDWIDTH = 789.0, 4.3
 """TFLOP/s in bfloat16 and TB/s, measured on an H200 (benchmarks/results/flux_h200.json, docs/benchmarks.md)."""
-MEASURED = ROOT / "benchmarks" / "results" / "flux_h200.json"
+RESULTS = ROOT / "benchmarks" / "results"
+MEASURED = RESULTS / "flux_h200.json"
+MEMORY = ROOT / "docs" / "how-to" / "memory.md"
 SIZES = (1, 4, 12)
 PLAIN, NOW = "peft's layers, each casts its input", "as it is"
 VARIANTS: dict[str, tuple[str, ...]] = {PLAIN: (), NOW: (), "with `policy.norms=half`": ("policy.norms=half",)}
@@ -388,17 +390,60 @@ def memory(model: Model) -> str:
     return table(["`policy.norms`", "recomputed", "GiB a sample", "`validate`'s estimate", "estimate / counted"], lines)
 
 
-def estimated(share: float, recompute: str, norms: str) -> int:
-    """Bytes that the estimate of ``validate`` says are stored of one sample."""
+def estimated(share: float, recompute: str, norms: str, n: int = 1, *, peak: bool = False) -> int:
+    """Bytes that the estimate of ``validate`` says are stored of n samples; or a replay's peak."""
     spec = recipe_of(()).policy
     kind: Any = registry.resolve("policies", spec.type)
     transformer = shapes(spec.source(), kind.encoders).transformer
     trained = trained_of(spec, kind, transformer)
     found = activations(
         transformer, trained.layers, trained.rank, tokens_of(spec, SAMPLE[0]),
-        n=1, b=2, checkpointing=share, cheap=recompute == "cheap", half_norms=norms == "half",
+        n=n, b=2, checkpointing=share, cheap=recompute == "cheap", half_norms=norms == "half",
     )  # fmt: skip
-    return found.stored
+    return found.stored + (found.working if peak else 0)
+
+
+def peaks() -> str:
+    """Peaks of a replay's memory above what is resident: measured where it was, and by the estimate of ``validate``."""
+    measured = {
+        (row["n"], row["checkpointed"], row.get("recompute", "all")): row.get("peak_gib")
+        for row in json.loads(MEASURED.read_text(encoding="utf-8"))["replay"]
+    }
+    lines = []
+    for n in SIZES:
+        for share, recompute in STORED:
+            what = {0.0: "nothing", 1.0: "all blocks"}.get(share, f"{share:.0%} of the blocks")
+            found = measured.get((n, share, recompute), "not measured")
+            shown = "out of memory" if found is None else found if isinstance(found, str) else f"**{found:.1f}**"
+            own, half = (estimated(share, recompute, norms, n, peak=True) / GIB for norms in ("float32", "half"))
+            cheap = ", cheap operators" if recompute == "cheap" else ""
+            lines.append([str(n), f"{what}{cheap}", shown, f"{own:.1f}", f"{half:.1f}"])
+    return table(["samples", "recomputed", "measured, H200", "estimate", "estimate with `policy.norms: half`"], lines)
+
+
+def overlapped() -> str:
+    """What ``overlap.py`` found."""
+    rows = json.loads((RESULTS / "overlap.json").read_text(encoding="utf-8"))["rows"]
+    lines = []
+    for plain, ahead in zip(rows[::2], rows[1::2], strict=True):
+        lines.append(
+            [
+                f"{plain['wait_s']:g} s",
+                *(f"{row['groups_a_second']:.2f}" for row in (plain, ahead)),
+                f"{ahead['groups_a_second'] / plain['groups_a_second']:.2f}",
+                f"{ahead['adapter_differs']:.1g}",
+            ]
+        )
+    head = ["wait a group", "groups a second", "one update ahead", "ratio", "adapter's difference to no wait"]
+    return table(head, lines)
+
+
+def scaled() -> str:
+    """What ``scaling.py`` found of processes."""
+    found = json.loads((RESULTS / "scaling_ranks.json").read_text(encoding="utf-8"))["groups_a_second"]
+    one = found["1"]
+    lines = [[ranks, f"{rate:.3f}", f"{rate / one / int(ranks):.2f}"] for ranks, rate in found.items()]
+    return table(["processes", "groups a second", "of the ideal"], lines)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -421,6 +466,7 @@ def main(arguments: Sequence[str]) -> None:
     now = [row for row in rows if row["variant"] == NOW]
     parts = {use: shown(now, use, n) for use, n in (("forward", 12), ("replay", 4))}
     parts |= {"gains": gains(rows, given.peak), "stored": memory(model_of(NOW, given.overrides))}
+    parts |= {"overlap": overlapped(), "scaling": scaled()}
     for name, part in parts.items():
         sys.stdout.write(f"\n{name}\n{part}\n")
     if given.write:
@@ -429,6 +475,7 @@ def main(arguments: Sequence[str]) -> None:
         for name, part in parts.items():
             text = put(text, name, part)
         PAGE.write_text(text, encoding="utf-8")
+        MEMORY.write_text(put(MEMORY.read_text(encoding="utf-8"), "peaks", peaks()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ FOUR_BIT: Final = "`policy.quantization: 4bit`"
 EIGHT_BIT: Final = "`policy.quantization: 8bit`"
 COMPILE: Final = "`policy.compile`"
 FIRST_BLOCK: Final = "`sampling.cache: first_block`"
+FLOAT8: Final = "`sampling.float8`"
 GUIDANCE: Final = "guidance (two forwards a velocity)"
 FULL: Final = "full"
 COMPILED: Final = "compiled"
@@ -68,6 +69,8 @@ def options(site: Site) -> dict[str, Changes]:
         "`objective.kl`": {"objective__kl": 0.1},
         "`policy.gradient_checkpointing`": {"policy__gradient_checkpointing": True},
         "`policy.gradient_checkpointing: 0.5`": {"policy__gradient_checkpointing": 0.5},
+        "`policy.recompute: cheap`": {"policy__gradient_checkpointing": True, "policy__recompute": "cheap"},
+        "`policy.norms: half`": {"policy__norms": "half", "run__precision": "bf16"},
         COMPILE: {"policy__compile": True},
         "plan `all`": {"sampling__plan": {"type": "all"}},
         "plan `fraction`": {"sampling__plan": {"type": "fraction", "fraction": 0.6}},
@@ -78,6 +81,7 @@ def options(site: Site) -> dict[str, Changes]:
         DRAWN: {"sampling__plan": {"type": "branch"}},
         "`train.updates_per_rollout: 2`": {"train__updates_per_rollout": 2, "train__microbatch": None},
         "`train.old_log_probs: replay`": {"train__old_log_probs": "replay"},
+        "`train.staleness: 1`": {"train__staleness": 1, "objective__clip": 0.1},
         "`sampling.batch: 2`": {"sampling__batch": 2, "train__microbatch": 2},
         BATCH_AUTO: {"sampling__batch": "auto"},
         FIRST_BLOCK: {"objective": {"type": "nft"}, "sampling__cache": {"type": "first_block", "threshold": 1.0}},
@@ -85,6 +89,7 @@ def options(site: Site) -> dict[str, Changes]:
             "objective": {"type": "nft"},
             "sampling__cache": {"type": "taylorseer", "warmup": 1},
         },
+        FLOAT8: {"objective": {"type": "nft"}, "sampling__float8": True, "run__precision": "bf16"},
         "`nft` with an old policy": {"objective": {"type": "nft", "old": {"rate": 0.2}}},
         "`awm` with a running average": {
             "objective": {"type": "awm", "average": {"rate": 0.2}, "average_kl": 0.1},
@@ -126,6 +131,11 @@ CASES: Final[Mapping[str, tuple[str, ...]]] = {
     "dppo": ("`policy.lora`", "`train.updates_per_rollout: 2`", "`objective.ratio: dppo`"),
     "four-bit": ("`policy.lora`", "`policy.base_lora`", FOUR_BIT, "`objective.kl`", "`policy.gradient_checkpointing`"),
     "eight-bit": (EIGHT_BIT_MOMENTS, EIGHT_BIT, "`train.ema`", DRAWN, BATCH_AUTO),
+    "stale": (
+        "`policy.lora`", "`run.precision: bf16`", "`policy.recompute: cheap`", "`policy.norms: half`",
+        "plan `all`", "`train.staleness: 1`",
+    ),
+    "float8": ("`policy.lora`", "`run.precision: bf16`", FLOAT8),
     COMPILED: ("`policy.lora`", COMPILE, "`run.precision: bf16`"),
 }  # fmt: skip
 """Recipes that are run on two processes: options that go together, in the order of ``options``."""
