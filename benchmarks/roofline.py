@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 from unittest.mock import patch
@@ -374,19 +375,30 @@ def gains(rows: Sequence[Mapping[str, Any]], peak: float) -> str:
     return table(head, lines)
 
 
-def memory(model: Model) -> str:
-    """What a forward of one sample stores, counted and by the estimate of ``validate``."""
-    lines = []
+def stored_rows(model: Model) -> list[dict[str, Any]]:
+    """What a forward of one sample stores in GiB, counted and by the estimate of ``validate``."""
+    rows = []
     for norms in ("float32", "half"):
         if norms == "half":
             precision.half_norms(model.policy.transformer)
         for share, recompute in STORED:
             with model.fake:
                 found = stored_bytes(model, 1, share, recompute) / GIB
-            keys = {0.0: "nothing", 1.0: "all blocks"}.get(share, f"{share:.0%} of the blocks")
-            what = f"{keys}{', cheap operators' if recompute == 'cheap' else ''}"
-            by_formula = estimated(share, recompute, norms) / GIB
-            lines.append([f"`{norms}`", what, f"{found:.1f}", f"{by_formula:.1f}", f"{by_formula / found:.2f}"])
+            row = {"norms": norms, "checkpointed": share, "recompute": recompute, "counted": found}
+            rows.append(row | {"estimated": estimated(share, recompute, norms) / GIB})
+    return rows
+
+
+def memory(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The same as a table."""
+    lines = []
+    for row in rows:
+        share = row["checkpointed"]
+        what = {0.0: "nothing", 1.0: "all blocks"}.get(share, f"{share:.0%} of the blocks")
+        cheap = ", cheap operators" if row["recompute"] == "cheap" else ""
+        counted, by_formula = row["counted"], row["estimated"]
+        values = (f"{counted:.1f}", f"{by_formula:.1f}", f"{by_formula / counted:.2f}")
+        lines.append([f"`{row['norms']}`", f"{what}{cheap}", *values])
     return table(["`policy.norms`", "recomputed", "GiB a sample", "`validate`'s estimate", "estimate / counted"], lines)
 
 
@@ -452,20 +464,26 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--peak", type=float, default=PEAK, help="TFLOP/s of a large product in bfloat16")
     parser.add_argument("--bandwidth", type=float, default=BANDWIDTH, help="TB/s of the card's memory")
     parser.add_argument("--names", action="store_true", help="also every operator by its name")
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="samples in a forward")
+    parser.add_argument("--json", type=Path, help="all counts alone, to this file")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("overrides", nargs="*", help="key.sub=value of the recipe")
     given = parser.parse_args(arguments)
     rows = []
     for variant in VARIANTS:
-        found = measure(model_of(variant, given.overrides), given.peak, given.bandwidth)
+        found = measure(model_of(variant, given.overrides), given.peak, given.bandwidth, given.sizes)
         rows += rows_of(found, variant)
         for (use, n), counter in found.items() if given.names else ():
             sys.stdout.write(f"\n{use} of {n}, {variant}\n")
             for (kind, name), cost in sorted(counter.names.items(), key=lambda one: -one[1].seconds):
                 sys.stdout.write(f"{kind}: {name} {cost.calls} {cost.bytes / 1e9:.2f} GB {cost.seconds * 1e3:.2f} ms\n")
+    stored = stored_rows(model_of(NOW, given.overrides))
+    if given.json is not None:
+        given.json.write_text(json.dumps({"costs": rows, "stored": stored}, indent=1) + "\n", encoding="utf-8")
+        return
     now = [row for row in rows if row["variant"] == NOW]
     parts = {use: shown(now, use, n) for use, n in (("forward", 12), ("replay", 4))}
-    parts |= {"gains": gains(rows, given.peak), "stored": memory(model_of(NOW, given.overrides))}
+    parts |= {"gains": gains(rows, given.peak), "stored": memory(stored)}
     parts |= {"overlap": overlapped(), "scaling": scaled()}
     for name, part in parts.items():
         sys.stdout.write(f"\n{name}\n{part}\n")

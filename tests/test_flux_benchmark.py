@@ -1,4 +1,6 @@
-"""``benchmarks/flux.py`` and ``visit.py`` run on a CPU with a tiny model, so that a card finds stages that work."""
+"""``benchmarks/flux.py`` and ``visit.py`` run on a CPU with a tiny model, so that a card finds stages that work;
+``roofline.py`` counts what torch counted on a card, and stores what is estimated.
+"""
 
 import json
 import subprocess
@@ -76,3 +78,23 @@ def test_a_stage_that_fails_or_takes_too_long_is_said_and_the_next_goes_on(
     ended = {name: (one["ended"], one["well"]) for name, one in script.results(tmp_path).items()}
     assert ended == {"now": ("exit 1", False), "float8": ("cut short", False), "parts": ("exit 0", True)}
     assert script.missing(tmp_path, ["parts"]) == ["now", "float8", "parts"]
+
+
+def test_the_roofline_counts_what_torch_did_on_a_card_and_stores_what_is_estimated(tmp_path: Path) -> None:
+    found = tmp_path / "found.json"
+    given = [sys.executable, str(VISIT.with_name("roofline.py")), "--sizes", "1", "--json", str(found)]
+    ended = subprocess.run(given, env=environment(), capture_output=True, text=True, timeout=280)
+    assert ended.returncode == 0, ended.stderr
+    counts = json.loads(found.read_text())
+    measured = json.loads((VISIT.parent / "results" / "flux_h200.json").read_text())
+    for use in ("forward", "replay"):
+        before, now, half = (row for row in counts["costs"] if (row["use"], row["kind"]) == (use, "all"))
+        for row in (before, now, half):
+            assert row["tflop"] * 1e12 == pytest.approx(measured[f"flops_of_a_{use}"], rel=1e-3)
+        assert before["gb"] > now["gb"] > half["gb"]
+        assert before["least_ms"] > now["least_ms"] > half["least_ms"]
+        took = next(row["seconds"] for row in measured[use] if row["n"] == 1 and row.get("checkpointed", 0) == 0)
+        assert 0.5 * took < before["least_ms"] / 1e3 < took
+    assert len(counts["stored"]) == 10
+    for row in counts["stored"]:
+        assert row["estimated"] == pytest.approx(row["counted"], rel=0.03), row

@@ -75,7 +75,7 @@ def test_conformance_and_micro_batches(
         for one in parts.parameters.values():
             one.grad = None
     for other in found[1:]:
-        assert (other - found[0]).norm() / found[0].norm() < 1e-4
+        assert (other - found[0]).norm() / found[0].norm() < 2e-4  # each processor rounds in its own way
 
 
 @pytest.mark.parametrize("kind", KINDS)

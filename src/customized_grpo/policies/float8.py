@@ -21,9 +21,9 @@ from customized_grpo.policies.checkpointing import repeated_blocks
 _FORMAT: Final = torch.float8_e4m3fn
 _LARGEST: Final = torch.finfo(_FORMAT).max
 _MULTIPLE: Final = 16
-"""Of both widths, as the kernel wants it."""
+"""Divisor of both widths, as the kernel wants it."""
 _LEAST_CAPABILITY: Final = (8, 9)
-"""Of a GPU: Ada and Hopper."""
+"""Compute capability of the first GPUs that have such products: Ada and Hopper."""
 
 
 def quantized(values: Float[Tensor, "m d"]) -> tuple[Tensor, Float[Tensor, "m 1"]]:

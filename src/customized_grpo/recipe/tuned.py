@@ -1,4 +1,4 @@
-"""What every section of a recipe is made of, and the two forms of what is trained: an adapter, or all weights."""
+"""The base of every section of a recipe, and the two forms of what is trained: an adapter, or all weights."""
 
 from typing import Annotated, Literal, Self, TypeAlias
 
