@@ -68,11 +68,11 @@ def largest_log_ratio(trainer: Trainer, group: Trajectory, microbatch: int) -> f
     return float(torch.cat(ratios).abs().max())
 
 
-def scored_before_rounding(trainer: Trainer, group: Trajectory) -> Trajectory:
-    """The same states, but with the probabilities of the float32 states that they were rounded from."""
-    parts, sampling = trainer.parts, trainer.recipe.sampling
-    place = {"seed": trainer.recipe.run.seed, "step": 3, "group": trainer.assignments(3)[0][0]}
-    stochastic = grpo_of(parts).plan.steps(3, sampling.steps, trainer.recipe.run.seed, place["group"]).stochastic
+def scored_before_rounding(trainer: Trainer, step: int) -> Trajectory:
+    """A rollout's states, but with the probabilities of the float32 states that they were rounded from."""
+    group, parts, sampling = rollout(trainer, step), trainer.parts, trainer.recipe.sampling
+    place = {"seed": trainer.recipe.run.seed, "step": step, "group": trainer.assignments(step)[0][0]}
+    stochastic = grpo_of(parts).plan.steps(step, sampling.steps, trainer.recipe.run.seed, place["group"]).stochastic
     draws = transition_noise(parts.policy.latent_shape, G, len(stochastic), **place)
     scores = []
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_the_first_replay_is_exact(trained: Trainer) -> None:
 
 
 def test_scoring_before_rounding_would_not_be(trained: Trainer) -> None:
-    groups = [scored_before_rounding(trained, rollout(trained, step)) for step in range(8)]
+    groups = [scored_before_rounding(trained, step) for step in range(8)]
     wrong = max(largest_log_ratio(trained, group, G) for group in groups)
     if trained.parts.policy.dtype == torch.float32:
         assert wrong == 0  # nothing is rounded
