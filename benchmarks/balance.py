@@ -135,6 +135,8 @@ FRONTS = {
     **{f"`{run}`": tuple(name for name, (of, _) in AT.items() if of == run) for run in BALANCED},
 }
 AXES = tuple(REFERENCE)
+LABEL = {"three separate runs": (5, 5), "`balanced`": (-20, -9), "`balanced_long`": (6, 3)}
+"""Where the picture writes a point's b or weights, in points beside it."""
 
 
 def hypervolume(points: Any) -> float:
@@ -237,9 +239,9 @@ def plot(of: Mapping[tuple[Any, ...], dict[str, Any]]) -> None:
         places = [tuple(of[name, None, metric]["mean"] for metric in AXES) for name in front]
         mark, colour = looks[title]
         axis.plot(*zip(*places, strict=True), mark, color=colour, ms=5, label=title.replace("`", "").replace("_", ", "))
-        for name, place in zip(front, places, strict=True):
+        for name, place in zip(front, places, strict=True) if front != FRONTS["two ends interpolated"] else ():
             text = name.partition("@")[2] or (name.partition("-")[2].replace("to", " : ") if name in STATIC else "")
-            axis.annotate(text, place, textcoords="offset points", xytext=(5, 4), fontsize=7, color=colour)
+            axis.annotate(text, place, textcoords="offset points", xytext=LABEL[title], fontsize=7, color=colour)
     save_fronts(figure, axis, IMAGE)
 
 
