@@ -1,7 +1,7 @@
 """FLUX.1-dev at its full size, with UNO's geometry and random weights, on one GPU: nothing is downloaded.
 
-    PYTHONPATH=src:tests/support python benchmarks/flux.py [--json FILE] [--stages forward replay ...] [--plain]
-        [--seconds 500] [--tiny] [key.sub=value ...]
+    PYTHONPATH=src:tests/support python benchmarks/flux.py [--json FILE] [--stages forward replay ...]
+        [--plain [lora] [casts]] [--seconds 500] [--tiny] [key.sub=value ...]
 
 ``benchmarks/visit.py`` runs all of it in order of value. Stages, in this order; one that fails is reported and the next
 goes on. ``forward`` and ``replay``: seconds, share of the card's peak in bfloat16 and memory of the transformer's two
@@ -71,6 +71,7 @@ SCHEDULES: dict[str, tuple[str, tuple[str, ...]]] = {
 ORDER = ("fast, stored", "published", "fast, stored", "fast", "fast, cheap", "nft", "batched")
 SIZES = (1, 4, 12)
 SHARES: tuple[tuple[float, Literal["all", "cheap"]], ...] = ((1.0, "all"), (1.0, "cheap"), (0.5, "all"), (0.0, "all"))
+PLAIN = {"lora": (lora_layers, "join_products"), "casts": (precision, "cast_once")}
 BACKENDS = ("native", "_native_flash", "_native_cudnn", "_native_efficient", "_flash_3_hub", "_flash_3", "flash_hub")
 
 
@@ -430,14 +431,16 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--stages", nargs="*", choices=list(STAGES), default=list(STAGES))
     parser.add_argument("--seconds", type=float, default=3600, help="no stage begins later than this")
-    parser.add_argument("--plain", action="store_true", help="layers as peft and autocast have them")
+    parser.add_argument(
+        "--plain", nargs="*", choices=PLAIN, help="layers as peft and autocast have them; or one of the two alone"
+    )
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("overrides", nargs="*", default=[], help="key.sub=value of the recipes")
     given = parser.parse_args(arguments)
     began = time.perf_counter()
-    if given.plain:
-        patch.object(lora_layers, "join_products", lambda _: None).start()
-        patch.object(precision, "cast_once", lambda _: None).start()
+    plain = [] if given.plain is None else given.plain or list(PLAIN)
+    for name in plain:
+        patch.object(*PLAIN[name], lambda _: None).start()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), given.tiny, given.overrides)
         bench.found["machine"] = {
@@ -447,7 +450,7 @@ def main(arguments: Sequence[str]) -> None:
             "tokens": [bench.parts.policy.latent_shape[0], *_tokens(bench)],
             "resident_gib": torch.cuda.memory_allocated() / GIB if CUDA else 0.0,
             "setup_s": time.perf_counter() - began,
-            "variant": ["--plain"] * given.plain + given.overrides,
+            "variant": [f"--plain {name}" for name in plain] + given.overrides,
         }
         bench.measure_scale()
         say(bench.found)

@@ -26,6 +26,7 @@ from page_parts import table
 
 HERE = Path(__file__).resolve().parent
 HALF = ("policy.norms=half",)
+BOTH = ("lora", "casts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +42,10 @@ class Stage:
     """More arguments of a rehearsal."""
 
 
-def flux(*stages: str, plain: bool = False, keys: Sequence[str] = ()) -> tuple[str, ...]:
+def flux(*stages: str, plain: Sequence[str] = (), keys: Sequence[str] = ()) -> tuple[str, ...]:
     """A call of ``flux.py``."""
-    script = str(HERE / "flux.py")
-    return (sys.executable, script, *keys, *(["--plain"] if plain else []), "--json", "{json}", "--stages", *stages)
+    left_out = ["--plain", *plain] if plain else []
+    return (sys.executable, str(HERE / "flux.py"), *keys, *left_out, "--json", "{json}", "--stages", *stages)
 
 
 GPU_TESTS = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu")
@@ -52,14 +53,15 @@ FINDABLE = ("--collect-only", "tests/integration/test_devices.py")
 STAGES = {
     "tests": Stage(GPU_TESTS, 240, "whether the rest means anything", FINDABLE),
     "now": Stage(flux("forward", "replay"), 200, "the two uses as the package is"),
-    "plain": Stage(flux("forward", "replay", plain=True), 200, "the same as it was, on the same card"),
+    "plain": Stage(flux("forward", "replay", plain=BOTH), 200, "the same as it was, on the same card"),
     "half": Stage(flux("forward", "replay", keys=HALF), 200, "the same with half norms"),
     "updates": Stage(flux("update", keys=HALF), 420, "whole updates, NFT's among them, with all gains"),
-    "updates-plain": Stage(flux("update", plain=True), 480, "whole updates as they were"),
+    "updates-plain": Stage(flux("update", plain=BOTH), 480, "whole updates as they were"),
     "compile": Stage(flux("compile", keys=HALF), 420, "compiled blocks: first call, the two uses, an update"),
     "attention": Stage(flux("attention", keys=HALF), 240, "FlashAttention 3, cuDNN and others"),
     "float8": Stage(flux("float8", keys=HALF), 120, "rollouts in float8, and the ratio's error"),
     "parts": Stage(flux("parts", keys=HALF), 120, "optimizer, decoder, CUDA graphs"),
+    "lora-plain": Stage(flux("forward", "replay", plain=("lora",)), 200, "what joined products of a LoRA are worth"),
     "kernels": Stage(flux("kernels", keys=HALF), 120, "where the rest goes"),
     "overhead": Stage(flux("overhead", keys=HALF), 180, "what of an update is in no model"),
 }
@@ -117,7 +119,7 @@ def missing(out: Path, again: Sequence[str]) -> list[str]:
 
 def rows_of(found: Mapping[str, dict[str, Any]]) -> Iterator[list[str]]:
     """Lines of the table: each use and batch, and each update, in every variant."""
-    for name in ("plain", "now", "half"):
+    for name in ("plain", "lora-plain", "now", "half"):
         one = found.get(name, {}).get("found", {})
         for use in ("forward", "replay"):
             for row in one.get(use, []):

@@ -161,7 +161,7 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
         *([Line(name="weights in float8, for rollouts", bytes=eighth)] if eighth else []),
         *_weights(recipe, model.transformer, trained, b, world),
         *(Line(name=name, bytes=size) for name, size in {**parts, **scorers.weights}.items()),
-        Line(name="trajectories", bytes=geometry.trajectory_bytes or 0),
+        Line(name="trajectories", bytes=(geometry.trajectory_bytes or 0) * (1 + train.staleness)),
         Line(name="reserve", bytes=_RESERVE, note="context, workspaces, fragments: an assumption"),
     ]
     peaks = [

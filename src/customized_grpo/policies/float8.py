@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any, Final, final
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -24,6 +25,9 @@ _MULTIPLE: Final = 16
 """Divisor of both widths, as the kernel wants it."""
 _LEAST_CAPABILITY: Final = (8, 9)
 """Compute capability of the first GPUs that have such products: Ada and Hopper."""
+
+_KEPT: Final[WeakKeyDictionary[nn.Module, list[tuple[Tensor, Tensor]]]] = WeakKeyDictionary()
+"""A transformer's weights and their scales, once for views of all sizes."""
 
 
 def quantized(values: Float[Tensor, "m d"]) -> tuple[Tensor, Float[Tensor, "m 1"]]:
@@ -49,9 +53,10 @@ class Float8Products:
                 f"sampling.float8: {torch.cuda.get_device_name(policy.device)} multiplies no float8 (Ada, Hopper and "
                 "later do); leave it out"
             )
+        self._transformer = base_transformer(policy)
         self._layers: list[Any] = [
             layer
-            for _, block in repeated_blocks(base_transformer(policy))
+            for _, block in repeated_blocks(self._transformer)
             for name, layer in block.named_modules()
             if type(layer) is nn.Linear
             and ".lora_" not in name
@@ -63,14 +68,13 @@ class Float8Products:
                 "sampling.float8: no linear layer of the blocks is in half precision with widths of a multiple of "
                 f"{_MULTIPLE}; leave it out"
             )
-        self._weights: list[tuple[Tensor, Tensor]] = []
 
     @contextmanager
     def over(self) -> Iterator[None]:
         """Inside, these layers multiply in float8, without gradient; afterwards the model is as it was."""
-        if not self._weights:
-            self._weights = [quantized(layer.weight.detach()) for layer in self._layers]
-        for layer, weight in zip(self._layers, self._weights, strict=True):
+        if self._transformer not in _KEPT:
+            _KEPT[self._transformer] = [quantized(layer.weight.detach()) for layer in self._layers]
+        for layer, weight in zip(self._layers, _KEPT[self._transformer], strict=True):
             layer.forward = MethodType(_product(*weight), layer)
         try:
             yield

@@ -31,7 +31,7 @@ class Rollouts:
         self, parts: Parts, begin: Callable[[int], list[tuple[Rollout, Pending]]], shares: Sequence[range]
     ) -> None:
         self._parts, self._begin, self._shares = parts, begin, shares
-        self._ahead: Begun | None = None
+        self._ahead: tuple[int, Begun] | None = None
 
     def of(self, step: int) -> Begun:
         """This rank's groups of a step; the next one's are sampled, too, if rollouts are stale."""
@@ -39,7 +39,8 @@ class Rollouts:
         if parts.behind is None:
             with parts.sampling():
                 return self._sampled(step)
-        now, self._ahead = self._ahead, None
+        (of, now), self._ahead = self._ahead or (step, None), None
+        assert of == step, f"step {of} was sampled ahead, and step {step} is asked for: steps follow one another"
         if now is None and step == 0:
             with parts.sampling():
                 now = self._sampled(step)
@@ -49,7 +50,7 @@ class Rollouts:
         with parts.sampling():
             parts.behind.take(parts.parameters)
             if step + 1 < train.steps:
-                self._ahead = self._sampled(step + 1)
+                self._ahead = step + 1, self._sampled(step + 1)
         return now
 
     def _sampled(self, step: int) -> Begun:

@@ -83,15 +83,16 @@ def join_products(layer: Any) -> None:
 
 def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     base, device = layer.base_layer, x.device.type
-    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    names = list(layer.lora_A)
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     plain = not (layer.disable_adapters or layer.merged or args or kwargs or layer.lora_variant)
     plain = plain and "forward" not in vars(base)  # else another product has taken its place, as in float8
     # DeepSpeed's stage 3 gathers a weight (ds_id) for its own module's forward alone
-    if not plain or len(active) != 1 or base.weight.dtype != dtype or hasattr(base.weight, "ds_id"):
+    plain = plain and layer.active_adapters == names and len(names) == 1  # one beneath rounds alike with and without
+    if not plain or base.weight.dtype != dtype or hasattr(base.weight, "ds_id"):
         own: Tensor = type(layer).forward(layer, x, *args, **kwargs)
         return own
-    (name,) = active
+    (name,) = names
     x = x.to(dtype)  # once, for both products
     inner = layer.lora_A[name](layer.lora_dropout[name](x))
     factor = layer.lora_B[name].weight.to(dtype)
