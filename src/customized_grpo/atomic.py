@@ -23,6 +23,14 @@ def replacing(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def readable(path: Path) -> None:
+    """Give a file, or all in a folder, the mode of other new files: safetensors writes for a file's owner alone."""
+    mask = os.umask(0)  # there is no way to ask for it without setting it
+    os.umask(mask)
+    for file in [path] if path.is_file() else (one for one in path.rglob("*") if one.is_file()):
+        file.chmod(0o666 & ~mask)
+
+
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Hold a folder inside this block: a second process that writes into it would mix its files with this one's.

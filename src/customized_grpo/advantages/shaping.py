@@ -83,6 +83,31 @@ def asks_raw(aggregator: Aggregator) -> bool:
     return "raw" in inspect.signature(aggregator).parameters
 
 
+def try_aggregator(aggregator: Aggregator, num_axes: int) -> None:
+    """Call an aggregator once, before anything is loaded: on four samples, of which two differ, and three steps.
+
+    Raises:
+        ValueError: it fails, or gives no tensor (G, K).
+    """
+    axes = torch.zeros(4, num_axes)
+    axes[0], axes[1] = 1.0, -1.0
+    weights = torch.full((3, num_axes), 1 / num_axes)
+    try:
+        joined = aggregator(axes, weights, raw=axes.clone()) if asks_raw(aggregator) else aggregator(axes, weights)
+    except Exception as error:  # whatever a plug-in does
+        raise ValueError(
+            f"advantage.aggregator: it failed on advantages (4, {num_axes}) and weights (3, {num_axes}): "
+            f"{type(error).__name__}: {error}; testing.check_aggregator tries more of it"
+        ) from error
+    _check_shape(joined, (4, 3))
+
+
+def _check_shape(joined: object, expected: tuple[int, int]) -> None:
+    if not isinstance(joined, Tensor) or joined.shape != expected:
+        shape = tuple(joined.shape) if isinstance(joined, Tensor) else type(joined).__name__
+        raise ValueError(f"advantage.aggregator: it gave {shape}, where a tensor of (G, K) = {expected} is needed")
+
+
 def advantages_of(
     rewards: Float[Tensor, "g r"],
     weights: Float[Tensor, "k q"],
@@ -114,10 +139,7 @@ def advantages_of(
         joined = aggregator(axes.clone(), weights, raw=raw_axes(rewards, axis_of, weight_of, num_axes=weights.shape[1]))
     else:
         joined = aggregator(axes.clone(), weights)
-    expected = (len(axes), len(weights))
-    if not isinstance(joined, Tensor) or joined.shape != expected:
-        shape = tuple(joined.shape) if isinstance(joined, Tensor) else type(joined).__name__
-        raise ValueError(f"advantage.aggregator: it gave {shape}, where a tensor of (G, K) = {expected} is needed")
+    _check_shape(joined, (len(axes), len(weights)))
     raw = joined * used
     return Advantages(
         axes=axes,

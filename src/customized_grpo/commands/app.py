@@ -20,7 +20,7 @@ from customized_grpo.commands.data.pairs import pairs
 from customized_grpo.commands.data.split import split
 from customized_grpo.commands.demo import demo
 from customized_grpo.commands.doctor import doctor
-from customized_grpo.commands.errors import Once, UserErrors
+from customized_grpo.commands.errors import Once, UserErrors, WholeSummaries
 from customized_grpo.commands.evaluate import evaluate
 from customized_grpo.commands.export import export
 from customized_grpo.commands.generate import generate
@@ -42,11 +42,12 @@ app = typer.Typer(
     name="customized-grpo",
     help="Online reinforcement learning for subject-driven image generation: Customized-GRPO, with SARS and TDW.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 data = typer.Typer(
+    cls=WholeSummaries,
     name="data",
     help="Download, import, check and split data sets.",
     no_args_is_help=True,
@@ -79,12 +80,45 @@ _COMMANDS = (
     *(train, sft, dpo, evaluate, generate, studio, score, serve, export),
     *(publish, report, validate, plugins, doctor, schema, demo),
 )
+EXAMPLES = {
+    "train": "train mini_customized run.dir=runs/mine train.steps=50",
+    "sft": "sft mini_customized run.dir=runs/warm",
+    "dpo": "dpo mini_customized run.dir=runs/ranked data.path=pairs.jsonl",
+    "evaluate": "evaluate dreambench --lora runs/mine run.dir=runs/mine-dreambench",
+    "generate": "generate --lora runs/mine --reference cat.png --prompt 'a cat in the snow' --out cat-snow.png",
+    "studio": "studio runs/mine",
+    "score": "score pictures --manifest data/photos/manifest.jsonl --reward dino --reward clip_t",
+    "serve": "serve hpsv3",
+    "export": "export runs/mine --out exported",
+    "publish": "publish runs/mine --out published",
+    "report": "report runs/mine",
+    "validate": "validate uno_customized_grpo --memory-gb 80",
+    "plugins": "plugins",
+    "doctor": "doctor uno_customized_grpo",
+    "schema": "schema",
+    "demo": "demo",
+    "masks": "data masks data/photos --out masked",
+    "cache": "data cache uno_customized_grpo run.cache=cache",
+    "import": "data import dreambooth-folder photos --out data/photos",
+    "check": "data check data/photos",
+    "split": "data split data/photos",
+    "pairs": "data pairs data/train.jsonl --scores data/scores.csv --images data/drawn --by dino --out pairs.jsonl",
+    "download": "data download dreambench --out data/dreambench",
+}
+"""What stands below each command's options."""
+
+
+def _example(name: str) -> str:
+    return f"Example: customized-grpo {EXAMPLES[name]}"
+
+
 for command in _COMMANDS:
-    app.command(cls=Once, context_settings=FREE if command in _FREE_FORM else {})(command)
-data.command(cls=Once)(masks)
-data.command(cls=Once, context_settings=FREE)(cache)
-data.command("import", cls=Once, context_settings=FREE)(import_)
-data.command(cls=Once)(check)
-data.command(cls=Once)(split)
-data.command(cls=Once)(pairs)
-data.command(cls=Once)(download)
+    settings = FREE if command in _FREE_FORM else {}
+    app.command(cls=Once, context_settings=settings, epilog=_example(command.__name__))(command)
+data.command(cls=Once, epilog=_example("masks"))(masks)
+data.command(cls=Once, epilog=_example("check"))(check)
+data.command(cls=Once, epilog=_example("split"))(split)
+data.command(cls=Once, epilog=_example("pairs"))(pairs)
+data.command(cls=Once, epilog=_example("download"))(download)
+data.command(cls=Once, context_settings=FREE, epilog=_example("cache"))(cache)
+data.command("import", cls=Once, context_settings=FREE, epilog=_example("import"))(import_)

@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -19,6 +19,9 @@ from customized_grpo.commands.memory import show_memory
 from customized_grpo.commands.tables import print_rows
 from customized_grpo.console import out
 from customized_grpo.mini.integrity import check_assets
+
+if TYPE_CHECKING:
+    from customized_grpo.recipe.config import Recipe
 
 _FLOORS = {
     "torch": (2, 7),
@@ -55,6 +58,8 @@ def doctor(
 
     recipe = load_recipe(config, overrides or []) if config is not None else None
     findings = examine(Path.cwd())
+    if recipe is not None:
+        findings += _needs(recipe)
     print_rows("", ("", "found", "what to do"), findings)
     if recipe is not None:
         print_rows("Expected time", ("", ""), [*time_of(recipe).items()])
@@ -67,6 +72,24 @@ def doctor(
 def examine(folder: Path) -> list[Finding]:
     """Examine this machine and installation; ``folder`` is the folder of runs."""
     return [*_system(), *_libraries(), *_devices(), *_room(folder), *_assets(), _extras()]
+
+
+def _needs(recipe: "Recipe") -> list[Finding]:
+    """What a recipe needs besides: its data on this machine, and a card where its model is large."""
+    from customized_grpo.memory.needs import lacks_gpu
+
+    sections = {"data": recipe.data} | ({} if recipe.evaluate is None else {"evaluate.data": recipe.evaluate.data})
+    found = []
+    for place, section in sections.items():
+        path = section.model_dump().get("path")
+        if not isinstance(path, str):
+            continue
+        there = Path(path).expanduser().exists()
+        advice = f"make it (customized-grpo data download, import, split), or give {place}.path=..."
+        found.append(Finding(place, path if there else f"{path} is not here", "" if there else advice))
+    if why := lacks_gpu(recipe):
+        found.append(Finding("device", why, "run it on a machine with a GPU, or the miniature: customized-grpo demo"))
+    return found
 
 
 def _system() -> list[Finding]:

@@ -18,8 +18,19 @@ _PACKAGE: Final = "customized_grpo"
 _HOME: Final = re.compile(r"^(--[\w-]+=)~(?=/|$)")
 
 
+class WholeSummaries(TyperGroup):
+    """Command group whose list of commands has whole summaries, on as many lines as they need."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the list."""
+        helps = {name: getattr(self.get_command(ctx, name), "help", None) or "" for name in self.list_commands(ctx)}
+        rows = [(name, " ".join(text.split("\n\n")[0].split())) for name, text in helps.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
 @final
-class UserErrors(TyperGroup):
+class UserErrors(WholeSummaries):
     """Command group that shows user errors as one message; other errors keep their traceback."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -54,6 +54,7 @@ def evaluate(
         return _compare([config, *(overrides or [])], save)
     if save is not None:
         raise ValueError("--out: it goes with --compare; an evaluation writes into run.dir")
+    from customized_grpo.memory.needs import need_gpu
     from customized_grpo.recipe.config import EvaluateRecipe
     from customized_grpo.recipe.loading import load_recipe
 
@@ -61,6 +62,7 @@ def evaluate(
     set_by = [f"{key}={json.dumps(value)}" for key, value in options.items() if value]
     given = say_undone([*(overrides or []), *set_by])
     recipe = load_recipe(config, given, EvaluateRecipe)
+    need_gpu(recipe)
     recipes = [recipe] if balances is None else at_balances(recipe, balances)
     from accelerate import PartialState
 

@@ -1,12 +1,15 @@
 """``customized-grpo generate``: images of one reference set and one prompt."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from customized_grpo.commands.arguments import Balance, Loras
 from customized_grpo.console import err, hush_libraries, say
+
+if TYPE_CHECKING:
+    from customized_grpo.recipe.config import EvaluateRecipe, Recipe
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -63,13 +66,15 @@ def generate(
         if lora and start is not None and start.path is not None:
             say(f"--lora: it is drawn alone, without {start.path!r}, which the recipe's training starts from", on=err)
     elif lora:
-        recipe = load_any(_config_of(lora))
+        recipe = _recipe_of(lora)
     else:
         raise ValueError("--lora: missing; give a run or an adapter, or --config RECIPE to draw with its base")
+    from customized_grpo.memory.needs import need_gpu
     from customized_grpo.recipe.config import Base
     from customized_grpo.sampling.draw import draw
 
     hush_libraries()
+    need_gpu(recipe)
     if base is None and base_revision is not None:
         raise ValueError(f"--base-revision: given {base_revision!r} without --base, which it belongs to")
     other = None if base is None else Base(model=base, revision=base_revision)
@@ -91,12 +96,15 @@ def generate(
         say(str(file))
 
 
-def _config_of(loras: list[str]) -> Path:
-    """The config.yaml of the one run that LoRAs are of; of several runs, and of none, it must be said."""
+def _recipe_of(loras: list[str]) -> "Recipe | EvaluateRecipe":
+    """The recipe of the one run that LoRAs are of; of several runs, and of none, it must be said.
+
+    It stands in the run's config.yaml; of a file that was taken out of its run, in its header.
+    """
     from customized_grpo.policies.adapters.tuning import with_scale
     from customized_grpo.policies.hub_files import is_hub_id
-    from customized_grpo.publish.fetched import published_config
-    from customized_grpo.recipe.loading import RecipeError, run_config
+    from customized_grpo.publish.fetched import carried_recipe, published_config
+    from customized_grpo.recipe.loading import RecipeError, load_any, run_config
 
     found: dict[Path, str] = {}
     refused: list[RecipeError] = []
@@ -110,6 +118,9 @@ def _config_of(loras: list[str]) -> Path:
             refused.append(error)
     if len(found) > 1:
         raise ValueError(f"--lora: {' and '.join(found.values())} are of different runs; say by --config which policy")
-    if not found:
+    if found:
+        return load_any(next(iter(found)))
+    carried = carried_recipe(with_scale(loras[0])[0]) if len(loras) == 1 else None
+    if carried is None:
         raise refused[0]
-    return next(iter(found))
+    return carried

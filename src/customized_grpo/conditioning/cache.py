@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from PIL.Image import Image
 
-from customized_grpo.atomic import replacing
+from customized_grpo.atomic import readable, replacing
 from customized_grpo.devices import safetensors_name
 from customized_grpo.identity.hashes import FileHashes, pixel_hash
 from customized_grpo.identity.parts import elsewhere
@@ -97,6 +97,7 @@ class ConditioningCache:
         }
         with replacing(self.path(prompt, references)) as aside:
             safetensors.torch.save_file(tensors, aside, metadata=header)
+            readable(aside)
 
     def read(self, example: Example, device: torch.device) -> Conditioning:
         """The conditioning of an example, bit for bit as it was written.

@@ -4,17 +4,21 @@ A file without the base's own LoRA (``policy.base_lora``) belongs on a base that
 both, for the stock model.
 """
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from customized_grpo.atomic import readable
+from customized_grpo.identity.private import public
 from customized_grpo.policies.adapters import tuning, uno_lora
 from customized_grpo.policies.adapters.base_lora import read_base_lora
 from customized_grpo.policies.adapters.flux_keys import to_original
 from customized_grpo.policies.adapters.full import TransformerFolder
 from customized_grpo.policies.adapters.hashes import base_hash, update_hash
-from customized_grpo.policies.adapters.lora_files import HEADER, WEIGHTS_NAME, write_update
+from customized_grpo.policies.adapters.lora_files import HEADER, RECIPE, WEIGHTS_NAME, write_update
 from customized_grpo.policies.adapters.lora_reader import LoraFile
 from customized_grpo.policies.adapters.low_rank import Factors, fuse, joined
 from customized_grpo.policies.adapters.tensor_files import write_tensors
@@ -77,7 +81,7 @@ def export(
             "open the folder by diffusers as it is"
         )
     update, about = lora_of(file, with_base=with_base, recipe=recipe)
-    about["exported_from"] = str(file.path)
+    about = _public(about) | {"exported_from": _place(file.path)}
     if balance is not None:
         about[BALANCE] = f"{balance:g}"
     if form == "uno":
@@ -85,6 +89,22 @@ def export(
         write_tensors(target, uno_lora.to_uno(update), about)
         return target
     return write_update(out / WEIGHTS_NAME, update, about)
+
+
+def _public(about: Mapping[str, str]) -> dict[str, str]:
+    """A header without paths of this machine, the recipe's in it included."""
+    found = {name: public(text) for name, text in about.items() if name != RECIPE}
+    if RECIPE in about:
+        found[RECIPE] = json.dumps(public(json.loads(about[RECIPE])), separators=(",", ":"))
+    return found
+
+
+def _place(path: str | Path) -> str:
+    """Where an adapter came from: from its run's folder on, where it lies in one, else its file's name."""
+    parts = Path(path).resolve().parts
+    if "checkpoints" not in parts:
+        return parts[-1]
+    return "/".join(parts[max(1, parts.index("checkpoints") - 1) :])
 
 
 def lora_of(
@@ -149,8 +169,9 @@ def _write_model(
         fuse(policy.transformer, joined(beneath, file.update(policy.transformer)))
     if form == "model":
         policy.save_pipeline(out)
+        readable(out)
         return out
     state = to_original(policy.transformer.state_dict(), original_keys(policy.transformer))
-    about = {"format": "pt", "base_model": config.model, "fused": str(file.path)}
+    about = {"format": "pt", "base_model": public(config.model), "fused": _place(file.path)}
     write_tensors(out / ORIGINAL_NAME, state, about)
     return out / ORIGINAL_NAME

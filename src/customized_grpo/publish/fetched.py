@@ -1,14 +1,28 @@
-"""The recipe of a folder that was published on the hub, which says the policy to ``generate``."""
+"""The recipe that comes with an adapter, which says the policy to ``generate``: on the hub, or in a file's header."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from customized_grpo.policies.adapters.lora_files import RECIPE, find_adapter
+from customized_grpo.policies.adapters.tensor_files import read_metadata
 from customized_grpo.policies.hub_files import hub_problem
-from customized_grpo.recipe.loading import RecipeError
+from customized_grpo.recipe.config import Recipe
+from customized_grpo.recipe.loading import RecipeError, recipe_of
 from customized_grpo.recipe.yaml_source import read_yaml
 
 _CONFIG = "config.yaml"
+_OF_NO_USE: Final[dict[str, Any]] = {
+    "run": {"dir": "unused"},
+    "data": {"type": "mini", "split": "train"},
+    "train": {"evaluate_every": 0},
+    "rewards": {
+        "clip": {"type": "clip_t", "axis": "prompt", "model": "mini"},
+        "dino": {"type": "dino", "axis": "identity", "model": "mini"},
+    },
+}
+"""Sections that a recipe must have, and no picture depends on."""
 
 
 def published_config(lora: str) -> Path:
@@ -39,6 +53,31 @@ def published_config(lora: str) -> Path:
     if named := sorted({one for one in _types(data) if ":" in one}):
         raise RecipeError(f"{lora}: its {_CONFIG} names code ({', '.join(named)}), which is not imported; {instead}")
     return file
+
+
+def carried_recipe(lora: str) -> Recipe | None:
+    """The training recipe in the header of a LoRA's file, as checkpoints and exports have it; None if there is none.
+
+    It is others' text, as above; only what draws is read of it: policy, steps and shift.
+
+    Raises:
+        RecipeError: it names code, or is no recipe any more.
+    """
+    try:
+        text = read_metadata(find_adapter(lora)).get(RECIPE)
+    except ValueError:
+        return None
+    if text is None:
+        return None
+    found = json.loads(text)
+    asked = {key: one for key, one in found["sampling"].items() if key in ("steps", "shift")}
+    data = {"policy": found["policy"], "sampling": asked}
+    if named := sorted({one for one in _types(data) if ":" in one}):
+        raise RecipeError(
+            f"{lora}: the recipe in its header names code ({', '.join(named)}), which is not imported; say which "
+            "policy it is for with --config RECIPE"
+        )
+    return recipe_of({**_OF_NO_USE, **data}, (), Recipe)
 
 
 def _types(value: Any) -> Iterator[str]:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from customized_grpo import __version__
 from customized_grpo.data.base import load_dataset
+from customized_grpo.identity.private import is_path
 from customized_grpo.policies.adapters import full, tuning
 from customized_grpo.policies.adapters.full import TransformerFolder
 from customized_grpo.policies.adapters.lora import slope_of
@@ -23,7 +24,7 @@ from customized_grpo.publish.card import Contents, card
 from customized_grpo.publish.licences import base_of, is_local, licence_of
 from customized_grpo.publish.loading import Form
 from customized_grpo.publish.pictures import data_of, write_gallery
-from customized_grpo.publish.private import is_path, leaks, public_recipe
+from customized_grpo.publish.private import leaks, public_recipe
 from customized_grpo.publish.results import Evaluated, evaluations_of
 from customized_grpo.publish.statements import facts, limits
 from customized_grpo.recipe.config import Recipe

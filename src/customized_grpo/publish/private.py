@@ -3,18 +3,14 @@
 What can't be told from public text stays, so ``leaks`` looks at the finished folder again.
 """
 
-import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
+from customized_grpo.identity.private import is_path, public
 from customized_grpo.policies.adapters.tensor_files import read_metadata
-from customized_grpo.web.proxies import is_private
 
 RUN_DIR: Final = "runs/published"
-WITHHELD: Final = "http://withheld.invalid"
-"""Stands for an address in a private network, or one with a password in it."""
 _TEXTS: Final = frozenset({".md", ".yaml", ".json", ".txt"})
 
 
@@ -26,7 +22,7 @@ def public_recipe(config: Mapping[str, Any], base: str, *, joined: bool) -> dict
         base: hub id in place of ``policy.model``.
         joined: whether ``policy.base_lora`` is in the published file.
     """
-    found: dict[str, Any] = _public(config)
+    found: dict[str, Any] = public(config)
     found["run"] = {**found["run"], "dir": RUN_DIR, "resume": None, "cache": None, "trackers": []}
     policy = {**found["policy"], "model": base}
     for section in ("lora", "full"):
@@ -37,33 +33,6 @@ def public_recipe(config: Mapping[str, Any], base: str, *, joined: bool) -> dict
     if joined:
         policy["base_lora"] = None
     return {**found, "policy": policy}
-
-
-def _public(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _public(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_public(one) for one in value]
-    if not isinstance(value, str):
-        return value
-    if re.match(r"https?://", value):
-        parts = urlsplit(value)
-        return WITHHELD if parts.username or parts.password or is_private(parts.hostname or "") else value
-    return _last(value) if is_path(value) else value
-
-
-def is_path(text: str) -> bool:
-    """True for a path of this machine: from the root, home or the folder above, or one that is there."""
-    if "\n" in text or len(text) > 1000:
-        return False
-    rooted = PurePosixPath(text).is_absolute() or bool(PureWindowsPath(text).drive)
-    if rooted or text.startswith(("~", "./", "../", "file:")) or "\\" in text:
-        return True
-    return "/" in text and Path(text).exists()
-
-
-def _last(path: str) -> str:
-    return PurePosixPath(path.replace("\\", "/")).name or "withheld"
 
 
 def leaks(folder: Path, secrets: Iterable[str]) -> list[str]:

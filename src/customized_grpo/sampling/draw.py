@@ -3,20 +3,22 @@
 Dimensions: n images, S latent tokens, C latent channels, H x W pixels.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 from torch import Tensor
 
-from customized_grpo import registry
+from customized_grpo import __version__, registry
 from customized_grpo.conditioning.cache import release
 from customized_grpo.conditioning.drawing import check_drawing
 from customized_grpo.console import err, say
 from customized_grpo.devices import open_device
+from customized_grpo.identity.private import public
 from customized_grpo.policies.adapters import other_base, tuning
 from customized_grpo.policies.base import Policy, load_policy
 from customized_grpo.recipe.config import Base, EvaluateRecipe, Recipe
@@ -26,6 +28,8 @@ from customized_grpo.sampling.schedule import sigma_grid
 from customized_grpo.seeding import generator
 from customized_grpo.types import Conditioning
 
+ABOUT = "customized-grpo"
+"""Key of a PNG's text that says what a picture was drawn from, as JSON."""
 _BATCH = 4
 _LABEL = 28
 """Height of a row's name in a grid, in pixels."""
@@ -141,10 +145,21 @@ def draw(
         with other_base.explained(base, trained):
             tuning.apply_all(policy, tuned, other_base=base is not None)
         rows["tuned"] = images_of(policy, recipe, cond, seed=seed, num=num, steps=steps)
-    for path, image in zip(files, next(reversed(rows.values())), strict=True):
-        _save(Image.fromarray(image.numpy()), path)
+    shown = [adapter] if isinstance(adapter, str) else list(adapter or ())
+    about = {
+        "prompt": prompt,
+        "seed": seed,
+        "steps": steps or recipe.sampling.steps,
+        "model": recipe.policy.model,
+        "lora": shown,
+        "size": [recipe.policy.height, recipe.policy.width],
+        "version": __version__,
+    }
+    about |= {} if balance is None else {"balance": balance}
+    for number, (path, image) in enumerate(zip(files, next(reversed(rows.values())), strict=True)):
+        _save(Image.fromarray(image.numpy()), path, about | {"number": number})
     if grid is not None:
-        _save(side_by_side(references, rows), grid)
+        _save(side_by_side(references, rows), grid, about)
         files.append(grid)
     return files
 
@@ -184,9 +199,20 @@ def images_of(
     return torch.cat([sample_images(policy, cond, batch, sigmas) for batch in noise.split(_BATCH)])
 
 
-def _save(image: Image.Image, path: Path) -> None:
+def _save(image: Image.Image, path: Path, about: Mapping[str, object]) -> None:
+    """Write a picture, and into it what it was drawn from: text of a PNG, the comment of Exif elsewhere."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
+    if path.exists():
+        say(f"{path} was there, and is replaced", style="yellow", on=err)
+    text = json.dumps(public(about), ensure_ascii=False)
+    if path.suffix.lower() == ".png":
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt(ABOUT, text)
+        image.save(path, pnginfo=info)
+        return
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = text
+    image.save(path, exif=exif)
 
 
 def side_by_side(references: Sequence[Image.Image], rows: Mapping[str, UInt8[Tensor, "n h w 3"]]) -> Image.Image:

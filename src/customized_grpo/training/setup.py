@@ -13,6 +13,7 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
 from customized_grpo import registry
+from customized_grpo.advantages.shaping import try_aggregator
 from customized_grpo.atomic import held
 from customized_grpo.conditioning.opening import Encode, Process
 from customized_grpo.console import alive, bars
@@ -24,6 +25,7 @@ from customized_grpo.evaluation.metrics import build_metrics
 from customized_grpo.evaluation.precheck import look_over
 from customized_grpo.identity.hashes import HASHES, FileHashes, meanwhile, short_hash
 from customized_grpo.identity.runs import named
+from customized_grpo.memory.needs import need_gpu
 from customized_grpo.objectives.base import Objective, load_objective
 from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.base import Policy
@@ -87,6 +89,8 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
     engine.configure(accelerator, recipe)
     groups_a_rank(train.groups_per_step, accelerator.num_processes)
     device = accelerator.device
+    aggregator = registry.build_function("aggregators", recipe.advantage.aggregator)
+    try_aggregator(aggregator, len(recipe.axes))
     with together(accelerator, ValueError):
         if accelerator.is_main_process:
             prepare_folder(folder, resuming=run.resume is not None)
@@ -94,6 +98,7 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
                 until_end.enter_context(held(folder))
     with together(accelerator, ValueError):
         dataset, held_out = load_dataset(recipe.data, "data"), load_held_out(recipe)
+        need_gpu(recipe)
         if accelerator.is_main_process:
             look_over(recipe, dataset, held_out, download=True)
         rewards = load_rewards(recipe.rewards, device=device)
@@ -160,7 +165,7 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
         reward_axes=[recipe.axes.index(spec.axis) for spec in recipe.rewards.values()],
         objectives=objectives,
         buckets=buckets,
-        aggregator=registry.build_function("aggregators", recipe.advantage.aggregator),
+        aggregator=aggregator,
         time_weights=recipe.time_weights(),
         parameters=parameters,
         optimizer=prepared,

@@ -16,11 +16,14 @@ from rich.console import Console
 from torch import Tensor
 
 from customized_grpo.atomic import replacing
+from customized_grpo.identity.hashes import HASHES
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.training.progress import Shown
 from customized_grpo.types import Example
 
 METRICS = "metrics.jsonl"
+_BEFORE_A_STEP = frozenset({"config.yaml", METRICS, HASHES, "evaluation", "checkpoints"})
+"""Names that a run leaves in its folder before its first step."""
 
 
 def is_every(every: int, done: int) -> bool:
@@ -36,7 +39,7 @@ def prepare_folder(folder: Path, *, resuming: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"run.dir: {folder} is a file; give a folder that is new or empty")
-    if not resuming and folder.is_dir() and any(folder.iterdir()):
+    if not resuming and folder.is_dir() and any(folder.iterdir()) and not _never_began(folder):
         raise ValueError(
             f"run.dir: {folder} already holds files; give another folder (run.dir=...), "
             "or go on with that run by run.resume=latest"
@@ -54,6 +57,20 @@ def prepare_folder(folder: Path, *, resuming: bool) -> None:
             pass
     except OSError as error:
         raise ValueError(f"run.dir: {folder} can't be written ({error.strerror}); give a folder that can") from error
+
+
+def _never_began(folder: Path) -> bool:
+    """Whether a folder holds no more than a run leaves that failed before its first step."""
+    if not {one.name for one in folder.iterdir()} <= _BEFORE_A_STEP:
+        return False
+    metrics, checkpoints = folder / METRICS, folder / "checkpoints"
+    stepped = metrics.is_file() and any(line.strip() for line in _after_the_base(metrics))
+    return not stepped and not (checkpoints.is_dir() and any(checkpoints.iterdir()))
+
+
+def _after_the_base(metrics: Path) -> list[str]:
+    lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [line for line in lines if '"step": 0,' not in line]
 
 
 def cut_metrics(path: Path, step: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from customized_grpo.atomic import readable
 from customized_grpo.identity.hashes import file_hash
 from customized_grpo.paths import matching
 from customized_grpo.policies.acceleration import is_quantized
@@ -192,6 +193,7 @@ def save(model: Any, folder: Path, weights: Mapping[str, Tensor], dtype: torch.d
     buffers = {name: value for name, value in model.state_dict().items() if name not in weights}
     state = {name: tensor.to("cpu", dtype) for name, tensor in sorted((buffers | {**weights}).items())}
     save_torch_state_dict(state, target, filename_pattern=_WEIGHTS, max_shard_size="10GB")
+    readable(target)
 
 
 @torch.no_grad()

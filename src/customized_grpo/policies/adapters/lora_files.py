@@ -26,6 +26,8 @@ PEFT_CONFIG: Final = "adapter_config.json"
 PREFIX: Final = "transformer."
 HEADER: Final = "lora_adapter_metadata"
 """diffusers' key of the header entry that holds the LoraConfig."""
+RECIPE: Final = "recipe"
+"""Key of the header entry that holds the training recipe, as JSON without its section ``run``."""
 _WHOLE: Final = "transformer/config.json"
 """What a checkpoint of full fine-tuning holds."""
 _PICKLES: Final = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})

@@ -11,6 +11,7 @@ import safetensors
 from safetensors.torch import save_file
 from torch import Tensor
 
+from customized_grpo.atomic import readable
 from customized_grpo.paths import matching
 from customized_grpo.text import is_html, is_lfs_pointer
 from customized_grpo.weights import check_finite, shown
@@ -123,6 +124,7 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     """Write a safetensors file with sorted keys and metadata; its folder is created if missing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}, file, metadata)
+    readable(file)
     if not metadata:
         return
     with file.open("r+b") as written:  # safetensors writes metadata in the order of a random hash
