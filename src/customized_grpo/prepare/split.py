@@ -1,5 +1,7 @@
 """Train/test split of a manifest by subject: no individual and no picture, whatever its name, is on both sides.
 
+Of a single subject, prompts are held out instead: its pictures are then on both sides, and no prompt is.
+
 ``extra.subject_id`` of a row (a name, or a list if it shows several) identifies individuals; ``subject`` is
 the class word, which many individuals share. Rows that share an individual or a picture stay together.
 """
@@ -15,7 +17,7 @@ from customized_grpo.data.rows import Row, individuals, sound_rows
 from customized_grpo.identity.hashes import equal_files
 from customized_grpo.text import read_lines
 
-By = Literal["individual", "class"]
+By = Literal["individual", "class", "prompt"]
 
 
 @final
@@ -66,9 +68,9 @@ def split_manifest(
     """Write ``<stem>.train.jsonl`` and ``<stem>.test.jsonl`` beside a manifest; lines are copied as they are.
 
     Args:
-        share: share of the rows to hold out, in (0, 1); whole groups are drawn until it is reached.
-        names: individuals (or class words) to hold out instead, with all connected rows.
-        by: what must not be on both sides besides pictures.
+        share: share of the rows to hold out, in (0, 1); whole groups are drawn until one more would be further from it.
+        names: individuals (or class words, or prompts) to hold out instead, with all connected rows.
+        by: what must not be on both sides besides pictures; ``prompt``: prompts alone.
 
     Raises:
         ValueError: a line is bad, a name is unknown, or one side would be empty.
@@ -89,14 +91,15 @@ def split_manifest(
 
         order = torch.randperm(len(groups), generator=generator(seed, "split", 0, 0)).tolist()
         for group in order:
-            if held and taken >= share * len(rows):
+            wanted = share * len(rows)
+            if held and abs(taken + len(groups[group]) - wanted) >= abs(taken - wanted):
                 break
             held.add(group)
             taken += len(groups[group])
     if len(held) == len(groups):
         raise ValueError(
             f"{path}: all {len(rows)} rows are connected by shared individuals or pictures, or all would be held "
-            "out; hold out less, or name what to hold out"
+            "out; hold out less, name what to hold out, or hold out prompts of one subject by --by prompt"
         )
     test = {index for group in held for index in groups[group]}
     train = Part(path.with_suffix(".train.jsonl"), len(rows) - len(test), len(groups) - len(held))
@@ -110,6 +113,9 @@ def split_manifest(
 
 
 def _keys(row: Row, by: By, same: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    if by == "prompt":
+        yield "prompt", row.prompt
+        return
     yield from (("individual", name) for name in identities(row))
     yield from (("image", same.get(path, path)) for path in row.images())
     if by == "class" and row.subject:
@@ -118,6 +124,8 @@ def _keys(row: Row, by: By, same: Mapping[str, str]) -> Iterator[tuple[str, str]
 
 def _named(rows: Sequence[Row], groups: Sequence[list[int]], names: Sequence[str], by: By) -> set[int]:
     def words(row: Row) -> set[str]:
+        if by == "prompt":
+            return {row.prompt}
         return {row.subject} if by == "class" else set(identities(row))
 
     known = {word for row in rows for word in words(row)}

@@ -1,6 +1,6 @@
 """Evaluation during training: held-out data, at fixed seeds, by metrics that are not the training rewards."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,8 +17,9 @@ from customized_grpo.evaluation.evaluator import (
     noise_levels,
 )
 from customized_grpo.evaluation.items import Site, quiet
+from customized_grpo.evaluation.protocols import Unit, find_protocol
 from customized_grpo.evaluation.settings import settings_of
-from customized_grpo.evaluation.summary import Row
+from customized_grpo.evaluation.summary import Row, differences, intervals
 from customized_grpo.evaluation.tables import summarize
 from customized_grpo.identity.hashes import equal_files
 from customized_grpo.policies.base import Policy
@@ -79,10 +80,41 @@ def _idle(policy: Policy, sigma: Float[Tensor, ""], held: Evaluation) -> None:
 
 
 def warn(parts: Parts, done: int, say: Callable[[str], None]) -> None:
-    """Log the warnings of the evaluation after ``done`` steps, on the main process."""
+    """Log results and warnings of the evaluation after ``done`` steps, on the main process."""
+    held, spec = parts.evaluation, parts.recipe.evaluate
     if parts.accelerator.is_main_process:
+        if held is not None and spec is not None:
+            for line in results(held.rows, find_protocol(spec.protocol).unit, closing=done == parts.recipe.train.steps):
+                say(line)
         for warning in warnings(parts.folder, done):
             say(warning)
+
+
+def results(rows: Mapping[str, Sequence[Row]], unit: Unit, *, closing: bool = False) -> list[str]:
+    """What an evaluation found, in one line; of the run's last one a line for each metric.
+
+    Args:
+        rows: of ``base``, and of ``tuned`` where something was trained; without a base there is nothing to say.
+        unit: what the interval is over.
+        closing: it is the run's last.
+    """
+    if "base" not in rows:  # the evaluation was turned on in a resumed run
+        return []
+    base = {name: one.mean for name, one in intervals(rows["base"], unit=unit).items()}
+    if "tuned" not in rows:
+        return ["held out, base: " + ", ".join(f"{name} {value:.3f}" for name, value in base.items())]
+    tuned = {name: one.mean for name, one in intervals(rows["tuned"], unit=unit).items()}
+    texts = {}
+    for name, one in differences(rows["tuned"], rows["base"], unit).items():
+        if None not in (one["mean"], one["low"], one["high"]):
+            texts[name] = f"{one['mean']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"
+    if not closing:
+        return ["held out: " + ", ".join(f"{name} {tuned[name]:.3f} ({text})" for name, text in texts.items())]
+    width = max(map(len, texts), default=0)
+    head = f"held out over {len({row['index'] for row in rows['tuned']})} examples, tuned minus base with 95 %:"
+    return [head] + [
+        f"  {name:<{width}}  {base[name]:8.3f} -> {tuned[name]:8.3f}   {text}" for name, text in texts.items()
+    ]
 
 
 def warnings(folder: Path, done: int) -> list[str]:

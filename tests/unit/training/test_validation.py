@@ -102,3 +102,31 @@ def test_held_out_pictures_that_training_shows_are_pointed_at(tmp_path: Path) ->
     assert validation.seen_in_training(train, data("other.jsonl", "c.png")) == []
     (notice,) = validation.seen_in_training(train, data("test.jsonl", "c.png", "copy.png"))
     assert "1 of 2 held-out references are pictures of the training data, too, such as that of 'test.jsonl1'" in notice
+
+
+def _rows(values: dict[str, list[float | None]]) -> list[dict[str, Any]]:
+    count = len(next(iter(values.values())))
+    return [
+        {
+            "key": str(i),
+            "prompt": f"p{i}",
+            "index": i,
+            "image": 0,
+            "values": {name: of[i] for name, of in values.items()},
+        }
+        for i in range(count)
+    ]
+
+
+def test_results_are_said_when_they_come_and_in_a_table_at_the_end() -> None:
+    base = _rows({"clip": [1.0, 2.0, 3.0, 4.0], "failed": [None, None, None, None]})
+    tuned = _rows({"clip": [2.0, 3.0, 4.0, 5.5], "failed": [None, None, None, None]})
+    assert validation.results({"tuned": tuned}, "example") == []
+    (first,) = validation.results({"base": base}, "example")
+    assert first.startswith("held out, base: clip 2.500")
+    (line,) = validation.results({"base": base, "tuned": tuned}, "example")
+    assert line.startswith("held out: clip 3.625 (+1.125 [")
+    assert "failed" not in line
+    head, row = validation.results({"base": base, "tuned": tuned}, "example", closing=True)
+    assert head == "held out over 4 examples, tuned minus base with 95 %:"
+    assert row.split()[:5] == ["clip", "2.500", "->", "3.625", "+1.125"]
