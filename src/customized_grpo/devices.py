@@ -35,6 +35,14 @@ def open_device(asked: str, key: str = "run.device") -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
+def device_name(device: torch.device) -> str:
+    """A device as people call it: the card's name, or the CPU with its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{device.type} ({threads} thread{'s' if threads > 1 else ''})" if device.type == "cpu" else device.type
+
+
 def safetensors_name(device: torch.device) -> str:
     """What safetensors calls a device: it knows no ``cpu:0``, which accelerate gives each of several CPU processes."""
     return "cpu" if device.type == "cpu" else str(device)

@@ -10,6 +10,7 @@ from torch import Tensor
 from customized_grpo.console import OnProgress
 from customized_grpo.data.base import Dataset, FromFiles
 from customized_grpo.data.images import image_size
+from customized_grpo.devices import device_name
 from customized_grpo.evaluation.blocks import num_examples
 from customized_grpo.evaluation.costs import evaluations, of_evaluation, of_training
 from customized_grpo.evaluation.evaluator import (
@@ -132,9 +133,9 @@ def warnings(folder: Path, done: int) -> list[str]:
 
 
 def notices(parts: Parts, start: int) -> list[str]:
-    """Notices before step ``start``: advice on the sampler, requests to judges, and blind spots of the evaluation."""
+    """Notices before step ``start``: what is trained, advice, requests to judges, and blind spots of the evaluation."""
     recipe, held = parts.recipe, parts.evaluation
-    found = advice(recipe, parts.sigmas) + of_training(recipe, done=start, run=parts.run)
+    found = [header(parts, start), *advice(recipe, parts.sigmas), *of_training(recipe, done=start, run=parts.run)]
     found += in_buckets(parts.dataset, parts.buckets)
     if start >= recipe.train.steps:
         found.append(f"train.steps is {recipe.train.steps}, and {start} steps are done already: nothing is trained")
@@ -143,6 +144,17 @@ def notices(parts: Parts, start: int) -> list[str]:
         found += of_evaluation(recipe.evaluate, examples, rows=evaluations(recipe, start), run=parts.run)
         found += seen_in_training(parts.dataset, held.dataset)
     return found + blind_spots(recipe)
+
+
+def header(parts: Parts, start: int) -> str:
+    """What is trained, on what, by what, and where it is written."""
+    train, world = parts.recipe.train, parts.accelerator.num_processes
+    rewards = ", ".join(f"{name} ({spec.axis})" for name, spec in parts.recipe.rewards.items()) or "none"
+    processes = f", {world} processes" if world > 1 else ""
+    steps = f"steps {start + 1} to {train.steps}" if start < train.steps else "no step"
+    size = "examples" if parts.recipe.objective.targets else f"groups of {train.group_size}"
+    where = f"on {device_name(parts.accelerator.device)}{processes}"
+    return f"{parts.folder}: {steps}, {train.groups_per_step} {size} each, {where}; rewards: {rewards}"
 
 
 def in_buckets(dataset: Dataset, buckets: Buckets) -> list[str]:

@@ -130,3 +130,15 @@ def test_results_are_said_when_they_come_and_in_a_table_at_the_end() -> None:
     head, row = validation.results({"base": base, "tuned": tuned}, "example", closing=True)
     assert head == "held out over 4 examples, tuned minus base with 95 %:"
     assert row.split()[:5] == ["clip", "2.500", "->", "3.625", "+1.125"]
+
+
+def test_a_run_begins_with_what_it_trains_on_what_and_by_what(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    world = make_tiny_world(tmp_path)
+    train(tiny_recipe(world, tmp_path / "run", train__steps=1))
+    said = " ".join("".join(capfd.readouterr()).split())
+    assert (
+        f"{tmp_path / 'run'}: steps 1 to 1, 2 groups of 4 each, on cpu (1 thread); rewards: bright (prompt), warm"
+        in said
+    )
