@@ -68,15 +68,15 @@ def test_two_processes_train_what_one_does(root: Path, engine: Engine, name: str
     # Adam makes a step of full size of a gradient that is nearly 0.
     assert distance(state(two, 1, "adapter"), state(one, 1, "adapter")) < 10 * rounding * moved
     first = [row.get("ratio/max_abs_log_first", 0.0) for run in (one, two) for row in metrics_of(run)]
-    assert max(first) < 1e-6
+    assert max(first[::2] if "`train.staleness: 1`" in CASES[name] else first) < 1e-6  # later an update lies between
 
 
 @pytest.mark.parametrize(("engine", "name"), RUNS, ids=lambda one: one.value if isinstance(one, Engine) else one)
 def test_what_two_processes_saved_goes_on_to_the_bit(root: Path, engine: Engine, name: str) -> None:
     run, again = root / engine.value.lower() / name, root / engine.value.lower() / f"{name}-again"
     files = sorted(path.name for path in (run / "checkpoints" / "step-000002" / "state").glob("*.safetensors"))
-    averaged = {"`train.ema`", "`nft` with an old policy", "`awm` with a running average"} & set(CASES[name])
-    assert len(files) == 2 + len(averaged)
+    copies = {"`train.ema`", "`nft` with an old policy", "`awm` with a running average", "`train.staleness: 1`"}
+    assert len(files) == 2 + len(copies & set(CASES[name]))
     for file in files if name != COMPILED else ():
         first, second = (one / "checkpoints" / "step-000002" / "state" / file for one in (run, again))
         assert first.read_bytes() == second.read_bytes(), file

@@ -51,7 +51,7 @@ class Float8Products:
         if policy.device.type == "cuda" and torch.cuda.get_device_capability(policy.device) < _LEAST_CAPABILITY:
             raise ValueError(
                 f"sampling.float8: {torch.cuda.get_device_name(policy.device)} multiplies no float8 (Ada, Hopper and "
-                "later do); leave it out"
+                "later do); leave it out, in a new run"
             )
         self._transformer = base_transformer(policy)
         self._layers: list[Any] = [
@@ -66,7 +66,7 @@ class Float8Products:
         if not self._layers:
             raise ValueError(
                 "sampling.float8: no linear layer of the blocks is in half precision with widths of a multiple of "
-                f"{_MULTIPLE}; leave it out"
+                f"{_MULTIPLE}; leave it out, in a new run"
             )
 
     @contextmanager

@@ -66,6 +66,7 @@ def test_validate_prints_the_geometry_of_a_step() -> None:
 @pytest.mark.parametrize("command", ["validate", "doctor"])
 def test_memory_of_a_recipe_is_estimated(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "examine", lambda folder: [])
+    monkeypatch.setattr(doctor, "_needs", lambda recipe: [])  # its data and a GPU
     done = run(command, "uno_customized_grpo", "--memory-gb", "80")
     assert done.exit_code == 0, done.output
     text = " ".join(done.output.replace("│", " ").split())

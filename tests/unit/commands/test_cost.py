@@ -88,6 +88,7 @@ def test_a_full_disk_is_seen_before(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_doctor_says_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "examine", lambda folder: [])
+    monkeypatch.setattr(doctor, "_needs", lambda recipe: [])
     assert said(run("doctor", "uno_customized_grpo_fast"))["time of the run"].startswith("2.9 days (measured)")
     known = said(run("doctor", "mini_customized", "run.threads=2"))
     assert known["time of a step"] == "2.14 s on a CPU of two cores, 2 of them used: 4 groups of 0.534 s"
