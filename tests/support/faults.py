@@ -59,7 +59,7 @@ class Site:
         said = io.StringIO()
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             self.train(**changes)
-        return "".join(one for one in said.getvalue().splitlines(keepends=True) if "; rewards: bright" not in one)
+        return "".join(one for one in said.getvalue().splitlines(keepends=True) if ": steps " not in one)
 
     def holds(self, *steps: int) -> None:
         """These checkpoints are there, whole, and nothing else is."""
