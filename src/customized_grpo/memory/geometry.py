@@ -92,9 +92,14 @@ def step_geometry(recipe: Recipe, *, world: int, latent_shape: tuple[int, int] |
 
 def _compared_share(recipe: Recipe) -> float:
     """Forwards for what a loss compares with, for each pair; of transitions only where they are computed again."""
-    updates = recipe.train.updates_per_rollout
+    updates = _compared_updates(recipe)
     again = recipe.objective.transitions and recipe.train.old_log_probs == "replay"
     return recipe.objective.compared_shares(updates) + ((updates - 1) / updates if again else 0.0)
+
+
+def _compared_updates(recipe: Recipe) -> int:
+    """Updates per rollout; of a stale one each is a later one, as of very many."""
+    return 10**9 if recipe.train.staleness else recipe.train.updates_per_rollout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +117,7 @@ class _Sampler:
 
 
 def _sampler(recipe: Recipe) -> _Sampler:
-    sampling, train = recipe.sampling, recipe.train
+    sampling = recipe.sampling
     if recipe.objective.targets:
         levels = range(recipe.objective.num_levels(sampling.steps))
         return _Sampler(
@@ -136,7 +141,7 @@ def _sampler(recipe: Recipe) -> _Sampler:
     if not recipe.objective.transitions:
         trained = tuple(range(recipe.objective.num_levels(sampling.steps)))
         # float32: the final latent, the noise, and velocities that the loss compares with, each a whole tensor
-        compared = math.ceil(recipe.objective.compared_shares(train.updates_per_rollout))
+        compared = math.ceil(recipe.objective.compared_shares(_compared_updates(recipe)))
         stored = 4 * (1 + len(trained) * (1 + compared))
     return _Sampler(
         stochastic=stochastic,

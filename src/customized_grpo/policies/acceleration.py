@@ -86,7 +86,7 @@ def place_and_freeze(pipeline: Any, config: Any, device: torch.device) -> None:
         if isinstance(part, nn.Module):
             part.requires_grad_(False)
             part.eval()
-    if config.channels_last:
+    if getattr(config, "channels_last", False) and pipeline.vae is not None:
         to_channels_last(pipeline.vae)
     if config.gradient_checkpointing and pipeline.transformer is not None:
         checkpoint_blocks(pipeline.transformer, float(config.gradient_checkpointing), config.recompute)

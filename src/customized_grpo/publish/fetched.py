@@ -64,14 +64,11 @@ def carried_recipe(lora: str) -> Recipe | None:
         RecipeError: it names code, or is no recipe any more.
     """
     try:
-        text = read_metadata(find_adapter(lora)).get(RECIPE)
-    except ValueError:
+        found = json.loads(read_metadata(find_adapter(lora))[RECIPE])
+        asked = {key: one for key, one in found["sampling"].items() if key in ("steps", "shift")}
+        data = {"policy": found["policy"], "sampling": asked}
+    except (ValueError, LookupError, TypeError, AttributeError):  # no file, no such key, or another tool's
         return None
-    if text is None:
-        return None
-    found = json.loads(text)
-    asked = {key: one for key, one in found["sampling"].items() if key in ("steps", "shift")}
-    data = {"policy": found["policy"], "sampling": asked}
     if named := sorted({one for one in _types(data) if ":" in one}):
         raise RecipeError(
             f"{lora}: the recipe in its header names code ({', '.join(named)}), which is not imported; say which "

@@ -21,6 +21,7 @@ from customized_grpo.memory import needs
 from customized_grpo.policies.adapters.lora import attach, save_adapter
 from customized_grpo.policies.base import LoraSettings
 from customized_grpo.policies.export import export
+from customized_grpo.publish.fetched import carried_recipe
 from customized_grpo.recipe.loading import load_recipe
 from customized_grpo.sampling import draw
 from customized_grpo.training.tracking import prepare_folder
@@ -202,6 +203,9 @@ def test_an_adapters_file_alone_draws_by_the_recipe_in_its_header(tmp_path: Path
         assert json.loads(jpg.getexif()[270])["prompt"] == "a red cube"
     assert (about["prompt"], about["seed"], about["number"], about["steps"]) == ("a red cube", 3, 0, 5)
     assert str(tmp_path) not in json.dumps(about)
+    for other in ("no JSON", "[]", '{"policy": {}}'):
+        save_adapter(policy, tmp_path / "tools", {"recipe": other})
+        assert carried_recipe(str(tmp_path / "tools")) is None
     data = recipe.model_dump(mode="json", exclude={"run"})
     data["policy"]["type"] = "os:system"
     save_adapter(policy, tmp_path / "others", {"recipe": json.dumps(data)})
