@@ -1,4 +1,4 @@
-"""What a recipe needs of a machine, before anything is fetched or loaded."""
+"""A machine's fitness for a recipe, before anything is fetched or loaded."""
 
 from typing import Final
 

@@ -54,6 +54,10 @@ def supervise(data: dict[str, Any], kind: str) -> list[str]:
         given = data.get(section)
         if isinstance(given, dict):
             aside += [f"{section}.{key}" for key in keys if given.pop(key, None) is not None]
+            size = given.get("microbatch")
+            if kind == "dpo" and isinstance(size, int) and size % 2:  # it compares two pictures in one forward
+                aside.append(f"{section}.microbatch")
+                del given["microbatch"]
     if objective is not None:
         aside.append("objective")
     data["objective"] = {"type": kind}

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 from torch import Tensor
 
-from customized_grpo import __version__, registry
+from customized_grpo import registry
 from customized_grpo.conditioning.cache import release
 from customized_grpo.conditioning.drawing import check_drawing
 from customized_grpo.console import err, say
@@ -28,8 +28,8 @@ from customized_grpo.sampling.schedule import sigma_grid
 from customized_grpo.seeding import generator
 from customized_grpo.types import Conditioning
 
-ABOUT = "customized-grpo"
-"""Key of a PNG's text that says what a picture was drawn from, as JSON."""
+ABOUT = "customized-grpo generate"
+"""Key of a PNG's text that says what a picture was drawn from, as JSON; the studio's pictures have one of their own."""
 _BATCH = 4
 _LABEL = 28
 """Height of a row's name in a grid, in pixels."""
@@ -153,7 +153,6 @@ def draw(
         "model": recipe.policy.model,
         "lora": shown,
         "size": [recipe.policy.height, recipe.policy.width],
-        "version": __version__,
     }
     about |= {} if balance is None else {"balance": balance}
     for number, (path, image) in enumerate(zip(files, next(reversed(rows.values())), strict=True)):

@@ -25,6 +25,10 @@ def test_every_shipped_recipe_has_a_supervised_form(name: str, kind: str) -> Non
     assert recipe.data == plain.data
     assert recipe.evaluate == plain.evaluate
     for key in ("lr", "steps", "groups_per_step", "microbatch", "optimizer", "schedule", "checkpoint_every"):
+        if f"train.{key}" in aside:  # an odd micro-batch, of which dpo makes no pairs
+            assert (kind, key) == ("dpo", "microbatch")
+            assert (plain.train.microbatch or 0) % 2 == 1
+            continue
         assert dict(recipe.train)[key] == dict(plain.train)[key], key
     assert recipe.samples_per_update == recipe.objective.targets
 
