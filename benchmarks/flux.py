@@ -331,7 +331,7 @@ def float8(bench: Bench) -> dict[str, Any]:
         rows.append(row)
     pairs = bench.pairs(4)
     plain = policy.velocity(pairs.x, pairs.sigma, pairs.cond)
-    old, gaussian = replay(policy, objective.transition, pairs)
+    _, gaussian = replay(policy, objective.transition, pairs)
     drawn = (gaussian.mean + gaussian.std * torch.randn_like(gaussian.mean)).to(policy.dtype)
     pairs = replace(pairs, x_next=drawn)
     old = replay(policy, objective.transition, pairs)[0]

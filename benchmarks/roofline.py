@@ -14,8 +14,8 @@ import argparse
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,9 @@ from customized_grpo.recipe.config import Recipe
 from customized_grpo.recipe.loading import load_recipe
 from customized_grpo.training.replay import Pairs, replay
 from customized_grpo.types import Conditioning
+
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+from gpu_autocast import as_on_a_gpu
 
 RECIPE = "uno_customized_grpo_fast"
 RESULT, PAGE = ROOT / "docs" / "roofline.csv", ROOT / "docs" / "roofline.md"
@@ -151,26 +154,6 @@ def attention_flops(name: str, given: Sequence[Tensor]) -> float:
     query = next(one for one in given if one.ndim == 4)
     n, heads, s, width = query.shape
     return (10 if "backward" in name else 4) * n * heads * s * s * width
-
-
-@contextmanager
-def as_on_a_gpu() -> Iterator[None]:
-    """The operators of a GPU: its autocast computes layer_norm and rms_norm in float32, the latter in one operator.
-
-    Fake tensors of a GPU have no backward where torch has no CUDA, so these are a CPU's, whose autocast leaves norms
-    in half precision, and whose rms_norm is eight operators. The one of a GPU moves what layer_norm does.
-    """
-    functional = torch.nn.functional
-    layer_norm = functional.layer_norm
-
-    def norm(x: Tensor, shape: Any, weight: Tensor | None = None, *rest: Any, **_: Any) -> Tensor:
-        if not torch.is_autocast_enabled("cpu"):
-            return layer_norm(x, shape, weight)
-        with torch.autocast("cpu", enabled=False):
-            return layer_norm(x.float(), shape, None if weight is None else weight.float())
-
-    with patch.multiple(functional, layer_norm=norm, rms_norm=norm):
-        yield
 
 
 class Model:
@@ -283,17 +266,11 @@ def recipe_of(overrides: Sequence[str]) -> Recipe:
     return load_recipe(RECIPE, ["run.dir=unused", "policy.base_lora=null", *overrides])
 
 
-def as_peft_and_autocast(*_: Any) -> None:
-    """In the place of what spares traffic: every layer as the libraries have it."""
-
-
 def model_of(variant: str, overrides: Sequence[str] = ()) -> Model:
     """The model of one of ``VARIANTS``."""
-    plain = as_peft_and_autocast if variant == PLAIN else None
     with ExitStack() as stack:
-        if plain is not None:
-            stack.enter_context(patch.object(lora_layers, "join_products", plain))
-            stack.enter_context(patch.object(precision, "cast_once", plain))
+        for room, name in ((lora_layers, "join_products"), (precision, "cast_once")) if variant == PLAIN else ():
+            stack.enter_context(patch.object(room, name, lambda _: None))  # every layer as the libraries have it
         return Model(recipe_of([*VARIANTS[variant], *overrides]))
 
 

@@ -77,9 +77,7 @@ def run(name: str, stage: Stage, out: Path, seconds: float, *, tiny: bool) -> di
     given += stage.tiny if tiny else ()
     began = time.perf_counter()
     with (out / f"{name}.log").open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            given, stdout=log, stderr=subprocess.STDOUT, cwd=HERE.parent, start_new_session=True, env=os.environ
-        )
+        process = subprocess.Popen(given, stdout=log, stderr=subprocess.STDOUT, cwd=HERE.parent, start_new_session=True)
         try:
             code = process.wait(min(stage.seconds, seconds))
         except subprocess.TimeoutExpired:

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)  # there is no way to ask for it without setting it: here, before there are threads that write
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -25,10 +28,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def readable(path: Path) -> None:
     """Give a file, or all in a folder, the mode of other new files: safetensors writes for a file's owner alone."""
-    mask = os.umask(0)  # there is no way to ask for it without setting it
-    os.umask(mask)
     for file in [path] if path.is_file() else (one for one in path.rglob("*") if one.is_file()):
-        file.chmod(0o666 & ~mask)
+        file.chmod(0o666 & ~_UMASK)
 
 
 @contextmanager

@@ -76,17 +76,15 @@ def examine(folder: Path) -> list[Finding]:
 
 def _needs(recipe: "Recipe") -> list[Finding]:
     """What a recipe needs besides: its data on this machine, and a card where its model is large."""
+    from customized_grpo.data.base import missing
     from customized_grpo.memory.needs import lacks_gpu
 
     sections = {"data": recipe.data} | ({} if recipe.evaluate is None else {"evaluate.data": recipe.evaluate.data})
     found = []
     for place, section in sections.items():
-        path = section.model_dump().get("path")
-        if not isinstance(path, str):
-            continue
-        there = Path(path).expanduser().exists()
-        advice = f"make it (customized-grpo data download, import, split), or give {place}.path=..."
-        found.append(Finding(place, path if there else f"{path} is not here", "" if there else advice))
+        if (path := missing(section)) is not None:
+            advice = f"make it (customized-grpo data download, import, split), or give {place}.path=..."
+            found.append(Finding(place, f"{path} is not here", advice))
     if why := lacks_gpu(recipe):
         found.append(Finding("device", why, "run it on a machine with a GPU, or the miniature: customized-grpo demo"))
     return found

@@ -1,7 +1,6 @@
 """``customized-grpo validate``: check a recipe and show the size of its step. Heavy imports are inside."""
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -63,14 +62,13 @@ def _num_held_out(recipe: "Recipe | EvaluateRecipe", held_out: "Dataset | None")
 
 def _look_at_data(recipe: "Recipe | EvaluateRecipe") -> "Dataset | None":
     """Check the examples that are on this machine; gives the held-out ones."""
-    from customized_grpo.data.base import load_dataset
+    from customized_grpo.data.base import load_dataset, missing
     from customized_grpo.evaluation.precheck import look_over
     from customized_grpo.recipe.config import Recipe
     from customized_grpo.recipe.sections import DataSpec
 
     def found(spec: DataSpec, place: str) -> "Dataset | None":
-        path = spec.model_dump().get("path")
-        if isinstance(path, str) and not Path(path).expanduser().exists():
+        if (path := missing(spec)) is not None:
             say(f"{place}: {path} is not on this machine, so its examples are not checked", style="yellow", on=err)
             return None
         return load_dataset(spec, place)

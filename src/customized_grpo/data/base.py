@@ -11,7 +11,7 @@ from customized_grpo import registry
 from customized_grpo.recipe.sections import DataSpec as DatasetConfig
 from customized_grpo.types import Example
 
-__all__ = ["Dataset", "DatasetConfig", "FromFiles", "Sources", "Supervised", "load_dataset", "supervised"]
+__all__ = ["Dataset", "DatasetConfig", "FromFiles", "Sources", "Supervised", "load_dataset", "missing", "supervised"]
 
 
 @runtime_checkable
@@ -121,6 +121,12 @@ class _WithTargets:
     def __getitem__(self, index: int) -> Example:
         example, targets = self.examples[index], self.pictures.targets(index, self.number)
         return replace(example, targets=targets, size=example.size or (targets[0].height, targets[0].width))
+
+
+def missing(spec: DatasetConfig) -> str | None:
+    """The path that a section names and that is not on this machine; None if there is nothing amiss."""
+    path = spec.model_dump().get("path")
+    return path if isinstance(path, str) and not Path(path).expanduser().exists() else None
 
 
 def load_dataset(spec: DatasetConfig, place: str = "data") -> Dataset:

@@ -156,9 +156,9 @@ def of_recipe(recipe: Recipe, *, world: int = 1) -> Estimate:
         note=", ".join(samples),
     )
     layers = [layer for _, block in model.transformer.blocks for layer in block.linears]
-    eighth = sum(one.inputs * one.outputs for one in layers) if recipe.sampling.float8 else 0
+    of_float8 = sum(one.inputs * one.outputs for one in layers) if recipe.sampling.float8 else 0
     resident = [
-        *([Line(name="weights in float8, for rollouts", bytes=eighth)] if eighth else []),
+        *([Line(name="weights in float8, for rollouts", bytes=of_float8)] if of_float8 else []),
         *_weights(recipe, model.transformer, trained, b, world),
         *(Line(name=name, bytes=size) for name, size in {**parts, **scorers.weights}.items()),
         Line(name="trajectories", bytes=(geometry.trajectory_bytes or 0) * (1 + train.staleness)),

@@ -24,7 +24,8 @@ def cast_once(transformer: nn.Module) -> None:
     for _, block in _blocks(transformer):
         for module in block.modules():
             attention = hasattr(module, "to_q") and not getattr(module, "residual_connection", False)
-            if attention or type(module).__name__.endswith("FeedForward"):
+            done = _halved in module._forward_pre_hooks.values()
+            if (attention or type(module).__name__.endswith("FeedForward")) and not done:
                 module.register_forward_pre_hook(_halved, with_kwargs=True)
 
 

@@ -14,7 +14,6 @@ from customized_grpo.recipe.yaml_source import read_yaml
 
 _CONFIG = "config.yaml"
 _OF_NO_USE: Final[dict[str, Any]] = {
-    "run": {"dir": "unused"},
     "data": {"type": "mini", "split": "train"},
     "train": {"evaluate_every": 0},
     "rewards": {
@@ -58,15 +57,17 @@ def published_config(lora: str) -> Path:
 def carried_recipe(lora: str) -> Recipe | None:
     """The training recipe in the header of a LoRA's file, as checkpoints and exports have it; None if there is none.
 
-    It is others' text, as above; only what draws is read of it: policy, steps and shift.
+    It is others' text, as above; only what draws is read of it: policy, precision, steps and shift.
 
     Raises:
         RecipeError: it names code, or is no recipe any more.
     """
     try:
-        found = json.loads(read_metadata(find_adapter(lora))[RECIPE])
+        header = read_metadata(find_adapter(lora))
+        found = json.loads(header[RECIPE])
         asked = {key: one for key, one in found["sampling"].items() if key in ("steps", "shift")}
-        data = {"policy": found["policy"], "sampling": asked}
+        run = {"dir": "unused", "precision": header.get("precision", "bf16")}
+        data = {"run": run, "policy": found["policy"], "sampling": asked}
     except (ValueError, LookupError, TypeError, AttributeError):  # no file, no such key, or another tool's
         return None
     if named := sorted({one for one in _types(data) if ":" in one}):

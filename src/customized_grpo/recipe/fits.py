@@ -99,16 +99,20 @@ def check_objective(objective: ObjectiveSpec, sampling: Sampling, train: Train) 
             )
 
 
+def _check_lossy(objective: ObjectiveSpec, key: str, what: str) -> None:
+    if not objective.lossy:
+        raise ValueError(
+            f"{key}: objective.type {objective.type} compares its loss's forward with the rollout's, which {what} "
+            "computes otherwise: the ratio would be wrong before the first update; leave the key out, or train on "
+            "final images (objective.type nft or awm)"
+        )
+
+
 def check_float8(objective: ObjectiveSpec, policy: PolicySpec, sampling: Sampling, run: Run) -> None:
     """Raise where ``sampling.float8`` would falsify what is trained, or can't work."""
     if not sampling.float8:
         return
-    if not objective.lossy:
-        raise ValueError(
-            f"sampling.float8: objective.type {objective.type} compares its loss's forward with the rollout's, which "
-            "float8 computes otherwise: the ratio would be wrong before the first update; leave the key out, or train "
-            "on final images (objective.type nft or awm)"
-        )
+    _check_lossy(objective, "sampling.float8", "float8")
     reasons = {
         "run.precision=no": run.precision == "no" and "asks for float32",
         f"policy.quantization={policy.quantization}": policy.quantization != "none" and "has other weights to multiply",
@@ -124,12 +128,7 @@ def check_cache(objective: ObjectiveSpec, policy: PolicySpec, sampling: Sampling
     cache = sampling.cache
     if cache is None:
         return
-    if not objective.lossy:
-        raise ValueError(
-            f"sampling.cache: objective.type {objective.type} compares its loss's forward with the rollout's, which a "
-            "cache computes otherwise: the ratio would be wrong before the first update; leave the key out, or train "
-            "on final images (objective.type nft or awm)"
-        )
+    _check_lossy(objective, "sampling.cache", "a cache")
     if cache.type not in policy.caches:
         known = f"allowed: {', '.join(policy.caches)}" if policy.caches else "leave sampling.cache out"
         raise ValueError(

@@ -203,10 +203,10 @@ def _save(image: Image.Image, path: Path, about: Mapping[str, object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         say(f"{path} was there, and is replaced", style="yellow", on=err)
-    text = json.dumps(public(about), ensure_ascii=False)
+    text = json.dumps(public(about))  # in ASCII, as Exif's description is
     if path.suffix.lower() == ".png":
         info = PngImagePlugin.PngInfo()
-        info.add_itxt(ABOUT, text)
+        info.add_text(ABOUT, text)
         image.save(path, pnginfo=info)
         return
     exif = Image.Exif()

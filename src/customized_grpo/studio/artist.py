@@ -16,6 +16,7 @@ from torch import Tensor
 
 from customized_grpo.conditioning.drawing import check_drawing
 from customized_grpo.devices import open_device
+from customized_grpo.memory.needs import need_gpu
 from customized_grpo.policies.adapters import full, lora, tuning
 from customized_grpo.policies.adapters.full import TransformerFolder
 from customized_grpo.policies.adapters.lora_files import WEIGHTS_NAME, newest_complete
@@ -77,6 +78,7 @@ class Artist:
         self.systems = (BASE, *self.runs)
         loras = {name: other.policy.lora for name, other in recipes.items()}
         self.balanced = frozenset(name for name, own in loras.items() if own is not None and own.balance)
+        need_gpu(recipe)
         self.device = open_device(recipe.run.device)
         self._base = load_policy(recipe)
         self._whole: dict[str, tuple[str, Policy]] = {}

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from customized_grpo.policies.adapters import tuning
+from customized_grpo.policies.adapters.lora_files import RECIPE
 from customized_grpo.policies.adapters.tensor_files import read_tensors, write_tensors
 from customized_grpo.recipe.loading import save_recipe
 from customized_grpo.training import averages, checkpoint, engine
@@ -48,7 +49,8 @@ def save(parts: Parts, done: int) -> None:
 
     def write(aside: Path) -> None:
         recipe = parts.recipe.model_dump_json(exclude={"run"})
-        about = {"base_model": parts.recipe.policy.model, "recipe": recipe, "step": str(done)}
+        about = {"base_model": parts.recipe.policy.model, RECIPE: recipe, "step": str(done)}
+        about["precision"] = parts.recipe.run.precision
         tuning.save(parts.policy, aside, about, average or trained, untrained)
         save_recipe(parts.recipe, aside / "config.yaml")
         state = aside / "state"

@@ -3,7 +3,8 @@
 import json
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, final
@@ -64,26 +65,22 @@ def _never_began(folder: Path) -> bool:
     if not {one.name for one in folder.iterdir()} <= _BEFORE_A_STEP:
         return False
     metrics, checkpoints = folder / METRICS, folder / "checkpoints"
-    stepped = metrics.is_file() and any(line.strip() for line in _after_the_base(metrics))
+    stepped = metrics.is_file() and any(step for step, _ in _rows(metrics))
     return not stepped and not (checkpoints.is_dir() and any(checkpoints.iterdir()))
 
 
-def _after_the_base(metrics: Path) -> list[str]:
-    lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [line for line in lines if '"step": 0,' not in line]
+def _rows(path: Path) -> Iterator[tuple[int, str]]:
+    """Step and text of each line, but for one that a killed run was writing."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError, KeyError):
+            yield json.loads(line)["step"], line
 
 
 def cut_metrics(path: Path, step: int) -> None:
     """Drop the lines after ``step``: a resumed run writes them again."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError):  # the line that a killed run was writing
-            continue
+    kept = [line for done, line in _rows(path) if done <= step]
     with replacing(path) as aside:  # a full disk leaves the whole log
         aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 

@@ -140,10 +140,9 @@ def test_a_run_that_never_began_may_begin_again_in_its_folder(tmp_path: Path) ->
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "heldout/base/clip": 1.0}\n')
     prepare_folder(tmp_path, resuming=False)
-    for begun in ('{"step": 0, "a": 1}\n{"step": 1, "loss/kl": 0.0}\n',):
-        (tmp_path / "metrics.jsonl").write_text(begun)
-        with pytest.raises(ValueError, match=r"already holds files"):
-            prepare_folder(tmp_path, resuming=False)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "a": 1}\n{"step": 1, "loss/kl": 0.0}\n')
+    with pytest.raises(ValueError, match=r"already holds files"):
+        prepare_folder(tmp_path, resuming=False)
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "holiday.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"already holds files"):
@@ -185,23 +184,26 @@ def test_an_adapters_file_alone_draws_by_the_recipe_in_its_header(tmp_path: Path
     policy = tiny_policy(world / "flux")
     attach(policy, LoraSettings(rank=2), seed=0)
     recipe = tiny_recipe(world, tmp_path / "run")
-    save_adapter(policy, tmp_path / "alone", {"recipe": recipe.model_dump_json(exclude={"run"})})
+    save_adapter(policy, tmp_path / "alone", {"recipe": recipe.model_dump_json(exclude={"run"}), "precision": "no"})
     pictures()[0].save(tmp_path / "subject.png")
     given = (
         "generate",
         "--lora",
         str(tmp_path / "alone" / "pytorch_lora_weights.safetensors"),
         "--prompt",
-        "a red cube",
+        "a red cube in Zürich",
     )
     for name, replaced in (("x.png", False), ("x.png", True), ("x.jpg", False)):
         done = run(*given, "--reference", str(tmp_path / "subject.png"), "--out", str(tmp_path / name), "--seed", "3")
         assert done.exit_code == 0, done.stderr
         assert ("was there, and is replaced" in " ".join(done.stderr.split())) == replaced
+    carried = carried_recipe(str(tmp_path / "alone"))
+    assert carried is not None
+    assert (carried.run.precision, carried.policy) == ("no", recipe.policy)
     with Image.open(tmp_path / "x.png") as png, Image.open(tmp_path / "x.jpg") as jpg:
         about = json.loads(png.text[draw.ABOUT])  # type: ignore[attr-defined]
-        assert json.loads(jpg.getexif()[270])["prompt"] == "a red cube"
-    assert (about["prompt"], about["seed"], about["number"], about["steps"]) == ("a red cube", 3, 0, 5)
+        assert json.loads(jpg.getexif()[270])["prompt"] == "a red cube in Zürich"
+    assert (about["prompt"], about["seed"], about["number"], about["steps"]) == ("a red cube in Zürich", 3, 0, 5)
     assert str(tmp_path) not in json.dumps(about)
     for other in ("no JSON", "[]", '{"policy": {}}'):
         save_adapter(policy, tmp_path / "tools", {"recipe": other})

@@ -1,5 +1,6 @@
 """Expected time of a run: by hand from what was measured, and nothing guessed that is called measured."""
 
+import csv
 import json
 from pathlib import Path
 from statistics import mean
@@ -10,11 +11,13 @@ import pytest
 from customized_grpo.cost import measured
 from customized_grpo.cost.arithmetic import arithmetic_of
 from customized_grpo.cost.cards import asked_card, card_named
+from customized_grpo.cost.forecast import _CHEAP as CHEAP
 from customized_grpo.cost.forecast import Forecast, UnknownTimeError, forecast, forecast_on_cpu
 from customized_grpo.recipe.loading import load_recipe
 
 RESULTS = Path(__file__).parents[3] / "benchmarks/results"
 H200 = card_named("NVIDIA H200")
+NOW = ("as it is", "forward", "12")
 FLUX: dict[str, Any] = json.loads((RESULTS / "flux_h200.json").read_text())
 FORWARD = {row["n"]: row["seconds"] for row in FLUX["forward"]}
 REPLAY = {(row["n"], row["checkpointed"]): row["seconds"] for row in FLUX["replay"] if "seconds" in row}
@@ -172,3 +175,10 @@ def test_the_miniature_is_known_from_another_cpu_alone() -> None:
     for other in ("train.group_size=6", "policy.height=128", "sampling.steps=8"):
         with pytest.raises(UnknownTimeError, match="its own first steps will say"):
             forecast_on_cpu(load_recipe("mini_customized", [other]))
+
+
+def test_cheap_operators_have_the_share_that_the_roofline_counts() -> None:
+    with (RESULTS.parents[1] / "docs" / "roofline.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if (row["variant"], row["use"], row["n"]) == NOW]
+    cheap = ("norms", "casts", "elementwise", "copies", "sums")
+    assert sum(float(row["share"]) for row in rows if row["kind"] in cheap) == pytest.approx(CHEAP, abs=0.01)

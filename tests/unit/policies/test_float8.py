@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -24,20 +23,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_world(tmp_path_factory.mktemp("world"))
 
 
-def wide_model(folder: Path) -> Path:
-    """A tiny FLUX of widths that the kernel takes."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        transformer = FluxTransformer2DModel(
-            in_channels=64, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=4,
-            joint_attention_dim=32, pooled_projection_dim=32, guidance_embeds=True, axes_dims_rope=(4, 6, 6),
-        )  # fmt: skip
-    return make_tiny_flux(folder, transformer=transformer)
-
-
-def wide(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Any:
-    """The policy on it, with an adapter that counts."""
-    return adapted(tiny_policy(wide_model(folder), dtype))
+def policy_of(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """A tiny FLUX with an adapter that counts."""
+    return adapted(tiny_policy(make_tiny_flux(folder), dtype))
 
 
 def velocity(policy: Any) -> Tensor:
@@ -58,7 +46,7 @@ def test_a_row_keeps_its_largest_value_and_a_row_of_zeros_is_zero() -> None:
 def test_inside_every_product_is_in_float8_and_afterwards_all_is_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy, calls = wide(tmp_path / "flux"), []
+    policy, calls = policy_of(tmp_path / "flux"), []
     plain, products = velocity(policy), Float8Products(policy)
     multiply = torch._scaled_mm
     monkeypatch.setattr(torch, "_scaled_mm", lambda *a, **k: calls.append(a[0].dtype) or multiply(*a, **k))
@@ -76,7 +64,6 @@ def test_inside_every_product_is_in_float8_and_afterwards_all_is_as_it_was(
 
 def test_only_rollouts_are_in_float8(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the same run whose products are those of bfloat16: other images, and no product within a gradient."""
-    model = wide_model(tmp_path / "flux")
     multiply, with_gradient = torch._scaled_mm, []
 
     def watched(*args: Any, **kwargs: Any) -> Tensor:
@@ -87,7 +74,7 @@ def test_only_rollouts_are_in_float8(world: Path, tmp_path: Path, monkeypatch: p
     images = []
     for eight in (False, True):
         changes = {"objective": {"type": "nft"}, "run__precision": "bf16", "sampling__float8": eight}
-        recipe = tiny_recipe(world, tmp_path / str(eight), policy__model=str(model), **changes)
+        recipe = tiny_recipe(world, tmp_path / str(eight), **changes)
         trainer = Trainer(build(recipe))
         images.append(trainer.sample(0, 0, 0).images.float())
         assert trainer.step(0)["grad/norm"] > 0
@@ -109,8 +96,8 @@ def test_what_can_not_be_in_float8_is_refused(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(ValueError, match=r"sampling.float8: it keeps the base's weights a second time, whole"):
         check(Engine.FSDP2, tiny_recipe(tmp_path, tmp_path, **nft))
     with pytest.raises(ValueError, match=r"sampling.float8: no linear layer of the blocks is in half precision"):
-        Float8Products(wide(tmp_path / "flux", torch.float32))
-    policy = wide(tmp_path / "other")
+        Float8Products(policy_of(tmp_path / "flux", torch.float32))
+    policy = policy_of(tmp_path / "other")
     policy.device = torch.device("cuda")
     monkeypatch.setattr(float8.torch.cuda, "get_device_capability", lambda _: (8, 0))
     monkeypatch.setattr(float8.torch.cuda, "get_device_name", lambda _: "NVIDIA A100")

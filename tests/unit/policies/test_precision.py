@@ -2,32 +2,22 @@
 
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
-from torch.nn import functional
 
 from customized_grpo.policies.acceleration import apply
 from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.precision import cast_once, half_norms
 from customized_grpo.recipe.config import Recipe
+from gpu_autocast import as_on_a_gpu
 from pipeline_cases import CASES, PROMPT, adapted, pictures, shrink_constants
 from runs import tiny_dict
 from tiny import make_tiny_flux, tiny_policy
 
 CPU = torch.device("cpu")
-layer_norm = functional.layer_norm
-
-
-def as_on_a_gpu(x: Tensor, shape: Any, weight: Tensor | None = None, *rest: Any, **_: Any) -> Tensor:
-    """A GPU's autocast computes norms in float32 and passes that on; a CPU's doesn't."""
-    if not torch.is_autocast_enabled("cpu"):
-        return layer_norm(x, shape, weight)
-    with torch.autocast("cpu", enabled=False):
-        return layer_norm(x.float(), shape, None if weight is None else weight.float())
 
 
 @pytest.fixture(params=["uno", *sorted(CASES)])
@@ -45,7 +35,7 @@ def outcome(policy: Any) -> tuple[Tensor, Tensor]:
     """Velocity, and the adapter's gradient."""
     cond = policy.encode(PROMPT, pictures()[:1])
     x = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(1)).to(policy.dtype)
-    with patch.multiple(functional, layer_norm=as_on_a_gpu, rms_norm=as_on_a_gpu):
+    with as_on_a_gpu():
         velocity = policy.velocity(x, torch.tensor(0.7), cond)
         velocity.square().mean().backward()
     weights = tuning.trainable_parameters(policy).values()
@@ -96,6 +86,6 @@ def test_apply_spares_casts_always_and_float32_norms_where_asked(tmp_path: Path)
         block.norm2.register_forward_hook(lambda module, given, out, seen=seen: seen.update(norm=out.dtype))
         block.ff.net[0].register_forward_pre_hook(lambda module, given, seen=seen: seen.update(ff=given[0].dtype))
         cond = policy.encode(PROMPT, pictures()[:1])
-        with patch.multiple(functional, layer_norm=as_on_a_gpu, rms_norm=as_on_a_gpu):
+        with as_on_a_gpu():
             policy.velocity(torch.zeros(1, *policy.latent_shape, dtype=policy.dtype), torch.tensor(0.7), cond)
         assert seen == {"norm": dtype, "ff": torch.bfloat16}
