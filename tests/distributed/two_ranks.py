@@ -52,6 +52,7 @@ CHANGES = {
     "run__device": "auto",
     "train__steps": STEPS,
     "train__save_samples_every": 2,
+    "samples__every": 2,
     "train__checkpoint_every": 1,
     "train__keep_checkpoints": STEPS,
 }

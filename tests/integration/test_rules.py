@@ -19,6 +19,7 @@ from customized_grpo.advantages.rules import best_and_worst, gate, sigmoid_scale
 from customized_grpo.advantages.shaping import Advantages
 from customized_grpo.data import order
 from customized_grpo.memory.geometry import step_geometry
+from customized_grpo.training import pictures
 from customized_grpo.training import trainer as module
 from customized_grpo.training.encoded import needed_of
 from customized_grpo.training.resumable import compare_recipes
@@ -275,7 +276,7 @@ def test_a_run_goes_on_with_its_rules_alone() -> None:
 def test_what_a_step_shows_is_the_whole_group(trainer_of: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Metrics and pictures are of every sample, whatever is trained on."""
     shown = list[Any]()
-    monkeypatch.setattr(Trainer, "save_samples", lambda self, done, *rest: shown.append(rest))
+    monkeypatch.setattr(pictures, "save_sampled", lambda parts, done, *rest: shown.append(rest))
     trainer = trainer_of({"keep": {"best": 1, "worst": 1}}, train__microbatch=None)
     metrics = trainer.step(0)
     ((group, of_samples),) = shown

@@ -12,7 +12,7 @@ from customized_grpo.cost.arithmetic import arithmetic_of
 from customized_grpo.cost.cards import Card, card_named
 from customized_grpo.cost.measured import measured, miniature
 from customized_grpo.evaluation.blocks import block_of
-from customized_grpo.evaluation.costs import evaluations
+from customized_grpo.evaluation.costs import evaluations, fixed
 from customized_grpo.memory.footprint import UnknownModelError
 from customized_grpo.memory.geometry import step_geometry
 from customized_grpo.memory.scorers import is_elsewhere, scorers_of
@@ -45,6 +45,8 @@ class Forecast:
     evaluation_s: float | None
     """Seconds of one evaluation without its metrics; None where there is none, or of unknown size."""
     evaluations: int
+    fixed_s: float
+    """Seconds of all pictures of fixed prompts."""
     source: str
     """Where the seconds were measured."""
     guesses: tuple[str, ...]
@@ -60,7 +62,7 @@ class Forecast:
     @property
     def run_s(self) -> float:
         """Seconds of the steps and evaluations that are left."""
-        return self.steps * self.step_s + self.evaluations * (self.evaluation_s or 0.0)
+        return self.steps * self.step_s + self.evaluations * (self.evaluation_s or 0.0) + self.fixed_s
 
 
 class UnknownTimeError(ValueError):
@@ -89,8 +91,8 @@ def forecast(recipe: Recipe, card: Card, *, world: int = 1, done: int = 0, examp
     sized = partial(_Sized, load_recipe(table.recipe, []).policy, speed=speed)
     held = recipe.evaluate if recipe.train.evaluate_every else None
     try:
-        training = sized(recipe.policy)
-        evaluated = training if held is None else sized(recipe.evaluated)
+        training, shown = sized(recipe.policy), sized(recipe.evaluated)
+        evaluated = training if held is None else shown
     except UnknownModelError as error:
         raise UnknownTimeError(str(error)) from error
     group = _group_s(recipe, training, speed)
@@ -99,7 +101,10 @@ def forecast(recipe: Recipe, card: Card, *, world: int = 1, done: int = 0, examp
         steps, n = held.steps or recipe.sampling.steps, min(held.batch, block_of(held) * held.images_per_prompt)
         an_image = steps * evaluated.forward(n) / n + speed * table.beside(1, steps)
         per_evaluation = examples * held.images_per_prompt / world * an_image
-    guesses = [*_other_card(card, reference), *training.guesses, *evaluated.guesses, *_unmeasured(recipe, world)]
+    a_picture = recipe.picture_steps
+    pictures = fixed(recipe, done)  # all processes draw the same ones
+    fixed_s = pictures * (a_picture * shown.forward(1) + speed * table.beside(1, a_picture)) if pictures else 0.0
+    guesses = [*_other_card(card, reference), *training.guesses, *shown.guesses, *_unmeasured(recipe, world)]
     return Forecast(
         where=f"{world} x {card.name}" if world > 1 else f"one {card.name}",
         group_s=group,
@@ -108,6 +113,7 @@ def forecast(recipe: Recipe, card: Card, *, world: int = 1, done: int = 0, examp
         steps=max(0, recipe.train.steps - done),
         evaluation_s=per_evaluation,
         evaluations=evaluations(recipe, done) if per_evaluation is not None else 0,
+        fixed_s=fixed_s,
         source=f"{table.model} at 512 x 512 on one {table.card}, torch {table.torch}: {table.source}",
         guesses=tuple(dict.fromkeys(guesses)),
         uncounted=tuple(_uncounted(recipe, table.scored, examples)),
@@ -244,6 +250,7 @@ def forecast_on_cpu(recipe: Recipe, *, world: int = 1, done: int = 0) -> Forecas
         steps=max(0, recipe.train.steps - done),
         evaluation_s=None,
         evaluations=0,
+        fixed_s=0.0,
         source=f"{record.recipe} on {record.machine}: {record.source}",
         guesses=("this CPU is another one; its own first steps will say",),
         uncounted=("evaluations",) if recipe.train.evaluate_every else (),

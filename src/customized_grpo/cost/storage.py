@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from customized_grpo import registry
-from customized_grpo.evaluation.costs import evaluations
+from customized_grpo.evaluation.costs import evaluations, fixed
 from customized_grpo.memory.footprint import UnknownModelError, shapes, trained_of
 from customized_grpo.memory.known_models import SCORERS, UNO_LORA
 from customized_grpo.memory.parameters import adapter_parameters, optimizer_bytes
@@ -94,6 +94,7 @@ def disk(recipe: Recipe) -> Disk:
     side = policy.height * policy.width * 3
     groups = train.steps // train.save_samples_every + 1 if train.save_samples_every else 0
     samples = groups * side * ((recipe.objective.targets or train.group_size) + 1)
+    samples += fixed(recipe) * recipe.evaluated.height * recipe.evaluated.width * 3
     if held is not None:
         images = held.save_images * held.images_per_prompt * evaluations(recipe)
         samples += images * recipe.evaluated.height * recipe.evaluated.width * 3

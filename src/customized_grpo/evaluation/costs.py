@@ -44,7 +44,10 @@ def tokens(recipe: Recipe | EvaluateRecipe, examples: int | None, *, done: int =
 
 
 def of_training(recipe: Recipe, *, done: int, run: str | None) -> list[str]:
-    """Costs of the training rewards after ``done`` steps of a run; at most, where groups may be sampled anew."""
+    """Costs of the training rewards after ``done`` steps of a run; at most, where groups may be sampled anew.
+
+    They score fixed prompts, too, unless they compare the images of a group.
+    """
     images = dict.fromkeys(recipe.rewards, _samples(recipe, done))
     found = costs(recipe.rewards, images, place=REWARDS, run=run)
     return [f"{REWARDS}{name}: {said}" for name, said in found.items()]
@@ -58,7 +61,7 @@ def of_evaluation(spec: Evaluate, examples: int, *, rows: int, run: str | None) 
 
 def _samples(recipe: Recipe, done: int) -> int:
     train, most = recipe.train, 1 + recipe.advantage.rules.resample
-    return max(0, train.steps - done) * train.groups_per_step * train.group_size * most
+    return max(0, train.steps - done) * train.groups_per_step * train.group_size * most + fixed(recipe, done)
 
 
 def _images(spec: Evaluate, examples: int, rows: int) -> Mapping[str, int]:
@@ -71,7 +74,15 @@ def _rows(recipe: Recipe | EvaluateRecipe, done: int) -> int:
 
 def evaluations(recipe: Recipe, done: int = 0) -> int:
     """Number of evaluations in a training run after ``done`` steps: before the first one, every N, and at the end."""
-    every, steps = recipe.train.evaluate_every, recipe.train.steps
+    return _times(recipe.train.evaluate_every, recipe.train.steps, done)
+
+
+def fixed(recipe: Recipe, done: int = 0) -> int:
+    """Number of pictures of fixed prompts that a training run draws after ``done`` steps."""
+    return recipe.samples.count * _times(recipe.samples.every, recipe.train.steps, done)
+
+
+def _times(every: int, steps: int, done: int) -> int:
     if not every or done > steps:
         return 0
     return (done == 0) + steps // every - done // every + (steps % every > 0 and done < steps)

@@ -5,13 +5,13 @@ Unusable rows come first, in red.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Final, TypeVar
 
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
+from customized_grpo.data.captions import cut, fold, font
 from customized_grpo.data.images import load_image, load_mask, save_image
 from customized_grpo.data.rows import Row, fit_mask, same_shape
 from customized_grpo.prepare.check import File, row_problem
@@ -55,8 +55,8 @@ def contact_sheet(
     )
     sheet = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((_MARGIN, 20), _cut(title, 24, size[0] - 2 * _MARGIN), _INK, _font(24))
-    draw.text((_MARGIN, 54), subtitle, _GREY, _font(14))
+    draw.text((_MARGIN, 20), cut(title, 24, size[0] - 2 * _MARGIN), _INK, font(24))
+    draw.text((_MARGIN, 54), subtitle, _GREY, font(14))
     for at, card in enumerate(cards):
         line, column = divmod(at, columns)
         corner = (
@@ -69,7 +69,7 @@ def contact_sheet(
         if row_problem(chosen[at], seen):
             draw.rectangle(box, None, _RED, 2)
     if not cards:
-        draw.text((_MARGIN, _HEADER + 20), "no rows", _GREY, _font(16))
+        draw.text((_MARGIN, _HEADER + 20), "no rows", _GREY, font(16))
     save_image(sheet, path)
 
 
@@ -97,7 +97,7 @@ def _spread(items: Sequence[T], num: int) -> list[T]:
 def _card(row: Row, seen: Mapping[File, Seen], root: Path, width: int) -> Image.Image:
     problem = row_problem(row, seen)
     colour, text = (_RED, problem) if problem else (_INK, row.prompt)
-    lines = _fold(text, 15, width - 2 * _GAP)
+    lines = fold(text, 15, width - 2 * _GAP, most=_TEXT_LINES)
     card = Image.new("RGB", (width, _TILE + 2 * _GAP + _LINE * (len(lines) + 1) + _GAP), _CARD)
     draw = ImageDraw.Draw(card)
     masks = dict(row.pairs())
@@ -108,9 +108,9 @@ def _card(row: Row, seen: Mapping[File, Seen], root: Path, width: int) -> Image.
         _label(draw, 2 * _GAP + _TILE, "target")
     top = _TILE + 2 * _GAP
     head = row.id if not row.subject else f"{row.id}  ·  {row.subject}"
-    draw.text((_GAP, top), _cut(head, 13, width - 2 * _GAP), _GREY, _font(13))
+    draw.text((_GAP, top), cut(head, 13, width - 2 * _GAP), _GREY, font(13))
     for number, line in enumerate(lines, start=1):
-        draw.text((_GAP, top + _LINE * number), line, colour, _font(15))
+        draw.text((_GAP, top + _LINE * number), line, colour, font(15))
     return card
 
 
@@ -151,31 +151,6 @@ def _dimmed(image: Image.Image, mask: Image.Image) -> Image.Image:
 
 def _label(draw: ImageDraw.ImageDraw, left: int, text: str) -> None:
     at = (left + 6, _GAP + 5)
-    box = draw.textbbox(at, text, _font(11))
+    box = draw.textbbox(at, text, font(11))
     draw.rectangle((left, _GAP, box[2] + 6, _GAP + 20), _INK)
-    draw.text(at, text, _CARD, _font(11))
-
-
-def _fold(text: str, size: int, width: int) -> list[str]:
-    """Text wrapped to the card's width, with few lines; words wider than the card are cut."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and _font(size).getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    if len(lines) > _TEXT_LINES:
-        lines = [*lines[: _TEXT_LINES - 1], f"{lines[_TEXT_LINES - 1]} ..."]
-    return [_cut(line, size, width) for line in lines]
-
-
-def _cut(text: str, size: int, width: int) -> str:
-    while _font(size).getlength(text) > width and len(text) > 4:
-        text = f"{text[:-4]}..."
-    return text
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+    draw.text(at, text, _CARD, font(11))

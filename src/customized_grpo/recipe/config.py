@@ -33,6 +33,7 @@ from customized_grpo.recipe.keys import Advantage as Advantage
 from customized_grpo.recipe.keys import Evaluate as Evaluate
 from customized_grpo.recipe.keys import EvaluateSampling as EvaluateSampling
 from customized_grpo.recipe.keys import Run as Run
+from customized_grpo.recipe.keys import Samples as Samples
 from customized_grpo.recipe.keys import Sampling as Sampling
 from customized_grpo.recipe.keys import Train as Train
 from customized_grpo.recipe.rules import check_rules
@@ -51,6 +52,7 @@ class Recipe(Section):
     advantage: Advantage = Field(default={}, validate_default=True)
     objective: ObjectiveField = Field(default={"type": "grpo"}, validate_default=True)
     train: Train = Train()
+    samples: Samples = Samples()
     evaluate: Evaluate | None = None
 
     @model_validator(mode="before")
@@ -150,6 +152,12 @@ class Recipe(Section):
     def pairs_per_backward(self) -> int:
         """Micro-batch size, with ``train.microbatch: null`` resolved."""
         return self.train.microbatch or self.samples_per_update
+
+    @property
+    def picture_steps(self) -> int:
+        """Sampler steps of the fixed prompts' pictures: their own, an evaluation's, or the training's."""
+        evaluated = None if self.evaluate is None else self.evaluate.steps
+        return self.samples.steps or evaluated or self.sampling.steps
 
     def time_weights(self, num_steps: int | None = None) -> Float[Tensor, "t q"]:
         """Weight of each axis at each step of the sampler; of a sampler of other steps, if their number is given."""

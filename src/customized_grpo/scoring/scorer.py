@@ -96,15 +96,33 @@ class Scorer:
                 example, so it isn't masked. In the background ``result`` raises it.
         """
         assert self.names, "nothing scores without a reward; a supervised step submits nothing"
+        return self._start(example, images, self.names, self.tally)
+
+    def beside(self, example: Example, images: UInt8[Tensor, "n h w 3"]) -> dict[str, list[float]]:
+        """Scores of images that are no group's, NaN where unscorable: nothing is counted, and nothing stops the run.
+
+        Rewards that compare the images of a group with each other are left out.
+
+        Raises:
+            RewardFailure: as ``submit`` and ``Pending.result``.
+        """
+        compare = {name for name, one in self._remote.items() if isinstance(one, AsyncGroupReward) and one.relative}
+        names = tuple(name for name in self.names if name not in compare)
+        scores = self._start(example, images, names, None).result() if names else torch.empty(len(images), 0)
+        return dict(zip(names, scores.T.tolist(), strict=True))
+
+    def _start(
+        self, example: Example, images: UInt8[Tensor, "g h w 3"], names: Sequence[str], tally: Tally | None
+    ) -> Pending:
         flights: dict[str, Future[Outcome]] = {}
         if self._loop is not None:
             pictures = to_pil(images)
-            for name, reward in self._remote.items():
+            for name, reward in ((name, one) for name, one in self._remote.items() if name in names):
                 own = [picture.copy() for picture in pictures]
                 flights[name] = self._loop.start(self._ask(name, reward, example.copy(), own))
         local: dict[str, Future[Outcome]] = {}
         try:
-            for name, model in self._local.items():
+            for name, model in ((name, one) for name, one in self._local.items() if name in names):
                 start = time.perf_counter()
                 local[name] = self._workers.submit(score_locally, name, model, example, images)
                 self._seconds[name] += time.perf_counter() - start
@@ -113,7 +131,7 @@ class Scorer:
                 flight.cancel()
             raise
         reasons: dict[str, Sequence[str]] = {}
-        return Pending(lambda: self._collect(example, local, flights, reasons), reasons)
+        return Pending(lambda: self._collect(example, names, local, flights, reasons, tally), reasons)
 
     def drain(self) -> dict[str, float]:
         """Metrics since the last drain: ``time/reward/<name>``, ``reward/<name>/failed_share``, and rewards' own.
@@ -155,20 +173,24 @@ class Scorer:
     def _collect(
         self,
         example: Example,
+        names: Sequence[str],
         local: Mapping[str, Future[Outcome]],
         flights: Mapping[str, Future[Outcome]],
         reasons: dict[str, Sequence[str]],
+        tally: Tally | None,
     ) -> Float[Tensor, "g r"]:
         columns = []
-        for name in self.names:
+        for name in names:
             start = time.perf_counter()
             outcome = local[name].result() if name in local else _landed(name, example, flights[name])
             self._seconds[name] += time.perf_counter() - start
             scores = torch.tensor(outcome.scores, dtype=torch.float32)  # which may overflow to infinity
             reasons[name] = Outcome(scores.tolist(), outcome.errors).reasons()
-            self.tally.count(name, example.key, reasons[name])
+            if tally is not None:
+                tally.count(name, example.key, reasons[name])
             columns.append(torch.where(scores.isfinite(), scores, torch.nan))
-        self.tally.check()
+        if tally is not None:
+            tally.check()
         return torch.stack(columns, dim=1)
 
 

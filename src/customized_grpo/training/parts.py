@@ -25,6 +25,7 @@ from customized_grpo.recipe.drawn import Buckets, size_of
 from customized_grpo.sampling.clock import Clock
 from customized_grpo.scoring.scorer import Scorer
 from customized_grpo.training import averages
+from customized_grpo.training.encoded import Chosen
 from customized_grpo.training.identity import RunIdentity
 from customized_grpo.training.rules import RewardRules
 from customized_grpo.types import Example
@@ -62,6 +63,16 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fixed:
+    """Fixed prompts that are drawn as training goes on, and what encodes them."""
+
+    examples: Chosen
+    encode: Encode
+    held_out: bool
+    """Whether they are of the held-out data, and so of the evaluation's size."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """Parts of a training run."""
 
@@ -90,6 +101,7 @@ class Parts:
     behind: averages.Copy | None
     """With ``train.staleness``, the weights that sampled the step to come."""
     evaluation: Evaluation | None
+    fixed: Fixed | None
     clock: Clock
     hashes: FileHashes
     """Hashes of files that this run reads, remembered in its folder."""

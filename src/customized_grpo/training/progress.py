@@ -11,12 +11,12 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
 from customized_grpo.console import Heartbeat, remaining
-from customized_grpo.evaluation.costs import evaluations
+from customized_grpo.evaluation.costs import evaluations, fixed
 from customized_grpo.recipe.config import Recipe
 
 T = TypeVar("T")
 P = ParamSpec("P")
-Kind = Literal["step", "evaluation", "checkpoint", "kept evaluation"]
+Kind = Literal["step", "evaluation", "samples", "checkpoint", "kept evaluation"]
 """Parts of a run that take time; rows of a kept evaluation are only read, so its time says nothing of others."""
 _RECENT = 50
 """Steps whose mean stands for the next ones."""
@@ -59,6 +59,7 @@ class Pace:
         saves = (train.steps // every - done // every if every else 0) + (not every or train.steps % every > 0)
         a_step = sum(self._steps) / len(self._steps) if self._steps else self._first
         seconds = steps * a_step + saves * self._last.get("checkpoint", 0.0)
+        seconds += fixed(self._recipe, done) // self._recipe.samples.count * self._last.get("samples", 0.0)
         more = ""
         if "evaluation" in self._last:
             seconds += judged * self._last["evaluation"]

@@ -22,6 +22,7 @@ HARMLESS = (
     "advantage.max_failed_share",
     "policy.offline",
     "policy.keep_keys",
+    "samples",
     "evaluate",
 )
 """Keys that may differ in a resumed run: they don't change what a step computes, but when a run saves, looks or stops.

@@ -40,10 +40,10 @@ from customized_grpo.scoring.score import load_rewards
 from customized_grpo.scoring.scorer import Scorer
 from customized_grpo.training import averages, engine, engine_limits
 from customized_grpo.training.distributed import gather_rows, together
-from customized_grpo.training.encoded import load_held_out, open_for_training
+from customized_grpo.training.encoded import Chosen, load_held_out, open_for_training
 from customized_grpo.training.identity import RunIdentity
 from customized_grpo.training.optimizers import build_optimizer
-from customized_grpo.training.parts import Evaluation, Parts
+from customized_grpo.training.parts import Evaluation, Fixed, Parts
 from customized_grpo.training.rules import RewardRules
 from customized_grpo.training.tracking import prepare_folder
 from customized_grpo.types import Conditioning, Example
@@ -106,6 +106,7 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
         hashes = FileHashes(folder / HASHES)
         opened.callback(hashes.stop)
         learnt = supervised(dataset, recipe.objective.targets)
+        fixed = Chosen.of(recipe, learnt, held_out)
         identity = RunIdentity(recipe, learnt, rewards, hashes) if accelerator.is_main_process else None
     # Completing a cache waits for the others on its way, so a rank that fails in it can't tell them: it ends the job.
     agreed = together(accelerator, ValueError) if run.cache is None else contextlib.nullcontext()
@@ -113,7 +114,7 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
         process = Process.of(accelerator, run.precision, progress)
         look = [] if identity is None else [identity.look]
         with meanwhile(partial(base_identity, recipe.policy, hashes), *look):
-            policy, encode, encode_held_out = open_for_training(recipe, learnt, held_out, process)
+            policy, encode, encode_held_out = open_for_training(recipe, learnt, held_out, fixed, process)
         if identity is not None:
             identity.look()
         engine_limits.check_weights(engine.engine_of(accelerator), policy.transformer)
@@ -174,6 +175,7 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
         old=old,
         behind=behind,
         evaluation=evaluation,
+        fixed=None if fixed is None else Fixed(examples=fixed, encode=encode_held_out, held_out=held_out is not None),
         clock=Clock(device),
         hashes=hashes,
         identity=identity,

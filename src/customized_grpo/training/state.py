@@ -16,7 +16,7 @@ from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.adapters.lora_files import RECIPE
 from customized_grpo.policies.adapters.tensor_files import read_tensors, write_tensors
 from customized_grpo.recipe.loading import save_recipe
-from customized_grpo.training import averages, checkpoint, engine
+from customized_grpo.training import averages, checkpoint, engine, trackers
 from customized_grpo.training.distributed import gather_rows, together
 from customized_grpo.training.parts import Parts
 from customized_grpo.training.resumable import compare_recipes, differing, saved_recipe
@@ -112,7 +112,7 @@ def restore(parts: Parts, untrained: Callable[[], None] = lambda: None) -> int:
     if held is not None:
         untrained()
         _put_back(parts, held)
-    parts.accelerator.init_trackers("customized-grpo", config={"recipe": parts.recipe.model_dump_json()})
+    trackers.start(parts.accelerator, parts.recipe, parts.run)
     return start
 
 

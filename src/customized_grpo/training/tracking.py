@@ -3,24 +3,23 @@
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, final
 
-import numpy as np
 from accelerate import Accelerator
-from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from accelerate.tracking import GeneralTracker
+from PIL import Image
 from rich.console import Console
-from torch import Tensor
 
 from customized_grpo.atomic import replacing
 from customized_grpo.identity.hashes import HASHES
 from customized_grpo.recipe.config import Recipe
+from customized_grpo.training import trackers
 from customized_grpo.training.progress import Shown
-from customized_grpo.types import Example
 
 METRICS = "metrics.jsonl"
 _BEFORE_A_STEP = frozenset({"config.yaml", METRICS, HASHES, "evaluation", "checkpoints"})
@@ -85,24 +84,6 @@ def cut_metrics(path: Path, step: int) -> None:
         aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
-def save_group(
-    path: Path, example: Example, images: UInt8[Tensor, "g h w 3"], values: Mapping[str, Sequence[float]]
-) -> None:
-    """A group as a picture, its first reference on the left, and the samples' values as JSON (NaN as null)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    height, width = images.shape[1:3]
-    gap = max(2, width // 16)
-    strip = Image.new("RGB", ((width + gap) * len(images) + width + gap, height), "white")
-    strip.paste(ImageOps.fit(example.references[0], (width, height)), (0, 0))
-    for column, image in enumerate(np.asarray(images)):
-        strip.paste(Image.fromarray(image), ((width + gap) * (column + 1) + gap, 0))
-    strip.save(path)
-    rows = {"key": example.key, "prompt": example.prompt} | {
-        name: [round(v, 6) if math.isfinite(v) else None for v in of] for name, of in values.items()
-    }
-    path.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-
-
 @final
 class RunLog:
     """Writes one JSON object per step, mirrors it to accelerate's trackers, and shows progress on the main process."""
@@ -110,7 +91,7 @@ class RunLog:
     def __init__(self, accelerator: Accelerator, folder: Path, recipe: Recipe, start: int) -> None:
         self._accelerator = accelerator
         self._path = folder / METRICS
-        self._lost: set[str] = set()
+        self._lost = set[tuple[str, str]]()
         console = Console(stderr=True, emoji=False, quiet=not accelerator.is_main_process)
         self.shown = Shown(console, recipe, start)
 
@@ -135,11 +116,20 @@ class RunLog:
         row.update({name: value if math.isfinite(value) else None for name, value in sorted(metrics.items())})
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        self._mirror(lambda tracker: tracker.log(dict(metrics), step=step), f"metrics of step {step}", METRICS)
+        self.shown.stepped(step, headline)
+
+    def show(self, step: int, pictures: Sequence[tuple[Image.Image, str]]) -> None:
+        """Mirror pictures with their captions to the trackers."""
+        if pictures:
+            send = partial(trackers.log_pictures, pictures=pictures, step=step)
+            self._mirror(send, f"pictures of step {step}", "samples/fixed")
+
+    def _mirror(self, send: Callable[[GeneralTracker], None], what: str, kept: str) -> None:
         for tracker in self._accelerator.trackers:
             try:
-                tracker.log(dict(metrics), step=step)
+                send(tracker)
             except Exception as error:  # a mirror's network is no reason to lose a run
-                if tracker.name not in self._lost:
-                    self._lost.add(tracker.name)
-                    self.say(f"{tracker.name} took no metrics of step {step}: {error} (said once; {METRICS} has all)")
-        self.shown.stepped(step, headline)
+                if (tracker.name, kept) not in self._lost:
+                    self._lost.add((tracker.name, kept))
+                    self.say(f"{tracker.name} took no {what}: {error} (said once; {kept} has all)")

@@ -21,7 +21,7 @@ from customized_grpo.objectives.base import Draw, rows_at
 from customized_grpo.policies import balance
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.scoring.scorer import Pending
-from customized_grpo.training import autotune, engine, validation
+from customized_grpo.training import autotune, engine, pictures, validation
 from customized_grpo.training import metrics as explain
 from customized_grpo.training.distributed import any_rank, check_ranks, largest, mean_metrics
 from customized_grpo.training.engine import clip_and_step, micro_batch
@@ -35,7 +35,7 @@ from customized_grpo.training.resample import resample
 from customized_grpo.training.rollouts import Rollouts
 from customized_grpo.training.setup import build
 from customized_grpo.training.state import restore, save
-from customized_grpo.training.tracking import RunLog, is_every, save_group
+from customized_grpo.training.tracking import RunLog, is_every
 from customized_grpo.types import Rollout
 
 
@@ -93,10 +93,12 @@ class Trainer:
             if owed:
                 log.write(start, evaluated, f"evaluated after step {start}")
                 validation.warn(parts, start, log.say)
+        if pictures.is_owed(parts, start):
+            timed("samples", pictures.draw_fixed, parts, start)
+            log.show(start, pictures.captioned(parts, start))
         for step in range(start, settings.steps):
             metrics = timed("step", self.step, step)
-            done = step + 1
-            last = done == settings.steps
+            done, last = step + 1, step + 1 == settings.steps
             stopping = any_rank(parts.accelerator, self.stop.signal is not None) and not last
             saving = last or stopping or is_every(settings.checkpoint_every, done)
             if settings.check_ranks_every and (saving or is_every(settings.check_ranks_every, done)):
@@ -104,9 +106,12 @@ class Trainer:
             evaluating = validation.is_due(parts, done) and not stopping
             if evaluating:
                 metrics |= timed("evaluation", validation.evaluate, parts, done, tell)
+            if pictures.is_due(parts, done) and not stopping:
+                metrics |= timed("samples", pictures.draw_fixed, parts, done)
             if done == 1 and self.recipe.rewards:  # constants, so they are logged once
                 metrics |= explain.weights(parts.time_weights, parts.objective.sensitivity, self.recipe.axes)
             log.write(done, metrics, explain.headline(metrics, self.recipe.axes))
+            log.show(done, pictures.captioned(parts, done))
             news = parts.state.drain_news() + parts.scorer.tally.drain_news()
             for text in news + self.signal_warnings.of_step(metrics):
                 log.say(f"step {done}: {text}")
@@ -147,7 +152,9 @@ class Trainer:
             parts.old.follow(parts.parameters, parts.schedule.last_epoch)
         metrics |= parts.rollout_metrics() | parts.scorer.drain() | clock.drain()
         names, axes = list(self.recipe.rewards), self.recipe.axes
-        self.save_samples(step + 1, sampled, partial(explain.of_samples, names, rewards[0], advantages[0], axes))
+        pictures.save_sampled(
+            parts, step + 1, sampled, partial(explain.of_samples, names, rewards[0], advantages[0], axes)
+        )
         return mean_metrics(parts.accelerator, metrics)
 
     def supervised(self, step: int) -> dict[str, float]:
@@ -155,7 +162,7 @@ class Trainer:
         parts, (samples,) = self.parts, self.shares()
         groups = [self.sample(step, *one) for one in self.each("read", self.assignments(step))]
         alike = [Advantages.alike(len(group.images), len(group.progress)) for group in groups]
-        self.save_samples(step + 1, groups[0], dict)
+        pictures.save_sampled(parts, step + 1, groups[0], dict)
         return mean_metrics(parts.accelerator, self.update(groups, alike, samples, first=True) | parts.clock.drain())
 
     def assignments(self, step: int) -> list[tuple[int, int]]:
@@ -291,10 +298,3 @@ class Trainer:
             parts.ema.step(parts.parameters.values())
         lr = parts.schedule.get_last_lr()[0]
         return {"grad/norm": norm, "grad/max_skipped": float(parts.state.skipped), "lr": lr}
-
-    def save_samples(self, done: int, group: Rollout, values: Callable[[], Mapping[str, Sequence[float]]]) -> None:
-        """A group as a picture, the reference first, its samples' values beside it: of step 1 and every N."""
-        every = self.recipe.train.save_samples_every
-        if self.parts.accelerator.is_main_process and (is_every(every, done) or (every > 0 and done == 1)):
-            file = self.parts.folder / "samples" / f"step-{done:06d}.png"
-            save_group(file, group.example, group.images, values())

@@ -14,7 +14,8 @@ from accelerate.tracking import TensorBoardTracker, WandBTracker
 from PIL import Image
 
 from customized_grpo.atomic import held
-from customized_grpo.training.tracking import METRICS, RunLog, cut_metrics, prepare_folder, save_group
+from customized_grpo.training.pictures import save_group
+from customized_grpo.training.tracking import METRICS, RunLog, cut_metrics, prepare_folder
 from customized_grpo.training.trainer import train
 from runs import tiny_recipe
 from tiny_rewards import example, pictures
