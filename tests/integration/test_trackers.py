@@ -1,6 +1,5 @@
 """What a tracker of accelerate is told of a run."""
 
-import json
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,7 +30,10 @@ def test_a_tracker_gets_the_recipe_and_every_step(
             return None
 
         def store_init_configuration(self, values: dict[str, Any]) -> None:
-            self.seen.append(("recipe", values["recipe"]))
+            self.seen.append(("recipe", values))
+
+        def log_images(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
+            self.seen.append((f"pictures {step}", list(values)))
 
         def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
             self.seen.append((f"step {step}", values))
@@ -41,12 +43,17 @@ def test_a_tracker_gets_the_recipe_and_every_step(
 
     monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Noting)
     monkeypatch.setattr(accelerate.tracking, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
-    changes = {"run__trackers": ["tensorboard"], "train__steps": 2}
+    changes = {"run__trackers": ["tensorboard"], "train__steps": 2, "samples__every": 2, "samples__number": 1}
     run = train(tiny_recipe(tiny_world, tmp_path / "run", **changes))
-    assert [name for name, _ in Noting.seen] == ["start", "recipe", "step 1", "step 2", "end"]
+    assert [name for name, _ in Noting.seen] == [
+        *("start", "recipe", "pictures 0", "step 0", "step 1", "step 2", "pictures 2", "step 2", "end")
+    ]
+    assert Noting.seen[-2][1].keys() == {"samples/0/caption"}
+    del Noting.seen[-2]
     told = dict(Noting.seen)
     assert told["start"] == str(run)
-    assert json.loads(told["recipe"])["train"]["steps"] == 2
+    assert told["recipe"]["train.steps"] == 2
+    assert told["recipe"]["rewards.bright.axis"] == "prompt"
     rows = metrics_of(run)
     assert {key: told["step 2"][key] for key in rows[1] if key != "step"} == {
         key: value for key, value in rows[1].items() if key != "step"
