@@ -130,7 +130,9 @@ def test_what_would_be_silently_inactive_is_refused(samples: dict[str, Any], say
 def test_a_prompt_that_the_policy_cant_read_is_refused_before_a_model_is_loaded(
     tiny_world: Path, tmp_path: Path
 ) -> None:
-    recipe = tiny_recipe(tiny_world, tmp_path / "run", samples={"every": 1, "prompts": ["a dog", "a dog <|endoftext|>"]})
+    recipe = tiny_recipe(
+        tiny_world, tmp_path / "run", samples={"every": 1, "prompts": ["a dog", "a dog <|endoftext|>"]}
+    )
     with pytest.raises(ValueError, match=r"samples\.prompts: number 2"):
         train(recipe)
 
@@ -164,7 +166,13 @@ def test_scores_beside_a_step_count_for_nothing() -> None:
 
 
 def test_they_are_counted_in_requests_and_on_disk(tiny_world: Path) -> None:
-    judge = {"type": "vlm", "axis": "identity", "model": "m", "base_url": "http://127.0.0.1:9/v1", "rubric": "concept_preservation"}
+    judge = {
+        "type": "vlm",
+        "axis": "identity",
+        "model": "m",
+        "base_url": "http://127.0.0.1:9/v1",
+        "rubric": "concept_preservation",
+    }
     changes = {"samples": {"every": 2}, "rewards__judge": judge, "train__steps": 3}
     recipe, without = (
         tiny_recipe(tiny_world, Path("run"), **(changes | more)) for more in ({}, {"samples": {"every": 0}})
@@ -240,3 +248,12 @@ def test_a_run_is_called_as_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_caption_leaves_out_what_has_no_score() -> None:
     assert caption("a dog", {"clip": 31.25, "judge": None}) == "a dog | clip 31.2"
     assert caption("a dog", {}) == "a dog"
+
+
+def test_other_prompts_of_a_resumed_run_are_not_mixed_with_the_former(tiny_world: Path, tmp_path: Path) -> None:
+    train(tiny_recipe(tiny_world, tmp_path / "run", **(EVERY_TWO | {"train__steps": 2})))
+    more = EVERY_TWO | {"train__steps": 3, "samples__prompts": ["a blue dog"], "run__resume": "latest"}
+    run = train(tiny_recipe(tiny_world, tmp_path / "run", **more))
+    assert [len(rows) for rows in records(run).values()] == [3, 1, 1], "what it goes on from is drawn again"
+    sheet = load_image(run / FIXED / "progress.png")
+    assert sheet.width < 4 * 154, "the reference and two steps"

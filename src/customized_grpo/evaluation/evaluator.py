@@ -21,7 +21,8 @@ from customized_grpo.conditioning.opening import Process, open_policy
 from customized_grpo.console import RANK, OnProgress, err, say
 from customized_grpo.data.base import Dataset, load_dataset
 from customized_grpo.data.content import hash_files
-from customized_grpo.devices import leave_group_of_one, open_device
+from customized_grpo.devices import device_name, leave_group_of_one, open_device
+from customized_grpo.evaluation import about
 from customized_grpo.evaluation.baselines import NO_IDENTITY, RealPhotos, identity_metrics, reference_copy
 from customized_grpo.evaluation.blocks import block_of, encoded_examples, num_examples
 from customized_grpo.evaluation.costs import METRICS, announced
@@ -185,6 +186,7 @@ def _evaluate(
     base = base_identity(settings, site.hashes)
     if state.is_main_process:
         save_recipe(recipe, folder / "config.yaml")
+        about.note(folder, device=device_name(state.device), processes=state.num_processes)
         for notice in announced(recipe, total):
             say(notice, on=err)
         if recipe.base is not None:

@@ -10,6 +10,8 @@ from customized_grpo.recipe.config import Recipe
 from customized_grpo.report import page
 from customized_grpo.report.folders import RunFolder
 
+_SAID_OTHERWISE = ("GRPO steps", "Steps", "Started", "Took, without loading")
+
 
 def facts(run: RunFolder, recipe: Recipe, step: int) -> list[tuple[str, str]]:
     """How a checkpoint was trained, as (name, value).
@@ -21,7 +23,9 @@ def facts(run: RunFolder, recipe: Recipe, step: int) -> list[tuple[str, str]]:
     """
     done, seconds = run.series("time/step")
     of_step = [value for at, value in zip(done, seconds, strict=True) if at <= step]
-    shown = [(name, value) for name, value in page.facts(run, None) if name not in ("GRPO steps", "Steps")]
+    noted = dict(page.facts(run, None))
+    device = noted.pop("Device", "CPU" if recipe.run.device == "cpu" else "not recorded")
+    shown = [(name, value) for name, value in noted.items() if name not in _SAID_OTHERWISE]
     lora = recipe.policy.lora
     form = "all weights" if lora is None else f"LoRA of rank {lora.rank}{', balanced' if lora.balance else ''}"
     shown += [
@@ -30,7 +34,7 @@ def facts(run: RunFolder, recipe: Recipe, step: int) -> list[tuple[str, str]]:
         ("Published step", f"{step} of {run.planned_steps}"),
         ("Seconds per step", f"{sum(of_step) / len(of_step):.3g}" if of_step else ""),
         ("Time of training", duration(sum(of_step)) if of_step else ""),
-        ("Device", "CPU" if recipe.run.device == "cpu" else "not recorded"),
+        ("Device", device),
         ("Precision", {"no": "float32", "bf16": "bfloat16"}[recipe.run.precision]),
         ("Size", f"{recipe.policy.height} x {recipe.policy.width}"),
         ("Sampler", f"{recipe.sampling.steps} steps, shift {recipe.sampling.shift}"),

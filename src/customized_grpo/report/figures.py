@@ -1,6 +1,7 @@
 """Figures of the report, made from the data of the runs, each with title, caption and text alternative."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from customized_grpo.report.folders import RunFolder
@@ -86,6 +87,7 @@ def all_figures(
         "health": lambda: [
             view
             for key, title, note in _HEALTH
+            if any(len(set(run.series(key)[1])) > 1 for run in runs)  # a constant needs no chart
             for view in _over_steps(runs, key, title, note, log=key == "ratio/max_abs_log")
         ],
     }
@@ -209,7 +211,8 @@ def _conflict(runs: Sequence[RunFolder]) -> list[FigureView]:
 
 def _weights(runs: Sequence[RunFolder]) -> list[FigureView]:
     """Last logged weight and effective weight of each axis at each trained sampler step."""
-    views = []
+    views: list[FigureView] = []
+    drawn: list[list[float]] = []
     alone = len(runs) == 1
     axes = dict.fromkeys(axis for run in runs for axis in run.axes)
     styles = {axis: _AXIS_STYLES[min(j, len(_AXIS_STYLES) - 1)] for j, axis in enumerate(axes)}
@@ -221,7 +224,11 @@ def _weights(runs: Sequence[RunFolder]) -> list[FigureView]:
                     label, colour = (axis, j) if alone else (f"{run.name}, {axis}", i)
                     steps, weights = zip(*points, strict=True)
                     curves.append(Line(label=label, x=steps, y=weights, colour=colour, style=style, markers=True))
-        if curves:
+        points_of = [round(y, 2) for line in curves for y in line.y]
+        if curves and points_of in drawn:  # steps that pull alike
+            views[-1] = replace(views[-1], caption=f"{views[-1].caption} The {title.lower()} are the same.")
+        elif curves:
+            drawn.append(points_of)
             svg = lines(name, curves, x="sampler step, from noise to image", y="weight in the advantage", legend=alone)
             caption += "" if alone else f" {', '.join(f'{word}: {axis}' for axis, (_, word) in styles.items())}."
             ends = "; ".join(f"{line.label}: from {line.y[0]:.2f} to {line.y[-1]:.2f}" for line in curves)

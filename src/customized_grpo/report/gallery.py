@@ -15,7 +15,7 @@ from customized_grpo.evaluation.pairing import unlike, without
 from customized_grpo.evaluation.summary import Row
 from customized_grpo.report.folders import RunFolder
 
-_SIDE: Final = 256
+_SIDE: Final = 384
 _EXTREMES: Final = 6
 RANDOM: Final = 9
 """Number of examples that are drawn before anybody has looked."""
@@ -137,8 +137,14 @@ def _cards(run: RunFolder, pairs: Sequence[Pair], axes: Mapping[str, str]) -> li
     ]
 
 
-def data_uri(folder: Path, name: str | None) -> str | None:
-    """A picture of the folder, scaled down; None if it is missing, damaged, or outside the folder."""
+def data_uri(folder: Path, name: str | None, wide: int = 2) -> str | None:
+    """A picture of the folder, scaled down; None if it is missing, damaged, or outside the folder.
+
+    Args:
+        folder: that it must lie in.
+        name: relative to the folder.
+        wide: its width is at most this many times its largest height.
+    """
     if not isinstance(name, str):
         return None
     path = (folder / name).resolve()
@@ -153,7 +159,7 @@ def data_uri(folder: Path, name: str | None) -> str | None:
         image.save(buffer, format="PNG", optimize=True)
         kind = "png"
     else:
-        image.thumbnail((2 * _SIDE, _SIDE), Image.Resampling.LANCZOS)
+        image.thumbnail((wide * _SIDE, _SIDE), Image.Resampling.LANCZOS)
         image.save(buffer, format="JPEG", quality=88)
         kind = "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,23 +1,22 @@
 """Content of the report's page: plain values for the template, per run and for the comparison."""
 
+import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from dataclasses import replace
+from typing import Any
 
+from customized_grpo.console import duration
+from customized_grpo.evaluation.about import starts
 from customized_grpo.evaluation.summary import build_summary
 from customized_grpo.evaluation.tables import notes, unit_sentence
+from customized_grpo.report import differ, explain
 from customized_grpo.report.compare import compare_runs
 from customized_grpo.report.folders import RunFolder
-from customized_grpo.report.gallery import gallery
+from customized_grpo.report.gallery import Card, Group, gallery
+from customized_grpo.report.samples import samples_of
 
-MEANINGS: Final = {
-    "identity_accuracy": "share of the subject's attributes that are right",
-    "prompt_accuracy": "share of the prompt's attributes that are right",
-    "identity_all": "share of images with all of the subject right",
-    "prompt_all": "share of images with all of the prompt right",
-    "both": "share of images with everything right",
-    "copy": "share of images that copy the reference's scene; lower is better",
-}
-"""Meanings of the columns of the miniature world's oracle."""
+_STRIP = 3
+"""Examples under the headline."""
 
 
 def axes_of(runs: Sequence[RunFolder]) -> dict[str, str]:
@@ -54,6 +53,8 @@ def view(run: RunFolder, summary: Mapping[str, Any] | None, axes: Mapping[str, s
         for end in ("low", "high")
         if value[end] is not None
     ]
+    scale = max(bounds, default=0.0)
+    strip, groups = _strip(gallery(run, axes))
     return {
         "name": run.name,
         "facts": facts(run, summary),
@@ -71,12 +72,62 @@ def view(run: RunFolder, summary: Mapping[str, Any] | None, axes: Mapping[str, s
         "axes": axes,
         "differences": made["differences"],
         "change": change,
-        "forest": {
-            column: _forest(value, units[column] * max(bounds, default=0.0)) for column, value in change.items()
-        },
-        "gallery": gallery(run, axes),
+        "forest": {column: _forest(value, units[column] * scale) for column, value in change.items()},
+        "scale": scale,
+        "visible": explain.visible(run, rows, change),
+        "disagreements": explain.disagreements(run, change, axes),
+        "lower": explain.lower_is_better(run),
+        "strip": strip,
+        "gallery": groups,
+        "samples": samples_of(run),
+        "made": _made(run),
+        "next": next_commands(run),
         "config": run.config_text,
     }
+
+
+def _strip(groups: Sequence[Group]) -> tuple[Sequence[Card], list[Group]]:
+    """The first of the examples that were drawn before looking, for the page's top, and what is left of the gallery."""
+    if not groups:
+        return [], []
+    drawn, *others = groups
+    rest = [replace(drawn, cards=drawn.cards[_STRIP:])] if len(drawn.cards) > _STRIP else []
+    return drawn.cards[:_STRIP], [*rest, *others]
+
+
+def _made(run: RunFolder) -> dict[str, str]:
+    """The last start's command, and its versions."""
+    noted = starts(run.path)
+    if not noted:
+        return {}
+    versions = noted[-1].get("versions")
+    shown = ", ".join(f"{name} {one}" for name, one in versions.items()) if isinstance(versions, dict) else ""
+    again = f" (started {len(noted)} times)" if len(noted) > 1 else ""
+    return {"command": str(noted[-1].get("command", "")), "versions": shown, "again": again}
+
+
+def next_commands(run: RunFolder) -> list[tuple[str, str]]:
+    """What one would do next with a run, and the command for it."""
+    place = shlex.quote(str(run.path))
+    if run.is_evaluation:
+        return [("Compare it with another evaluation", f"customized-grpo report {place} OTHER")]
+    found = []
+    if run.planned_steps is not None and run.last_step < run.planned_steps:
+        found.append(("Go on with the training", f"customized-grpo train {place}/config.yaml run.resume=latest"))
+    drawn = next((row for rows in run.ends[::-1] for row in rows if row.get("reference")), None)
+    prompt = "..." if drawn is None else str(drawn["prompt"])
+    photo = "photo.jpg" if drawn is None else f"{place}/evaluation/{drawn['reference']}"
+    found += [
+        (
+            "Draw with it, base and tuned side by side",
+            f"customized-grpo generate --lora {place} --reference {photo} --prompt {shlex.quote(prompt)} --out out.png "
+            "--grid grid.png",
+        ),
+        ("Look and choose in a browser, blind if you like", f"customized-grpo studio {place}"),
+        ("Compare it with another run", f"customized-grpo report {place} OTHER_RUN"),
+        ("Make a folder for the hub, with a model card", f"customized-grpo publish {place} --out published"),
+    ]
+    return found
 
 
 def _measured(summary: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:
@@ -122,7 +173,7 @@ def facts(run: RunFolder, summary: Mapping[str, Any] | None) -> list[tuple[str, 
         else None,
         "Learns from": None if by_rewards or not group else f"{get('train', 'groups_per_step')} examples a step",
         "Seed": get("run", "seed"),
-    }
+    } | _circumstances(run)
     if run.is_evaluation:
         made = (summary or {}).get("settings", {})
         size = f"{made['width']} x {made['height']}" if {"width", "height"} <= made.keys() else None
@@ -135,6 +186,20 @@ def facts(run: RunFolder, summary: Mapping[str, Any] | None) -> list[tuple[str, 
             "Seed": made.get("seed"),
         }
     return [(name, str(value)) for name, value in found.items() if value not in (None, "")]
+
+
+def _circumstances(run: RunFolder) -> dict[str, str | None]:
+    """When and on what a run was made, and how long its steps, evaluations and pictures took."""
+    noted = starts(run.path)
+    first, last = (noted[0], noted[-1]) if noted else ({}, {})
+    many = f"{last['processes']} processes on " if last.get("processes", 1) != 1 else ""
+    phases = [key for key in run.keys("time/") if key != "time/step"]
+    took = sum(sum(run.series(key)[1]) for key in phases)
+    return {
+        "Started": str(first["started"]).replace("T", " ").replace("+00:00", " UTC") if "started" in first else None,
+        "Took, without loading": duration(took) if took else None,
+        "Device": f"{many}{last['device']}" if "device" in last else None,
+    }
 
 
 def _headline(rows: Mapping[str, Any], change: Mapping[str, Any], axes: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -163,7 +228,15 @@ def comparison(runs: Sequence[RunFolder], summaries: Sequence[Mapping[str, Any] 
         pairs, refused = compare_runs(runs), ""
     except ValueError as error:  # the page still shows each run by itself
         pairs, refused = [], str(error)
-    return {"columns": columns, "lines": lines, "pairs": pairs, "refused": refused}
+    return {
+        "columns": columns,
+        "lines": lines,
+        "pairs": pairs,
+        "refused": refused,
+        "recipes": differ.differences_of_recipes(runs),
+        "beside": differ.side_by_side(runs),
+        "seeds": differ.over_seeds(runs, [line["change"] for line in lines]),
+    }
 
 
 def time(run: RunFolder) -> dict[str, Any] | None:

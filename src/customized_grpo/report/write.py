@@ -9,7 +9,7 @@ import jinja2
 
 from customized_grpo import __version__
 from customized_grpo.evaluation.summary import write_atomically
-from customized_grpo.report import figures, page, slider
+from customized_grpo.report import explain, figures, page, slider
 from customized_grpo.report.folders import read_runs
 
 
@@ -45,8 +45,8 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
         figures=figures.all_figures(read, summaries, axes),
         times=[(run.name, time) for run in read if (time := page.time(run))],
         names=[run.name for run in read],
-        lower_is_better=("copy",),
-        explained={name: text for name, text in page.MEANINGS.items() if any(name in run.columns for run in read)},
+        lower_is_better={column for run in read for column in explain.lower_is_better(run)},
+        explained={column: text for run in read for column, text in explain.meanings(run).items()},
     )
     try:
         write_atomically(out, html)

@@ -69,8 +69,11 @@ def is_due(parts: Parts, done: int) -> bool:
 
 
 def is_owed(parts: Parts, start: int) -> bool:
-    """Whether a run that starts at ``start`` lacks its pictures of that step; all ranks agree: they draw together."""
-    return is_due(parts, start) and any_rank(parts.accelerator, not _record(parts.folder, start).is_file())
+    """Whether a run that starts at ``start`` lacks its pictures of that step; all ranks agree: they draw together.
+
+    Those of the untrained policy may be of an earlier try in the same folder, so they are always drawn.
+    """
+    return is_due(parts, start) and (start == 0 or any_rank(parts.accelerator, _asked(parts) != _shown(parts, start)))
 
 
 def draw_fixed(parts: Parts, done: int) -> dict[str, float]:
@@ -90,7 +93,7 @@ def draw_fixed(parts: Parts, done: int) -> dict[str, float]:
             rows = [_saved(parts, done, index, image) for index, image in enumerate(images)]
             with replacing(_record(parts.folder, done)) as aside:
                 aside.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-            _write_progress(parts.folder / FIXED)
+            _write_progress(parts.folder / FIXED, done)
     return {"time/samples": parts.clock.drain()["time/samples"]}
 
 
@@ -116,7 +119,7 @@ def _saved(parts: Parts, done: int, index: int, image: UInt8[Tensor, "1 h w 3"])
     scores = parts.scorer.beside(example, image) if parts.recipe.rewards else {}
     name, reference = f"{_label(done)}/{index}.png", f"reference-{index}.png"
     _save(folder / name, Image.fromarray(image[0].numpy()))
-    if not (folder / reference).is_file():
+    if done == 0 or not (folder / reference).is_file() or _shown(parts, 0) != _asked(parts):
         _save(folder / reference, ImageOps.contain(example.references[0], (_LARGEST, _LARGEST)))
     values = {key: _rounded(one) for key, (one,) in scores.items()}
     return {"key": example.key, "prompt": example.prompt, "file": name, "reference": reference, "values": values}
@@ -142,6 +145,19 @@ def _drawn(parts: Parts, index: int) -> UInt8[Tensor, "1 h w 3"]:
     return sample_images(policy, fixed.encode(example), noise, sigmas).cpu()
 
 
+def _asked(parts: Parts) -> list[list[str]]:
+    """Key and prompt of each fixed prompt of the recipe."""
+    examples = () if parts.fixed is None else map(parts.fixed.examples.__getitem__, range(len(parts.fixed.examples)))
+    return [[one.key, one.prompt] for one in examples]
+
+
+def _shown(parts: Parts, done: int) -> list[list[str]]:
+    """Key and prompt of each picture after ``done`` steps; empty where none is."""
+    record = _record(parts.folder, done)
+    rows = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else []
+    return [[row["key"], row["prompt"]] for row in rows]
+
+
 def _record(folder: Path, done: int) -> Path:
     return folder / FIXED / f"{_label(done)}.json"
 
@@ -155,10 +171,12 @@ def _rounded(value: float) -> float | None:
     return round(value, 6) if math.isfinite(value) else None
 
 
-def _write_progress(folder: Path) -> None:
-    """Lay the pictures of some steps side by side, a row for each prompt, with its scores under each."""
-    records = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in matching(folder, "step-*.json")}
-    steps = sorted(records)
+def _write_progress(folder: Path, done: int) -> None:
+    """Lay the pictures of some steps up to ``done`` side by side, a row for each prompt, with its scores under each."""
+    files = [file for file in matching(folder, "step-*.json") if file.stem <= _label(done)]
+    records = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    asked = [[row["key"], row["prompt"]] for row in records[max(records)]]  # a resumed run may ask for others
+    steps = sorted(step for step, rows in records.items() if [[row["key"], row["prompt"]] for row in rows] == asked)
     if len(steps) > _SHOWN_STEPS:
         steps = [steps[at * (len(steps) - 1) // (_SHOWN_STEPS - 1)] for at in range(_SHOWN_STEPS)]
     newest = records[steps[-1]]

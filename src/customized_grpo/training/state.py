@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from customized_grpo.devices import device_name
+from customized_grpo.evaluation import about
 from customized_grpo.policies.adapters import tuning
 from customized_grpo.policies.adapters.lora_files import RECIPE
 from customized_grpo.policies.adapters.tensor_files import read_tensors, write_tensors
@@ -109,6 +111,8 @@ def restore(parts: Parts, untrained: Callable[[], None] = lambda: None) -> int:
         if main:
             cut_metrics(parts.folder / METRICS, start or -1)  # a run that starts anew evaluates its base again
             save_recipe(parts.recipe, parts.folder / "config.yaml")
+            device, processes = device_name(parts.accelerator.device), parts.accelerator.num_processes
+            about.note(parts.folder, device=device, processes=processes, step=start)
     if held is not None:
         untrained()
         _put_back(parts, held)

@@ -16,13 +16,17 @@ from PIL import Image
 from rich.console import Console
 
 from customized_grpo.atomic import replacing
+from customized_grpo.evaluation import about
+from customized_grpo.identity import runs
 from customized_grpo.identity.hashes import HASHES
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.training import trackers
 from customized_grpo.training.progress import Shown
 
 METRICS = "metrics.jsonl"
-_BEFORE_A_STEP = frozenset({"config.yaml", METRICS, HASHES, "evaluation", "checkpoints"})
+_BEFORE_A_STEP = frozenset(
+    {"config.yaml", METRICS, HASHES, about.FILE, runs.FILE, "evaluation", "checkpoints", "samples"}
+)
 """Names that a run leaves in its folder before its first step."""
 
 

@@ -17,7 +17,7 @@ HOSTILE = '<script>alert("x")</script> & a "ball" $\\frac{1}{2}$'
 class Page(HTMLParser):
     """What a browser would load, and whether tags are balanced."""
 
-    VOID = frozenset({"meta", "link", "img", "br", "hr"})
+    VOID = frozenset({"meta", "link", "img", "br", "hr", "input"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ def test_several_runs_are_overlaid_and_compared(complete: Path, tmp_path: Path) 
     text = out.read_text()
     assert "2 runs compared" in text
     assert "40 of 60 steps" in text
-    assert "change from base" in text
+    assert "the paired change from the run's own base" in text
     assert "var(--s1)" in text
     parsed = Page(text)
     assert len(parsed.ids) == len(set(parsed.ids))
