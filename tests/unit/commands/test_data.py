@@ -45,7 +45,9 @@ def test_import_check_split_train(folder: Path) -> None:
     assert "rows" in done.output
     assert str(out / "manifest.jsonl") in done.output
     assert "views dropped" in done.output
-    assert f"left out: dog-0-00: {folder / 'set/dog/1.png'}: is empty (0 bytes)" in done.output
+    assert f"left out: {folder / 'set/dog/1.png'}: is empty (0 bytes) (as a view of 10 rows)" in done.output
+    assert done.output.count("set/dog/1.png") == 1, "one picture is named once"
+    assert done.output.rstrip().splitlines()[-1].startswith(f"next: customized-grpo data check {out} ")
     done = run("check", str(out), "--workers", "1", "--json", str(folder / "found.json"))
     assert done.exit_code == 0, done.output
     assert "30 of 30 rows can be used" in done.output
@@ -67,12 +69,12 @@ def test_an_import_names_what_it_left_out_and_how_it_read(folder: Path) -> None:
     Image.new("RGB", (30, 30)).save(
         folder / "set/cow/move.gif", save_all=True, append_images=[Image.new("RGB", (30, 30), "red")]
     )
-    (folder / "set/cow/IMG_1.HEIC").write_bytes(b"1")
+    (folder / "set/cow/IMG_1.CR2").write_bytes(b"1")
     done = run("import", "dreambooth-folder", str(folder / "set"), "--out", str(folder / "out"), "--workers", "1")
     assert done.exit_code == 0, done.output
     for line in (
         "left out: overview.png: lies beside the subjects' folders (cat, cow, dog)",
-        "left out: cow/IMG_1.HEIC: is a .heic file, which isn't read",
+        "left out: cow/IMG_1.CR2: is a .cr2 file, which isn't read",
         "left out: files and folders of the system  1 (@eaDir)",
         "left out: all frames or pages but the first  1 (move.gif)",
         "class words by the folders' names: cat -> cat, cow -> cow, dog -> dog; write others to",
@@ -90,7 +92,7 @@ def test_check_says_what_is_broken_and_keeps_the_rest(folder: Path) -> None:
     (folder / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
     done = run("check", str(folder / "mine.jsonl"), "--workers", "1", "--usable", str(folder / "good.jsonl"))
     assert done.exit_code == 1
-    assert "set/dog/1.png: is empty (0 bytes) (1 rows)" in done.output
+    assert "set/dog/1.png: is empty (0 bytes) (1 row)" in done.output
     assert json.loads((folder / "good.jsonl").read_text())["id"] == "0"
 
 

@@ -84,21 +84,21 @@ def test_folders_and_files_of_the_system_are_none(pets: Path, tmp_path: Path) ->
 
 
 def test_pictures_that_are_not_read_are_named(pets: Path, tmp_path: Path) -> None:
-    for name in ("IMG_1.HEIC", "b.psd", "raw.CR2", "clip.mp4", "notes.docx"):
+    for name in ("IMG_1.jxl", "b.psd", "raw.CR2", "clip.mp4", "notes.docx"):
         (pets / "dog" / name).write_bytes(b"1")
     report = run("dreambooth-folder", pets, tmp_path / "out")
     said = reasons(tmp_path / "out")
-    assert said["dog/IMG_1.HEIC"] == "is a .heic file, which isn't read; save it as PNG or JPEG"
+    assert said["dog/IMG_1.jxl"] == "is a .jxl file, which isn't read; save it as PNG or JPEG"
     assert {"dog/b.psd", "dog/raw.CR2", "dog/clip.mp4", "dog/notes.docx"} < set(said)
     assert report.problems == {"file": 5}
 
 
-def test_a_folder_of_heic_alone_says_so(tmp_path: Path) -> None:
+def test_a_folder_of_raw_photos_alone_says_so(tmp_path: Path) -> None:
     draw(tmp_path / "pets/cat/a.png")
     (tmp_path / "pets/dog").mkdir()
-    (tmp_path / "pets/dog/a.heic").write_bytes(b"1")
+    (tmp_path / "pets/dog/a.dng").write_bytes(b"1")
     run("dreambooth-folder", tmp_path / "pets", tmp_path / "out")
-    assert "there is no picture in it: a.heic is a .heic file" in reasons(tmp_path / "out")["dog"]
+    assert "there is no picture in it: a.dng is a .dng file" in reasons(tmp_path / "out")["dog"]
 
 
 @pytest.mark.parametrize("suffix", [".JPG", ".JPEG", ".PNG", ".WebP", ".AVIF", ".TIFF", ".jfif", ".jpe", ".GIF"])
