@@ -1,6 +1,7 @@
 """``customized-grpo data``: what a person sees."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,47 @@ def test_import_check_split_train(folder: Path) -> None:
     assert "manifest.train.jsonl: 20 rows of 2 subjects" in done.output.replace("\n", "")
     data = ManifestDataset(ManifestDataset.Config(type="manifest", path=str(out / "manifest.test.jsonl")))
     assert {data[index].subject for index in range(len(data))} == {"cow"}
+
+
+def test_each_command_ends_with_the_next_one_and_it_runs(folder: Path) -> None:
+    """import, check, its --usable, check, split: what is printed is typed, down to validate."""
+    said, out = [], folder / "my out"
+    command = ["import", "dreambooth-folder", str(folder / "set"), "--out", str(out)]
+    while command[0] != "validate":
+        done = run(*command, "--workers", "1") if command[0] != "split" else run(*command, "--share", "0.4")
+        said.append(command[0])
+        last = [line for line in done.stdout.splitlines() if line.strip()][-1]
+        assert last.startswith("next: customized-grpo "), last
+        if len(said) == 1:
+            (folder / "set/cat/0.png").write_bytes(b"")  # damaged after the import
+        words = shlex.split(last.partition("next: customized-grpo ")[2], comments=True)
+        command = words[1:] if words[0] == "data" else words
+    assert said == ["import", "check", "check", "split"]
+    assert command[1] == "one_gpu_24gb"
+    done = CliRunner().invoke(app, command, env={"COLUMNS": "160", "TERM": "dumb"})
+    assert done.exit_code == 0, done.output
+    parts = dict(one.split("=", 1) for one in command[2:])
+    again = run("check", parts["data.path"], "--workers", "1")
+    last = again.stdout.rstrip().splitlines()[-1].partition("next: customized-grpo ")[2]
+    assert shlex.split(last, comments=True) == command, "the check of a part names both parts"
+
+
+def test_a_benchmark_leads_to_an_evaluation(folder: Path) -> None:
+    done = run("import", "dreambooth-folder", str(folder / "set"), "--out", str(folder / "out"), "--workers", "1")
+    facts = json.loads((folder / "out/import.json").read_text())
+    facts["importer"]["type"] = "dreambench++"
+    (folder / "out/import.json").write_text(json.dumps(facts))
+    done = run("check", str(folder / "out"), "--workers", "1")
+    last = done.stdout.rstrip().splitlines()[-1]
+    assert "evaluate dreambench_plus 'evaluate.data={type: manifest" in last
+    assert "split" not in last
+
+
+def test_the_subjects_are_listed(folder: Path) -> None:
+    done = run("import", "dreambooth-folder", str(folder / "set"), "--out", str(folder / "out"), "--workers", "1")
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.output.splitlines() if "│" in line]
+    assert ["cow", "cow", "2", "20", "a cow in the jungle"] in lines
+    assert ["dog", "dog", "1", "10", "a dog in the jungle"] in lines
 
 
 def test_an_import_names_what_it_left_out_and_how_it_read(folder: Path) -> None:

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.commands.arguments import Device, quoted, say_next
+from customized_grpo.commands.arguments import Device, Manifest, quoted, say_next
 from customized_grpo.console import bars, err, hush_libraries, say
 
 
 def masks(
-    manifest: Annotated[Path, typer.Argument(help="the .jsonl file whose references lack masks")],
+    manifest: Manifest,
     detector: Annotated[
         str, typer.Option(help="GroundingDINO: hub id or folder")
     ] = "IDEA-Research/grounding-dino-base",
