@@ -243,7 +243,8 @@ def _typed_errors(path: Path, max_pixels: int) -> Iterator[None]:
             raise ImageError(path, "too-large", reason) from error
         except Exception as error:
             # Pillow's decoders raise many exceptions for damaged files: OSError, SyntaxError, struct.error, ...
-            reason = f"is damaged or truncated ({error}); download or save it again"
+            said = " ".join(str(error).split())  # libheif's have several lines
+            reason = f"is damaged or truncated ({said}); download or save it again"
             raise ImageError(path, "damaged", reason) from error
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES = lenient

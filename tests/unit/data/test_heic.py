@@ -43,6 +43,14 @@ def test_a_photo_is_upright_without_its_metadata(pets: Path) -> None:
     assert (len(found), bad) == (1, []), "an upload of the studio"
 
 
+def test_a_broken_off_one_is_damaged_in_one_line(pets: Path) -> None:
+    path = pets / "dog/IMG_1.HEIC"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ImageError, match="is damaged or truncated") as caught:
+        load_image(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_opening_one_registers_nothing_with_pillow(pets: Path) -> None:
     load_image(pets / "dog/IMG_1.HEIC")
     assert ".heic" not in Image.registered_extensions()

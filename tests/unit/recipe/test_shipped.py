@@ -87,6 +87,13 @@ def test_the_documented_commands_write_what_the_recipes_read(tmp_path: Path, mon
         assert len(load_dataset(load_recipe(name).data)) > 0, name
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+def test_recipes_of_models_that_edit_say_that_they_are_asked_by_instructions(name: str) -> None:
+    text = (ROOT / f"config/train/{name}.yaml").read_text(encoding="utf-8")
+    edits = load_recipe(name).policy.type in ("flux-kontext", "qwen-image-edit-plus", "qwen-image-2.1")
+    assert ("prompts=instructions" in text) is edits
+
+
 def test_paths_of_data_are_those_that_commands_write(tmp_path: Path) -> None:
     """Recipes, README and pages read data/syncd/train.jsonl and data/mine/train.jsonl, which nothing writes."""
     draw(tmp_path / "photos/dog/a.png")
