@@ -85,6 +85,18 @@ def test_each_command_ends_with_the_next_one_and_it_runs(folder: Path) -> None:
     assert shlex.split(last, comments=True) == command, "the check of a part names both parts"
 
 
+def test_the_usable_lines_of_a_part_go_with_the_other_part(folder: Path) -> None:
+    run("import", "dreambooth-folder", str(folder / "set"), "--out", str(folder / "out"), "--workers", "1")
+    run("split", str(folder / "out"), "--hold-out", "cow")
+    (folder / "set/cat/0.png").write_bytes(b"")
+    train, usable = (folder / f"out/manifest.{name}.jsonl" for name in ("train", "train.usable"))
+    done = run("check", str(train), "--workers", "1")
+    assert f"next: customized-grpo data check {train} --usable {usable} " in done.output
+    both = f"data.path={usable} evaluate.data.path={folder / 'out/manifest.test.jsonl'} "
+    assert both in run("check", str(train), "--workers", "1", "--usable", str(usable)).output
+    assert both in run("check", str(usable), "--workers", "1").output
+
+
 def test_a_benchmark_leads_to_an_evaluation(folder: Path) -> None:
     done = run("import", "dreambooth-folder", str(folder / "set"), "--out", str(folder / "out"), "--workers", "1")
     facts = json.loads((folder / "out/import.json").read_text())

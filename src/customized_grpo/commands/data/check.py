@@ -1,6 +1,7 @@
 """``customized-grpo data check``. Heavy imports are inside."""
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
@@ -139,22 +140,27 @@ def _say_next(report: "Check", manifest: Path, usable: Path | None) -> None:
     if not report.usable:
         return
     good = usable or manifest
-    part, whole = good.suffixes[-2:-1], good.with_suffix("").with_suffix("")
     if not report.ok and usable is None:
         good = manifest.with_suffix(".usable.jsonl")
         command, why = f"data check {quoted(manifest)} --usable {quoted(good)}", "writes the rows that can be used"
     elif _is_benchmark(manifest):
         data = quoted(f"evaluate.data={{type: manifest, path: {good}}}")
         command, why = f"evaluate dreambench_plus {data} --lora RUN", "measure a run by it; it is for no training"
-    elif part in ([".train"], [".test"]):
-        paths = [whole.with_name(f"{whole.name}.{name}.jsonl") for name in ("train", "test")]
-        command = f"validate one_gpu_24gb data.path={quoted(paths[0])} evaluate.data.path={quoted(paths[1])}"
+    elif {".train", ".test"} & set(good.suffixes):
+        train, test = (quoted(_part(good, name)) for name in ("train", "test"))
+        command = f"validate one_gpu_24gb data.path={train} evaluate.data.path={test}"
         why = "time, memory and disk of a run; or another recipe"
     elif report.subjects < 2:
         command, why = f"data split {quoted(good)} --by prompt --share 0.2", "hold prompts out, to measure by"
     else:
         command, why = f"data split {quoted(good)}", "hold subjects out, to measure by"
     say_next(command, why)
+
+
+def _part(one: Path, name: str) -> Path:
+    """The part of a split called ``train`` or ``test`` that goes with another; of its usable lines, if they are there."""
+    part = one.with_name(re.sub(r"\.(train|test)\.", f".{name}.", one.name))
+    return part if part == one or part.is_file() else part.with_name(part.name.replace(f"{name}.usable.", f"{name}."))
 
 
 def _is_benchmark(manifest: Path) -> bool:
