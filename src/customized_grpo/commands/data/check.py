@@ -158,7 +158,7 @@ def _say_next(report: "Check", manifest: Path, usable: Path | None) -> None:
 
 
 def _part(one: Path, name: str) -> Path:
-    """The part of a split called ``train`` or ``test`` that goes with another; of its usable lines, if they are there."""
+    """The part of a split, ``train`` or ``test``, that goes with another; of its usable lines, if they are there."""
     part = one.with_name(re.sub(r"\.(train|test)\.", f".{name}.", one.name))
     return part if part == one or part.is_file() else part.with_name(part.name.replace(f"{name}.usable.", f"{name}."))
 
