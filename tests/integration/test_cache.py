@@ -31,6 +31,7 @@ def test_a_run_with_a_cache_has_the_bytes_of_one_without(tiny_world: Path, tmp_p
         done = CliRunner().invoke(app, ["data", "cache", str(file)])
         assert done.exit_code == 0, done.output
         assert expected in done.stdout
+        assert done.stdout.splitlines()[-1].startswith(f"next: customized-grpo train {file} ")
     trainer = Trainer(build(recipe))
     policy = trainer.parts.policy
     assert isinstance(policy, UNO)

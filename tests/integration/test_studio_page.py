@@ -119,7 +119,7 @@ def test_what_is_no_picture_is_told_and_nothing_is_drawn_by_it(shown: Watched, t
     page = shown.page
     bad = {
         "notes.png": (b"not a picture", "is not an image that Pillow can read"),
-        "photo.jpg": (b"\x00\x00\x00\x18ftypheic" + b"\x00" * 16, "is an HEIC photo"),
+        "photo.jpg": (b"\x00\x00\x00\x18ftypheic" + b"\x00" * 16, "is damaged or truncated"),
         "empty.png": (b"", "is empty"),
         "page.png": (b"<!doctype html><title>404</title>", "is an HTML page"),
     }

@@ -92,6 +92,15 @@ def workflow(size: int) -> bytes:
     return (b'{"nodes": [' + b'{"id": 1, "type": "KSampler"},' * (size // 30) + b"{}]}")[:size]
 
 
+def heic(image: Image.Image, exif: bytes | None = None) -> bytes:
+    from pillow_heif import HeifFile
+
+    buffer, file = io.BytesIO(), HeifFile()
+    file.add_from_pillow(image)
+    file.save(buffer, quality=90, exif=exif)
+    return buffer.getvalue()
+
+
 def lying() -> Image.Image:
     return picture().rotate(90, expand=True)
 
@@ -175,7 +184,10 @@ KINDS = [
          lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"),
     Kind("Text called .png", "png", lambda: b'{"error": "rate limited"}'),
     Kind("SVG drawing", "png", lambda: b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>'),
-    Kind("HEIC photo", "jpg", lambda: b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic"),
+    Kind("HEIC photo of a phone, turned by EXIF", "heic", lambda: heic(lying(), exif=exif(6).tobytes()),
+         "upright; without `customized-grpo[heic]` it is reported as `heic`"),
+    Kind("HEIC photo called .jpg", "jpg", lambda: heic(picture()), "the content decides"),
+    Kind("Truncated HEIC photo", "heic", lambda: cut(heic(picture()), 0.9)),
     Kind("JPEG XL picture", "jpg", lambda: b"\xff\x0a" + bytes(40)),
     Kind("JPEG XL picture in a container", "png", lambda: b"\0\0\0\x0cJXL \x0d\x0a\x87\x0a" + bytes(40)),
     Kind("AVIF called .jpg", "jpg", lambda: saved(picture(), "AVIF"), "the content decides"),

@@ -97,12 +97,12 @@ EXAMPLES = {
     "doctor": "doctor uno_customized_grpo",
     "schema": "schema",
     "demo": "demo",
-    "masks": "data masks data/photos --out masked",
+    "masks": "data masks data/photos",
     "cache": "data cache uno_customized_grpo run.cache=cache",
     "import": "data import dreambooth-folder photos --out data/photos",
     "check": "data check data/photos",
     "split": "data split data/photos",
-    "pairs": "data pairs data/train.jsonl --scores data/scores.csv --images data/drawn --by dino --out pairs.jsonl",
+    "pairs": "data pairs data/mine --scores scores.csv --images data/mine/drawn --by dino --out data/mine/pairs.jsonl",
     "download": "data download dreambench --out data/dreambench",
 }
 """What stands below each command's options."""

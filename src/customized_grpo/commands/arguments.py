@@ -1,5 +1,6 @@
 """Arguments that several commands share."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -17,6 +18,16 @@ def say_undone(overrides: list[str] | None) -> list[str]:
         for line in undone(given):
             say(line, style="yellow", on=err)
     return given
+
+
+def quoted(path: str | Path) -> str:
+    """A path or a value as a shell takes it."""
+    return shlex.quote(str(path))
+
+
+def say_next(command: str, why: str) -> None:
+    """A command's last line: what is typed next, and what for."""
+    say(f"next: customized-grpo {command}   # {why}")
 
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="a recipe's YAML file, or the name of a shipped one")]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from PIL.Image import Image
 
+from customized_grpo.conditioning.miniature import strange_to
 from customized_grpo.data.prompts import misread, text_problem
 from customized_grpo.policies.prompt_tokens import read_prompts
 from customized_grpo.recipe.sections import PolicySpec
@@ -13,7 +14,7 @@ def check_drawing(policy: PolicySpec, prompt: str, references: Sequence[Image]) 
     """Look at one prompt and its references.
 
     Returns:
-        What of the prompt is not read, for people.
+        What of the prompt is not read, and what the policy doesn't know, for people.
 
     Raises:
         ValueError: the policy can't draw it with these references.
@@ -21,7 +22,7 @@ def check_drawing(policy: PolicySpec, prompt: str, references: Sequence[Image]) 
     policy.check_references([image.size for image in references])
     if problem := text_problem(prompt):
         raise ValueError(problem)
-    notices = []
+    notices = strange_to(policy, {}, [image.size for image in references])
     for kind in policy.prompt_tokenizers():
         reading = read_prompts(kind, [prompt], download=True)
         if reading is None:  # where the model is loaded it is said why

@@ -1,4 +1,4 @@
-"""Examples that a recipe can't use, found before any model is loaded: from texts, and from the heads of image files.
+"""Examples that a recipe can't use, found before any model is loaded: from texts, and from heads and ends of files.
 
 What a policy takes of references it declares itself (``recipe.limits``), and ``encode`` asks the same; what rewards and
 metrics need of an example is ``ExampleNeeds.needs``.
@@ -6,49 +6,25 @@ metrics need of an example is ``ExampleNeeds.needs``.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from PIL.Image import Image
 from pydantic import BaseModel
 
-from customized_grpo.data.base import Dataset, FromFiles, Sources
-from customized_grpo.data.images import ImageError, image_size
-from customized_grpo.data.prompts import misread, text_problem
+from customized_grpo.conditioning.miniature import strange_to
+from customized_grpo.conditioning.notices import Sizes, of_lost_views, of_prompts, of_shapes, size_of
+from customized_grpo.conditioning.outlines import Outline
+from customized_grpo.data.images import ImageError, checked_size
+from customized_grpo.data.prompts import text_problem
 from customized_grpo.data.rows import same_shape
-from customized_grpo.policies.prompt_tokens import read_prompts
-from customized_grpo.recipe.limits import ExampleNeeds, Need, PromptTokenizer, Size
+from customized_grpo.recipe.limits import ExampleNeeds, Need, Size
 from customized_grpo.recipe.sections import PolicySpec
 from customized_grpo.rewards.segmenter import class_words, shared_word, views_of_subjects
 
 _THREADS = 8
-_STRETCHED = 1.5
-"""Factor by which a reference's aspect ratio may change without being mentioned."""
-_ENLARGED = 16
-"""Factor by which a reference may be enlarged without being mentioned."""
 _SHOWN = 5
-
-Sizes = Mapping[Path, Size | ImageError]
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outline:
-    """An example without pixels: files are named; pictures that a data set makes itself are there.
-
-    Attributes:
-        place: file and line, or the example's key.
-    """
-
-    place: str
-    key: str
-    prompt: str
-    references: tuple[Path | Image, ...]
-    subject: str
-    masks: tuple[Path | Image | None, ...]
-    views: tuple[Path, ...]
-    extra: Mapping[str, Any]
 
 
 @final
@@ -79,46 +55,24 @@ class Findings:
         """Raise a ``ValueError`` about ``place`` (``data``) that names the first misfits, if there are any."""
         if not self.misfits:
             return
-        shown = "\n".join(f"{one.place}: {one.reason}" for one in self.misfits[:_SHOWN])
-        more = f"\n... and {len(self.misfits) - _SHOWN:,} more" if len(self.misfits) > _SHOWN else ""
+        places: dict[str, list[str]] = {}
+        for one in self.misfits:
+            places.setdefault(one.reason, []).append(one.place)
+        shown = "\n".join(
+            f"{of[0]}: {reason}" + (f" (and {len(of) - 1:,} more lines)" if len(of) > 1 else "")
+            for reason, of in list(places.items())[:_SHOWN]
+        )
+        more = sum(len(of) for of in list(places.values())[_SHOWN:])
+        shown += f"\n... and {more:,} more" if more else ""
+        file = Path(self.misfits[0].place.rpartition(":")[0])
+        manifest = f"{file}" if file.suffix == ".jsonl" else "MANIFEST"
+        usable = f"{file.with_suffix('.usable.jsonl')}" if file.suffix == ".jsonl" else "FILE"
         raise ValueError(
             f"{place}: {len(self.misfits):,} of {self.examples:,} examples can't be used by this recipe; "
-            "'customized-grpo data check MANIFEST --config RECIPE --usable FILE' lists them and writes the others:\n"
-            f"{shown}{more}"
+            f"'customized-grpo data check {manifest} --config RECIPE --usable {usable}' lists them and writes the "
+            "others:\n"
+            f"{shown}"
         )
-
-
-def outline(one: Sources) -> Outline:
-    """An example of files."""
-    return Outline(
-        place=one.place or one.key,
-        key=one.key,
-        prompt=one.prompt,
-        references=tuple(one.root / name for name in one.references),
-        subject=one.subject,
-        masks=tuple(None if name is None else one.root / name for name in one.masks),
-        views=tuple(one.root / name for name in one.views),
-        extra=one.extra,
-    )
-
-
-def outlines_of(dataset: Dataset, count: int | None = None) -> Iterator[Outline]:
-    """Outlines of the first ``count`` examples (None: all), or, of a data set without files, of the first one."""
-    if isinstance(dataset, FromFiles):
-        known = (dataset.sources(index) for index in range(len(dataset) if count is None else count))
-        yield from (outline(one) for one in known if one is not None)
-        return
-    first = dataset[0]
-    yield Outline(
-        place=first.key,
-        key=first.key,
-        prompt=first.prompt,
-        references=first.references,
-        subject=first.subject,
-        masks=first.masks,
-        views=tuple(Path(view) for view in first.extra.get("views", ())),
-        extra=first.extra,
-    )
 
 
 def check_examples(
@@ -137,30 +91,38 @@ def check_examples(
         policy: the recipe's section ``policy``.
         measures: sections of rewards or metrics by name.
         lacking: says what else an example lacks, as a protocol does.
-        views: whether views are read, too.
+        views: whether views are read, too; those that can't be are left out, and a notice names them.
         download: fetch missing tokenizers of a hub id.
     """
     known = list(outlines)
-    sizes = _sizes(known, views=views)
     named = [(name, one.needs()) for name, one in measures.items() if isinstance(one, ExampleNeeds)]
     needs: dict[Need, str] = {need: name for name, wanted in named for need in wanted}
-    reasons = [next(_reasons(one, policy, sizes, needs, views), "") or lacking(one) for one in known]
+    views = views or "view" in needs
+    sizes = _sizes(known, views=views)
+    notices = of_lost_views(known, sizes) if views else []
+
+    def reason(one: Outline) -> str:
+        return next(_reasons(one, policy, sizes, needs), "") or lacking(one)
+
+    reasons = [_without_lost_views(one, reason, sizes) if views else reason(one) for one in known]
     tokenizers = [(f"the model's {kind.folder}", kind) for kind in policy.prompt_tokenizers()]
     for name, one in measures.items():
         if isinstance(one, ExampleNeeds) and (kind := one.prompt_tokenizer()) is not None:
             tokenizers.append((name, kind))
-    notices = _prompt_notices(known, tokenizers, reasons, download=download)
-    notices += _reshaped(known, policy, sizes, reasons)
+    notices += of_prompts(known, tokenizers, reasons, download=download)
+    notices += of_shapes(known, policy, sizes, reasons)
+    seen = [reference for one, reason in zip(known, reasons, strict=True) if not reason for reference in one.references]
+    notices += strange_to(policy, measures, [size_of(reference, sizes) for reference in seen])
     misfits = [Misfit(one.place, reason) for one, reason in zip(known, reasons, strict=True) if reason]
     return Findings(len(known), misfits, notices)
 
 
 def _sizes(outlines: Iterable[Outline], *, views: bool) -> Sizes:
-    """Size of each image file by its head, or the problem."""
+    """Size of each image file that is read, or the problem."""
     files = dict.fromkeys(
         path
         for one in outlines
-        for path in (*one.references, *one.masks, *(one.views if views else ()))
+        for path in (*one.references, *one.masks, *one.targets, *(one.views if views else ()))
         if isinstance(path, Path)
     )
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -169,14 +131,22 @@ def _sizes(outlines: Iterable[Outline], *, views: bool) -> Sizes:
 
 def _size(path: Path) -> Size | ImageError:
     try:
-        return image_size(path)
+        return checked_size(path)
     except ImageError as error:
         return error
 
 
-def _reasons(one: Outline, policy: PolicySpec, sizes: Sizes, needs: Mapping[Need, str], views: bool) -> Iterator[str]:
+def _without_lost_views(one: Outline, reason: Callable[[Outline], str], sizes: Sizes) -> str:
+    """Reason why the example can't be used without the views that can't be read; without the last, they are it."""
+    lost = [problem for view in one.views if isinstance(problem := sizes[view], ImageError)]
+    sound = tuple(view for view in one.views if not isinstance(sizes[view], ImageError))
+    found = reason(replace(one, views=sound))
+    return str(lost[0]) if found and lost and not reason(one) else found
+
+
+def _reasons(one: Outline, policy: PolicySpec, sizes: Sizes, needs: Mapping[Need, str]) -> Iterator[str]:
     """Reasons why an example can't be used, the plainest first."""
-    for path in (*one.references, *one.masks, *(one.views if views else ())):
+    for path in (*one.references, *one.masks, *one.targets):
         if isinstance(path, Path) and isinstance(problem := sizes[path], ImageError):
             yield str(problem)
     try:
@@ -186,8 +156,8 @@ def _reasons(one: Outline, policy: PolicySpec, sizes: Sizes, needs: Mapping[Need
     except ValueError as error:
         yield str(error)
     for mask, reference in zip(one.masks, one.references, strict=False):
-        if mask is not None and not same_shape(_of(mask, sizes), _of(reference, sizes)):
-            yield f"mask {mask}: is {_of(mask, sizes)} but its image is {_of(reference, sizes)}"
+        if mask is not None and not same_shape(size_of(mask, sizes), size_of(reference, sizes)):
+            yield f"mask {mask}: is {size_of(mask, sizes)} but its image is {size_of(reference, sizes)}"
     if misread_text := text_problem(one.prompt, one.subject):
         yield misread_text
     masks = sum(mask is not None for mask in one.masks)
@@ -215,70 +185,6 @@ def _reasons(one: Outline, policy: PolicySpec, sizes: Sizes, needs: Mapping[Need
 
 def _fitted(reference: Path | Image, policy: PolicySpec, sizes: Sizes, count: int) -> Size:
     try:
-        return policy.fitted_size(_of(reference, sizes), count)
+        return policy.fitted_size(size_of(reference, sizes), count)
     except ValueError as error:
         raise ValueError(f"{reference}: {error}" if isinstance(reference, Path) else str(error)) from error
-
-
-def _of(image: Path | Image, sizes: Sizes) -> Size:
-    size = sizes[image] if isinstance(image, Path) else image.size
-    assert not isinstance(size, ImageError)  # a broken file is reported before its size is asked for
-    return size
-
-
-def _prompt_notices(
-    outlines: Sequence[Outline],
-    tokenizers: Sequence[tuple[str, PromptTokenizer]],
-    reasons: list[str],
-    *,
-    download: bool,
-) -> list[str]:
-    """Prompts that are cut off or hold unknown signs; an exact reading of special tokens goes into ``reasons``."""
-    # Prompts that a data set makes itself are not read: it has no files, either.
-    if not any(isinstance(reference, Path) for one in outlines for reference in one.references):
-        return []
-    notices, absent = [], []
-    prompts, total = [one.prompt for one in outlines], len(outlines)
-    for name, kind in tokenizers:
-        reading = read_prompts(kind, prompts, download=download)
-        if reading is None:
-            absent.append(name)
-            continue
-        for at, tokens in enumerate(reading.special):
-            if tokens and not reasons[at]:
-                reasons[at] = misread(tokens)
-        most = reading.most
-        over = 0 if most is None else sum(count > most for count in reading.tokens)
-        if over:
-            longest = max(range(total), key=lambda at, counts=reading.tokens: counts[at])  # type: ignore[misc]
-            notices.append(
-                f"{over:,} of {total:,} prompts are longer than the {most} tokens that {name} reads: their end is cut "
-                f"off there; the longest, of {outlines[longest].place}, has {reading.tokens[longest]}"
-            )
-        if reading.unknown:
-            notices.append(
-                f"{len(reading.unknown):,} of {total:,} prompts hold signs that {name} doesn't know, such as another "
-                f"script: they are lost there; the first is {outlines[reading.unknown[0]].place}"
-            )
-    if absent and not download:  # a run says by itself why a model can't be opened
-        notices.append(f"prompts are not counted in tokens of {', '.join(absent)}, not on this machine yet")
-    return notices
-
-
-def _reshaped(outlines: Sequence[Outline], policy: PolicySpec, sizes: Sizes, reasons: Sequence[str]) -> list[str]:
-    """References that are stretched, or enlarged beyond what their pixels show."""
-    stretched, enlarged = [], []
-    for one, reason in zip(outlines, reasons, strict=True):
-        for reference in () if reason else one.references:
-            given, read = _of(reference, sizes), policy.fitted_size(_of(reference, sizes), len(one.references))
-            across, down = read[0] / given[0], read[1] / given[1]
-            said = f"{one.place} ({given[0]} x {given[1]} becomes {read[0]} x {read[1]})"
-            if max(across / down, down / across) > _STRETCHED:
-                stretched.append(said)
-            elif min(across, down) > _ENLARGED:
-                enlarged.append(said)
-    words = {
-        "are read in another shape, so that their subjects change": stretched,
-        f"are enlarged over {_ENLARGED} times, so that they show little": enlarged,
-    }
-    return [f"{len(found):,} references {what}; the first: {found[0]}" for what, found in words.items() if found]

@@ -14,13 +14,16 @@ from typing import Final, final
 from customized_grpo.paths import is_system
 
 SUFFIXES: Final = frozenset(
-    (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".mpo")
-)
-"""Suffixes of image files, in lower case."""
+    (
+        ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".mpo",
+        ".heic", ".heif", ".hif",
+    )
+)  # fmt: skip
+"""Suffixes of image files, in lower case; those of HEIC photos, too, which are read or refused by what is installed."""
 
 UNREAD: Final = frozenset(
     (
-        ".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".xcf", ".exr", ".tga", ".ico", ".raw", ".dng", ".cr2",
+        ".jxl", ".jp2", ".svg", ".psd", ".xcf", ".exr", ".tga", ".ico", ".raw", ".dng", ".cr2",
         ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".mp4", ".mov", ".webm", ".avi", ".mkv",
     )
 )  # fmt: skip

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Literal, final
+from typing import Final
 
 import numpy as np
 from PIL import Image, ImageChops, ImageFile, UnidentifiedImageError
@@ -19,24 +19,18 @@ from PIL.PngImagePlugin import PngImageFile
 
 from customized_grpo.atomic import replacing
 from customized_grpo.data import png
-from customized_grpo.text import is_html, is_lfs_pointer
+from customized_grpo.data.image_heads import ImageError, Problem, Stream, check_head, has_end, is_heic
+
+__all__ = [
+    "MAX_PIXELS", "ImageError", "Problem", "checked_size", "has_frames", "image_size", "is_heic_file", "load_image",
+    "load_mask", "read_image", "save_image", "text_in",
+]  # fmt: skip
 
 MAX_PIXELS = 64_000_000
 """Limit on pixels: a larger reference is surely a mistake, and decoding it would take a gigabyte."""
 
-_HEAD = 512
 _GREY = 16
 """Largest difference of a grey pixel's channels: JPEG colours grey pictures a little."""
-_HEIC = (b"heic", b"heix", b"mif1", b"msf1", b"hevc")
-
-_OTHERS: Final = {
-    rb"\xff\x0a|\x00\x00\x00\x0cJXL ": "a JPEG XL picture",
-    rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml.*)?<svg": "an SVG drawing",
-    rb"%PDF": "a PDF document",
-    rb"PK\x03\x04": "a ZIP archive",
-    rb".{4}ftyp(?:isom|mp4|avc1|qt  |M4V)|\x1aE\xdf\xa3": "a film",
-}
-"""What is called .png or .jpg and is neither, by patterns of the first bytes."""
 _TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -54,39 +48,13 @@ _ON_ITS_SIDE: Final = (
     Image.Transpose.ROTATE_90,
 )
 
-_Stream = io.BufferedReader | io.BytesIO
-
-Problem = Literal[
-    "missing", "folder", "unreadable", "empty", "lfs-pointer", "html", "heic", "no-image", "too-large", "damaged",
-    "32-bit", "no-mask",
-]  # fmt: skip
-"""Kind of problem with a file, for programs; ``ImageError.reason`` is for people."""
-
-
-@final
-class ImageError(ValueError):
-    """A file that can't be used as an image.
-
-    Attributes:
-        problem: kind of problem.
-        reason: description of the problem and what to do.
-    """
-
-    def __init__(self, path: str | Path, problem: Problem, reason: str) -> None:
-        self.path = Path(path)
-        self.problem: Problem = problem
-        self.reason = reason
-        super().__init__(f"{path}: {reason}")
-
-    def __reduce__(self) -> tuple[type["ImageError"], tuple[Path, Problem, str]]:
-        return ImageError, (self.path, self.problem, self.reason)  # so that it can be pickled
-
 
 def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """An RGB image: EXIF orientation applied, transparency on white, first frame, no metadata.
 
     Raises:
-        ImageError: missing, empty, truncated, not an image, over ``max_pixels``, or with 32 bits per channel.
+        ImageError: missing, empty, truncated, not an image, HEIC without ``pillow-heif``, over ``max_pixels``, or with
+            32 bits per channel.
     """
     path = Path(path)
     return _rgb(_decode(path, lambda: _open(path), max_pixels))
@@ -131,10 +99,27 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """
     path = Path(path)
     with _typed_errors(path, MAX_PIXELS), _open(path) as stream:
-        _check_head(path, stream)
-        with Image.open(_whole(stream, pixels=False)) as lazy:
+        check_head(path, stream)
+        with _opened(path, stream, pixels=False) as lazy:
             _check_size(path, lazy.size, MAX_PIXELS)
             return (lazy.height, lazy.width) if _turn(lazy) in _ON_ITS_SIDE else lazy.size
+
+
+def checked_size(path: str | Path) -> tuple[int, int]:
+    """``image_size`` of a file that doesn't stop early; one whose end is not where it should be is read to tell.
+
+    Most damaged files are downloads and copies that broke off, and reading all pixels of all others takes minutes.
+
+    Raises:
+        ImageError: as for ``image_size``, and of a truncated file.
+    """
+    path = Path(path)
+    size = image_size(path)
+    with _typed_errors(path, MAX_PIXELS), _open(path) as stream:
+        whole = has_end(stream)
+    if not whole:
+        _decode(path, lambda: _open(path), MAX_PIXELS)
+    return size
 
 
 def has_frames(path: str | Path) -> bool:
@@ -149,7 +134,7 @@ def has_frames(path: str | Path) -> bool:
     with (
         _typed_errors(path, MAX_PIXELS),
         _open(path) as stream,
-        Image.open(_whole(stream, pixels=False)) as lazy,
+        _opened(path, stream, pixels=False) as lazy,
     ):
         if lazy.format == "MPO":
             return False
@@ -162,6 +147,15 @@ def has_frames(path: str | Path) -> bool:
         except (OSError, SyntaxError, ValueError):  # of a damaged second one
             return True
         return True
+
+
+def is_heic_file(path: Path) -> bool:
+    """True for an HEIC photo, told by its first bytes; False for what can't be opened."""
+    try:
+        with _open(path) as stream:
+            return is_heic(stream)
+    except (ImageError, OSError):
+        return False
 
 
 def text_in(path: Path, name: str) -> str | None:
@@ -181,10 +175,10 @@ def save_image(image: Image.Image, path: Path) -> None:
         _plain(image.copy()).save(aside, quality=92)  # used only by lossy formats
 
 
-def _decode(path: Path, opened: Callable[[], _Stream], max_pixels: int) -> Image.Image:
+def _decode(path: Path, opened: Callable[[], Stream], max_pixels: int) -> Image.Image:
     with _typed_errors(path, max_pixels), opened() as stream:
-        _check_head(path, stream)
-        with Image.open(_whole(stream, pixels=True)) as lazy:
+        check_head(path, stream)
+        with _opened(path, stream, pixels=True) as lazy:
             _check_size(path, lazy.size, max_pixels)
             lazy.load()
             turn = _turn(lazy)
@@ -199,11 +193,21 @@ def _decode(path: Path, opened: Callable[[], _Stream], max_pixels: int) -> Image
     return image
 
 
-def _whole(stream: _Stream, *, pixels: bool) -> _Stream:
-    """A stream for Pillow that holds no more than the picture, which is whole whatever stands beside it."""
-    is_png = stream.read(len(png.SIGNATURE)) == png.SIGNATURE
-    stream.seek(0)
-    return png.plain(stream, pixels=pixels) if is_png else stream
+def _opened(path: Path, stream: Stream, *, pixels: bool) -> Image.Image:
+    """Pillow's image of a stream, whose pixels are read later."""
+    if not is_heic(stream):
+        is_png = stream.read(len(png.SIGNATURE)) == png.SIGNATURE
+        stream.seek(0)
+        # No more than the picture, which is whole whatever stands beside it.
+        return Image.open(png.plain(stream, pixels=pixels) if is_png else stream)
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError as error:
+        reason = "is an HEIC photo, which needs pip install 'customized-grpo[heic]'; or save it as PNG or JPEG"
+        raise ImageError(path, "heic", reason) from error
+    # The class itself: registering it would let every other library in the process open such files, too.
+    photo: Image.Image = HeifImageFile(stream)
+    return photo
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -239,13 +243,14 @@ def _typed_errors(path: Path, max_pixels: int) -> Iterator[None]:
             raise ImageError(path, "too-large", reason) from error
         except Exception as error:
             # Pillow's decoders raise many exceptions for damaged files: OSError, SyntaxError, struct.error, ...
-            reason = f"is damaged or truncated ({error}); download or save it again"
+            said = " ".join(str(error).split())  # libheif's have several lines
+            reason = f"is damaged or truncated ({said}); download or save it again"
             raise ImageError(path, "damaged", reason) from error
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
 
-def _open(path: Path) -> _Stream:
+def _open(path: Path) -> Stream:
     try:
         return path.open("rb")
     except FileNotFoundError as error:
@@ -261,27 +266,6 @@ def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
     if width * height > max_pixels:
         reason = f"has {width} x {height} pixels, over the limit of {max_pixels:,}; scale it down"
         raise ImageError(path, "too-large", reason)
-
-
-def _check_head(path: Path, stream: _Stream) -> None:
-    """Raise specific messages for files commonly found in place of an image."""
-    head = stream.read(_HEAD)
-    stream.seek(0)
-    if not head:
-        raise ImageError(path, "empty", "is empty (0 bytes)")
-    if is_lfs_pointer(head):
-        reason = "is a Git LFS pointer, not the image itself; run 'git lfs pull' where it came from"
-        raise ImageError(path, "lfs-pointer", reason)
-    if is_html(head):
-        reason = "is an HTML page (a failed download?), not an image; download it again"
-        raise ImageError(path, "html", reason)
-    # AVIF, which Pillow reads, may begin with mif1 too, and names itself among the compatible brands.
-    if head[4:8] == b"ftyp" and head[8:12] in _HEIC and b"avif" not in head[8:64]:
-        reason = "is an HEIC photo, which Pillow can't read; save it as PNG or JPEG"
-        raise ImageError(path, "heic", reason)
-    for pattern, name in _OTHERS.items():
-        if re.match(pattern, head, re.DOTALL):
-            raise ImageError(path, "no-image", f"is {name}, which Pillow can't read; save it as PNG or JPEG")
 
 
 def _rgb(image: Image.Image) -> Image.Image:

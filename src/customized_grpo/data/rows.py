@@ -66,13 +66,20 @@ class Row(BaseModel):
 
     def images(self) -> list[str]:
         """Paths of all pictures except masks: references first, then those to learn from, and the views."""
+        return [*self._used(), *self.views]
+
+    def _used(self) -> list[str]:
         learnt = [one for one in (self.target, self.chosen, self.rejected) if one is not None]
-        return [*self.references, *learnt, *self.views]
+        return [*self.references, *learnt]
 
     def files(self) -> list[tuple[str, bool]]:
         """All distinct paths, each with whether it is a mask."""
+        return list(dict.fromkeys([*self.needed(), *((path, False) for path in self.views)]))
+
+    def needed(self) -> list[tuple[str, bool]]:
+        """``files`` without those that are ``views`` alone: a row can't be used if one of them can't be read."""
         masks = [(mask, True) for _, mask in self.pairs()]
-        return list(dict.fromkeys([*((path, False) for path in self.images()), *masks]))
+        return list(dict.fromkeys([*((path, False) for path in self._used()), *masks]))
 
     def pairs(self) -> list[tuple[str, str]]:
         """All pairs (image, mask)."""

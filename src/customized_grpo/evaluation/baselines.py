@@ -14,7 +14,7 @@ from torch import Tensor
 
 from customized_grpo.data.base import Dataset, FromFiles, Sources
 from customized_grpo.evaluation.metrics import AnyMetric
-from customized_grpo.evaluation.protocols import Protocol, group_of, subject_photos
+from customized_grpo.evaluation.protocols import Protocol, group_of, readable
 from customized_grpo.recipe.sections import RewardSpec
 from customized_grpo.types import Example
 
@@ -62,8 +62,10 @@ class RealPhotos:
             (index, example, number)
             for index in by_subject.values()
             for example in [dataset[index]]
-            for number in range(len(example.extra["views"]))
-            if protocol.references == "subject" or subject_photos(example)[number] not in example.references
+            for photos in [_photos_of(example)]
+            if len(photos) > 1
+            for number, photo in photos.items()
+            if protocol.references == "subject" or photo not in example.references
         ]
         self.absent = ""
         if not self._photos:
@@ -87,8 +89,7 @@ class RealPhotos:
 
     def __getitem__(self, index: int) -> Example:
         _, example, number = self._photos[index]
-        photos = subject_photos(example)
-        others = [photo for at, photo in enumerate(photos) if at != number]
+        others = [photo for at, photo in _photos_of(example).items() if at != number]
         return replace(
             example,
             key=self._key(example, number),
@@ -115,7 +116,13 @@ class RealPhotos:
     def draw(self, index: int, example: Example) -> UInt8[Tensor, "1 h w 3"]:
         """The photo itself, in its own size."""
         _, subject, number = self._photos[index]
-        return _pixels(subject_photos(subject)[number])
+        return _pixels(_photos_of(subject)[number])
+
+
+def _photos_of(example: Example) -> dict[int, Image.Image]:
+    """The photos of an example's subject that can be read, by their place among its views."""
+    found = ((at, readable(Path(path))) for at, path in enumerate(example.extra["views"]))
+    return {at: photo for at, photo in found if photo is not None}
 
 
 def _pixels(image: Image.Image) -> UInt8[Tensor, "1 h w 3"]:

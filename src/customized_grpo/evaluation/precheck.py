@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from customized_grpo.conditioning.precheck import Findings, Outline, check_examples, outlines_of
+from customized_grpo.conditioning.outlines import Outline, outlines_of
+from customized_grpo.conditioning.precheck import Findings, check_examples
 from customized_grpo.console import err, say
 from customized_grpo.data.base import Dataset
 from customized_grpo.evaluation.blocks import encoded_examples
@@ -32,9 +33,7 @@ def check_held_out(policy: PolicySpec, spec: Evaluate, dataset: Dataset, *, down
         ValueError: examples that the policy, a metric or the protocol can't use.
     """
     outlines = outlines_of(dataset, len(encoded_examples(dataset, spec)))
-    found = check_examples(
-        outlines, policy, spec.metrics, lacking=lacking_of(spec), views=reads_views(spec), download=download
-    )
+    found = check_examples(outlines, policy, spec.metrics, lacking=lacking_of(spec), views=True, download=download)
     _tell(found, "evaluate.data")
 
 
@@ -50,11 +49,6 @@ def look_over(
         check_training(recipe, dataset, download=download)
     if recipe.evaluate is not None and held_out is not None:
         check_held_out(recipe.evaluated, recipe.evaluate, held_out, download=download)
-
-
-def reads_views(spec: Evaluate) -> bool:
-    """True if an evaluation's protocol compares with all pictures of a subject."""
-    return find_protocol(spec.protocol).references == "subject"
 
 
 def lacking_of(spec: Evaluate) -> Callable[[Outline], str]:

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, final
 from PIL.Image import Image
 
 from customized_grpo.data.dreambench import ORIGINAL
+from customized_grpo.data.images import ImageError
 from customized_grpo.data.recent import load_recent
 from customized_grpo.data.rows import individuals
 from customized_grpo.evaluation.published import CUSTOMIZED_GRPO_FIGURE, STANDARD, UNO_TABLE_1, Published
@@ -51,7 +52,11 @@ class Protocol:
             raise ValueError(lacking)
         if self.references == "input":
             return example
-        photos = subject_photos(example)
+        if not (photos := subject_photos(example)):
+            raise ValueError(
+                f"{example.key}: none of its 'views' can be read, and evaluate.protocol {self.name!r} compares with "
+                "them; 'customized-grpo data check MANIFEST' says why"
+            )
         # The input first: a metric that uses one reference uses that one.
         photos.sort(key=lambda photo: photo not in example.references)
         return replace(example, references=tuple(photos), masks=())
@@ -97,8 +102,16 @@ class Protocol:
 
 
 def subject_photos(example: Example) -> list[Image]:
-    """All photos of an example's subjects, from the paths in ``extra["views"]``."""
-    return [load_recent(Path(path)) for path in example.extra.get("views", ())]
+    """All photos of an example's subjects that can be read, from the paths in ``extra["views"]``."""
+    return [photo for path in example.extra.get("views", ()) if (photo := readable(Path(path))) is not None]
+
+
+def readable(path: Path) -> Image | None:
+    """A photo; None if it can't be read, which ``precheck`` says: it costs itself, not its subject."""
+    try:
+        return load_recent(path)
+    except ImageError:
+        return None
 
 
 def group_of(example: Example) -> str:

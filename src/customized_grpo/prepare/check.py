@@ -1,5 +1,6 @@
 """Check of a whole manifest for broken, doubtful and duplicate entries; it reports all problems, not just the first."""
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,9 @@ class Broken:
     problem: str
     reason: str
     rows: int
-    """Number of rows that use it."""
+    """Number of rows that can't be used without it."""
+    views: int = 0
+    """Number of rows that have it among their ``views`` alone, and can be used without it."""
 
 
 @final
@@ -82,11 +85,14 @@ class Check:
     """What a recipe will not use as it is written."""
     usable: frozenset[int] = frozenset()
     """Line numbers of the rows that a run can use."""
+    sound_views: Mapping[int, list[str]] = field(default_factory=dict)
+    """By line number the ``views`` that can be read, of the rows that have others."""
 
     @property
     def ok(self) -> bool:
         """True if every line can be used."""
-        return not (self.bad_lines or self.broken or self.mask_problems or self.misfits)
+        costly = any(one.rows for one in self.broken)
+        return not (self.bad_lines or costly or self.mask_problems or self.misfits)
 
 
 def check_manifest(
@@ -117,8 +123,13 @@ def check_manifest(
     report.targets = sum(row.target is not None for row in rows)
     report.images = len(images)
     report.sizes = _sizes([one.size for one in images.values() if not one.problem])
-    used = Counter(file for row in rows for file in row.files())
-    report.broken = [Broken(file[0], one.problem, one.reason, used[file]) for file, one in seen.items() if one.problem]
+    used = Counter(file for row in rows for file in row.needed())
+    shown = Counter(file for row in rows for file in row.files())
+    report.broken = [
+        Broken(file[0], one.problem, one.reason, used[file], shown[file] - used[file])
+        for file, one in seen.items()
+        if one.problem
+    ]
     report.mask_problems = sorted(set(_misfits(rows, seen)))
     masks = [one for (_, mask), one in seen.items() if mask and not one.problem]
     report.masks = len(seen) - len(images)
@@ -140,15 +151,27 @@ def check_manifest(
     report.frames = [name for name, one in images.items() if one.frames]
     report.prompts = survey(row.prompt for row in rows)
     report.usable = frozenset(number for number, row in zip(lines, rows, strict=True) if not row_problem(row, seen))
+    report.sound_views = {
+        number: sound
+        for number, row in zip(lines, rows, strict=True)
+        if len(sound := [name for name in row.views if not seen[name, False].problem]) < len(row.views)
+    }
     return report, rows, seen
 
 
-def write_usable(path: Path, usable: frozenset[int], to: Path) -> None:
-    """Copy the lines with these numbers unchanged to another file of the same folder."""
+def write_usable(path: Path, report: Check, to: Path) -> None:
+    """Copy the usable lines to another file of the same folder, unchanged but for ``views`` that can't be read."""
     if to.resolve().parent != path.resolve().parent:
         raise ValueError(f"{to}: must be in the manifest's folder {path.parent}: image paths are relative to it")
     with replacing(to) as aside, aside.open("w", encoding="utf-8", newline="\n") as target:
-        target.writelines(f"{line}\n" for number, line in read_lines(path) if number in usable)
+        for number, line in read_lines(path):
+            if number in report.usable:
+                views = report.sound_views.get(number)
+                target.write(f"{line if views is None else _with_views(str(line), views)}\n")
+
+
+def _with_views(line: str, views: list[str]) -> str:
+    return json.dumps(json.loads(line) | {"views": views}, ensure_ascii=False)
 
 
 def _look(root: Path, rows: Sequence[Row], workers: int, progress: Callable[[int, int], None]) -> dict[File, Seen]:
@@ -184,8 +207,8 @@ def _misfits(rows: Iterable[Row], seen: Mapping[File, Seen]) -> Iterator[str]:
 
 
 def row_problem(row: Row, seen: Mapping[File, Seen]) -> str:
-    """Reason why a run can't use a row; empty if it can."""
-    broken = (f"{file[0]} {seen[file].reason}" for file in row.files() if seen[file].problem)
+    """Reason why a run can't use a row; empty if it can. Views that can't be read are no reason: they are left out."""
+    broken = (f"{file[0]} {seen[file].reason}" for file in row.needed() if seen[file].problem)
     return next(broken, "") or next(_misfits([row], seen), "")
 
 

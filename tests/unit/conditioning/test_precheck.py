@@ -13,10 +13,14 @@ from typer.testing import CliRunner
 
 from customized_grpo.commands.app import app
 from customized_grpo.conditioning import opening
-from customized_grpo.conditioning.precheck import Findings, check_examples, outlines_of
-from customized_grpo.data.base import load_dataset
+from customized_grpo.conditioning.drawing import check_drawing
+from customized_grpo.conditioning.miniature import SIDE
+from customized_grpo.conditioning.outlines import outlines_of
+from customized_grpo.conditioning.precheck import Findings, check_examples
+from customized_grpo.data.base import load_dataset, supervised
 from customized_grpo.data.manifest import ManifestDataset
 from customized_grpo.evaluation.precheck import check_held_out, check_training
+from customized_grpo.mini import render
 from customized_grpo.policies.flux import KontextConfig, UNOConfig
 from customized_grpo.policies.flux2 import Flux2KleinConfig
 from customized_grpo.policies.prompt_tokens import read_prompts
@@ -295,6 +299,69 @@ def test_what_a_protocol_needs_of_every_row(root: Path) -> None:
     limited = held_out(path, protocol="dreambench/uno-all-references", limit=1, batch=1)
     check_held_out(limited.policy, limited.evaluate, data)
     check_held_out(recipe.policy, held_out(path).evaluate, data)
+
+
+@pytest.mark.parametrize("protocol", ["heldout", "dreambench/uno-all-references"])
+def test_a_damaged_view_is_left_out_and_said_and_costs_no_row(
+    root: Path, capsys: pytest.CaptureFixture[str], protocol: str
+) -> None:
+    """It made every example of its subject unusable, or stopped an evaluation after its models were loaded."""
+    cut(root / "ok.png", root / "cut.png")
+    views = {"views": ["ok.png", "cut.png", "gone.png"], "extra": {"subject_id": "a"}}
+    path = write(root, views, views)
+    recipe = held_out(path, protocol=protocol)
+    check_held_out(recipe.policy, recipe.evaluate, load_dataset(recipe.evaluate.data))
+    told = [line for line in capsys.readouterr().err.splitlines() if "left out of the other photos" in line]
+    assert len(told) == 1
+    assert "cut.png: is damaged or truncated" in told[0]
+    assert "gone.png: no such file (of 2 examples)" in told[0]
+
+
+def cut(source: Path, target: Path) -> None:
+    content = source.read_bytes()
+    target.write_bytes(content[: len(content) // 2])
+
+
+def test_a_cut_reference_is_found_before_the_run_and_named_once(root: Path) -> None:
+    """Its head is whole, so that a run stopped at it, after hours."""
+    cut(root / "ok.png", root / "cut.png")
+    Image.effect_noise((80, 60), 60).convert("RGB").save(root / "whole.jpg")
+    cut(root / "whole.jpg", root / "cut.jpg")
+    path = write(root, *({"references": [name]} for name in ("cut.png", "ok.png", "cut.png", "whole.jpg", "cut.jpg")))
+    found = look(path, UNO)
+    assert [one.place for one in found.misfits] == [f"{path}:{number}" for number in (1, 3, 5)]
+    with pytest.raises(ValueError, match=r"3 of 5 examples can't be used") as caught:
+        found.refuse("data")
+    message = str(caught.value)
+    assert message.count("cut.png") == 1
+    assert "(and 1 more lines)" in message
+    assert f"data check {path} --config RECIPE --usable {path.with_suffix('.usable.jsonl')}'" in message
+
+
+def test_a_cut_target_is_found_where_it_is_learnt_from(root: Path) -> None:
+    cut(root / "ok.png", root / "cut.png")
+    path = write(root, {"target": "cut.png"}, {"target": "ok.png"})
+    dataset = ManifestDataset(ManifestDataset.Config(type="manifest", path=str(path)))
+    assert not check_examples(outlines_of(dataset), UNO, {}).misfits, "no other objective reads it"
+    misfits = check_examples(outlines_of(supervised(dataset, 1)), UNO, {}).misfits
+    assert [one.place for one in misfits] == [f"{path}:1"]
+
+
+def test_the_miniature_says_that_photos_are_none_of_its_world(root: Path) -> None:
+    path = write(root, {}, {"references": ["wide.png"]})
+    (said,) = [line for line in look(path, UNO).notices if "its own drawn world" in line]
+    assert "(policy)" in said
+    assert "2 references are none of it" in said
+    measures = {"mine": ClipT.Config(type="clip_t", axis="prompt", model="mini")}
+    assert any("the miniature (mine) knows" in line for line in look(path, KONTEXT, **measures).notices)
+    assert not any("drawn world" in line for line in look(path, KONTEXT).notices)
+    Image.new("RGB", (SIDE, SIDE)).save(root / "drawn.png")
+    drawn = write(root, {"references": ["drawn.png"]})
+    assert not any("drawn world" in line for line in look(drawn, UNO).notices)
+    assert render.SIDE == SIDE
+    (one,) = [line for line in check_drawing(UNO, "a bag", [Image.new("RGB", (80, 60))]) if "drawn world" in line]
+    assert "the reference is none of it" in one
+    assert "one_gpu_24gb" in one
 
 
 def test_an_evaluation_stops_at_its_start(root: Path) -> None:

@@ -27,6 +27,7 @@ UPRIGHT = [
     "PNG with a damaged colour profile",
     "PNG whose EXIF block has a wrong checksum", "PNG turned by EXIF after its pixels", "PNG turned by XMP",
     "PNG without its end", "JPEG with a colour profile of 3 MB", "JPEG with other data behind it", "AVIF called .jpg",
+    "HEIC photo of a phone, turned by EXIF", "HEIC photo called .jpg",
 ]  # fmt: skip
 
 

@@ -13,7 +13,8 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from transformers import BitImageProcessorPil, Dinov2Model
 
-from customized_grpo.conditioning.precheck import check_examples, outlines_of
+from customized_grpo.conditioning.outlines import outlines_of
+from customized_grpo.conditioning.precheck import check_examples
 from customized_grpo.data.manifest import ManifestDataset
 from customized_grpo.evaluation.copies import Copy, copy_share
 from customized_grpo.evaluation.metrics import build_metrics, score

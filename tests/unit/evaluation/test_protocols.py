@@ -122,6 +122,32 @@ def test_real_photos_are_judged_against_others_of_their_subject(
     assert len({oracle[index].key for index in range(len(oracle))}) == photos
 
 
+@pytest.mark.parametrize("name", [ALL, INPUT])
+def test_a_photo_that_cannot_be_read_costs_itself_alone(root: Path, tmp_path: Path, name: str) -> None:
+    """It stopped the evaluation."""
+    broken, gone = tmp_path / "broken.jpg", tmp_path / "gone.jpg"
+    broken.write_bytes(b"")
+    whole = load(root)[0]
+    views = (broken, *whole.extra["views"][:3], gone)
+    dataset = [replace(whole, extra={**whole.extra, "views": views})]
+    oracle, untouched = (
+        RealPhotos(data, 1, find_protocol(name))
+        for data in (dataset, [replace(whole, extra={**whole.extra, "views": views[1:4]})])
+    )
+    assert len(oracle) == len(untouched) > 1
+    for index in range(len(oracle)):
+        mine, its = oracle[index], untouched[index]
+        assert (mine.key, mine.references) == (its.key, its.references)
+        assert torch.equal(oracle.draw(index, mine), untouched.draw(index, its))
+    seen = find_protocol(name).judged(dataset[0]).references
+    assert len(seen) == (3 if name == ALL else 1)
+    lost = replace(whole, extra={**whole.extra, "views": (broken,)})
+    assert not len(RealPhotos([lost], 1, find_protocol(name)))
+    if name == ALL:
+        with pytest.raises(ValueError, match="none of its 'views' can be read"):
+            find_protocol(name).judged(lost)
+
+
 def test_real_photos_are_of_the_subjects_evaluated_and_of_one_subject(root: Path) -> None:
     dataset = load(root)
     assert len(RealPhotos(dataset, 20, find_protocol(ALL))) == 5

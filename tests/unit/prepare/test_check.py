@@ -68,9 +68,9 @@ def test_everything_is_found_at_once(root: Path) -> None:
     assert (check.rows, check.subjects, check.images, check.targets, check.masks) == (7, 2, 6, 3, 4)
     assert check.references == {1: 6, 2: 1}
     assert [line.split(": ", 1)[0][-2:] for line in check.bad_lines] == [":3", ":8"]
-    assert {(one.path, one.problem, one.rows) for one in check.broken} == {
-        ("broken.png", "empty", 1), ("gone.png", "missing", 1),
-    } | {("broken.png", "empty", 1)}  # fmt: skip
+    assert {(one.path, one.problem, one.rows, one.views) for one in check.broken} == {
+        ("broken.png", "empty", 1, 0), ("gone.png", "missing", 0, 1),
+    }  # fmt: skip
     assert len(check.broken) == 3  # once as a picture, once as a mask
     assert check.sizes is not None
     assert (check.sizes.smallest, check.sizes.largest, check.sizes.square, check.sizes.small) == (
@@ -86,18 +86,39 @@ def test_everything_is_found_at_once(root: Path) -> None:
     assert check.copies == ["4", "5"]
     assert check.prompts is not None
     assert check.prompts.problems == {"lost-word": 1}
-    assert check.usable == {2, 5, 6}
+    assert check.usable == {2, 5, 6, 9}, "a view that is gone costs no row"
+    assert check.sound_views == {9: []}
     assert not check.ok
-    write_usable(path, check.usable, root / "good.jsonl")
+    write_usable(path, check, root / "good.jsonl")
     assert check_manifest(root / "good.jsonl")[0].ok
     with pytest.raises(ValueError, match="must be in the manifest's folder"):
-        write_usable(path, check.usable, root.parent / "good.jsonl")
+        write_usable(path, check, root.parent / "good.jsonl")
     contact_sheet(root / "s.png", rows, seen, root, title="t", subtitle="s", num=4)
     with Image.open(root / "s.png") as sheet:
         assert sheet.info == {}
         colours = {colour for _, colour in sheet.convert("RGB").getcolors(1 << 20)}
     assert (255, 0, 0) in colours  # a picture
     assert (0xB3, 0x26, 0x1E) in colours  # the frame of a row that can't be used
+
+
+def test_a_damaged_view_costs_no_row_and_is_left_out(root: Path) -> None:
+    """It made all rows of its subject unusable."""
+    views = ["a.png", "broken.png", "twin.png"]
+    path = write(
+        root, row("0", views=views), row("1", views=["a.png"]), row("2", references=["broken.png"], views=views)
+    )
+    check, _, _ = check_manifest(path)
+    assert [(one.path, one.rows, one.views) for one in check.broken] == [("broken.png", 1, 1)]
+    assert check.usable == {1, 2}
+    write_usable(path, check, root / "good.jsonl")
+    first, second = (root / "good.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(first) == json.loads(path.read_text(encoding="utf-8").splitlines()[0]) | {
+        "views": ["a.png", "twin.png"]
+    }
+    assert second == path.read_text(encoding="utf-8").splitlines()[1]
+    alone, _, _ = check_manifest(write(root, row("0", views=views)))
+    assert alone.ok, "nothing that a run needs is broken"
+    assert [(one.rows, one.views) for one in alone.broken] == [(0, 1)]
 
 
 def test_workers_see_the_same(root: Path) -> None:

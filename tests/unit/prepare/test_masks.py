@@ -284,4 +284,8 @@ def test_masks_that_are_all_there_need_no_models(save: Callable[[list[Row]], Pat
         Image.new("L", (30, 20), 255).save(tmp_path / f"bag/{name}_seg.png")
     done = CliRunner().invoke(app, command)
     assert "0 masks made, 2 kept, 1 missing" in done.output
+    assert f"next: customized-grpo data check {tmp_path / 'train-masks.jsonl'} " in done.output
+    manifest.rename(tmp_path / "manifest.jsonl")
+    done = CliRunner().invoke(app, [str(tmp_path), *command[1:]])
+    assert str(tmp_path / "manifest-masks.jsonl") in done.output, "the folder of manifest.jsonl will do"
     assert rows_of(tmp_path / "train-masks.jsonl")[0]["masks"] == ["bag/0_seg.png", "bag/1_seg.png"]

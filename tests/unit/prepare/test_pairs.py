@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from customized_grpo.commands.app import app
 from customized_grpo.data.base import load_dataset, supervised
 from customized_grpo.data.manifest import ManifestDataset
 from customized_grpo.prepare.pairs import Pairs, write_pairs
@@ -56,6 +58,16 @@ def test_the_chosen_is_better_on_every_column_and_by_most(tmp_path: Path) -> Non
     data = load_dataset(ManifestDataset.Config(type="manifest", path=str(made.path)))
     assert len(supervised(data, 2)[0].targets) == 2
     assert data[0].extra == {"x": 1}
+
+
+def test_the_command_names_what_learns_from_them(tmp_path: Path) -> None:
+    given = world(tmp_path)
+    options = ["--scores", given["table"], "--images", given["images"], "--by", "dino", "--by", "clip"]
+    command = ["data", "pairs", given["manifest"], *options, "--out", given["out"]]
+    done = CliRunner().invoke(app, [str(one) for one in command])
+    assert done.exit_code == 0, done.output
+    last = f"next: customized-grpo dpo one_gpu_24gb data.path={tmp_path / 'pairs.jsonl'} "
+    assert done.stdout.splitlines()[-1].startswith(last)
 
 
 def test_one_column_ranks_all_that_it_scores_in_either_format(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from customized_grpo.data.base import load_dataset
 from customized_grpo.memory.fitting import fits
 from customized_grpo.memory.footprint import GIB, of_recipe
 from customized_grpo.recipe.loading import load_recipe
-from layouts import syncd
+from layouts import draw, syncd
 
 ROOT = Path(__file__).parents[3]
 
@@ -85,6 +85,45 @@ def test_the_documented_commands_write_what_the_recipes_read(tmp_path: Path, mon
     read = [name for name in SHIPPED if not name.startswith("one_gpu")]
     for name in read:
         assert len(load_dataset(load_recipe(name).data)) > 0, name
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_recipes_of_models_that_edit_say_that_they_are_asked_by_instructions(name: str) -> None:
+    text = (ROOT / f"config/train/{name}.yaml").read_text(encoding="utf-8")
+    edits = load_recipe(name).policy.type in ("flux-kontext", "qwen-image-edit-plus", "qwen-image-2.1")
+    assert ("prompts=instructions" in text) is edits
+
+
+def test_paths_of_data_are_those_that_commands_write(tmp_path: Path) -> None:
+    """Recipes, README and pages read data/syncd/train.jsonl and data/mine/train.jsonl, which nothing writes."""
+    draw(tmp_path / "photos/dog/a.png")
+    draw(tmp_path / "photos/cat/a.png", "blue")
+    (tmp_path / "photos/dog/a_seg.png").write_bytes(draw(tmp_path / "mask.png", 255, mode="L").read_bytes())
+    (tmp_path / "photos/cat/a_seg.png").write_bytes((tmp_path / "mask.png").read_bytes())
+    out = tmp_path / "out"
+    for command in (
+        f"import dreambooth-folder {tmp_path / 'photos'} --out {out} --workers 1",
+        f"split {out} --share 0.5",
+        f"masks {out}",
+        f"check {out} --workers 1 --usable {out / 'manifest.usable.jsonl'}",
+    ):
+        done = CliRunner().invoke(app, ["data", *shlex.split(command)])
+        assert done.exit_code == 0, done.output
+    written = {path.name for path in out.glob("*.jsonl")}
+    assert {"manifest.train.jsonl", "manifest.test.jsonl", "manifest-masks.jsonl"} <= written
+    pages = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("config/**/*.yaml"), *ROOT.glob("examples/*")]
+    read = 0
+    for page in (
+        page
+        for page in [*pages, ROOT / "src/customized_grpo/commands/app.py"]
+        if page.name not in ("log.md", "errors.md")
+    ):
+        text = page.read_text(encoding="utf-8")
+        made = set(re.findall(r"--(?:out|usable) (\S+\.jsonl)", text))
+        for path in re.findall(r"(?<![\w./])data/[\w./-]+\.jsonl", text):
+            read += 1
+            assert Path(path).name in written or path in made, f"{page}: {path} is written by nothing"
+    assert read > 25
 
 
 def test_photos_become_what_the_recipes_for_one_card_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,7 @@ def test_what_is_no_image_of_the_user_is_not_scored_and_named(folder: Path, tmp_
     for name in ("@eaDir/a.png", "__MACOSX/a.png", ".cache/a.png", "a-0_seg.png", "._a-0.png"):
         (folder / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (20, 20)).save(folder / name)
-    (folder / "b/z.HEIC").write_bytes(b"1")
+    (folder / "b/z.CR2").write_bytes(b"1")
     (folder / "notes.txt").write_text("mine")
     (folder / "gone.png").symlink_to(tmp_path / "gone.png")
     Image.new("RGB", (20, 20)).save(tmp_path / "apart.png")
@@ -150,7 +150,7 @@ def test_what_is_no_image_of_the_user_is_not_scored_and_named(folder: Path, tmp_
     said = done.stderr
     for name, reason in (
         ("a-0_seg.png", "is the mask of another image"),
-        ("b/z.HEIC", "is a .heic file, which isn't read"),
+        ("b/z.CR2", "is a .cr2 file, which isn't read"),
         ("gone.png", "which is not there"),
     ):
         assert any(name in line and reason in line for line in said.splitlines()), said

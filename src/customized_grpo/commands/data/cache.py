@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.commands.arguments import Overrides
+from customized_grpo.commands.arguments import Overrides, quoted, say_next
 from customized_grpo.console import bars, hush_libraries, say
 
 
@@ -18,6 +18,7 @@ def cache(
     Under torchrun or accelerate launch the processes share the work. Only the encoders are loaded, and only where
     something is missing.
     """
+    from customized_grpo.recipe.config import Recipe
     from customized_grpo.recipe.loading import load_any
 
     recipe = load_any(config, overrides or [])
@@ -44,3 +45,5 @@ def cache(
             made += sum(gather_object([complete(caches, jobs, process)]))
             used += len(jobs)
     say(f"{Path(recipe.run.cache).expanduser()}\n{made:,} conditionings made; the recipe uses {used:,} examples")
+    command = "train" if isinstance(recipe, Recipe) else "evaluate"
+    say_next(" ".join([command, *map(quoted, [config, *(overrides or [])])]), "reads what is there")

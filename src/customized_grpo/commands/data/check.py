@@ -1,6 +1,7 @@
 """``customized-grpo data check``. Heavy imports are inside."""
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
@@ -9,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from customized_grpo.commands.arguments import Manifest, Workers
+from customized_grpo.commands.arguments import Manifest, Workers, quoted, say_next
 from customized_grpo.commands.brief import brief
 from customized_grpo.commands.tables import PAIR, print_rows, show_prompts
 from customized_grpo.console import bars, out, say
 
 if TYPE_CHECKING:
-    from customized_grpo.conditioning.precheck import Findings, Outline
-    from customized_grpo.prepare.check import Check
+    from customized_grpo.conditioning.outlines import Outline
+    from customized_grpo.conditioning.precheck import Findings
+    from customized_grpo.prepare.check import Broken, Check
 
 
 @brief()
@@ -56,16 +58,17 @@ def check(
         found = asdict(report) | {"usable": len(report.usable), "ok": report.ok}
         facts.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if usable is not None:
-        write_usable(manifest, report.usable, usable)
+        write_usable(manifest, report, usable)
         say(f"{len(report.usable):,} usable rows: {usable}")
     say(f"contact sheet: {sheet}")
+    _say_next(report, manifest, usable)
     if not report.ok:
         raise typer.Exit(1)
 
 
 def _check_for_recipe(report: "Check", manifest: Path, config: str) -> None:
     """Add to a report what a recipe makes of the usable rows."""
-    from customized_grpo.conditioning.precheck import outline
+    from customized_grpo.conditioning.outlines import outline
     from customized_grpo.data.manifest import sources
     from customized_grpo.data.rows import Row, read_rows
 
@@ -80,7 +83,7 @@ def _check_for_recipe(report: "Check", manifest: Path, config: str) -> None:
 def _of_recipe(config: str, manifest: Path) -> "Callable[[Iterable[Outline]], Findings]":
     """The check of a recipe's examples: as its held-out ones if the manifest is that, else as its training data."""
     from customized_grpo.conditioning.precheck import check_examples
-    from customized_grpo.evaluation.precheck import lacking_of, reads_views
+    from customized_grpo.evaluation.precheck import lacking_of
     from customized_grpo.recipe.config import Recipe
     from customized_grpo.recipe.loading import load_any
 
@@ -91,9 +94,7 @@ def _of_recipe(config: str, manifest: Path) -> "Callable[[Iterable[Outline]], Fi
         return partial(check_examples, policy=recipe.policy, measures=recipe.rewards)
     spec = recipe.evaluate
     assert spec is not None
-    return partial(
-        check_examples, policy=recipe.policy, measures=spec.metrics, lacking=lacking_of(spec), views=reads_views(spec)
-    )
+    return partial(check_examples, policy=recipe.policy, measures=spec.metrics, lacking=lacking_of(spec), views=True)
 
 
 def _show_check(report: "Check") -> None:
@@ -114,7 +115,7 @@ def _show_check(report: "Check") -> None:
     print_rows("what there is", PAIR, counts)
     show_prompts(report.prompts, report.rows)
     _list("lines that can't be read", report.bad_lines)
-    _list("broken files", [f"{one.path}: {one.reason} ({one.rows} rows)" for one in report.broken])
+    _list("broken files", [f"{one.path}: {one.reason} ({_cost(one)})" for one in report.broken])
     _list("masks of another shape", report.mask_problems)
     _list("rows that the recipe can't use", report.misfits)
     _list("what the recipe doesn't use as it is written", report.notices)
@@ -125,6 +126,50 @@ def _show_check(report: "Check") -> None:
     _list("files of which the first frame or page alone is read", report.frames)
     style = "green" if report.ok else "red"
     out.print(f"{len(report.usable):,} of {report.rows + len(report.bad_lines):,} rows can be used", style=style)
+
+
+def _cost(one: "Broken") -> str:
+    """What a broken file costs."""
+    rows = f"{one.rows} row{'s' * (one.rows != 1)}"
+    views = f"left out of the views of {one.views} row{'s' * (one.views != 1)}"
+    return ", ".join([rows] * (one.rows > 0) + [views] * (one.views > 0))
+
+
+def _say_next(report: "Check", manifest: Path, usable: Path | None) -> None:
+    """The command after this one, with the names that it needs."""
+    if not report.usable:
+        return
+    good = usable or manifest
+    if not report.ok and usable is None:
+        good = manifest.with_suffix(".usable.jsonl")
+        command, why = f"data check {quoted(manifest)} --usable {quoted(good)}", "writes the rows that can be used"
+    elif _is_benchmark(manifest):
+        data = quoted(f"evaluate.data={{type: manifest, path: {good}}}")
+        command, why = f"evaluate dreambench_plus {data} --lora RUN", "measure a run by it; it is for no training"
+    elif {".train", ".test"} & set(good.suffixes):
+        train, test = (quoted(_part(good, name)) for name in ("train", "test"))
+        command = f"validate one_gpu_24gb data.path={train} evaluate.data.path={test}"
+        why = "time, memory and disk of a run; or another recipe"
+    elif report.subjects < 2:
+        command, why = f"data split {quoted(good)} --by prompt --share 0.2", "hold prompts out, to measure by"
+    else:
+        command, why = f"data split {quoted(good)}", "hold subjects out, to measure by"
+    say_next(command, why)
+
+
+def _part(one: Path, name: str) -> Path:
+    """The part of a split, ``train`` or ``test``, that goes with another; of its usable lines, if they are there."""
+    part = one.with_name(re.sub(r"\.(train|test)\.", f".{name}.", one.name))
+    return part if part == one or part.is_file() else part.with_name(part.name.replace(f"{name}.usable.", f"{name}."))
+
+
+def _is_benchmark(manifest: Path) -> bool:
+    """True for the import of a set that is for evaluation alone."""
+    try:
+        facts = json.loads((manifest.parent / "import.json").read_text(encoding="utf-8"))
+        return str(facts["importer"]["type"]).startswith("dreambench")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _list(title: str, lines: list[str], most: int = 10) -> None:

@@ -1,12 +1,21 @@
 """``customized-grpo data download``. Heavy imports are inside."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from customized_grpo.commands.arguments import quoted, say_next
 from customized_grpo.console import err, say
+
+_IMPORTERS: Final = {
+    "dreambench": ("dreambench", ""),
+    "dreambench++": ("dreambench++", "data.zip"),
+    "nupurkmr9/syncd": ("syncd", ""),
+    "Yuanshi/Subjects200K": ("subjects200k", ""),
+}
+"""Importer of a set, and what of its folder is the source."""
 
 
 def download(
@@ -35,3 +44,6 @@ def download(
         task = bar.add_task(name, total=total)
         fetched = fetch(files, folder, lambda one, size: bar.update(task, advance=size, description=one[-40:]))
     say(f"{folder}: {fetched:,} files fetched, all {len(files):,} checked")
+    kind, inner = _IMPORTERS.get(name, ("hub", ""))
+    to = Path("data") / folder.name
+    say_next(f"data import {kind} {quoted(folder / inner)} --out {quoted(to)}", "make a manifest of it")

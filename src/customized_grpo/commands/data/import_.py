@@ -1,17 +1,20 @@
 """``customized-grpo data import``. Heavy imports are inside."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
-from customized_grpo.commands.arguments import Workers, say_undone
+from customized_grpo.commands.arguments import Workers, quoted, say_next, say_undone
 from customized_grpo.commands.tables import PAIR, print_rows, show_prompts
 from customized_grpo.console import err, say
 
 if TYPE_CHECKING:
     from customized_grpo.prepare.importers.base import Importer
     from customized_grpo.prepare.importers.report import Report
+
+_NAMED: Final = 10
+"""Pictures that can't be used and are named on the screen; ``import.json`` has all."""
 
 
 def import_(
@@ -53,7 +56,8 @@ def import_(
     _show_import(report)
     if report.rejected or report.masks_dropped or report.views_dropped:
         say(f"what was left out, and why: {folder / REJECTED}")
-    say(f"{folder / MANIFEST}\nlook at it: customized-grpo data check {folder}")
+    say(str(folder / MANIFEST))
+    say_next(f"data check {quoted(folder)}", "what is doubtful, and a contact sheet")
 
 
 def _importer(kind: str, options: list[str]) -> "Importer":
@@ -75,9 +79,22 @@ def _show_import(report: "Report") -> None:
     rows += [("masks dropped", f"{report.masks_dropped:,}")] if report.masks_dropped else []
     rows += [("views dropped", f"{report.views_dropped:,}")] if report.views_dropped else []
     print_rows("import", PAIR, rows)
+    lost = list(report.lost.items())
+    for what, cost in lost[:_NAMED]:
+        say(f"left out: {what} ({cost})", style="yellow")
+    if len(lost) > _NAMED:
+        say(f"left out: {len(lost) - _NAMED:,} more pictures", style="yellow")
     for kind in (*report.problems, "mask", "view"):
         for line in report.examples.get(kind, []):
-            say(f"left out: {line}", style="yellow")
+            if not any(what in line for what in report.lost):
+                say(f"left out: {line}", style="yellow")
+    if report.subjects:
+        more = report.num_subjects - len(report.subjects)
+        lines = [
+            (one.name, one.word or "none", f"{one.photos:,}", f"{one.rows:,}", one.prompt) for one in report.subjects
+        ]
+        lines += [(f"and {more:,} more", "", "", "", "")] if more else []
+        print_rows("subjects", ("subject", "class word", "photos", "rows", "a prompt"), lines)
     for remark in report.remarks:
         say(remark)
     show_prompts(report.prompts, report.rows)

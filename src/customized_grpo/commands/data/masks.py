@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.commands.arguments import Device
+from customized_grpo.commands.arguments import Device, Manifest, quoted, say_next
 from customized_grpo.console import bars, err, hush_libraries, say
 
 
 def masks(
-    manifest: Annotated[Path, typer.Argument(help="the .jsonl file whose references lack masks")],
+    manifest: Manifest,
     detector: Annotated[
         str, typer.Option(help="GroundingDINO: hub id or folder")
     ] = "IDEA-Research/grounding-dino-base",
@@ -60,5 +60,6 @@ def masks(
         say(f"{one.reference}: {reason}", style="yellow", on=err)
     anew = f" ({report.anew} anew: another picture or word than before)" if report.anew else ""
     say(f"{report.manifest}\n{report.made} masks made{anew}, {report.kept} kept, {len(report.problems)} missing")
+    say_next(f"data check {quoted(report.manifest)}", "look at the masks on the contact sheet")
     if report.problems:
         raise typer.Exit(1)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from customized_grpo.commands.arguments import Manifest
+from customized_grpo.commands.arguments import Manifest, quoted, say_next
 from customized_grpo.console import err, say
 
 
@@ -24,3 +24,4 @@ def pairs(
     if made.unranked:
         shown = ", ".join(made.unranked[:3]) + (", ..." if len(made.unranked) > 3 else "")
         say(f"left out, as no picture is better than another on all columns: {len(made.unranked):,} ({shown})", on=err)
+    say_next(f"dpo one_gpu_24gb data.path={quoted(made.path)}", "learn from them; or another recipe")

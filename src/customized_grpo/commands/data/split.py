@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from customized_grpo.commands.arguments import Manifest
+from customized_grpo.commands.arguments import Manifest, quoted, say_next
 from customized_grpo.console import err, say
 
 
@@ -29,4 +29,5 @@ def split(
         say(f"{part.path}: {part.rows:,} rows of {part.groups:,} {what}, {part.rows / rows:.0%}")
     if not hold_out and abs(test.rows / rows - share) > 0.02:
         say(f"--share {share:g} was asked for, and {test.rows / rows:.2f} is the nearest of whole {what}", on=err)
-    say(f"train on it: data.path={train.path} evaluate.data.path={test.path}")
+    parts = f"data.path={quoted(train.path)} evaluate.data.path={quoted(test.path)}"
+    say_next(f"validate one_gpu_24gb {parts}", "time, memory and disk of a run; or another recipe")

@@ -4,13 +4,16 @@
 ``17`` or ``ps5`` don't say what is in them.
 """
 
+import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from customized_grpo.data.folders import plain
 from customized_grpo.prepare.importers.base import SourceError
+from customized_grpo.prepare.importers.nouns import is_likely
 
 _DREAMBENCH: Final[Mapping[str, str]] = {
     name: word
@@ -26,6 +29,8 @@ _DREAMBENCH: Final[Mapping[str, str]] = {
 }  # fmt: skip
 """Classes of DreamBench's subjects, as its ``prompts_and_classes.txt`` says them."""
 
+_YAML: Final = re.compile(r"[^\w./-]|^[\d.-]")
+"""What makes quotation marks necessary around a folder's name in YAML."""
 _ASKED: Final = 40
 """Folders that are named where class words are asked for: all at once, but no endless line."""
 _CONTAINERS: Final = (
@@ -86,17 +91,30 @@ def ask(unclear: Sequence[str], path: Path) -> SourceError:
     repeats = " (sd-scripts' <repeats>_<token> <class>)" if any(re.match(r"\d+_", name) for name in unclear) else ""
     return SourceError(
         f"{len(unclear)} folder{'s' if len(unclear) > 1 else ''} without a class word in the name: {shown}{repeats}; "
-        f"write it to {path}, one line for each folder, such as '{unclear[0]},dog'"
+        f"say what they show: {_option(unclear[:3])}, or in {path} one line for each folder, such as '{unclear[0]},dog'"
     )
 
 
+def _option(folders: Sequence[str]) -> str:
+    """How a class word is said on the command line."""
+    keys = (json.dumps(name, ensure_ascii=False) if _YAML.search(name) else name for name in folders)
+    return shlex.quote(f"words={{{', '.join(f'{key}: dog' for key in keys)}}}")
+
+
 def told(words: Mapping[str, str], given: Mapping[str, str], path: Path) -> Iterator[str]:
-    """Sentences about the class words that were read from names, and about lines that no folder has."""
+    """Sentences about the class words that were read from names, unlikely ones, and lines that no folder has."""
     guessed = {name: word for name, word in words.items() if name not in given}
     if guessed:
         order = sorted(guessed, key=lambda name: (name == guessed[name], name))
         shown = ", ".join(f"{name} -> {guessed[name] or 'none'}" for name in order[:8])
         more = f" and {len(order) - 8} more" if len(order) > 8 else ""
         yield f"class words by the folders' names: {shown}{more}; write others to {path} as 'folder,class word'"
+        if unlikely := [name for name in order if guessed[name] and not is_likely(guessed[name])]:
+            named = ", ".join(f"{guessed[name]!r} of {name}" for name in unlikely[:8])
+            more = f" and {len(unlikely) - 8} more" if len(unlikely) > 8 else ""
+            yield (
+                f"is this what the photos show? {named}{more}: no common class word, and it stands in every prompt; "
+                f"say another by {_option(unlikely[:1])} and --overwrite"
+            )
     if strange := sorted(set(given) - set(words)):
-        yield f"{path}: there is no folder {', '.join(map(repr, strange[:8]))}"
+        yield f"there is no folder {', '.join(map(repr, strange[:8]))}, for which words or {path} has a class word"

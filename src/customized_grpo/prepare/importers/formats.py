@@ -13,6 +13,8 @@ from customized_grpo.data.folders import Inside, plain
 from customized_grpo.data.images import ImageError, load_image
 
 _LOSSLESS: Final = (".png", ".apng", ".tif", ".tiff", ".bmp")
+_NEEDING: Final = (".heic", ".heif", ".hif")
+"""Suffixes that not every program reads; a phone's export often has the same photo as JPEG beside it."""
 _COARSE: Final = (32, 32)
 _NEAR: Final = 4.0
 """Mean difference of two pictures' values (0 - 255) at ``_COARSE`` up to which a lossy format explains it."""
@@ -27,7 +29,7 @@ def without_twins(inside: Inside) -> tuple[Inside, list[tuple[Path, Path]]]:
     for picture in sorted(inside.pictures, key=lambda path: path.is_symlink()):
         by_file.setdefault(os.path.realpath(picture), []).append(picture)
     by_stem: dict[str, list[Path]] = {}
-    files = sorted((first for first, *_ in by_file.values()), key=lambda path: path.suffix.lower() not in _LOSSLESS)
+    files = sorted((first for first, *_ in by_file.values()), key=_rank)
     for picture in files:
         by_stem.setdefault(plain(picture.stem), []).append(picture)
     twins = [(link, first) for first, *links in by_file.values() for link in links]
@@ -43,6 +45,12 @@ def without_twins(inside: Inside) -> tuple[Inside, list[tuple[Path, Path]]]:
         if both := _distinct((*captions.get(first, ()), *captions.pop(picture, ()))):
             captions[first] = both
     return replace(inside, pictures=tuple(p for p in inside.pictures if p not in out), captions=captions), twins
+
+
+def _rank(path: Path) -> int:
+    """Which of several files of one picture is taken: the least."""
+    suffix = path.suffix.lower()
+    return 0 if suffix in _LOSSLESS else 2 if suffix in _NEEDING else 1
 
 
 def _distinct(paths: Iterable[Path]) -> tuple[Path, ...]:

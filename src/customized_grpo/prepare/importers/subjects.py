@@ -5,10 +5,11 @@ target, and another picture of the subject the reference; else prompts come from
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal, final
+from typing import Annotated, Final, Literal, final
 
 from pydantic import Field
 
@@ -28,14 +29,15 @@ from customized_grpo.prepare.importers.class_words import ask, class_word, read_
 from customized_grpo.prepare.importers.formats import without_twins
 from customized_grpo.text import lines_of, read_text
 
-_TEMPLATES: Final = tuple(
-    f"a {{}} {scene}"
-    for scene in (
-        "in the jungle", "in the snow", "on the beach", "on a cobblestone street", "on top of a wooden floor",
-        "with a city in the background", "with a mountain in the background", "on a kitchen table at night",
-        "in a meadow of wild flowers", "in front of a brick wall",
-    )
+_SCENES: Final = (
+    "in the jungle", "in the snow", "on the beach", "on a cobblestone street", "on top of a wooden floor",
+    "with a city in the background", "with a mountain in the background", "on a kitchen table at night",
+    "in a meadow of wild flowers", "in front of a brick wall",
 )  # fmt: skip
+_TEMPLATES: Final = tuple(f"a {{}} {scene}" for scene in _SCENES)
+INSTRUCTIONS: Final = "instructions"
+"""The value of ``prompts`` for models that edit pictures, whose prompts say what to do instead of what is there."""
+_INSTRUCTIONS: Final = tuple(f"{'Show' if one.startswith('with') else 'Place'} this {{}} {one}" for one in _SCENES)
 _SYSTEM: Final = "files and folders of the system"
 _WRITTEN: Final = "what an import wrote"
 _TWIN: Final = "pictures that are there twice, by a link or in another format"
@@ -55,12 +57,17 @@ class DreamBoothFolder(Importer):
 
     prompts: str | None = Field(
         default=None,
-        description="text file, one template per line with {} for the class word, also where there are captions; "
-        "null: the captions beside the pictures, else ten scenes",
+        description="text file, one template per line with {} for the class word, or 'instructions': ten scenes as "
+        "FLUX.1-Kontext and Qwen-Image-Edit are asked ('Place this dog in the snow'), both also where there are "
+        "captions; null: the captions beside the pictures, else ten scenes ('a dog in the snow')",
     )
     classes: str | None = Field(
         default=None,
         description="file of lines 'folder,class word'; null: classes.txt, else the folders' names",
+    )
+    words: dict[str, Annotated[str, Field(pattern=r"\S")]] = Field(
+        default={},
+        description="class words by folder, as words={rex: dog}; they come before those of classes",
     )
     references: Literal["each", "first"] = Field(
         default="each",
@@ -73,11 +80,11 @@ class DreamBoothFolder(Importer):
         left_out: list[Item] = []
         subjects = [self._subject(folder, inside, left_out) for folder, inside in _subjects(root, out, left_out)]
         classes = root / "classes.txt" if self.classes is None else Path(self.classes).expanduser()
-        given = self._given_words(classes, [subject.folder.name for subject in subjects])
+        given = {**self._given_words(classes, [one.folder.name for one in subjects]), **self.words}
         words = {one.folder.name: given.get(one.folder.name) or class_word(one.folder.name) for one in subjects}
         if unclear := [one.folder.name for one in subjects if not words[one.folder.name] and not one.captioned]:
             raise ask(unclear, classes)
-        templates = list(_TEMPLATES) if self.prompts is None else _read_templates(Path(self.prompts).expanduser())
+        templates = self._templates()
         yield from (Remark(text) for text in told(words, given, classes))
         read = {os.path.abspath(path) for path in (classes, self.prompts) if path is not None}
         for item in left_out:
@@ -100,6 +107,13 @@ class DreamBoothFolder(Importer):
             return {}
         raise SourceError(f"classes: {path}: no such file")
 
+    def _templates(self) -> list[str]:
+        if self.prompts is None:
+            return list(_TEMPLATES)
+        if self.prompts == INSTRUCTIONS:
+            return list(_INSTRUCTIONS)
+        return _read_templates(Path(self.prompts).expanduser())
+
     def _scenes(self, subject: _Subject, word: str, templates: list[str]) -> Iterator[Item]:
         pictures = subject.inside.pictures
         if subject.inside.captions:
@@ -108,7 +122,7 @@ class DreamBoothFolder(Importer):
             for number, template in enumerate(templates):
                 yield Draft(
                     id=f"{subject.folder.name}-{picture.stem}-{number:02d}",
-                    prompt=template.replace("{}", word),
+                    prompt=_filled(template, word),
                     references=(picture,),
                     subject=word,
                     masks=masks_beside([picture]),
@@ -250,6 +264,12 @@ def _read_caption(files: tuple[Path, ...]) -> str:
             f"{file}: the caption has {len(lines)} lines, which tools read in different ways; write one line"
         )
     return text
+
+
+def _filled(template: str, word: str) -> str:
+    """A template with the class word in it; 'a {}' of an umbrella is 'an umbrella'."""
+    article = r"\1n {}" if word[:1].lower() in tuple("aeio") or word.lower().startswith("umbrella") else r"\1 {}"
+    return re.sub(r"\b([Aa]) \{\}", article, template).replace("{}", word)
 
 
 def _read_templates(path: Path) -> list[str]:

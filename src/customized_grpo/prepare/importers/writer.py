@@ -5,7 +5,6 @@ The output folder gets ``manifest.jsonl``, ``rejected.jsonl`` (entries without a
 """
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -18,13 +17,16 @@ from customized_grpo.data.images import ImageError
 from customized_grpo.data.prompts import prompt_problems, survey
 from customized_grpo.data.rows import row_of, same_shape
 from customized_grpo.prepare.importers.base import Draft, Importer, Item, Rejected, Remark, Skipped, SourceError
+from customized_grpo.prepare.importers.ids import Ids
 from customized_grpo.prepare.importers.places import Places
-from customized_grpo.prepare.importers.report import Report
+from customized_grpo.prepare.importers.report import Lost, Report, Subjects
 from customized_grpo.prepare.inspection import Look, LookAll, Seen, lookers
 from customized_grpo.text import TextError
 
 MANIFEST, REJECTED, REPORT = "manifest.jsonl", "rejected.jsonl", "import.json"
 _BATCH = 512
+_LISTED = 20
+"""Subjects that a report lists: all of a person's own photos, the first of a large set."""
 
 
 @final
@@ -73,6 +75,11 @@ def import_data(
             writer.take(batch)
             progress(report)
         report.prompts = survey(writer.prompts)
+        report.num_subjects, report.subjects = len(writer.subjects), writer.subjects.first(_LISTED)
+        if writer.converted:
+            report.remarks.append(
+                f"HEIC photos: {writer.converted}, written to {out / 'images'} as PNG, which every program reads"
+            )
         if writer.copies:
             named = ", ".join(writer.copies[:3]) + (", ..." if len(writer.copies) > 3 else "")
             report.remarks.append(
@@ -119,11 +126,14 @@ class _Writer:
     manifest: IO[str]
     rejected: IO[str]
     report: Report
-    ids: dict[str, int] = field(default_factory=dict)
+    ids: Ids = field(default_factory=Ids)
     seen: dict[tuple[Path, bool], Seen] = field(default_factory=dict)
     prompts: list[str] = field(default_factory=list)
     copies: list[str] = field(default_factory=list)
     """Ids of rows whose target is one of their references."""
+    subjects: Subjects = field(default_factory=Subjects)
+    converted: int = 0
+    """Number of HEIC photos that were written as PNG."""
 
     def take(self, items: list[Item]) -> None:
         """Write a batch of rows, in order."""
@@ -154,6 +164,8 @@ class _Writer:
                     wanted[file, mask] = Look(file, mask, self.options.decode or copy is not None, copy)
         for key, seen in zip(wanted, self.look_all(wanted.values()), strict=True):
             self.seen[key] = seen
+            converted = wanted[key].copy is not None and self.options.images == "link"
+            self.converted += converted and not seen.problem
             if seen.frames:
                 self.report.skip("all frames or pages but the first", seen.path.name)
         self.report.images = sum(not mask for _, mask in self.seen)
@@ -167,6 +179,7 @@ class _Writer:
             names = [self._image(path) for path in needed]
         except ImageError as error:
             self._reject(draft.id, error.problem, str(error))
+            self._lost(error).rows += 1
             return
         except ValueError as error:
             self._reject(draft.id, "outside", str(error))
@@ -179,7 +192,7 @@ class _Writer:
         ]
         target_mask = None if draft.target is None else self._mask(draft, draft.target_mask, draft.target)
         fields: Mapping[str, Any] = {
-            "id": self._free_id(draft.id),
+            "id": self.ids.free(draft.id),
             "prompt": draft.prompt,
             "references": references,
             "subject": draft.subject,
@@ -199,6 +212,7 @@ class _Writer:
         self.manifest.write(line + "\n")
         self.report.rows += 1
         self.prompts.append(draft.prompt)
+        self.subjects.add(fields)
         if draft.target is not None and self._pixels(draft.target) in set(map(self._pixels, draft.references)):
             self.copies.append(fields["id"])
 
@@ -208,6 +222,9 @@ class _Writer:
         if seen.problem:
             raise ImageError(file, seen.problem, seen.reason)
         return name
+
+    def _lost(self, error: ImageError) -> Lost:
+        return self.report.lost.setdefault(str(error), Lost())
 
     def _pixels(self, path: Path) -> str:
         """What tells a picture from others: a hash of its pixels, or its name where they aren't read."""
@@ -219,6 +236,8 @@ class _Writer:
         try:
             return self._image(path)
         except ValueError as error:
+            if isinstance(error, ImageError):
+                self._lost(error).views += 1
             self.report.views_dropped += 1
             self._drop(draft, "view", str(error))
             return None
@@ -251,17 +270,6 @@ class _Writer:
 
     def _write_rejected(self, line: Mapping[str, str]) -> None:
         self.rejected.write(json.dumps(line) + "\n")
-
-    def _free_id(self, wish: str) -> str:
-        """The proposed id, made safe as a file name, with a number if it is taken (ignoring case, as for files)."""
-        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", wish).strip(".-")[:112] or "row"
-        name, number = plain, self.ids.get(plain.casefold(), 1)
-        while name.casefold() in self.ids:
-            number += 1
-            name = f"{plain}-{number}"
-        self.ids[plain.casefold()] = number
-        self.ids.setdefault(name.casefold(), 1)
-        return name
 
 
 def _images(draft: Draft) -> Iterator[Path]:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import unicodedata
 from pathlib import Path
@@ -14,8 +16,10 @@ from customized_grpo import registry
 from customized_grpo.data.images import image_size
 from customized_grpo.prepare.importers.base import SourceError
 from customized_grpo.prepare.importers.class_words import class_word
+from customized_grpo.prepare.importers.nouns import is_likely
 from customized_grpo.prepare.importers.report import Report
 from customized_grpo.prepare.importers.writer import Options, import_data
+from customized_grpo.recipe.loading import recipe_of
 from layouts import draw, read, rejected
 
 SYSTEM = (
@@ -84,21 +88,21 @@ def test_folders_and_files_of_the_system_are_none(pets: Path, tmp_path: Path) ->
 
 
 def test_pictures_that_are_not_read_are_named(pets: Path, tmp_path: Path) -> None:
-    for name in ("IMG_1.HEIC", "b.psd", "raw.CR2", "clip.mp4", "notes.docx"):
+    for name in ("IMG_1.jxl", "b.psd", "raw.CR2", "clip.mp4", "notes.docx"):
         (pets / "dog" / name).write_bytes(b"1")
     report = run("dreambooth-folder", pets, tmp_path / "out")
     said = reasons(tmp_path / "out")
-    assert said["dog/IMG_1.HEIC"] == "is a .heic file, which isn't read; save it as PNG or JPEG"
+    assert said["dog/IMG_1.jxl"] == "is a .jxl file, which isn't read; save it as PNG or JPEG"
     assert {"dog/b.psd", "dog/raw.CR2", "dog/clip.mp4", "dog/notes.docx"} < set(said)
     assert report.problems == {"file": 5}
 
 
-def test_a_folder_of_heic_alone_says_so(tmp_path: Path) -> None:
+def test_a_folder_of_raw_photos_alone_says_so(tmp_path: Path) -> None:
     draw(tmp_path / "pets/cat/a.png")
     (tmp_path / "pets/dog").mkdir()
-    (tmp_path / "pets/dog/a.heic").write_bytes(b"1")
+    (tmp_path / "pets/dog/a.dng").write_bytes(b"1")
     run("dreambooth-folder", tmp_path / "pets", tmp_path / "out")
-    assert "there is no picture in it: a.heic is a .heic file" in reasons(tmp_path / "out")["dog"]
+    assert "there is no picture in it: a.dng is a .dng file" in reasons(tmp_path / "out")["dog"]
 
 
 @pytest.mark.parametrize("suffix", [".JPG", ".JPEG", ".PNG", ".WebP", ".AVIF", ".TIFF", ".jfif", ".jpe", ".GIF"])
@@ -273,6 +277,74 @@ def test_class_words_of_names_with_commas_and_of_another_unicode_form(tmp_path: 
     (tmp_path / "set/classes.txt").write_text("bag, red,handbag\nmädchen 1,doll\n")
     run("dreambooth-folder", tmp_path / "set", tmp_path / "out", references="first")
     assert {row["subject"] for row in read(tmp_path / "out")} == {"handbag", "doll"}
+
+
+@pytest.mark.parametrize("word", ["dog", "red bag", "stuffed animal", "sunglasses", "Guinea pig", "cars", "T-shirt"])
+def test_common_class_words(word: str) -> None:
+    assert is_likely(word)
+
+
+@pytest.mark.parametrize("word", ["rex", "my dog", "the cat", "canon", "sks", "dogx", "", "vacation paris"])
+def test_words_that_are_asked_about(word: str) -> None:
+    assert not is_likely(word)
+
+
+def test_an_unlikely_class_word_is_asked_about_and_the_command_line_sets_another(pets: Path, tmp_path: Path) -> None:
+    (pets / "dog").rename(pets / "rex")
+    (pets / "cat").rename(pets / "my cat")
+    report = run("dreambooth-folder", pets, tmp_path / "out")
+    (asked,) = [remark for remark in report.remarks if remark.startswith("is this what the photos show?")]
+    assert "'rex' of rex" in asked
+    assert "'my cat' of my cat" in asked
+    option = shlex.split(re.search(r"say another by ('.*?')", asked)[1])[0]  # type: ignore[index]
+    assert option == 'words={"my cat": dog}'
+    told = recipe_of(
+        {"type": "dreambooth-folder"}, [option, "words.rex=dog"], registry.resolve("importers", "dreambooth-folder")
+    )
+    assert told.words == {"my cat": "dog", "rex": "dog"}
+    report = run("dreambooth-folder", pets, tmp_path / "told", words={"rex": "dog", "my cat": "cat", "tom": "cat"})
+    assert {row["subject"] for row in read(tmp_path / "told")} == {"dog", "cat"}
+    assert not any("is this what" in remark for remark in report.remarks)
+    assert any("there is no folder 'tom'" in remark for remark in report.remarks)
+
+
+def test_subjects_are_counted_for_the_list(pets: Path, tmp_path: Path) -> None:
+    draw(pets / "cat/c.png")
+    (pets / "dog/b.png").write_bytes(b"")
+    report = run("dreambooth-folder", pets, tmp_path / "out")
+    assert [(one.name, one.word, one.photos, one.rows, one.prompt) for one in report.subjects] == [
+        ("cat", "cat", 3, 30, "a cat in the jungle"),
+        ("dog", "dog", 1, 10, "a dog in the jungle"),
+    ]
+    assert report.num_subjects == 2
+    assert {what.rsplit("/", 1)[1].split(":")[0]: str(cost) for what, cost in report.lost.items()} == {
+        "b.png": "10 rows, and as a view of 10 rows"
+    }
+
+
+def test_prompts_as_instructions(pets: Path, tmp_path: Path) -> None:
+    (pets / "cat/a.txt").write_text("a cat on a mat")
+    run("dreambooth-folder", pets, tmp_path / "plain")
+    report = run("dreambooth-folder", pets, tmp_path / "out", prompts="instructions")
+    rows = read(tmp_path / "out")
+    assert len(rows) == 40
+    prompts = {row["prompt"] for row in rows if row["subject"] == "dog"}
+    assert len(prompts) == 10
+    assert all(re.match(r"(Place|Show) this dog (in|on|with) ", prompt) for prompt in prompts)
+    assert "Show this dog with a city in the background" in prompts
+    assert any("its captions are not read, because prompts=instructions" in remark for remark in report.remarks)
+    assert report.prompts is not None
+    assert report.prompts.noisy == 0
+    scenes = {row["prompt"].removeprefix("a dog ") for row in read(tmp_path / "plain") if row["subject"] == "dog"}
+    assert {re.sub(r"^\w+ this dog ", "", prompt) for prompt in prompts} == scenes, "the same scenes"
+
+
+def test_a_class_word_with_a_vowel_has_its_article(tmp_path: Path) -> None:
+    draw(tmp_path / "set/umbrella/a.png")
+    report = run("dreambooth-folder", tmp_path / "set", tmp_path / "out")
+    assert read(tmp_path / "out")[0]["prompt"] == "an umbrella in the jungle"
+    assert report.prompts is not None
+    assert report.prompts.noisy == 0
 
 
 # --- captions beside pictures

@@ -15,7 +15,8 @@ from customized_grpo.data.manifest import ManifestDataset
 from customized_grpo.data.rows import Row
 from customized_grpo.prepare import inspection
 from customized_grpo.prepare.importers.base import Draft, Importer, Item, Rejected, Skipped, SourceError
-from customized_grpo.prepare.importers.writer import Options, _Writer, import_data
+from customized_grpo.prepare.importers.ids import Ids
+from customized_grpo.prepare.importers.writer import Options, import_data
 from layouts import draw, read, rejected
 
 ITEMS: list[Any] = []
@@ -230,9 +231,8 @@ def test_copies_are_plain_and_apart(source: Path, tmp_path: Path) -> None:
 @settings(deadline=None)  # of a busy machine
 @given(st.lists(st.text(max_size=6), min_size=1, max_size=12))
 def test_ids_are_safe_and_unique(wishes: list[str]) -> None:
-    writer = _Writer.__new__(_Writer)
-    writer.ids = {}
-    ids = [writer._free_id(wish) for wish in [*wishes, "a" * 200, "a" * 200, "a-2", "A", "a", "a-2"]]
+    taken = Ids()
+    ids = [taken.free(wish) for wish in [*wishes, "a" * 200, "a" * 200, "a-2", "A", "a", "a-2"]]
     assert len({name.casefold() for name in ids}) == len(ids)
     for name in ids:
         Row(id=name, prompt="x", references=["a"])
