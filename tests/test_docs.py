@@ -23,6 +23,12 @@ def test_every_picture_is_shown() -> None:
     assert {name for name in pictures if f"images/{name})" not in pages} == set()
 
 
+def test_every_page_is_in_the_navigation_once() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    listed = re.findall(r": ([\w/-]+\.md)$", navigation, re.M)
+    assert sorted(listed) == sorted(str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md"))
+
+
 def test_the_tests_that_the_page_on_performance_names_exist() -> None:
     tests = [(path.name, path.read_text(encoding="utf-8")) for path in (ROOT / "tests").rglob("test_*.py")]
     page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")

@@ -78,7 +78,7 @@ class Block:
     language: str
     text: str
     section: str
-    """What the reader sees from the heading above it to its end."""
+    """What the reader sees from the heading above it to the next heading or block."""
     marks: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -103,7 +103,8 @@ def blocks_of(page: str) -> list[Block]:
             marks[mark[1]] = mark[2]
             above -= 1
         body = "\n".join(lines[at + 1 : end])
-        said = "\n".join(line for line in lines[heading:end] if not line.startswith("<!--"))
+        after = next((n for n in range(end + 1, len(lines)) if lines[n].startswith(("#", "```"))), len(lines))
+        said = "\n".join(line for line in lines[heading:after] if not line.startswith("<!--"))
         found.append(Block(page, at + 1, opened[1], body, said, marks))
         at = end + 1
     return found
