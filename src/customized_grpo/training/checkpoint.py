@@ -3,6 +3,7 @@
 ``checkpoints/step-000050/`` holds ``pytorch_lora_weights.safetensors`` (diffusers format, what ``load_lora_weights``
 opens) or, of full fine-tuning, ``transformer/`` (what ``from_pretrained`` opens), ``state/`` (trained and averaged
 weights, optimizer, everything a resume needs) and ``manifest.json`` with sizes and hashes.
+``checkpoints/latest`` leads to the newest one.
 It is written aside, synced, and renamed, and also removed by renaming: an existing folder is complete.
 """
 
@@ -11,6 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from customized_grpo.policies.adapters.sharding import cut_like, whole
 
 MANIFEST = "manifest.json"
 PREFIX = "step-"
+LATEST = "latest"
+"""A link to the newest checkpoint."""
 
 
 class CheckpointError(ValueError):
@@ -62,6 +66,7 @@ def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], *, k
         if target.exists():  # an earlier attempt at this step that was passed over
             _discard(target)
         aside.rename(target)
+        _link(folder, target.name)
         _sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
@@ -156,6 +161,18 @@ def restore_optimizer(
         of = parameters[name]
         state.setdefault(index_of[name], {})[entry] = cut_like(tensor, of) if tensor.shape == of.shape else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _link(folder: Path, name: str) -> None:
+    """Let ``latest`` lead to a checkpoint, for people and other programs: a resume looks at the folders themselves.
+
+    A disk without links, as some network shares are, goes without.
+    """
+    aside = folder / f".{LATEST}.tmp"
+    with suppress(OSError):
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(name)
+        aside.replace(folder / LATEST)
 
 
 def _candidates(folder: Path) -> list[Path]:

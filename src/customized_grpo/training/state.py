@@ -126,6 +126,8 @@ def _checkpoint(parts: Parts, warn: Callable[[str], None]) -> Path | None:
     assert named is not None
     if named != "latest":
         path = Path(named)
+        if path.is_symlink():  # checkpoints/latest
+            path = path.parent / path.readlink()
         newer = checkpoint.newer_than(path) if path.resolve().parent == folder.resolve() else None
         if newer is None:
             raise ValueError(

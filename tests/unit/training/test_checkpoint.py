@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from customized_grpo.policies.adapters import tensor_files
 from customized_grpo.policies.adapters.tensor_files import read_tensors, write_tensors
 from customized_grpo.training import checkpoint
 from customized_grpo.training.checkpoint import (
+    LATEST,
     CheckpointError,
     SaveError,
     check,
@@ -261,3 +263,24 @@ def test_the_order_is_that_of_steps_and_not_of_names_or_times(tmp_path: Path) ->
     os.utime(tmp_path / "step-1000000", (1, 1))
     (tmp_path / "step-backup").mkdir()
     assert latest(tmp_path, fail).name == "step-1000000"
+
+
+def test_latest_leads_to_the_newest_and_is_none_itself(tmp_path: Path) -> None:
+    """The quick start named a checkpoint that the demo deletes."""
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, lambda aside: None, keep=1)
+    link = tmp_path / LATEST
+    assert link.is_symlink()
+    assert str(link.readlink()) == "step-000003", "relative, so that a run's folder can be moved"
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [LATEST, "step-000003"]
+    assert check(link) == 3
+    assert newest(tmp_path) == tmp_path / "step-000003"
+
+
+def test_a_disk_without_links_has_checkpoints_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self: Path, target: Any, target_is_directory: bool = False) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    save_checkpoint(tmp_path, 1, lambda aside: None, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
