@@ -105,9 +105,14 @@ def price_of_judges(tokens: int, price: float | None) -> dict[str, str]:
 
 def steps_done(recipe: "Recipe") -> int:
     """Steps of the run that the recipe resumes."""
+    return 0 if recipe.run.resume is None else steps_in(Path(recipe.run.dir))
+
+
+def steps_in(folder: Path) -> int:
+    """Steps of the newest checkpoint in a run's folder; 0 where there is none."""
     from customized_grpo.training import checkpoint
 
-    newest = None if recipe.run.resume is None else checkpoint.newest(Path(recipe.run.dir) / "checkpoints")
+    newest = checkpoint.newest(folder / "checkpoints")
     return 0 if newest is None else int(newest.name.removeprefix("step-"))
 
 
