@@ -8,6 +8,7 @@ import typer
 from customized_grpo.commands.arguments import Card, Config, HourPrice, MemoryGb, Overrides, TokenPrice
 from customized_grpo.commands.brief import brief
 from customized_grpo.commands.cost import price_of_judges, steps_done, storage_of, time_of
+from customized_grpo.commands.lacks import lacking
 from customized_grpo.commands.memory import show_memory
 from customized_grpo.commands.tables import print_rows
 from customized_grpo.console import err, say
@@ -39,6 +40,8 @@ def validate(
     if not isinstance(recipe, ServerConfig):
         examples = _num_held_out(recipe, _look_at_data(recipe))
         done = steps_done(recipe) if isinstance(recipe, Recipe) else 0
+        for place, lack in lacking(recipe, ask=False).items():
+            say(f"{place}: {lack.what}; {lack.advice}", style="yellow", on=err)
         for line in announced(recipe, examples, done=done):
             say(line)
         judges = price_of_judges(tokens(recipe, examples, done=done), token_price)

@@ -44,6 +44,7 @@ from customized_grpo.recipe.sections import PolicySpec
 from customized_grpo.rewards.base import begin, close
 from customized_grpo.sampling.rollout import sample_images
 from customized_grpo.sampling.schedule import sigma_grid
+from customized_grpo.scoring.trial import ask_first
 from customized_grpo.seeding import generator
 from customized_grpo.types import Conditioning, Example
 
@@ -161,6 +162,9 @@ def _evaluate(
     total = num_examples(dataset, spec)
     # Unsuitable data should stop this before models are loaded.
     check_held_out(settings, spec, dataset, download=True)
+    if state.is_main_process and recipe.run.ask_first:
+        for notice in ask_first(spec.metrics, run=partial(named, folder), place=METRICS):
+            say(notice, on=err)
     site = Site(
         folder=folder / "evaluation",
         rank=state.process_index,

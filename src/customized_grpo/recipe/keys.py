@@ -44,6 +44,11 @@ class Run(Section):
     timeout_s: PositiveInt = Field(
         default=1800, description="seconds that a process waits for the others before the job ends"
     )
+    ask_first: bool = Field(
+        default=True,
+        description="whether each judge and reward server is asked one small question before a model is loaded; false "
+        "waits for a reward server that starts together with the run",
+    )
 
 
 class Cache(Section):

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from customized_grpo.atomic import replacing
 from customized_grpo.identity.hashes import HASHES
+from customized_grpo.identity.runs import FILE as NAME
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.training.progress import Shown
 from customized_grpo.types import Example
 
 METRICS = "metrics.jsonl"
-_BEFORE_A_STEP = frozenset({"config.yaml", METRICS, HASHES, "evaluation", "checkpoints"})
+_BEFORE_A_STEP = frozenset({"config.yaml", METRICS, HASHES, NAME, "evaluation", "checkpoints"})
 """Names that a run leaves in its folder before its first step."""
 
 
