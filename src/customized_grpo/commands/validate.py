@@ -8,7 +8,7 @@ import typer
 from customized_grpo.commands.arguments import Card, Config, HourPrice, MemoryGb, Overrides, TokenPrice
 from customized_grpo.commands.brief import brief
 from customized_grpo.commands.conformance import failing
-from customized_grpo.commands.cost import price_of_judges, steps_done, storage_of, time_of
+from customized_grpo.commands.cost import drawing_of, price_of_judges, steps_done, storage_of, time_of
 from customized_grpo.commands.lacks import lacking
 from customized_grpo.commands.memory import show_memory
 from customized_grpo.commands.tables import print_rows
@@ -31,7 +31,7 @@ def validate(
 ) -> None:
     """Check a recipe, show what a step of it amounts to, its time, money, disk and memory; loads no weights."""
     from customized_grpo.evaluation.costs import announced, tokens
-    from customized_grpo.recipe.config import Recipe
+    from customized_grpo.recipe.config import EvaluateRecipe, Recipe
     from customized_grpo.recipe.loading import is_server, load_any, load_recipe
     from customized_grpo.recipe.server import ServerConfig
 
@@ -48,6 +48,9 @@ def validate(
         for line in announced(recipe, examples, done=done):
             say(line)
         judges = price_of_judges(tokens(recipe, examples, done=done), token_price)
+    if isinstance(recipe, EvaluateRecipe):
+        rows = drawing_of(recipe, examples, card=card) | judges
+        print_rows("Before you spend", ("", ""), [*rows.items()])
     if isinstance(recipe, Recipe):
         _check_engine(recipe)
         _show_geometry(recipe)

@@ -162,6 +162,9 @@ def _evaluate(
     total = num_examples(dataset, spec)
     # Unsuitable data should stop this before models are loaded.
     check_held_out(settings, spec, dataset, download=True)
+    if state.is_main_process:
+        for notice in announced(recipe, total):
+            say(notice, on=err)
     if state.is_main_process and recipe.run.ask_first:
         for notice in ask_first(spec.metrics, run=partial(named, folder), place=METRICS):
             say(notice, on=err)
@@ -189,8 +192,6 @@ def _evaluate(
     base = base_identity(settings, site.hashes)
     if state.is_main_process:
         save_recipe(recipe, folder / "config.yaml")
-        for notice in announced(recipe, total):
-            say(notice, on=err)
         if recipe.base is not None:
             steps = spec.steps or recipe.sampling.steps
             for notice in other_base.notices(tuned, policy, recipe.policy, settings, steps=steps):

@@ -33,9 +33,7 @@ def flat(a, w):
 def never_zero(a, w):
     return a @ w.T + 1.0
 """
-PROGRAM = (
-    "import sys; sys.path[:] = [one for one in sys.path if one]\nfrom customized_grpo.commands.app import app\napp()\n"
-)
+PROGRAM = "from customized_grpo.commands.app import app\napp()\n"
 
 
 @pytest.fixture
