@@ -20,7 +20,7 @@ class Drawing:
     image_s: float
     """Seconds of one image."""
     seconds: float
-    """Of all images."""
+    """Seconds of all images."""
     source: str
     """Where the seconds were measured."""
     guesses: tuple[str, ...]

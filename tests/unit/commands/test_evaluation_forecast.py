@@ -52,15 +52,12 @@ def test_images_and_seconds_are_counted() -> None:
     several = recipe("evaluate.images_per_prompt=3", "lora=x")
     assert drawing_of(several, 5)["images"] == "30 to draw at most: 5 examples x 3, by base and tuned"
     assert "unknown" in drawing_of(recipe(), None)["images"]
-    training = load_recipe(
-        "uno_customized_grpo", ["train.evaluate_every=10", "evaluate={data: {type: mini}, metrics: {}}"]
-    )
+    held_out = "evaluate={data: {type: mini}, metrics: {oracle: {type: mini_oracle}}}"
+    training = load_recipe("uno_customized_grpo", ["train.evaluate_every=10", held_out])
     held = forecast(training, card_named(H200), examples=10)
-    same = {
-        "policy": training.policy,
-        "sampling": recipe().sampling.model_copy(update={"steps": training.sampling.steps}),
-    }
-    alike = recipe().model_copy(update={**same, "evaluate": training.evaluate})
+    sampling = recipe().sampling.model_copy(update={"steps": training.sampling.steps})
+    same = {"policy": training.policy, "sampling": sampling, "evaluate": training.evaluate}
+    alike = recipe().model_copy(update=same)
     assert forecast_drawing(alike, card_named(H200), examples=10).seconds == pytest.approx(held.evaluation_s)
 
 
