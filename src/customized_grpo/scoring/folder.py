@@ -114,6 +114,8 @@ def find_images(folder: Path) -> list[Path]:
         ValueError: there is no image.
     """
     if folder.is_file():
+        if folder.suffix.lower() not in SUFFIXES:
+            raise ValueError(f"{folder}: is no image; give a folder of images, or one of {', '.join(sorted(SUFFIXES))}")
         return [folder]
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder or image")
