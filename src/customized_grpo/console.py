@@ -47,22 +47,6 @@ def remaining(seconds: float) -> str:
     return f"{hours // 24} days {hours % 24} h"
 
 
-@contextmanager
-def bars(prefix: str = "") -> Iterator[OnProgress]:
-    """One progress bar per task on a terminal; silent elsewhere."""
-    from rich.progress import Progress, TaskID
-
-    tasks: dict[str, TaskID] = {}
-    with Progress(console=err, disable=not err.is_terminal, transient=True) as shown:
-
-        def tell(task: str, done: int, total: int) -> None:
-            if task not in tasks:
-                tasks[task] = shown.add_task(prefix + task)
-            shown.update(tasks[task], completed=done, total=total)
-
-        yield tell
-
-
 @final
 class Heartbeat:
     """Prints what is being done wherever a minute passed without a line, so that a log shows that its process lives.
@@ -123,6 +107,51 @@ def alive(doing: str) -> Iterator[None]:
         lambda: f"{doing}, for {remaining(time.monotonic() - began)} so far", lambda text: say(text, on=err)
     ):
         yield
+
+
+@contextmanager
+def bars(prefix: str = "", *, every_s: float = 60.0) -> Iterator[OnProgress]:
+    """One progress bar per task on a terminal; elsewhere a line on the newest task every minute."""
+    if not err.is_terminal:
+        counted = Counted(prefix)
+        with Heartbeat(counted.line, lambda text: say(text, on=err), every_s=every_s):
+            yield counted.tell
+        return
+    from rich.progress import Progress, TaskID
+
+    tasks: dict[str, TaskID] = {}
+    with Progress(console=err, transient=True) as shown:
+
+        def tell(task: str, done: int, total: int) -> None:
+            if task not in tasks:
+                tasks[task] = shown.add_task(prefix + task)
+            shown.update(tasks[task], completed=done, total=total)
+
+        yield tell
+
+
+@final
+class Counted:
+    """The newest of several counted tasks in words, with the time that it has left by its own pace."""
+
+    def __init__(self, prefix: str = "", *, now: Callable[[], float] = time.monotonic) -> None:
+        self._prefix, self._now = prefix, now
+        self._task, self._done, self._total = "", 0, 0
+        self._began, self._first = now(), 0
+
+    def tell(self, task: str, done: int, total: int) -> None:
+        """Progress of a task; an ``OnProgress``."""
+        if task != self._task:
+            self._task, self._began, self._first = task, self._now(), done
+        self._done, self._total = done, total
+
+    def line(self) -> str:
+        """What is done now, how far it is, and what is left."""
+        passed, new = self._now() - self._began, self._done - self._first
+        if not self._task:
+            return f"{self._prefix}loading, for {remaining(passed)} so far"
+        left = f", about {remaining(passed / new * (self._total - self._done))} left" if new else ""
+        return f"{self._prefix}{self._task}: {self._done} of {self._total}{left}"
 
 
 def hush_libraries() -> None:

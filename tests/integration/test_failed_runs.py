@@ -203,11 +203,15 @@ def test_a_plug_in_that_cant_be_loaded_closes_those_before_it(
     assert kept.value.__traceback__ is not None
 
 
-def test_a_judge_that_refuses_leaves_nothing_open(tiny_world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("first", "kind"), [(True, ValueError), (False, RuntimeError)])
+def test_a_judge_that_refuses_leaves_nothing_open(
+    tiny_world: Path, tmp_path: Path, first: bool, kind: type[Exception]
+) -> None:
     with JudgeServer(lambda _: error(401, "no such key")) as server:
-        given = load_recipe(recipe(tiny_world, tmp_path, server, train__evaluate_every=0, evaluate=None))
+        off: dict[str, Any] = {"train__evaluate_every": 0, "evaluate": None}
+        given = load_recipe(recipe(tiny_world, tmp_path, server, run__ask_first=first, **off))
         before = is_open()
-        with pytest.raises(RuntimeError, match="no such key"):
+        with pytest.raises(kind, match="no such key"):
             train(given)
         assert_closed(before)
 

@@ -72,7 +72,7 @@ def test_dreambench_plus_on_the_miniature(tmp_path: Path, capsys: pytest.Capture
         )  # fmt: skip
         folder = evaluate(recipe)
         asked = len(server.requests)
-        assert asked == 2 * 2 * 3 * EXAMPLES, "base and copied reference, two rubrics, three runs"
+        assert asked == 2 * (1 + 2 * 3 * EXAMPLES), "two rubrics: first question, then base and copy in three runs"
         evaluate(recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"retry_failed": False})}))
         assert len(server.requests) == asked, "finished prompts are kept"
     assert f"evaluate.metrics.cp: {2 * 3 * EXAMPLES} requests to gpt-4o-2024-05-13" in capsys.readouterr().err
@@ -184,10 +184,10 @@ def test_a_budget_is_a_runs_own_and_counts_over_its_restarts(
 
     with JudgeServer(brightness) as server:
         for run, seed in (("one", 1), ("two", 2)):
-            file = recipe(server, run, 2 * per_step, run__seed=seed, train__steps=2)
+            file = recipe(server, run, 1 + 2 * per_step, run__seed=seed, train__steps=2)  # with the first question
             assert "spent" not in validated(file)
             train(load_recipe(file))
-        assert max(spent(cache).values()) <= 2 * per_step < sum(spent(cache).values())
+        assert max(spent(cache).values()) <= 1 + 2 * per_step < sum(spent(cache).values())
 
         file = recipe(server, "three", 10, run__seed=3, train__steps=3)
         assert validated(file).endswith("; more than budget_requests (10): the run will stop there")

@@ -142,7 +142,8 @@ def test_a_signal_finishes_the_step_saves_and_the_run_goes_on_exactly(
     whole = train(tiny_recipe(tiny_world, tmp_path / "whole", **changes))
     monkeypatch.setenv(SIGNAL_AT, signal_at(signal.SIGINT, 3))
     stopped = train(tiny_recipe(tiny_world, tmp_path / "stopped", **changes))
-    assert "stopped after step 2 and saved; go on with run.resume=latest" in capsys.readouterr().err
+    command = f"customized-grpo train {stopped / 'config.yaml'} run.resume=latest"
+    assert f"stopped after step 2 and saved; go on by: {command}" in capsys.readouterr().err
     assert [row["step"] for row in metrics_of(stopped)] == [1, 2]
     assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["step-000002"]
     monkeypatch.delenv(SIGNAL_AT)

@@ -19,6 +19,7 @@ from unittest import mock
 
 import torch
 
+from customized_grpo.commands.train import left
 from customized_grpo.data.order import groups_a_rank
 from customized_grpo.objectives import grpo
 from customized_grpo.policies.flux import UNO
@@ -218,7 +219,7 @@ def interrupted_twice(site: Site) -> str:
     with at_step(1, twice):
         site.fails(KeyboardInterrupt)
     site.holds(1)
-    return "stopped; a training run goes on from its last checkpoint with run.resume=latest"
+    return left(site.run)
 
 
 def not_finite(site: Site) -> str:

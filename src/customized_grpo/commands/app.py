@@ -5,6 +5,7 @@ A user error (a recipe, a path, a folder) gives one message on stderr and exit c
 """
 
 import os
+import sys
 from typing import Annotated
 
 import typer
@@ -72,6 +73,8 @@ def main(
     """Settings of every command."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     spare_private_hosts(os.environ)
+    if not sys.flags.safe_path and not {"", os.getcwd()} & {*sys.path}:
+        sys.path.append(os.getcwd())  # as python -m does, but last: a plug-in may lie there, and no library
 
 
 _FREE_FORM = (train, sft, dpo, evaluate, score, serve, validate, doctor, demo)

@@ -9,7 +9,7 @@ from customized_grpo.console import duration, say
 
 if TYPE_CHECKING:
     from customized_grpo.cost.forecast import Forecast
-    from customized_grpo.recipe.config import Recipe
+    from customized_grpo.recipe.config import EvaluateRecipe, Recipe
 
 _GB = 1e9
 
@@ -49,6 +49,40 @@ def time_of(
     if price is not None:
         hours = of.run_s / 3600 * world
         said["price of the run"] = f"{hours * price:,.0f}: {hours:,.0f} hours of a card at {price:g}"
+    return said
+
+
+def drawing_of(recipe: "EvaluateRecipe", examples: int | None, *, card: str | None = None) -> dict[str, str]:
+    """What an evaluation draws, and how long that takes, by what it is called.
+
+    Args:
+        recipe: of an evaluation.
+        examples: held-out ones; None: unknown, as the data are not on this machine.
+        card: as for ``time_of``.
+    """
+    from customized_grpo.cost.cards import asked_card, card_here, card_named
+    from customized_grpo.cost.drawing import forecast_drawing, images_of
+    from customized_grpo.cost.forecast import UnknownTimeError
+    from customized_grpo.cost.measured import measured
+
+    if examples is None:
+        return {"images": "unknown: the examples are not on this machine, and evaluate.limit is not given"}
+    by = "base and tuned" if recipe.lora else "base"
+    each = f"{examples} examples x {recipe.evaluate.images_per_prompt}"
+    said = {"images": f"{images_of(recipe, examples)} to draw at most: {each}, by {by}"}
+    found = card_here(recipe.run.device) if card is None else asked_card(card)
+    if found is None and recipe.run.device == "cpu":
+        return said | {"time": "unknown before the first images: nothing like it was measured on a CPU"}
+    world = int(os.environ.get("WORLD_SIZE") or 1)
+    try:
+        of = forecast_drawing(recipe, found or card_named(measured().card), examples=examples, world=world)
+    except UnknownTimeError as error:
+        return said | {"time": f"unknown before the first images: {error}"}
+    basis = "a guess" if of.guesses else "measured"
+    said["time to draw"] = (
+        f"{duration(of.seconds)} ({basis}) on {of.where}: {of.image_s:.3g} s an image; without metrics"
+    )
+    said[basis] = f"{'; '.join(of.guesses)}; measured: {of.source}" if of.guesses else of.source
     return said
 
 
@@ -105,9 +139,14 @@ def price_of_judges(tokens: int, price: float | None) -> dict[str, str]:
 
 def steps_done(recipe: "Recipe") -> int:
     """Steps of the run that the recipe resumes."""
+    return 0 if recipe.run.resume is None else steps_in(Path(recipe.run.dir))
+
+
+def steps_in(folder: Path) -> int:
+    """Steps of the newest checkpoint in a run's folder; 0 where there is none."""
     from customized_grpo.training import checkpoint
 
-    newest = None if recipe.run.resume is None else checkpoint.newest(Path(recipe.run.dir) / "checkpoints")
+    newest = checkpoint.newest(folder / "checkpoints")
     return 0 if newest is None else int(newest.name.removeprefix("step-"))
 
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from customized_grpo.commands.arguments import Overrides
-from customized_grpo.console import err, hush_libraries, say
+from customized_grpo.commands.train import run_or_leave
+from customized_grpo.console import err, say
 
 
 def demo(overrides: Overrides = None) -> None:
@@ -14,9 +15,7 @@ def demo(overrides: Overrides = None) -> None:
     folder = next(path for path in taken if not path.exists())
     recipe = load_recipe("mini_customized", [f"run.dir={folder}", *(overrides or [])])
     from customized_grpo.report.write import write_report
-    from customized_grpo.training.trainer import train as run
 
-    hush_libraries()
     say(f"training the embedded miniature into {recipe.run.dir}", on=err)
-    page = write_report([run(recipe)], None)
+    page = write_report([run_or_leave(recipe)], None)
     say(f"open {page} in a browser", style="green")

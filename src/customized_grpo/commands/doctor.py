@@ -14,7 +14,9 @@ import typer
 from customized_grpo import __version__
 from customized_grpo.commands.arguments import MemoryGb, Overrides
 from customized_grpo.commands.brief import brief
+from customized_grpo.commands.conformance import failing
 from customized_grpo.commands.cost import time_of
+from customized_grpo.commands.lacks import lacking
 from customized_grpo.commands.memory import show_memory
 from customized_grpo.commands.tables import print_rows
 from customized_grpo.console import out
@@ -75,8 +77,8 @@ def examine(folder: Path) -> list[Finding]:
 
 
 def _needs(recipe: "Recipe") -> list[Finding]:
-    """What a recipe needs besides: its data on this machine, and a card where its model is large."""
-    from customized_grpo.data.base import missing
+    """What a recipe needs besides: data on this machine, packages, keys, servers, and a card for a large model."""
+    from customized_grpo.data.base import load_dataset, missing
     from customized_grpo.memory.needs import lacks_gpu
 
     sections = {"data": recipe.data} | ({} if recipe.evaluate is None else {"evaluate.data": recipe.evaluate.data})
@@ -85,6 +87,10 @@ def _needs(recipe: "Recipe") -> list[Finding]:
         if (path := missing(section)) is not None:
             advice = f"make it (customized-grpo data download, import, split), or give {place}.path=..."
             found.append(Finding(place, f"{path} is not here", advice))
+    found += [Finding(place, lack.what, lack.advice) for place, lack in lacking(recipe, ask=True).items()]
+    data = load_dataset(recipe.data, "data") if missing(recipe.data) is None else None
+    mend = "mend it; customized_grpo.testing has the check, for tests of your own"
+    found += [Finding(place, said, mend) for place, said in failing(recipe, data).items()]
     if why := lacks_gpu(recipe):
         found.append(Finding("device", why, "run it on a machine with a GPU, or the miniature: customized-grpo demo"))
     return found

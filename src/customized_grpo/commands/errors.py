@@ -43,7 +43,7 @@ class UserErrors(WholeSummaries):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             err.print(
-                "stopped; a training run goes on from its last checkpoint with run.resume=latest",
+                "stopped; what was finished is kept, and the same command goes on with an evaluation",
                 style="yellow",
             )
             raise typer.Exit(130) from None

@@ -31,6 +31,9 @@ def generate(
     num: Annotated[int, typer.Option(min=1, help="images, each of its own noise")] = 1,
     height: Annotated[int | None, typer.Option(min=1, help="of the images, in pixels; by default the recipe's")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="of the images, in pixels; by default the recipe's")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0.0, help="how strongly the prompt is followed; by default the recipe's")
+    ] = None,
     balance: Balance = None,
     base: Annotated[
         str | None,
@@ -92,6 +95,7 @@ def generate(
         balance=balance,
         height=height,
         width=width,
+        guidance=guidance,
     ):
         say(str(file))
 

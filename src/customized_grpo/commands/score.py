@@ -1,5 +1,6 @@
 """``customized-grpo score``: the command around ``scoring``. Heavy imports are inside."""
 
+import secrets
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -33,12 +34,15 @@ def score(
     subject: Annotated[str, typer.Option(help="its class word, for segmentation and judges")] = "",
     table: Annotated[Path | None, typer.Option("--out", help="a .csv or .jsonl file with one row per image")] = None,
     device: Device = "auto",
+    ask_first: Annotated[
+        bool, typer.Option(help="ask each judge and reward server one small question before a model is loaded")
+    ] = True,
 ) -> None:
     """Score a folder of images with any rewards: against a manifest, or one prompt and one reference for all."""
     from customized_grpo.data.images import load_image
     from customized_grpo.devices import open_device
     from customized_grpo.rewards.base import costs
-    from customized_grpo.scoring import folder
+    from customized_grpo.scoring import folder, trial
     from customized_grpo.types import Example
 
     folder.check_table(table)
@@ -62,8 +66,13 @@ def score(
     for name, said in costs(specs, dict.fromkeys(specs, len(jobs))).items():
         say(f"{name}: {said}", on=err)
     hush_libraries()
+    name = secrets.token_hex(8)
+    if ask_first:
+        for line in trial.ask_first(specs, run=lambda: name, place=folder.PLACE, skip="--no-ask-first"):
+            say(line, on=err)
     with bars() as show:
-        rows, failure = folder.run(jobs, specs, open_device(device, "--device"), partial(show, "images"))
+        tell = partial(show, "images")
+        rows, failure = folder.run(jobs, specs, open_device(device, "--device"), tell, name)
     names = tuple(specs)
     if 0 < len(rows) <= _SHOWN:
         lines = [(row.image, *(folder.shown(row.scores[name]) for name in names)) for row in rows]

@@ -1,8 +1,8 @@
 """``customized-grpo sft`` and ``dpo``: supervised runs of a recipe's policy on its data. Heavy imports are inside."""
 
 from customized_grpo.commands.arguments import Config, Overrides
-from customized_grpo.commands.cost import say_expected
-from customized_grpo.console import err, hush_libraries, say
+from customized_grpo.commands.train import run_to_end
+from customized_grpo.console import err, say
 
 
 def sft(config: Config, overrides: Overrides = None) -> None:
@@ -19,13 +19,8 @@ def _train(config: str, overrides: list[str] | None, kind: str) -> None:
     from customized_grpo.recipe.loading import load_supervised
 
     recipe, aside = load_supervised(config, overrides or [], kind)
-    from customized_grpo.training.trainer import train as run
-
     if aside:
         say(f"{kind}: of {config} without {', '.join(aside)}; into {recipe.run.dir}", on=err)
-    say_expected(recipe)
-    hush_libraries()
-    folder = run(recipe)
-    say(f"{folder}\nlook at it: customized-grpo report {folder}")
+    folder = run_to_end(recipe)
     if recipe.policy.lora is not None:
         say(f"go on from it by RL: customized-grpo train RECIPE policy.base_lora.path={folder}")

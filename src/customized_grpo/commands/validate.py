@@ -7,7 +7,9 @@ import typer
 
 from customized_grpo.commands.arguments import Card, Config, HourPrice, MemoryGb, Overrides, TokenPrice
 from customized_grpo.commands.brief import brief
-from customized_grpo.commands.cost import price_of_judges, steps_done, storage_of, time_of
+from customized_grpo.commands.conformance import failing
+from customized_grpo.commands.cost import drawing_of, price_of_judges, steps_done, storage_of, time_of
+from customized_grpo.commands.lacks import lacking
 from customized_grpo.commands.memory import show_memory
 from customized_grpo.commands.tables import print_rows
 from customized_grpo.console import err, say
@@ -29,7 +31,7 @@ def validate(
 ) -> None:
     """Check a recipe, show what a step of it amounts to, its time, money, disk and memory; loads no weights."""
     from customized_grpo.evaluation.costs import announced, tokens
-    from customized_grpo.recipe.config import Recipe
+    from customized_grpo.recipe.config import EvaluateRecipe, Recipe
     from customized_grpo.recipe.loading import is_server, load_any, load_recipe
     from customized_grpo.recipe.server import ServerConfig
 
@@ -37,11 +39,18 @@ def validate(
     recipe = load_recipe(config, given, ServerConfig) if is_server(config) else load_any(config, given)
     say(f"{config}: a valid recipe", style="green")
     if not isinstance(recipe, ServerConfig):
-        examples = _num_held_out(recipe, _look_at_data(recipe))
+        data, held_out = _look_at_data(recipe)
+        _check_plugins(recipe, data)
+        examples = _num_held_out(recipe, held_out)
         done = steps_done(recipe) if isinstance(recipe, Recipe) else 0
+        for place, lack in lacking(recipe, ask=False).items():
+            say(f"{place}: {lack.what}; {lack.advice}", style="yellow", on=err)
         for line in announced(recipe, examples, done=done):
             say(line)
         judges = price_of_judges(tokens(recipe, examples, done=done), token_price)
+    if isinstance(recipe, EvaluateRecipe):
+        rows = drawing_of(recipe, examples, card=card) | judges
+        print_rows("Before you spend", ("", ""), [*rows.items()])
     if isinstance(recipe, Recipe):
         _check_engine(recipe)
         _show_geometry(recipe)
@@ -60,8 +69,16 @@ def _num_held_out(recipe: "Recipe | EvaluateRecipe", held_out: "Dataset | None")
     return recipe.evaluate.limit if held_out is None else num_examples(held_out, recipe.evaluate)
 
 
-def _look_at_data(recipe: "Recipe | EvaluateRecipe") -> "Dataset | None":
-    """Check the examples that are on this machine; gives the held-out ones."""
+def _check_plugins(recipe: "Recipe | EvaluateRecipe", data: "Dataset | None") -> None:
+    """Refuse functions of other packages that fail the conformance kit."""
+    from customized_grpo.recipe.config import Recipe
+
+    if isinstance(recipe, Recipe) and (found := failing(recipe, data)):
+        raise ValueError("\n".join(f"{place}: {said}" for place, said in found.items()))
+
+
+def _look_at_data(recipe: "Recipe | EvaluateRecipe") -> "tuple[Dataset | None, Dataset | None]":
+    """Check the examples that are on this machine; gives those of training and the held-out ones."""
     from customized_grpo.data.base import load_dataset, missing
     from customized_grpo.evaluation.precheck import look_over
     from customized_grpo.recipe.config import Recipe
@@ -76,7 +93,7 @@ def _look_at_data(recipe: "Recipe | EvaluateRecipe") -> "Dataset | None":
     data = found(recipe.data, "data") if isinstance(recipe, Recipe) else None
     held_out = None if recipe.evaluate is None else found(recipe.evaluate.data, "evaluate.data")
     look_over(recipe, data, held_out)
-    return held_out
+    return data, held_out
 
 
 def _check_engine(recipe: "Recipe") -> None:

@@ -28,6 +28,7 @@ from customized_grpo.policies.base import dtype_of
 from customized_grpo.recipe.drawn import Buckets, size_of
 from customized_grpo.recipe.sections import PolicySpec
 from customized_grpo.types import Conditioning, Example
+from customized_grpo.web.hub import hub_problem
 
 _FORMAT = 2
 """Version of the format, increased when the meaning of an entry changes."""
@@ -161,6 +162,7 @@ def model_identity(source: str, revision: str | None, hashes: FileHashes) -> dic
         own = hashes.of_folder(Path(source), lambda part: part.parts[0] not in _NOT_READ and part.suffix != ".md")
         return own | _encoders_elsewhere(Path(source), source, hashes)
     import huggingface_hub
+    from httpx2 import HTTPError
     from huggingface_hub.errors import EntryNotFoundError
 
     for name in (*INDICES, "config.json"):
@@ -168,7 +170,7 @@ def model_identity(source: str, revision: str | None, hashes: FileHashes) -> dic
             file = huggingface_hub.hf_hub_download(source, name, revision=revision)
         except EntryNotFoundError as error:
             reason = error  # a repository without this file, or a local cache without it that can't be completed
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPError) as error:
             raise ValueError(_unreachable(source, error)) from error
         else:
             snapshot = Path(file).parent  # .../snapshots/<commit>/model_index.json
@@ -180,20 +182,17 @@ def model_identity(source: str, revision: str | None, hashes: FileHashes) -> dic
 def _encoders_elsewhere(folder: Path, source: str, hashes: FileHashes) -> dict[str, str]:
     """Content of what ``encode`` reads and an index places elsewhere; a hub is asked for it, to know the commit."""
     import huggingface_hub
+    from httpx2 import HTTPError
 
     for name, place in elsewhere(folder, source).items():
         if name not in _NOT_READ and not Path(place.source).is_dir():
             wanted = f"{place.inside}/*.json" if place.inside else "*.json"
             try:
                 huggingface_hub.snapshot_download(place.source, revision=place.revision, allow_patterns=wanted)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, HTTPError) as error:
                 raise ValueError(_unreachable(place.source, error)) from error
     return parts_elsewhere(folder, source, hashes, without=_NOT_READ)
 
 
 def _unreachable(source: str, error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return (
-        f"policy.model: {source!r} can't be looked up ({reason}); give a folder, or a hub id that is in the hub's "
-        "local cache or can be reached, and for a gated one accept its licence and run 'hf auth login'"
-    )
+    return f"policy.model: {source!r} can't be looked up ({hub_problem(error, source)}); or give a folder"

@@ -16,7 +16,7 @@ from customized_grpo.evaluation.costs import evaluations, fixed
 from customized_grpo.memory.footprint import UnknownModelError
 from customized_grpo.memory.geometry import step_geometry
 from customized_grpo.memory.scorers import is_elsewhere, scorers_of
-from customized_grpo.recipe.config import Recipe
+from customized_grpo.recipe.config import Evaluate, Recipe
 from customized_grpo.recipe.loading import load_recipe
 from customized_grpo.recipe.scorers import MetricSpec
 from customized_grpo.recipe.sections import PolicySpec
@@ -88,7 +88,7 @@ def forecast(recipe: Recipe, card: Card, *, world: int = 1, done: int = 0, examp
     reference = card_named(table.card)
     assert reference.tflops is not None, "the measured card is in the table"
     speed = reference.tflops / card.tflops
-    sized = partial(_Sized, load_recipe(table.recipe, []).policy, speed=speed)
+    sized = partial(Sized, load_recipe(table.recipe, []).policy, speed=speed)
     held = recipe.evaluate if recipe.train.evaluate_every else None
     try:
         training, shown = sized(recipe.policy), sized(recipe.evaluated)
@@ -98,13 +98,12 @@ def forecast(recipe: Recipe, card: Card, *, world: int = 1, done: int = 0, examp
     group = _group_s(recipe, training, speed)
     per_evaluation = None
     if held is not None and examples is not None:
-        steps, n = held.steps or recipe.sampling.steps, min(held.batch, block_of(held) * held.images_per_prompt)
-        an_image = steps * evaluated.forward(n) / n + speed * table.beside(1, steps)
-        per_evaluation = examples * held.images_per_prompt / world * an_image
+        steps = held.steps or recipe.sampling.steps
+        per_evaluation = examples * held.images_per_prompt / world * drawn_s(held, steps, evaluated, speed)
     a_picture = recipe.picture_steps
     pictures = fixed(recipe, done)  # all processes draw the same ones
     fixed_s = pictures * (a_picture * shown.forward(1) + speed * table.beside(1, a_picture)) if pictures else 0.0
-    guesses = [*_other_card(card, reference), *training.guesses, *shown.guesses, *_unmeasured(recipe, world)]
+    guesses = [*other_card(card, reference), *training.guesses, *shown.guesses, *_unmeasured(recipe, world)]
     return Forecast(
         where=f"{world} x {card.name}" if world > 1 else f"one {card.name}",
         group_s=group,
@@ -120,7 +119,13 @@ def forecast(recipe: Recipe, card: Card, *, world: int = 1, done: int = 0, examp
     )
 
 
-class _Sized:
+def drawn_s(held: Evaluate, steps: int, sized: "Sized", speed: float) -> float:
+    """Seconds of one held-out image in ``steps`` steps, in the batches of an evaluation."""
+    n = min(held.batch, block_of(held) * held.images_per_prompt)
+    return steps * sized.forward(n) / n + speed * measured().beside(1, steps)
+
+
+class Sized:
     """Seconds of a policy's forwards and replays, scaled from those of the policy that was measured."""
 
     def __init__(self, reference: PolicySpec, policy: PolicySpec, *, speed: float) -> None:
@@ -154,7 +159,7 @@ class _Sized:
         return self._speed * self._policy.num_forwards() * work / of_measured * found.value
 
 
-def _group_s(recipe: Recipe, sized: _Sized, speed: float) -> float:
+def _group_s(recipe: Recipe, sized: Sized, speed: float) -> float:
     """Seconds of one group: its rollout, replays, forwards to compare with, and all beside them."""
     train, g = recipe.train, step_geometry(recipe, world=1, latent_shape=recipe.policy.latent_shape())
     size = recipe.objective.targets or train.group_size
@@ -186,7 +191,8 @@ def _computed_share(recipe: Recipe) -> float:
     return 1.0 if computed is None else len(computed) / steps
 
 
-def _other_card(card: Card, reference: Card) -> Iterator[str]:
+def other_card(card: Card, reference: Card) -> Iterator[str]:
+    """A guess, where the card is not the measured one."""
     if card.model != reference.model:
         yield (
             f"scaled from {reference.name} by the published peaks in bfloat16, {card.tflops:g} and "

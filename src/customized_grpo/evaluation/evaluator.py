@@ -45,6 +45,7 @@ from customized_grpo.recipe.sections import PolicySpec
 from customized_grpo.rewards.base import begin, close
 from customized_grpo.sampling.rollout import sample_images
 from customized_grpo.sampling.schedule import sigma_grid
+from customized_grpo.scoring.trial import ask_first
 from customized_grpo.seeding import generator
 from customized_grpo.types import Conditioning, Example
 
@@ -162,6 +163,12 @@ def _evaluate(
     total = num_examples(dataset, spec)
     # Unsuitable data should stop this before models are loaded.
     check_held_out(settings, spec, dataset, download=True)
+    if state.is_main_process:
+        for notice in announced(recipe, total):
+            say(notice, on=err)
+    if state.is_main_process and recipe.run.ask_first:
+        for notice in ask_first(spec.metrics, run=partial(named, folder), place=METRICS):
+            say(notice, on=err)
     site = Site(
         folder=folder / "evaluation",
         rank=state.process_index,
@@ -187,8 +194,6 @@ def _evaluate(
     if state.is_main_process:
         save_recipe(recipe, folder / "config.yaml")
         about.note(folder, device=device_name(state.device), processes=state.num_processes)
-        for notice in announced(recipe, total):
-            say(notice, on=err)
         if recipe.base is not None:
             steps = spec.steps or recipe.sampling.steps
             for notice in other_base.notices(tuned, policy, recipe.policy, settings, steps=steps):

@@ -1,11 +1,10 @@
-"""Weights files by path or hub id, and advice for errors of the hub."""
+"""Weights files by path or hub id."""
 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
-from customized_grpo.web.proxies import proxy_of
+from customized_grpo.web.hub import hub_problem
 
 
 def weights_file(given: str, key: str, *, default: str | None, revision: str | None, offline: bool) -> Path:
@@ -33,11 +32,12 @@ def weights_file(given: str, key: str, *, default: str | None, revision: str | N
     if path.is_dir() or given.startswith((".", "/", "~")) or not name or not inside.endswith(".safetensors"):
         example = f"organisation/name/{default or 'file.safetensors'}"
         raise ValueError(f"{key}: there is no file {given!r}; give a .safetensors file, or {example} on the hub")
+    from httpx2 import HTTPError
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(f"{owner}/{name}", inside, revision=revision, local_files_only=offline))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         raise ValueError(f"{key}: {given!r} can't be loaded: {hub_problem(error, f'{owner}/{name}')}") from error
 
 
@@ -99,50 +99,3 @@ def _hub_files(repository: str, revision: str | None, offline: bool) -> list[str
         return list_repo_files(repository, revision=revision)
     folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
     return [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-
-
-def hub_problem(error: BaseException, name: str) -> str:
-    """One line: why a repository or file can't be loaded, and what to do."""
-    from huggingface_hub import constants, errors
-
-    try:
-        proxy_of(constants.ENDPOINT)
-    except ValueError as unusable:
-        return str(unusable)
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    for kind, text in _ADVICE:
-        if any(isinstance(one, getattr(errors, kind)) for one in chain):
-            return text.format(name=name)
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-_ADVICE: Final = (
-    (
-        "GatedRepoError",
-        "it is gated: accept its licence at https://huggingface.co/{name}, then run 'hf auth login'",
-    ),
-    (
-        "RepositoryNotFoundError",
-        "there is no repository {name!r} on the hub, or it is private: look for a typing "
-        "mistake, or run 'hf auth login'",
-    ),
-    ("RevisionNotFoundError", "{name!r} has no such revision: give a branch, a tag or a commit of it"),
-    (
-        "OfflineModeIsEnabled",
-        "it is not in the hub's cache and HF_HUB_OFFLINE is set: unset it, or fetch it by 'hf download {name}'",
-    ),
-    (
-        "LocalEntryNotFoundError",
-        "it is not in the hub's cache and the hub can't be reached or may not be asked: go online "
-        "(policy.offline=false), or fetch it by 'hf download {name}'",
-    ),
-    ("EntryNotFoundError", "{name!r} has no such file: look at its list of files on the hub"),
-    ("HfHubHTTPError", "the hub refused it: try again later, or see 'hf auth whoami'"),
-)
-"""By the names of huggingface_hub's errors. The first that fits: gated ones are a kind of missing ones, and both are
-HTTP errors."""

@@ -21,10 +21,10 @@ from customized_grpo.policies.acceleration import place_and_freeze, transformer_
 from customized_grpo.policies.adapters.base_lora import BaseLora
 from customized_grpo.policies.base import Policy, PolicyConfig
 from customized_grpo.policies.flux_tokens import PIXELS_PER_TOKEN
-from customized_grpo.policies.hub_files import hub_problem
 from customized_grpo.policies.pipeline_parts import read_models
 from customized_grpo.policies.single_file import check_no_file
 from customized_grpo.types import Conditioning
+from customized_grpo.web.hub import hub_problem
 from customized_grpo.weights import check_finite, check_whole
 
 
@@ -236,9 +236,11 @@ def empty_transformer(config: PipelineConfig, *, offline: bool = False) -> Any:
 @contextmanager
 def explained(config: PipelineConfig) -> Iterator[None]:
     """Turn errors of the folder or the hub into a message about ``policy.model``."""
+    from httpx2 import HTTPError
+
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError, HTTPError) as error:
         raise ValueError(
             f"policy.model: {config.model!r} can't be loaded: {hub_problem(error, config.model)} - it must be in "
             f"diffusers' layout, and of a kind that policy.type {config.type} reads"

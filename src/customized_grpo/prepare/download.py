@@ -21,6 +21,7 @@ from filelock import FileLock
 from customized_grpo.data.dreambench import facts
 from customized_grpo.identity.hashes import file_hash
 from customized_grpo.paths import is_inside
+from customized_grpo.web.hub import hub_problem
 from customized_grpo.web.proxies import proxy_of, unusable
 from customized_grpo.web.waits import asked_wait
 
@@ -214,7 +215,7 @@ def _of_hub(name: str, revision: str | None) -> list[Remote]:
     try:
         info = api.dataset_info(name, revision=revision, files_metadata=True)
     except (HfHubHTTPError, HFValidationError, httpx2.HTTPError, OSError) as error:
-        raise DownloadError(f"{name}: the hub has no such data set, or can't be reached ({error})") from error
+        raise DownloadError(f"{name}: its files can't be listed: {hub_problem(error, name, data=True)}") from error
     except (ValueError, ImportError) as error:  # of the hub's client, which reads all proxies at its start
         said = "; ".join(unusable(os.environ)) or str(error)
         raise DownloadError(f"{name}: the hub can't be asked: {said}") from error

@@ -7,10 +7,10 @@ from typing import Any, Final
 
 from customized_grpo.policies.adapters.lora_files import RECIPE, find_adapter
 from customized_grpo.policies.adapters.tensor_files import read_metadata
-from customized_grpo.policies.hub_files import hub_problem
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.recipe.loading import RecipeError, recipe_of
 from customized_grpo.recipe.yaml_source import read_yaml
+from customized_grpo.web.hub import hub_problem
 
 _CONFIG = "config.yaml"
 _OF_NO_USE: Final[dict[str, Any]] = {
@@ -35,13 +35,14 @@ def published_config(lora: str) -> Path:
     Raises:
         RecipeError: there is none, the hub does not give it, or it is no recipe that may be read.
     """
+    from httpx2 import HTTPError
     from huggingface_hub import errors, hf_hub_download
 
     repo = "/".join(lora.split("/")[:2])
     instead = "say which policy it is for with --config RECIPE"
     try:
         file = Path(hf_hub_download(repo, _CONFIG))
-    except (OSError, errors.HFValidationError) as error:
+    except (OSError, HTTPError, errors.HFValidationError) as error:
         raise RecipeError(
             f"{lora}: no such file or folder, and no {_CONFIG} of it on the hub ({hub_problem(error, repo)}); give "
             f"a run or an adapter that is there, or {instead}"

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from customized_grpo.policies.hub_files import hub_problem
+from customized_grpo.web.hub import hub_problem
 
 
 def check_target(repo: str) -> None:

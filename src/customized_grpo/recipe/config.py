@@ -33,10 +33,10 @@ from customized_grpo.recipe.keys import Advantage as Advantage
 from customized_grpo.recipe.keys import Evaluate as Evaluate
 from customized_grpo.recipe.keys import EvaluateSampling as EvaluateSampling
 from customized_grpo.recipe.keys import Run as Run
-from customized_grpo.recipe.keys import Samples as Samples
 from customized_grpo.recipe.keys import Sampling as Sampling
 from customized_grpo.recipe.keys import Train as Train
 from customized_grpo.recipe.rules import check_rules
+from customized_grpo.recipe.samples import Samples
 from customized_grpo.recipe.sections import PolicySpec, Section
 from customized_grpo.recipe.supervised import UNSAMPLED, check_supervised
 

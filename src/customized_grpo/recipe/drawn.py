@@ -50,6 +50,24 @@ def at_size(policy: P, height: int | None, width: int | None, where: str = "eval
     return _validated(policy, policy.model_dump() | size, where)
 
 
+def guided(policy: P, guidance: float | None, key: str) -> P:
+    """The section with another guidance; None: its own.
+
+    Raises:
+        ValueError: the policy has none, or not this one; or its model was distilled to few steps, which leaves none.
+    """
+    if guidance is None:
+        return policy
+    if "guidance" not in type(policy).model_fields:
+        raise ValueError(f"{key}: given {guidance:g}, but policy.type {policy.type} has no guidance; leave it out")
+    if policy.step_distilled():
+        raise ValueError(
+            f"{key}: given {guidance:g}, but {policy.model} is distilled to few steps, which leaves guidance without "
+            "effect; leave it out, or draw with the base that it was distilled from"
+        )
+    return _validated(policy, policy.model_dump() | {"guidance": guidance}, key.removesuffix("guidance"))
+
+
 @dataclass(frozen=True, slots=True)
 class Buckets:
     """Aspect ratio buckets: the section ``policy`` at each size that images of one run have, its own size first."""

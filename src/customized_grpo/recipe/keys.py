@@ -1,4 +1,4 @@
-"""The sections that built-in code reads: run, sampling, advantage, train, samples, evaluate. Public surface."""
+"""The sections that built-in code reads: run, sampling, advantage, train, evaluate. Their keys are public surface."""
 
 from typing import Annotated, Literal, Self, TypeAlias
 
@@ -43,6 +43,11 @@ class Run(Section):
     )
     timeout_s: PositiveInt = Field(
         default=1800, description="seconds that a process waits for the others before the job ends"
+    )
+    ask_first: bool = Field(
+        default=True,
+        description="whether each judge and reward server is asked one small question before a model is loaded; false "
+        "waits for a reward server that starts together with the run",
     )
 
 
@@ -213,39 +218,6 @@ class Train(Section):
         default=50, description="0: never; else also before the first step and at the end"
     )
     save_samples_every: NonNegativeInt = Field(default=10, description="0: never; else after the first step too")
-
-
-class Samples(Section):
-    """Pictures of fixed prompts from fixed noise, drawn as training goes on: what changes in them was learnt."""
-
-    every: NonNegativeInt = Field(
-        default=0, description="steps; 0: never; else also before the first step and at the end"
-    )
-    number: PositiveInt | None = Field(
-        default=None,
-        description="examples, spread evenly over the held-out data, or without an evaluation over the training's; "
-        "null: 4, or one for each of prompts",
-    )
-    prompts: tuple[str, ...] = Field(
-        default=(), description="in the place of the examples' own, each with the references of one; empty: their own"
-    )
-    steps: PositiveInt | None = Field(default=None, description="sampler steps, by Euler; null: as an evaluation's")
-    seed: NonNegativeInt = Field(default=0, description="of the noise; each picture has its own")
-
-    @model_validator(mode="after")
-    def _keys_are_used(self) -> Self:
-        if not self.every and (given := [name for name in ("number", "prompts", "steps") if dict(self)[name]]):
-            raise ValueError(f"{given[0]} has no effect with every: 0; give the steps between the pictures")
-        if self.prompts and self.number not in (None, len(self.prompts)):
-            raise ValueError(f"number: given {self.number}, but prompts has {len(self.prompts)}; leave number out")
-        if lost := [place for place, text in enumerate(self.prompts) if not text.strip()]:
-            raise ValueError(f"prompts: number {lost[0] + 1} is empty; say what to draw, or leave it out")
-        return self
-
-    @property
-    def count(self) -> int:
-        """Number of pictures each time, where the data have as many examples."""
-        return self.number or len(self.prompts) or 4
 
 
 class Evaluate(Section):

@@ -32,6 +32,15 @@ class HeldModel:
     """True if it stays on the CPU, whatever device the reward is given."""
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """Something that isn't there, and what to do."""
+
+    what: str
+    advice: str
+
+
 class MetricSpec(registry.PluginSection, ExampleNeeds):
     """The typed base of the ``Config`` of what measures images."""
 
@@ -42,6 +51,14 @@ class MetricSpec(registry.PluginSection, ExampleNeeds):
     def held_models(self) -> Sequence[HeldModel] | None:
         """The models that it keeps, for an estimate of memory; None: unknown."""
         return None
+
+    def lacks(self) -> Sequence[Lack]:
+        """What this machine lacks for it, as far as can be said without loading or asking anything."""
+        return ()
+
+    def unreachable(self) -> Sequence[Lack]:
+        """Servers that don't answer, by the cheapest request that has an answer; it takes seconds and costs nothing."""
+        return ()
 
 
 class RewardSpec(MetricSpec):

@@ -164,7 +164,8 @@ def resolve(kind: Kind, name: str) -> Any:
         raise UnknownPluginError(
             f"{kind} plug-in {name!r} can't be loaded from {target!r}: {type(error).__name__}: {error}; "
             + (
-                "a file of your own must be in a folder of PYTHONPATH: PYTHONPATH=. customized-grpo ..."
+                "a file of your own must be in the current folder, or in one of PYTHONPATH: PYTHONPATH=FOLDER "
+                "customized-grpo ..."
                 if own
                 else "is the package installed, and does the module define that name?"
             )

@@ -26,6 +26,7 @@ __all__ = [
     "Reward",
     "RewardConfig",
     "RewardFailure",
+    "account_of",
     "begin",
     "close",
     "costs",
@@ -75,7 +76,7 @@ def costs(
     said = {}
     for name, spec in specs.items():
         if isinstance(spec, RewardConfig) and (cost := spec.cost(images[name])):
-            account = None if run is None else _account(run, place, name)
+            account = None if run is None else account_of(run, place, name)
             said[name] = cost + (spec.balance(images[name], account) if isinstance(spec, Budgeted) else "")
     return said
 
@@ -90,7 +91,7 @@ def begin(rewards: Mapping[str, object], run: str, place: str) -> None:
     """
     for name, reward in rewards.items():
         if isinstance(reward, AsyncReward | AsyncGroupReward):
-            reward.begin(_account(run, place, name))
+            reward.begin(account_of(run, place, name))
 
 
 def close(rewards: Mapping[str, object]) -> None:
@@ -103,7 +104,8 @@ def close(rewards: Mapping[str, object]) -> None:
                 _log.warning("%s can't be closed: %s: %s", name, type(error).__name__, error)
 
 
-def _account(run: str, place: str, name: str) -> str:
+def account_of(run: str, place: str, name: str) -> str:
+    """The account of a reward or metric in a run; see ``begin``."""
     return f"{place}{name} of run {run}"
 
 

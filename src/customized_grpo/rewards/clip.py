@@ -29,6 +29,7 @@ from customized_grpo.rewards.features import (
     to_pil,
 )
 from customized_grpo.types import Example
+from customized_grpo.web.hub import loading
 
 CLIP_TOKENS: Final = 77
 """Positions of every published CLIP's text side."""
@@ -77,7 +78,8 @@ class Clip:
         )  # fmt: skip
         self.processor = model_path(config.model if processor is None else processor, "clip")
         self.processor_revision = config.revision if processor is None else processor_revision
-        self._processor = CLIPImageProcessorPil.from_pretrained(self.processor, revision=self.processor_revision)
+        with loading("image processor of", self.processor):
+            self._processor = CLIPImageProcessorPil.from_pretrained(self.processor, revision=self.processor_revision)
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image]) -> Float[Tensor, "n d"]:
@@ -97,7 +99,8 @@ class ClipText:
         from transformers import CLIPTokenizer
 
         self._clip = clip
-        self._tokenizer = CLIPTokenizer.from_pretrained(clip.processor, revision=clip.processor_revision)
+        with loading("tokenizer of", clip.processor):
+            self._tokenizer = CLIPTokenizer.from_pretrained(clip.processor, revision=clip.processor_revision)
         self._max_length: int = clip.model.config.text_config.max_position_embeddings
         self._limit = PromptLimit("CLIP", self._max_length)
 

@@ -7,6 +7,7 @@ Dimensions: G group size, V references, R persons, B faces, D features, H x W pi
 
 import logging
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Annotated, Literal, final
 
 import torch
@@ -16,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from customized_grpo.recipe.limits import Need
-from customized_grpo.recipe.scorers import HeldModel, ModelRewardSpec
+from customized_grpo.recipe.scorers import HeldModel, Lack, ModelRewardSpec
 from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.face_models import FaceEncoder, Normalization
 from customized_grpo.rewards.features import FeatureCache, mean_cosine, require_references, to_pil
@@ -68,6 +69,11 @@ class Face(Reward):
         def held_models(self) -> Sequence[HeldModel]:
             """Detector and embedder, which stay on the CPU."""
             return tuple(HeldModel(name, images=1, on_cpu=True) for name in (self.detector, self.model))
+
+        def lacks(self) -> list[Lack]:
+            """OpenCV."""
+            advice = "pip install 'customized-grpo[face]'"
+            return [] if find_spec("cv2") else [Lack("the package 'opencv-python-headless' is not installed", advice)]
 
         def needs(self) -> frozenset[Need]:
             """References."""

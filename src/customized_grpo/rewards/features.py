@@ -17,6 +17,7 @@ from torch import Tensor
 
 from customized_grpo.paths import model_path
 from customized_grpo.types import Example
+from customized_grpo.web.hub import hub_problem
 from customized_grpo.weights import check_finite, check_whole, read_model
 
 _log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ def load_frozen(
             (see ``check_whole``): the reward would be noise.
     """
     import transformers
+    from httpx2 import HTTPError
 
     path = model_path(name, kind)
     try:
@@ -64,8 +66,9 @@ def load_frozen(
         options = {"add_pooling_layer": False} if found == "vit" else {}
         model_class = getattr(transformers, families[found])
         model, report = read_model(model_class, path, {"dtype": DTYPES[dtype], "revision": revision, **options})
-    except (OSError, ValueError) as error:
-        reason = _no_safetensors(name, revision) if "named model.safetensors" in str(error) else error
+    except (OSError, ValueError, HTTPError) as error:
+        known = "named model.safetensors" in str(error)
+        reason = _no_safetensors(name, revision) if known else hub_problem(error, name)
         raise ValueError(f"reward model {name!r} can't be loaded: {reason}") from error
     except SafetensorError as error:
         raise ValueError(

@@ -23,6 +23,10 @@ from customized_grpo.rewards.features import to_pil
 from customized_grpo.types import Example
 
 
+class FromFunction(Reward):
+    """A reward that a plain ``def`` gives: called here, on a group, without the network's wait."""
+
+
 @cache
 def reward_class(function: Callable[..., Any]) -> type[Reward] | type[AsyncReward]:
     """The reward that calls ``function``: an ``AsyncReward`` of an ``async def``, else a ``Reward``.
@@ -36,7 +40,7 @@ def reward_class(function: Callable[..., Any]) -> type[Reward] | type[AsyncRewar
 
 
 def _synchronous(function: Callable[..., Any]) -> type[Reward]:
-    class FunctionReward(Reward):
+    class FunctionReward(FromFunction):
         Config = section_of("rewards", function, RewardConfig)
 
         def __init__(self, config: RewardConfig, *, device: torch.device) -> None:

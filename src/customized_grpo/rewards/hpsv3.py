@@ -25,6 +25,7 @@ from customized_grpo.rewards.base import Reward
 from customized_grpo.rewards.features import DTYPES, DtypeName, require_prompt, to_pil
 from customized_grpo.rewards.hpsv3_prompt import IMAGE_TOKEN, REWARD_TOKEN, chat
 from customized_grpo.types import Example
+from customized_grpo.web.hub import loading
 from customized_grpo.weights import check_finite
 
 _FILE: Final = "HPSv3.safetensors"
@@ -67,12 +68,10 @@ class HPSv3(Reward):
         self._device, self._batch_size = device, config.batch_size
         base = model_path(config.model, "hpsv3")
         checkpoint = _checkpoint(config.checkpoint, config.checkpoint_revision)
-        try:
+        with loading("reward model", config.model):
             settings = AutoConfig.from_pretrained(base, revision=config.revision, trust_remote_code=False)
             self._tokenizer = AutoTokenizer.from_pretrained(base, revision=config.revision, trust_remote_code=False)
             self._processor = Qwen2VLImageProcessorPil.from_pretrained(base, revision=config.revision)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"reward model {config.model!r} can't be loaded: {error}") from error
         if settings.model_type != "qwen2_vl":
             raise ValueError(
                 f"reward model {config.model!r} is a {settings.model_type!r} model, but HPSv3 is a 'qwen2_vl' one"
@@ -143,12 +142,8 @@ def _checkpoint(name: str, revision: str | None) -> Path:
         if not (found / _FILE).is_file():
             raise ValueError(f"checkpoint {name!r}: the folder holds no {_FILE}; give the file itself")
         return found / _FILE
-    try:
+    with loading(f"checkpoint ({_FILE})", name):
         return Path(hf_hub_download(name, _FILE, revision=revision))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"checkpoint {name!r} can't be loaded: {error}; give a hub id that holds {_FILE}, or its file"
-        ) from error
 
 
 def _head(width: int) -> nn.Sequential:

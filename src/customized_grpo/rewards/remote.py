@@ -11,7 +11,6 @@ import math
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, TypeVar, final
 from urllib.parse import urlsplit
@@ -21,12 +20,15 @@ from PIL.Image import Image
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, ValidationError
 
 from customized_grpo.console import RANK
+from customized_grpo.recipe.scorers import Lack
 from customized_grpo.recipe.server import NAME, TOKEN_ENV, VARIABLE
 from customized_grpo.registry import did_you_mean
 from customized_grpo.rewards.base import AsyncGroupReward, RewardConfig, RewardFailure
+from customized_grpo.rewards.trial import DOWN_S, LIMIT_S, Trial, first_example, first_images, waited_for
 from customized_grpo.rewards.wire import ScoreResponse, read_token, request_body
 from customized_grpo.types import Example
 from customized_grpo.web.addresses import tidy, tls_advice
+from customized_grpo.web.reach import asked
 
 if TYPE_CHECKING:
     import httpx2
@@ -66,7 +68,7 @@ def _server(given: str) -> str:
 
 
 @final
-class Remote(AsyncGroupReward):
+class Remote(AsyncGroupReward, Trial):
     """Any reward, computed by a server that ``customized-grpo serve`` runs elsewhere."""
 
     @final
@@ -98,6 +100,15 @@ class Remote(AsyncGroupReward):
             default=300.0, description="time to wait for a server that is down, before the run stops"
         )
 
+        def unreachable(self) -> list[Lack]:
+            """The servers at which nothing listens; /health needs no token."""
+            said = {url: asked(f"{url}/health") for url in self.urls}
+            return [
+                Lack(f"{url}: {why}", "start it (customized-grpo serve), or give its address (urls)")
+                for url, why in said.items()
+                if why
+            ]
+
         def scored_by(self) -> Mapping[str, str]:
             """The reward that the server is asked for."""
             return {"type": self.type, "reward": self.reward}
@@ -115,8 +126,22 @@ class Remote(AsyncGroupReward):
         self._ssl = ssl.create_default_context() if any(u.startswith("https") for u in config.urls) else False
         self._turn = count(RANK)  # ranks start with different servers
         self._missing = False
-        with ThreadPoolExecutor(1) as thread:  # there may be an event loop in this one
-            thread.submit(asyncio.run, self._patiently(self._introduce)).result()
+        waited_for(self._patiently(self._introduce))
+
+    @classmethod
+    def first_answer(cls, config: Config, account: str) -> str:
+        """As ``Trial.first_answer``: its token, its rewards, and the scores of a small group."""
+        hurried = {"timeout_s": min(config.timeout_s, LIMIT_S), "wait_s": min(config.wait_s, DOWN_S), "retries": 0}
+        servers = ", ".join(config.urls)
+        try:
+            server = cls(config.model_copy(update=hurried), device=torch.device("cpu"))
+            scores = waited_for(server(first_example(), first_images()))
+        except (RewardFailure, RequestFailed) as error:
+            down = isinstance(error.__cause__, ServerDown)
+            said = f"{error.__cause__}; start it (customized-grpo serve), or give its address (urls)" if down else error
+            raise ValueError(f"{config.reward!r} at {servers} has no answer to a first question: {said}") from error
+        shown = ", ".join(f"{score:.4g}" for score in scores)
+        return f"{config.reward!r} at {servers} answers a first question (scores {shown})"
 
     async def __call__(self, example: Example, images: Sequence[Image]) -> list[float]:
         """Scores of a group, NaN where the server's reward gives none.

@@ -17,6 +17,7 @@ from customized_grpo.paths import model_path
 from customized_grpo.recipe.scorers import HeldModel, Revision
 from customized_grpo.rewards.cutout import is_empty
 from customized_grpo.rewards.features import load_frozen
+from customized_grpo.web.hub import loading
 
 DETECTOR: Final = "IDEA-Research/grounding-dino-base"
 SAM: Final = "facebook/sam-vit-base"
@@ -98,8 +99,9 @@ class Detector:
         self._device, self._threshold = device, threshold
         self._model = load_frozen(_DETECTORS, name, "detector", dtype="float32", device=device, revision=revision)
         path = model_path(name, "detector")
-        self._tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
-        self._processor = GroundingDinoImageProcessorPil.from_pretrained(path, revision=revision)
+        with loading("reward model", name):
+            self._tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+            self._processor = GroundingDinoImageProcessorPil.from_pretrained(path, revision=revision)
 
     @torch.no_grad()
     def __call__(self, image: Image.Image, word: str) -> tuple[Float[Tensor, "b 4"], Float[Tensor, " b"]]:
@@ -142,7 +144,8 @@ class MaskInBox:
 
         self._device = device
         self._model = load_frozen(_SAMS, name, "sam", dtype="float32", device=device, revision=revision)
-        self._processor = SamImageProcessorPil.from_pretrained(model_path(name, "sam"), revision=revision)
+        with loading("reward model", name):
+            self._processor = SamImageProcessorPil.from_pretrained(model_path(name, "sam"), revision=revision)
 
     @torch.no_grad()
     def __call__(self, image: Image.Image, box: Float[Tensor, "4"]) -> Image.Image | None:

@@ -28,6 +28,7 @@ from customized_grpo.rewards.features import (
     to_pil,
 )
 from customized_grpo.types import Example
+from customized_grpo.web.hub import loading
 
 
 @final
@@ -62,9 +63,10 @@ class Siglip(Reward):
             dtype=config.dtype, device=device, revision=config.revision,
         )  # fmt: skip
         path = model_path(config.model, "siglip")
-        self._processor = SiglipImageProcessorPil.from_pretrained(path, revision=config.revision)
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(path, revision=config.revision, trust_remote_code=False)
+            with loading("reward model", config.model):
+                self._processor = SiglipImageProcessorPil.from_pretrained(path, revision=config.revision)
+                self._tokenizer = AutoTokenizer.from_pretrained(path, revision=config.revision, trust_remote_code=False)
         except ImportError as error:
             raise ValueError(
                 f"reward model {config.model!r}: its tokenizer needs another package; run "

@@ -25,6 +25,7 @@ from customized_grpo.paths import model_path
 from customized_grpo.recipe.scorers import HeldModel, MetricSpec, Revision, RewardSpec
 from customized_grpo.rewards.cutout import binary
 from customized_grpo.rewards.features import DtypeName, load_frozen
+from customized_grpo.web.hub import loading
 
 Prepare = Callable[[Sequence[Image.Image]], Tensor]
 """Maps n RGB images to pixel values (n, 3, H, W)."""
@@ -119,7 +120,9 @@ def _preparation(config: Any, path: str, revision: str | None) -> Prepare:
     from transformers import BitImageProcessorPil
 
     if config.model_type == "dinov3_vit":
-        return _float_resize(BitImageProcessorPil.get_image_processor_dict(path, revision=revision)[0])
+        with loading("image processor of", path):
+            settings = BitImageProcessorPil.get_image_processor_dict(path, revision=revision)[0]
+        return _float_resize(settings)
     if config.model_type == "vit":
         crop = int(config.image_size)
         processor = BitImageProcessorPil(
@@ -129,7 +132,8 @@ def _preparation(config: Any, path: str, revision: str | None) -> Prepare:
             image_std=list(_IMAGENET_STD),
         )
     else:
-        processor = BitImageProcessorPil.from_pretrained(path, revision=revision)
+        with loading("image processor of", path):
+            processor = BitImageProcessorPil.from_pretrained(path, revision=revision)
 
     def prepare(images: Sequence[Image.Image]) -> Tensor:
         pixels: Tensor = processor(images=list(images), return_tensors="pt")["pixel_values"]

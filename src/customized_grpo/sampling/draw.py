@@ -6,6 +6,7 @@ Dimensions: n images, S latent tokens, C latent channels, H x W pixels.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from customized_grpo.identity.private import public
 from customized_grpo.policies.adapters import other_base, tuning
 from customized_grpo.policies.base import Policy, load_policy
 from customized_grpo.recipe.config import Base, EvaluateRecipe, Recipe
-from customized_grpo.recipe.drawn import at_size, on_base
+from customized_grpo.recipe.drawn import at_size, guided, on_base
 from customized_grpo.sampling.rollout import sample_images
 from customized_grpo.sampling.schedule import sigma_grid
 from customized_grpo.seeding import generator
@@ -33,6 +34,8 @@ ABOUT = "customized-grpo generate"
 _BATCH = 4
 _LABEL = 28
 """Height of a row's name in a grid, in pixels."""
+_LEAST = 240
+"""Width of a grid in pixels, at least, so that a prompt can be read above small images."""
 
 
 def generate(
@@ -84,6 +87,7 @@ def draw(
     height: int | None = None,
     width: int | None = None,
     balance: float | None = None,
+    guidance: float | None = None,
 ) -> list[Path]:
     """Write ``num`` images; image i depends on (seed, i) alone.
 
@@ -104,6 +108,7 @@ def draw(
         height: of the images, in pixels; None: the recipe's.
         width: of the images, in pixels; None: the recipe's.
         balance: b of a balanced adapter, in [-1, 1]; None: 0.
+        guidance: of the policy; None: the recipe's.
 
     Returns:
         The files written.
@@ -129,7 +134,8 @@ def draw(
             )
         other_base.check_adapters(tuned)
         recipe = recipe.model_copy(update={"policy": on_base(trained, base)})
-    recipe = recipe.model_copy(update={"policy": at_size(recipe.policy, height, width, "--")})
+    sized = at_size(recipe.policy, height, width, "--")
+    recipe = recipe.model_copy(update={"policy": guided(sized, guidance, "--guidance")})
     device = open_device(recipe.run.device)
     for line in check_drawing(recipe.policy, prompt, references):
         say(line, style="yellow", on=err)
@@ -155,10 +161,11 @@ def draw(
         "size": [recipe.policy.height, recipe.policy.width],
     }
     about |= {} if balance is None else {"balance": balance}
+    about |= {} if guidance is None else {"guidance": guidance}
     for number, (path, image) in enumerate(zip(files, next(reversed(rows.values())), strict=True)):
         _save(Image.fromarray(image.numpy()), path, about | {"number": number})
     if grid is not None:
-        _save(side_by_side(references, rows), grid, about)
+        _save(side_by_side(references, rows, prompt), grid, about)
         files.append(grid)
     return files
 
@@ -214,22 +221,40 @@ def _save(image: Image.Image, path: Path, about: Mapping[str, object]) -> None:
     image.save(path, exif=exif)
 
 
-def side_by_side(references: Sequence[Image.Image], rows: Mapping[str, UInt8[Tensor, "n h w 3"]]) -> Image.Image:
-    """A picture of named rows: the references, whole and as high as the images, then each of ``rows``."""
+def side_by_side(
+    references: Sequence[Image.Image], rows: Mapping[str, UInt8[Tensor, "n h w 3"]], prompt: str = ""
+) -> Image.Image:
+    """A picture of named rows below the prompt: the references, whole and as high as the images, then each of ``rows``.
+
+    Images are shown pixel by pixel.
+    """
     height, width = next(iter(rows.values())).shape[1:3]
     tiles = {"references": [ImageOps.pad(one, (width, height), color="white") for one in references]}
     tiles |= {name: [Image.fromarray(np.asarray(one)) for one in images] for name, images in rows.items()}
     shown = {name: row for name, row in tiles.items() if row}
-    gap = max(4, width // 32)
-    size = (
-        gap + (width + gap) * max(len(row) for row in shown.values()),
-        (_LABEL + height + gap) * len(shown),
-    )
-    sheet = Image.new("RGB", size, "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
+    gap, font = max(4, width // 32), ImageFont.load_default(16)
+    across = max(gap + (width + gap) * max(len(row) for row in shown.values()), _LEAST)
+    lines = _lines(prompt, across - 2 * gap, font)
+    above = _LABEL * len(lines)
+    sheet = Image.new("RGB", (across, above + (_LABEL + height + gap) * len(shown)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, line in enumerate(lines):
+        pen.text((gap, _LABEL * number + 4), line, "black", font)
     for at, (name, row) in enumerate(shown.items()):
-        top = (_LABEL + height + gap) * at
+        top = above + (_LABEL + height + gap) * at
         pen.text((gap, top + 4), name, "black", font)
         for column, tile in enumerate(row):
             sheet.paste(tile, (gap + (width + gap) * column, top + _LABEL))
     return sheet
+
+
+def _lines(text: str, width: int, font: Any) -> list[str]:
+    """A text in lines that are at most so many pixels wide; a longer word has a line of its own."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines

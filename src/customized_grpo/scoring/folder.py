@@ -41,6 +41,8 @@ _COLUMNS: Final = ("image", "example", "error")
 TABLES: Final = (".csv", ".jsonl")
 _EXPECTED: Final = (*TABLES, ".json", ".txt", ".caption", ".html", ".md", ".yaml", ".yml")
 """Suffixes of files that lie beside images without being meant as such."""
+PLACE: Final = "--reward "
+"""What stands before a name in messages and accounts."""
 _CHUNK: Final = 32
 """Limit on images of one example and size in memory at a time."""
 
@@ -112,6 +114,8 @@ def find_images(folder: Path) -> list[Path]:
         ValueError: there is no image.
     """
     if folder.is_file():
+        if folder.suffix.lower() not in SUFFIXES:
+            raise ValueError(f"{folder}: is no image; give a folder of images, or one of {', '.join(sorted(SUFFIXES))}")
         return [folder]
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder or image")
@@ -220,10 +224,11 @@ def run(
     specs: Mapping[str, Any],
     device: torch.device,
     progress: Callable[[int, int], None],
+    name: str | None = None,
 ) -> tuple[list[Scored], RewardFailure | None]:
-    """Score everything; after a failure, return it with the rows finished before."""
-    rewards = load_rewards(specs, device=device, place="--reward ")
-    begin(rewards, secrets.token_hex(8), "")
+    """Score everything, in whose name budgets are counted; after a failure, return it with the rows done before."""
+    rewards = load_rewards(specs, device=device, place=PLACE)
+    begin(rewards, name or secrets.token_hex(8), PLACE)
     rows: list[Scored] = []
     # A folder may hold nothing that can be scored; here that is for the user to judge.
     with ExitStack() as until_end:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from customized_grpo.identity.hashes import file_hash
+from customized_grpo.identity.runs import goes_on
 from customized_grpo.paths import is_inside
 from customized_grpo.policies.adapters.sharding import cut_like, whole
 
@@ -72,7 +73,7 @@ def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], *, k
         shutil.rmtree(aside, ignore_errors=True)
         raise SaveError(
             f"{target} can't be written: {_reason(error)}. The checkpoints before it are untouched: make room or give "
-            "write access, then go on with run.resume=latest"
+            f"write access, then go on by: {goes_on(folder.parent)}"
         ) from error
     for old in _candidates(folder)[keep:]:
         _discard(old)

@@ -8,6 +8,7 @@ from typing import Final, final
 
 import torch
 
+from customized_grpo.identity.runs import goes_on
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.training import checkpoint
 
@@ -95,7 +96,7 @@ def _rest(folder: Path) -> str:
     newest = checkpoint.newest(folder / "checkpoints")
     if newest is None:
         return "The run has no checkpoint yet"
-    return f"Checkpoint {newest.name} is untouched: go on with run.resume=latest"
+    return f"Checkpoint {newest.name} is untouched: go on by: {goes_on(folder)}"
 
 
 @final

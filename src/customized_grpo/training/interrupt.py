@@ -3,7 +3,10 @@
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+
+from customized_grpo.identity.runs import goes_on
 
 
 class StopRequest:
@@ -22,6 +25,10 @@ class StopRequest:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+    def obeyed(self, done: int, folder: Path) -> str:
+        """What is said once the run has stopped."""
+        return f"stopped after step {done} and saved; go on by: {goes_on(folder)}"
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:

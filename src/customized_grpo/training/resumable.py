@@ -1,9 +1,11 @@
 """Recipes that may go on from a checkpoint: which keys may differ from its own."""
 
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from customized_grpo.identity.runs import goes_on
 from customized_grpo.recipe.config import Recipe
 from customized_grpo.recipe.loading import load_recipe
 from customized_grpo.recipe.yaml_source import read_yaml
@@ -40,6 +42,9 @@ ROUNDING = (
 )
 """Keys that change a step at most by rounding; needed after running out of memory, or after the ratio's guard."""
 
+_ENDING = ("linear", "cosine")
+"""Schedules of the learning rate that end with the last step."""
+
 _FORMER_DEFAULTS = {("train", "eps"): 1e-8}
 """Defaults that changed, by section and key: a checkpoint of before stands at the former one."""
 
@@ -70,7 +75,7 @@ def compare_recipes(saved: Recipe, given: Recipe, same: Collection[str] = ()) ->
     """
     found = differing(saved, given)
     exact = {"run.seed", "run.precision"}
-    if given.train.schedule.name in ("linear", "cosine"):  # it ends with the last step
+    if given.train.schedule.name in _ENDING:
         exact |= {"train.steps"}
     if given.sampling.batch_decides:
         exact |= {"sampling.batch"}
@@ -86,9 +91,30 @@ def compare_recipes(saved: Recipe, given: Recipe, same: Collection[str] = ()) ->
         )
         raise ValueError(
             f"run.resume: the recipe differs from the checkpoint's where it matters - {shown}. Give the "
-            "former values, or start a new run (which may begin with these weights: policy.lora.path, policy.full.path)"
+            f"former values, or start a new run, which may begin with these weights: {_anew(given)}"
         )
     return list(found)
+
+
+def is_finished(recipe: Recipe, done: int) -> str:
+    """A run that has no step left: said, with how to give it more."""
+    steps = recipe.train.steps
+    return f"train.steps is {steps}, and {done} steps are done already: nothing is trained; {more_steps(recipe, done)}"
+
+
+def more_steps(recipe: Recipe, done: int) -> str:
+    """How a run gets more steps: it goes on, or a new one begins with its weights where its schedule has ended."""
+    folder, name = Path(recipe.run.dir), recipe.train.schedule.name
+    if name not in _ENDING:
+        return f"for more steps: {goes_on(folder)} train.steps={2 * done}"
+    file = shlex.quote(str(folder / "config.yaml"))
+    return f"its {name} schedule has ended, so more steps take a new run: customized-grpo train {file} {_anew(recipe)}"
+
+
+def _anew(recipe: Recipe) -> str:
+    """The keys by which a new run begins with the weights of the recipe's."""
+    start = "policy.lora.path" if recipe.policy.lora is not None else "policy.full.path"
+    return f"run.resume=null run.dir=NEW {start}={shlex.quote(recipe.run.dir)}"
 
 
 def differing(saved: Recipe, given: Recipe) -> dict[str, tuple[Any, Any]]:

@@ -16,7 +16,7 @@ from customized_grpo import registry
 from customized_grpo.advantages.shaping import try_aggregator
 from customized_grpo.atomic import held
 from customized_grpo.conditioning.opening import Encode, Process
-from customized_grpo.console import alive, bars
+from customized_grpo.console import alive, bars, err, say
 from customized_grpo.data.base import Dataset, load_dataset, supervised
 from customized_grpo.data.order import groups_a_rank
 from customized_grpo.devices import leave_group_of_one, open_device
@@ -38,6 +38,7 @@ from customized_grpo.sampling.clock import Clock
 from customized_grpo.sampling.schedule import sigma_grid
 from customized_grpo.scoring.score import load_rewards
 from customized_grpo.scoring.scorer import Scorer
+from customized_grpo.scoring.trial import ask_first
 from customized_grpo.training import averages, engine, engine_limits
 from customized_grpo.training.distributed import gather_rows, together
 from customized_grpo.training.encoded import Chosen, load_held_out, open_for_training
@@ -101,6 +102,7 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
         need_gpu(recipe)
         if accelerator.is_main_process:
             look_over(recipe, dataset, held_out, download=True)
+            ask_judges(recipe, folder)
         rewards = load_rewards(recipe.rewards, device=device)
         opened.callback(close, rewards)
         hashes = FileHashes(folder / HASHES)
@@ -181,6 +183,16 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
         identity=identity,
         run=name,
     )
+
+
+def ask_judges(recipe: Recipe, folder: Path) -> None:
+    """One question to each judge and reward server, before anything is loaded."""
+    if recipe.run.ask_first:
+        said = ask_first(recipe.rewards, run=partial(named, folder), place=REWARDS)
+        if recipe.evaluate is not None and recipe.train.evaluate_every:
+            said += ask_first(recipe.evaluate.metrics, run=partial(named, folder), place=METRICS)
+        for line in said:
+            say(line, on=err)
 
 
 def _objective(recipe: Recipe, section: PolicySpec, policy: Policy, device: torch.device) -> Objective:

@@ -120,7 +120,7 @@ class Trainer:
             if saving:
                 timed("checkpoint", save, parts, done)
             if stopping:
-                log.say(f"stopped after step {done} and saved; go on with run.resume=latest")
+                log.say(self.stop.obeyed(done, parts.folder))
                 return
         validation.write_summary(parts)
 

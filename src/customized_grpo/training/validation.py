@@ -33,6 +33,7 @@ from customized_grpo.training import metrics as explain
 from customized_grpo.training.advice import advice
 from customized_grpo.training.distributed import Lockstep, gather_rows
 from customized_grpo.training.parts import Evaluation, Parts
+from customized_grpo.training.resumable import is_finished
 from customized_grpo.training.tracking import is_every
 
 
@@ -138,7 +139,7 @@ def notices(parts: Parts, start: int) -> list[str]:
     found = [header(parts, start), *advice(recipe, parts.sigmas), *of_training(recipe, done=start, run=parts.run)]
     found += in_buckets(parts.dataset, parts.buckets)
     if start >= recipe.train.steps:
-        found.append(f"train.steps is {recipe.train.steps}, and {start} steps are done already: nothing is trained")
+        found.append(is_finished(recipe, start))
     if recipe.evaluate is not None and held is not None:
         examples = num_examples(held.dataset, recipe.evaluate)
         found += of_evaluation(recipe.evaluate, examples, rows=evaluations(recipe, start), run=parts.run)

@@ -207,7 +207,7 @@ def test_files_and_interrupts() -> None:
     assert (done.exit_code, done.stderr.strip()) == (2, "error: /x/y: Permission denied")
     done = raising(KeyboardInterrupt())
     assert done.exit_code == 130
-    assert "run.resume=latest" in done.stderr
+    assert "what was finished is kept" in done.stderr
 
 
 def test_plugins_lists_every_builtin() -> None:

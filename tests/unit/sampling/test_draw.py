@@ -7,11 +7,14 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
+from customized_grpo import registry
 from customized_grpo.data.images import load_image
 from customized_grpo.policies.adapters.lora import attach, save_adapter, trainable_parameters
 from customized_grpo.policies.adapters.tuning import load_tuned
 from customized_grpo.policies.base import LoraSettings, load_policy
-from customized_grpo.sampling.draw import draw, generate, side_by_side
+from customized_grpo.recipe.drawn import guided
+from customized_grpo.recipe.loading import load_recipe
+from customized_grpo.sampling.draw import ABOUT, draw, generate, side_by_side
 from runs import make_tiny_world, tiny_recipe
 
 PROMPT = "a red dog"
@@ -50,7 +53,10 @@ def test_base_adapter_and_grid(world: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert not same(tuned[0], base[0])
     assert not same(base[0], base[1])
-    tiles = [sheet.crop((4 + 36 * k, 64 * row + 28, 36 + 36 * k, 64 * row + 60)) for row in (1, 2) for k in (0, 1)]
+    below = 2 * 28  # the prompt, and the row's name
+    tiles = [
+        sheet.crop((4 + 36 * k, 64 * row + below, 36 + 36 * k, 64 * row + below + 32)) for row in (1, 2) for k in (0, 1)
+    ]
     assert all(same(tile, image) for tile, image in zip(tiles, (*base, *tuned), strict=True))
 
 
@@ -97,7 +103,39 @@ def test_a_recipe_says_device_and_precision_of_its_policy(world: Path) -> None:
 
 def test_without_references_the_grid_has_no_row_of_them(world: Path, tmp_path: Path) -> None:
     _, sheet = drawn(world, tmp_path / "a.png", None, references=0, grid=tmp_path / "g.png")
-    assert sheet.size == (4 + 36, 28 + 32 + 4)
+    assert sheet.size == (240, 28 + 28 + 32 + 4), "the prompt's line, the row's name, the image"
+
+
+def test_a_grid_tells_its_prompt_in_lines_that_fit() -> None:
+    rows = {"base": torch.zeros(2, 200, 200, 3, dtype=torch.uint8)}
+    plain, one, long = (side_by_side([], rows, prompt) for prompt in ("", PROMPT, " ".join([PROMPT] * 12)))
+    assert [sheet.width for sheet in (plain, one, long)] == [418] * 3
+    assert one.height == plain.height + 28
+    assert long.height >= plain.height + 2 * 28
+    assert same(one.crop((0, 28, *one.size)), plain), "the images are below it, as they were"
+    assert one.crop((0, 0, one.width, 28)).getextrema()[0][0] < 128, "it is written"
+    margin = long.crop((long.width - 6, 0, long.width, long.height - plain.height))
+    assert margin.getextrema() == ((255, 255),) * 3, "no line runs out of the picture"
+
+
+def test_guidance_of_the_command_is_that_of_a_recipe(world: Path, tmp_path: Path) -> None:
+    (asked,) = drawn(world, tmp_path / "a.png", None, guidance=9.0)
+    recipe = tiny_recipe(world, world / "run", policy__min_references=0, policy__guidance=9.0)
+    references = [load_image(world / "0.png")]
+    (file,) = draw(recipe, None, references, PROMPT, tmp_path / "b.png", steps=2, seed=0, num=1, grid=None)
+    assert same(asked, load_image(file))
+    assert guided(recipe.policy, None, "--guidance") is recipe.policy
+    with Image.open(tmp_path / "a.png") as picture:
+        assert '"guidance": 9.0' in picture.text[ABOUT]  # type: ignore[attr-defined]
+
+
+def test_guidance_that_has_no_effect_is_refused() -> None:
+    few = load_recipe("uno_customized_grpo", ["policy.model=black-forest-labs/FLUX.1-schnell"]).policy
+    with pytest.raises(ValueError, match=r"^--guidance: given 3, but .*FLUX\.1-schnell is distilled to few steps"):
+        guided(few, 3.0, "--guidance")
+    toy = registry.config_model("policies", registry.resolve("policies", "toy_policy:ToyPolicy"))
+    with pytest.raises(ValueError, match=r"^--guidance: given 3, but policy.type toy_policy:ToyPolicy has no guidance"):
+        guided(toy.model_validate({"type": "toy_policy:ToyPolicy", "model": "x"}), 3.0, "--guidance")  # type: ignore[type-var]
 
 
 def test_references_in_a_grid_are_whole() -> None:

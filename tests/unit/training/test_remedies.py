@@ -39,6 +39,7 @@ CHANGED: dict[str, Any] = {
     "train.microbatch": 1,
     "sampling.batch": 1,
     "policy.offline": True,
+    "run.ask_first": False,
     "policy.attention": "native",
     "policy.compile": True,
     "policy.gradient_checkpointing": 0.5,
@@ -111,7 +112,7 @@ def of_a_run() -> list[tuple[str, str]]:
     """(file, message) of all rooms that a run is in, where a key is named."""
     found = []
     for room in ("training", "sampling", "scoring", "rewards", "objectives", "advantages", "policies", "evaluation",
-                 "conditioning", "report", "data", "memory"):  # fmt: skip
+                 "conditioning", "report", "data", "memory", "web"):  # fmt: skip
         for file in sorted((PACKAGE / room).rglob("*.py")):
             name = file.relative_to(PACKAGE).as_posix()
             if not name.startswith(tuple(BEFORE)):

@@ -10,6 +10,7 @@ from typing import Any, Final, final
 from customized_grpo.data.folders import SUFFIXES
 from customized_grpo.paths import files_under, is_system
 from customized_grpo.prepare.importers.base import SourceError, holds_manifest
+from customized_grpo.web.hub import hub_problem
 
 ALL: Final = "all"
 """Name of all files of a folder together, as a split."""
@@ -72,7 +73,8 @@ def open_table(source: str, wanted: Wanted) -> Table:
     except SourceError:
         raise
     except Exception as error:  # of a dozen types; in any case the set can't be read
-        raise SourceError(f"{source}: can't be opened: {type(error).__name__}: {error}") from error
+        said = hub_problem(error, source, data=True)
+        raise SourceError(f"{source}: can't be opened: {type(error).__name__}: {said}") from error
     return Table(read(source, table), remarks)
 
 
@@ -84,7 +86,8 @@ def read(source: str, table: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any
             yield record
     except Exception as error:  # a lost connection or a damaged file, of a dozen types
         raise SourceError(
-            f"{source}: reading broke off after record {number}: {type(error).__name__}: {error}; try again"
+            f"{source}: reading broke off after record {number}: {type(error).__name__}: "
+            f"{hub_problem(error, source, data=True)}; try again"
         ) from error
 
 

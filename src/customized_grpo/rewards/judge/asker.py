@@ -43,7 +43,7 @@ class Judge:
             budget_requests=config.budget_requests,
             budget_tokens=config.budget_tokens,
         )
-        self.begin = self._cache.begin
+        self.begin, self.spent = self._cache.begin, self._cache.spent
         try:
             self._client = Client(
                 config,

@@ -22,8 +22,10 @@ from customized_grpo.rewards.judge.choice import Reader
 from customized_grpo.rewards.judge.pairs import Pair, agreed, ordered, round_robin, win_rates
 from customized_grpo.rewards.judge.rubrics import Asks
 from customized_grpo.rewards.judge.section import JudgeSection
+from customized_grpo.rewards.judge.trial import first_answer
 from customized_grpo.rewards.judge.unscorable import Unscorable
 from customized_grpo.rewards.judge.verdict import FIRST, WINNER, read_verdict
+from customized_grpo.rewards.trial import Trial
 from customized_grpo.types import Example
 
 _log = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ _VERDICTS: Final = Reader(read_verdict, WINNER)
 
 
 @final
-class Pairwise(AsyncGroupReward):
+class Pairwise(AsyncGroupReward, Trial):
     """The share of comparisons with others of its group that each image wins, 0 to 1; a tie counts one half."""
 
     relative: bool = True
@@ -67,6 +69,11 @@ class Pairwise(AsyncGroupReward):
     def close(self) -> None:
         """Close connections and the cache; done automatically when the judge is no longer used."""
         self._judge.close()
+
+    @classmethod
+    def first_answer(cls, config: Config, account: str) -> str:
+        """As ``Trial.first_answer``."""
+        return first_answer(config, _VERDICTS, account)
 
     def drain(self) -> dict[str, float]:
         """Shares of the comparisons since the last drain: ties, orders that disagree, and those without an answer."""

@@ -1,6 +1,8 @@
 """The section of a judge in a recipe: its endpoint, its rubric, what it is shown, and what it may cost."""
 
+import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -8,11 +10,13 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, Serializ
 
 from customized_grpo.identity.hashes import short_hash
 from customized_grpo.recipe.limits import Need
+from customized_grpo.recipe.scorers import Lack
 from customized_grpo.rewards.base import Budgeted
 from customized_grpo.rewards.judge.builtin import BuiltIn
 from customized_grpo.rewards.judge.cache import balance
 from customized_grpo.rewards.judge.presets import NO_JUDGES, PRESETS, Endpoint, Preset
 from customized_grpo.rewards.judge.rubrics import Asks, Rubric, read_rubric
+from customized_grpo.web.reach import asked
 
 
 class JudgeSection(Budgeted, Endpoint):
@@ -157,6 +161,21 @@ class JudgeSection(Budgeted, Endpoint):
         """As the endpoint calls it."""
         return self.model
 
+    def lacks(self) -> list[Lack]:
+        """The SDK, and the endpoint's key."""
+        found = []
+        if find_spec("openai") is None:
+            found.append(Lack("the package 'openai' is not installed", "pip install 'customized-grpo[judge]'"))
+        if self.key_env and not os.environ.get(self.key_env, "").strip():
+            advice = f"put the key of {self.base_url} there (export {self.key_env}=...), or name another by key_env"
+            found.append(Lack(f"the environment variable {self.key_env} is not set", advice))
+        return found
+
+    def unreachable(self) -> list[Lack]:
+        """The endpoint, where nothing listens."""
+        said = asked(f"{self.base_url}/models")
+        return [Lack(f"{self.base_url}: {said}", "start it, or give its address (base_url)")] if said else []
+
     def questions(self, samples: int) -> int:
         """Questions to judge ``samples`` images, at most."""
         return samples
@@ -172,10 +191,10 @@ class JudgeSection(Budgeted, Endpoint):
 
     def balance(self, samples: int, account: str | None) -> str:
         """What is left of both budgets."""
-        asked = self.questions(samples)
+        first = samples > 0  # the question that is asked before anything is loaded
         budgets = {
-            "budget_requests": (self.budget_requests, asked),
-            "budget_tokens": (self.budget_tokens, self.asked_tokens(samples)),
+            "budget_requests": (self.budget_requests, self.questions(samples) + first),
+            "budget_tokens": (self.budget_tokens, self.asked_tokens(samples) + self.tokens() * first),
         }
         return balance(self.file(), self.judge_name(), account, budgets)
 

@@ -22,14 +22,16 @@ from customized_grpo.rewards.judge.objects import scores_on
 from customized_grpo.rewards.judge.rubrics import Asks, Rubric
 from customized_grpo.rewards.judge.scale import DREAMBENCH
 from customized_grpo.rewards.judge.section import JudgeSection
+from customized_grpo.rewards.judge.trial import first_answer
 from customized_grpo.rewards.judge.yes_no import of_word, read_yes_no
+from customized_grpo.rewards.trial import Trial
 from customized_grpo.types import Example
 
 _GRACE_S: Final = 5.0
 
 
 @final
-class Vlm(AsyncReward):
+class Vlm(AsyncReward, Trial):
     """A judge's score of each image by one rubric: 0 to 4, another scale, or the probability of a yes."""
 
     @final
@@ -83,6 +85,11 @@ class Vlm(AsyncReward):
     def close(self) -> None:
         """Close connections and the cache; done automatically when the judge is no longer used."""
         self._judge.close()
+
+    @classmethod
+    def first_answer(cls, config: Config, account: str) -> str:
+        """As ``Trial.first_answer``."""
+        return first_answer(config, reader_of(config.judged().rubric, expected=config.expected), account)
 
     async def __call__(self, example: Example, image: Image) -> float:
         """The score of one image; the same question is asked only once, unless ``extra["run"]`` differs.
