@@ -60,7 +60,7 @@ def test_the_folder_of_a_run(finished: Finished) -> None:
     folder = finished.folder
     assert [row["step"] for row in metrics_of(folder)] == list(range(11))
     assert (folder / "config.yaml").is_file()
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-000005", "step-000010"]
+    assert sorted(path.name for path in (folder / "checkpoints").glob("step-*")) == ["step-000005", "step-000010"]
     assert sorted(path.name for path in (folder / "samples").glob("*.png")) == [
         f"step-{step:06d}.png" for step in (1, 4, 8)
     ]

@@ -121,7 +121,7 @@ def one(
     run, log, stage = folder / f"run-{name}", folder / f"{name}.log", Stage()
     began = time.monotonic()
     was = kill(child(log, stage, world, run), stage, kind, occurrence, delay_s)
-    names = [path.name for path in (run / "checkpoints").glob("*")] if run.is_dir() else []
+    names = [path.name for path in (run / "checkpoints").glob("*step-*")] if run.is_dir() else []
     halves = [found for found in names if found.startswith(".")]
     resume = {"run__resume": "latest"} if (run / "config.yaml").is_file() else {}
     finished(child(log, Stage(), world, run, **resume), log)

@@ -68,9 +68,11 @@ def evaluate(
     from accelerate import PartialState
 
     from customized_grpo.evaluation.evaluator import evaluate as run
+    from customized_grpo.policies.adapters import tuning
 
     hush_libraries()
     folders: list[Path] = []
+    tuning.read_all(recipe.lora or [], recipes[0].balance)  # what is wrong with it is said first
     for one in recipes:
         for name, text in drawing_of(one, _num_examples(one)).items():
             say(f"{name}: {text}", on=err)

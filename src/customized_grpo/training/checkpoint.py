@@ -169,11 +169,13 @@ def _link(folder: Path, name: str) -> None:
 
     A disk without links, as some network shares are, goes without.
     """
-    aside = folder / f".{LATEST}.tmp"
+    aside, link = folder / f".{LATEST}.tmp", folder / LATEST
     with suppress(OSError):
+        if link.is_dir() and not link.is_symlink():  # of a copied run, whose links became folders: it would go stale
+            _discard(link)
         aside.unlink(missing_ok=True)
         aside.symlink_to(name)
-        aside.replace(folder / LATEST)
+        aside.replace(link)
 
 
 def _candidates(folder: Path) -> list[Path]:

@@ -280,6 +280,10 @@ def test_latest_leads_to_the_newest_and_is_none_itself(tmp_path: Path) -> None:
     assert [path.name for path in sorted(tmp_path.iterdir())] == [LATEST, "step-000003"]
     assert check(link) == 3
     assert newest(tmp_path) == tmp_path / "step-000003"
+    link.unlink()
+    (link / "state").mkdir(parents=True)  # a copy of the run, made by a tool that follows links
+    save_checkpoint(tmp_path, 4, lambda aside: None, keep=1)
+    assert str(link.readlink()) == "step-000004"
 
 
 def test_a_disk_without_links_has_checkpoints_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
