@@ -187,6 +187,8 @@ def named(paths: Sequence[Path], taken: str = "") -> dict[str, Path]:
 def _read(path: Path, name: str, metrics: str) -> RunFolder:
     if not path.is_dir():
         raise ValueError(f"{path} is not a folder; give a run's folder, the run.dir of its recipe")
+    if path.resolve().parent.name == "checkpoints":
+        raise ValueError(f"{path} is a checkpoint; a report is of its whole run: give {path.resolve().parents[1]}")
     missing: list[str] = []
     config_text, config = _config(path / "config.yaml", missing)
     expected = "train" in config or not config

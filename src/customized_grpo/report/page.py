@@ -9,6 +9,7 @@ from customized_grpo.console import duration
 from customized_grpo.evaluation.about import starts
 from customized_grpo.evaluation.summary import build_summary
 from customized_grpo.evaluation.tables import notes, unit_sentence
+from customized_grpo.identity.runs import goes_on
 from customized_grpo.report import differ, explain
 from customized_grpo.report.compare import compare_runs
 from customized_grpo.report.folders import RunFolder
@@ -113,7 +114,7 @@ def next_commands(run: RunFolder) -> list[tuple[str, str]]:
         return [("Compare it with another evaluation", f"customized-grpo report {place} OTHER")]
     found = []
     if run.planned_steps is not None and run.last_step < run.planned_steps:
-        found.append(("Go on with the training", f"customized-grpo train {place}/config.yaml run.resume=latest"))
+        found.append(("Go on with the training", goes_on(run.path)))
     drawn = next((row for rows in run.ends[::-1] for row in rows if row.get("reference")), None)
     prompt = "..." if drawn is None else str(drawn["prompt"])
     photo = "photo.jpg" if drawn is None else f"{place}/evaluation/{drawn['reference']}"

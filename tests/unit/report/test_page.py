@@ -232,3 +232,10 @@ def test_runs_that_differ_in_their_seed_alone_have_a_mean(tmp_path: Path) -> Non
     assert value["mean"] == pytest.approx(sum(means) / 3)
     assert value["low"] < min(means)
     assert "Mean over seeds: seed0, seed1, seed2" in write_report([*made, other]).read_text()
+
+
+def test_a_checkpoint_leads_to_its_run(tmp_path: Path) -> None:
+    made = make_run(tmp_path / "run", steps=2, planned=2, evaluate=False)
+    (made / "checkpoints" / "step-000002").mkdir(parents=True)
+    with pytest.raises(ValueError, match=rf"is a checkpoint; .* give {re.escape(str(made))}$"):
+        write_report([made / "checkpoints" / "step-000002"])
