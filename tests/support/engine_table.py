@@ -98,7 +98,7 @@ def options(site: Site) -> dict[str, Changes]:
         "`objective.ratio: dppo`": {"objective": {"ratio": "dppo"}},
         "shared noise": {"sampling__shared_noise": True},
         "noise for each sample": {"sampling__shared_noise": False},
-        "remote rewards": {"rewards__warm": remote},
+        "remote rewards": {"rewards__warm": remote, "run__ask_first": False},
         "evaluation with a remainder": held_out,
     }
 

@@ -306,6 +306,8 @@ def test_the_fast_recipe_on_flux_is_the_full_one_with_the_miniatures_plan() -> N
     for key in ("steps", "dynamics", "plan"):
         assert fast["sampling"].pop(key) == mini["sampling"][key]
         del full["sampling"][key]
+    assert fast["samples"].pop("steps") == load_recipe("uno_customized_grpo").picture_steps
+    del full["samples"]["steps"]
     assert fast["objective"].pop("step_weighting") == mini["objective"]["step_weighting"]
     del full["objective"]["step_weighting"]
     assert fast == full

@@ -89,7 +89,7 @@ def test_killed_anywhere_in_a_save(tmp_path: Path, prepare: Callable[[Path], Non
         assert newest.name in ("step-000002", "step-000003")
         save(folder, step)  # what a resumed run does
         assert latest(folder, pytest.fail) == folder / f"step-{step:06d}"
-        assert sorted(path.name for path in folder.iterdir()) == ["step-000002", "step-000003"]
+        assert sorted(path.name for path in folder.iterdir()) == ["latest", "step-000002", "step-000003"]
         if not killed:
             break
         moments += 1
