@@ -59,7 +59,8 @@ def dies_before(number: int, what: Callable[[], None]) -> bool:
 
 def cut_what_was_not_synced(folder: Path) -> None:
     """A machine that goes down with the process: what isn't renamed into place yet is half there."""
-    for file in folder.glob(".*.tmp/**/*"):
+    aside = [path for path in folder.glob(".*.tmp") if not path.is_symlink()]  # a link leads to what is in place
+    for file in (file for path in aside for file in path.rglob("*")):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
