@@ -1,6 +1,5 @@
 """Console output of commands."""
 
-import logging
 import os
 import sys
 import threading
@@ -160,8 +159,6 @@ def hush_libraries() -> None:
 
     Downloads keep theirs, and so does loading in a terminal: a large model takes minutes.
     """
-    # peft imports bitsandbytes, which warns on CPUs that a kernel for 4-bit products isn't there; nothing here uses it
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if RANK == 0 and sys.stderr.isatty():
         return
     from diffusers.utils.logging import disable_progress_bar as hush_diffusers

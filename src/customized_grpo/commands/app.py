@@ -4,6 +4,7 @@ A user error (a recipe, a path, a folder) gives one message on stderr and exit c
 ``CUSTOMIZED_GRPO_TRACEBACK=1`` shows it. On several processes only the main one prints.
 """
 
+import logging
 import os
 import sys
 from typing import Annotated
@@ -72,6 +73,8 @@ def main(
 ) -> None:
     """Settings of every command."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # peft imports bitsandbytes, which warns on CPUs that a kernel for 4-bit products isn't there; nothing here uses it
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     spare_private_hosts(os.environ)
     if not sys.flags.safe_path and not {"", os.getcwd()} & {*sys.path}:
         sys.path.append(os.getcwd())  # as python -m does, but last: a plug-in may lie there, and no library
