@@ -85,4 +85,4 @@ def test_a_second_ctrl_c_names_it_too(tiny_world: Path, tmp_path: Path, monkeypa
 
 def test_of_several_processes_it_is_the_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert goes_on(Path("r")) == "the same launcher with -m customized_grpo train r/config.yaml run.resume=latest"
+    assert goes_on(Path("r")).startswith("torchrun --standalone --nproc_per_node 2 -m customized_grpo train ")

@@ -9,7 +9,7 @@ from customized_grpo.console import duration, say
 
 if TYPE_CHECKING:
     from customized_grpo.cost.forecast import Forecast
-    from customized_grpo.recipe.config import EvaluateRecipe, Recipe
+    from customized_grpo.recipe.config import Evaluate, EvaluateRecipe, Recipe
 
 _GB = 1e9
 
@@ -150,7 +150,17 @@ def steps_in(folder: Path) -> int:
     return 0 if newest is None else int(newest.name.removeprefix("step-"))
 
 
+def num_held_out(spec: "Evaluate") -> int | None:
+    """Held-out examples; where they are not on this machine, which a run says in its own words, the limit."""
+    from customized_grpo.data.base import load_dataset, missing
+    from customized_grpo.evaluation.blocks import num_examples
+
+    return spec.limit if missing(spec.data) else num_examples(load_dataset(spec.data, "evaluate.data"), spec)
+
+
 def say_expected(recipe: "Recipe") -> None:
     """Print what a training is expected to take, before it fetches or loads anything."""
-    for name, text in {**time_of(recipe, done=steps_done(recipe)), **storage_of(recipe)}.items():
+    examples = None if recipe.evaluate is None else num_held_out(recipe.evaluate)
+    expected = time_of(recipe, examples=examples, done=steps_done(recipe))
+    for name, text in {**expected, **storage_of(recipe)}.items():
         say(f"{name}: {text}")

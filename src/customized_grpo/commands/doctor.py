@@ -15,7 +15,7 @@ from customized_grpo import __version__
 from customized_grpo.commands.arguments import MemoryGb, Overrides
 from customized_grpo.commands.brief import brief
 from customized_grpo.commands.conformance import failing
-from customized_grpo.commands.cost import time_of
+from customized_grpo.commands.cost import num_held_out, time_of
 from customized_grpo.commands.lacks import lacking
 from customized_grpo.commands.memory import show_memory
 from customized_grpo.commands.tables import print_rows
@@ -64,7 +64,8 @@ def doctor(
         findings += _needs(recipe)
     print_rows("", ("", "found", "what to do"), findings)
     if recipe is not None:
-        print_rows("Expected time", ("", ""), [*time_of(recipe).items()])
+        examples = None if recipe.evaluate is None else num_held_out(recipe.evaluate)
+        print_rows("Expected time", ("", ""), [*time_of(recipe, examples=examples).items()])
     fits = recipe is None or show_memory(recipe, memory_gb)
     if not fits or any(finding.advice for finding in findings):
         raise typer.Exit(1)

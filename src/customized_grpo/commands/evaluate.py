@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from customized_grpo.commands.arguments import Loras, say_undone
-from customized_grpo.commands.cost import drawing_of
+from customized_grpo.commands.cost import drawing_of, num_held_out
 from customized_grpo.commands.tables import print_rows
 from customized_grpo.console import RANK, bars, err, hush_libraries, say
 
@@ -74,7 +74,7 @@ def evaluate(
     folders: list[Path] = []
     tuning.read_all(recipe.lora or [], recipes[0].balance)  # what is wrong with it is said first
     for one in recipes:
-        for name, text in drawing_of(one, _num_examples(one)).items():
+        for name, text in drawing_of(one, num_held_out(one.evaluate)).items():
             say(f"{name}: {text}", on=err)
         if folders:
             lend(folders[0], Path(one.run.dir))
@@ -89,15 +89,6 @@ def evaluate(
 
         say(str(write_report(folders)))
     return None
-
-
-def _num_examples(recipe: "EvaluateRecipe") -> int | None:
-    """Held-out examples; where they are not on this machine, which the evaluation says in its own words, the limit."""
-    from customized_grpo.data.base import load_dataset, missing
-    from customized_grpo.evaluation.blocks import num_examples
-
-    spec = recipe.evaluate
-    return spec.limit if missing(spec.data) else num_examples(load_dataset(spec.data, "evaluate.data"), spec)
 
 
 def at_balances(recipe: "EvaluateRecipe", text: str) -> "list[EvaluateRecipe]":

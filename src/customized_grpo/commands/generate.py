@@ -47,7 +47,7 @@ def generate(
         str | None, typer.Option(metavar="REVISION", help="branch, tag or commit of a --base from the hub")
     ] = None,
     grid: Annotated[
-        Path | None, typer.Option(help="write this picture too: references, base and tuned, side by side")
+        Path | None, typer.Option(help="write this picture too: references, base and tuned, in rows under each other")
     ] = None,
 ) -> None:
     """Draw images with a trained adapter; without one as a recipe's training starts: base, and policy.lora.path."""
@@ -105,7 +105,9 @@ def _recipe_of(loras: list[str]) -> "Recipe | EvaluateRecipe":
 
     It stands in the run's config.yaml; of a file that was taken out of its run, in its header.
     """
-    from customized_grpo.policies.adapters.tuning import with_scale
+    from customized_grpo.policies.adapters.lora_names import family_of
+    from customized_grpo.policies.adapters.lora_reader import LoraFile
+    from customized_grpo.policies.adapters.tuning import read_all, with_scale
     from customized_grpo.policies.hub_files import is_hub_id
     from customized_grpo.publish.fetched import carried_recipe, published_config
     from customized_grpo.recipe.loading import RecipeError, load_any, run_config
@@ -126,5 +128,8 @@ def _recipe_of(loras: list[str]) -> "Recipe | EvaluateRecipe":
         return load_any(next(iter(found)))
     carried = carried_recipe(with_scale(loras[0])[0]) if len(loras) == 1 else None
     if carried is None:
-        raise refused[0]
+        # what can't be read is said first, and what can is said by the names of its layers
+        families = {family_of(one.tuned.factors) for one in read_all(loras) if isinstance(one.tuned, LoraFile)} - {None}
+        told = f" (a LoRA of {' and '.join(sorted(map(str, families)))}, by its layers' names)" if families else ""
+        raise RecipeError(f"{refused[0]}{told}")
     return carried

@@ -31,9 +31,13 @@ def named(folder: Path) -> str:
 
 
 def goes_on(folder: Path) -> str:
-    """The command that goes on with the run in a folder, by the recipe that it wrote there; of several processes the
-    end of it, as only their launcher's own options say the rest.
+    """The command that goes on with the run in a folder, by the recipe that it wrote there; of several processes by
+    torchrun, whose options for several machines only its caller knows.
     """
-    alone = int(os.environ.get("WORLD_SIZE") or 1) == 1
-    program = "customized-grpo" if alone else "the same launcher with -m customized_grpo"
+    world, machines = (int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "GROUP_WORLD_SIZE"))
+    program = "customized-grpo"
+    if world > 1 and machines == 1:
+        program = f"torchrun --standalone --nproc_per_node {world} -m customized_grpo"
+    elif world > 1:
+        program = "your launcher with -m customized_grpo"
     return f"{program} train {shlex.quote(str(folder / 'config.yaml'))} run.resume=latest"

@@ -62,6 +62,11 @@ def groups_of(rows: Sequence[Row], by: By, same: Mapping[str, str] | None = None
     return list(groups.values())
 
 
+def split_of(manifest: Path) -> tuple[Path, Path]:
+    """The files that a manifest is split into: training's, and what is held out."""
+    return manifest.with_suffix(".train.jsonl"), manifest.with_suffix(".test.jsonl")
+
+
 def split_manifest(
     path: Path, *, share: float, names: Sequence[str] = (), by: By = "individual", seed: int = 0
 ) -> tuple[Part, Part]:
@@ -102,8 +107,9 @@ def split_manifest(
             "out; hold out less, name what to hold out, or hold out prompts of one subject by --by prompt"
         )
     test = {index for group in held for index in groups[group]}
-    train = Part(path.with_suffix(".train.jsonl"), len(rows) - len(test), len(groups) - len(held))
-    tested = Part(path.with_suffix(".test.jsonl"), len(test), len(held))
+    trained, held_out = split_of(path)
+    train = Part(trained, len(rows) - len(test), len(groups) - len(held))
+    tested = Part(held_out, len(test), len(held))
     for part in (train, tested):
         with replacing(part.path) as aside:
             inside = part is tested

@@ -160,15 +160,9 @@ def resolve(kind: Kind, name: str) -> Any:
     try:
         plugin = _load(target)
     except Exception as error:  # whatever a module of another package does while it is imported
-        own = isinstance(error, ModuleNotFoundError) and error.name == target.split(":")[0].split(".")[0]
         raise UnknownPluginError(
             f"{kind} plug-in {name!r} can't be loaded from {target!r}: {type(error).__name__}: {error}; "
-            + (
-                "a file of your own must be in the current folder, or in one of PYTHONPATH: PYTHONPATH=FOLDER "
-                "customized-grpo ..."
-                if own
-                else "is the package installed, and does the module define that name?"
-            )
+            + _what_to_do(target, error)
         ) from error
     if inspect.isfunction(plugin) and kind in _ADAPTERS:
         try:
@@ -176,6 +170,24 @@ def resolve(kind: Kind, name: str) -> Any:
         except ValueError as error:
             raise UnknownPluginError(f"{kind} plug-in {name!r} can't be used: {error}") from error
     return plugin
+
+
+def _what_to_do(target: str, error: Exception) -> str:
+    """Advice where a plug-in of another module can't be loaded."""
+    module, _, attribute = target.partition(":")
+    if module.endswith(".py"):
+        return f"give the module without its ending: '{module.removesuffix('.py')}:{attribute}'"
+    if isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]:
+        return (
+            "a file of your own must be in the current folder, or in one of PYTHONPATH: PYTHONPATH=FOLDER "
+            "customized-grpo ..."
+        )
+    if isinstance(error, AttributeError) and module in sys.modules:
+        names = [one for one in vars(sys.modules[module]) if not one.startswith("_")]
+        return f"the module defines no such name;{did_you_mean(attribute, names)} look at how it is written there"
+    if isinstance(error, SyntaxError):
+        return f"mend line {error.lineno} of {error.filename}"
+    return "is the package installed, and does the module define that name?"
 
 
 def _load(target: str) -> Any:

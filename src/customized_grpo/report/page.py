@@ -97,14 +97,14 @@ def _strip(groups: Sequence[Group]) -> tuple[Sequence[Card], list[Group]]:
 
 
 def _made(run: RunFolder) -> dict[str, str]:
-    """The last start's command, and its versions."""
+    """The first start's command, and its versions: later ones may have added little."""
     noted = starts(run.path)
     if not noted:
         return {}
-    versions = noted[-1].get("versions")
+    versions = noted[0].get("versions")
     shown = ", ".join(f"{name} {one}" for name, one in versions.items()) if isinstance(versions, dict) else ""
     again = f" (started {len(noted)} times)" if len(noted) > 1 else ""
-    return {"command": str(noted[-1].get("command", "")), "versions": shown, "again": again}
+    return {"command": str(noted[0].get("command", "")), "versions": shown, "again": again}
 
 
 def next_commands(run: RunFolder) -> list[tuple[str, str]]:
@@ -192,14 +192,14 @@ def facts(run: RunFolder, summary: Mapping[str, Any] | None) -> list[tuple[str, 
 def _circumstances(run: RunFolder) -> dict[str, str | None]:
     """When and on what a run was made, and how long its steps, evaluations and pictures took."""
     noted = starts(run.path)
-    first, last = (noted[0], noted[-1]) if noted else ({}, {})
-    many = f"{last['processes']} processes on " if last.get("processes", 1) != 1 else ""
+    first = noted[0] if noted else {}
+    many = f"{first['processes']} processes on " if first.get("processes", 1) != 1 else ""
     phases = [key for key in run.keys("time/") if key != "time/step"]
     took = sum(sum(run.series(key)[1]) for key in phases)
     return {
         "Started": str(first["started"]).replace("T", " ").replace("+00:00", " UTC") if "started" in first else None,
         "Took, without loading": duration(took) if took else None,
-        "Device": f"{many}{last['device']}" if "device" in last else None,
+        "Device": f"{many}{first['device']}" if "device" in first else None,
     }
 
 

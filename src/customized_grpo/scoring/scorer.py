@@ -7,8 +7,10 @@ Dimensions: G group size, R rewards, H x W pixels.
 """
 
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Self, final
 
 import torch
@@ -213,7 +215,11 @@ def score_locally(name: str, reward: Reward, example: Example, images: UInt8[Ten
         with torch.no_grad():
             scores = reward(example.copy(), images.clone())
     except Exception as error:
-        raise RewardFailure(f"reward {name!r} failed on example {example.key!r}: {requests.describe(error)}") from error
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(last.filename).name}:{last.lineno}"
+        raise RewardFailure(
+            f"reward {name!r} failed on example {example.key!r}: {requests.describe(error)} ({place})"
+        ) from error
     if not isinstance(scores, Tensor):
         what = type(scores).__name__
         raise RewardFailure(f"reward {name!r} returned {what}; it must return a float32 tensor (g,)")

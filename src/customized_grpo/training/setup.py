@@ -38,7 +38,7 @@ from customized_grpo.sampling.clock import Clock
 from customized_grpo.sampling.schedule import sigma_grid
 from customized_grpo.scoring.score import load_rewards
 from customized_grpo.scoring.scorer import Scorer
-from customized_grpo.scoring.trial import ask_first
+from customized_grpo.scoring.trial import ask_first, call_first
 from customized_grpo.training import averages, engine, engine_limits
 from customized_grpo.training.distributed import gather_rows, together
 from customized_grpo.training.encoded import Chosen, load_held_out, open_for_training
@@ -108,6 +108,8 @@ def build(recipe: Recipe, until_end: contextlib.ExitStack | None = None) -> Part
         hashes = FileHashes(folder / HASHES)
         opened.callback(hashes.stop)
         learnt = supervised(dataset, recipe.objective.targets)
+        if recipe.rewards:
+            call_first(rewards, learnt[0], size_of(recipe.policy))
         fixed = Chosen.of(recipe, learnt, held_out)
         identity = RunIdentity(recipe, learnt, rewards, hashes) if accelerator.is_main_process else None
     # Completing a cache waits for the others on its way, so a rank that fails in it can't tell them: it ends the job.

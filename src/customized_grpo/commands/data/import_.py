@@ -38,6 +38,7 @@ def import_(
     importer = _importer(kind, say_undone(options))
     from customized_grpo.prepare.importers.writer import MANIFEST, REJECTED, Options, import_data
     from customized_grpo.prepare.inspection import default_workers
+    from customized_grpo.prepare.split import split_of
 
     wanted = Options(
         images=images,
@@ -53,6 +54,10 @@ def import_(
             status.update(f"{report.rows:,} rows, {report.rejected:,} rejected, {report.images:,} images")
 
         report = import_data(importer, source, folder, wanted, show)
+    for part in split_of(folder / MANIFEST):
+        if part.exists():  # recipes would go on reading it
+            part.unlink()
+            say(f"{part}: was split from the manifest before, and is removed; split again", style="yellow", on=err)
     _show_import(report)
     if report.rejected or report.masks_dropped or report.views_dropped:
         say(f"what was left out, and why: {folder / REJECTED}")

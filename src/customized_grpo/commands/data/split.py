@@ -21,8 +21,11 @@ def split(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Hold subjects out: no individual and no picture is in both parts; or prompts of one subject."""
-    from customized_grpo.prepare.split import split_manifest
+    from customized_grpo.prepare.split import split_manifest, split_of
 
+    for earlier in split_of(manifest):
+        if earlier.exists():
+            say(f"{earlier} was there, and is replaced", style="yellow", on=err)
     train, test = split_manifest(manifest, share=share, names=hold_out or [], by=by, seed=seed)
     what, rows = "prompts" if by == "prompt" else "subjects", train.rows + test.rows
     for part in (train, test):
