@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from customized_grpo import console
 from customized_grpo.commands.app import app
 from customized_grpo.evaluation import evaluator
 from customized_grpo.identity.runs import name_of
@@ -218,6 +219,7 @@ def test_validate_and_doctor_say_what_is_missing(
 ) -> None:
     monkeypatch.setattr("customized_grpo.commands.doctor.examine", lambda folder: [])
     monkeypatch.delenv(KEY_ENV)
+    monkeypatch.setattr(console.out, "_width", 400)  # rich reads COLUMNS when it is imported, maybe by another test
 
     def said(command: str, reward: dict[str, Any]) -> str:
         done = run(command, str(training(tiny_world, tmp_path / "run", reward)))

@@ -150,8 +150,9 @@ def test_generate_and_evaluate_take_the_run(run: Trainer, tiny_world: Path, tmp_
     ]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    sheet = Image.open(tmp_path / "grid.png")
-    rows = [sheet.crop((4, 64 * row + 28, 36, 64 * row + 60)).tobytes() for row in (1, 2)]
+    with Image.open(tmp_path / "grid.png") as sheet:
+        above = sheet.height - 3 * 64  # the prompt's lines
+        rows = [sheet.crop((4, above + 64 * row + 28, 36, above + 64 * row + 60)).tobytes() for row in (1, 2)]
     assert rows[0] != rows[1]
     assert rows[1] == Image.open(out).convert("RGB").tobytes()
 

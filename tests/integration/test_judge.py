@@ -211,7 +211,10 @@ def test_a_budget_is_a_runs_own_and_counts_over_its_restarts(
 
 def test_what_a_run_will_ask_is_known_before() -> None:
     train_lines = announced(load_any("customized_grpo_vlm", ["rewards.cp.budget_requests=1000"]), None)
-    assert [line.split(" requests")[0] for line in train_lines] == ["rewards.pf: 96000", "rewards.cp: 96000"]
+    assert [line.split(" requests")[0] for line in train_lines] == [
+        "rewards.pf: 96084",
+        "rewards.cp: 96084",
+    ]  # 4 fixed prompts 21 times
     assert "more than budget_requests (1000): the run will stop there" in train_lines[1]
     assert "stop" not in train_lines[0]
     shown = CliRunner().invoke(app, ["validate", "customized_grpo_vlm"], env={"COLUMNS": "200"})

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from customized_grpo.training.setup import build
-from customized_grpo.training.trainer import Trainer
+from customized_grpo.training.trainer import Trainer, train
 from judge_cases import KEY, KEY_ENV
 from judge_server import JudgeServer, completion
 from runs import RULES, make_taught_world, taught_recipe, tiny_recipe
@@ -52,6 +52,8 @@ def emitted(finished: Finished, tiny_world: Path, tmp_path_factory: pytest.TempP
     for changes in ({"rewards": rewards}, RULES):
         more = Trainer(build(tiny_recipe(tiny_world, tmp_path_factory.mktemp("more") / "run", **changes)))
         rows.append(more.step(0))
+    shown = train(tiny_recipe(tiny_world, tmp_path_factory.mktemp("shown") / "run", train__steps=1, samples__every=1))
+    rows += [json.loads(line) for line in (shown / "metrics.jsonl").read_text().splitlines()]
     world = make_taught_world(tiny_world, tmp_path_factory.mktemp("taught") / "world")
     taught = Trainer(build(taught_recipe(world, tmp_path_factory.mktemp("dpo") / "run", "dpo")))
     rows.append(taught.step(0))

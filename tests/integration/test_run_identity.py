@@ -154,7 +154,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_on_and_it_is_said(begun: Path, 
 
 def forget(run: Path) -> None:
     """Take out of checkpoints what earlier versions didn't write."""
-    for manifest in (run / "checkpoints").glob("*/manifest.json"):
+    for manifest in (run / "checkpoints").glob("step-*/manifest.json"):
         content = json.loads(manifest.read_text())
         del content["files"]["state/identity.json"]
         manifest.write_text(json.dumps(content))

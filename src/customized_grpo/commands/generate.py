@@ -128,8 +128,9 @@ def _recipe_of(loras: list[str]) -> "Recipe | EvaluateRecipe":
         return load_any(next(iter(found)))
     carried = carried_recipe(with_scale(loras[0])[0]) if len(loras) == 1 else None
     if carried is None:
-        # what can't be read is said first, and what can is said by the names of its layers
-        families = {family_of(one.tuned.factors) for one in read_all(loras) if isinstance(one.tuned, LoraFile)} - {None}
+        # a file that can't be read is said first, and one that can by the names of its layers
+        files = [text for text in loras if Path(with_scale(text)[0]).is_file()]
+        families = {family_of(one.tuned.factors) for one in read_all(files) if isinstance(one.tuned, LoraFile)} - {None}
         told = f" (a LoRA of {' and '.join(sorted(map(str, families)))}, by its layers' names)" if families else ""
         raise RecipeError(f"{refused[0]}{told}")
     return carried

@@ -56,13 +56,13 @@ def test_a_guess_is_never_called_measured() -> None:
     assert "a guess" not in said(run("validate", "uno_customized_grpo", "--card", "h200")), "that one was measured"
     several = said(run("validate", "uno_customized_grpo", WORLD_SIZE="8"))
     assert several["time of a step"] == "99.1 s on 8 x NVIDIA H200: 1 group of 99.1 s on each"
-    assert several["time of the run"].startswith("27.5 hours (a guess): ")
+    assert several["time of the run"].startswith("27.6 hours (a guess): ")
 
 
 def test_a_price_that_is_given_is_multiplied() -> None:
-    found = said(run("validate", "customized_grpo_vlm", "--hour-price", "2", "--token-price", "3"))
+    found = said(run("validate", "customized_grpo_vlm", "samples.every=0", "--hour-price", "2", "--token-price", "3"))
     assert found["price of the run"] == f"{8 * 99.0879 * 1000 / 3600 * 2:,.0f}: 220 hours of a card at 2"
-    recipe = load_recipe("customized_grpo_vlm", [])
+    recipe = load_recipe("customized_grpo_vlm", ["samples.every=0"])
     judges = [spec for spec in recipe.rewards.values() if isinstance(spec, JudgeSection)]
     assert len(judges) == 2
     tokens = sum(1000 * 8 * 12 * one.tokens() for one in judges)
@@ -89,7 +89,7 @@ def test_a_full_disk_is_seen_before(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_doctor_says_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "examine", lambda folder: [])
     monkeypatch.setattr(doctor, "_needs", lambda recipe: [])
-    assert said(run("doctor", "uno_customized_grpo_fast"))["time of the run"].startswith("2.9 days (measured)")
+    assert said(run("doctor", "uno_customized_grpo_fast"))["time of the run"].startswith("3.0 days (measured)")
     known = said(run("doctor", "mini_customized", "run.threads=2"))
     assert known["time of a step"] == "2.14 s on a CPU of two cores, 2 of them used: 4 groups of 0.534 s"
     assert "7.1 minutes (a guess)" in known["time of the run"]
@@ -98,5 +98,5 @@ def test_doctor_says_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_train_says_it_before_anything_is_opened(tmp_path: Path) -> None:
     done = run("train", "uno_customized_grpo_fast", f"run.dir={tmp_path}/run", "data.path=/nowhere/x.jsonl")
     assert done.exit_code == 2
-    assert "time of the run: 2.9 days (measured): 1000 steps; without rewards.hpsv3" in done.output
+    assert "time of the run: 3.0 days (measured): 1000 steps; without rewards.hpsv3" in done.output
     assert "/nowhere/x.jsonl" in done.output

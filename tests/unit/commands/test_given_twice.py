@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from customized_grpo.commands.app import app, data
 from customized_grpo.evaluation import evaluator
+from customized_grpo.policies.adapters import tuning
 from customized_grpo.recipe.loading import undone
 from customized_grpo.sampling import draw
 
@@ -82,6 +83,7 @@ def test_evaluate_takes_several_loras(given: list[str], lora: Any, monkeypatch: 
         raise Stop
 
     monkeypatch.setattr(evaluator, "evaluate", stop)
+    monkeypatch.setattr(tuning, "read_all", lambda *_: ())
     assert isinstance(run("evaluate", "mini", *given).exception, Stop)
     assert seen == [lora]
 

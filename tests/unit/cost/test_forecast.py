@@ -57,7 +57,8 @@ def test_the_shipped_recipes_on_one_h200_take_days(recipe: str, group_s: float, 
     found = of(recipe)
     assert round(found.group_s, 1) == group_s
     assert found.step_s == pytest.approx(8 * found.group_s)
-    assert round(found.run_s / 86400, 1) == days
+    assert round(found.steps * found.step_s / 86400, 1) == days
+    assert found.run_s - found.steps * found.step_s < 600, "21 times four pictures"
     assert not found.guesses
     assert found.uncounted == ("rewards.hpsv3",)
 
@@ -70,7 +71,9 @@ def test_eight_cards_share_the_groups_and_that_was_not_measured() -> None:
 
 
 def test_steps_that_are_done_are_not_expected_again() -> None:
-    assert of("uno_customized_grpo", done=750).run_s == pytest.approx(of("uno_customized_grpo").run_s / 4)
+    left, whole = of("uno_customized_grpo", done=750), of("uno_customized_grpo")
+    assert left.steps * left.step_s == pytest.approx(whole.steps * whole.step_s / 4)
+    assert left.fixed_s == pytest.approx(whole.fixed_s * 5 / 21), "those after 800, 850, 900, 950 and 1000 steps"
 
 
 def test_smaller_batches_without_recomputation_are_of_measured_pieces() -> None:
@@ -138,8 +141,8 @@ def test_evaluations_count_where_their_number_is_known() -> None:
         "evaluate={data: {type: mini}, metrics: {clip: {type: clip_t, model: mini}}, batch: 12, steps: 10}",
         "train.evaluate_every=500",
     )
-    plain = of("uno_customized_grpo")
-    found = of("uno_customized_grpo", *held, examples=60)
+    plain = of("uno_customized_grpo", "samples.every=0")
+    found = of("uno_customized_grpo", *held, "samples.every=0", examples=60)
     assert found.evaluations == 3  # the base, at half and at the end
     assert found.evaluation_s == pytest.approx(
         60 * (10 * FORWARD[12] / 12 + measured.measured().beside(1, 10)), rel=1e-4

@@ -34,7 +34,8 @@ def test_a_server_fetches_its_model_itself() -> None:
 def test_checkpoints_and_pictures() -> None:
     found = disk(load_recipe("uno_customized_grpo", []))
     assert found.kept == 3
-    assert found.samples == 101 * 13 * 512 * 512 * 3  # after step 1 and every 10 of 1000, with a reference
+    groups, fixed = 101 * 13, 21 * 4  # after step 1 and every 10 of 1000, with a reference; four prompts every 50
+    assert found.samples == (groups + fixed) * 512 * 512 * 3
     assert found.most == 4 * (found.checkpoint or 0) + found.samples
     assert disk(load_recipe("uno_customized_grpo", ["train.steps=60"])).kept == 2
     assert disk(load_recipe("uno_customized_grpo", ["policy.model=org/unknown"])).checkpoint is None
