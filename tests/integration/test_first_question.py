@@ -1,10 +1,9 @@
 """One question to each judge and reward server before a model is loaded: by the commands, on loopback servers."""
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from customized_grpo.scoring import folder as scoring
 from customized_grpo.training import setup
 from judge_cases import KEY, KEY_ENV
 from judge_server import JudgeServer, Reply, Request, completion, error, score
+from loopback import listening
 from runs import metrics_of, tiny_dict
 
 NOWHERE = "http://127.0.0.1:9"
@@ -60,13 +60,8 @@ def reward_server(status: int = 200, **answers: Any) -> Iterator[str]:
 
         def log_message(self, format: str, *arguments: object) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with listening(Handler) as url:
+        yield url
 
 
 @pytest.fixture(autouse=True)

@@ -160,7 +160,8 @@ def num_held_out(spec: "Evaluate") -> int | None:
 
 def say_expected(recipe: "Recipe") -> None:
     """Print what a training is expected to take, before it fetches or loads anything."""
-    examples = None if recipe.evaluate is None else num_held_out(recipe.evaluate)
+    evaluated = recipe.evaluate if recipe.train.evaluate_every else None
+    examples = None if evaluated is None else num_held_out(evaluated)
     expected = time_of(recipe, examples=examples, done=steps_done(recipe))
     for name, text in {**expected, **storage_of(recipe)}.items():
         say(f"{name}: {text}")

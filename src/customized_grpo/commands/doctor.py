@@ -64,7 +64,8 @@ def doctor(
         findings += _needs(recipe)
     print_rows("", ("", "found", "what to do"), findings)
     if recipe is not None:
-        examples = None if recipe.evaluate is None else num_held_out(recipe.evaluate)
+        evaluated = recipe.evaluate if recipe.train.evaluate_every else None
+        examples = None if evaluated is None else num_held_out(evaluated)
         print_rows("Expected time", ("", ""), [*time_of(recipe, examples=examples).items()])
     fits = recipe is None or show_memory(recipe, memory_gb)
     if not fits or any(finding.advice for finding in findings):

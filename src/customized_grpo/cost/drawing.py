@@ -3,8 +3,15 @@
 from dataclasses import dataclass
 from functools import partial
 
-from customized_grpo.cost.cards import Card, card_named
-from customized_grpo.cost.forecast import Sized, UnknownTimeError, drawn_s, other_card
+from customized_grpo.cost.cards import Card
+from customized_grpo.cost.forecast import (
+    Sized,
+    UnknownTimeError,
+    drawn_s,
+    other_card,
+    scaled_from,
+    unmeasured_drawing,
+)
 from customized_grpo.cost.measured import measured
 from customized_grpo.memory.footprint import UnknownModelError
 from customized_grpo.recipe.config import EvaluateRecipe
@@ -45,24 +52,13 @@ def forecast_drawing(recipe: EvaluateRecipe, card: Card, *, examples: int, world
         UnknownTimeError: the model's shapes or the card's peak are unknown, or the model is too small to scale to.
     """
     table = measured()
-    if card.tflops is None:
-        raise UnknownTimeError(f"{card.name} is not in the table of cards, so nothing measured can be scaled to it")
-    reference = card_named(table.card)
-    assert reference.tflops is not None, "the measured card is in the table"
-    policy, speed = recipe.evaluated, reference.tflops / card.tflops
+    policy, (reference, speed) = recipe.evaluated, scaled_from(card)
     try:
         sized = partial(Sized, load_recipe(table.recipe, []).policy, speed=speed)(policy)
     except UnknownModelError as error:
         raise UnknownTimeError(str(error)) from error
     an_image = drawn_s(recipe.evaluate, recipe.evaluate.steps or recipe.sampling.steps, sized, speed)
-    keys = {
-        "run.precision=no": recipe.run.precision == "no",
-        f"policy.quantization={policy.quantization}": policy.quantization != "none",
-        f"policy.attention={policy.attention}": bool(policy.attention),
-        f"policy.norms={policy.norms}": policy.norms != "float32",
-        f"policy.compile={str(policy.compile).lower()}": policy.compile,
-    }
-    unknown = [key for key, given in keys.items() if given]
+    unknown = [key for key, given in unmeasured_drawing(policy, recipe.run.precision).items() if given]
     guesses = [*other_card(card, reference), *sized.guesses]
     guesses += [f"what {', '.join(unknown)} does to the time was not measured"] if unknown else []
     return Drawing(

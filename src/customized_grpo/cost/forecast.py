@@ -83,11 +83,7 @@ def forecast(recipe: Recipe, card: Card, *, world: int = 1, done: int = 0, examp
         UnknownTimeError: the model's shapes or the card's peak are unknown, or the model is too small to scale to.
     """
     table = measured()
-    if card.tflops is None:
-        raise UnknownTimeError(f"{card.name} is not in the table of cards, so nothing measured can be scaled to it")
-    reference = card_named(table.card)
-    assert reference.tflops is not None, "the measured card is in the table"
-    speed = reference.tflops / card.tflops
+    reference, speed = scaled_from(card)
     sized = partial(Sized, load_recipe(table.recipe, []).policy, speed=speed)
     held = recipe.evaluate if recipe.train.evaluate_every else None
     try:
@@ -117,6 +113,30 @@ def forecast(recipe: Recipe, card: Card, *, world: int = 1, done: int = 0, examp
         guesses=tuple(dict.fromkeys(guesses)),
         uncounted=tuple(_uncounted(recipe, table.scored, examples)),
     )
+
+
+def scaled_from(card: Card) -> tuple[Card, float]:
+    """The card that was measured, and how many times its seconds another one takes.
+
+    Raises:
+        UnknownTimeError: the other's peak is unknown.
+    """
+    if card.tflops is None:
+        raise UnknownTimeError(f"{card.name} is not in the table of cards, so nothing measured can be scaled to it")
+    reference = card_named(measured().card)
+    assert reference.tflops is not None, "the measured card is in the table"
+    return reference, reference.tflops / card.tflops
+
+
+def unmeasured_drawing(policy: PolicySpec, precision: str) -> dict[str, bool]:
+    """Keys of drawing images whose effect on seconds is measured nowhere, and whether they are given."""
+    return {
+        "run.precision=no": precision == "no",
+        f"policy.quantization={policy.quantization}": policy.quantization != "none",
+        f"policy.attention={policy.attention}": bool(policy.attention),
+        f"policy.norms={policy.norms}": policy.norms != "float32",
+        f"policy.compile={str(policy.compile).lower()}": bool(policy.compile),
+    }
 
 
 def drawn_s(held: Evaluate, steps: int, sized: "Sized", speed: float) -> float:
@@ -204,12 +224,8 @@ def _unmeasured(recipe: Recipe, world: int) -> Iterator[str]:
     """Keys whose effect on seconds is measured nowhere, and what more there is to guess."""
     policy, mode = recipe.policy, recipe.policy.model_dump().get("base_lora") or {}
     keys: dict[str, object] = {
-        "run.precision=no": recipe.run.precision == "no",
-        f"policy.quantization={policy.quantization}": policy.quantization != "none",
-        f"policy.attention={policy.attention}": policy.attention,
-        f"policy.norms={policy.norms}": policy.norms != "float32",
+        **unmeasured_drawing(policy, recipe.run.precision),
         f"policy.recompute={policy.recompute}": policy.recompute != "all",
-        f"policy.compile={str(policy.compile).lower()}": policy.compile,
         "policy.full": policy.full,
         "policy.base_lora.mode=adapter": mode.get("mode") == "adapter",
         "sampling.cache": recipe.sampling.cache,

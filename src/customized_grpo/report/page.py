@@ -77,7 +77,6 @@ def view(run: RunFolder, summary: Mapping[str, Any] | None, axes: Mapping[str, s
         "scale": scale,
         "visible": explain.visible(run, rows, change),
         "disagreements": explain.disagreements(run, change, axes),
-        "lower": explain.lower_is_better(run),
         "strip": strip,
         "gallery": groups,
         "samples": samples_of(run),

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,18 +20,15 @@ from torch import Tensor
 from customized_grpo.atomic import replacing
 from customized_grpo.data.captions import cut, fold, font
 from customized_grpo.data.images import ImageError, load_image, save_image
-from customized_grpo.paths import matching
+from customized_grpo.report.samples import FIXED, records_of, title
 from customized_grpo.sampling.rollout import sample_images
 from customized_grpo.sampling.schedule import sigma_grid
 from customized_grpo.seeding import generator
 from customized_grpo.training.distributed import any_rank
-from customized_grpo.training.parts import Parts
+from customized_grpo.training.parts import Fixed, Parts
 from customized_grpo.training.tracking import is_every
 from customized_grpo.types import Example, Rollout
 
-FIXED: Final = "samples/fixed"
-"""Folder of the fixed prompts' pictures in a run's folder."""
-_SHOWN_STEPS: Final = 6
 _SMALLEST, _LARGEST = 144, 384
 """Sides of a picture on the sheet, in pixels: the miniature's are enlarged, others made smaller."""
 
@@ -86,11 +83,12 @@ def draw_fixed(parts: Parts, done: int) -> dict[str, float]:
     """
     fixed = parts.fixed
     assert fixed is not None
+    examples = [fixed.examples[index] for index in range(len(fixed.examples))]
     with parts.clock.phase("samples"):
         with parts.averaged():
-            images = [_drawn(parts, index) for index in range(len(fixed.examples))]
+            images = [_drawn(parts, fixed, *one) for one in enumerate(examples)]
         if parts.accelerator.is_main_process:
-            rows = [_saved(parts, done, index, image) for index, image in enumerate(images)]
+            rows = [_saved(parts, done, *one) for one in zip(range(len(images)), examples, images, strict=True)]
             with replacing(_record(parts.folder, done)) as aside:
                 aside.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
             _write_progress(parts.folder / FIXED, done)
@@ -112,15 +110,13 @@ def caption(prompt: str, values: Mapping[str, float | None]) -> str:
     return f"{prompt} | {scores}" if scores else prompt
 
 
-def _saved(parts: Parts, done: int, index: int, image: UInt8[Tensor, "1 h w 3"]) -> dict[str, Any]:
-    """Score and save one picture, and its reference where that isn't there yet; returns its row of the record."""
-    assert parts.fixed is not None
-    example, folder = parts.fixed.examples[index], parts.folder / FIXED
+def _saved(parts: Parts, done: int, index: int, example: Example, image: UInt8[Tensor, "1 h w 3"]) -> dict[str, Any]:
+    """Score and save one picture, and its reference; returns its row of the record."""
+    folder = parts.folder / FIXED
     scores = parts.scorer.beside(example, image) if parts.recipe.rewards else {}
     name, reference = f"{_label(done)}/{index}.png", f"reference-{index}.png"
     _save(folder / name, Image.fromarray(image[0].numpy()))
-    if done == 0 or not (folder / reference).is_file() or _shown(parts, 0) != _asked(parts):
-        _save(folder / reference, ImageOps.contain(example.references[0], (_LARGEST, _LARGEST)))
+    _save(folder / reference, ImageOps.contain(example.references[0], (_LARGEST, _LARGEST)))
     values = {key: _rounded(one) for key, (one,) in scores.items()}
     return {"key": example.key, "prompt": example.prompt, "file": name, "reference": reference, "values": values}
 
@@ -131,11 +127,9 @@ def _label(done: int) -> str:
 
 
 @torch.no_grad()
-def _drawn(parts: Parts, index: int) -> UInt8[Tensor, "1 h w 3"]:
+def _drawn(parts: Parts, fixed: Fixed, index: int, example: Example) -> UInt8[Tensor, "1 h w 3"]:
     """One fixed prompt from its fixed noise, by the deterministic sampler."""
-    recipe, fixed = parts.recipe, parts.fixed
-    assert fixed is not None
-    example = fixed.examples[index]
+    recipe = parts.recipe
     if fixed.held_out:
         policy, section = parts.held_out_policy(), recipe.evaluated
     else:
@@ -173,15 +167,10 @@ def _rounded(value: float) -> float | None:
 
 def _write_progress(folder: Path, done: int) -> None:
     """Lay the pictures of some steps up to ``done`` side by side, a row for each prompt, with its scores under each."""
-    files = [file for file in matching(folder, "step-*.json") if file.stem <= _label(done)]
-    records = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
-    asked = [[row["key"], row["prompt"]] for row in records[max(records)]]  # a resumed run may ask for others
-    steps = sorted(step for step, rows in records.items() if [[row["key"], row["prompt"]] for row in rows] == asked)
-    if len(steps) > _SHOWN_STEPS:
-        steps = [steps[at * (len(steps) - 1) // (_SHOWN_STEPS - 1)] for at in range(_SHOWN_STEPS)]
-    newest = records[steps[-1]]
+    records = records_of(folder, _label(done))
+    newest = records[max(records)]
     columns: dict[str, list[Mapping[str, Any]]] = {"reference": [{"file": one["reference"]} for one in newest]}
-    columns |= {_title(step): records[step] for step in steps}
+    columns |= {title(step): rows for step, rows in records.items()}
     side = min(_LARGEST, max(_SMALLEST, *load_image(folder / newest[0]["file"]).size))
     gap, line, head = 10, 18, 28
     scores = max(len(row["values"]) for row in newest)
@@ -189,9 +178,9 @@ def _write_progress(folder: Path, done: int) -> None:
         "RGB", (gap + len(columns) * (side + gap), head + len(newest) * (side + (3 + scores) * line)), "white"
     )
     pen = ImageDraw.Draw(sheet)
-    for column, (title, cells) in enumerate(columns.items()):
+    for column, (head_of, cells) in enumerate(columns.items()):
         left = gap + column * (side + gap)
-        pen.text((left, 6), cut(title, 14, side), "black", font(14))
+        pen.text((left, 6), cut(head_of, 14, side), "black", font(14))
         for row, cell in enumerate(cells[: len(newest)]):
             top = head + row * (side + (3 + scores) * line) + 2 * line
             try:
@@ -208,8 +197,3 @@ def _write_progress(folder: Path, done: int) -> None:
         for at, text in enumerate(lines, start=2 - len(lines)):
             pen.text((gap, head + row * (side + (3 + scores) * line) + at * line), text, "black", font(13))
     save_image(sheet, folder / "progress.png")
-
-
-def _title(step: str) -> str:
-    number = int(step.removeprefix("step-"))
-    return f"step {number}" if number else "before training"

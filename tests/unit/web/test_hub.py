@@ -4,10 +4,9 @@ import errno
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 
 import hub_doors
 from customized_grpo.web.hub import hub_problem, loading
+from loopback import listening
 from runs import environment
 
 REFUSALS: dict[str, tuple[int, dict[str, str], str]] = {
@@ -48,13 +48,8 @@ def hub(status: int, headers: dict[str, str]) -> Iterator[str]:
 
         def log_message(self, format: str, *arguments: object) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with listening(Handler) as url:
+        yield url
 
 
 def told(text: str, advice: str) -> bool:
